@@ -1,0 +1,137 @@
+//! The one error type: what kind of failure (which is the exit code), what was
+//! being done to which object, the cause, and what the user can do about it.
+
+use std::fmt;
+
+/// The result of everything in meio that can fail.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What went wrong, as the exit code that the command line promises.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Any failure without a code of its own.
+    Other = 1,
+    /// The command line itself was wrong.
+    Usage = 2,
+    /// Done, but something came back differently than it was.
+    Warnings = 3,
+    /// No such process, or no such image.
+    NotFound = 10,
+    /// A permission or capability is missing.
+    Permission = 11,
+    /// The running kernel lacks a feature.
+    Kernel = 12,
+    /// The tree holds something that cannot be saved or rebuilt.
+    Unsupported = 13,
+    /// The image is damaged, cut off, or was made for something else.
+    Image = 14,
+    /// ^C or SIGTERM.
+    Interrupted = 130,
+}
+
+impl Kind {
+    /// The process exit code of this kind.
+    pub fn code(self) -> i32 {
+        self as i32
+    }
+}
+
+/// One thing that cannot be saved or restored, named so that a user can act.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Refusal {
+    /// The process that holds it.
+    pub pid: i32,
+    /// What it is: `fd 5 (socket:[1234])`, `mapping 7f00…-7f01…`, `task`.
+    pub object: String,
+    /// Why it cannot be done.
+    pub reason: String,
+    /// What the user can do.
+    pub advice: String,
+}
+
+/// A failure: kind, sentence, advice, and the complete list of refusals when
+/// the failure is that something is not supported.
+#[derive(Debug, Clone)]
+pub struct Error {
+    /// The exit code.
+    pub kind: Kind,
+    /// What happened, naming the object; no trailing full stop.
+    pub message: String,
+    /// What to do.
+    pub help: Option<String>,
+    /// Every reason at once, when `kind` is [`Kind::Unsupported`].
+    pub refusals: Vec<Refusal>,
+}
+
+impl Error {
+    /// A failure of `kind`, described by `message`.
+    pub fn new(kind: Kind, message: impl Into<String>) -> Self {
+        Error { kind, message: message.into(), help: None, refusals: Vec::new() }
+    }
+
+    /// A failure without an exit code of its own.
+    pub fn other(message: impl Into<String>) -> Self {
+        Error::new(Kind::Other, message)
+    }
+
+    /// The image cannot be used.
+    pub fn image(message: impl Into<String>) -> Self {
+        Error::new(Kind::Image, message)
+    }
+
+    /// Everything in the tree that stands in the way, in one error.
+    pub fn refused(what: &str, refusals: Vec<Refusal>) -> Self {
+        let n = refusals.len();
+        let s = if n == 1 { "" } else { "s" };
+        Error { refusals, ..Error::new(Kind::Unsupported, format!("{what}: {n} object{s} not supported")) }
+            .help("see the list above; nothing was changed")
+    }
+
+    /// Adds what the user can do.
+    pub fn help(mut self, help: impl Into<String>) -> Self {
+        self.help = Some(help.into());
+        self
+    }
+
+    /// Puts what was being done in front of the message.
+    pub fn context(mut self, doing: impl fmt::Display) -> Self {
+        self.message = format!("{doing}: {}", self.message);
+        self
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl From<std::io::Error> for Error {
+    fn from(e: std::io::Error) -> Self {
+        let kind = match e.kind() {
+            std::io::ErrorKind::PermissionDenied => Kind::Permission,
+            _ => Kind::Other,
+        };
+        Error::new(kind, e.to_string())
+    }
+}
+
+impl From<nix::errno::Errno> for Error {
+    fn from(e: nix::errno::Errno) -> Self {
+        std::io::Error::from_raw_os_error(e as i32).into()
+    }
+}
+
+/// Says what was being done when a call failed.
+pub trait Context<T> {
+    /// Names the operation and its object.
+    fn context<D: fmt::Display>(self, doing: impl FnOnce() -> D) -> Result<T>;
+}
+
+impl<T, E: Into<Error>> Context<T> for std::result::Result<T, E> {
+    fn context<D: fmt::Display>(self, doing: impl FnOnce() -> D) -> Result<T> {
+        self.map_err(|e| e.into().context(doing()))
+    }
+}

@@ -1,0 +1,30 @@
+//! The saved form of a tree: one append-only stream of sections, the same on disk and on a wire.
+//! The byte tables stand in `man/meio-image.5`. Nothing here touches a kernel.
+
+/// `serde(with)` helper: `Vec<u8>` as a CBOR byte string.
+pub mod bytes {
+    use serde::{Deserializer, Serializer, de};
+
+    /// Writes a byte string.
+    pub fn serialize<S: Serializer>(v: &[u8], s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_bytes(v)
+    }
+
+    /// Reads a byte string, without trusting a length that it claims.
+    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<u8>, D::Error> {
+        struct V;
+        impl<'de> de::Visitor<'de> for V {
+            type Value = Vec<u8>;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a byte string")
+            }
+            fn visit_bytes<E: de::Error>(self, v: &[u8]) -> Result<Vec<u8>, E> {
+                Ok(v.to_vec())
+            }
+            fn visit_byte_buf<E: de::Error>(self, v: Vec<u8>) -> Result<Vec<u8>, E> {
+                Ok(v)
+            }
+        }
+        d.deserialize_byte_buf(V)
+    }
+}

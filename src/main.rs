@@ -1,0 +1,8 @@
+//! meio checkpoints and restores running Linux process trees from outside.
+
+mod error;
+mod image;
+mod resource;
+mod sys;
+
+fn main() {}
