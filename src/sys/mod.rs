@@ -1,3 +1,10 @@
 //! Linux as it is: thin, typed access to the kernel, and the only `unsafe` of the crate.
 
+#![allow(unsafe_code)]
+
 pub mod arch;
+pub mod memory;
+pub mod pagemap;
+pub mod ptrace;
+pub mod signal;
+pub mod task;

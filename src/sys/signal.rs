@@ -1,0 +1,38 @@
+//! ^C and SIGTERM to meio itself: noted, and asked for at safe points.
+
+use crate::error::{Error, Kind, Result};
+use std::sync::atomic::{AtomicI32, Ordering};
+
+static CAUGHT: AtomicI32 = AtomicI32::new(0);
+
+extern "C" fn note(signal: i32) {
+    CAUGHT.store(signal, Ordering::Relaxed);
+}
+
+/// From now on SIGINT, SIGTERM and SIGHUP are noted instead of ending meio at once. SIGPIPE becomes an error of write(2).
+pub fn catch() {
+    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+        // SAFETY: `note` only stores an atomic; an all-zero sigaction with a handler is valid.
+        unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = note as *const () as usize;
+            libc::sigaction(signal, &raw const action, std::ptr::null_mut());
+        }
+    }
+}
+
+/// The signal that was noted, if any; forgets it.
+pub fn take() -> Option<i32> {
+    match CAUGHT.swap(0, Ordering::Relaxed) {
+        0 => None,
+        signal => Some(signal),
+    }
+}
+
+/// Fails with `Interrupted` once a signal was noted.
+pub fn check_interrupted() -> Result<()> {
+    match CAUGHT.load(Ordering::Relaxed) {
+        0 => Ok(()),
+        signal => Err(Error::new(Kind::Interrupted, format!("interrupted by signal {signal}"))),
+    }
+}

@@ -1,0 +1,152 @@
+//! Calls about another task: identity of its resources, descriptors, limits, scheduling.
+
+use nix::errno::Errno;
+use std::cmp::Ordering;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+/// What two tasks may share (kcmp(2)).
+#[derive(Debug, Clone, Copy)]
+pub enum Shared {
+    /// Address space.
+    Vm = 1,
+    /// Descriptor table.
+    Files = 2,
+    /// Root, cwd, umask.
+    Fs = 3,
+    /// Signal dispositions.
+    Sighand = 4,
+    /// System V semaphore undo list.
+    Sysvsem = 6,
+}
+
+fn kcmp(a: i32, b: i32, kind: i32, x: u64, y: u64) -> Result<Ordering, Errno> {
+    // SAFETY: kcmp takes numbers only.
+    match Errno::result(unsafe { libc::syscall(libc::SYS_kcmp, a, b, kind, x, y) })? {
+        0 => Ok(Ordering::Equal),
+        1 => Ok(Ordering::Less),
+        _ => Ok(Ordering::Greater),
+    }
+}
+
+/// Whether two tasks share `what`.
+pub fn share(a: i32, b: i32, what: Shared) -> Result<bool, Errno> {
+    kcmp(a, b, what as i32, 0, 0).map(|o| o == Ordering::Equal)
+}
+
+/// Orders two descriptors by their open file description; equal means the same one.
+pub fn compare_files(a: (i32, i32), b: (i32, i32)) -> Result<Ordering, Errno> {
+    kcmp(a.0, b.0, 0, a.1 as u64, b.1 as u64)
+}
+
+/// A handle of the process (pidfd_open(2)).
+pub fn pidfd(pid: i32) -> Result<OwnedFd, Errno> {
+    // SAFETY: on success the kernel gives a new descriptor that nobody else owns.
+    Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) }).map(|fd| unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// A duplicate of descriptor `fd` of another process (pidfd_getfd(2), Linux 5.6).
+pub fn get_fd(pidfd: &OwnedFd, fd: i32) -> Result<OwnedFd, Errno> {
+    // SAFETY: as in `pidfd`.
+    Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), fd, 0) })
+        .map(|fd| unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// Head and length of the robust futex list (get_robust_list(2)).
+pub fn robust_list(tid: i32) -> Result<(u64, u64), Errno> {
+    let (mut head, mut len) = (0u64, 0u64);
+    // SAFETY: both targets outlive the call.
+    Errno::result(unsafe { libc::syscall(libc::SYS_get_robust_list, tid, &raw mut head, &raw mut len) })?;
+    Ok((head, len))
+}
+
+/// All limits of a process as (soft, hard), or the error of prlimit(2).
+pub fn limits(pid: i32) -> Result<Vec<(u64, u64)>, Errno> {
+    (0..16)
+        .map(|which| {
+            let mut l = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
+            // SAFETY: `l` outlives the call.
+            Errno::result(unsafe { libc::prlimit64(pid, which, std::ptr::null(), &raw mut l) })?;
+            Ok((l.rlim_cur, l.rlim_max))
+        })
+        .collect()
+}
+
+/// Sets one limit of a process.
+pub fn set_limit(pid: i32, which: u32, limit: (u64, u64)) -> Result<(), Errno> {
+    let l = libc::rlimit64 { rlim_cur: limit.0, rlim_max: limit.1 };
+    // SAFETY: `l` outlives the call.
+    Errno::result(unsafe { libc::prlimit64(pid, which, &raw const l, std::ptr::null_mut()) }).map(drop)
+}
+
+/// `struct sched_attr` of sched_setattr(2), first version.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+#[allow(missing_docs)] // the names are the kernel's own
+pub struct SchedAttr {
+    pub size: u32,
+    pub policy: u32,
+    pub flags: u64,
+    pub nice: i32,
+    pub priority: u32,
+    pub runtime: u64,
+    pub deadline: u64,
+    pub period: u64,
+}
+
+/// Scheduling attributes of a task.
+pub fn sched_attr(tid: i32) -> Result<SchedAttr, Errno> {
+    let mut attr = SchedAttr::default();
+    // SAFETY: `attr` outlives the call and its size is passed.
+    Errno::result(unsafe { libc::syscall(libc::SYS_sched_getattr, tid, &raw mut attr, size_of::<SchedAttr>(), 0) })?;
+    Ok(attr)
+}
+
+/// Sets the scheduling attributes of a task.
+pub fn set_sched_attr(tid: i32, attr: &SchedAttr) -> Result<(), Errno> {
+    let attr = SchedAttr { size: size_of::<SchedAttr>() as u32, ..*attr };
+    // SAFETY: `attr` outlives the call.
+    Errno::result(unsafe { libc::syscall(libc::SYS_sched_setattr, tid, &raw const attr, 0) }).map(drop)
+}
+
+/// CPU mask of a task; as many bytes as the kernel uses. Tid 0 is the caller.
+pub fn affinity(tid: i32) -> Result<Vec<u8>, Errno> {
+    let mut mask = vec![0u8; 1024];
+    // SAFETY: `mask` outlives the call and its size is passed.
+    let n = Errno::result(unsafe { libc::syscall(libc::SYS_sched_getaffinity, tid, mask.len(), mask.as_mut_ptr()) })?;
+    mask.truncate(n as usize);
+    Ok(mask)
+}
+
+/// Sets the CPU mask of a task. Tid 0 is the caller.
+pub fn set_affinity(tid: i32, mask: &[u8]) -> Result<(), Errno> {
+    // SAFETY: the kernel reads `mask` within its length.
+    Errno::result(unsafe { libc::syscall(libc::SYS_sched_setaffinity, tid, mask.len(), mask.as_ptr()) }).map(drop)
+}
+
+/// Runs the caller on one CPU until dropped. A stopped tracee wakes four to five times
+/// faster on the tracer's own CPU than across two.
+pub struct Pinned(Option<Vec<u8>>);
+
+impl Pinned {
+    /// Moves the caller to `cpu`; does nothing when that is not allowed.
+    pub fn to(cpu: usize) -> Self {
+        let Ok(before) = affinity(0) else { return Pinned(None) };
+        let mut mask = vec![0u8; (cpu / 64 + 1) * 8];
+        mask[cpu / 8] = 1 << (cpu % 8);
+        Pinned(set_affinity(0, &mask).is_ok().then_some(before))
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        if let Some(mask) = &self.0 {
+            let _ = set_affinity(0, mask);
+        }
+    }
+}
+
+/// Sends a signal to one thread (tgkill(2)).
+pub fn tgkill(pid: i32, tid: i32, signal: i32) -> Result<(), Errno> {
+    // SAFETY: numbers only.
+    Errno::result(unsafe { libc::syscall(libc::SYS_tgkill, pid, tid, signal) }).map(drop)
+}

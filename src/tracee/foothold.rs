@@ -1,0 +1,111 @@
+//! Where a system call can be run inside a process without changing its text and without
+//! mapping anything into it.
+//!
+//! Two things that nearly every process holds already are enough: the instructions
+//! `syscall; ret`, and the signal return trampoline `mov $15,%eax; syscall` (both in every C
+//! library and in the Go runtime), and some dead bytes of the initial stack. On those bytes lies, before
+//! a register is touched, a signal frame that holds the interrupted state in full. A task whose tracer is
+//! killed at any instant finishes the call, returns into the trampoline, and the kernel itself puts
+//! every register, the vector state and the mask back (`proofs/heal.c` has the principle).
+
+use crate::sys::memory;
+use crate::sys::proc::maps::Vma;
+use std::collections::HashMap;
+
+/// Size of the region that is used on the stack, in bytes.
+pub const REGION: u64 = 16 * 1024;
+/// Bytes at the region's start that injected calls may use for their arguments and results.
+pub const OUT: u64 = 8 * 1024;
+/// Room that other code may need below the stack pointer of a running main thread while a frame is in use.
+const DISTANCE: u64 = 48 * 1024;
+/// System V ABI: leaf functions own 128 bytes below the stack pointer.
+const RED_ZONE: u64 = 128;
+
+const SYSCALL: [u8; 2] = [0x0f, 0x05];
+const SYSCALL_RET: [u8; 3] = [0x0f, 0x05, 0xc3];
+/// `mov $0xf,%rax; syscall` (C libraries) and `mov $0xf,%eax; syscall`.
+const SIGRETURN: [&[u8]; 2] = [&[0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f, 0x05], &[0xb8, 0x0f, 0, 0, 0, 0x0f, 0x05]];
+
+/// Offsets of useful instructions in a file, so that a library is searched once for a whole tree.
+#[derive(Debug, Default)]
+pub struct Known(HashMap<(u64, u64, u64), (Option<u64>, Option<u64>)>);
+
+/// Where to run calls in one process.
+#[derive(Debug, Clone, Copy)]
+pub struct Foothold {
+    /// Address of `syscall; ret` (or of a bare `syscall` when there is no way back).
+    pub syscall: u64,
+    /// Address of the signal return trampoline; `None` when the process has none: calls then
+    /// work, but the death of meio within one would not be survived.
+    pub trampoline: Option<u64>,
+    /// The initial stack's mapping.
+    stack: Option<(u64, u64)>,
+    /// Stack pointer of the main thread when it is on that mapping.
+    main_rsp: Option<u64>,
+}
+
+impl Foothold {
+    /// Searches a stopped process.
+    pub fn find(pid: i32, vmas: &[Vma], main_rsp: u64, known: &mut Known) -> Option<Foothold> {
+        let (mut syscall, mut trampoline, mut bare) = (None, None, None);
+        for vma in vmas.iter().filter(|v| v.prot & 4 != 0 && v.prot & 1 != 0) {
+            let kernel = vma.name.starts_with(b"[");
+            let found = if kernel {
+                if bare.is_none() && vma.name == b"[vdso]" {
+                    bare = search(pid, vma, &SYSCALL).next();
+                }
+                continue;
+            } else {
+                let key = (u64::from(vma.dev.0) << 32 | u64::from(vma.dev.1), vma.inode, vma.offset);
+                *known.0.entry(key).or_insert_with(|| {
+                    let ret = search(pid, vma, &SYSCALL_RET).next();
+                    let back = SIGRETURN.iter().find_map(|code| search(pid, vma, code).next());
+                    (ret.map(|a| a - vma.start), back.map(|a| a - vma.start))
+                })
+            };
+            syscall = syscall.or(found.0.map(|o| vma.start + o));
+            trampoline = trampoline.or(found.1.map(|o| vma.start + o));
+            if syscall.is_some() && trampoline.is_some() {
+                break;
+            }
+        }
+        let stack = vmas.iter().find(|v| v.name == b"[stack]" && v.prot & 3 == 3).map(|v| (v.start, v.end));
+        let main_rsp = stack.filter(|s| (s.0..s.1).contains(&main_rsp)).map(|_| main_rsp);
+        match syscall {
+            Some(syscall) => Some(Foothold { syscall, trampoline, stack, main_rsp }),
+            None => bare.map(|syscall| Foothold { syscall, trampoline: None, stack, main_rsp }),
+        }
+    }
+
+    /// The dead bytes to use for a task with this stack pointer: below its own pointer for the main
+    /// thread; far below the main thread's for the others, since that one runs again, too, when meio dies.
+    pub fn region(&self, pid: i32, rsp: u64) -> Option<u64> {
+        let (low, high) = self.stack?;
+        if (low..high).contains(&rsp) {
+            let start = rsp.checked_sub(RED_ZONE + REGION)? & !63;
+            return (start >= low).then_some(start);
+        }
+        match self.main_rsp {
+            Some(main) => (main - low >= DISTANCE + REGION).then_some(low),
+            // The main thread is elsewhere (a coroutine, a Go stack): only bytes that were never used are surely dead.
+            None => {
+                let mut bytes = vec![0u8; REGION as usize];
+                memory::read(pid, low, &mut bytes).ok()?;
+                (high - low >= DISTANCE + REGION && bytes.iter().all(|&b| b == 0)).then_some(low)
+            }
+        }
+    }
+}
+
+/// Addresses of `code` in a mapping, read in pieces.
+fn search<'a>(pid: i32, vma: &'a Vma, code: &'a [u8]) -> impl Iterator<Item = u64> + 'a {
+    const PIECE: u64 = 256 * 1024;
+    let mut buf = Vec::new();
+    (vma.start..vma.end).step_by(PIECE as usize).filter_map(move |at| {
+        // Overlap, so that code across two pieces is seen.
+        let len = (vma.end - at).min(PIECE + code.len() as u64 - 1);
+        buf.resize(len as usize, 0);
+        let n = memory::read_some(pid, at, &mut buf).ok()?;
+        memchr::memmem::find(&buf[..n], code).map(|i| at + i as u64)
+    })
+}

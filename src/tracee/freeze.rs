@@ -1,0 +1,327 @@
+//! The barrier: stop every task of a tree so that nothing in it moves.
+//!
+//! Tasks are seized with the option to attach whatever they create, so a fork storm cannot
+//! outrun us: each newly born task stops by itself. If a task does not stop (it sleeps
+//! uninterruptibly, most often the parent of a vfork(2) child that has not called execve(2) yet),
+//! everything is let go for a moment and tried again until the time is up.
+//! If meio dies here, the kernel detaches and resumes every task unchanged.
+
+use super::{Held, wait_time};
+use crate::error::{Error, Kind, Refusal, Result};
+use crate::sys::proc::{read, stat, status};
+use crate::sys::ptrace::{self, Status};
+use nix::errno::Errno;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::{Duration, Instant};
+
+/// One process of a frozen tree.
+#[derive(Debug)]
+pub struct Process {
+    /// Process id.
+    pub pid: i32,
+    /// Parent, 0 for the root.
+    pub ppid: i32,
+    /// Its stopped threads, the leader first; empty for a zombie.
+    pub threads: Vec<Held>,
+}
+
+/// A tree in which nothing runs. Dropping it lets everything go on.
+#[derive(Debug, Default)]
+pub struct Frozen {
+    /// Parents before children.
+    pub processes: Vec<Process>,
+}
+
+impl Frozen {
+    /// Lets the whole tree go on.
+    pub fn release(mut self) {
+        self.let_go();
+    }
+
+    fn let_go(&mut self) {
+        // Children first: a parent that waits for them finds them running.
+        for process in self.processes.drain(..).rev() {
+            process.threads.into_iter().for_each(Held::release);
+        }
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        self.let_go();
+    }
+}
+
+/// What is known of a task while the barrier closes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Task {
+    Asked,
+    Stopped(Option<i32>),
+}
+
+struct Barrier {
+    tasks: HashMap<i32, (i32, Task)>,
+    /// pid → parent, in order of discovery.
+    processes: Vec<(i32, i32)>,
+    zombies: HashSet<i32>,
+    waits: HashMap<i32, wait_time::Blocked>,
+}
+
+/// Stops every task of the tree below and including `root`.
+///
+/// # Errors
+/// `Unsupported` with the tasks that did not stop within `patience`; `NotFound` when the
+/// root ends meanwhile; `Permission` when a task may not be traced.
+pub fn freeze(root: i32, patience: Duration) -> Result<Frozen> {
+    let deadline = Instant::now() + patience;
+    let mut attempt = Duration::from_millis(100);
+    loop {
+        let mut barrier =
+            Barrier { tasks: HashMap::new(), processes: Vec::new(), zombies: HashSet::new(), waits: HashMap::new() };
+        let outcome = barrier.close(root, deadline.min(Instant::now() + attempt));
+        match outcome {
+            Ok(true) => return barrier.into_frozen(root),
+            Ok(false) if Instant::now() < deadline => {
+                barrier.abandon();
+                std::thread::sleep(Duration::from_millis(5));
+                attempt *= 2;
+            }
+            Ok(false) => {
+                let stuck = barrier.stuck();
+                barrier.abandon();
+                return Err(Error::refused("cannot stop the tree", stuck));
+            }
+            Err(e) => {
+                barrier.abandon();
+                return Err(e);
+            }
+        }
+    }
+}
+
+impl Barrier {
+    /// Seizes and stops until a whole round finds nothing new. False when the time is up.
+    fn close(&mut self, root: i32, deadline: Instant) -> Result<bool> {
+        self.add_process(root, 0)?;
+        loop {
+            if !self.settle(deadline)? {
+                return Ok(false);
+            }
+            if !self.discover(root)? {
+                return Ok(true);
+            }
+            crate::sys::signal::check_interrupted()?;
+        }
+    }
+
+    fn add_process(&mut self, pid: i32, ppid: i32) -> Result<bool> {
+        if self.processes.iter().any(|p| p.0 == pid) {
+            return Ok(false);
+        }
+        self.processes.push((pid, ppid));
+        self.add_threads(pid)?;
+        Ok(true)
+    }
+
+    fn add_threads(&mut self, pid: i32) -> Result<bool> {
+        let mut new = false;
+        for tid in read::tasks(pid).unwrap_or_default() {
+            if self.tasks.contains_key(&tid) || self.zombies.contains(&tid) {
+                continue;
+            }
+            if let Some(wait) = wait_time::observe(pid, tid) {
+                self.waits.insert(tid, wait);
+            }
+            match ptrace::seize(tid, ptrace::FOLLOW | ptrace::SYSGOOD) {
+                Ok(()) => {
+                    new = true;
+                    self.tasks.insert(tid, (pid, Task::Asked));
+                    // ESRCH: it ended between the two calls, its report is on the way.
+                    if let Err(e) = ptrace::interrupt(tid)
+                        && e != Errno::ESRCH
+                    {
+                        return Err(Error::from(e).context(format!("stopping task {tid}")));
+                    }
+                }
+                Err(Errno::ESRCH) => {}
+                Err(Errno::EPERM) if self.note_zombie(pid, tid) => new = true,
+                Err(e) => return Err(denied(e, pid, tid)),
+            }
+        }
+        Ok(new)
+    }
+
+    /// A task that cannot be seized because it has ended already.
+    fn note_zombie(&mut self, _pid: i32, tid: i32) -> bool {
+        let ended = read::read(tid, "stat").ok().and_then(|t| stat::parse(&t)).is_none_or(|s| s.state == b'Z' || s.state == b'X');
+        if ended {
+            self.zombies.insert(tid);
+        }
+        ended
+    }
+
+    /// Waits until every task that was asked has stopped. False when the time is up.
+    fn settle(&mut self, deadline: Instant) -> Result<bool> {
+        let mut nap = Duration::from_micros(5);
+        while self.tasks.values().any(|t| t.1 == Task::Asked) {
+            match ptrace::poll(-1) {
+                Ok(Some((tid, status))) => {
+                    self.report(tid, status)?;
+                    nap = Duration::from_micros(5);
+                }
+                Ok(None) => {
+                    if Instant::now() >= deadline {
+                        return Ok(false);
+                    }
+                    std::thread::sleep(nap);
+                    nap = (nap * 2).min(Duration::from_millis(1));
+                    crate::sys::signal::check_interrupted()?;
+                }
+                Err(Errno::ECHILD) => self.tasks.clear(),
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok(true)
+    }
+
+    fn report(&mut self, tid: i32, status: Status) -> Result<()> {
+        let pid = match self.tasks.get(&tid) {
+            Some(&(pid, _)) => pid,
+            // Born while we came, attached by the kernel.
+            None => match read::read(tid, "status").ok().map(|t| status::parse(&t)) {
+                Some(s) if s.tgid != 0 => s.tgid,
+                _ => return Ok(()),
+            },
+        };
+        match status {
+            Status::Stop => self.tasks.insert(tid, (pid, Task::Stopped(None))),
+            Status::GroupStop(signal) => self.tasks.insert(tid, (pid, Task::Stopped(Some(signal)))),
+            Status::Ended(_) => self.tasks.remove(&tid),
+            // On its way: the stop that we asked for comes next. A signal is delivered as it would have been.
+            Status::Signal(signal) => {
+                self.tasks.insert(tid, (pid, Task::Asked));
+                return resume(tid, signal);
+            }
+            Status::Event(_) | Status::Syscall | Status::Other => {
+                self.tasks.insert(tid, (pid, Task::Asked));
+                return resume(tid, 0);
+            }
+        };
+        Ok(())
+    }
+
+    /// Looks for threads and children that are not known yet.
+    fn discover(&mut self, root: i32) -> Result<bool> {
+        let mut new = false;
+        let mut i = 0;
+        while i < self.processes.len() {
+            let pid = self.processes[i].0;
+            i += 1;
+            new |= self.add_threads(pid)?;
+            for child in read::children(pid).unwrap_or_default() {
+                new |= self.add_process(child, pid)?;
+            }
+        }
+        if !self.tasks.contains_key(&root) && !self.zombies.contains(&root) {
+            return Err(Error::new(Kind::NotFound, format!("process {root} ended while it was being stopped")));
+        }
+        Ok(new)
+    }
+
+    fn stuck(&self) -> Vec<Refusal> {
+        let mut stuck: Vec<_> = self.tasks.iter().filter(|(_, t)| t.1 == Task::Asked).collect();
+        stuck.sort();
+        stuck
+            .into_iter()
+            .map(|(tid, (pid, _))| {
+                let state = read::read(*tid, "stat").ok().and_then(|t| stat::parse(&t)).map_or('?', |s| s.state as char);
+                let at = read::read(*tid, "wchan").map(|w| String::from_utf8_lossy(&w).into_owned()).unwrap_or_default();
+                Refusal {
+                    pid: *pid,
+                    object: format!("task {tid}"),
+                    reason: format!("does not stop: state {state}, waiting in the kernel at {at}"),
+                    advice: "wait until it leaves the uninterruptible sleep, or give it longer with --freeze-timeout".into(),
+                }
+            })
+            .collect()
+    }
+
+    /// Lets go of everything, stopped or not.
+    fn abandon(self) {
+        // A task that has not stopped cannot be detached: wait for it shortly, then leave it to the kernel,
+        // which detaches when meio ends. Tasks in between are resumed so that nothing stands still.
+        for (&tid, &(_, task)) in &self.tasks {
+            if matches!(task, Task::Stopped(_)) {
+                let _ = ptrace::detach(tid);
+            }
+        }
+        for (&tid, &(_, task)) in &self.tasks {
+            if task != Task::Asked {
+                continue;
+            }
+            let until = Instant::now() + Duration::from_millis(200);
+            while Instant::now() < until {
+                match ptrace::poll(tid) {
+                    Ok(Some((_, Status::Signal(signal)))) => {
+                        let _ = resume(tid, signal);
+                    }
+                    Ok(Some((_, Status::Ended(_)))) | Err(_) => break,
+                    Ok(Some(_)) => {
+                        let _ = ptrace::detach(tid);
+                        break;
+                    }
+                    Ok(None) => std::thread::sleep(Duration::from_millis(1)),
+                }
+            }
+        }
+    }
+
+    fn into_frozen(mut self, root: i32) -> Result<Frozen> {
+        let mut by_process: BTreeMap<i32, Vec<i32>> = BTreeMap::new();
+        for (&tid, &(pid, _)) in &self.tasks {
+            by_process.entry(pid).or_default().push(tid);
+        }
+        let mut frozen = Frozen::default();
+        for &(pid, ppid) in &self.processes {
+            let mut tids = by_process.remove(&pid).unwrap_or_default();
+            if tids.is_empty() && !self.zombies.contains(&pid) {
+                continue; // ended while the barrier closed
+            }
+            // The leader first, then in order of birth.
+            tids.sort_by_key(|&tid| (tid != pid, tid));
+            let mut threads = Vec::with_capacity(tids.len());
+            for tid in tids {
+                let Task::Stopped(group) = self.tasks[&tid].1 else { continue };
+                let mut held = Held::new(pid, tid, group)?;
+                held.waiting = self.waits.remove(&tid);
+                threads.push(held);
+            }
+            frozen.processes.push(Process { pid, ppid: if pid == root { 0 } else { ppid }, threads });
+        }
+        Ok(frozen)
+    }
+}
+
+fn resume(tid: i32, signal: i32) -> Result<()> {
+    match ptrace::cont(tid, signal) {
+        Ok(()) | Err(Errno::ESRCH) => Ok(()),
+        Err(e) => Err(Error::from(e).context(format!("resuming task {tid}"))),
+    }
+}
+
+fn denied(e: Errno, pid: i32, tid: i32) -> Error {
+    let tracer = read::read(tid, "status").ok().map_or(0, |t| status::parse(&t).tracer_pid);
+    if tracer != 0 {
+        return Error::refused(
+            "cannot stop the tree",
+            vec![Refusal {
+                pid,
+                object: format!("task {tid}"),
+                reason: format!("it is being traced by process {tracer}"),
+                advice: "end the debugger or tracer first".into(),
+            }],
+        );
+    }
+    Error::new(Kind::Permission, format!("may not trace task {tid} of process {pid}: {e}"))
+        .help("run meio as root, or give it CAP_SYS_PTRACE")
+}

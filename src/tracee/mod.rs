@@ -1,0 +1,52 @@
+//! Holding a process and making it act: stop a whole tree, run single system calls in it
+//! so that it survives even the sudden death of its tracer, and build new ones from nothing.
+
+pub mod foothold;
+pub mod freeze;
+pub mod inject;
+pub mod stub;
+pub mod wait_time;
+
+use crate::error::{Context, Result};
+use crate::sys::arch::Registers;
+use crate::sys::ptrace;
+
+/// All signals but those that cannot be blocked.
+pub const ALL_SIGNALS: u64 = !0;
+
+/// A stopped tracee. It exists only while the task is held; letting go consumes it.
+#[derive(Debug)]
+pub struct Held {
+    /// Process id.
+    pub pid: i32,
+    /// Thread id.
+    pub tid: i32,
+    /// Registers at the stop, as the program must find them again.
+    pub registers: Registers,
+    /// Blocked signals at the stop.
+    pub sigmask: u64,
+    /// Stopped by job control before we came: the signal.
+    pub group_stop: Option<i32>,
+    /// What the task was waiting for before it was interrupted, when its time is limited.
+    pub waiting: Option<wait_time::Blocked>,
+    /// Signals that came while calls were injected and could not be blocked.
+    pub deferred: Vec<i32>,
+}
+
+impl Held {
+    /// Takes over a task that has just been seen to stop.
+    pub fn new(pid: i32, tid: i32, group_stop: Option<i32>) -> Result<Self> {
+        let registers = ptrace::registers(tid).context(|| format!("reading the registers of task {tid}"))?;
+        let sigmask = ptrace::sigmask(tid).context(|| format!("reading the signal mask of task {tid}"))?;
+        Ok(Held { pid, tid, registers, sigmask, group_stop, waiting: None, deferred: Vec::new() })
+    }
+
+    /// Lets the task go on. What it receives afterwards it receives as if nothing had been.
+    pub fn release(self) {
+        for signal in &self.deferred {
+            // The task may have been killed meanwhile: nothing is left to signal then.
+            let _ = crate::sys::task::tgkill(self.pid, self.tid, *signal);
+        }
+        let _ = ptrace::detach(self.tid);
+    }
+}
