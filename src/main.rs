@@ -4,5 +4,6 @@ mod error;
 mod image;
 mod resource;
 mod sys;
+mod tracee;
 
 fn main() {}

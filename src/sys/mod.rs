@@ -3,8 +3,10 @@
 #![allow(unsafe_code)]
 
 pub mod arch;
+pub mod clock;
 pub mod memory;
 pub mod pagemap;
+pub mod proc;
 pub mod ptrace;
 pub mod signal;
 pub mod task;

@@ -153,7 +153,7 @@ impl Barrier {
 
     /// A task that cannot be seized because it has ended already.
     fn note_zombie(&mut self, _pid: i32, tid: i32) -> bool {
-        let ended = read::read(tid, "stat").ok().and_then(|t| stat::parse(&t)).is_none_or(|s| s.state == b'Z' || s.state == b'X');
+        let ended = read::parsed(tid, "stat", stat::parse).ok().is_none_or(|s| s.state == b'Z' || s.state == b'X');
         if ended {
             self.zombies.insert(tid);
         }
@@ -188,7 +188,7 @@ impl Barrier {
         let pid = match self.tasks.get(&tid) {
             Some(&(pid, _)) => pid,
             // Born while we came, attached by the kernel.
-            None => match read::read(tid, "status").ok().map(|t| status::parse(&t)) {
+            None => match read::parsed(tid, "status", status::parse).ok() {
                 Some(s) if s.tgid != 0 => s.tgid,
                 _ => return Ok(()),
             },
@@ -234,7 +234,7 @@ impl Barrier {
         stuck
             .into_iter()
             .map(|(tid, (pid, _))| {
-                let state = read::read(*tid, "stat").ok().and_then(|t| stat::parse(&t)).map_or('?', |s| s.state as char);
+                let state = read::parsed(*tid, "stat", stat::parse).ok().map_or('?', |s| s.state as char);
                 let at = read::read(*tid, "wchan").map(|w| String::from_utf8_lossy(&w).into_owned()).unwrap_or_default();
                 Refusal {
                     pid: *pid,
@@ -310,7 +310,7 @@ fn resume(tid: i32, signal: i32) -> Result<()> {
 }
 
 fn denied(e: Errno, pid: i32, tid: i32) -> Error {
-    let tracer = read::read(tid, "status").ok().map_or(0, |t| status::parse(&t).tracer_pid);
+    let tracer = read::parsed(tid, "status", status::parse).map_or(0, |s| s.tracer_pid);
     if tracer != 0 {
         return Error::refused(
             "cannot stop the tree",

@@ -8,7 +8,7 @@ use super::{ALL_SIGNALS, Held};
 use crate::error::{Context, Error, Kind, Result};
 use crate::sys::arch::{Registers, SignalFrame};
 use crate::sys::ptrace::{self, Status};
-use crate::sys::{memory, task};
+use crate::sys::memory;
 use nix::errno::Errno;
 
 /// A task that is made to act. [`Injector::end`] gives it back.
@@ -17,6 +17,7 @@ pub struct Injector<'h> {
     armed: Registers,
     region: u64,
     saved: Vec<u8>,
+    given_back: bool,
 }
 
 /// Kernel error numbers that mean "restart this call" and never reach a program (include/linux/errno.h).
@@ -63,7 +64,7 @@ impl<'h> Injector<'h> {
         // First the registers, then the mask: the frame restores both, the mask alone would stay changed.
         ptrace::set_registers(held.tid, &armed).map_err(gone)?;
         ptrace::set_sigmask(held.tid, ALL_SIGNALS).map_err(gone)?;
-        Ok(Injector { held, armed, region, saved })
+        Ok(Injector { held, armed, region, saved, given_back: false })
     }
 
     /// Runs one call. The kernel's answer, -errno on failure.
@@ -79,7 +80,7 @@ impl<'h> Injector<'h> {
             r9: args[5],
             ..self.armed
         };
-        let run = || -> Result<i64> {
+        let mut run = || -> Result<i64> {
             ptrace::set_registers(tid, &regs)?;
             self.step(Status::Syscall)?;
             self.step(Status::Syscall)?;
@@ -114,7 +115,7 @@ impl<'h> Injector<'h> {
         Ok(bytes)
     }
 
-    fn step(&self, until: Status) -> Result<()> {
+    fn step(&mut self, until: Status) -> Result<()> {
         let tid = self.held.tid;
         if until == Status::Syscall { ptrace::syscall(tid)? } else { ptrace::cont(tid, 0)? }
         loop {
@@ -122,30 +123,23 @@ impl<'h> Injector<'h> {
                 status if status == until => return Ok(()),
                 Status::Ended(_) => return Err(Error::new(Kind::NotFound, format!("task {tid} was killed"))),
                 // SIGSTOP cannot be blocked. It is kept back and sent again at the end.
-                Status::Signal(signal) => {
-                    task::tgkill(self.held.pid, tid, 0)?;
-                    self.defer(signal)?;
-                }
+                Status::Signal(signal) => self.held.deferred.push(signal),
                 _ => {}
             }
             if until == Status::Syscall { ptrace::syscall(tid)? } else { ptrace::cont(tid, 0)? }
         }
     }
 
-    fn defer(&self, signal: i32) -> Result<()> {
-        Err(Error::other(format!("task {} received signal {signal} while it was being read", self.held.tid))
-            .help("try again"))
-    }
-
     /// Gives the task back exactly as it was taken, stopped where the kernel handles interrupted calls itself.
-    pub fn end(self) -> Result<()> {
+    pub fn end(mut self) -> Result<()> {
         let tid = self.held.tid;
-        let run = || -> Result<()> {
+        let mut run = || -> Result<()> {
             // Back to a stop inside signal handling first, still armed; only from there the kernel restarts calls.
             ptrace::interrupt(tid)?;
             self.step(Status::Stop)?;
             ptrace::set_sigmask(tid, self.held.sigmask)?;
             ptrace::set_registers(tid, &self.held.registers)?;
+            self.given_back = true;
             memory::write(self.held.pid, self.region, &self.saved)?;
             Ok(())
         };
@@ -155,7 +149,10 @@ impl<'h> Injector<'h> {
 
 impl Drop for Injector<'_> {
     fn drop(&mut self) {
-        // After an error between begin and end: the registers are what matters. (After `end` this changes nothing.)
+        if self.given_back {
+            return;
+        }
+        // After an error between begin and end: the registers are what matters.
         let _ = ptrace::set_sigmask(self.held.tid, self.held.sigmask);
         let _ = ptrace::set_registers(self.held.tid, &restarted(&self.held.registers));
     }

@@ -4,7 +4,7 @@
 pub mod foothold;
 pub mod freeze;
 pub mod inject;
-pub mod stub;
+
 pub mod wait_time;
 
 use crate::error::{Context, Result};

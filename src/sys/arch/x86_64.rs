@@ -41,3 +41,75 @@ pub struct Registers {
     pub fs: u64,
     pub gs: u64,
 }
+
+/// What rt_sigreturn(2) takes from the stack: `struct rt_sigframe` up to its mask (arch/x86/include/asm/sigframe.h),
+/// with the vector state behind it.
+pub struct SignalFrame {
+    trampoline: u64,
+    regs: Registers,
+    sigmask: u64,
+    xstate: Vec<u8>,
+}
+
+/// Length of `pretcode` and `struct ucontext`.
+const UCONTEXT_END: u64 = 8 + 304;
+/// Offset of the software-reserved bytes in the XSAVE area, which say how much of it is valid.
+const SW_RESERVED: usize = 464;
+const FP_XSTATE_MAGIC1: u32 = 0x4650_5853;
+const FP_XSTATE_MAGIC2: u32 = 0x4650_5845;
+/// XCR0 bit of the AMX tile data, which a task gets only on request.
+const XFEATURE_TILEDATA: u64 = 1 << 18;
+/// Where the tile data begins in the standard format.
+const TILEDATA_OFFSET: usize = 2816;
+
+impl SignalFrame {
+    /// A frame that brings back this state. `trampoline` is the code that calls rt_sigreturn(2).
+    pub fn new(regs: &Registers, sigmask: u64, xstate: &[u8], trampoline: u64) -> Self {
+        SignalFrame { trampoline, regs: *regs, sigmask, xstate: xstate.to_vec() }
+    }
+
+    /// The bytes for a frame that lies at `address`: the trampoline's address first, which `ret` takes.
+    pub fn at(&self, address: u64) -> Vec<u8> {
+        let r = &self.regs;
+        let xstate_at = (address + UCONTEXT_END + 63) & !63;
+        let mut out = Vec::with_capacity(4096);
+        let words = |out: &mut Vec<u8>, values: &[u64]| values.iter().for_each(|v| out.extend(v.to_le_bytes()));
+        // uc_flags: FP_XSTATE, SIGCONTEXT_SS, STRICT_RESTORE_SS; no link; a stack that sigaltstack(2) refuses, so that it stays.
+        words(&mut out, &[self.trampoline, 7, 0, 0, 0, 0]);
+        words(&mut out, &[r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14, r.r15, r.rdi, r.rsi, r.rbp, r.rbx, r.rdx, r.rax, r.rcx]);
+        words(&mut out, &[r.rsp, r.rip, r.eflags]);
+        for segment in [r.cs, r.gs, r.fs, r.ss] {
+            out.extend((segment as u16).to_le_bytes());
+        }
+        words(&mut out, &[0, 0, 0, 0, xstate_at, 0, 0, 0, 0, 0, 0, 0, 0, self.sigmask]);
+        debug_assert_eq!(out.len() as u64, UCONTEXT_END);
+        out.resize((xstate_at - address) as usize, 0);
+        out.extend(self.signal_xstate());
+        out
+    }
+
+    /// The XSAVE area in the form that a signal frame has.
+    fn signal_xstate(&self) -> Vec<u8> {
+        let mut area = self.xstate.clone();
+        if area.len() < 576 {
+            return area; // without XSAVE: the plain FXSAVE image
+        }
+        let word = |at: usize| u64::from_le_bytes(area[at..at + 8].try_into().unwrap_or_default());
+        // ptrace shows XCR0 here.
+        let mut features = word(SW_RESERVED);
+        if area.len() > TILEDATA_OFFSET && word(512) & XFEATURE_TILEDATA == 0 {
+            features &= !XFEATURE_TILEDATA;
+            area.truncate(TILEDATA_OFFSET);
+        }
+        let size = area.len() as u32;
+        let mut sw = Vec::with_capacity(48);
+        sw.extend(FP_XSTATE_MAGIC1.to_le_bytes());
+        sw.extend((size + 4).to_le_bytes());
+        sw.extend(features.to_le_bytes());
+        sw.extend(size.to_le_bytes());
+        sw.resize(48, 0);
+        area[SW_RESERVED..512].copy_from_slice(&sw);
+        area.extend(FP_XSTATE_MAGIC2.to_le_bytes());
+        area
+    }
+}

@@ -1,0 +1,171 @@
+//! /proc/PID/fdinfo/N: proc_pid_fdinfo(5).
+
+use super::text::{decimal, fields, hex, lines, malformed, missing, octal, signed, split_once};
+use crate::error::Result;
+
+/// One descriptor, as proc_pid_fdinfo(5) shows it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct FdInfo {
+    /// File offset in bytes.
+    pub pos: i64,
+    /// Access mode and `O_*` flags of open(2), with `O_CLOEXEC` of this descriptor.
+    pub flags: u32,
+    /// Id of the mount, see [`super::mountinfo`].
+    pub mnt_id: Option<i32>,
+    /// Inode number, Linux 5.14.
+    pub ino: Option<u64>,
+    /// All further lines in their order, which depend on the kind of file:
+    /// `eventfd-count`, `tfd`, `inotify`, `lock`, `Pid`, `sigmask`. Spaces
+    /// around the value are gone.
+    pub extra: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+impl FdInfo {
+    /// The value of the first further line with this key.
+    pub fn get(&self, key: &str) -> Option<&[u8]> {
+        self.all(key).next()
+    }
+
+    /// The values of all further lines with this key: the targets of an epoll, the watches of an inotify.
+    pub fn all(&self, key: &str) -> impl Iterator<Item = &[u8]> {
+        self.extra.iter().filter(move |(k, _)| k == key.as_bytes()).map(|(_, value)| value.as_slice())
+    }
+
+    /// The value of the first further line with this key, as a decimal number.
+    pub fn decimal(&self, key: &str) -> Option<i64> {
+        signed(self.get(key)?)
+    }
+
+    /// The value of the first further line with this key, as a hexadecimal number.
+    pub fn hex(&self, key: &str) -> Option<u64> {
+        hex(self.get(key)?)
+    }
+
+    /// The targets of an epoll, in their order. `None` when a line is not understood.
+    pub fn epoll_targets(&self) -> Option<Vec<EpollTarget>> {
+        self.all("tfd").map(epoll_target).collect()
+    }
+
+    /// The watches of an inotify, in their order. `None` when a line is not understood.
+    pub fn inotify_watches(&self) -> Option<Vec<InotifyWatch>> {
+        self.all("inotify").map(inotify_watch).collect()
+    }
+
+    /// `it_value` or `it_interval` of a timerfd, in seconds and nanoseconds: `(1, 0)`.
+    pub fn timespec(&self, key: &str) -> Option<(i64, i64)> {
+        let inner = self.get(key)?.strip_prefix(b"(")?.strip_suffix(b")")?;
+        let (seconds, nanoseconds) = split_once(inner, b',')?;
+        Some((signed(seconds.trim_ascii())?, signed(nanoseconds.trim_ascii())?))
+    }
+}
+
+/// One `tfd` line of an epoll.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct EpollTarget {
+    /// Descriptor number under which it was added; it may since be closed or another file.
+    pub tfd: i32,
+    /// `EPOLL*` event mask.
+    pub events: u32,
+    /// The caller's `epoll_data`.
+    pub data: u64,
+    /// File offset of the target, Linux 5.2.
+    pub pos: Option<i64>,
+    /// Inode of the target, Linux 5.2.
+    pub ino: Option<u64>,
+    /// Device of the target in the kernel's own coding, Linux 5.2.
+    pub sdev: Option<u64>,
+}
+
+/// One `inotify` line: a watch.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct InotifyWatch {
+    /// Watch descriptor.
+    pub wd: i32,
+    /// Inode of what is watched.
+    pub ino: u64,
+    /// Device of what is watched, in the kernel's own coding.
+    pub sdev: u64,
+    /// `IN_*` mask.
+    pub mask: u32,
+    /// `fhandle-type` and the handle for open_by_handle_at(2).
+    pub handle: Option<(i32, Vec<u8>)>,
+}
+
+/// Parses /proc/PID/fdinfo/N.
+pub fn parse(text: &[u8]) -> Result<FdInfo> {
+    let (mut pos, mut flags) = (None, None);
+    let mut info = FdInfo::default();
+    for line in lines(text) {
+        let (key, value) = key_value(line);
+        let bad = || malformed("fdinfo", line);
+        // Drivers add lines of their own, which may use these names again: the first is the kernel's.
+        match key {
+            b"pos" if pos.is_none() => pos = Some(signed(value).ok_or_else(bad)?),
+            b"flags" if flags.is_none() => {
+                flags = Some(octal(value).and_then(|f| u32::try_from(f).ok()).ok_or_else(bad)?);
+            }
+            b"mnt_id" if info.mnt_id.is_none() => {
+                info.mnt_id = Some(signed(value).and_then(|id| i32::try_from(id).ok()).ok_or_else(bad)?);
+            }
+            b"ino" if info.ino.is_none() => info.ino = Some(decimal(value).ok_or_else(bad)?),
+            _ => info.extra.push((key.to_vec(), value.to_vec())),
+        }
+    }
+    info.pos = pos.ok_or_else(|| missing("fdinfo", "pos"))?;
+    info.flags = flags.ok_or_else(|| missing("fdinfo", "flags"))?;
+    Ok(info)
+}
+
+/// `key: value`, but the lines of inotify and fanotify have a word in front of several `key:value`.
+fn key_value(line: &[u8]) -> (&[u8], &[u8]) {
+    for word in [&b"inotify"[..], b"fanotify"] {
+        if let Some(value) = line.strip_prefix(word).filter(|v| v.starts_with(b" ")) {
+            return (word, value.trim_ascii());
+        }
+    }
+    let (key, value) = split_once(line, b':').unwrap_or((line, b""));
+    (key.trim_ascii(), value.trim_ascii())
+}
+
+/// What follows `name:` in a line of several, with or without a blank after the colon.
+fn within<'a>(value: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
+    let mut words = fields(value);
+    while let Some(word) = words.next() {
+        if let Some(rest) = word.strip_prefix(name).and_then(|rest| rest.strip_prefix(b":")) {
+            return if rest.is_empty() { words.next() } else { Some(rest) };
+        }
+    }
+    None
+}
+
+/// `5 events: 19 data: 5  pos:0 ino:61af sdev:7`
+fn epoll_target(value: &[u8]) -> Option<EpollTarget> {
+    Some(EpollTarget {
+        tfd: i32::try_from(signed(fields(value).next()?)?).ok()?,
+        events: u32::try_from(hex(within(value, b"events")?)?).ok()?,
+        data: hex(within(value, b"data")?)?,
+        pos: within(value, b"pos").and_then(signed),
+        ino: within(value, b"ino").and_then(hex),
+        sdev: within(value, b"sdev").and_then(hex),
+    })
+}
+
+/// `wd:2 ino:7ef82a sdev:800001 mask:800afff ignored_mask:0 fhandle-bytes:8 fhandle-type:1 f_handle:2af87e00220ffd73`
+fn inotify_watch(value: &[u8]) -> Option<InotifyWatch> {
+    // The watch descriptor and the handle's type are decimal and hexadecimal; the rest is hexadecimal.
+    let handle = within(value, b"f_handle").zip(within(value, b"fhandle-type"));
+    Some(InotifyWatch {
+        wd: i32::try_from(signed(within(value, b"wd")?)?).ok()?,
+        ino: hex(within(value, b"ino")?)?,
+        sdev: hex(within(value, b"sdev")?)?,
+        mask: u32::try_from(hex(within(value, b"mask")?)?).ok()?,
+        handle: match handle {
+            Some((bytes, kind)) => Some((i32::try_from(hex(kind)?).ok()?, hex_bytes(bytes)?)),
+            None => None,
+        },
+    })
+}
+
+fn hex_bytes(digits: &[u8]) -> Option<Vec<u8>> {
+    digits.chunks(2).map(|pair| if pair.len() == 2 { u8::try_from(hex(pair)?).ok() } else { None }).collect()
+}

@@ -1,0 +1,21 @@
+//! The texts of proc(5): one pure parser per file, and [`read`], which fetches
+//! the bytes. A parser takes whatever bytes it is given, never opens a file,
+//! and never panics: process names and paths are under the control of the
+//! processes looked at, and need not be UTF-8.
+
+pub mod children;
+pub mod fdinfo;
+pub mod limits;
+pub mod maps;
+pub mod mountinfo;
+pub mod read;
+pub mod sched;
+pub mod stat;
+pub mod status;
+pub mod syscall;
+mod text;
+pub mod timer_list;
+pub mod timers;
+
+#[cfg(test)]
+mod tests;

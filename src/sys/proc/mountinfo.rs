@@ -1,0 +1,61 @@
+//! /proc/PID/mountinfo: proc_pid_mountinfo(5).
+
+use super::text::{device, int, lines, malformed, unescape};
+use crate::error::Result;
+
+/// One mount, as proc_pid_mountinfo(5) shows it. Blanks, newlines and
+/// backslashes in names are undone from their octal form.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Mount {
+    /// Mount id.
+    pub id: i32,
+    /// Id of the mount it is mounted on.
+    pub parent: i32,
+    /// Major and minor number of files on it. Filesystems such as btrfs show other ones in stat(2).
+    pub dev: (u32, u32),
+    /// Directory of the filesystem that is the root of this mount; ends in `//deleted` when it is unlinked.
+    pub root: Vec<u8>,
+    /// Where it is mounted, seen from the process's root.
+    pub mountpoint: Vec<u8>,
+    /// Options of the mount: `rw,nosuid,relatime`.
+    pub options: Vec<u8>,
+    /// Propagation: `shared:N`, `master:N`, `propagate_from:N`, `unbindable`.
+    pub optional: Vec<Vec<u8>>,
+    /// Type of the filesystem, `type` or `type.subtype`.
+    pub fstype: Vec<u8>,
+    /// What is mounted; `none` or anything else for filesystems without a device.
+    pub source: Vec<u8>,
+    /// Options of the filesystem.
+    pub super_options: Vec<u8>,
+}
+
+/// Parses /proc/PID/mountinfo.
+pub fn parse(text: &[u8]) -> Result<Vec<Mount>> {
+    lines(text).map(|line| mount(line).ok_or_else(|| malformed("mountinfo", line))).collect()
+}
+
+fn mount(line: &[u8]) -> Option<Mount> {
+    // One space exactly ends a field: an empty source shows as nothing between two spaces.
+    let mut words = line.split(|&b| b == b' ');
+    // Newer kernels also escape `#`, which begins a comment in fstab(5).
+    let name = |word| unescape(word, b" \t\n\\#");
+    let mut mount = Mount {
+        id: int(words.next()?)?,
+        parent: int(words.next()?)?,
+        dev: device(words.next()?, 10)?,
+        root: name(words.next()?),
+        mountpoint: name(words.next()?),
+        options: name(words.next()?),
+        ..Mount::default()
+    };
+    loop {
+        match words.next()? {
+            b"-" => break,
+            optional => mount.optional.push(optional.to_vec()),
+        }
+    }
+    mount.fstype = name(words.next()?);
+    mount.source = name(words.next()?);
+    mount.super_options = name(words.next().unwrap_or(b""));
+    Some(mount)
+}

@@ -1,0 +1,186 @@
+//! How long a task still has to wait.
+//!
+//! A call with a relative time-out that we interrupt is continued by the kernel from a deadline that it keeps to
+//! itself. To rebuild the task elsewhere the time left must be known, and two calls would begin anew
+//! even here (epoll_wait(2) and its kin fail with `EINTR` at every ptrace stop, ptrace(2) BUGS).
+//! The scheduler tells: `se.exec_start` in `/proc/TID/sched` is the instant at which a sleeping task was
+//! last switched out. A task that is in `restart_syscall(2)` was interrupted before, so its instant
+//! says nothing; it is let go alone for an instant, and the timer that thereby appears in `/proc/timer_list` is its deadline.
+
+use super::Held;
+use super::inject::ERESTART_RESTARTBLOCK;
+use crate::error::Result;
+use crate::resource::thread::Waiting;
+use crate::sys::proc::{read, sched, syscall, timer_list};
+use crate::sys::ptrace::{self, Status};
+use crate::sys::{clock, memory};
+use std::time::{Duration, Instant};
+
+/// A task that was seen to sleep in a call before it was stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Blocked {
+    number: u64,
+    /// `CLOCK_MONOTONIC` in nanoseconds when it fell asleep.
+    since_ns: u64,
+    switches: u64,
+}
+
+/// Where the time-out of a call is.
+enum TimeOut {
+    /// Milliseconds by value in this argument; negative is for ever.
+    Milliseconds(u64),
+    /// A `struct timespec` at this address; 0 is for ever.
+    Timespec(u64),
+}
+
+/// The relative time-out of a call that the kernel does not write back itself.
+fn time_out(number: u64, regs: &crate::sys::arch::Registers) -> Option<TimeOut> {
+    const FUTEX_CMD_MASK: u64 = 0x7f;
+    match number as i64 {
+        libc::SYS_poll => Some(TimeOut::Milliseconds(regs.rdx)),
+        libc::SYS_epoll_wait | libc::SYS_epoll_pwait => Some(TimeOut::Milliseconds(regs.r10)),
+        libc::SYS_nanosleep => Some(TimeOut::Timespec(regs.rdi)),
+        libc::SYS_clock_nanosleep if regs.rsi & 1 == 0 => Some(TimeOut::Timespec(regs.rdx)),
+        libc::SYS_futex if regs.rsi & FUTEX_CMD_MASK == 0 => Some(TimeOut::Timespec(regs.r10)),
+        libc::SYS_epoll_pwait2 => Some(TimeOut::Timespec(regs.r10)),
+        _ => None,
+    }
+}
+
+/// Whether a call is one of those above, by its number alone.
+fn timed(number: i64) -> bool {
+    matches!(
+        number,
+        libc::SYS_poll
+            | libc::SYS_epoll_wait
+            | libc::SYS_epoll_pwait
+            | libc::SYS_epoll_pwait2
+            | libc::SYS_nanosleep
+            | libc::SYS_clock_nanosleep
+            | libc::SYS_futex
+    )
+}
+
+/// Notes a running task that sleeps in a timed call. Cheap for all others.
+pub fn observe(pid: i32, tid: i32) -> Option<Blocked> {
+    let text = read::read_task(pid, tid, "syscall").ok()?;
+    let Ok(syscall::Syscall::Inside { nr, .. }) = syscall::parse(&text) else { return None };
+    if !timed(nr) {
+        return None;
+    }
+    let s = sched::parse(&read::read_task(pid, tid, "sched").ok()?);
+    let since_ns = (s.exec_start_ns? as i64 + clock::scheduler_offset_ns()) as u64;
+    Some(Blocked { number: nr as u64, since_ns, switches: s.nr_voluntary_switches? })
+}
+
+/// What a stopped task waits for and how long still. `None` when it is in no such call.
+pub fn remaining(held: &mut Held) -> Result<Option<Waiting>> {
+    let regs = held.registers;
+    if (regs.orig_rax as i64) < 0 {
+        return Ok(None);
+    }
+    if regs.orig_rax as i64 == libc::SYS_restart_syscall && regs.rax as i64 == ERESTART_RESTARTBLOCK {
+        return deadline_of_restarted(held);
+    }
+    let number = regs.orig_rax;
+    let Some(time_out) = time_out(number, &regs) else { return Ok(None) };
+    let Some(total) = total_ns(held.pid, &time_out)? else {
+        return Ok(Some(Waiting { number, remaining_ns: None }));
+    };
+    // Only the sleep that was seen: one more voluntary switch is the stop itself.
+    let elapsed = held.waiting.filter(|b| b.number == number).and_then(|b| {
+        let now = sched::parse(&read::read_task(held.pid, held.tid, "sched").ok()?);
+        (now.nr_voluntary_switches? <= b.switches + 1).then(|| clock::monotonic_ns().saturating_sub(b.since_ns))
+    });
+    Ok(Some(Waiting { number, remaining_ns: Some(total.saturating_sub(elapsed.unwrap_or(0))) }))
+}
+
+fn total_ns(pid: i32, time_out: &TimeOut) -> Result<Option<u64>> {
+    Ok(match *time_out {
+        TimeOut::Milliseconds(ms) if (ms as i32) < 0 => None,
+        TimeOut::Milliseconds(ms) => Some(u64::from(ms as u32) * 1_000_000),
+        TimeOut::Timespec(0) => None,
+        TimeOut::Timespec(at) => {
+            let seconds = memory::read_u64(pid, at)?;
+            let nanoseconds = memory::read_u64(pid, at + 8)?;
+            Some(seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds))
+        }
+    })
+}
+
+/// The call that a task in restart_syscall(2) made at first: the constant that its code loads, else where it sleeps.
+fn original_number(held: &Held, wchan: &[u8]) -> u64 {
+    let mut code = [0u8; 5];
+    let loaded = memory::read(held.pid, held.registers.rip.wrapping_sub(7), &mut code)
+        .ok()
+        .filter(|()| code[0] == 0xb8)
+        .map(|()| i64::from(u32::from_le_bytes([code[1], code[2], code[3], code[4]])));
+    if let Some(number) = loaded.filter(|&n| timed(n)) {
+        return number as u64;
+    }
+    let number = if wchan.starts_with(b"futex") {
+        libc::SYS_futex
+    } else if wchan.starts_with(b"hrtimer_nanosleep") || wchan.starts_with(b"do_nanosleep") {
+        // The first argument is a clock's number or a pointer.
+        if held.registers.rdi < 4096 { libc::SYS_clock_nanosleep } else { libc::SYS_nanosleep }
+    } else {
+        libc::SYS_poll
+    };
+    number as u64
+}
+
+fn deadline_of_restarted(held: &mut Held) -> Result<Option<Waiting>> {
+    let timers = || -> Vec<timer_list::HrTimer> {
+        let text = read::read_machine("timer_list").unwrap_or_default();
+        let mut list = timer_list::parse(&text).map(|l| l.timers).unwrap_or_default();
+        list.retain(|t| t.function == b"hrtimer_wakeup" || t.function == b"futex_wake");
+        list
+    };
+    let mut candidates: Option<Vec<timer_list::HrTimer>> = None;
+    let mut wchan = Vec::new();
+    // A timer of another task that was set meanwhile shows up only once.
+    for _ in 0..4 {
+        let before = timers();
+        ptrace::cont(held.tid, 0)?;
+        wchan = asleep(held);
+        let mut new = timers();
+        ptrace::interrupt(held.tid)?;
+        loop {
+            match ptrace::wait(held.tid)? {
+                Status::Stop | Status::GroupStop(_) => break,
+                Status::Signal(signal) => ptrace::cont(held.tid, signal)?,
+                _ => ptrace::cont(held.tid, 0)?,
+            }
+        }
+        held.registers = ptrace::registers(held.tid)?;
+        held.sigmask = ptrace::sigmask(held.tid)?;
+        if held.registers.rax as i64 != ERESTART_RESTARTBLOCK {
+            return Ok(None); // its time came just now
+        }
+        new.retain(|t| !before.contains(t));
+        if let Some(seen) = &candidates {
+            new.retain(|t| seen.iter().any(|s| s.address == t.address && s.expires_ns == t.expires_ns));
+        }
+        let unique = new.len() <= 1;
+        candidates = Some(new);
+        if unique {
+            break;
+        }
+    }
+    let number = original_number(held, &wchan);
+    let now = clock::monotonic_ns();
+    let timer = candidates.unwrap_or_default().into_iter().next();
+    Ok(Some(Waiting { number, remaining_ns: timer.map(|t| t.softexpires_ns.saturating_sub(now)) }))
+}
+
+/// Lets a task that was just resumed fall asleep; where it sleeps.
+fn asleep(held: &Held) -> Vec<u8> {
+    let until = Instant::now() + Duration::from_millis(5);
+    loop {
+        let wchan = read::read_task(held.pid, held.tid, "wchan").unwrap_or_default();
+        if (wchan.len() > 1 && !wchan.starts_with(b"ptrace")) || Instant::now() >= until {
+            return wchan;
+        }
+        std::thread::yield_now();
+    }
+}
