@@ -15,6 +15,8 @@ pub struct Descriptor {
     pub file: FileId,
     /// `FD_CLOEXEC`.
     pub cloexec: bool,
+    /// Record locks (fcntl(2) `F_SETLK`) that the process holds on the file, on the first of its descriptors only.
+    pub locks: Vec<super::lock::Lock>,
 }
 
 /// One open file description (open(2), "open file description").
@@ -29,6 +31,8 @@ pub struct OpenFile {
     pub pos: u64,
     /// What `/proc/PID/fd/N` said, for people.
     pub link: String,
+    /// Locks that belong to the open file description: flock(2) and `F_OFD_SETLK`.
+    pub locks: Vec<super::lock::Lock>,
     /// What it is.
     pub kind: FileKind,
 }

@@ -14,9 +14,9 @@ pub type ObjectId = u32;
 pub enum Backing {
     /// Private anonymous memory; all of its content is in the process's own pages.
     Anonymous,
-    /// A file (index into [`crate::resource::Tree::files`] paths is not used: mapped files have their own table).
+    /// A file with a name.
     File {
-        /// Index into the image's table of mapped files.
+        /// Index into [`crate::resource::Tree::mapped`].
         file: u32,
         /// Offset of the mapping in the file, in bytes.
         offset: u64,
@@ -48,6 +48,8 @@ pub struct Mapping {
     pub backing: Backing,
     /// The two-letter `VmFlags` that must be set again (madvise, mlock, growsdown, noreserve).
     pub flags: Vec<String>,
+    /// Page size in KiB of a hugetlb mapping, else 0.
+    pub huge_page_kib: u32,
     /// The name shown in the maps file: `[heap]`, `[stack]`, a path, or empty.
     pub name: String,
 }

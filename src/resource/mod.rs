@@ -4,6 +4,7 @@ pub mod credentials;
 pub mod descriptor;
 pub mod device;
 pub mod limits;
+pub mod lock;
 pub mod memory;
 pub mod pipe;
 pub mod process;

@@ -1,6 +1,8 @@
 //! What a process does with signals, and which ones wait for it.
 
 use super::thread::serde_bytes_vec::Bytes;
+use crate::error::Result;
+use crate::tracee::inject::Injector;
 use serde::{Deserialize, Serialize};
 
 /// The kernel's `struct kernel_sigaction` of one signal.
@@ -25,4 +27,23 @@ pub struct Signals {
     pub actions: Vec<(i32, Action)>,
     /// Signals pending for the process as a whole: raw `siginfo_t`.
     pub pending: Vec<Bytes>,
+}
+
+impl Signals {
+    /// Asks a stopped process for the dispositions that are not plainly default. `listed` are the signals
+    /// that `/proc/PID/status` calls caught or ignored; `SIGCHLD` is asked for always, since its flags matter even by default.
+    pub fn capture(run: &mut Injector<'_>, listed: u64, pending: Vec<Vec<u8>>) -> Result<Self> {
+        let listed = listed | 1 << (libc::SIGCHLD - 1);
+        let mut actions = Vec::new();
+        for signal in (1..=64).filter(|s| listed >> (s - 1) & 1 != 0) {
+            run.must(libc::SYS_rt_sigaction, [signal as u64, 0, run.out(), 8, 0, 0])?;
+            let raw: [u8; 32] = run.get(0)?;
+            let word = |i: usize| u64::from_le_bytes(raw[i * 8..i * 8 + 8].try_into().unwrap_or_default());
+            let action = Action { handler: word(0), flags: word(1), restorer: word(2), mask: word(3) };
+            if action != Action::default() {
+                actions.push((signal, action));
+            }
+        }
+        Ok(Signals { actions, pending: pending.into_iter().map(Bytes).collect() })
+    }
 }

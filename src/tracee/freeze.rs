@@ -53,7 +53,7 @@ impl Drop for Frozen {
 }
 
 /// What is known of a task while the barrier closes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Task {
     Asked,
     Stopped(Option<i32>),
