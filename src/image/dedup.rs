@@ -2,7 +2,6 @@
 
 use super::format::PAGE;
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::{Mutex, PoisonError};
 use xxhash_rust::xxh3::xxh3_128_with_secret;
@@ -16,7 +15,7 @@ pub const MAX_ENTRIES: usize = (1 << 21) / 8 * 7;
 /// A page's XXH3-128. Two words, because an `u128` would be aligned to 16 bytes and cost 8 more an entry.
 type Key = [u64; 2];
 
-/// The key is a hash already: its first word is as good as any hash of it.
+/// The key is a hash already: its two words need no more than being put together.
 #[derive(Default)]
 struct Passed(u64);
 
@@ -61,24 +60,18 @@ impl Dedup {
         debug_assert_eq!(page.len(), PAGE);
         let hash = xxh3_128_with_secret(page, &self.secret);
         let key = [hash as u64, (hash >> 64) as u64];
-        // The top bits choose the part; the tables use the low ones, and 7 of the first word's top ones.
         let shard = &self.shards[(key[1] >> 58) as usize % SHARDS];
         // A worker that panicked has left a whole table behind: an insert is all that happens under the lock.
         let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
-        let full = shard.len() >= MAX_ENTRIES / SHARDS;
-        match shard.entry(key) {
-            Entry::Occupied(mut known) => {
-                let at = *known.get();
-                if at.0 < block || (at.0 == block && at.1 < index) {
-                    return Some(at);
-                }
-                // Known from a later block: the earlier one serves more.
-                known.insert((block, index));
+        if let Some(known) = shard.get_mut(&key) {
+            if *known < (block, index) {
+                return Some(*known);
             }
-            Entry::Vacant(free) if !full => {
-                free.insert((block, index));
-            }
-            Entry::Vacant(_) => {}
+            // Known from a later block: the earlier one serves more.
+            *known = (block, index);
+        } else if shard.len() < MAX_ENTRIES / SHARDS {
+            // Not `entry`: that makes room before it is known whether any is needed.
+            shard.insert(key, (block, index));
         }
         None
     }

@@ -55,3 +55,6 @@ pub mod bytes {
         d.deserialize_byte_buf(V)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,7 +3,7 @@
 use super::encode::{Counts, Encoded};
 use super::format::{Header, MANDATORY, MAX_METADATA, PAGE, SECTION, SECTION_VERSION, SectionHeader, SectionKind, Trailer};
 use super::pages::Stored;
-use super::{Hash, format};
+use super::Hash;
 use crate::error::{Context, Error, Result};
 use serde::Serialize;
 use std::io::Write;
@@ -150,9 +150,9 @@ impl<W: Write> Writer<W> {
         let bytes = header.to_bytes();
         self.hash.update(&bytes);
         let padding = header.padding as usize;
-        let mut front = Vec::with_capacity(format::SECTION + padding + meta.len());
+        let mut front = Vec::with_capacity(SECTION + padding + meta.len());
         front.extend(bytes);
-        front.resize(format::SECTION + padding, 0);
+        front.resize(SECTION + padding, 0);
         front.extend(meta);
         self.put(&front)?;
         self.put(payload)?;
