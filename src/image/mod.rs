@@ -1,5 +1,32 @@
 //! The saved form of a tree: one append-only stream of sections, the same on disk and on a wire.
 //! The byte tables stand in `man/meio-image.5`. Nothing here touches a kernel.
+//!
+//! Writing: worker threads [`encode`] blocks of pages, one thread appends them in order with a [`Writer`].
+//! Reading: one thread walks the sections with a [`Reader`], worker threads decode the blocks; a block's
+//! copies are found again through a [`Placement`]. What stands in the metadata is the callers' business:
+//! any serde type.
+
+mod dedup;
+mod encode;
+mod format;
+mod pages;
+mod placement;
+mod reader;
+mod source;
+mod verify;
+mod writer;
+
+pub use dedup::Dedup;
+pub use encode::{Codec, Encoded, Pages, encode};
+pub use format::{BLOCK_PAGES, MAX_METADATA, PAGE, SectionKind, VERSION};
+pub use pages::{Block, Content, Owner, Run};
+pub use placement::Placement;
+pub use reader::{EncodedBlock, Reader, Section};
+pub use verify::{Report, verify};
+pub use writer::{Options, Summary, Writer};
+
+/// The hash of an image: BLAKE3 over its header and all section headers. It is the image's name.
+pub type Hash = blake3::Hash;
 
 /// `serde(with)` helper: `Vec<u8>` as a CBOR byte string.
 pub mod bytes {
@@ -28,3 +55,6 @@ pub mod bytes {
         d.deserialize_byte_buf(V)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,184 @@
+//! From pages to the payload of a PAGES section. Pure, so that worker threads can do it.
+
+use super::dedup::Dedup;
+use super::format::{BLOCK_PAGES, PAGE};
+use super::pages::{Content, Meta, Owner, Run, Stored};
+use std::cell::RefCell;
+use xxhash_rust::xxh3::Xxh3;
+
+static ZERO: [u8; PAGE] = [0; PAGE];
+
+/// How the data of a block shall be stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Codec {
+    /// As it is, at a page border of the image.
+    Raw,
+    /// zstd with this level.
+    Zstd(i32),
+}
+
+/// Pages to be encoded as one block.
+#[derive(Debug)]
+pub struct Pages<'a> {
+    /// Where the pages in `data` belong: address of the first, number of pages; by address.
+    pub ranges: &'a [(u64, u32)],
+    /// Their content in the same order, at most [`BLOCK_PAGES`] pages.
+    pub data: Vec<u8>,
+    /// Leave zero pages out altogether (anonymous memory is zero anyhow) instead of naming them.
+    pub elide_zero: bool,
+}
+
+/// A block ready to be appended to an image.
+#[derive(Debug)]
+pub struct Encoded {
+    pub(super) block: u32,
+    pub(super) meta: Vec<u8>,
+    pub(super) data: Vec<u8>,
+    pub(super) stored: Stored,
+    /// XXH3-64 of `meta` and `data`.
+    pub(super) checksum: u64,
+    /// How many pages came out as what.
+    pub counts: Counts,
+}
+
+/// How many pages came out as what.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Stored with their content.
+    pub data: u64,
+    /// Named as zero.
+    pub zero: u64,
+    /// Named as copies.
+    pub copy: u64,
+    /// Zero and left out altogether.
+    pub elided: u64,
+}
+
+impl Counts {
+    /// Adds those of another block.
+    pub fn add(&mut self, other: Counts) {
+        self.data += other.data;
+        self.zero += other.zero;
+        self.copy += other.copy;
+        self.elided += other.elided;
+    }
+}
+
+impl Encoded {
+    /// The index that the block will have.
+    pub fn block(&self) -> u32 {
+        self.block
+    }
+
+    /// The data buffer, to be filled again once the block has been appended.
+    pub fn into_buffer(self) -> Vec<u8> {
+        self.data
+    }
+}
+
+/// Encodes block number `block` (counted from 0 without gaps over the whole image).
+///
+/// # Panics
+/// When the ranges and the data do not fit together, or the pages are too many for one block.
+pub fn encode(block: u32, owner: Owner, pages: Pages<'_>, codec: Codec, dedup: Option<&Dedup>) -> Encoded {
+    let Pages { ranges, mut data, elide_zero } = pages;
+    assert!(data.len() <= BLOCK_PAGES * PAGE, "{} bytes are too many for one block", data.len());
+    let sum: u64 = ranges.iter().map(|&(_, pages)| u64::from(pages)).sum();
+    assert_eq!(sum * PAGE as u64, data.len() as u64, "ranges and data of a block differ");
+
+    let mut counts = Counts::default();
+    let runs = sift(block, ranges, &mut data, elide_zero, dedup, &mut counts);
+    let mut stored = Stored::Raw;
+    if let Codec::Zstd(level) = codec {
+        if let Some(smaller) = compress(&data, level) {
+            data = smaller;
+            stored = Stored::Zstd;
+        }
+    }
+    let meta = Meta { block, owner, stored, data_pages: counts.data as u32, runs }.to_bytes();
+    let mut hash = Xxh3::new();
+    hash.update(&meta);
+    hash.update(&data);
+    Encoded { block, meta, data, stored, checksum: hash.digest(), counts }
+}
+
+/// Decides for every page what it becomes, and moves those that stay to the front of `data`.
+fn sift(
+    block: u32,
+    ranges: &[(u64, u32)],
+    data: &mut Vec<u8>,
+    elide_zero: bool,
+    dedup: Option<&Dedup>,
+    counts: &mut Counts,
+) -> Vec<Run> {
+    let mut runs = Vec::new();
+    let mut from = 0;
+    let mut kept = 0;
+    let addresses = ranges.iter().flat_map(|&(start, pages)| (0..u64::from(pages)).map(move |n| start + n * PAGE as u64));
+    for address in addresses {
+        let page = &data[from..from + PAGE];
+        let content = if *page == ZERO {
+            Content::Zero
+        } else {
+            let index = (kept / PAGE) as u32;
+            match dedup.and_then(|dedup| dedup.find(page, block, index)) {
+                Some((block, page)) => Content::Copy { block, page },
+                None => Content::Data,
+            }
+        };
+        match content {
+            Content::Zero if elide_zero => counts.elided += 1,
+            Content::Zero => counts.zero += 1,
+            Content::Copy { .. } => counts.copy += 1,
+            Content::Data => {
+                counts.data += 1;
+                if kept != from {
+                    data.copy_within(from..from + PAGE, kept);
+                }
+                kept += PAGE;
+            }
+        }
+        if content != Content::Zero || !elide_zero {
+            push(&mut runs, address, content);
+        }
+        from += PAGE;
+    }
+    data.truncate(kept);
+    runs
+}
+
+/// Adds one page to the last run when it continues it, else as a run of its own.
+fn push(runs: &mut Vec<Run>, address: u64, content: Content) {
+    if let Some(last) = runs.last_mut() {
+        let continues = match (last.content, content) {
+            (Content::Data, Content::Data) | (Content::Zero, Content::Zero) => true,
+            (Content::Copy { block: a, page: first }, Content::Copy { block: b, page }) => a == b && first + last.pages == page,
+            _ => false,
+        };
+        if continues && last.address + u64::from(last.pages) * PAGE as u64 == address {
+            last.pages += 1;
+            return;
+        }
+    }
+    runs.push(Run { address, pages: 1, content });
+}
+
+/// The data as one zstd frame, if that saves at least a sixteenth of it; else reading it raw costs less.
+fn compress(data: &[u8], level: i32) -> Option<Vec<u8>> {
+    thread_local! {
+        // Making a compressor costs more than compressing a block with a fast level.
+        static COMPRESSOR: RefCell<Option<(i32, zstd::bulk::Compressor<'static>)>> = const { RefCell::new(None) };
+    }
+    let room = data.len() - data.len() / 16;
+    COMPRESSOR.with_borrow_mut(|slot| {
+        let compressor = match slot.take() {
+            Some((known, compressor)) if known == level => compressor,
+            _ => zstd::bulk::Compressor::new(level).ok()?,
+        };
+        let (_, compressor) = slot.insert((level, compressor));
+        let mut out = Vec::with_capacity(room);
+        // Also fails when the output has no room; then it is not small enough.
+        compressor.compress_to_buffer(data, &mut out).ok()?;
+        Some(out)
+    })
+}

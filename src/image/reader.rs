@@ -1,0 +1,349 @@
+//! Reading an image: section by section, in order, believing nothing before it was checked.
+
+use super::Hash;
+use super::format::{
+    BLOCK_PAGES, HEADER, Header, PAGE, Place, SECTION, SectionHeader, SectionKind, Trailer,
+};
+use super::pages::{BLOCK_HEADER, Block, Meta, Stored};
+use super::source::{FileAt, Positioned, Source};
+use crate::error::{Context, Error, Result};
+use serde::de::DeserializeOwned;
+use std::fs::File;
+use std::io::Read;
+use std::sync::Arc;
+use xxhash_rust::xxh3::Xxh3;
+
+/// One section of an image, as `meio verify` lists it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Section {
+    /// What it holds.
+    pub kind: SectionKind,
+    /// Its version.
+    pub version: u16,
+    /// Where its header stands, in bytes.
+    pub offset: u64,
+    /// Where its payload stands, in bytes.
+    pub payload: u64,
+    /// Bytes of payload.
+    pub length: u64,
+}
+
+/// What may come next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Stage {
+    Manifest,
+    Tree,
+    Pages,
+    Ended,
+}
+
+/// Reads one image: [`Reader::manifest`], [`Reader::tree`], then [`Reader::next_block`] until it says `None`.
+///
+/// Memory: a page section takes at most 2 MiB, a metadata section what has arrived of it (times at most 24 for
+/// the decoded values) and 1 MiB for each level of lists in it.
+pub struct Reader<'a> {
+    source: Source<'a>,
+    /// Length of the file, when it is one.
+    length: Option<u64>,
+    header: Header,
+    hash: blake3::Hasher,
+    sections: Vec<Section>,
+    blocks: u32,
+    stage: Stage,
+    name: Option<Hash>,
+}
+
+impl<'a> Reader<'a> {
+    /// Reads from a stream; `machine` is the architecture that the image must be of.
+    pub fn open(input: impl Read + Send + 'a, machine: u16) -> Result<Self> {
+        Reader::start(Source::stream(input), None, machine)
+    }
+
+    /// Reads from a file, from its start on whatever its offset is. What is no regular file is read as a stream.
+    pub fn from_file(file: File, machine: u16) -> Result<Reader<'static>> {
+        let metadata = file.metadata().context(|| "reading the image")?;
+        if metadata.is_dir() {
+            return Err(Error::image("is a directory, not an image"));
+        }
+        if !metadata.is_file() {
+            return Reader::open(file, machine);
+        }
+        let source = Source::File(FileAt { file: Arc::new(file), position: 0 });
+        Reader::start(source, Some(metadata.len()), machine)
+    }
+
+    fn start(mut source: Source<'_>, length: Option<u64>, machine: u16) -> Result<Reader<'_>> {
+        let mut bytes = [0; HEADER];
+        source.fill(&mut bytes, Place::Header)?;
+        let header = Header::parse(&bytes, machine)?;
+        let mut hash = blake3::Hasher::new();
+        hash.update(&bytes);
+        let (sections, stage) = (Vec::new(), Stage::Manifest);
+        Ok(Reader { source, length, header, hash, sections, blocks: 0, stage, name: None })
+    }
+
+    /// The random id in the image's header.
+    pub fn id(&self) -> [u8; 16] {
+        self.header.id
+    }
+
+    /// The image's name; known once [`Reader::next_block`] has returned `None`.
+    pub fn hash(&self) -> Option<Hash> {
+        self.name
+    }
+
+    /// The sections read so far.
+    pub fn sections(&self) -> &[Section] {
+        &self.sections
+    }
+
+    /// Bytes of the image read or stepped over so far.
+    pub fn position(&self) -> u64 {
+        self.source.position()
+    }
+
+    /// The payload of the MANIFEST section. To be called first, once.
+    pub fn manifest<M: DeserializeOwned>(&mut self) -> Result<M> {
+        let (place, payload) = self.metadata(SectionKind::Manifest)?;
+        decode_cbor(&payload, place)
+    }
+
+    /// The payload of the TREE section. To be called before the first block is read, once.
+    pub fn tree<T: DeserializeOwned>(&mut self) -> Result<T> {
+        if self.stage == Stage::Manifest {
+            self.metadata(SectionKind::Manifest)?;
+        }
+        let (place, payload) = self.metadata(SectionKind::Tree)?;
+        decode_cbor(&payload, place)
+    }
+
+    /// The next block of pages, still encoded. `None` means that END was reached and everything that this
+    /// reader has read was right and complete; the payloads of blocks are checked when they are decoded.
+    pub fn next_block(&mut self) -> Result<Option<EncodedBlock>> {
+        if self.stage == Stage::Manifest {
+            self.metadata(SectionKind::Manifest)?;
+        }
+        if self.stage == Stage::Tree {
+            self.metadata(SectionKind::Tree)?;
+        }
+        if self.stage == Stage::Ended {
+            return Ok(None);
+        }
+        let (header, place) = self.next_known()?;
+        match header.kind {
+            SectionKind::Pages => self.block(header, place).map(Some),
+            SectionKind::End => self.end(header, place).map(|()| None),
+            kind => Err(place.damaged(format!("a second {kind} section"))),
+        }
+    }
+
+    /// Reads the payload of the one section of this kind, which must be the next that is known.
+    fn metadata(&mut self, kind: SectionKind) -> Result<(Place, Vec<u8>)> {
+        let (now, after) = match kind {
+            SectionKind::Manifest => (Stage::Manifest, Stage::Tree),
+            _ => (Stage::Tree, Stage::Pages),
+        };
+        if self.stage != now {
+            return Err(Error::other(format!("{kind} section was asked for out of its turn")));
+        }
+        let (header, place) = self.next_known()?;
+        if header.kind != kind {
+            return Err(place.damaged(format!("the {kind} section belongs here")));
+        }
+        let payload = self.source.take_bytes(header.length, place)?;
+        check(&header, place, &[&payload])?;
+        self.stage = after;
+        Ok((place, payload))
+    }
+
+    /// The next section that this meio knows, read up to its payload; optional ones that it does not know are
+    /// checked and stepped over.
+    fn next_known(&mut self) -> Result<(SectionHeader, Place)> {
+        loop {
+            let (header, place) = self.next_section()?;
+            if header.known() {
+                return Ok((header, place));
+            }
+            let mut hash = Xxh3::new();
+            let mut left = header.length;
+            let mut buffer = vec![0; 1 << 16];
+            while left > 0 {
+                let chunk = &mut buffer[..left.min(1 << 16) as usize];
+                self.source.fill(chunk, place)?;
+                hash.update(chunk);
+                left -= chunk.len() as u64;
+            }
+            if hash.digest() != header.checksum {
+                return Err(place.damaged("wrong checksum of its payload"));
+            }
+        }
+    }
+
+    /// Reads one section header and its padding.
+    fn next_section(&mut self) -> Result<(SectionHeader, Place)> {
+        let offset = self.source.position();
+        let number = u32::try_from(self.sections.len()).map_err(|_| Error::image("image has too many sections"))?;
+        let mut bytes = [0; SECTION];
+        self.source.fill(&mut bytes, Place::SectionHeader(number, offset))?;
+        let header = SectionHeader::parse(&bytes, number, offset)?;
+        let place = Place::Section(header.kind, number, offset);
+        if header.kind != SectionKind::End {
+            self.hash.update(&bytes);
+        }
+        let mut padding = [0; PAGE];
+        let padding = &mut padding[..header.padding as usize];
+        self.source.fill(padding, place)?;
+        if padding.iter().any(|&b| b != 0) {
+            return Err(place.damaged("its padding is not zero"));
+        }
+        let payload = self.source.position();
+        let SectionHeader { kind, version, length, .. } = header;
+        self.sections.push(Section { kind, version, offset, payload, length });
+        Ok((header, place))
+    }
+
+    /// Takes a PAGES section: from a stream its bytes, from a file where they are.
+    fn block(&mut self, header: SectionHeader, place: Place) -> Result<EncodedBlock> {
+        let number = self.blocks;
+        self.blocks = number.checked_add(1).ok_or_else(|| Error::image("image has too many blocks"))?;
+        let payload = match &mut self.source {
+            Source::Stream(_) => Payload::Read(Parts::read(&mut self.source, &header, place)?),
+            Source::File(at) => {
+                let here = at.clone();
+                at.position += header.length;
+                match self.length {
+                    Some(length) if at.position > length => return Err(place.cut_off(length)),
+                    _ => Payload::In(here),
+                }
+            }
+        };
+        Ok(EncodedBlock { number, header, place, payload })
+    }
+
+    /// Compares the trailer with what was read.
+    fn end(&mut self, header: SectionHeader, place: Place) -> Result<()> {
+        let payload = self.source.take_bytes(header.length, place)?;
+        check(&header, place, &[&payload])?;
+        let trailer = Trailer::parse(&payload).ok_or_else(|| place.damaged("its length is wrong"))?;
+        let hash = self.hash.finalize();
+        let offset = self.sections.last().map_or(0, |s| s.offset);
+        let found =
+            Trailer { sections: header.number.into(), bytes: offset, blocks: self.blocks.into(), hash: hash.into() };
+        if trailer != found {
+            return Err(place.damaged("it does not belong to what stands before it"));
+        }
+        let position = self.source.position();
+        if !self.source.ends()? {
+            return Err(Error::image(format!("image is followed by other bytes, from byte {position} on")));
+        }
+        self.stage = Stage::Ended;
+        self.name = Some(hash);
+        Ok(())
+    }
+}
+
+/// Compares a payload with its checksum.
+fn check(header: &SectionHeader, place: Place, parts: &[&[u8]]) -> Result<()> {
+    let mut hash = Xxh3::new();
+    parts.iter().for_each(|part| hash.update(part));
+    if hash.digest() != header.checksum {
+        return Err(place.damaged("wrong checksum of its payload"));
+    }
+    Ok(())
+}
+
+fn decode_cbor<T: DeserializeOwned>(payload: &[u8], place: Place) -> Result<T> {
+    let mut rest = payload;
+    let value = ciborium::from_reader(&mut rest).map_err(|e| match e {
+        ciborium::de::Error::Semantic(_, what) => place.damaged(what),
+        ciborium::de::Error::Io(_) => place.damaged("its CBOR ends too early"),
+        e => place.damaged(format!("its CBOR is wrong: {e}")),
+    })?;
+    if !rest.is_empty() {
+        return Err(place.damaged(format!("{} bytes follow its CBOR", rest.len())));
+    }
+    Ok(value)
+}
+
+/// The payload of a block in its two parts.
+struct Parts {
+    meta: Vec<u8>,
+    data: Vec<u8>,
+}
+
+impl Parts {
+    fn read(input: &mut impl Positioned, header: &SectionHeader, place: Place) -> Result<Parts> {
+        let mut front = [0; BLOCK_HEADER];
+        let short = || place.damaged(format!("{} bytes are too few for its runs", header.length));
+        header.length.checked_sub(BLOCK_HEADER as u64).ok_or_else(short)?;
+        input.fill(&mut front, place)?;
+        let length = Meta::length_from(&front).map_err(|what| place.damaged(what))?;
+        // At most MAX_BLOCK, checked with the section header.
+        let rest = header.length.checked_sub(length as u64).ok_or_else(short)? as usize;
+        let mut meta = vec![0; length];
+        meta[..BLOCK_HEADER].copy_from_slice(&front);
+        input.fill(&mut meta[BLOCK_HEADER..], place)?;
+        let mut data = vec![0; rest];
+        input.fill(&mut data, place)?;
+        Ok(Parts { meta, data })
+    }
+}
+
+enum Payload {
+    Read(Parts),
+    In(FileAt),
+}
+
+/// A block that was found in an image but not yet looked at. Send it to a worker and decode it there.
+pub struct EncodedBlock {
+    number: u32,
+    header: SectionHeader,
+    place: Place,
+    payload: Payload,
+}
+
+impl EncodedBlock {
+    /// Its index in the image, from 0.
+    pub fn number(&self) -> u32 {
+        self.number
+    }
+
+    /// Bytes that it takes in the image, encoded.
+    pub fn length(&self) -> u64 {
+        self.header.length
+    }
+
+    /// Reads it (when it is in a file), compares the checksum, checks every run, decompresses.
+    pub fn decode(self) -> Result<Block> {
+        let EncodedBlock { number, header, place, payload } = self;
+        let (parts, start) = match payload {
+            Payload::Read(parts) => (parts, None),
+            Payload::In(mut at) => {
+                let start = at.position;
+                (Parts::read(&mut at, &header, place)?, Some(start))
+            }
+        };
+        let Parts { meta: front, mut data } = parts;
+        check(&header, place, &[&front, &data])?;
+        let meta = Meta::parse(&front).map_err(|what| place.damaged(what))?;
+        if meta.block != number {
+            return Err(place.damaged(format!("block {} stands where block {number} belongs", meta.block)));
+        }
+        let length = meta.data_pages as usize * PAGE;
+        let mut offset = None;
+        match meta.stored {
+            Stored::Raw => offset = start.map(|start| start + front.len() as u64),
+            Stored::Zstd => {
+                data = zstd::bulk::decompress(&data, length.min(BLOCK_PAGES * PAGE))
+                    .map_err(|e| place.damaged(format!("zstd: {e}")))?;
+            }
+        }
+        if data.len() != length {
+            return Err(place.damaged(format!("its data has {} bytes, its runs {length}", data.len())));
+        }
+        if offset.is_some_and(|offset| length > 0 && offset % PAGE as u64 != 0) {
+            return Err(place.damaged("its raw pages are not at a page border"));
+        }
+        Ok(Block { number, owner: meta.owner, runs: meta.runs, data, offset })
+    }
+}

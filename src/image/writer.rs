@@ -1,0 +1,168 @@
+//! Writing an image: append-only, never seeking back.
+
+use super::encode::{Counts, Encoded};
+use super::format::{Header, MANDATORY, MAX_METADATA, PAGE, SECTION, SECTION_VERSION, SectionHeader, SectionKind, Trailer};
+use super::pages::Stored;
+use super::Hash;
+use crate::error::{Context, Error, Result};
+use serde::Serialize;
+use std::io::Write;
+use xxhash_rust::xxh3::xxh3_64;
+
+/// What stands in the image header.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// Architecture of the saved processes: [`crate::sys::arch::MACHINE`].
+    pub machine: u16,
+    /// Random bytes, new for every image; the same must key its [`super::Dedup`].
+    pub id: [u8; 16],
+}
+
+/// What was written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Summary {
+    /// Length of the image in bytes.
+    pub bytes: u64,
+    /// The image's name.
+    pub hash: Hash,
+    /// Sections, with END.
+    pub sections: u32,
+    /// PAGES sections.
+    pub blocks: u32,
+    /// What became of the pages.
+    pub pages: Counts,
+}
+
+/// Writes one image to `W`. Two writes a block; no buffer is needed in front of a file.
+pub struct Writer<W: Write> {
+    out: W,
+    position: u64,
+    sections: u32,
+    blocks: u32,
+    hash: blake3::Hasher,
+    pages: Counts,
+    next: SectionKind,
+}
+
+impl<W: Write> Writer<W> {
+    /// Writes the header.
+    pub fn new(out: W, options: Options) -> Result<Self> {
+        let mut writer = Writer {
+            out,
+            position: 0,
+            sections: 0,
+            blocks: 0,
+            hash: blake3::Hasher::new(),
+            pages: Counts::default(),
+            next: SectionKind::Manifest,
+        };
+        let header = Header { machine: options.machine, id: options.id }.to_bytes();
+        writer.hash.update(&header);
+        writer.put(&header)?;
+        Ok(writer)
+    }
+
+    /// Writes a metadata section: first [`SectionKind::Manifest`], then [`SectionKind::Tree`], each once and
+    /// before all pages.
+    pub fn section(&mut self, kind: SectionKind, value: &impl Serialize) -> Result<()> {
+        let after = match kind {
+            SectionKind::Manifest => SectionKind::Tree,
+            _ => SectionKind::Pages,
+        };
+        if kind != self.next || kind == SectionKind::Pages {
+            return Err(Error::other(format!("{kind} section written where {} belongs", self.next)));
+        }
+        let mut payload = Vec::new();
+        ciborium::into_writer(value, &mut payload).map_err(|e| Error::other(format!("{kind} section: {e}")))?;
+        if payload.len() as u64 > MAX_METADATA {
+            return Err(Error::new(
+                crate::error::Kind::Unsupported,
+                format!("{kind} section would have {} bytes, at most {MAX_METADATA} are allowed", payload.len()),
+            ));
+        }
+        self.next = after;
+        self.raw_section(kind, SECTION_VERSION, MANDATORY, &payload)
+    }
+
+    /// Writes a section of any kind.
+    pub(super) fn raw_section(&mut self, kind: SectionKind, version: u16, flags: u32, payload: &[u8]) -> Result<()> {
+        let header = SectionHeader {
+            kind,
+            version,
+            flags,
+            padding: 0,
+            length: payload.len() as u64,
+            number: self.sections,
+            checksum: xxh3_64(payload),
+        };
+        self.put_section(header, &[], payload)
+    }
+
+    /// Writes a block. They come in the order of their numbers.
+    pub fn append(&mut self, block: &Encoded) -> Result<()> {
+        if self.next != SectionKind::Pages || block.block != self.blocks {
+            return Err(Error::other(format!("block {} written where block {} belongs", block.block, self.blocks)));
+        }
+        let mut header = SectionHeader {
+            kind: SectionKind::Pages,
+            version: SECTION_VERSION,
+            flags: MANDATORY,
+            padding: 0,
+            length: (block.meta.len() + block.data.len()) as u64,
+            number: self.sections,
+            checksum: block.checksum,
+        };
+        if block.stored == Stored::Raw && !block.data.is_empty() {
+            // Raw pages stand at a page border, so that a restore can map them.
+            let data = self.position + (SECTION + block.meta.len()) as u64;
+            header.padding = (data.next_multiple_of(PAGE as u64) - data) as u32;
+        }
+        self.put_section(header, &block.meta, &block.data)?;
+        self.blocks = self.blocks.checked_add(1).ok_or_else(|| Error::other("too many blocks for one image"))?;
+        self.pages.add(block.counts);
+        Ok(())
+    }
+
+    /// Writes the trailer and hands the output back, with what was written.
+    pub fn finish(mut self) -> Result<(W, Summary)> {
+        if self.next != SectionKind::Pages {
+            return Err(Error::other(format!("image finished without its {} section", self.next)));
+        }
+        let hash = self.hash.finalize();
+        let trailer = Trailer {
+            sections: self.sections.into(),
+            bytes: self.position,
+            blocks: self.blocks.into(),
+            hash: hash.into(),
+        };
+        self.raw_section(SectionKind::End, SECTION_VERSION, MANDATORY, &trailer.to_bytes())?;
+        self.out.flush().context(|| "writing the image")?;
+        let Writer { out, position, sections, blocks, pages, .. } = self;
+        Ok((out, Summary { bytes: position, hash, sections, blocks, pages }))
+    }
+
+    /// Bytes written so far.
+    pub fn position(&self) -> u64 {
+        self.position
+    }
+
+    fn put_section(&mut self, header: SectionHeader, meta: &[u8], payload: &[u8]) -> Result<()> {
+        let bytes = header.to_bytes();
+        self.hash.update(&bytes);
+        let padding = header.padding as usize;
+        let mut front = Vec::with_capacity(SECTION + padding + meta.len());
+        front.extend(bytes);
+        front.resize(SECTION + padding, 0);
+        front.extend(meta);
+        self.put(&front)?;
+        self.put(payload)?;
+        self.sections = self.sections.checked_add(1).ok_or_else(|| Error::other("too many sections for one image"))?;
+        Ok(())
+    }
+
+    fn put(&mut self, bytes: &[u8]) -> Result<()> {
+        self.out.write_all(bytes).context(|| "writing the image")?;
+        self.position += bytes.len() as u64;
+        Ok(())
+    }
+}
