@@ -1,6 +1,17 @@
 //! Descriptor tables: which number leads to which open file description.
 
+use super::capture::Capture;
+use super::lock::{Family, Lock};
+use super::{device, pipe, regular, terminal};
+use crate::error::{Context, Result};
+use crate::sys::proc::fdinfo::{self, FdInfo};
+use crate::sys::proc::read;
+use crate::sys::task;
 use serde::{Deserialize, Serialize};
+use std::cmp::Ordering;
+use std::fs::Metadata;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 
 /// Number of an [`OpenFile`] in the image.
 pub type FileId = u32;
@@ -50,4 +61,95 @@ pub enum FileKind {
     Terminal(super::terminal::Terminal),
     /// memfd or shared memory without a name.
     Memory(super::shared::SharedMemory),
+}
+
+/// What is known of a descriptor before its kind is decided.
+pub struct Found {
+    /// Process.
+    pub pid: i32,
+    /// Descriptor number.
+    pub fd: i32,
+    /// `/proc/PID/fd/N`.
+    pub link: String,
+    /// stat(2) through the descriptor.
+    pub meta: Metadata,
+    /// proc_pid_fdinfo(5).
+    pub info: FdInfo,
+}
+
+impl Found {
+    /// For refusals: `fd 5 (socket:[123])`.
+    pub fn object(&self) -> String {
+        format!("fd {} ({})", self.fd, self.link)
+    }
+
+    /// The open file description itself, duplicated into meio.
+    pub fn duplicate(&self) -> Result<OwnedFd> {
+        let run = || task::get_fd(&task::pidfd(self.pid)?, self.fd);
+        run().context(|| format!("duplicating {} of process {}", self.object(), self.pid))
+    }
+}
+
+/// Reads the descriptor table of a process; new open file descriptions are added to `capture`.
+pub fn survey(pid: i32, capture: &mut Capture) -> Result<Vec<Descriptor>> {
+    let mut table = Vec::new();
+    let mut locked = std::collections::HashSet::new();
+    for fd in read::fds(pid)? {
+        let link = String::from_utf8_lossy(&read::fd_link(pid, fd)?).into_owned();
+        let meta = std::fs::metadata(format!("/proc/{pid}/fd/{fd}")).context(|| format!("reading fd {fd} of process {pid}"))?;
+        let info = read::parsed(pid, &format!("fdinfo/{fd}"), fdinfo::parse)?;
+        let found = Found { pid, fd, link, meta, info };
+        let locks: Vec<Lock> = found.info.all("lock").filter_map(Lock::parse).collect();
+        if found.info.all("lock").any(|l| Lock::parse(l).is_none()) {
+            capture.refuse(pid, found.object(), "it holds a lease", "leases are not supported yet; let it end first");
+        }
+        let (own, shared): (Vec<_>, Vec<_>) = locks.into_iter().partition(|l| l.family == Family::Posix);
+        let Some(file) = identify(&found, shared, capture)? else { continue };
+        let first = locked.insert((found.meta.dev(), found.meta.ino()));
+        let cloexec = found.info.flags & libc::O_CLOEXEC as u32 != 0;
+        table.push(Descriptor { fd, file, cloexec, locks: if first { own } else { Vec::new() } });
+    }
+    Ok(table)
+}
+
+/// The open file description behind a descriptor: one that is known (kcmp(2)), or a new one. `None` after a refusal.
+fn identify(found: &Found, locks: Vec<Lock>, capture: &mut Capture) -> Result<Option<FileId>> {
+    let flags = found.info.flags & !(libc::O_CLOEXEC as u32);
+    let key = (found.meta.dev(), found.meta.ino());
+    for &id in capture.file_index.get(&key).into_iter().flatten() {
+        let same = task::compare_files((found.pid, found.fd), capture.holders[id as usize])
+            .context(|| "comparing open files (kcmp)")?;
+        if same == Ordering::Equal {
+            return Ok(Some(id));
+        }
+    }
+    let Some(kind) = kind(found, capture)? else { return Ok(None) };
+    let id = capture.files.len() as FileId;
+    capture.files.push(OpenFile { id, flags, pos: found.info.pos as u64, link: found.link.clone(), locks, kind });
+    capture.holders.push((found.pid, found.fd));
+    capture.file_index.entry(key).or_default().push(id);
+    Ok(Some(id))
+}
+
+/// Asks each kind in turn. The last word is a refusal.
+fn kind(found: &Found, capture: &mut Capture) -> Result<Option<FileKind>> {
+    let mode = found.meta.mode() & libc::S_IFMT;
+    let path_only = found.info.flags & libc::O_PATH as u32 != 0;
+    match mode {
+        _ if path_only => regular::capture(found, capture),
+        libc::S_IFREG | libc::S_IFDIR if !found.link.starts_with("anon_inode:") => regular::capture(found, capture),
+        libc::S_IFIFO => pipe::capture(found, capture),
+        libc::S_IFCHR if terminal::is_terminal(found) => terminal::capture(found, capture),
+        libc::S_IFCHR => Ok(device::capture(found, capture)),
+        libc::S_IFSOCK => {
+            capture.refuse(found.pid, found.object(), "sockets are not supported yet", "close it, or wait for a later version");
+            Ok(None)
+        }
+        _ => {
+            let what = found.link.trim_start_matches("anon_inode:").trim_matches(['[', ']']);
+            let reason = format!("descriptors of kind {what} are not supported yet");
+            capture.refuse(found.pid, found.object(), reason, "close it, or wait for a later version");
+            Ok(None)
+        }
+    }
 }

@@ -1,6 +1,9 @@
-//! Character devices without state of their own: null, zero, full, random, urandom, the controlling terminal's alias.
+//! Character devices without state of their own: null, zero, full, random, urandom.
 
+use super::capture::Capture;
+use super::descriptor::{FileKind, Found};
 use serde::{Deserialize, Serialize};
+use std::os::unix::fs::MetadataExt;
 
 /// A device that is simply opened again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -10,4 +13,21 @@ pub struct Device {
     pub path: String,
     /// Major and minor number, checked at restore.
     pub number: (u32, u32),
+}
+
+/// Memory devices (major 1) that keep nothing for their openers: null, zero, full, random, urandom.
+const STATELESS: [u32; 5] = [3, 5, 7, 8, 9];
+
+/// Saves a device; refuses those with a state of their own.
+pub fn capture(found: &Found, capture: &mut Capture) -> Option<FileKind> {
+    let number = (libc::major(found.meta.rdev()), libc::minor(found.meta.rdev()));
+    if number.0 == 1 && STATELESS.contains(&number.1) && !found.link.ends_with(" (deleted)") {
+        return Some(FileKind::Device(Device { path: found.link.clone(), number }));
+    }
+    let reason = match number {
+        (5, 2) => "the master side of a terminal is not supported yet".to_owned(),
+        (major, minor) => format!("character device {major}:{minor} keeps a state that cannot be read"),
+    };
+    capture.refuse(found.pid, found.object(), reason, "close it first");
+    None
 }

@@ -1,6 +1,14 @@
 //! Address spaces: mappings, the heap's borders, and which objects back them.
 
+use super::capture::Capture;
+use super::shared::Origin;
+use crate::error::{Context, Result};
+use crate::sys::memory;
+use crate::sys::proc::maps::Vma;
+use crate::sys::proc::{maps, read, stat};
 use serde::{Deserialize, Serialize};
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 
 /// Pages are 4 KiB on the one architecture that is supported.
 pub const PAGE: u64 = 4096;
@@ -112,4 +120,150 @@ pub struct AddressSpace {
     pub exe: Backing,
     /// Content of the `[vdso]` mapping's ELF image, to know it again: hash (XXH3-64).
     pub vdso_hash: u64,
+}
+
+/// `VmFlags` that a restore must set again; the others follow from how a mapping is made.
+const KEPT: [&[u8; 2]; 12] = [b"gd", b"lo", b"lf", b"sr", b"rr", b"dc", b"nr", b"ht", b"dd", b"wf", b"hg", b"nh"];
+/// Same page merging, madvise(2) `MADV_MERGEABLE`.
+const MERGEABLE: &[u8; 2] = b"mg";
+
+/// Reads the address space of a process; what cannot be saved is noted in `capture`.
+pub fn survey(pid: i32, capture: &mut Capture) -> Result<(AddressSpace, Vec<Vma>)> {
+    let vmas = read::parsed(pid, "smaps", maps::parse)?;
+    let mut mappings = Vec::with_capacity(vmas.len());
+    for vma in vmas.iter().filter(|v| v.name != b"[vsyscall]") {
+        if let Some(backing) = backing(pid, vma, capture)? {
+            let flags = KEPT.iter().copied().chain([MERGEABLE]).filter(|f| vma.has(f));
+            mappings.push(Mapping {
+                start: vma.start,
+                end: vma.end,
+                prot: vma.prot,
+                shared: vma.shared,
+                backing,
+                flags: flags.map(|f| String::from_utf8_lossy(f.as_slice()).into_owned()).collect(),
+                huge_page_kib: if vma.has(b"ht") { vma.kernel_page_kib as u32 } else { 0 },
+                name: String::from_utf8_lossy(&vma.name).into_owned(),
+            });
+        }
+    }
+    let exe = executable(pid, capture)?;
+    let stat = read::parsed(pid, "stat", stat::parse)?;
+    let borders = Borders {
+        start_code: stat.startcode,
+        end_code: stat.endcode,
+        start_data: stat.start_data,
+        end_data: stat.end_data,
+        start_brk: stat.start_brk,
+        brk: 0, // only the process itself knows: see Process::ask
+        start_stack: stat.startstack,
+        arg_start: stat.arg_start,
+        arg_end: stat.arg_end,
+        env_start: stat.env_start,
+        env_end: stat.env_end,
+        auxv: read::auxv(pid)?,
+    };
+    let vdso_hash = match vmas.iter().find(|v| v.name == b"[vdso]") {
+        Some(v) => {
+            let mut image = vec![0u8; v.len() as usize];
+            memory::read(pid, v.start, &mut image).context(|| format!("reading the vDSO of process {pid}"))?;
+            xxhash_rust::xxh3::xxh3_64(&image)
+        }
+        None => 0,
+    };
+    Ok((AddressSpace { mappings, borders, exe, vdso_hash }, vmas))
+}
+
+/// What stands behind a mapping; `None` after a refusal.
+fn backing(pid: i32, vma: &Vma, capture: &mut Capture) -> Result<Option<Backing>> {
+    let at = format!("mapping {:x}-{:x} ({})", vma.start, vma.end, String::from_utf8_lossy(&vma.name));
+    if matches!(vma.name.as_slice(), b"[vdso]" | b"[vvar]" | b"[vvar_vclock]") {
+        return Ok(Some(Backing::Kernel));
+    }
+    let refused: Option<(&str, &str)> = if vma.has(b"uw") || vma.has(b"um") {
+        Some(("it is watched by userfaultfd", "end the program's own use of userfaultfd first"))
+    } else if vma.has(b"ss") {
+        Some(("it is a shadow stack", "start the program with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off"))
+    } else if vma.name.starts_with(b"/SYSV") {
+        Some(("System V shared memory is not supported yet", "use POSIX shared memory, or wait for a later version"))
+    } else if vma.name.starts_with(b"/[aio]") || vma.name.starts_with(b"anon_inode:") {
+        Some(("it belongs to a kernel object that is not supported yet", "end the program's use of it first"))
+    } else if vma.has(b"pf") || vma.has(b"io") {
+        Some(("it maps a device", "the device's state cannot be read; close it first"))
+    } else if vma.shared && vma.has(b"ht") {
+        Some(("shared huge pages (hugetlbfs) are not supported yet", "use transparent huge pages"))
+    } else {
+        None
+    };
+    if let Some((reason, advice)) = refused {
+        capture.refuse(pid, at, reason, advice);
+        return Ok(None);
+    }
+    // Private huge pages show the kernel's internal file.
+    if vma.inode == 0 || (vma.has(b"ht") && vma.name.starts_with(b"/anon_hugepage")) {
+        return Ok(Some(Backing::Anonymous));
+    }
+    let (path, deleted) = vma.path();
+    let path = String::from_utf8_lossy(path).into_owned();
+    let link = format!("/proc/{pid}/map_files/{:x}-{:x}", vma.start, vma.end);
+    let meta = std::fs::metadata(&link).context(|| format!("reading {at} of process {pid}"))?;
+    let same = !deleted && std::fs::metadata(&path).is_ok_and(|now| (now.dev(), now.ino()) == (meta.dev(), meta.ino()));
+    if same {
+        let file = mapped_file(&path, &meta, capture);
+        return Ok(Some(Backing::File { file, offset: vma.offset }));
+    }
+    let object = capture.object((meta.dev(), meta.ino()), || {
+        let file = File::open(&link).context(|| format!("reading {at} of process {pid}"))?;
+        let origin = match path.strip_prefix("/memfd:") {
+            Some(name) => Origin::Memfd { name: name.to_owned(), seals: crate::sys::file::seals(&file).unwrap_or(0) },
+            None if path == "/dev/zero" => Origin::Anonymous,
+            None => Origin::Deleted { path: path.clone(), mode: meta.mode(), owner: (meta.uid(), meta.gid()) },
+        };
+        Ok((origin, file))
+    })?;
+    Ok(Some(Backing::Object { object, offset: vma.offset }))
+}
+
+fn executable(pid: i32, capture: &mut Capture) -> Result<Backing> {
+    let link = format!("/proc/{pid}/exe");
+    let meta = std::fs::metadata(&link).context(|| format!("reading {link}"))?;
+    let path = String::from_utf8_lossy(&read::link(pid, "exe")?).into_owned();
+    if std::fs::metadata(&path).is_ok_and(|now| (now.dev(), now.ino()) == (meta.dev(), meta.ino())) {
+        return Ok(Backing::File { file: mapped_file(&path, &meta, capture), offset: 0 });
+    }
+    let object = capture.object((meta.dev(), meta.ino()), || {
+        let path = path.strip_suffix(" (deleted)").unwrap_or(&path).to_owned();
+        let origin = Origin::Deleted { path, mode: meta.mode(), owner: (meta.uid(), meta.gid()) };
+        Ok((origin, File::open(&link).context(|| format!("reading {link}"))?))
+    })?;
+    Ok(Backing::Object { object, offset: 0 })
+}
+
+fn mapped_file(path: &str, meta: &std::fs::Metadata, capture: &mut Capture) -> u32 {
+    if let Some(&index) = capture.mapped_index.get(path) {
+        return index;
+    }
+    let index = capture.mapped.len() as u32;
+    capture.mapped.push(MappedFile {
+        path: path.to_owned(),
+        size: meta.len(),
+        mtime: (meta.mtime(), meta.mtime_nsec() as u32),
+        build_id: build_id(path),
+    });
+    capture.mapped_index.insert(path.to_owned(), index);
+    index
+}
+
+/// The GNU build id of an ELF file, when its notes lie within the first page, where linkers put them.
+pub fn build_id(path: &str) -> Option<Vec<u8>> {
+    const NT_GNU_BUILD_ID: [u8; 4] = 3u32.to_le_bytes();
+    let mut head = vec![0u8; PAGE as usize];
+    let n = std::os::unix::fs::FileExt::read_at(&File::open(path).ok()?, &mut head, 0).ok()?;
+    let head = &head[..n];
+    if !head.starts_with(b"\x7fELF") {
+        return None;
+    }
+    // A note: name size 4, descriptor size, type 3, the name "GNU\0", then the id.
+    let name = memchr::memmem::find_iter(head, b"GNU\0").find(|&i| i >= 12 && head[i - 4..i] == NT_GNU_BUILD_ID)?;
+    let size = u32::from_le_bytes(head[name - 8..name - 4].try_into().ok()?) as usize;
+    head.get(name + 4..name + 4 + size.min(64)).map(<[u8]>::to_vec)
 }

@@ -1,6 +1,9 @@
 //! One process: its place in the tree and everything that its threads share.
 
 use super::{descriptor::Descriptor, limits::Limits, memory::AddressSpace, signals::Signals, thread::Thread, timers::Timers};
+use crate::error::{Refusal, Result};
+use crate::sys::proc::{read, stat, status};
+use crate::tracee::inject::Injector;
 use serde::{Deserialize, Serialize};
 
 /// Whether it runs, is stopped by job control, or has ended.
@@ -71,4 +74,75 @@ pub struct Process {
     pub thp_disable: bool,
     /// `/proc/PID/oom_score_adj`.
     pub oom_score_adj: i32,
+}
+
+impl Process {
+    /// A process whose threads are stopped, or a zombie. Memory, directories and descriptors are added by their own kinds.
+    pub fn capture(pid: i32, ppid: i32, threads: &[Thread]) -> Result<Self> {
+        let stat = read::parsed(pid, "stat", stat::parse)?;
+        let ended = matches!(stat.state, b'Z' | b'X');
+        let number = |name: &str, radix| -> Option<i64> {
+            let text = read::read(pid, name).ok()?;
+            i64::from_str_radix(std::str::from_utf8(&text).ok()?.trim(), radix).ok()
+        };
+        Ok(Process {
+            pid,
+            ppid,
+            pgid: stat.pgrp,
+            sid: stat.session,
+            state: if ended { State::Zombie(stat.exit_code) } else { State::Running },
+            exit_signal: stat.exit_signal,
+            comm: threads.first().map_or(stat.comm, |t| t.comm.clone()),
+            threads: Vec::new(),
+            memory: None,
+            fs: Fs::default(),
+            descriptors: Vec::new(),
+            signals: Signals::default(),
+            timers: Timers::default(),
+            limits: if ended { Limits::default() } else { Limits::capture(pid)? },
+            personality: number("personality", 16).unwrap_or(0) as u32,
+            dumpable: 0,
+            subreaper: false,
+            thp_disable: false,
+            oom_score_adj: number("oom_score_adj", 10).unwrap_or(0) as i32,
+        })
+    }
+
+    /// What only the process itself can tell.
+    pub fn ask(&mut self, run: &mut Injector<'_>) -> Result<()> {
+        self.dumpable = run.must(libc::SYS_prctl, [libc::PR_GET_DUMPABLE as u64, 0, 0, 0, 0, 0])? as u32;
+        run.must(libc::SYS_prctl, [libc::PR_GET_CHILD_SUBREAPER as u64, run.out(), 0, 0, 0, 0])?;
+        self.subreaper = i32::from_le_bytes(run.get(0)?) != 0;
+        self.thp_disable = run.must(libc::SYS_prctl, [libc::PR_GET_THP_DISABLE as u64, 0, 0, 0, 0, 0])? == 1;
+        if let Some(memory) = &mut self.memory {
+            memory.borders.brk = run.must(libc::SYS_brk, [0; 6])? as u64;
+        }
+        Ok(())
+    }
+}
+
+impl Fs {
+    /// Directories and umask of a process.
+    pub fn capture(pid: i32, refusals: &mut Vec<Refusal>) -> Result<Self> {
+        let status = read::parsed(pid, "status", status::parse)?;
+        let mut path = |name: &str| -> Result<(String, bool)> {
+            let link = String::from_utf8_lossy(&read::link(pid, name)?).into_owned();
+            match link.strip_suffix(" (deleted)") {
+                Some(path) => Ok((path.to_owned(), true)),
+                None if link.starts_with('/') => Ok((link, false)),
+                None => {
+                    refusals.push(Refusal {
+                        pid,
+                        object: format!("{name} ({link})"),
+                        reason: "it lies outside of the mounts that can be seen from here".into(),
+                        advice: "run meio in the mount namespace of the process".into(),
+                    });
+                    Ok((link, false))
+                }
+            }
+        };
+        let (cwd, cwd_deleted) = path("cwd")?;
+        let (root, _) = path("root")?;
+        Ok(Fs { cwd, cwd_deleted, root, umask: status.umask.unwrap_or(0o22) })
+    }
 }

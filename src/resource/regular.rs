@@ -1,7 +1,14 @@
 //! Regular files, directories and `O_PATH` descriptors.
 
+use super::capture::Capture;
+use super::descriptor::{FileKind, Found};
 use super::memory::ObjectId;
+use super::shared::{Origin, SharedMemory};
+use crate::error::{Context, Result};
+use crate::sys::file;
 use serde::{Deserialize, Serialize};
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 
 /// How the file is found again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,4 +24,46 @@ pub struct Regular {
     pub owner: (u32, u32),
     /// When the file was deleted while open: its content.
     pub deleted: Option<ObjectId>,
+}
+
+/// Saves a regular file, a directory, or an `O_PATH` descriptor.
+pub fn capture(found: &Found, capture: &mut Capture) -> Result<Option<FileKind>> {
+    let meta = &found.meta;
+    let owner = (meta.uid(), meta.gid());
+    if let Some(name) = found.link.strip_prefix("/memfd:") {
+        let name = name.strip_suffix(" (deleted)").unwrap_or(name).to_owned();
+        let object = capture.object((meta.dev(), meta.ino()), || {
+            let file = content(found)?;
+            Ok((Origin::Memfd { name, seals: file::seals(&file).unwrap_or(0) }, file))
+        })?;
+        return Ok(Some(FileKind::Memory(SharedMemory { object })));
+    }
+    if let Some(process) = found.link.strip_prefix("/proc/").and_then(|p| p.split('/').next())
+        && process.bytes().all(|b| b.is_ascii_digit())
+    {
+        capture.refuse(found.pid, found.object(), "it is a file of a running process", "close it first");
+        return Ok(None);
+    }
+    let path = found.link.strip_suffix(" (deleted)").unwrap_or(&found.link).to_owned();
+    let there = std::fs::symlink_metadata(&found.link).is_ok_and(|now| (now.dev(), now.ino()) == (meta.dev(), meta.ino()));
+    let mut saved = Regular { path: path.clone(), mode: meta.mode(), size: meta.len(), owner, deleted: None };
+    if there {
+        return Ok(Some(FileKind::Regular(saved)));
+    }
+    if !meta.is_file() {
+        let reason = if found.link.ends_with(" (deleted)") { "the directory has been removed" } else { "its path leads elsewhere by now" };
+        capture.refuse(found.pid, found.object(), reason, "close it first");
+        return Ok(None);
+    }
+    // Deleted, or its name belongs to another file by now: its content travels.
+    saved.deleted = Some(capture.object((meta.dev(), meta.ino()), || {
+        Ok((Origin::Deleted { path, mode: meta.mode(), owner }, content(found)?))
+    })?);
+    Ok(Some(FileKind::Regular(saved)))
+}
+
+/// The file opened anew for reading, with a position of our own.
+fn content(found: &Found) -> Result<File> {
+    let link = format!("/proc/{}/fd/{}", found.pid, found.fd);
+    File::open(&link).context(|| format!("reading {} of process {}", found.object(), found.pid))
 }

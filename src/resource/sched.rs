@@ -1,5 +1,8 @@
 //! Scheduling of a task: policy, priority, nice value, affinity.
 
+use crate::error::{Context, Result};
+use crate::sys::proc::read;
+use crate::sys::task;
 use serde::{Deserialize, Serialize};
 
 /// sched(7) attributes of one task.
@@ -21,4 +24,21 @@ pub struct Sched {
     pub affinity: Vec<u8>,
     /// `PR_GET_TIMERSLACK` in nanoseconds.
     pub timer_slack_ns: u64,
+}
+
+impl Sched {
+    /// Reads the attributes of a task.
+    pub fn capture(pid: i32, tid: i32) -> Result<Self> {
+        let attr = task::sched_attr(tid).context(|| format!("reading the scheduling of task {tid}"))?;
+        let slack = read::read_task(pid, tid, "timerslack_ns").or_else(|_| read::read(tid, "timerslack_ns")).unwrap_or_default();
+        Ok(Sched {
+            policy: attr.policy,
+            flags: attr.flags,
+            nice: attr.nice,
+            priority: attr.priority,
+            deadline: (attr.runtime, attr.deadline, attr.period),
+            affinity: task::affinity(tid).context(|| format!("reading the affinity of task {tid}"))?,
+            timer_slack_ns: std::str::from_utf8(&slack).ok().and_then(|s| s.trim().parse().ok()).unwrap_or(0),
+        })
+    }
 }

@@ -1,6 +1,12 @@
 //! One task: registers, vector state, interrupted system call, per-thread pointers.
 
+use super::{credentials::Credentials, sched::Sched};
+use crate::error::Result;
 use crate::sys::arch::Registers;
+use crate::sys::proc::{read, status};
+use crate::sys::{memory, ptrace, task};
+use crate::tracee::inject::{ERESTART_RESTARTBLOCK, Injector};
+use crate::tracee::{Held, wait_time};
 use serde::{Deserialize, Serialize};
 
 /// A system call with a relative time-out that was under way. The kernel keeps
@@ -57,4 +63,83 @@ pub mod serde_bytes_vec {
     #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
     #[serde(transparent)]
     pub struct Bytes(#[serde(with = "crate::image::bytes")] pub Vec<u8>);
+}
+
+impl Thread {
+    /// Everything of a stopped task that ptrace(2) and /proc tell without its help.
+    pub fn capture(held: &mut Held) -> Result<Self> {
+        let status = read::parsed_task(held.pid, held.tid, "status", status::parse)?;
+        let waiting = wait_time::remaining(held)?;
+        let unblocked = (status.sig_pnd | status.shd_pnd) & !status.sig_blk;
+        let waiting = settle_call(held, waiting, unblocked != 0);
+        Ok(Thread {
+            tid: held.tid,
+            comm: status.name.clone(),
+            registers: held.registers,
+            xstate: ptrace::xstate(held.tid)?,
+            waiting,
+            sigmask: held.sigmask,
+            pending: ptrace::pending(held.tid, false)?.into_iter().map(serde_bytes_vec::Bytes).collect(),
+            altstack: (0, 0, 0),
+            clear_child_tid: 0,
+            robust_list: task::robust_list(held.tid)?,
+            rseq: ptrace::rseq(held.tid)?,
+            credentials: Credentials::from_status(&status),
+            sched: Sched::capture(held.pid, held.tid)?,
+            pdeathsig: 0,
+        })
+    }
+
+    /// What only the task itself can tell.
+    pub fn ask(&mut self, run: &mut Injector<'_>) -> Result<()> {
+        run.must(libc::SYS_sigaltstack, [0, run.out(), 0, 0, 0, 0])?;
+        let raw: [u8; 24] = run.get(0)?;
+        let word = |i: usize| u64::from_le_bytes(raw[i..i + 8].try_into().unwrap_or_default());
+        self.altstack = (word(0), word(8) as u32, word(16));
+        // Without CONFIG_CHECKPOINT_RESTORE the pointer stays unknown and a joiner would wait for ever.
+        run.must(libc::SYS_prctl, [libc::PR_GET_TID_ADDRESS as u64, run.out(), 0, 0, 0, 0])?;
+        self.clear_child_tid = u64::from_le_bytes(run.get(0)?);
+        run.must(libc::SYS_prctl, [libc::PR_GET_PDEATHSIG as u64, run.out(), 0, 0, 0, 0])?;
+        self.pdeathsig = i32::from_le_bytes(run.get(0)?);
+        self.credentials.securebits = run.must(libc::SYS_prctl, [libc::PR_GET_SECUREBITS as u64, 0, 0, 0, 0, 0])? as u32;
+        Ok(())
+    }
+}
+
+/// Brings the registers of an interrupted task into the form in which they go on as if nothing had been, here and
+/// after a restore. What is left of a limited wait is returned when it must be armed anew there.
+fn settle_call(held: &mut Held, waiting: Option<Waiting>, signal_waits: bool) -> Option<Waiting> {
+    let regs = &mut held.registers;
+    let number = regs.orig_rax as i64;
+    match regs.rax as i64 {
+        ERESTART_RESTARTBLOCK => return waiting,
+        // These fail with EINTR at every ptrace stop (signal(7), "never restarted"). When a signal is about to be
+        // delivered, EINTR is the truth.
+        e if e == -i64::from(libc::EINTR) && number >= 0 && !signal_waits => {
+            if let (libc::SYS_epoll_wait | libc::SYS_epoll_pwait, Some(ns)) =
+                (number, waiting.as_ref().and_then(|w| w.remaining_ns))
+            {
+                regs.r10 = ns.div_ceil(1_000_000);
+            }
+            regs.rip -= 2;
+            regs.rax = regs.orig_rax;
+            regs.orig_rax = u64::MAX;
+        }
+        _ => leave_rseq(held),
+    }
+    None
+}
+
+/// A task that was stopped inside a restartable sequence goes on at the sequence's abort handler, as the kernel would
+/// have it (rseq(2)): any injected call would otherwise hide the interruption from it.
+fn leave_rseq(held: &mut Held) {
+    let Ok(Some((area, ..))) = ptrace::rseq(held.tid) else { return };
+    let Ok(sequence) = memory::read_u64(held.pid, area + 8) else { return };
+    let word = |at: u64| memory::read_u64(held.pid, at).unwrap_or(0);
+    if sequence != 0 {
+        let (start, length, abort) = (word(sequence + 8), word(sequence + 16), word(sequence + 24));
+        if held.registers.rip.wrapping_sub(start) < length {
+            held.registers.rip = abort;
+        }
+    }
 }

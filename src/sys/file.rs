@@ -1,0 +1,148 @@
+//! Calls on descriptors of our own: pipes, memfd, terminals, holes.
+
+use nix::errno::Errno;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+/// `F_GET_SEALS` of a memfd.
+pub fn seals(file: &File) -> Result<u32, Errno> {
+    // SAFETY: numbers only.
+    Errno::result(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GET_SEALS) }).map(|s| s as u32)
+}
+
+/// Adds seals to a memfd.
+pub fn add_seals(fd: BorrowedFd<'_>, seals: u32) -> Result<(), Errno> {
+    // SAFETY: numbers only.
+    Errno::result(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_ADD_SEALS, seals) }).map(drop)
+}
+
+/// Capacity of a pipe in bytes.
+pub fn pipe_size(fd: BorrowedFd<'_>) -> Result<u32, Errno> {
+    // SAFETY: numbers only.
+    Errno::result(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETPIPE_SZ) }).map(|s| s as u32)
+}
+
+/// Sets the capacity of a pipe.
+pub fn set_pipe_size(fd: BorrowedFd<'_>, size: u32) -> Result<(), Errno> {
+    // SAFETY: numbers only.
+    Errno::result(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETPIPE_SZ, size) }).map(drop)
+}
+
+/// Sets the status flags (`O_APPEND`, `O_NONBLOCK`, …).
+pub fn set_flags(fd: BorrowedFd<'_>, flags: i32) -> Result<(), Errno> {
+    // SAFETY: numbers only.
+    Errno::result(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags) }).map(drop)
+}
+
+/// Unread bytes, `FIONREAD`.
+pub fn unread(fd: BorrowedFd<'_>) -> Result<u32, Errno> {
+    let mut n: libc::c_int = 0;
+    // SAFETY: `n` outlives the call.
+    Errno::result(unsafe { libc::ioctl(fd.as_raw_fd(), libc::FIONREAD, &raw mut n) })?;
+    Ok(n as u32)
+}
+
+/// The unread content of a pipe, left in place (tee(2)). In packet mode one element a packet, else one in all.
+pub fn peek_pipe(read_end: BorrowedFd<'_>, packets: bool) -> io::Result<Vec<Vec<u8>>> {
+    let (from, to) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC | nix::fcntl::OFlag::O_NONBLOCK)?;
+    use std::os::fd::AsFd;
+    set_pipe_size(to.as_fd(), pipe_size(read_end)?.max(4096))?;
+    // SAFETY: descriptors that we own; no memory is passed.
+    let copied = Errno::result(unsafe {
+        libc::tee(read_end.as_raw_fd(), to.as_raw_fd(), i32::MAX as usize, libc::SPLICE_F_NONBLOCK)
+    });
+    match copied {
+        Ok(0) | Err(Errno::EAGAIN) => return Ok(Vec::new()),
+        Ok(_) => {}
+        Err(e) => return Err(e.into()),
+    }
+    drop(to);
+    let mut from = File::from(from);
+    let mut content = Vec::new();
+    if packets {
+        loop {
+            let mut packet = vec![0u8; 65536];
+            match from.read(&mut packet)? {
+                0 => return Ok(content),
+                n => packet.truncate(n),
+            }
+            content.push(packet);
+        }
+    }
+    let mut all = Vec::new();
+    from.read_to_end(&mut all)?;
+    Ok(vec![all])
+}
+
+/// Size of the kernel's `struct termios2`.
+pub const TERMIOS2: usize = 44;
+const TCGETS2: libc::c_ulong = 0x802c_542a;
+const TCSETS2: libc::c_ulong = 0x402c_542b;
+
+/// Modes of a terminal.
+pub fn termios(fd: BorrowedFd<'_>) -> Result<Vec<u8>, Errno> {
+    let mut raw = vec![0u8; TERMIOS2];
+    // SAFETY: the buffer has the size that the request writes.
+    Errno::result(unsafe { libc::ioctl(fd.as_raw_fd(), TCGETS2, raw.as_mut_ptr()) })?;
+    Ok(raw)
+}
+
+/// Sets the modes of a terminal at once.
+pub fn set_termios(fd: BorrowedFd<'_>, raw: &[u8]) -> Result<(), Errno> {
+    if raw.len() != TERMIOS2 {
+        return Err(Errno::EINVAL);
+    }
+    // SAFETY: the buffer has the size that the request reads.
+    Errno::result(unsafe { libc::ioctl(fd.as_raw_fd(), TCSETS2, raw.as_ptr()) }).map(drop)
+}
+
+/// Rows and columns of a terminal.
+pub fn window(fd: BorrowedFd<'_>) -> Result<(u16, u16), Errno> {
+    // SAFETY: all-zero is valid, and the structure outlives the call.
+    let mut size: libc::winsize = unsafe { std::mem::zeroed() };
+    // SAFETY: as above.
+    Errno::result(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCGWINSZ, &raw mut size) })?;
+    Ok((size.ws_row, size.ws_col))
+}
+
+/// Sets rows and columns of a terminal; its foreground group gets `SIGWINCH` when they change.
+pub fn set_window(fd: BorrowedFd<'_>, size: (u16, u16)) -> Result<(), Errno> {
+    let size = libc::winsize { ws_row: size.0, ws_col: size.1, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: the structure outlives the call.
+    Errno::result(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) }).map(drop)
+}
+
+/// Ranges (start, length) of a file that hold data (lseek(2) `SEEK_DATA`), page-aligned outwards.
+pub fn data_ranges(file: &File, size: u64) -> Result<Vec<(u64, u64)>, Errno> {
+    const PAGE: u64 = 4096;
+    let seek = |at: u64, whence| {
+        // SAFETY: numbers only.
+        Errno::result(unsafe { libc::lseek(file.as_raw_fd(), at as i64, whence) }).map(|o| o as u64)
+    };
+    let mut ranges = Vec::new();
+    let mut at = 0;
+    while at < size {
+        let start = match seek(at, libc::SEEK_DATA) {
+            Ok(start) => start / PAGE * PAGE,
+            Err(Errno::ENXIO) => break,
+            Err(Errno::EINVAL) => 0, // a file system without holes
+            Err(e) => return Err(e),
+        };
+        let end = seek(start, libc::SEEK_HOLE).unwrap_or(size).next_multiple_of(PAGE).min(size.next_multiple_of(PAGE));
+        if end <= start {
+            break;
+        }
+        ranges.push((start, end - start));
+        at = end;
+    }
+    Ok(ranges)
+}
+
+/// A new memfd.
+pub fn memfd(name: &str, flags: u32) -> io::Result<OwnedFd> {
+    let name = std::ffi::CString::new(name)?;
+    // SAFETY: the name is a valid C string; on success the descriptor is new and ours.
+    Ok(Errno::result(unsafe { libc::syscall(libc::SYS_memfd_create, name.as_ptr(), flags) })
+        .map(|fd| unsafe { OwnedFd::from_raw_fd(fd as i32) })?)
+}
