@@ -5,6 +5,7 @@
 pub mod arch;
 pub mod clock;
 pub mod file;
+pub mod feature;
 pub mod memory;
 pub mod pagemap;
 pub mod proc;

@@ -1,0 +1,80 @@
+//! The check screenplay: what this kernel, these privileges and, when asked, one very tree allow. Every gap says which
+//! feature of meio it costs and how to mend it exactly.
+
+mod privileges;
+mod probes;
+
+use crate::error::{Refusal, Result};
+use crate::progress::Report;
+use serde::Serialize;
+
+/// How much a gap matters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Weight {
+    /// Without it nothing can be dumped or restored.
+    Required,
+    /// Without it some trees, or some options, do not work.
+    Feature,
+    /// Nothing in this version needs it, or something else does its work.
+    Spare,
+}
+
+/// One thing that was probed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// Short name, stable.
+    pub name: &'static str,
+    /// Whether it works.
+    pub works: bool,
+    /// How much it matters.
+    pub weight: Weight,
+    /// What was seen.
+    pub detail: String,
+    /// The feature of meio that is lost without it.
+    pub costs: &'static str,
+    /// How to get it.
+    pub mend: String,
+}
+
+/// Everything that was found.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    /// Kernel release and machine, uname(2).
+    pub kernel: String,
+    /// All probes, in a fixed order.
+    pub findings: Vec<Finding>,
+    /// What stands in the way in the tree that was asked about.
+    pub refusals: Vec<Refusal>,
+}
+
+impl Outcome {
+    /// What does not work and matters now.
+    pub fn gaps(&self) -> impl Iterator<Item = &Finding> {
+        self.findings.iter().filter(|f| !f.works && f.weight != Weight::Spare)
+    }
+
+    /// Whether something is missing without which nothing works.
+    pub fn hopeless(&self) -> bool {
+        self.gaps().any(|f| f.weight == Weight::Required)
+    }
+}
+
+/// Probes the machine, and looks through the tree below `pid`.
+pub fn run(pid: Option<i32>, report: &mut dyn Report) -> Result<Outcome> {
+    let mut phases = Vec::new();
+    // The tree first: a wrong pid is known at once.
+    let refusals = match pid {
+        Some(pid) => crate::progress::phase(report, &mut phases, "look through the tree", |_| crate::dump::preflight(pid))?,
+        None => Vec::new(),
+    };
+    let findings = crate::progress::phase(report, &mut phases, "probe the machine", |_| {
+        let capabilities = privileges::Capabilities::own();
+        let mut findings = probes::all(&capabilities);
+        findings.extend(privileges::all(&capabilities));
+        findings
+    });
+    let kernel =
+        nix::sys::utsname::uname().map(|u| format!("Linux {} {}", u.release().to_string_lossy(), u.machine().to_string_lossy()))?;
+    Ok(Outcome { kernel, findings, refusals })
+}

@@ -1,0 +1,110 @@
+//! `meio check`.
+
+use super::console::{Console, Paint};
+use super::drawing::Drawing;
+use crate::check::{self, Finding, Outcome, Weight};
+use crate::error::{Error, Kind, Result};
+use serde_json::json;
+use std::process::ExitCode;
+
+/// Say what this machine allows, what each gap costs, and how to mend it
+///
+/// Probes the kernel and the privileges of this process by doing, harmlessly, what dump and restore will do. With
+/// --pid it also looks through that tree, without stopping it, and lists everything in it that cannot be saved.
+///
+/// With --json the line has "kernel", "findings" and "gaps" (lists of {name, works, weight, detail, costs, mend};
+/// weight is "required", "feature" or "spare"), "refusals" and "ok".
+#[derive(clap::Args)]
+#[command(after_long_help = "\
+Exit codes:
+    0  all is there
+    3  something is missing that some trees or options need
+   12  something is missing without which nothing works
+   13  the tree of --pid holds something that is not supported")]
+pub struct Check {
+    /// Look through the tree below this process, too
+    #[arg(long, value_name = "PID", value_parser = clap::value_parser!(i32).range(1..))]
+    pid: Option<i32>,
+}
+
+impl Check {
+    /// Probes and reports.
+    pub fn run(&self, console: &Console) -> Result<ExitCode> {
+        let outcome = check::run(self.pid, &mut Drawing::new(*console))?;
+        let code = code(&outcome);
+        if console.json {
+            console.json("result", result(&outcome, code));
+        } else {
+            console.result(&page(console, self.pid, &outcome));
+        }
+        if !outcome.refusals.is_empty() && !console.json {
+            console.error(&Error::refused(&format!("cannot dump process {}", self.pid.unwrap_or(0)), outcome.refusals));
+        }
+        Ok(ExitCode::from(code))
+    }
+}
+
+fn code(o: &Outcome) -> u8 {
+    let kind = match () {
+        () if !o.refusals.is_empty() => Kind::Unsupported,
+        () if o.hopeless() => Kind::Kernel,
+        () if o.gaps().next().is_some() => Kind::Warnings,
+        () => return 0,
+    };
+    kind.code() as u8
+}
+
+fn result(o: &Outcome, code: u8) -> serde_json::Value {
+    json!({
+        "command": "check",
+        "ok": code == 0,
+        "kernel": o.kernel,
+        "findings": o.findings,
+        "gaps": o.gaps().collect::<Vec<_>>(),
+        "refusals": o.refusals,
+    })
+}
+
+fn page(console: &Console, pid: Option<i32>, o: &Outcome) -> String {
+    let mut lines = Vec::new();
+    let wide = o.findings.iter().map(|f| f.name.len()).max().unwrap_or(0);
+    if console.verbose {
+        for f in &o.findings {
+            let mark = match (f.works, f.weight) {
+                (true, _) => console.out("ok ", Paint::Good),
+                (_, Weight::Spare) => console.out("-- ", Paint::Faint),
+                (_, Weight::Feature) => console.out("gap", Paint::Warn),
+                (_, Weight::Required) => console.out("GAP", Paint::Bad),
+            };
+            lines.push(format!("{mark}  {:wide$}  {}", f.name, f.detail));
+        }
+        lines.push(String::new());
+    }
+    for f in o.gaps() {
+        lines.extend(gap(console, f));
+    }
+    let works = o.findings.iter().filter(|f| f.works).count();
+    let lacks = |name| o.gaps().any(|f| f.name == name);
+    let verdict = match o.gaps().next() {
+        None => "dump and restore have all they need",
+        _ if o.hopeless() => "nothing can be dumped or restored here until the required gap is mended",
+        _ if lacks("clone3 set_tid") && lacks("pid namespace") => "dump works; restore does not, until it may choose pids",
+        _ => "dump and restore work, except where a gap says so",
+    };
+    lines.push(format!("{}: {works} of {} probes work; {verdict}", o.kernel, o.findings.len()));
+    if let (Some(pid), true) = (pid, o.refusals.is_empty()) {
+        lines.push(format!("process {pid}: nothing in its tree stands in the way of a dump"));
+    }
+    lines.join("\n")
+}
+
+/// Three lines: the gap, what it costs, how it is mended.
+fn gap(console: &Console, f: &Finding) -> [String; 4] {
+    let paint = if f.weight == Weight::Required { Paint::Bad } else { Paint::Warn };
+    [
+        format!("{}    {} ({})", console.out("gap", paint), console.out(f.name, Paint::Strong), f.detail),
+        format!("costs  {}", f.costs),
+        format!("{}   {}", console.out("mend", Paint::Good), f.mend),
+        String::new(),
+    ]
+}

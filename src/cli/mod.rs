@@ -1,0 +1,121 @@
+//! The command line: the only layer that knows clap, prints, colours and exits. One file a command.
+
+mod check;
+mod console;
+mod drawing;
+mod dump;
+mod figures;
+mod generate;
+mod restore;
+mod table;
+
+use crate::error::{Error, Kind};
+use crate::restore::Input;
+use clap::{CommandFactory, Parser, Subcommand};
+use console::{Color, Console};
+use std::{path::Path, process::ExitCode};
+
+/// Checkpoint and restore running Linux process trees, from outside.
+///
+/// meio saves a running tree of processes to one file, and brings it back: same pids, memory, open files, signals
+/// and timers. The programs need not be prepared. A dump leaves the tree running unless --kill is given.
+#[derive(Parser)]
+#[command(name = "meio", version, max_term_width = 100, disable_help_subcommand = true, after_long_help = EXIT_CODES)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    #[command(flatten)]
+    face: Face,
+}
+
+/// How to talk to the user; the same on every command.
+#[derive(clap::Args, Clone)]
+#[command(next_display_order = 100)]
+pub struct Face {
+    /// Say more: each phase with its time, and notes
+    #[arg(short, long, global = true, conflicts_with = "quiet")]
+    verbose: bool,
+    /// Say less: no progress; results, warnings and errors only
+    #[arg(short, long, global = true)]
+    quiet: bool,
+    /// Write one JSON object a line to standard output
+    ///
+    /// Each has "v":1 and "type": "progress", "result" or "error"; see meio-json(5). Where standard output carries
+    /// the image itself, they go to standard error.
+    #[arg(long, global = true)]
+    json: bool,
+    /// When to colour; auto means on a terminal, unless NO_COLOR is set
+    #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
+    color: Color,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Dump(dump::Dump),
+    Restore(restore::Restore),
+    Check(check::Check),
+    #[command(hide = true)]
+    Generate(generate::Generate),
+}
+
+const EXIT_CODES: &str = "\
+Exit codes:
+    0  done
+    1  failed, for a reason without a code of its own
+    2  the command line was wrong
+    3  done, with warnings: something is different than it was
+   10  no such process, or no such image
+   11  a permission or capability is missing
+   12  the kernel lacks a feature
+   13  something in the tree is not supported; all of it is listed
+   14  the image is damaged, cut off, or made for something else
+  130  interrupted";
+
+/// The whole program: parse, run, say what happened, and the exit code of it.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => return usage(&e),
+    };
+    let console = Console::new(&cli.face, matches!(&cli.command, Command::Dump(c) if c.streams()));
+    let done = match &cli.command {
+        Command::Dump(c) => c.run(&console),
+        Command::Restore(c) => c.run(&console),
+        Command::Check(c) => c.run(&console),
+        Command::Generate(c) => c.run(),
+    };
+    done.unwrap_or_else(|e| {
+        console.error(&e);
+        ExitCode::from(e.kind.code() as u8)
+    })
+}
+
+/// Help, version, or a wrong command line, which is reported as JSON where JSON was asked for.
+fn usage(e: &clap::Error) -> ExitCode {
+    if e.use_stderr() && std::env::args_os().any(|a| a == "--json") {
+        let text = e.render().to_string();
+        let mut lines = text.lines().map(str::trim).filter(|l| !l.is_empty());
+        let message = lines.next().unwrap_or_default().trim_start_matches("error: ").to_string();
+        let help = lines.find(|l| l.starts_with("tip:") || l.starts_with("Usage:")).unwrap_or("see meio --help").to_string();
+        console::json_error(&Error::new(Kind::Usage, message).help(help), false);
+        return ExitCode::from(Kind::Usage.code() as u8);
+    }
+    // A closed standard output is no reason to fail.
+    let _ = e.print();
+    ExitCode::from(if e.use_stderr() { Kind::Usage.code() as u8 } else { 0 })
+}
+
+/// The definition of the command line, for everything that is generated from it.
+fn definition() -> clap::Command {
+    Cli::command()
+}
+
+/// What the IMAGE argument names: a file, or standard input for `-`.
+fn input(image: &Path) -> Input {
+    if image.as_os_str() == "-" { Input::Stdin } else { Input::Path(image.to_path_buf()) }
+}
+
+/// Exit code of a run that is done: 3 when something is different than it was.
+fn done(warnings: &[String]) -> ExitCode {
+    ExitCode::from(if warnings.is_empty() { 0 } else { Kind::Warnings.code() as u8 })
+}

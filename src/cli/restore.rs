@@ -1,0 +1,82 @@
+//! `meio restore`.
+
+use super::{Console, console, drawing::Drawing, figures, input};
+use crate::error::Result;
+use crate::restore::{self, Options, Outcome};
+use serde_json::json;
+use std::os::unix::process::ExitStatusExt;
+use std::{path::PathBuf, process::ExitCode};
+
+/// Bring the tree of an image back
+///
+/// The processes go on where they were, with the same pids and thread ids. In the foreground, which is the default,
+/// the tree gets this terminal, ^C reaches it, and meio ends as the tree's root ends: with its exit code, or 128 and
+/// the number of the signal that ended it. Everything that the dump was told is in the image; no option has to be
+/// repeated. When anything fails, nothing was started.
+///
+/// With --json the last line has "root_pid", "total_ms", "status" ("running", "exited" or "killed"), "exit_code",
+/// "signal", "phases" and "warnings".
+#[derive(clap::Args)]
+#[command(
+    after_long_help = "Examples:\n  meio restore python3-1234.meio\n  meio restore -d --pidfile job.pid job.meio\n  meio restore --pid-namespace job.meio"
+)]
+pub struct Restore {
+    /// The image; - is standard input
+    #[arg(value_name = "IMAGE", value_hint = clap::ValueHint::FilePath)]
+    image: PathBuf,
+    /// Return as soon as the tree runs, and print the pid of its root
+    #[arg(short, long)]
+    detach: bool,
+    /// Write the pid of the root to this file
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+    pidfile: Option<PathBuf>,
+    /// Restore into a fresh pid namespace: the same numbers inside, whatever runs outside
+    #[arg(long)]
+    pid_namespace: bool,
+}
+
+impl Restore {
+    /// Restores and tells how it went; in the foreground the tree's own exit code is passed on.
+    pub fn run(&self, console: &Console) -> Result<ExitCode> {
+        let options =
+            Options { input: input(&self.image), detach: self.detach, pidfile: self.pidfile.clone(), pid_namespace: self.pid_namespace };
+        let outcome = restore::run(&options, &mut Drawing::new(*console))?;
+        if console.json {
+            console.json("result", result(&outcome));
+        } else if self.detach {
+            console.result(&outcome.root_pid.to_string());
+        }
+        if !console.json && !console.quiet {
+            console.closing(&closing(&outcome));
+        }
+        Ok(match outcome.exit {
+            None => super::done(&outcome.warnings),
+            Some(status) => ExitCode::from(status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0)) as u8),
+        })
+    }
+}
+
+fn result(o: &Outcome) -> serde_json::Value {
+    let code = o.exit.and_then(|s| s.code());
+    let signal = o.exit.and_then(|s| s.signal());
+    json!({
+        "command": "restore",
+        "root_pid": o.root_pid,
+        "total_ms": figures::ms(o.total),
+        "status": if code.is_some() { "exited" } else if signal.is_some() { "killed" } else { "running" },
+        "exit_code": code,
+        "signal": signal,
+        "phases": console::phases(&o.phases),
+        "warnings": o.warnings,
+    })
+}
+
+/// The one honest line.
+fn closing(o: &Outcome) -> String {
+    let state = match o.exit.map(|s| (s.code(), s.signal())) {
+        Some((Some(code), _)) => format!("it has ended with exit code {code}"),
+        Some((_, Some(signal))) => format!("it was ended by signal {signal}"),
+        _ => "it goes on running".into(),
+    };
+    format!("process {} was restored in {}; {state}", o.root_pid, figures::time(o.total))
+}

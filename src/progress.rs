@@ -1,0 +1,49 @@
+//! How a screenplay tells what it is doing. It knows phases, bytes and warnings; it knows no terminal, no colour
+//! and no output format. The command line draws it (or does not), a test can record it.
+
+use std::time::{Duration, Instant};
+
+/// Told by a screenplay while it works. Every method is cheap enough to be called often; the listener thins out.
+pub trait Report {
+    /// A phase begins. Phases do not nest.
+    fn started(&mut self, phase: &'static str);
+    /// The phase that began last has ended, after so long.
+    fn ended(&mut self, phase: &'static str, took: Duration);
+    /// Bytes moved so far in this phase, and how many there will be where that is known.
+    fn bytes(&mut self, done: u64, total: Option<u64>);
+    /// Something that only a curious user wants to know (`-v`).
+    fn note(&mut self, text: &str);
+    /// Something that will be different than before, or was given up; the work goes on. It is shown at once, and
+    /// the screenplay also returns it in its outcome's `warnings`.
+    fn warning(&mut self, text: &str);
+    /// The terminal is about to belong to somebody else (a restored tree): take away what is drawn on it.
+    fn clear(&mut self);
+}
+
+/// Runs one named phase and times it; the time is reported also when the phase fails.
+pub fn phase<T>(
+    report: &mut dyn Report,
+    phases: &mut Vec<(&'static str, Duration)>,
+    name: &'static str,
+    work: impl FnOnce(&mut dyn Report) -> T,
+) -> T {
+    report.started(name);
+    let start = Instant::now();
+    let result = work(report);
+    let took = start.elapsed();
+    report.ended(name, took);
+    phases.push((name, took));
+    result
+}
+
+/// Listens to nothing.
+pub struct Silent;
+
+impl Report for Silent {
+    fn started(&mut self, _: &'static str) {}
+    fn ended(&mut self, _: &'static str, _: Duration) {}
+    fn bytes(&mut self, _: u64, _: Option<u64>) {}
+    fn note(&mut self, _: &str) {}
+    fn warning(&mut self, _: &str) {}
+    fn clear(&mut self) {}
+}
