@@ -168,7 +168,8 @@ mod tests {
         let libc_data = vmas.iter().find(|vma| vma.offset == 0x1d_3000).unwrap();
         assert_eq!((libc_data.dev, libc_data.inode), ((0xfe, 0), 326_279));
         let top = vmas.last().unwrap();
-        assert_eq!((&*top.name, top.start, top.prot), (&b"[vsyscall]"[..], 0xffff_ffff_ff60_0000, libc::PROT_EXEC as u32));
+        assert_eq!((&*top.name, top.start), (&b"[vsyscall]"[..], 0xffff_ffff_ff60_0000));
+        assert_eq!(top.prot, libc::PROT_EXEC as u32);
     }
 
     #[test]
@@ -245,6 +246,6 @@ mod tests {
             .min()
             .unwrap();
         println!("{} bytes in {best:?}", many.len());
-        assert!(best.as_millis() < 20, "{best:?}");
+        assert!(best.as_millis() < 10, "{best:?}");
     }
 }

@@ -158,7 +158,7 @@ mod tests {
         let kernel = parse(fixture!("6.18/stat-kernel")).unwrap();
         assert!(kernel.is_kernel_thread());
         assert_eq!(kernel.comm, b"rcu_exp_par_gp_kthread_worker/0");
-        assert_eq!(parse(fixture!("6.1/stat")).unwrap().exit_code, 0);
+        assert_eq!(parse(fixture!("6.1/stat")).unwrap().exit_code, 15);
     }
 
     #[test]

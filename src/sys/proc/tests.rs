@@ -32,7 +32,7 @@ fn mappings(text: &[u8]) -> bool {
     maps::parse(text).is_ok_and(|vmas| vmas.iter().all(|vma| vma.len() > 0 || !vma.contains(vma.start)))
 }
 
-/// All fixtures with the name that says whose they are: `status-small` and `fdinfo/tun` belong to `status` and `fdinfo`.
+/// All fixtures with the name of their text: `status-small` and `fdinfo/tun` are of `status` and `fdinfo`.
 fn fixtures() -> Vec<(PathBuf, String, Vec<u8>)> {
     fn walk(directory: &Path, found: &mut Vec<PathBuf>) {
         for entry in std::fs::read_dir(directory).unwrap() {
