@@ -4,8 +4,11 @@ use std::path::{Path, PathBuf};
 
 use super::{children, fdinfo, limits, maps, mountinfo, sched, stat, status, syscall, timer_list, timers};
 
+/// Parses, and tells whether the text was understood.
+type Parser = fn(&[u8]) -> bool;
+
 /// Every parser by the name of its text, with a check that what it finds can be used.
-const PARSERS: [(&str, fn(&[u8]) -> bool); 12] = [
+const PARSERS: [(&str, Parser); 12] = [
     ("children", |text| children::parse(text).is_ok()),
     ("fdinfo", |text| {
         let info = fdinfo::parse(text);
@@ -53,7 +56,7 @@ fn fixtures() -> Vec<(PathBuf, String, Vec<u8>)> {
     named.collect()
 }
 
-fn parser(name: &str) -> Option<fn(&[u8]) -> bool> {
+fn parser(name: &str) -> Option<Parser> {
     PARSERS.iter().find(|(of, _)| *of == name).map(|(_, parse)| *parse)
 }
 
