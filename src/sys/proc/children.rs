@@ -9,3 +9,17 @@ pub fn parse(text: &[u8]) -> Result<Vec<i32>> {
     let words = text.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
     words.map(|word| int(word).filter(|&pid| pid > 0).ok_or_else(|| malformed("children", word))).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    #[test]
+    fn pids() {
+        assert_eq!(parse(fixture!("6.18/children")).unwrap(), [11681, 11682]);
+        assert_eq!(parse(b"").unwrap(), []);
+        assert_eq!(parse(b"\n").unwrap(), []);
+        assert!(parse(b"12 -1 ").is_err());
+        assert!(parse(b"0 ").is_err());
+        assert!(parse(b"99999999999 ").is_err());
+    }
+}

@@ -72,7 +72,7 @@ pub struct EpollTarget {
     pub pos: Option<i64>,
     /// Inode of the target, Linux 5.2.
     pub ino: Option<u64>,
-    /// Device of the target in the kernel's own coding, Linux 5.2.
+    /// Device of the target in the kernel's own coding (`major << 20 | minor`), Linux 5.2.
     pub sdev: Option<u64>,
 }
 
@@ -83,7 +83,7 @@ pub struct InotifyWatch {
     pub wd: i32,
     /// Inode of what is watched.
     pub ino: u64,
-    /// Device of what is watched, in the kernel's own coding.
+    /// Device of what is watched, in the kernel's own coding (`major << 20 | minor`).
     pub sdev: u64,
     /// `IN_*` mask.
     pub mask: u32,
@@ -152,10 +152,10 @@ fn epoll_target(value: &[u8]) -> Option<EpollTarget> {
 
 /// `wd:2 ino:7ef82a sdev:800001 mask:800afff ignored_mask:0 fhandle-bytes:8 fhandle-type:1 f_handle:2af87e00220ffd73`
 fn inotify_watch(value: &[u8]) -> Option<InotifyWatch> {
-    // The watch descriptor and the handle's type are decimal and hexadecimal; the rest is hexadecimal.
+    // proc_pid_fdinfo(5) calls the watch descriptor decimal, but it is hexadecimal like all of the line.
     let handle = within(value, b"f_handle").zip(within(value, b"fhandle-type"));
     Some(InotifyWatch {
-        wd: i32::try_from(signed(within(value, b"wd")?)?).ok()?,
+        wd: i32::try_from(hex(within(value, b"wd")?)?).ok()?,
         ino: hex(within(value, b"ino")?)?,
         sdev: hex(within(value, b"sdev")?)?,
         mask: u32::try_from(hex(within(value, b"mask")?)?).ok()?,
@@ -168,4 +168,84 @@ fn inotify_watch(value: &[u8]) -> Option<InotifyWatch> {
 
 fn hex_bytes(digits: &[u8]) -> Option<Vec<u8>> {
     digits.chunks(2).map(|pair| if pair.len() == 2 { u8::try_from(hex(pair)?).ok() } else { None }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    #[test]
+    fn common_fields() {
+        let append = parse(fixture!("6.18/fdinfo/append")).unwrap();
+        assert_eq!(append.flags as i32 & libc::O_APPEND, libc::O_APPEND);
+        assert_eq!(append.flags as i32 & libc::O_CLOEXEC, libc::O_CLOEXEC);
+        assert_eq!((append.mnt_id, append.ino, append.extra.len()), (Some(63), Some(6), 0));
+        let old = parse(fixture!("5.10/fdinfo/regular")).unwrap();
+        assert_eq!((old.pos, old.flags, old.mnt_id, old.ino), (i64::MAX, 0o2100002, Some(29), None));
+    }
+
+    #[test]
+    fn lines_by_kind() {
+        let event = parse(fixture!("6.18/fdinfo/eventfd")).unwrap();
+        assert_eq!((event.hex("eventfd-count"), event.decimal("eventfd-semaphore")), (Some(42), Some(1)));
+        let timer = parse(fixture!("6.18/fdinfo/timerfd")).unwrap();
+        assert_eq!((timer.decimal("clockid"), timer.get("settime flags")), (Some(1), Some(&b"00"[..])));
+        assert_eq!(timer.timespec("it_value"), Some((99_999, 440_206_590)));
+        assert_eq!((timer.timespec("it_interval"), timer.timespec("ticks")), (Some((1, 0)), None));
+        let signal = parse(fixture!("6.18/fdinfo/signalfd")).unwrap();
+        assert_eq!(signal.hex("sigmask"), Some(0x2_0000_0200));
+        assert_eq!(parse(fixture!("6.18/fdinfo/pidfd")).unwrap().decimal("Pid"), Some(11678));
+        let locks = parse(fixture!("6.18/fdinfo/locks")).unwrap();
+        let locks: Vec<_> = locks.all("lock").collect();
+        assert_eq!(locks, [
+            &b"1: FLOCK  ADVISORY  WRITE 11678 00:27:9 0 EOF"[..],
+            b"2: POSIX  ADVISORY  WRITE 11678 00:27:9 5 14",
+        ]);
+        assert_eq!(parse(fixture!("6.1/fdinfo/tun")).unwrap().get("iff"), Some(&b"tap0"[..]));
+        assert_eq!(parse(fixture!("6.1/fdinfo/io_uring")).unwrap().hex("SqMask"), Some(31));
+    }
+
+    #[test]
+    fn a_driver_cannot_replace_the_kernels_lines() {
+        let buffer = parse(fixture!("6.1/fdinfo/dmabuf")).unwrap();
+        assert_eq!((buffer.flags, buffer.ino, buffer.get("flags")), (0o2, Some(63), Some(&b"none"[..])));
+        let fanotify = parse(fixture!("6.1/fdinfo/fanotify")).unwrap();
+        assert_eq!((fanotify.mnt_id, fanotify.all("fanotify").count()), (Some(9), 2));
+    }
+
+    #[test]
+    fn epoll() {
+        let new = parse(fixture!("6.18/fdinfo/epoll")).unwrap().epoll_targets().unwrap();
+        assert_eq!(new.len(), 2);
+        assert_eq!(new[0], EpollTarget {
+            tfd: 5,
+            events: 0x8000_0019,
+            data: 0x1122_3344_5566_7788,
+            pos: Some(0),
+            ino: Some(18),
+            sdev: Some(16),
+        });
+        let old = parse(fixture!("5.10/fdinfo/epoll")).unwrap().epoll_targets().unwrap();
+        assert_eq!((old[0].tfd, old[0].events, old[0].data, old[0].ino), (12, 0x4000_201d, u64::MAX, None));
+        let damaged = FdInfo { extra: vec![(b"tfd".to_vec(), b"5 events: x".to_vec())], ..FdInfo::default() };
+        assert_eq!(damaged.epoll_targets(), None);
+    }
+
+    #[test]
+    fn inotify() {
+        let watches = parse(fixture!("6.18/fdinfo/inotify")).unwrap().inotify_watches().unwrap();
+        assert_eq!(watches.len(), 2);
+        assert_eq!((watches[0].wd, watches[0].ino, watches[0].sdev, watches[0].mask), (2, 0x3c4be, 0xfe0_0000, 0x100));
+        assert_eq!(watches[1].handle, Some((1, b"\x3a\xf1\x18\xf0\x02\0\0\0\0\0\0\0".to_vec())));
+        // A line as the kernel makes it of the seventeenth watch, on a filesystem without handles.
+        let text = b"pos:\t0\nflags:\t00\ninotify wd:11 ino:9b2065 sdev:fe00000 mask:fff ignored_mask:0 \n";
+        let watches = parse(text).unwrap().inotify_watches().unwrap();
+        assert_eq!((watches[0].wd, &watches[0].handle), (17, &None));
+    }
+
+    #[test]
+    fn incomplete_texts_are_refused() {
+        assert_eq!(parse(b"flags:\t02\n").unwrap_err().message, "fdinfo: no pos");
+        assert_eq!(parse(b"pos:\t0\n").unwrap_err().message, "fdinfo: no flags");
+        assert!(parse(b"pos:\t0\nflags:\t09\n").is_err());
+    }
 }

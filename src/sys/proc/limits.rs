@@ -53,3 +53,35 @@ fn both(values: &[u8]) -> Option<(u64, u64)> {
     });
     Some((values.next()??, values.next()??))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    #[test]
+    fn by_number() {
+        let limits = parse(fixture!("6.18/limits")).unwrap();
+        assert_eq!(limits[libc::RLIMIT_NOFILE as usize], (1000, 1000));
+        assert_eq!(limits[libc::RLIMIT_CORE as usize], (0, 0));
+        assert_eq!(limits[libc::RLIMIT_CPU as usize], (libc::RLIM_INFINITY, libc::RLIM_INFINITY));
+        assert_eq!(limits[libc::RLIMIT_STACK as usize], (8 << 20, u64::MAX));
+        assert_eq!(limits[libc::RLIMIT_MSGQUEUE as usize], (819_200, 819_200));
+        assert_eq!(limits[libc::RLIMIT_NICE as usize], (0, 0));
+        assert_eq!(limits[libc::RLIMIT_RTTIME as usize], (u64::MAX, u64::MAX));
+    }
+
+    #[test]
+    fn an_unknown_limit_is_skipped_and_a_missing_one_named() {
+        let text = fixture!("5.10/limits");
+        assert_eq!(parse(text).unwrap()[libc::RLIMIT_NOFILE as usize], (256, u64::MAX));
+        let cut = text.windows(8).position(|w| w == b"Max nice").unwrap();
+        assert_eq!(parse(&text[..cut]).unwrap_err().message, "limits: no Max nice priority");
+        assert!(parse(b"Max cpu time              unlimited\n").is_err());
+    }
+
+    #[test]
+    fn the_same_as_getrlimit() {
+        let limits = super::super::read::parsed(std::process::id() as i32, "limits", parse).unwrap();
+        let (soft, hard) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NPROC).unwrap();
+        assert_eq!(limits[libc::RLIMIT_NPROC as usize], (soft, hard));
+    }
+}

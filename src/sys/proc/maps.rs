@@ -139,3 +139,113 @@ fn number(value: &[u8]) -> Option<u64> {
     let value = &value[value.iter().take_while(|&&b| b == b' ').count()..];
     decimal(value.strip_suffix(b" kB").unwrap_or(value))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    const RW: u32 = (libc::PROT_READ | libc::PROT_WRITE) as u32;
+
+    fn named<'a>(vmas: &'a [Vma], name: &[u8]) -> &'a Vma {
+        vmas.iter().find(|vma| vma.name == name).unwrap_or_else(|| panic!("no {}", name.escape_ascii()))
+    }
+
+    #[test]
+    fn smaps_of_6_18() {
+        let vmas = parse(fixture!("6.18/smaps")).unwrap();
+        assert_eq!(vmas.len(), 34);
+        assert!(vmas.is_sorted_by_key(|vma| vma.start));
+        let file = named(&vmas, b"/srv/meio/new\nline file");
+        assert_eq!((file.start, file.end, file.prot), (0x7f5e_9d17_6000, 0x7f5e_9d17_8000, RW));
+        assert_eq!((file.shared, file.offset, file.dev, file.inode), (true, 0, (0, 0x27), 6));
+        assert!(file.has(b"sh") && file.has(b"ms") && !file.has(b"lo"));
+        let gone = named(&vmas, b"/srv/meio/gone data (deleted)");
+        assert_eq!(gone.path(), (&b"/srv/meio/gone data"[..], true));
+        assert_eq!((gone.len(), gone.rss_kib, gone.kernel_page_kib), (8192, 4, 4));
+        let locked: Vec<_> = vmas.iter().filter(|vma| vma.locked).collect();
+        assert_eq!(locked.len(), 1);
+        assert!(locked[0].has(b"nr") && locked[0].has(b"dd"));
+        assert_eq!((locked[0].anon_kib, &*locked[0].name), (8, &b""[..]));
+        let libc_data = vmas.iter().find(|vma| vma.offset == 0x1d_3000).unwrap();
+        assert_eq!((libc_data.dev, libc_data.inode), ((0xfe, 0), 326_279));
+        let top = vmas.last().unwrap();
+        assert_eq!((&*top.name, top.start), (&b"[vsyscall]"[..], 0xffff_ffff_ff60_0000));
+        assert_eq!(top.prot, libc::PROT_EXEC as u32);
+    }
+
+    #[test]
+    fn maps_and_smaps_agree() {
+        for (maps, smaps) in [
+            (fixture!("6.18/maps"), fixture!("6.18/smaps")),
+            (fixture!("6.1/maps"), fixture!("6.1/smaps")),
+            (fixture!("5.10/maps"), fixture!("5.10/smaps")),
+        ] {
+            let bare = |mut vma: Vma| {
+                assert!(!vma.flags.is_empty() && vma.kernel_page_kib >= 4);
+                (vma.flags, vma.protection_key, vma.locked) = (Vec::new(), None, false);
+                (vma.rss_kib, vma.kernel_page_kib, vma.swap_kib, vma.anon_kib) = (0, 0, 0, 0);
+                vma
+            };
+            let expected: Vec<Vma> = parse(smaps).unwrap().into_iter().map(bare).collect();
+            assert_eq!(parse(maps).unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn smaps_of_5_10() {
+        let vmas = parse(fixture!("5.10/smaps")).unwrap();
+        assert_eq!(vmas[0].name, b"/usr/bin/caf\xe9 d\xe9mon");
+        let heap = named(&vmas, b"[heap]");
+        assert_eq!((heap.swap_kib, heap.anon_kib, heap.rss_kib, heap.protection_key), (12, 100, 100, Some(3)));
+        let huge = named(&vmas, b"/anon_hugepage (deleted)");
+        assert_eq!((huge.kernel_page_kib, huge.has(b"ht"), huge.dev), (2048, true, (0, 0x0e)));
+        assert_eq!(vmas.iter().find(|vma| vma.locked).unwrap().start, 0x7f2a_4000_0000);
+        let memfd = named(&vmas, b"/memfd:a\nb (deleted)");
+        assert!(memfd.shared && memfd.contains(memfd.start) && !memfd.contains(memfd.end));
+        let wide = named(&vmas, b"/mnt/nvme/log (deleted) (deleted)");
+        assert_eq!((wide.dev, wide.inode, wide.offset), ((0x103, 0x10_0000), u64::MAX, 0x3000));
+        assert_eq!(wide.path(), (&b"/mnt/nvme/log (deleted)"[..], true));
+    }
+
+    #[test]
+    fn smaps_of_6_1() {
+        let vmas = parse(fixture!("6.1/smaps")).unwrap();
+        assert_eq!(named(&vmas, b"[anon:arena 1: big]").flags.last(), Some(b"uw"));
+        // Blanks inside and at the end belong to the name.
+        assert!(!named(&vmas, b"/home/u/two  blanks and tab\t ").shared);
+        assert_eq!(vmas[2].prot, RW | libc::PROT_EXEC as u32);
+    }
+
+    #[test]
+    fn a_damaged_text_is_refused() {
+        assert_eq!(parse(b"").unwrap(), []);
+        for bad in [
+            &b"Size: 4 kB\n"[..],
+            b"1000-2000 r--p 0 00:00",
+            b"2000-1000 r--p 0 00:00 0 \n",
+            b"1000-2000 r--px 0 00:00 0 \n",
+            b"1000-11112222333344445 r--p 0 00:00 0 \n",
+            b"1000-2000 r--p 0 00:00 0 \nRss:  x kB\n",
+        ] {
+            let error = parse(bad).unwrap_err();
+            assert!(error.message.starts_with("maps: cannot understand `"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_thousand_mappings_are_quick() {
+        let one = fixture!("6.18/smaps");
+        let count = parse(one).unwrap().len();
+        let many = one.repeat(1000 / count + 1);
+        // The best of several, because tests share the machine; the bound has room for unoptimised code.
+        let best = (0..10)
+            .map(|_| {
+                let begun = std::time::Instant::now();
+                assert!(parse(&many).unwrap().len() >= 1000);
+                begun.elapsed()
+            })
+            .min()
+            .unwrap();
+        println!("{} bytes in {best:?}", many.len());
+        assert!(best.as_millis() < 10, "{best:?}");
+    }
+}

@@ -3,6 +3,14 @@
 //! and never panics: process names and paths are under the control of the
 //! processes looked at, and need not be UTF-8.
 
+/// The bytes of a text under fixtures/proc, each taken from or written after the kernel it is named for.
+#[cfg(test)]
+macro_rules! fixture {
+    ($name:literal) => {
+        include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/proc/", $name)).as_slice()
+    };
+}
+
 pub mod children;
 pub mod fdinfo;
 pub mod limits;

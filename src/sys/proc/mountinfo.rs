@@ -59,3 +59,39 @@ fn mount(line: &[u8]) -> Option<Mount> {
     mount.super_options = name(words.next().unwrap_or(b""));
     Some(mount)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    #[test]
+    fn names_with_blanks() {
+        let mounts = parse(fixture!("6.18/mountinfo")).unwrap();
+        assert_eq!(mounts.len(), 12);
+        let [.., tmpfs, bind] = &mounts[..] else { panic!() };
+        assert_eq!((&*tmpfs.mountpoint, &*tmpfs.source), (&b"/srv/a b"[..], &b""[..]));
+        assert_eq!((&*tmpfs.fstype, &*tmpfs.super_options), (&b"tmpfs"[..], &b"rw,size=64k"[..]));
+        assert_eq!((bind.id, bind.parent, bind.dev), (65, 63, (0, 39)));
+        assert_eq!((&*bind.root, &*bind.mountpoint), (&b"/meio"[..], &br"/srv/c\d"[..]));
+        assert_eq!((&*bind.options, &bind.optional[..]), (&b"ro,relatime"[..], &[b"shared:1".to_vec()][..]));
+    }
+
+    #[test]
+    fn optional_fields_and_odd_names() {
+        let mounts = parse(fixture!("5.10/mountinfo")).unwrap();
+        assert_eq!(mounts[0].optional, [b"master:1".to_vec()]);
+        assert_eq!(mounts[1].optional, Vec::<Vec<u8>>::new());
+        assert_eq!(mounts[2].optional.len(), 3);
+        assert_eq!(mounts[3].mountpoint, b"/mnt/caf\xe9 \\040\tx");
+        assert_eq!((&*mounts[3].fstype, &*mounts[3].source), (&b"fuse.sshfs"[..], &b"u@h:/a b"[..]));
+        assert_eq!((&*mounts[4].root, &*mounts[4].source), (&b"/gone//deleted"[..], &b"srv:/x#y"[..]));
+        assert_eq!(mounts[4].mountpoint, b"/mnt/new\nline");
+    }
+
+    #[test]
+    fn lines_without_the_separator_are_refused() {
+        assert_eq!(parse(b"").unwrap(), []);
+        assert!(parse(b"1 1 0:1 / / rw shared:1 tmpfs none rw\n").is_err());
+        assert!(parse(b"1 1 0:1 / / rw - tmpfs\n").is_err());
+        assert!(parse(b"1 1 0:x / / rw - tmpfs none rw\n").is_err());
+    }
+}

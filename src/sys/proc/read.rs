@@ -164,10 +164,159 @@ pub fn auxv(pid: i32) -> Result<Vec<u8>> {
 
 /// The arguments of a process, proc_pid_cmdline(5); none for zombies and kernel threads.
 pub fn cmdline(pid: i32) -> Result<Vec<Vec<u8>>> {
-    parsed(pid, "cmdline", |text| {
-        // A process that rewrote its arguments may have lost the last NUL.
-        let text = text.strip_suffix(b"\0").unwrap_or(text);
-        let none = usize::from(text.is_empty());
-        Ok(text.split(|&b| b == 0).skip(none).map(<[u8]>::to_vec).collect())
-    })
+    parsed(pid, "cmdline", |text| Ok(arguments(text)))
+}
+
+fn arguments(text: &[u8]) -> Vec<Vec<u8>> {
+    // A process that rewrote its arguments may have lost the last NUL.
+    let whole = text.strip_suffix(b"\0").unwrap_or(text);
+    // No text is no arguments, but a lone NUL is one empty argument.
+    let none = usize::from(text.is_empty());
+    whole.split(|&b| b == 0).skip(none).map(<[u8]>::to_vec).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use super::super::{fdinfo, maps, mountinfo, stat, status, timer_list};
+    use std::os::fd::AsRawFd;
+
+    fn own() -> i32 {
+        std::process::id() as i32
+    }
+
+    /// A program that waits, and ends with the test.
+    struct Child(std::process::Child);
+
+    impl Child {
+        fn new() -> Child {
+            let mut command = std::process::Command::new("cat");
+            command.args(["-", "-"]).stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
+            let mut child = command.spawn().unwrap();
+            // Its arguments are in place only after exec has returned: when it answers.
+            std::io::Write::write_all(child.stdin.as_mut().unwrap(), b"?").unwrap();
+            child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+            Child(child)
+        }
+
+        fn pid(&self) -> i32 {
+            self.0.id() as i32
+        }
+    }
+
+    impl Drop for Child {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+
+    #[test]
+    fn a_child_is_found_and_then_gone() {
+        let child = Child::new();
+        let pid = child.pid();
+        assert!(children(own()).unwrap().contains(&pid));
+        let stat = parsed(pid, "stat", stat::parse).unwrap();
+        assert_eq!((stat.pid, stat.ppid), (pid, own()));
+        assert_eq!(tasks(pid).unwrap(), [pid]);
+        let status = parsed_task(pid, pid, "status", status::parse).unwrap();
+        assert_eq!((status.pid, status.ppid), (pid, own()));
+        assert_eq!(namespace(pid, "net").unwrap(), namespace(own(), "net").unwrap());
+        assert_ne!(namespace(pid, "net").unwrap(), namespace(own(), "pid").unwrap());
+        let error = fd_link(pid, 12345).unwrap_err();
+        assert_eq!((error.kind, error.message), (Kind::NotFound, format!("/proc/{pid}/fd/12345: no such file")));
+        drop(child);
+        let gone = format!("no such process (pid {pid})");
+        let errors = [
+            read(pid, "stat").map(drop),
+            read_task(pid, pid, "stat").map(drop),
+            tasks(pid).map(drop),
+            children(pid).map(drop),
+            fds(pid).map(drop),
+            link(pid, "exe").map(drop),
+            namespace(pid, "net").map(drop),
+            auxv(pid).map(drop),
+            cmdline(pid).map(drop),
+        ];
+        for error in errors.map(Result::unwrap_err) {
+            assert_eq!((error.kind, &error.message), (Kind::NotFound, &gone));
+        }
+    }
+
+    #[test]
+    fn descriptors_and_links() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let fd = file.as_raw_fd();
+        assert!(fds(own()).unwrap().contains(&fd));
+        assert_eq!(fd_link(own(), fd).unwrap(), file.path().as_os_str().as_encoded_bytes());
+        let info = parsed(own(), &format!("fdinfo/{fd}"), fdinfo::parse).unwrap();
+        assert_ne!(info.flags as i32 & libc::O_CLOEXEC, 0);
+        let mounts = parsed(own(), "mountinfo", mountinfo::parse).unwrap();
+        assert!(mounts.iter().any(|mount| Some(mount.id) == info.mnt_id));
+        assert_eq!(link(own(), "exe").unwrap(), std::env::current_exe().unwrap().as_os_str().as_encoded_bytes());
+    }
+
+    #[test]
+    fn texts_longer_than_the_buffer() {
+        // Every other page with other rights: as many mappings, whose text is more than the first buffer holds.
+        let pages = 400;
+        let length = std::num::NonZeroUsize::new(pages * 4096).unwrap();
+        let (none, anonymous) = (nix::sys::mman::ProtFlags::PROT_NONE, nix::sys::mman::MapFlags::MAP_PRIVATE);
+        // SAFETY: a new mapping where the kernel likes, which nothing else knows of.
+        let base = unsafe { nix::sys::mman::mmap_anonymous(None, length, none, anonymous) }.unwrap();
+        let first = base.as_ptr() as u64;
+        for page in (0..pages).step_by(2) {
+            // SAFETY: a page of the mapping above, which only grows rights.
+            unsafe { nix::sys::mman::mprotect(base.byte_add(page * 4096), 4096, nix::sys::mman::ProtFlags::PROT_READ) }
+                .unwrap();
+        }
+        let text = read(own(), "smaps").unwrap();
+        let vmas = parsed(own(), "smaps", maps::parse).unwrap();
+        // SAFETY: the mapping made above, of which no reference exists.
+        unsafe { nix::sys::mman::munmap(base, pages * 4096) }.unwrap();
+        assert!(text.len() > FIRST_SIZE, "{}", text.len());
+        for page in 0..pages as u64 {
+            let vma = vmas.iter().find(|vma| vma.contains(first + page * 4096)).unwrap();
+            assert_eq!(vma.prot, u32::from(page % 2 == 0));
+        }
+    }
+
+    #[test]
+    fn a_parser_may_read_another_text() {
+        let both = parsed(own(), "stat", |outer| {
+            let inner = read(own(), "cmdline")?;
+            Ok((stat::parse(outer)?.pid, inner))
+        });
+        let (pid, inner) = both.unwrap();
+        assert_eq!(pid, own());
+        assert_eq!(arguments(&inner), cmdline(own()).unwrap());
+    }
+
+    #[test]
+    fn arguments_of_all_forms() {
+        let child = Child::new();
+        assert_eq!(cmdline(child.pid()).unwrap(), [&b"cat"[..], b"-", b"-"]);
+        assert_eq!(arguments(b""), Vec::<Vec<u8>>::new());
+        assert_eq!(arguments(b"\0"), [b""]);
+        assert_eq!(arguments(b"a\0\0"), [&b"a"[..], b""]);
+        assert_eq!(arguments(b"nginx: worker"), [b"nginx: worker"]);
+        assert_eq!(arguments(fixture!("6.18/cmdline")), [b"./svc"]);
+    }
+
+    #[test]
+    fn the_auxiliary_vector_ends_with_null() {
+        let auxv = auxv(own()).unwrap();
+        assert_eq!(auxv.len() % 16, 0);
+        assert!(auxv.len() > 16 && auxv.ends_with(&[0; 16]));
+    }
+
+    #[test]
+    fn texts_of_the_machine() {
+        assert_eq!(read_machine("no-such-text").unwrap_err().kind, Kind::Kernel);
+        // Only root may read it.
+        match read_machine("timer_list") {
+            Ok(text) => assert!(timer_list::parse(&text).unwrap().now_ns > 0),
+            Err(e) => assert_eq!(e.kind, Kind::Permission),
+        }
+    }
 }

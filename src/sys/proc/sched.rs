@@ -41,3 +41,25 @@ fn milliseconds(value: &[u8]) -> Option<u64> {
     (fraction.len() == 6).then_some(())?;
     decimal(whole)?.checked_mul(1_000_000)?.checked_add(decimal(fraction)?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    #[test]
+    fn milliseconds_become_nanoseconds() {
+        let sched = parse(fixture!("6.18/sched"));
+        assert_eq!(sched.exec_start_ns, Some(2_171_231_847_988));
+        assert_eq!((sched.nr_switches, sched.nr_voluntary_switches), (Some(2), Some(1)));
+        assert_eq!(milliseconds(b"0.000001"), Some(1));
+        assert_eq!(milliseconds(b"1.5"), None);
+        assert_eq!(milliseconds(b"-1.000000"), None);
+        assert_eq!(milliseconds(b"18446744073709.551616"), None);
+    }
+
+    #[test]
+    fn the_name_of_a_thread_is_not_a_counter() {
+        let sched = parse(fixture!("5.10/sched"));
+        assert_eq!((sched.exec_start_ns, sched.nr_switches), (Some(12_345_678_000_001), Some(1234)));
+        assert_eq!(parse(fixture!("6.1/sched")), Sched::default());
+    }
+}

@@ -122,3 +122,52 @@ fn parts(text: &[u8]) -> Option<Stat> {
         exit_code: small(52)?,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    #[test]
+    fn a_name_that_looks_like_fields() {
+        let stat = parse(fixture!("6.18/stat")).unwrap();
+        assert_eq!(stat.comm, b"a) S (b c\n1");
+        assert_eq!((stat.pid, stat.state, stat.ppid, stat.pgrp, stat.session), (11678, b'S', 11670, 11657, 4997));
+        assert_eq!((stat.tty_nr, stat.tpgid, stat.num_threads, stat.start_time), (0, -1, 2, 217_133));
+        assert_eq!((stat.startcode, stat.endcode), (93_973_410_734_080, 93_973_410_736_485));
+        assert_eq!((stat.start_data, stat.end_data), (93_973_410_745_808, 93_973_410_746_688));
+        assert_eq!((stat.startstack, stat.start_brk), (140_727_306_770_960, 93_974_443_581_440));
+        assert_eq!((stat.arg_start, stat.arg_end), (140_727_306_779_187, 140_727_306_779_193));
+        assert_eq!((stat.env_start, stat.env_end), (140_727_306_779_193, 140_727_306_780_658));
+        assert_eq!((stat.exit_signal, stat.exit_code, stat.priority, stat.nice), (libc::SIGCHLD, 0, 20, 0));
+        assert!(!stat.is_kernel_thread());
+    }
+
+    #[test]
+    fn a_traced_realtime_thread_seen_without_access() {
+        let stat = parse(fixture!("5.10/stat")).unwrap();
+        assert_eq!(stat.comm, b"caf\xe9 (x) )");
+        assert_eq!((stat.state, stat.tty_nr, stat.tpgid, stat.flags), (b't', 34816, 900, 0x4040_0100));
+        assert_eq!((stat.priority, stat.nice, stat.processor), (-51, -20, 3));
+        assert_eq!((stat.rt_priority, stat.policy, stat.exit_signal, stat.exit_code), (50, 2, -1, 9));
+    }
+
+    #[test]
+    fn zombies_kernel_threads_and_later_fields() {
+        let zombie = parse(fixture!("6.18/stat-zombie")).unwrap();
+        assert_eq!((zombie.state, zombie.exit_code >> 8, zombie.start_brk), (b'Z', 7, 0));
+        assert!(parse(fixture!("5.10/stat-kernel")).unwrap().is_kernel_thread());
+        let kernel = parse(fixture!("6.18/stat-kernel")).unwrap();
+        assert!(kernel.is_kernel_thread());
+        assert_eq!(kernel.comm, b"rcu_exp_par_gp_kthread_worker/0");
+        assert_eq!(parse(fixture!("6.1/stat")).unwrap().exit_code, 15);
+    }
+
+    #[test]
+    fn a_cut_text_is_refused() {
+        let whole = fixture!("6.18/stat");
+        // The last field is a lone digit: without it there is nothing to take for the exit code.
+        for length in 0..whole.len() - 2 {
+            assert!(parse(&whole[..length]).is_err(), "{length} bytes");
+        }
+        assert!(parse(b")12(").is_err());
+    }
+}

@@ -189,3 +189,63 @@ fn unescape_name(value: &[u8]) -> Vec<u8> {
     }
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    #[test]
+    fn all_fields() {
+        let s = parse(fixture!("6.6/status")).unwrap();
+        assert_eq!((&*s.name, s.umask, s.state), (&b"a\\b\nc"[..], Some(0o77), b'T'));
+        assert_eq!((s.tgid, s.pid, s.ppid, s.tracer_pid), (812, 813, 1, 4000));
+        assert_eq!((s.uid, s.gid), ([1000, 1001, 1002, u32::MAX], [100, 101, 102, 103]));
+        assert_eq!((s.fd_size, &*s.groups), (64, &[4, 24, u32::MAX - 1][..]));
+        assert_eq!((&*s.ns_tgid, &*s.ns_pid), (&[812, 12, 1][..], &[813, 13, 2][..]));
+        assert_eq!((&*s.ns_pgid, &*s.ns_sid), (&[812, 12, 1][..], &[700, 0, 0][..]));
+        assert_eq!((s.threads, s.sig_q), (3, (1, 31192)));
+        assert_eq!((s.sig_pnd, s.shd_pnd, s.sig_blk), (1, 1 << 63, 1 << 16));
+        assert_eq!((s.sig_ign, s.sig_cgt), (1 << 12, 0x1_8000_4a02));
+        assert_eq!((s.cap_inh, s.cap_prm, s.cap_eff, s.cap_bnd, s.cap_amb), (1, 2, 4, 0x3f_ffff_ffff, 8));
+        assert_eq!((s.no_new_privs, s.seccomp, s.seccomp_filters, s.thp_enabled), (true, 2, Some(3), Some(true)));
+        assert_eq!((s.vm_hwm_kib, s.vm_rss_kib), (Some(2376), Some(1376)));
+        assert_eq!((s.vm_swap_kib, s.vm_lck_kib), (Some(12), Some(64)));
+        assert_eq!(s.x86_thread_features, [b"shstk".to_vec(), b"wrss".to_vec()]);
+        assert_eq!(s.x86_thread_features_locked, [b"shstk".to_vec()]);
+        assert_eq!((s.voluntary_ctxt_switches, s.nonvoluntary_ctxt_switches), (15, 545));
+    }
+
+    #[test]
+    fn older_and_smaller_kernels() {
+        let old = parse(fixture!("5.10/status")).unwrap();
+        assert_eq!((old.thp_enabled, old.x86_thread_features.len()), (Some(false), 0));
+        let small = parse(fixture!("6.1/status-small")).unwrap();
+        assert_eq!((small.seccomp, small.seccomp_filters, small.thp_enabled), (0, None, None));
+        assert_eq!((small.umask, small.no_new_privs, small.cap_amb, small.vm_rss_kib), (None, false, 0, None));
+        assert!(small.ns_pid.is_empty());
+        assert_eq!(small.cap_eff, 4);
+    }
+
+    #[test]
+    fn tasks_without_memory() {
+        let zombie = parse(fixture!("6.18/status-zombie")).unwrap();
+        assert_eq!((zombie.state, zombie.umask, zombie.vm_rss_kib, zombie.fd_size), (b'Z', None, None, 0));
+        assert_eq!(parse(fixture!("6.18/status-kernel")).unwrap().vm_rss_kib, None);
+        let live = parse(fixture!("6.18/status")).unwrap();
+        assert_eq!((&*live.name, live.vm_lck_kib, live.sig_blk), (&b"a) S (b c\n1"[..], Some(8), 0x2_0000_0200));
+        assert!(live.groups.is_empty());
+    }
+
+    #[test]
+    fn a_line_too_few_is_named() {
+        for name in REQUIRED {
+            let without: Vec<u8> = fixture!("5.10/status")
+                .split_inclusive(|&b| b == b'\n')
+                .filter(|line| !line.starts_with(format!("{name}:").as_bytes()))
+                .flatten()
+                .copied()
+                .collect();
+            assert_eq!(parse(&without).unwrap_err().message, format!("status: no {name}"));
+        }
+        assert!(parse(b"Uid:\t1\t2\t3\n").unwrap_err().message.contains("Uid"));
+    }
+}

@@ -46,3 +46,28 @@ fn parts(text: &[u8]) -> Option<Syscall> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    #[test]
+    fn the_three_forms() {
+        assert_eq!(parse(fixture!("5.10/syscall")).unwrap(), Syscall::Running);
+        let outside = Syscall::Outside { sp: 0x7fff_5fe3_c1c8, pc: 0x7f3b_2d0c_1a37 };
+        assert_eq!(parse(fixture!("6.1/syscall")).unwrap(), outside);
+        let inside = Syscall::Inside {
+            nr: libc::SYS_pause,
+            args: [0, 0, 2, 0x7f5e_9cfa_6850, 0, 0x7ffd_a121_56a7],
+            sp: 0x7ffd_a121_5770,
+            pc: 0x7f5e_9d06_0df2,
+        };
+        assert_eq!(parse(fixture!("6.18/syscall")).unwrap(), inside);
+    }
+
+    #[test]
+    fn other_forms_are_refused() {
+        for bad in [&b""[..], b"run", b"34 0x1 0x2", b"-1 0x1", b"0 1 2 3 4 5 6 7 8 9", b"x 1 2"] {
+            assert!(parse(bad).is_err(), "{}", bad.escape_ascii());
+        }
+    }
+}

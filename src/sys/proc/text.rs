@@ -96,3 +96,36 @@ pub fn malformed(file: &str, part: &[u8]) -> Error {
 pub fn missing(file: &str, field: &str) -> Error {
     Error::other(format!("{file}: no {field}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    #[test]
+    fn numbers_do_not_wrap() {
+        assert_eq!(decimal(b"18446744073709551615"), Some(u64::MAX));
+        assert_eq!(decimal(b"18446744073709551616"), None);
+        assert_eq!(signed(b"-9223372036854775808"), Some(i64::MIN));
+        assert_eq!(signed(b"-9223372036854775809"), None);
+        assert_eq!(int(b"-2147483649"), None);
+        assert_eq!(hex(b"0xffffffffffffffff"), Some(u64::MAX));
+        assert_eq!(hex(b"10000000000000000"), None);
+        for not in [&b""[..], b"-", b"+1", b" 1", b"1 ", b"0x", b"\xff"] {
+            assert_eq!((decimal(not), signed(not), octal(not)), (None, None, None));
+        }
+    }
+
+    #[test]
+    fn an_empty_text_has_no_lines() {
+        assert_eq!(lines(b"").count(), 0);
+        assert_eq!(lines(b"a\n\nb").collect::<Vec<_>>(), [&b"a"[..], b"", b"b"]);
+        assert_eq!(lines(b"a\n").count(), 1);
+    }
+
+    #[test]
+    fn only_what_the_kernel_escaped_is_undone() {
+        assert_eq!(unescape(br"a\012b\040c\01", b"\n"), b"a\nb\\040c\\01");
+        // The digits after an undone backslash are the name's own.
+        assert_eq!(unescape(br"\134012\134", b"\n\\"), br"\012\");
+        assert_eq!(unescape(br"\777\400", b"\n\xff\x00"), br"\777\400");
+    }
+}

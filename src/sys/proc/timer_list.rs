@@ -73,3 +73,45 @@ fn range(rest: &[u8]) -> Option<(u64, u64)> {
     let (hard, _) = split_once(rest, b' ')?;
     Some((decimal(soft)?, decimal(hard)?))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    #[test]
+    fn timers_of_6_18() {
+        let list = parse(fixture!("6.18/timer_list")).unwrap();
+        assert_eq!(list.timers.len(), 14);
+        let one = |function: &[u8]| list.timers.iter().find(|t| t.function == function).unwrap();
+        let real = one(b"it_real_fn");
+        assert_eq!((real.cpu, real.base_index, &*real.address), (1, 0, &b"000000009bc8fb7a"[..]));
+        assert_eq!((real.softexpires_ns, real.expires_ns), (7_171_337_242_649, 7_171_337_242_649));
+        // setitimer(2) was called with 5000.000007 s.
+        assert!(real.expires_ns - list.now_ns < 5_000_000_007_000);
+        let wakeup = list.timers.iter().find(|t| t.address == b"000000001e6906b1").unwrap();
+        assert_eq!((wakeup.softexpires_ns, wakeup.expires_ns), (2_174_242_768_589, 2_174_245_613_588));
+        assert_eq!(one(b"watchdog_timer_fn").cpu, 0);
+    }
+
+    #[test]
+    fn timers_of_5_10() {
+        let list = parse(fixture!("5.10/timer_list")).unwrap();
+        assert_eq!((list.now_ns, list.timers.len()), (5_000_000_000, 4));
+        let places: Vec<_> = list.timers.iter().map(|t| (t.cpu, t.base_index)).collect();
+        assert_eq!(places, [(0, 0), (0, 0), (0, 1), (11, 2)]);
+        assert_eq!(list.timers[1].address, b"(____ptrval____)");
+        assert_eq!(list.timers[2].function, b"timerfd_tmrproc [timerfd]");
+        assert_eq!(list.timers[2].expires_ns, i64::MAX as u64);
+    }
+
+    #[test]
+    fn damaged_lists_are_refused() {
+        assert_eq!(parse(b"cpu: 0\n").unwrap_err().message, "timer_list: no `now at`");
+        for bad in [
+            &b"now at 1 nsecs\n # expires at 1-2 nsecs [in]\n"[..],
+            b"now at 1 nsecs\n #0: <1>\n",
+            b"now at x nsecs\n",
+        ] {
+            assert!(parse(bad).is_err());
+        }
+    }
+}

@@ -100,3 +100,32 @@ fn set(timer: &mut Timer, key: &[u8], value: &[u8]) -> Option<usize> {
     }
     Some(1)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    #[test]
+    fn each_way_to_notify() {
+        let timers = parse(fixture!("6.18/timers")).unwrap();
+        assert_eq!(timers.iter().map(|t| (t.id, t.clock)).collect::<Vec<_>>(), [(2, -6), (1, 0), (0, 1)]);
+        let ways: Vec<_> = timers.iter().map(Timer::sigev_notify).collect();
+        assert_eq!(ways, [libc::SIGEV_NONE, libc::SIGEV_SIGNAL | libc::SIGEV_THREAD_ID, libc::SIGEV_SIGNAL]);
+        assert!(timers.iter().all(|t| t.signal == 34 && t.value == 0x7fff_86e4_52a8 && t.target == 11678));
+        let thread = &parse(fixture!("5.10/timers")).unwrap()[0];
+        assert_eq!((thread.id, thread.sigev_notify(), thread.value), (3, libc::SIGEV_THREAD, 0xdead_beef));
+        assert_eq!((thread.signal, thread.target, thread.clock), (0, 0, libc::CLOCK_BOOTTIME));
+    }
+
+    #[test]
+    fn half_timers_are_refused() {
+        assert_eq!(parse(fixture!("6.1/timers")).unwrap(), []);
+        let text = fixture!("6.18/timers");
+        for cut in ["ClockID: -6\n", "ID: 2\n", "notify: none/pid.11678\n"] {
+            let found = text.windows(cut.len()).position(|w| w == cut.as_bytes()).unwrap();
+            let without = [&text[..found], &text[found + cut.len()..]].concat();
+            assert!(parse(&without).is_err(), "without {cut}");
+        }
+        assert!(parse(&text[..text.len() - "ClockID: 1\n".len()]).is_err());
+        assert!(parse(b"ID: 1\nsignal: 1/0\nnotify: pigeon/pid.1\nClockID: 0\n").is_err());
+    }
+}
