@@ -1,6 +1,21 @@
 //! The dump screenplay: freeze, capture, write, let go.
 
-use crate::error::{Error, Refusal, Result};
+mod copy;
+mod output;
+mod tree;
+
+use crate::error::{Context, Error, Kind, Refusal, Result};
+use crate::image::{self, Codec, Dedup, SectionKind, Writer};
+use crate::progress::{Report, phase};
+use crate::resource::Manifest;
+use crate::resource::capture::Capture;
+use crate::sys::proc::{read, stat, status};
+use crate::sys::{arch, signal};
+use crate::tracee::freeze::{Frozen, freeze};
+use output::Target;
+use std::fs::File;
+use std::io::Write;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use std::{path::PathBuf, time::Duration};
 
 /// Where the image goes.
@@ -64,11 +79,160 @@ pub struct Outcome {
 }
 
 /// Saves the tree below `options.pid`.
-pub fn run(_options: &Options, _report: &mut dyn crate::progress::Report) -> Result<Outcome> {
-    Err(Error::other("this build cannot dump"))
+///
+/// Guarantee: until the image is complete the tree is only read. Whatever fails, and whenever meio dies, it goes on
+/// as before; `kill` ends it only after the image is on disk under its name.
+pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
+    let begin = Instant::now();
+    let mut phases = Vec::new();
+    signal::catch();
+    let refusals = phase(report, &mut phases, "check", |_| preflight(options.pid))?;
+    if !refusals.is_empty() {
+        return Err(Error::refused(&format!("cannot dump process {}", options.pid), refusals));
+    }
+    let (target, image) = match &options.output {
+        Output::Path(path) => (Target::file(path)?, path.display().to_string()),
+        Output::Stdout => (Target::Stream(File::from(nix::unistd::dup(std::io::stdout())?)), "-".to_owned()),
+    };
+    let _ = crate::sys::clock::scheduler_offset_ns(); // measured before the clock of the pause runs
+
+    let stopped = Instant::now();
+    let mut frozen = phase(report, &mut phases, "freeze", |_| freeze(options.pid, options.freeze_timeout))?;
+    let captured = phase(report, &mut phases, "capture", |_| tree::capture(&mut frozen))?;
+    if !captured.capture.refusals.is_empty() {
+        frozen.release();
+        return Err(Error::refused(&format!("cannot dump process {}", options.pid), captured.capture.refusals));
+    }
+    let mut held = Some(frozen);
+    let mut pause = None;
+    let written = phase(report, &mut phases, "memory", |report| {
+        write(options, &target, &captured, report, || {
+            if !options.kill {
+                held.take().map(Frozen::release);
+                pause = Some(stopped.elapsed());
+            }
+        })
+    });
+    let summary = match written {
+        Ok(summary) => summary,
+        Err(e) => {
+            drop(held);
+            return Err(e);
+        }
+    };
+    phase(report, &mut phases, "flush", |_| target.commit())?;
+    let mut source = Source::Running;
+    if let Some(frozen) = held.take() {
+        kill(frozen)?;
+        source = Source::Gone;
+    }
+    Ok(Outcome {
+        pause: pause.unwrap_or_else(|| stopped.elapsed()),
+        total: begin.elapsed(),
+        memory_bytes: captured.bytes,
+        image_bytes: summary.bytes,
+        tasks: captured.tree.processes.iter().map(|p| p.threads.len().max(1) as u32).sum(),
+        processes: captured.tree.processes.len() as u32,
+        source,
+        image,
+        phases,
+        warnings: captured.warnings,
+    })
+}
+
+/// Writes all sections. `read_all` is called as soon as the tree is not needed any more.
+fn write(
+    options: &Options,
+    target: &Target,
+    captured: &tree::Captured,
+    report: &mut dyn Report,
+    read_all: impl FnMut(),
+) -> Result<image::Summary> {
+    let mut id = [0u8; 16];
+    std::io::Read::read_exact(&mut File::open("/dev/urandom")?, &mut id)?;
+    let mut file = target.open();
+    let mut writer = Writer::new(&mut file as &mut dyn Write, image::Options { machine: arch::MACHINE, id })?;
+    writer.section(SectionKind::Manifest, &manifest(options.pid))?;
+    writer.section(SectionKind::Tree, &captured.tree)?;
+    let objects: Vec<File> = captured.capture.sources.iter().map(|s| s.file.try_clone()).collect::<std::io::Result<_>>()?;
+    let codec = options.level.map_or(Codec::Raw, Codec::Zstd);
+    copy::copy(&captured.jobs, &objects, codec, &Dedup::new(&id), &mut writer, read_all, |pages| {
+        report.bytes(pages * image::PAGE as u64, Some(captured.bytes));
+        signal::check_interrupted()
+    })?;
+    Ok(writer.finish()?.1)
+}
+
+fn manifest(root_pid: i32) -> Manifest {
+    let uname = nix::sys::utsname::uname();
+    let text = |f: fn(&nix::sys::utsname::UtsName) -> &std::ffi::OsStr| {
+        uname.as_ref().map(|u| f(u).to_string_lossy().into_owned()).unwrap_or_default()
+    };
+    Manifest {
+        meio: env!("CARGO_PKG_VERSION").to_owned(),
+        created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
+        kernel: text(|u| u.release()),
+        host: text(|u| u.nodename()),
+        root_pid,
+        xfeatures: arch::xfeatures(),
+    }
+}
+
+/// Ends a frozen tree. Nothing of it runs again: it is killed while it is held.
+fn kill(mut frozen: Frozen) -> Result<()> {
+    let processes: Vec<i32> = frozen.processes.iter().filter(|p| !p.threads.is_empty()).map(|p| p.pid).collect();
+    for &pid in &processes {
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL)
+            .or_else(|e| if e == nix::errno::Errno::ESRCH { Ok(()) } else { Err(e) })
+            .context(|| format!("ending process {pid}"))?;
+    }
+    for process in frozen.processes.drain(..) {
+        for thread in process.threads.iter().rev() {
+            // Reaps the tracer's share; the real parent still gets its own notice.
+            while !matches!(crate::sys::ptrace::wait(thread.tid), Ok(crate::sys::ptrace::Status::Ended(_)) | Err(_)) {}
+        }
+    }
+    Ok(())
 }
 
 /// Everything in the tree below `pid` that stands in the way of a dump, found without stopping it.
-pub fn preflight(_pid: i32) -> Result<Vec<Refusal>> {
-    Err(Error::other("this build cannot look at a tree"))
+pub fn preflight(pid: i32) -> Result<Vec<Refusal>> {
+    let own = std::process::id() as i32;
+    let stat = read::parsed(pid, "stat", stat::parse)?;
+    if stat.is_kernel_thread() {
+        return Err(Error::new(Kind::Unsupported, format!("process {pid} is a kernel thread")).help("choose a process of a program"));
+    }
+    let mut ancestor = own;
+    while ancestor > 0 {
+        if ancestor == pid {
+            let what = if pid == own { "meio itself" } else { "an ancestor of this meio" };
+            return Err(Error::new(Kind::Unsupported, format!("process {pid} is {what}"))
+                .help("start meio from outside of the tree, for example from another terminal"));
+        }
+        ancestor = read::parsed(ancestor, "stat", stat::parse).map_or(0, |s| s.ppid);
+    }
+    if matches!(stat.state, b'Z' | b'X') {
+        return Err(Error::new(Kind::NotFound, format!("process {pid} has ended already (zombie)"))
+            .help(format!("its parent {} has not waited for it", stat.ppid)));
+    }
+    let mut pids = vec![pid];
+    let mut next = 0;
+    while next < pids.len() {
+        pids.extend(read::children(pids[next]).unwrap_or_default());
+        next += 1;
+    }
+    let mut capture = Capture::default();
+    for &pid in &pids {
+        let tracer = read::parsed(pid, "status", status::parse).map_or(0, |s| s.tracer_pid);
+        if tracer != 0 {
+            capture.refuse(pid, "process", format!("it is being traced by process {tracer}"), "end the debugger or tracer first");
+        }
+        if arch::is_32_bit(&read::read(pid, "auxv").unwrap_or_default()) {
+            capture.refuse(pid, "process", "it is a 32-bit program", "only 64-bit programs are supported");
+        }
+    }
+    if capture.refusals.is_empty() {
+        tree::survey(&pids, &mut capture)?;
+    }
+    Ok(capture.refusals)
 }

@@ -113,3 +113,15 @@ impl SignalFrame {
         area
     }
 }
+
+/// XCR0: which vector state components the kernel has switched on.
+pub fn xfeatures() -> u64 {
+    let leaf = std::arch::x86_64::__cpuid_count(0xd, 0);
+    u64::from(leaf.edx) << 32 | u64::from(leaf.eax)
+}
+
+/// Whether an auxiliary vector is that of a 32-bit program: its first entries are 8 bytes long, so that
+/// the second 32-bit word, the upper half of the first type in a 64-bit one, is not 0.
+pub fn is_32_bit(auxv: &[u8]) -> bool {
+    auxv.len() >= 8 && auxv[4..8] != [0; 4]
+}

@@ -1,0 +1,113 @@
+//! The image file: it gets its name only when it is complete and on disk.
+
+use crate::error::{Context, Result};
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// Where the bytes go while the image is written.
+pub enum Target {
+    /// A file without a name (open(2) `O_TMPFILE`): nothing is left of it when meio dies.
+    Unnamed { file: File, path: PathBuf },
+    /// A file under a temporary name, where the file system has no `O_TMPFILE`.
+    Temporary { file: File, temporary: PathBuf, path: PathBuf },
+    /// A pipe, terminal or device: standard output, or a path that is no regular file.
+    Stream(File),
+}
+
+impl Target {
+    /// Prepares the file at `path`. Images are readable by their owner alone.
+    pub fn file(path: &Path) -> Result<Self> {
+        let doing = || format!("creating {}", path.display());
+        if let Ok(meta) = std::fs::metadata(path)
+            && (meta.file_type().is_fifo() || meta.file_type().is_char_device())
+        {
+            return Ok(Target::Stream(OpenOptions::new().write(true).open(path).context(doing)?));
+        }
+        let folder = match path.parent() {
+            Some(p) if p != Path::new("") => p,
+            _ => Path::new("."),
+        };
+        let unnamed = OpenOptions::new().read(true).write(true).custom_flags(libc::O_TMPFILE).mode(0o600).open(folder);
+        if let Ok(file) = unnamed {
+            return Ok(Target::Unnamed { file, path: path.to_owned() });
+        }
+        let temporary = temporary_name(path);
+        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&temporary).context(doing)?;
+        Ok(Target::Temporary { file, temporary, path: path.to_owned() })
+    }
+
+    /// The open file.
+    pub fn open(&self) -> &File {
+        match self {
+            Target::Unnamed { file, .. } | Target::Temporary { file, .. } | Target::Stream(file) => file,
+        }
+    }
+
+    /// Flushes to disk and gives the file its name, replacing what had it.
+    pub fn commit(mut self) -> Result<()> {
+        let result = self.name();
+        if let (Err(_), Target::Temporary { temporary, .. }) = (&result, &self) {
+            let _ = std::fs::remove_file(temporary);
+        }
+        if result.is_ok() {
+            self = Target::Stream(self.open().try_clone()?); // nothing is to be removed any more
+        }
+        drop(self);
+        result
+    }
+
+    fn name(&self) -> Result<()> {
+        match self {
+            Target::Stream(file) => (&*file).flush().context(|| "writing the image"),
+            Target::Temporary { file, temporary, path } => {
+                file.sync_all().context(|| format!("flushing {}", path.display()))?;
+                std::fs::rename(temporary, path).context(|| format!("naming {}", path.display()))?;
+                sync_folder(path)
+            }
+            Target::Unnamed { file, path } => {
+                file.sync_all().context(|| format!("flushing {}", path.display()))?;
+                let from = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+                let link = |to: &Path| {
+                    nix::unistd::linkat(nix::fcntl::AT_FDCWD, &from, nix::fcntl::AT_FDCWD, to, nix::fcntl::AtFlags::AT_SYMLINK_FOLLOW)
+                        .map_err(io::Error::from)
+                };
+                match link(path) {
+                    Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                        let temporary = temporary_name(path);
+                        link(&temporary).context(|| format!("naming {}", path.display()))?;
+                        std::fs::rename(&temporary, path).inspect_err(|_| drop(std::fs::remove_file(&temporary)))
+                    }
+                    other => other,
+                }
+                .context(|| format!("naming {}", path.display()))?;
+                sync_folder(path)
+            }
+        }
+    }
+}
+
+impl Drop for Target {
+    fn drop(&mut self) {
+        if let Target::Temporary { temporary, .. } = self {
+            let _ = std::fs::remove_file(temporary);
+        }
+    }
+}
+
+fn temporary_name(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!(".{name}.{}.part", std::process::id()))
+}
+
+fn sync_folder(path: &Path) -> Result<()> {
+    let folder = match path.parent() {
+        Some(p) if p != Path::new("") => p,
+        _ => Path::new("."),
+    };
+    // A folder that cannot be synchronised (some network file systems) is no reason to call the image unsafe.
+    let _ = File::open(folder).and_then(|f| f.sync_all());
+    Ok(())
+}

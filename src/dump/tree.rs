@@ -1,0 +1,224 @@
+//! Turns a frozen tree into its saved form, and finds what stands in the way.
+
+use super::copy::{From, Job, cut};
+use crate::error::{Context, Result};
+use crate::image::Owner;
+use crate::resource::capture::Capture;
+use crate::resource::memory::{AddressSpace, Backing, PAGE};
+use crate::resource::process::{Fs, Process, State};
+use crate::resource::signals::Signals;
+use crate::resource::thread::Thread;
+use crate::resource::timers::Timers;
+use crate::resource::{Tree, descriptor, memory, pipe};
+use crate::sys::pagemap::{Pagemap, Want};
+use crate::sys::proc::maps::Vma;
+use crate::sys::proc::{read, stat, status, timers};
+use crate::sys::task::{self, Pinned, Shared};
+use crate::sys::{file, ptrace};
+use crate::tracee::foothold::{Foothold, Known};
+use crate::tracee::freeze::{self, Frozen};
+use crate::tracee::inject::Injector;
+use std::collections::HashSet;
+
+/// Everything of a frozen tree but its pages.
+pub struct Captured {
+    /// The saved form.
+    pub tree: Tree,
+    /// The tables, with the sources of object content.
+    pub capture: Capture,
+    /// Page content that must be copied.
+    pub jobs: Vec<Job>,
+    /// Bytes in those jobs.
+    pub bytes: u64,
+    /// Bytes of memory in all mappings of the tree that are the tree's own.
+    pub warnings: Vec<String>,
+}
+
+/// Looks at everything that can be refused; touches nothing. The processes may be running.
+pub fn survey(pids: &[i32], capture: &mut Capture) -> Result<()> {
+    for &pid in pids {
+        let look = |capture: &mut Capture| -> Result<()> {
+            if !refuse_process(pid, capture)? {
+                memory::survey(pid, capture)?;
+                descriptor::survey(pid, capture)?;
+                Fs::capture(pid, &mut capture.refusals)?;
+            }
+            Ok(())
+        };
+        match look(capture) {
+            Err(e) if e.kind == crate::error::Kind::NotFound => {} // ended meanwhile
+            other => other?,
+        }
+    }
+    let tree: HashSet<i32> = pids.iter().copied().collect();
+    pipe::refuse_outsiders(&tree, std::process::id() as i32, capture);
+    Ok(())
+}
+
+/// Properties of a whole process that rule it out. True for a zombie, of which there is nothing more to see.
+fn refuse_process(pid: i32, capture: &mut Capture) -> Result<bool> {
+    let stat = read::parsed(pid, "stat", stat::parse)?;
+    if matches!(stat.state, b'Z' | b'X') {
+        if stat.num_threads > 1 {
+            capture.refuse(pid, "main thread", "it has ended while others go on", "let the process end, or start it differently");
+        }
+        return Ok(true);
+    }
+    for kind in ["net", "ipc", "uts", "mnt", "pid", "user", "time"] {
+        if let (Ok(theirs), Ok(ours)) = (read::namespace(pid, kind), read::namespace(std::process::id() as i32, kind))
+            && theirs != ours
+        {
+            let reason = format!("it lives in a {kind} namespace of its own, which is not supported yet");
+            capture.refuse(pid, format!("{kind} namespace"), reason, "run meio inside of that namespace, with nsenter");
+        }
+    }
+    for tid in read::tasks(pid)? {
+        let status = read::parsed_task(pid, tid, "status", status::parse)?;
+        if status.seccomp != 0 {
+            capture.refuse(pid, format!("task {tid}"), "it runs under seccomp, which is not supported yet", "start it without the filter");
+        }
+        if tid != pid {
+            for (what, name) in [(Shared::Files, "descriptor table"), (Shared::Fs, "working directory")] {
+                if !task::share(pid, tid, what).unwrap_or(true) {
+                    let reason = format!("it has a {name} of its own (unshare), apart from its process");
+                    capture.refuse(pid, format!("task {tid}"), reason, "not supported; start the program differently");
+                }
+            }
+        }
+    }
+    let parent = stat.ppid;
+    for (what, name) in [(Shared::Vm, "memory"), (Shared::Files, "descriptor table"), (Shared::Fs, "working directory")] {
+        if task::share(pid, parent, what).unwrap_or(false) {
+            let reason = format!("it shares its {name} with its parent {parent} (clone, vfork)");
+            capture.refuse(pid, "process", reason, "wait until the child has called execve");
+        }
+    }
+    Ok(false)
+}
+
+/// Reads everything of a frozen tree. When `capture.refusals` is not empty afterwards, nothing must be written.
+pub fn capture(frozen: &mut Frozen) -> Result<Captured> {
+    let mut capture = Capture::default();
+    let mut known = Known::default();
+    let mut processes = Vec::new();
+    let mut jobs = Vec::new();
+    let mut warnings = Vec::new();
+    for process in &mut frozen.processes {
+        let pid = process.pid;
+        let captured = capture_process(process, &mut capture, &mut known, &mut jobs, &mut warnings);
+        processes.extend(captured.context(|| format!("capturing process {pid}"))?);
+    }
+    let tree: HashSet<i32> = frozen.processes.iter().map(|p| p.pid).collect();
+    pipe::refuse_outsiders(&tree, std::process::id() as i32, &mut capture);
+    for (number, source) in capture.sources.iter().enumerate() {
+        let ranges = file::data_ranges(&source.file, capture.objects[number].size).context(|| "looking for data in shared memory")?;
+        let ranges: Vec<(u64, u64)> = ranges.iter().map(|&(start, len)| (start, start + len)).collect();
+        cut(Owner::Object(number as u32), From::Object(number), true, &ranges, &mut jobs);
+    }
+    let bytes = jobs.iter().flat_map(|j| &j.ranges).map(|r| u64::from(r.1) * PAGE).sum();
+    let tree = Tree {
+        processes,
+        files: std::mem::take(&mut capture.files),
+        pipes: std::mem::take(&mut capture.pipes),
+        terminals: std::mem::take(&mut capture.terminals),
+        mapped: std::mem::take(&mut capture.mapped),
+        objects: std::mem::take(&mut capture.objects),
+    };
+    Ok(Captured { tree, capture, jobs, bytes, warnings })
+}
+
+fn capture_process(
+    frozen: &mut freeze::Process,
+    capture: &mut Capture,
+    known: &mut Known,
+    jobs: &mut Vec<Job>,
+    warnings: &mut Vec<String>,
+) -> Result<Option<Process>> {
+    let pid = frozen.pid;
+    if refuse_process(pid, capture)? {
+        return Process::capture(pid, frozen.ppid, &[]).map(Some);
+    }
+    let (space, vmas) = memory::survey(pid, capture)?;
+    let descriptors = descriptor::survey(pid, capture)?;
+    let fs = Fs::capture(pid, &mut capture.refusals)?;
+    if !capture.refusals.is_empty() {
+        return Ok(None); // only to list all of them
+    }
+    let mut threads = Vec::with_capacity(frozen.threads.len());
+    for held in &mut frozen.threads {
+        threads.push(Thread::capture(held)?);
+    }
+    let mut saved = Process::capture(pid, frozen.ppid, &threads)?;
+    saved.state = frozen.threads[0].group_stop.map_or(State::Running, State::Stopped);
+    saved.memory = Some(space);
+    saved.descriptors = descriptors;
+    saved.fs = fs;
+    ask(frozen, &vmas, &mut saved, &mut threads, known, warnings)?;
+    saved.threads = threads;
+    if let Some(space) = &saved.memory {
+        pages(pid, space, jobs)?;
+    }
+    Ok(Some(saved))
+}
+
+/// Lets the stopped tasks tell what only they know.
+fn ask(
+    frozen: &mut freeze::Process,
+    vmas: &[Vma],
+    saved: &mut Process,
+    threads: &mut [Thread],
+    known: &mut Known,
+    warnings: &mut Vec<String>,
+) -> Result<()> {
+    let pid = frozen.pid;
+    let foothold = Foothold::find(pid, vmas, frozen.threads[0].registers.rsp, known)
+        .ok_or_else(|| crate::error::Error::other(format!("process {pid} holds no system call instruction")))?;
+    if foothold.trampoline.is_none() {
+        warnings.push(format!("process {pid} has no signal trampoline: it was not protected against a sudden death of meio"));
+    }
+    let stat = read::parsed(pid, "stat", stat::parse)?;
+    let status = read::parsed(pid, "status", status::parse)?;
+    let listed = read::parsed(pid, "timers", timers::parse).unwrap_or_default();
+    let _pinned = Pinned::to(stat.processor.max(0) as usize);
+    for (held, thread) in frozen.threads.iter_mut().zip(threads) {
+        let leader = held.tid == pid;
+        let mut run = Injector::begin(held, &foothold)?;
+        thread.ask(&mut run)?;
+        if leader {
+            saved.ask(&mut run)?;
+            saved.signals = Signals::capture(&mut run, status.sig_cgt | status.sig_ign, ptrace::pending(pid, true)?)?;
+            saved.timers = Timers::capture(&mut run, &listed)?;
+        }
+        run.end()?;
+    }
+    Ok(())
+}
+
+/// Finds the pages of a process that must be copied.
+fn pages(pid: i32, space: &AddressSpace, jobs: &mut Vec<Job>) -> Result<()> {
+    let mut pagemap = Pagemap::open(pid).context(|| format!("opening the page map of process {pid}"))?;
+    // Three kinds of source: plain memory, memory over a file (where a page of zeros is not nothing), unreadable memory.
+    let mut plain = Vec::new();
+    let mut over_file = Vec::new();
+    let mut protected = Vec::new();
+    for mapping in space.mappings.iter().filter(|m| !m.shared) {
+        let list = match mapping.backing {
+            Backing::Kernel if mapping.name == "[vdso]" => {
+                over_file.push((mapping.start, mapping.end)); // for people and debuggers; a restore has its own
+                continue;
+            }
+            Backing::Kernel => continue,
+            _ if mapping.prot & libc::PROT_READ as u32 == 0 => &mut protected,
+            Backing::Anonymous => &mut plain,
+            _ => &mut over_file,
+        };
+        pagemap
+            .ranges(mapping.start, mapping.end, Want::Own, list)
+            .context(|| format!("reading the page map of process {pid}"))?;
+    }
+    let owner = Owner::Process(pid);
+    cut(owner, From::Memory(pid), true, &plain, jobs);
+    cut(owner, From::Memory(pid), false, &over_file, jobs);
+    cut(owner, From::Protected(pid), false, &protected, jobs);
+    Ok(())
+}
