@@ -11,4 +11,5 @@ pub mod pagemap;
 pub mod proc;
 pub mod ptrace;
 pub mod signal;
+pub mod spawn;
 pub mod task;

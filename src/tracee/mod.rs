@@ -4,6 +4,7 @@
 pub mod foothold;
 pub mod freeze;
 pub mod inject;
+pub mod stub;
 
 pub mod wait_time;
 
