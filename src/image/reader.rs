@@ -1,9 +1,7 @@
 //! Reading an image: section by section, in order, believing nothing before it was checked.
 
 use super::Hash;
-use super::format::{
-    BLOCK_PAGES, HEADER, Header, PAGE, Place, SECTION, SectionHeader, SectionKind, Trailer,
-};
+use super::format::{HEADER, Header, PAGE, Place, SECTION, SectionHeader, SectionKind, Trailer};
 use super::pages::{BLOCK_HEADER, Block, Meta, Stored};
 use super::source::{FileAt, Positioned, Source};
 use crate::error::{Context, Error, Result};
@@ -204,7 +202,7 @@ impl<'a> Reader<'a> {
 
     /// Takes a PAGES section: from a stream its bytes, from a file where they are.
     fn block(&mut self, header: SectionHeader, place: Place) -> Result<EncodedBlock> {
-        let number = self.blocks;
+        let (number, start) = (self.blocks, self.source.position());
         self.blocks = number.checked_add(1).ok_or_else(|| Error::image("image has too many blocks"))?;
         let payload = match &mut self.source {
             Source::Stream(_) => Payload::Read(Parts::read(&mut self.source, &header, place)?),
@@ -217,7 +215,7 @@ impl<'a> Reader<'a> {
                 }
             }
         };
-        Ok(EncodedBlock { number, header, place, payload })
+        Ok(EncodedBlock { number, header, place, start, payload })
     }
 
     /// Compares the trailer with what was read.
@@ -299,6 +297,8 @@ pub struct EncodedBlock {
     number: u32,
     header: SectionHeader,
     place: Place,
+    /// Where its payload stands in the image.
+    start: u64,
     payload: Payload,
 }
 
@@ -315,13 +315,10 @@ impl EncodedBlock {
 
     /// Reads it (when it is in a file), compares the checksum, checks every run, decompresses.
     pub fn decode(self) -> Result<Block> {
-        let EncodedBlock { number, header, place, payload } = self;
-        let (parts, start) = match payload {
-            Payload::Read(parts) => (parts, None),
-            Payload::In(mut at) => {
-                let start = at.position;
-                (Parts::read(&mut at, &header, place)?, Some(start))
-            }
+        let EncodedBlock { number, header, place, start, payload } = self;
+        let (parts, in_file) = match payload {
+            Payload::Read(parts) => (parts, false),
+            Payload::In(mut at) => (Parts::read(&mut at, &header, place)?, true),
         };
         let Parts { meta: front, mut data } = parts;
         check(&header, place, &[&front, &data])?;
@@ -330,20 +327,18 @@ impl EncodedBlock {
             return Err(place.damaged(format!("block {} stands where block {number} belongs", meta.block)));
         }
         let length = meta.data_pages as usize * PAGE;
-        let mut offset = None;
-        match meta.stored {
-            Stored::Raw => offset = start.map(|start| start + front.len() as u64),
-            Stored::Zstd => {
-                data = zstd::bulk::decompress(&data, length.min(BLOCK_PAGES * PAGE))
-                    .map_err(|e| place.damaged(format!("zstd: {e}")))?;
-            }
+        if meta.stored == Stored::Zstd {
+            data = zstd::bulk::decompress(&data, length).map_err(|e| place.damaged(format!("zstd: {e}")))?;
         }
         if data.len() != length {
             return Err(place.damaged(format!("its data has {} bytes, its runs {length}", data.len())));
         }
-        if offset.is_some_and(|offset| length > 0 && offset % PAGE as u64 != 0) {
+        let offset = start + front.len() as u64;
+        let raw = meta.stored == Stored::Raw && length > 0;
+        if raw && offset % PAGE as u64 != 0 {
             return Err(place.damaged("its raw pages are not at a page border"));
         }
+        let offset = (raw && in_file).then_some(offset);
         Ok(Block { number, owner: meta.owner, runs: meta.runs, data, offset })
     }
 }

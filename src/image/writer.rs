@@ -98,6 +98,13 @@ impl<W: Write> Writer<W> {
         self.put_section(header, &[], payload)
     }
 
+    /// Skips to where blocks may be written, after metadata that the test has written as raw sections.
+    #[cfg(test)]
+    pub(super) fn after_metadata(mut self) -> Self {
+        self.next = SectionKind::Pages;
+        self
+    }
+
     /// Writes a block. They come in the order of their numbers.
     pub fn append(&mut self, block: &Encoded) -> Result<()> {
         if self.next != SectionKind::Pages || block.block != self.blocks {

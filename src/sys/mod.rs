@@ -12,3 +12,5 @@ pub mod proc;
 pub mod ptrace;
 pub mod signal;
 pub mod task;
+#[cfg(test)]
+pub mod counting_alloc;

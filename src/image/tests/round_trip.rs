@@ -1,26 +1,13 @@
 //! What goes in comes out, from a stream and from a file.
 
 use super::sample::*;
+use super::tree::{manifest, tree};
+use super::{blocks, file};
 use crate::error::Kind;
-use crate::image::{Block, Codec, Content, Dedup, Options, Owner, Pages, Placement, Reader, SectionKind, Writer, encode, verify};
+use crate::image::{Codec, Content, Dedup, Options, Owner, Pages, Placement, Reader, SectionKind, Writer, encode, verify};
 use crate::resource::{Manifest, Tree};
 use std::fs::File;
-use std::io::Write;
 use std::os::unix::fs::FileExt;
-
-fn blocks(reader: &mut Reader<'_>) -> Vec<Block> {
-    let mut blocks = Vec::new();
-    while let Some(block) = reader.next_block().unwrap() {
-        blocks.push(block.decode().unwrap());
-    }
-    blocks
-}
-
-fn file(bytes: &[u8]) -> File {
-    let mut file = tempfile::tempfile().unwrap();
-    file.write_all(bytes).unwrap();
-    file
-}
 
 #[test]
 fn everything_comes_back() {
