@@ -175,3 +175,36 @@ fn a_full_disk_keeps_its_kind() {
     assert_eq!(error.kind, Kind::Other);
     assert!(error.message.contains("writing the image"), "{}", error.message);
 }
+
+#[test]
+fn memory_of_one_block_serves_the_next() {
+    let (bytes, _) = image(&inputs());
+    for mut reader in [Reader::open(&bytes[..], MACHINE).unwrap(), Reader::from_file(file(&bytes), MACHINE).unwrap()] {
+        let fresh = blocks(&mut Reader::from_file(file(&bytes), MACHINE).unwrap());
+        let mut buffer = vec![0xaa; 1 << 20];
+        let mut n = 0;
+        while let Some(block) = reader.next_block().unwrap() {
+            let block = block.decode_into(buffer).unwrap();
+            assert_eq!((block.data.as_slice(), &block.runs), (fresh[n].data.as_slice(), &fresh[n].runs));
+            buffer = block.data;
+            buffer.resize(1 << 20, 0xaa);
+            n += 1;
+        }
+        assert_eq!(n, 5);
+    }
+}
+
+#[test]
+fn blocks_are_decoded_by_other_threads() {
+    let (bytes, _) = image(&inputs());
+    let mut reader = Reader::from_file(file(&bytes), MACHINE).unwrap();
+    let mut encoded = Vec::new();
+    while let Some(block) = reader.next_block().unwrap() {
+        encoded.push(block);
+    }
+    encoded.reverse();
+    let mut blocks: Vec<_> =
+        encoded.into_iter().map(|b| std::thread::spawn(move || b.decode().unwrap()).join().unwrap()).collect();
+    blocks.sort_by_key(|b| b.number);
+    assert_eq!(memory(&blocks), expected(&inputs()));
+}
