@@ -226,8 +226,7 @@ impl<'a> Reader<'a> {
         let trailer = Trailer::parse(&payload).ok_or_else(|| place.damaged("its length is wrong"))?;
         let hash = self.hash.finalize();
         let offset = self.sections.last().map_or(0, |s| s.offset);
-        let found =
-            Trailer { sections: header.number.into(), bytes: offset, blocks: self.blocks.into(), hash: hash.into() };
+        let found = Trailer { sections: header.number.into(), bytes: offset, blocks: self.blocks.into(), hash: hash.into() };
         if trailer != found {
             return Err(place.damaged("it does not belong to what stands before it"));
         }
@@ -344,7 +343,7 @@ impl EncodedBlock {
         }
         let offset = start + front.len() as u64;
         let raw = meta.stored == Stored::Raw && length > 0;
-        if raw && offset % PAGE as u64 != 0 {
+        if raw && !offset.is_multiple_of(PAGE as u64) {
             return Err(place.damaged("its raw pages are not at a page border"));
         }
         let offset = (raw && in_file).then_some(offset);

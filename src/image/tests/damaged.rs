@@ -208,22 +208,24 @@ fn payload(block: u32, codec: u16, data_pages: u32, runs: &[(u64, u32, u32, u32,
     out
 }
 
-#[test]
-fn blocks_that_lie() {
+/// The sample with another payload in its section 4, which is the empty block 2; the blocks behind it go.
+/// The data behind `runs` runs is put at a page border.
+fn with_block(payload: &[u8], runs: usize) -> Vec<u8> {
     let image = sample();
-    // Section 4 is the empty block 2. Its payload is replaced, and the blocks behind it go.
-    let with = |payload: Vec<u8>, runs: usize| {
-        let (span, end) = (spans(&image)[4], spans(&image)[7]);
-        let start = span.header + 48 + 24 + 24 * runs;
-        let padding = start.next_multiple_of(PAGE) - start;
-        let mut header = image[span.header..span.header + 48].to_vec();
-        put(&mut header, 12, &(padding as u32).to_le_bytes());
-        put(&mut header, 16, &(payload.len() as u64).to_le_bytes());
-        let mut bytes = [&image[..span.header], &header, &vec![0; padding], &payload, &image[end.header..]].concat();
-        fix(&mut bytes);
-        bytes
-    };
-    let one = |run: (u64, u32, u32, u32, u32)| with(payload(2, 0, 0, &[run], &[]), 1);
+    let (span, end) = (spans(&image)[4], spans(&image)[7]);
+    let start = span.header + 48 + 24 + 24 * runs;
+    let padding = start.next_multiple_of(PAGE) - start;
+    let mut header = image[span.header..span.header + 48].to_vec();
+    put(&mut header, 12, &(padding as u32).to_le_bytes());
+    put(&mut header, 16, &(payload.len() as u64).to_le_bytes());
+    let mut bytes = [&image[..span.header], &header, &vec![0; padding], payload, &image[end.header..]].concat();
+    fix(&mut bytes);
+    bytes
+}
+
+#[test]
+fn runs_that_lie() {
+    let one = |run| with_block(&payload(2, 0, 0, &[run], &[]), 1);
     let top = u64::MAX - 4095;
     assert!(verify_stream(&one((0x1000, 65536, 1, 0, 0))).is_ok());
     assert!(verify_stream(&one((0x1000, 3, 2, 0, 0))).is_ok());
@@ -242,12 +244,15 @@ fn blocks_that_lie() {
     // Within the limits, but block 0 has three data pages only.
     says(&one((0x1000, 4, 2, 0, 0)), "4 pages are copies of block 0, page 0, which is not there");
     says(&one((0x1000, 1, 0, 0, 0)), "its data runs have 1 pages, its data 0");
+}
 
+#[test]
+fn data_that_lies() {
     let page = vec![1; PAGE];
-    let two = |codec, claimed, data: &[u8]| {
-        with(payload(2, codec, claimed, &[(0x1000, 1, 0, 0, 0), (0x3000, 1, 2, 2, 0)], data), 2)
-    };
+    let runs = [(0x1000, 1, 0, 0, 0), (0x3000, 1, 2, 2, 0)];
+    let two = |codec, claimed, data: &[u8]| with_block(&payload(2, codec, claimed, &runs, data), 2);
     assert!(verify_stream(&two(0, 1, &page)).is_ok());
+    assert!(verify_stream(&two(1, 1, &zstd::bulk::compress(&page, 1).unwrap())).is_ok());
     says(&two(0, 1, &page[1..]), "its data has 4095 bytes, its runs 4096");
     says(&two(0, 2, &[page.clone(), page.clone()].concat()), "its data runs have 1 pages, its data 2");
     says(&two(0, 257, &page), "claims 257 data pages");
@@ -257,18 +262,22 @@ fn blocks_that_lie() {
     says(&two(1, 1, &bomb), "zstd: ");
     let short = zstd::bulk::compress(&page[..100], 1).unwrap();
     says(&two(1, 1, &short), "its data has 100 bytes, its runs 4096");
-    assert!(verify_stream(&two(1, 1, &zstd::bulk::compress(&page, 1).unwrap())).is_ok());
+}
 
+#[test]
+fn block_headers_that_lie() {
     let changed = |at: usize, what: &[u8]| {
         let mut payload = payload(2, 0, 0, &[], &[]);
         put(&mut payload, at, what);
-        replace(&image, 4, &payload)
+        with_block(&payload, 0)
     };
+    assert!(verify_stream(&changed(0, &[0])).is_ok());
     says(&changed(0, &[2]), "unknown kind of owner 2");
+    says(&changed(8, &[1]), "block 1 stands where block 2 belongs");
     says(&changed(20, &[1]), "reserved bytes");
     says(&changed(12, &16384u32.to_le_bytes()), "too few for its runs");
     says(&changed(12, &16385u32.to_le_bytes()), "claims 16385 runs");
-    says(&replace(&image, 4, &[0; 23]), "23 bytes are too few for its runs");
+    says(&with_block(&[0; 23], 0), "23 bytes are too few for its runs");
 }
 
 /// Raw pages that do not stand at a page border could not be mapped.

@@ -30,8 +30,7 @@ fn runs_are_what_the_pages_ask_for() {
     let (bytes, summary) = image(&inputs());
     let mut reader = Reader::open(&bytes[..], MACHINE).unwrap();
     let blocks = blocks(&mut reader);
-    let contents: Vec<Vec<(u32, Content)>> =
-        blocks.iter().map(|b| b.runs.iter().map(|r| (r.pages, r.content)).collect()).collect();
+    let contents: Vec<Vec<(u32, Content)>> = blocks.iter().map(|b| b.runs.iter().map(|r| (r.pages, r.content)).collect()).collect();
     let copy = |block, page| Content::Copy { block, page };
     assert_eq!(contents[0], [(1, Content::Data), (1, Content::Data), (1, copy(0, 0)), (1, Content::Data), (1, copy(0, 1))]);
     assert_eq!(contents[1], [(1, Content::Zero), (1, Content::Data)]);
@@ -203,8 +202,7 @@ fn blocks_are_decoded_by_other_threads() {
         encoded.push(block);
     }
     encoded.reverse();
-    let mut blocks: Vec<_> =
-        encoded.into_iter().map(|b| std::thread::spawn(move || b.decode().unwrap()).join().unwrap()).collect();
+    let mut blocks: Vec<_> = encoded.into_iter().map(|b| std::thread::spawn(move || b.decode().unwrap()).join().unwrap()).collect();
     blocks.sort_by_key(|b| b.number);
     assert_eq!(memory(&blocks), expected(&inputs()));
 }

@@ -69,13 +69,7 @@ pub fn inputs() -> Vec<Input> {
             elide_zero: true,
             codec: Codec::Raw,
         },
-        Input {
-            owner: process,
-            ranges: vec![(0x40_2000, 2)],
-            pages: vec![zero(), text(9)],
-            elide_zero: false,
-            codec: Codec::Zstd(3),
-        },
+        Input { owner: process, ranges: vec![(0x40_2000, 2)], pages: vec![zero(), text(9)], elide_zero: false, codec: Codec::Zstd(3) },
         Input { owner: process, ranges: vec![(heap + 16 * page, 1)], pages: vec![zero()], elide_zero: true, codec: Codec::Raw },
         Input {
             owner: Owner::Process(402),

@@ -18,14 +18,7 @@ use crate::sys::arch::Registers;
 const PAGE: u64 = 4096;
 
 pub fn manifest() -> Manifest {
-    Manifest {
-        meio: "0.1.0".into(),
-        created: 1_700_000_000,
-        kernel: "6.18.0".into(),
-        host: "lab".into(),
-        root_pid: 400,
-        xfeatures: 7,
-    }
+    Manifest { meio: "0.1.0".into(), created: 1_700_000_000, kernel: "6.18.0".into(), host: "lab".into(), root_pid: 400, xfeatures: 7 }
 }
 
 fn thread(tid: i32) -> Thread {
@@ -117,7 +110,12 @@ pub fn tree() -> Tree {
         ],
         pipes: vec![Pipe { path: None, size: 65536, content: vec![Bytes(b"unread".to_vec())] }],
         terminals: vec![],
-        mapped: vec![MappedFile { path: "/usr/bin/counter".into(), size: 16384, mtime: (1_600_000_000, 5), build_id: Some(vec![0xab; 20]) }],
+        mapped: vec![MappedFile {
+            path: "/usr/bin/counter".into(),
+            size: 16384,
+            mtime: (1_600_000_000, 5),
+            build_id: Some(vec![0xab; 20]),
+        }],
         objects: vec![Object { id: 0, origin: Origin::Memfd { name: "cache".into(), seals: 0 }, size: 5 * PAGE }],
     }
 }
