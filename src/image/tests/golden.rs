@@ -23,11 +23,11 @@ pub fn read(name: &str, inputs: &[Input]) -> Vec<u8> {
     let path = folder().join(format!("{name}.meio"));
     if !path.exists() && std::env::var_os("UPDATE").is_some_and(|v| v == "1") {
         let (bytes, summary) = image(inputs);
+        std::fs::write(folder().join(format!("{name}.hash")), format!("{}\n", summary.hash)).unwrap();
         // Under a name of its own first: the tests of this binary run side by side.
         let fresh = folder().join(format!(".{name}.{:?}", std::thread::current().id()));
         std::fs::write(&fresh, bytes).unwrap();
         std::fs::rename(&fresh, &path).unwrap();
-        std::fs::write(folder().join(format!("{name}.hash")), format!("{}\n", summary.hash)).unwrap();
     }
     std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}; UPDATE=1 writes it", path.display()))
 }
