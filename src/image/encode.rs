@@ -89,11 +89,11 @@ pub fn encode(block: u32, owner: Owner, pages: Pages<'_>, codec: Codec, dedup: O
     let mut counts = Counts::default();
     let runs = sift(block, ranges, &mut data, elide_zero, dedup, &mut counts);
     let mut stored = Stored::Raw;
-    if let Codec::Zstd(level) = codec {
-        if let Some(smaller) = compress(&data, level) {
-            data = smaller;
-            stored = Stored::Zstd;
-        }
+    if let Codec::Zstd(level) = codec
+        && let Some(smaller) = compress(&data, level)
+    {
+        data = smaller;
+        stored = Stored::Zstd;
     }
     let meta = Meta { block, owner, stored, data_pages: counts.data as u32, runs }.to_bytes();
     let mut hash = Xxh3::new();
@@ -103,14 +103,7 @@ pub fn encode(block: u32, owner: Owner, pages: Pages<'_>, codec: Codec, dedup: O
 }
 
 /// Decides for every page what it becomes, and moves those that stay to the front of `data`.
-fn sift(
-    block: u32,
-    ranges: &[(u64, u32)],
-    data: &mut Vec<u8>,
-    elide_zero: bool,
-    dedup: Option<&Dedup>,
-    counts: &mut Counts,
-) -> Vec<Run> {
+fn sift(block: u32, ranges: &[(u64, u32)], data: &mut Vec<u8>, elide_zero: bool, dedup: Option<&Dedup>, counts: &mut Counts) -> Vec<Run> {
     let mut runs = Vec::new();
     let mut from = 0;
     let mut kept = 0;

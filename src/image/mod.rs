@@ -17,7 +17,7 @@ mod verify;
 mod writer;
 
 pub use dedup::Dedup;
-pub use encode::{Codec, Encoded, Pages, encode};
+pub use encode::{Codec, Counts, Encoded, Pages, encode};
 pub use format::{BLOCK_PAGES, MAX_METADATA, PAGE, SectionKind, VERSION};
 pub use pages::{Block, Content, Owner, Run};
 pub use placement::Placement;

@@ -169,7 +169,7 @@ impl Check {
         let address = u64_at(record, 0);
         let pages = u32_at(record, 8);
         let (block, page) = (u32_at(record, 16), u32_at(record, 20));
-        if address % PAGE as u64 != 0 {
+        if !address.is_multiple_of(PAGE as u64) {
             return Err(format!("address {address:#x} is not at a page border"));
         }
         if pages == 0 || address.checked_add(u64::from(pages) * PAGE as u64).is_none() {

@@ -1,13 +1,12 @@
 //! Reading an image: section by section, in order, believing nothing before it was checked.
 
 use super::Hash;
-use super::format::{
-    BLOCK_PAGES, HEADER, Header, PAGE, Place, SECTION, SectionHeader, SectionKind, Trailer,
-};
+use super::format::{HEADER, Header, PAGE, Place, SECTION, SectionHeader, SectionKind, Trailer};
 use super::pages::{BLOCK_HEADER, Block, Meta, Stored};
 use super::source::{FileAt, Positioned, Source};
 use crate::error::{Context, Error, Result};
 use serde::de::DeserializeOwned;
+use std::cell::RefCell;
 use std::fs::File;
 use std::io::Read;
 use std::sync::Arc;
@@ -204,10 +203,10 @@ impl<'a> Reader<'a> {
 
     /// Takes a PAGES section: from a stream its bytes, from a file where they are.
     fn block(&mut self, header: SectionHeader, place: Place) -> Result<EncodedBlock> {
-        let number = self.blocks;
+        let (number, start) = (self.blocks, self.source.position());
         self.blocks = number.checked_add(1).ok_or_else(|| Error::image("image has too many blocks"))?;
         let payload = match &mut self.source {
-            Source::Stream(_) => Payload::Read(Parts::read(&mut self.source, &header, place)?),
+            Source::Stream(_) => Payload::Read(Parts::read(&mut self.source, &header, place, Vec::new())?),
             Source::File(at) => {
                 let here = at.clone();
                 at.position += header.length;
@@ -217,7 +216,7 @@ impl<'a> Reader<'a> {
                 }
             }
         };
-        Ok(EncodedBlock { number, header, place, payload })
+        Ok(EncodedBlock { number, header, place, start, payload })
     }
 
     /// Compares the trailer with what was read.
@@ -227,8 +226,7 @@ impl<'a> Reader<'a> {
         let trailer = Trailer::parse(&payload).ok_or_else(|| place.damaged("its length is wrong"))?;
         let hash = self.hash.finalize();
         let offset = self.sections.last().map_or(0, |s| s.offset);
-        let found =
-            Trailer { sections: header.number.into(), bytes: offset, blocks: self.blocks.into(), hash: hash.into() };
+        let found = Trailer { sections: header.number.into(), bytes: offset, blocks: self.blocks.into(), hash: hash.into() };
         if trailer != found {
             return Err(place.damaged("it does not belong to what stands before it"));
         }
@@ -257,7 +255,8 @@ fn decode_cbor<T: DeserializeOwned>(payload: &[u8], place: Place) -> Result<T> {
     let value = ciborium::from_reader(&mut rest).map_err(|e| match e {
         ciborium::de::Error::Semantic(_, what) => place.damaged(what),
         ciborium::de::Error::Io(_) => place.damaged("its CBOR ends too early"),
-        e => place.damaged(format!("its CBOR is wrong: {e}")),
+        ciborium::de::Error::Syntax(at) => place.damaged(format!("its CBOR is wrong at its byte {at}")),
+        ciborium::de::Error::RecursionLimitExceeded => place.damaged("its CBOR is nested too deeply"),
     })?;
     if !rest.is_empty() {
         return Err(place.damaged(format!("{} bytes follow its CBOR", rest.len())));
@@ -272,7 +271,8 @@ struct Parts {
 }
 
 impl Parts {
-    fn read(input: &mut impl Positioned, header: &SectionHeader, place: Place) -> Result<Parts> {
+    /// Reads them; the data goes into the memory of `data`, whatever that held.
+    fn read(input: &mut impl Positioned, header: &SectionHeader, place: Place, mut data: Vec<u8>) -> Result<Parts> {
         let mut front = [0; BLOCK_HEADER];
         let short = || place.damaged(format!("{} bytes are too few for its runs", header.length));
         header.length.checked_sub(BLOCK_HEADER as u64).ok_or_else(short)?;
@@ -283,7 +283,7 @@ impl Parts {
         let mut meta = vec![0; length];
         meta[..BLOCK_HEADER].copy_from_slice(&front);
         input.fill(&mut meta[BLOCK_HEADER..], place)?;
-        let mut data = vec![0; rest];
+        data.resize(rest, 0);
         input.fill(&mut data, place)?;
         Ok(Parts { meta, data })
     }
@@ -299,6 +299,8 @@ pub struct EncodedBlock {
     number: u32,
     header: SectionHeader,
     place: Place,
+    /// Where its payload stands in the image.
+    start: u64,
     payload: Payload,
 }
 
@@ -315,13 +317,16 @@ impl EncodedBlock {
 
     /// Reads it (when it is in a file), compares the checksum, checks every run, decompresses.
     pub fn decode(self) -> Result<Block> {
-        let EncodedBlock { number, header, place, payload } = self;
-        let (parts, start) = match payload {
-            Payload::Read(parts) => (parts, None),
-            Payload::In(mut at) => {
-                let start = at.position;
-                (Parts::read(&mut at, &header, place)?, Some(start))
-            }
+        self.decode_into(Vec::new())
+    }
+
+    /// The same with memory for the data: that of a block which is done with. Fresh memory for each block would
+    /// cost as much as all the rest.
+    pub fn decode_into(self, buffer: Vec<u8>) -> Result<Block> {
+        let EncodedBlock { number, header, place, start, payload } = self;
+        let (parts, in_file, spare) = match payload {
+            Payload::Read(parts) => (parts, false, buffer),
+            Payload::In(mut at) => (Parts::read(&mut at, &header, place, buffer)?, true, Vec::new()),
         };
         let Parts { meta: front, mut data } = parts;
         check(&header, place, &[&front, &data])?;
@@ -330,20 +335,36 @@ impl EncodedBlock {
             return Err(place.damaged(format!("block {} stands where block {number} belongs", meta.block)));
         }
         let length = meta.data_pages as usize * PAGE;
-        let mut offset = None;
-        match meta.stored {
-            Stored::Raw => offset = start.map(|start| start + front.len() as u64),
-            Stored::Zstd => {
-                data = zstd::bulk::decompress(&data, length.min(BLOCK_PAGES * PAGE))
-                    .map_err(|e| place.damaged(format!("zstd: {e}")))?;
-            }
+        if meta.stored == Stored::Zstd {
+            data = decompress(&data, length, spare).map_err(|e| place.damaged(format!("zstd: {e}")))?;
         }
         if data.len() != length {
             return Err(place.damaged(format!("its data has {} bytes, its runs {length}", data.len())));
         }
-        if offset.is_some_and(|offset| length > 0 && offset % PAGE as u64 != 0) {
+        let offset = start + front.len() as u64;
+        let raw = meta.stored == Stored::Raw && length > 0;
+        if raw && !offset.is_multiple_of(PAGE as u64) {
             return Err(place.damaged("its raw pages are not at a page border"));
         }
+        let offset = (raw && in_file).then_some(offset);
         Ok(Block { number, owner: meta.owner, runs: meta.runs, data, offset })
     }
+}
+
+/// Decompresses zstd frames that hold about `length` bytes: more than `out` has room for is an error.
+fn decompress(data: &[u8], length: usize, mut out: Vec<u8>) -> std::io::Result<Vec<u8>> {
+    thread_local! {
+        // Making a decompressor costs more than many a block.
+        static DECOMPRESSOR: RefCell<Option<zstd::bulk::Decompressor<'static>>> = const { RefCell::new(None) };
+    }
+    out.clear();
+    out.reserve_exact(length);
+    DECOMPRESSOR.with_borrow_mut(|slot| {
+        let decompressor = match slot {
+            Some(decompressor) => decompressor,
+            None => slot.insert(zstd::bulk::Decompressor::new()?),
+        };
+        decompressor.decompress_to_buffer(data, &mut out)?;
+        Ok(out)
+    })
 }

@@ -34,11 +34,13 @@ pub fn verify<M: DeserializeOwned, T: DeserializeOwned>(mut reader: Reader<'_>) 
     let mut pages = Counts::default();
     let mut placement = Placement::default();
     let mut blocks = 0;
+    let mut buffer = Vec::new();
     while let Some(block) = reader.next_block()? {
-        let block = block.decode()?;
+        let block = block.decode_into(std::mem::take(&mut buffer))?;
         placement.note(&block);
         count(&block, &placement, &mut pages)?;
         blocks += 1;
+        buffer = block.data;
     }
     let hash = reader.hash().ok_or_else(|| Error::image("image has no end"))?;
     Ok(Report { manifest, tree, sections: reader.sections().to_vec(), blocks, pages, bytes: reader.position(), hash })

@@ -1,9 +1,9 @@
 //! Writing an image: append-only, never seeking back.
 
+use super::Hash;
 use super::encode::{Counts, Encoded};
 use super::format::{Header, MANDATORY, MAX_METADATA, PAGE, SECTION, SECTION_VERSION, SectionHeader, SectionKind, Trailer};
 use super::pages::Stored;
-use super::Hash;
 use crate::error::{Context, Error, Result};
 use serde::Serialize;
 use std::io::Write;
@@ -98,6 +98,13 @@ impl<W: Write> Writer<W> {
         self.put_section(header, &[], payload)
     }
 
+    /// Skips to where blocks may be written, after metadata that the test has written as raw sections.
+    #[cfg(test)]
+    pub(super) fn after_metadata(mut self) -> Self {
+        self.next = SectionKind::Pages;
+        self
+    }
+
     /// Writes a block. They come in the order of their numbers.
     pub fn append(&mut self, block: &Encoded) -> Result<()> {
         if self.next != SectionKind::Pages || block.block != self.blocks {
@@ -129,12 +136,7 @@ impl<W: Write> Writer<W> {
             return Err(Error::other(format!("image finished without its {} section", self.next)));
         }
         let hash = self.hash.finalize();
-        let trailer = Trailer {
-            sections: self.sections.into(),
-            bytes: self.position,
-            blocks: self.blocks.into(),
-            hash: hash.into(),
-        };
+        let trailer = Trailer { sections: self.sections.into(), bytes: self.position, blocks: self.blocks.into(), hash: hash.into() };
         self.raw_section(SectionKind::End, SECTION_VERSION, MANDATORY, &trailer.to_bytes())?;
         self.out.flush().context(|| "writing the image")?;
         let Writer { out, position, sections, blocks, pages, .. } = self;

@@ -13,3 +13,5 @@ pub mod ptrace;
 pub mod signal;
 pub mod spawn;
 pub mod task;
+#[cfg(test)]
+pub mod counting_alloc;

@@ -1,26 +1,13 @@
 //! What goes in comes out, from a stream and from a file.
 
 use super::sample::*;
+use super::tree::{manifest, tree};
+use super::{blocks, file};
 use crate::error::Kind;
-use crate::image::{Block, Codec, Content, Dedup, Options, Owner, Pages, Placement, Reader, SectionKind, Writer, encode, verify};
+use crate::image::{Codec, Content, Dedup, Options, Owner, Pages, Placement, Reader, SectionKind, Writer, encode, verify};
 use crate::resource::{Manifest, Tree};
 use std::fs::File;
-use std::io::Write;
 use std::os::unix::fs::FileExt;
-
-fn blocks(reader: &mut Reader<'_>) -> Vec<Block> {
-    let mut blocks = Vec::new();
-    while let Some(block) = reader.next_block().unwrap() {
-        blocks.push(block.decode().unwrap());
-    }
-    blocks
-}
-
-fn file(bytes: &[u8]) -> File {
-    let mut file = tempfile::tempfile().unwrap();
-    file.write_all(bytes).unwrap();
-    file
-}
 
 #[test]
 fn everything_comes_back() {
@@ -43,8 +30,7 @@ fn runs_are_what_the_pages_ask_for() {
     let (bytes, summary) = image(&inputs());
     let mut reader = Reader::open(&bytes[..], MACHINE).unwrap();
     let blocks = blocks(&mut reader);
-    let contents: Vec<Vec<(u32, Content)>> =
-        blocks.iter().map(|b| b.runs.iter().map(|r| (r.pages, r.content)).collect()).collect();
+    let contents: Vec<Vec<(u32, Content)>> = blocks.iter().map(|b| b.runs.iter().map(|r| (r.pages, r.content)).collect()).collect();
     let copy = |block, page| Content::Copy { block, page };
     assert_eq!(contents[0], [(1, Content::Data), (1, Content::Data), (1, copy(0, 0)), (1, Content::Data), (1, copy(0, 1))]);
     assert_eq!(contents[1], [(1, Content::Zero), (1, Content::Data)]);
@@ -187,4 +173,36 @@ fn a_full_disk_keeps_its_kind() {
     let error = Writer::new(full, Options { machine: MACHINE, id: ID }).err().unwrap();
     assert_eq!(error.kind, Kind::Other);
     assert!(error.message.contains("writing the image"), "{}", error.message);
+}
+
+#[test]
+fn memory_of_one_block_serves_the_next() {
+    let (bytes, _) = image(&inputs());
+    for mut reader in [Reader::open(&bytes[..], MACHINE).unwrap(), Reader::from_file(file(&bytes), MACHINE).unwrap()] {
+        let fresh = blocks(&mut Reader::from_file(file(&bytes), MACHINE).unwrap());
+        let mut buffer = vec![0xaa; 1 << 20];
+        let mut n = 0;
+        while let Some(block) = reader.next_block().unwrap() {
+            let block = block.decode_into(buffer).unwrap();
+            assert_eq!((block.data.as_slice(), &block.runs), (fresh[n].data.as_slice(), &fresh[n].runs));
+            buffer = block.data;
+            buffer.resize(1 << 20, 0xaa);
+            n += 1;
+        }
+        assert_eq!(n, 5);
+    }
+}
+
+#[test]
+fn blocks_are_decoded_by_other_threads() {
+    let (bytes, _) = image(&inputs());
+    let mut reader = Reader::from_file(file(&bytes), MACHINE).unwrap();
+    let mut encoded = Vec::new();
+    while let Some(block) = reader.next_block().unwrap() {
+        encoded.push(block);
+    }
+    encoded.reverse();
+    let mut blocks: Vec<_> = encoded.into_iter().map(|b| std::thread::spawn(move || b.decode().unwrap()).join().unwrap()).collect();
+    blocks.sort_by_key(|b| b.number);
+    assert_eq!(memory(&blocks), expected(&inputs()));
 }

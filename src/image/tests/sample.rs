@@ -1,20 +1,7 @@
-//! A small tree and its pages, the same in every run.
+//! The pages of the sample images, the same in every run. The golden files were made of these: they do not change.
 
+use super::tree::{manifest, tree};
 use crate::image::{Block, Codec, Content, Dedup, Options, Owner, Pages, SectionKind, Summary, Writer, encode};
-use crate::resource::credentials::Credentials;
-use crate::resource::descriptor::{Descriptor, FileKind, OpenFile};
-use crate::resource::device::Device;
-use crate::resource::limits::Limits;
-use crate::resource::memory::{AddressSpace, Backing, Borders, MappedFile, Mapping};
-use crate::resource::pipe::{Pipe, PipeEnd};
-use crate::resource::process::{Fs, Process, State};
-use crate::resource::sched::Sched;
-use crate::resource::shared::{Object, Origin};
-use crate::resource::signals::{Action, Signals};
-use crate::resource::thread::{Thread, serde_bytes_vec::Bytes};
-use crate::resource::timers::Timers;
-use crate::resource::{Manifest, Tree};
-use crate::sys::arch::Registers;
 use std::collections::BTreeMap;
 use std::io::Write;
 
@@ -36,109 +23,6 @@ impl Random {
     /// A number below `n`, which is not 0.
     pub fn below(&mut self, n: usize) -> usize {
         (self.next() % n as u64) as usize
-    }
-}
-
-pub fn manifest() -> Manifest {
-    Manifest {
-        meio: "0.1.0".into(),
-        created: 1_700_000_000,
-        kernel: "6.18.0".into(),
-        host: "lab".into(),
-        root_pid: 400,
-        xfeatures: 7,
-    }
-}
-
-fn thread(tid: i32) -> Thread {
-    Thread {
-        tid,
-        comm: b"counter".to_vec(),
-        registers: Registers { rip: 0x40_1000, rsp: 0x7ffd_0000_1000, orig_rax: u64::MAX, ..Registers::default() },
-        xstate: (0..576u32).map(|n| n as u8).collect(),
-        waiting: None,
-        sigmask: 1 << 9,
-        pending: vec![Bytes(vec![3; 128])],
-        altstack: (0, 2, 0),
-        clear_child_tid: 0x7f00_0000_0010,
-        robust_list: (0x7f00_0000_0020, 24),
-        rseq: Some((0x7f00_0000_0040, 32, 0x5305_3053, 0)),
-        credentials: Credentials { uid: [1000; 4], gid: [100; 4], groups: vec![100, 27], ..Credentials::default() },
-        sched: Sched { nice: 5, affinity: vec![3], timer_slack_ns: 50_000, ..Sched::default() },
-        pdeathsig: 0,
-    }
-}
-
-fn space() -> AddressSpace {
-    AddressSpace {
-        mappings: vec![
-            Mapping {
-                start: 0x40_0000,
-                end: 0x40_4000,
-                prot: 5,
-                shared: false,
-                backing: Backing::File { file: 0, offset: 0 },
-                flags: vec![],
-                name: "/usr/bin/counter".into(),
-            },
-            Mapping {
-                start: 0x7f00_0000_0000,
-                end: 0x7f00_0004_0000,
-                prot: 3,
-                shared: false,
-                backing: Backing::Anonymous,
-                flags: vec!["lo".into()],
-                name: "[heap]".into(),
-            },
-        ],
-        borders: Borders { start_code: 0x40_0000, end_code: 0x40_4000, auxv: vec![6, 0, 0, 16], ..Borders::default() },
-        exe: Backing::File { file: 0, offset: 0 },
-        vdso_hash: 0x1234_5678_9abc_def0,
-    }
-}
-
-fn process(pid: i32, ppid: i32, tids: &[i32]) -> Process {
-    Process {
-        pid,
-        ppid,
-        pgid: 400,
-        sid: 400,
-        state: State::Running,
-        exit_signal: 17,
-        threads: tids.iter().map(|&tid| thread(tid)).collect(),
-        comm: b"counter".to_vec(),
-        memory: Some(space()),
-        fs: Fs { cwd: "/tmp".into(), cwd_deleted: false, root: "/".into(), umask: 0o22 },
-        descriptors: vec![
-            Descriptor { fd: 0, file: 0, cloexec: false },
-            Descriptor { fd: 3, file: 1, cloexec: true },
-            Descriptor { fd: 4, file: 2, cloexec: false },
-        ],
-        signals: Signals { actions: vec![(15, Action { handler: 0x40_1200, flags: 4, restorer: 0x40_1300, mask: 0 })], pending: vec![] },
-        timers: Timers::default(),
-        limits: Limits(vec![(1024, 4096); 16]),
-        personality: 0,
-        dumpable: 1,
-        subreaper: false,
-        thp_disable: false,
-        oom_score_adj: 0,
-    }
-}
-
-/// Two processes, one of them with two threads, connected by a pipe.
-pub fn tree() -> Tree {
-    let file = |id, link: &str, kind| OpenFile { id, flags: 2, pos: 0, link: link.into(), kind };
-    Tree {
-        processes: vec![process(400, 0, &[400, 401]), process(402, 400, &[402])],
-        files: vec![
-            file(0, "/dev/null", FileKind::Device(Device { path: "/dev/null".into(), number: (1, 3) })),
-            file(1, "pipe:[77]", FileKind::Pipe(PipeEnd { pipe: 0 })),
-            file(2, "pipe:[77]", FileKind::Pipe(PipeEnd { pipe: 0 })),
-        ],
-        pipes: vec![Pipe { path: None, size: 65536, content: vec![Bytes(b"unread".to_vec())] }],
-        terminals: vec![],
-        mapped: vec![MappedFile { path: "/usr/bin/counter".into(), size: 16384, mtime: (1_600_000_000, 5), build_id: Some(vec![0xab; 20]) }],
-        objects: vec![Object { id: 0, origin: Origin::Memfd { name: "cache".into(), seals: 0 }, size: 5 * PAGE as u64 }],
     }
 }
 
@@ -166,6 +50,11 @@ pub struct Input {
     pub codec: Codec,
 }
 
+/// The same blocks, all with one codec.
+pub fn inputs_with(codec: Codec) -> Vec<Input> {
+    inputs().into_iter().map(|input| Input { codec, ..input }).collect()
+}
+
 /// Blocks with every kind of run: data raw and compressed, zeros named and left out, copies from other blocks and
 /// from the same, an empty block, and one of an object.
 pub fn inputs() -> Vec<Input> {
@@ -180,13 +69,7 @@ pub fn inputs() -> Vec<Input> {
             elide_zero: true,
             codec: Codec::Raw,
         },
-        Input {
-            owner: process,
-            ranges: vec![(0x40_2000, 2)],
-            pages: vec![zero(), text(9)],
-            elide_zero: false,
-            codec: Codec::Zstd(3),
-        },
+        Input { owner: process, ranges: vec![(0x40_2000, 2)], pages: vec![zero(), text(9)], elide_zero: false, codec: Codec::Zstd(3) },
         Input { owner: process, ranges: vec![(heap + 16 * page, 1)], pages: vec![zero()], elide_zero: true, codec: Codec::Raw },
         Input {
             owner: Owner::Process(402),
