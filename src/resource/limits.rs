@@ -20,3 +20,19 @@ impl Limits {
         }
     }
 }
+
+impl Limits {
+    /// Gives a process these limits; returns a warning for each that is not permitted.
+    pub fn apply(&self, pid: i32, name: i32) -> Vec<String> {
+        let now = task::limits(pid).unwrap_or_default();
+        let mut warnings = Vec::new();
+        for (which, &limit) in self.0.iter().enumerate() {
+            if now.get(which) != Some(&limit)
+                && let Err(e) = task::set_limit(pid, which as u32, limit)
+            {
+                warnings.push(format!("process {name}: limit {which} stays at {:?} instead of {limit:?}: {e}", now.get(which)));
+            }
+        }
+        warnings
+    }
+}

@@ -123,7 +123,7 @@ pub struct AddressSpace {
 }
 
 /// `VmFlags` that a restore must set again; the others follow from how a mapping is made.
-const KEPT: [&[u8; 2]; 12] = [b"gd", b"lo", b"lf", b"sr", b"rr", b"dc", b"nr", b"ht", b"dd", b"wf", b"hg", b"nh"];
+const KEPT: [&[u8; 2]; 13] = [b"mw", b"gd", b"lo", b"lf", b"sr", b"rr", b"dc", b"nr", b"ht", b"dd", b"wf", b"hg", b"nh"];
 /// Same page merging, madvise(2) `MADV_MERGEABLE`.
 const MERGEABLE: &[u8; 2] = b"mg";
 

@@ -4,6 +4,7 @@ use super::{descriptor::Descriptor, limits::Limits, memory::AddressSpace, signal
 use crate::error::{Refusal, Result};
 use crate::sys::proc::{read, stat, status};
 use crate::tracee::inject::Injector;
+use crate::tracee::stub::Script;
 use serde::{Deserialize, Serialize};
 
 /// Whether it runs, is stopped by job control, or has ended.
@@ -144,5 +145,44 @@ impl Fs {
         let (cwd, cwd_deleted) = path("cwd")?;
         let (root, _) = path("root")?;
         Ok(Fs { cwd, cwd_deleted, root, umask: status.umask.unwrap_or(0o22) })
+    }
+}
+
+impl Fs {
+    /// Puts a stub into its directories. Paths are those that meio sees.
+    pub fn tell(&self, script: &mut Script<'_>) -> Result<()> {
+        let cwd = script.text(&self.cwd);
+        script.call("chdir", libc::SYS_chdir, &[cwd])?;
+        if self.root != "/" {
+            let root = script.text(&self.root);
+            script.call("chroot", libc::SYS_chroot, &[root])?;
+        }
+        script.call("umask", libc::SYS_umask, &[u64::from(self.umask)])
+    }
+}
+
+impl Process {
+    /// Sets what the process itself must set: personality and a few flags.
+    pub fn tell(&self, script: &mut Script<'_>) -> Result<()> {
+        script.call("personality", libc::SYS_personality, &[u64::from(self.personality)])?;
+        let subreaper = u64::from(self.subreaper);
+        script.call("prctl PR_SET_CHILD_SUBREAPER", libc::SYS_prctl, &[libc::PR_SET_CHILD_SUBREAPER as u64, subreaper, 0, 0, 0])?;
+        if self.thp_disable {
+            script.call("prctl PR_SET_THP_DISABLE", libc::SYS_prctl, &[libc::PR_SET_THP_DISABLE as u64, 1, 0, 0, 0])?;
+        }
+        Ok(())
+    }
+
+    /// Sets what is set from outside. Returns a warning for what is not permitted.
+    pub fn apply(&self, pid: i32) -> Vec<String> {
+        let mut warnings = self.limits.apply(pid, self.pid);
+        let path = format!("/proc/{pid}/oom_score_adj");
+        let now = std::fs::read_to_string(&path).ok().and_then(|t| t.trim().parse().ok());
+        if now != Some(self.oom_score_adj)
+            && let Err(e) = std::fs::write(&path, self.oom_score_adj.to_string())
+        {
+            warnings.push(format!("process {}: oom_score_adj could not be set to {}: {e}", self.pid, self.oom_score_adj));
+        }
+        warnings
     }
 }

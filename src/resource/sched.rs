@@ -42,3 +42,35 @@ impl Sched {
         })
     }
 }
+
+impl Sched {
+    /// Gives a task these attributes, from outside. What is not permitted is returned as a warning.
+    pub fn apply(&self, tid: i32, name: i32) -> Option<String> {
+        const SCHED_DEADLINE: u32 = 6;
+        let attr = task::SchedAttr {
+            size: 0,
+            policy: self.policy,
+            flags: self.flags,
+            nice: self.nice,
+            priority: self.priority,
+            runtime: if self.policy == SCHED_DEADLINE { self.deadline.0 } else { 0 },
+            deadline: if self.policy == SCHED_DEADLINE { self.deadline.1 } else { 0 },
+            period: if self.policy == SCHED_DEADLINE { self.deadline.2 } else { 0 },
+        };
+        let now = Sched::capture(tid, tid).ok();
+        if now.as_ref() == Some(self) {
+            return None;
+        }
+        let warn = |what: &str, e: nix::errno::Errno| Some(format!("task {name}: its {what} could not be set: {e}"));
+        if now.as_ref().is_none_or(|n| n.affinity != self.affinity)
+            && let Err(e) = task::set_affinity(tid, &self.affinity)
+        {
+            return warn("CPU affinity", e);
+        }
+        if let Err(e) = task::set_sched_attr(tid, &attr) {
+            return warn("scheduling", e);
+        }
+        let _ = std::fs::write(format!("/proc/{tid}/timerslack_ns"), self.timer_slack_ns.to_string());
+        None
+    }
+}

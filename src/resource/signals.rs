@@ -3,6 +3,7 @@
 use super::thread::serde_bytes_vec::Bytes;
 use crate::error::Result;
 use crate::tracee::inject::Injector;
+use crate::tracee::stub::Script;
 use serde::{Deserialize, Serialize};
 
 /// The kernel's `struct kernel_sigaction` of one signal.
@@ -46,4 +47,32 @@ impl Signals {
         }
         Ok(Signals { actions, pending: pending.into_iter().map(Bytes).collect() })
     }
+}
+
+impl Signals {
+    /// Sets the dispositions of a stub.
+    pub fn tell(&self, script: &mut Script<'_>) -> Result<()> {
+        for &(signal, a) in &self.actions {
+            let bytes = [a.handler, a.flags, a.restorer, a.mask].map(u64::to_le_bytes).concat();
+            let at = script.data(&bytes);
+            script.call("rt_sigaction", libc::SYS_rt_sigaction, &[signal as u64, at, 0, 8])?;
+        }
+        Ok(())
+    }
+}
+
+/// Queues pending signals again, in a task whose signals are all blocked. Only a task itself may send what
+/// the kernel or another process had sent (rt_sigqueueinfo(2)).
+pub fn queue(script: &mut Script<'_>, pending: &[Bytes], pid: i32, thread: Option<i32>) -> Result<()> {
+    for Bytes(info) in pending {
+        let signal = info.get(..4).map_or(0, |b| u32::from_le_bytes(b.try_into().unwrap_or_default()));
+        let at = script.data(info);
+        match thread {
+            Some(tid) => {
+                script.call("rt_tgsigqueueinfo", libc::SYS_rt_tgsigqueueinfo, &[pid as u64, tid as u64, u64::from(signal), at])?;
+            }
+            None => script.call("rt_sigqueueinfo", libc::SYS_rt_sigqueueinfo, &[pid as u64, u64::from(signal), at])?,
+        }
+    }
+    Ok(())
 }

@@ -1,11 +1,12 @@
 //! One task: registers, vector state, interrupted system call, per-thread pointers.
 
 use super::{credentials::Credentials, sched::Sched};
-use crate::error::Result;
+use crate::error::{Context, Result};
 use crate::sys::arch::Registers;
 use crate::sys::proc::{read, status};
 use crate::sys::{memory, ptrace, task};
-use crate::tracee::inject::{ERESTART_RESTARTBLOCK, Injector};
+use crate::tracee::inject::{ERESTART_RESTARTBLOCK, ERESTARTNOHAND, ERESTARTNOINTR, ERESTARTSYS, Injector};
+use crate::tracee::stub::{Script, Stub};
 use crate::tracee::{Held, wait_time};
 use serde::{Deserialize, Serialize};
 
@@ -141,5 +142,66 @@ fn leave_rseq(held: &mut Held) {
         if held.registers.rip.wrapping_sub(start) < length {
             held.registers.rip = abort;
         }
+    }
+}
+
+impl Thread {
+    /// Sets what a task keeps for itself. Its memory is in place already.
+    pub fn tell(&self, script: &mut Script<'_>) -> Result<()> {
+        let comm = script.data(&[self.comm.as_slice(), &[0]].concat());
+        script.call("prctl PR_SET_NAME", libc::SYS_prctl, &[libc::PR_SET_NAME as u64, comm, 0, 0, 0])?;
+        script.call("set_tid_address", libc::SYS_set_tid_address, &[self.clear_child_tid])?;
+        if self.robust_list.0 != 0 {
+            script.call("set_robust_list", libc::SYS_set_robust_list, &[self.robust_list.0, self.robust_list.1])?;
+        }
+        if let Some((area, size, signature, _)) = self.rseq {
+            script.call("rseq", libc::SYS_rseq, &[area, u64::from(size), 0, u64::from(signature)])?;
+        }
+        let (address, flags, size) = self.altstack;
+        const SS_ONSTACK: u32 = 1;
+        let words = [address, u64::from(flags & !SS_ONSTACK), size].map(u64::to_le_bytes).concat();
+        let at = script.data(&words);
+        script.call("sigaltstack", libc::SYS_sigaltstack, &[at, 0])
+    }
+
+    /// Comes after the identity, which resets it.
+    pub fn tell_last(&self, script: &mut Script<'_>) -> Result<()> {
+        script.call("prctl PR_SET_PDEATHSIG", libc::SYS_prctl, &[libc::PR_SET_PDEATHSIG as u64, self.pdeathsig as u64, 0, 0, 0])
+    }
+
+    /// Arms an interrupted call with the time that was left, and gives the task its final registers and mask. It must
+    /// be stopped inside signal handling afterwards, from where the kernel restarts interrupted calls.
+    pub fn enter_wait(&self, stub: &Stub) -> Result<Option<Registers>> {
+        let Some(waiting) = &self.waiting else { return Ok(None) };
+        let Some(ns) = waiting.remaining_ns else {
+            // Without a limit there is nothing to arm: the call is made again from its start.
+            return Ok(Some(Registers { rax: ERESTARTNOHAND as u64, orig_rax: waiting.number, ..self.registers }));
+        };
+        let r = &self.registers;
+        let mut args = [r.rdi, r.rsi, r.rdx, r.r10, r.r8, r.r9];
+        let time = [ns / 1_000_000_000, ns % 1_000_000_000].map(u64::to_le_bytes).concat();
+        match waiting.number as i64 {
+            libc::SYS_poll => args[2] = ns.div_ceil(1_000_000),
+            libc::SYS_nanosleep => args[0] = stub.argument(),
+            libc::SYS_clock_nanosleep => args[2] = stub.argument(),
+            _ => args[3] = stub.argument(),
+        }
+        let answer = stub.enter(waiting.number, args, &time)?;
+        let registers = match answer {
+            ERESTART_RESTARTBLOCK | ERESTARTSYS | ERESTARTNOHAND | ERESTARTNOINTR => {
+                Registers { rax: answer as u64, orig_rax: waiting.number, ..self.registers }
+            }
+            // What it waited for is there already.
+            answer => Registers { rax: answer as u64, orig_rax: u64::MAX, ..self.registers },
+        };
+        Ok(Some(registers))
+    }
+
+    /// Gives a task its final registers, vector state and mask.
+    pub fn finish(&self, tid: i32, registers: Option<Registers>) -> Result<()> {
+        ptrace::set_xstate(tid, &self.xstate).context(|| format!("setting the vector state of task {}", self.tid))?;
+        ptrace::set_sigmask(tid, self.sigmask).context(|| format!("setting the signal mask of task {}", self.tid))?;
+        ptrace::set_registers(tid, &registers.unwrap_or(self.registers))
+            .context(|| format!("setting the registers of task {}", self.tid))
     }
 }

@@ -3,6 +3,7 @@
 use crate::error::Result;
 use crate::sys::proc;
 use crate::tracee::inject::Injector;
+use crate::tracee::stub::Script;
 use serde::{Deserialize, Serialize};
 
 /// One POSIX timer, as timer_create(2) made it and timer_gettime(2) shows it.
@@ -70,4 +71,61 @@ impl Timers {
 
 fn words(raw: [u8; 32]) -> [u64; 4] {
     std::array::from_fn(|i| u64::from_le_bytes(raw[i * 8..i * 8 + 8].try_into().unwrap_or_default()))
+}
+
+const PR_TIMER_CREATE_RESTORE_IDS: u64 = 77;
+
+impl Timers {
+    /// Makes the POSIX timers with their old ids. `chosen` says that the kernel can be told the id (Linux 6.15);
+    /// else ids are used up until the right one comes.
+    pub fn create(&self, script: &mut Script<'_>, chosen: bool) -> Result<()> {
+        let mut timers: Vec<&PosixTimer> = self.posix.iter().collect();
+        timers.sort_by_key(|t| t.id);
+        if chosen && !timers.is_empty() {
+            script.call("prctl PR_TIMER_CREATE_RESTORE_IDS", libc::SYS_prctl, &[PR_TIMER_CREATE_RESTORE_IDS, 1, 0, 0, 0])?;
+        }
+        let mut next = 0;
+        for t in &timers {
+            while !chosen && next < t.id {
+                let at = script.data(&next.to_le_bytes());
+                script.expect("timer_create", 0, libc::SYS_timer_create, &[libc::CLOCK_MONOTONIC as u64, 0, at])?;
+                script.call("timer_delete", libc::SYS_timer_delete, &[next as u64])?;
+                next += 1;
+            }
+            next = t.id + 1;
+            let mut event = [0u8; 64];
+            event[..8].copy_from_slice(&t.value.to_le_bytes());
+            event[8..12].copy_from_slice(&t.signal.to_le_bytes());
+            event[12..16].copy_from_slice(&t.notify.to_le_bytes());
+            event[16..20].copy_from_slice(&t.tid.to_le_bytes());
+            let event = script.data(&event);
+            let id = script.data(&t.id.to_le_bytes());
+            script.call("timer_create", libc::SYS_timer_create, &[t.clock as u64, event, id])?;
+        }
+        if chosen && !timers.is_empty() {
+            script.call("prctl PR_TIMER_CREATE_RESTORE_IDS", libc::SYS_prctl, &[PR_TIMER_CREATE_RESTORE_IDS, 0, 0, 0, 0])?;
+        }
+        Ok(())
+    }
+
+    /// Starts everything with the time that was left. Comes last.
+    pub fn arm(&self, script: &mut Script<'_>) -> Result<()> {
+        for (which, &(interval, value)) in self.interval.iter().enumerate().filter(|(_, t)| t.1 != 0) {
+            const MICRO: u64 = 1_000_000;
+            let at = script.data(&[interval / MICRO, interval % MICRO, value / MICRO, value % MICRO].map(u64::to_le_bytes).concat());
+            script.call("setitimer", libc::SYS_setitimer, &[which as u64, at, 0])?;
+        }
+        for t in self.posix.iter().filter(|t| t.remaining_ns != 0) {
+            const NANO: u64 = 1_000_000_000;
+            let words = [t.interval_ns / NANO, t.interval_ns % NANO, t.remaining_ns / NANO, t.remaining_ns % NANO];
+            let at = script.data(&words.map(u64::to_le_bytes).concat());
+            script.call("timer_settime", libc::SYS_timer_settime, &[t.id as u64, 0, at, 0])?;
+        }
+        Ok(())
+    }
+
+    /// Whether this kernel lets a process choose the ids of its timers.
+    pub fn ids_can_be_chosen() -> bool {
+        crate::sys::feature::timer_ids_can_be_chosen()
+    }
 }

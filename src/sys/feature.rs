@@ -166,3 +166,11 @@ mod tests {
         assert_eq!(waitpid(pid, None), Err(Errno::ECHILD));
     }
 }
+
+/// Whether a process can choose the ids of its POSIX timers (prctl(2) `PR_TIMER_CREATE_RESTORE_IDS`, Linux 6.15).
+pub fn timer_ids_can_be_chosen() -> bool {
+    const PR_TIMER_CREATE_RESTORE_IDS: libc::c_int = 77;
+    const GET: libc::c_ulong = 2;
+    // SAFETY: numbers only.
+    unsafe { libc::prctl(PR_TIMER_CREATE_RESTORE_IDS, GET, 0, 0, 0) >= 0 }
+}
