@@ -1,7 +1,34 @@
 //! The restore screenplay: read, plant, rebuild, release.
 
-use crate::error::{Error, Result};
+mod check;
+mod fill;
+mod foreground;
+mod layout;
+mod namespace;
+mod pool;
+mod skeleton;
+mod terminal;
+
+use crate::error::{Context, Error, Kind, Result};
+use crate::image::Reader;
+use crate::progress::{Report, phase};
+use crate::resource::credentials::Credentials;
+use crate::resource::process::{Process, State};
+use crate::resource::{Manifest, Tree, signals, timers::Timers};
+use crate::sys::proc::{read, status};
+use crate::sys::spawn::{Birth, spawn, stub_program};
+use crate::sys::{arch, file, ptrace, signal, task};
+use crate::tracee::stub::{Gadget, ROOM, Stub};
+use namespace::Namespace;
+use nix::errno::Errno;
+use pool::Pool;
+use skeleton::Skeleton;
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd};
+use std::time::Instant;
 use std::{path::PathBuf, process::ExitStatus, time::Duration};
+use terminal::Terminals;
 
 /// Where the image comes from.
 #[derive(Debug, Clone)]
@@ -41,6 +68,305 @@ pub struct Outcome {
 }
 
 /// Brings the tree of an image back.
-pub fn run(_options: &Options, _report: &mut dyn crate::progress::Report) -> Result<Outcome> {
-    Err(Error::other("this build cannot restore"))
+///
+/// Guarantee: until everything is in place nothing of the tree runs, and whatever fails, and whenever meio dies,
+/// nothing of it is left: all its processes die with meio until they are let go together.
+pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
+    let begin = Instant::now();
+    let mut phases = Vec::new();
+    signal::catch();
+    let mut reader = open(&options.input)?;
+    let manifest: Manifest = reader.manifest()?;
+    let tree: Tree = reader.tree()?;
+    phase(report, &mut phases, "check", |_| check::check(&manifest, &tree, options.pid_namespace))?;
+    let terminals = Terminals::prepare(&tree, options.detach)?;
+    let mut warnings = terminals.warnings.clone();
+    let pool = phase(report, &mut phases, "files", |_| Pool::open(&tree, &terminals))?;
+    let namespace = if options.pid_namespace { Some(Namespace::new()?) } else { None };
+
+    let mut planted = phase(report, &mut phases, "processes", |_| Planted::plant(&tree, &terminals, namespace.as_ref(), options.detach))?;
+    let result = planted.rebuild(&mut reader, &pool, &terminals, report, &mut phases, &mut warnings);
+    if let Err(e) = result {
+        drop(namespace);
+        planted.destroy();
+        return Err(e);
+    }
+    let root = planted.root();
+    if let Some(path) = &options.pidfile
+        && let Err(e) = std::fs::write(path, format!("{root}\n")).context(|| format!("writing {}", path.display()))
+    {
+        drop(namespace);
+        planted.destroy();
+        return Err(e);
+    }
+    if let Some(namespace) = namespace {
+        namespace.keep();
+    }
+    report.clear();
+    let session = foreground::Session::begin(&terminals, &tree, root, options.detach);
+    drop(pool);
+    planted.release();
+    let total = begin.elapsed();
+    let exit = if options.detach { None } else { Some(session.serve(root, terminals)?) };
+    Ok(Outcome { root_pid: root, total, exit, warnings, phases })
+}
+
+fn open(input: &Input) -> Result<Reader<'static>> {
+    match input {
+        Input::Stdin => Reader::open(std::io::stdin(), arch::MACHINE),
+        Input::Path(path) => {
+            let file = File::open(path).map_err(|e| {
+                let kind = if e.kind() == std::io::ErrorKind::NotFound { Kind::NotFound } else { Kind::Other };
+                Error::new(kind, format!("cannot open image {}: {e}", path.display()))
+            })?;
+            Reader::from_file(file, arch::MACHINE)
+        }
+    }
+}
+
+/// All tasks of the tree, stopped, on their way from stubs to what they were.
+struct Planted<'t> {
+    tree: &'t Tree,
+    skeleton: Skeleton<'t>,
+    /// Stub of each thread, by its tid in the image.
+    threads: HashMap<i32, Stub>,
+}
+
+impl<'t> Planted<'t> {
+    /// Makes all processes and threads.
+    fn plant(tree: &'t Tree, terminals: &Terminals, namespace: Option<&Namespace>, detach: bool) -> Result<Self> {
+        let gadget = layout::gadget(tree)?;
+        let root = plant_root(tree, gadget, terminals, namespace, detach)?;
+        let skeleton = Skeleton::grow(tree, root)?;
+        let mut threads = HashMap::new();
+        for process in &tree.processes {
+            let stub = skeleton.stubs[&process.pid];
+            threads.insert(process.pid, stub);
+            let others: Vec<i32> = process.threads.iter().skip(1).map(|t| t.tid).collect();
+            let flags = libc::CLONE_VM | libc::CLONE_FS | libc::CLONE_FILES | libc::CLONE_SIGHAND | libc::CLONE_THREAD | libc::CLONE_SYSVSEM;
+            let mut script = stub.script();
+            for &tid in &others {
+                script.clone_task(flags as u64, 0, tid)?;
+            }
+            for (tid, born) in others.iter().zip(script.run()?.births) {
+                threads.insert(*tid, stub.born(born, true)?);
+            }
+        }
+        skeleton.settle()?;
+        Ok(Planted { tree, skeleton, threads })
+    }
+
+    fn root(&self) -> i32 {
+        self.skeleton.stubs[&self.tree.processes[0].pid].pid
+    }
+
+    fn living(&self) -> impl Iterator<Item = &'t Process> {
+        self.tree.processes.iter().filter(|p| !matches!(p.state, State::Zombie(_)))
+    }
+
+    /// Memory, then everything else, up to the last registers.
+    fn rebuild(
+        &mut self,
+        reader: &mut Reader<'_>,
+        pool: &Pool,
+        terminals: &Terminals,
+        report: &mut dyn Report,
+        phases: &mut Vec<(&'static str, Duration)>,
+        warnings: &mut Vec<String>,
+    ) -> Result<()> {
+        phase(report, phases, "layout", |_| {
+            self.living().try_for_each(|p| {
+                let Some(space) = &p.memory else { return Ok(()) };
+                layout::build(&self.skeleton.stubs[&p.pid], space, pool).context(|| format!("process {}", p.pid))
+            })
+        })?;
+        phase(report, phases, "memory", |report| {
+            let pids = self.skeleton.stubs.iter().map(|(&pid, stub)| (pid, stub.pid)).collect();
+            let targets = fill::Targets::new(self.tree, &pids, pool)?;
+            fill::fill(reader, &targets, |bytes| {
+                report.bytes(bytes, None);
+                signal::check_interrupted()
+            })
+        })?;
+        pool.seal(self.tree)?;
+        phase(report, phases, "state", |_| {
+            let own = own_credentials()?;
+            let chosen = Timers::ids_can_be_chosen();
+            let made = deleted_folders(self.tree)?;
+            let result = self.living().try_for_each(|p| self.finish(p, pool, terminals, &own, chosen, warnings));
+            for folder in made.iter().rev() {
+                let _ = std::fs::remove_dir(folder);
+            }
+            result
+        })
+    }
+
+    /// Everything of one process that is not memory content.
+    fn finish(
+        &self,
+        process: &Process,
+        pool: &Pool,
+        terminals: &Terminals,
+        own: &Credentials,
+        chosen_timers: bool,
+        warnings: &mut Vec<String>,
+    ) -> Result<()> {
+        let stub = &self.skeleton.stubs[&process.pid];
+        let mut script = stub.script();
+        process.tell(&mut script)?;
+        process.fs.tell(&mut script)?;
+        if terminals.session.is_some_and(|s| s.0 == process.pid)
+            && let Some(slave) = &terminals.slave
+        {
+            // The slave is inherited like the pool; it controls the session from here on.
+            script.call("ioctl TIOCSCTTY", libc::SYS_ioctl, &[slave.as_raw_fd() as u64, libc::TIOCSCTTY, 0])?;
+        }
+        descriptors(&mut script, process, pool)?;
+        if let Some(space) = &process.memory {
+            layout::finish(&mut script, space, pool)?;
+        }
+        process.signals.tell(&mut script)?;
+        process.timers.create(&mut script, chosen_timers)?;
+        script.call("close_range", libc::SYS_close_range, &[pool.base() as u64, u64::from(u32::MAX), 0])?;
+        script.run()?;
+        warnings.extend(process.apply(stub.pid));
+        for thread in &process.threads {
+            let stub = &self.threads[&thread.tid];
+            warnings.extend(thread.sched.apply(stub.tid, thread.tid));
+            stub.block_signals()?;
+            let mut script = stub.script();
+            thread.tell(&mut script)?;
+            thread.credentials.tell(&mut script, own)?;
+            thread.tell_last(&mut script)?;
+            signals::queue(&mut script, &thread.pending, process.pid, Some(thread.tid))?;
+            if thread.tid == process.pid {
+                signals::queue(&mut script, &process.signals.pending, process.pid, None)?;
+                // Identity changes make a process undumpable.
+                if process.dumpable <= 1 {
+                    script.call("prctl PR_SET_DUMPABLE", libc::SYS_prctl, &[libc::PR_SET_DUMPABLE as u64, u64::from(process.dumpable), 0, 0, 0])?;
+                }
+                process.timers.arm(&mut script)?;
+            }
+            script.run()?;
+        }
+        let mut entered = HashMap::new();
+        for thread in &process.threads {
+            let stub = &self.threads[&thread.tid];
+            if let Some(registers) = thread.enter_wait(stub).context(|| format!("resuming the wait of task {}", thread.tid))? {
+                entered.insert(thread.tid, registers);
+            }
+        }
+        stub.vanish()?;
+        for thread in &process.threads {
+            thread.finish(self.threads[&thread.tid].tid, entered.get(&thread.tid).copied())?;
+        }
+        Ok(())
+    }
+
+    /// Lets all tasks go on, children before their parents.
+    fn release(&mut self) {
+        for process in self.tree.processes.iter().rev() {
+            for thread in process.threads.iter().rev() {
+                let _ = ptrace::detach(self.threads[&thread.tid].tid);
+            }
+        }
+    }
+
+    /// Ends everything that was made.
+    fn destroy(&mut self) {
+        for stub in self.skeleton.stubs.values() {
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(stub.pid), nix::sys::signal::SIGKILL);
+        }
+        while let Ok(_) | Err(Errno::EINTR) = ptrace::wait(-1) {}
+    }
+}
+
+/// The first stub, from which all others are born.
+fn plant_root(tree: &Tree, gadget: Gadget, terminals: &Terminals, namespace: Option<&Namespace>, detach: bool) -> Result<Stub> {
+    let root = &tree.processes[0];
+    let program = file::memfd("meio-stub", libc::MFD_CLOEXEC).context(|| "making the stub")?;
+    std::io::Write::write_all(&mut File::from(program.try_clone()?), &stub_program(gadget.base, ROOM))?;
+    let (gate, opener) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+    if let Some(slave) = &terminals.slave {
+        nix::fcntl::fcntl(slave.as_fd(), nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty()))?;
+    }
+    let outside = root.sid != root.pid;
+    let birth = Birth {
+        pid: root.pid,
+        program: &program,
+        new_session: outside && detach,
+        mounts: namespace.map(Namespace::mounts),
+        gate: gate.as_fd(),
+        gate_other_end: opener.as_fd(),
+    };
+    let pid = spawn(&birth).map_err(|e| match e {
+        Errno::EEXIST => Error::other(format!("pid {} has just been taken by another process", root.pid)).help("try again, or use --pid-namespace"),
+        Errno::EPERM => Error::new(Kind::Permission, format!("may not choose pid {}", root.pid)).help("run meio as root, or give it CAP_CHECKPOINT_RESTORE"),
+        e => Error::from(e).context("making the first process"),
+    })?;
+    let run = || -> Result<Stub> {
+        ptrace::seize(pid, Stub::OPTIONS | ptrace::EXEC)?;
+        drop(opener);
+        loop {
+            match ptrace::wait(pid)? {
+                ptrace::Status::Event(libc::PTRACE_EVENT_EXEC) => break,
+                ptrace::Status::Ended(status) => return Err(Error::other(format!("the stub ended at once (status {status:#x})"))),
+                _ => ptrace::cont(pid, 0)?,
+            }
+        }
+        // Still inside of execve(2), whose result would overwrite a register: leave it first.
+        ptrace::syscall(pid)?;
+        while ptrace::wait(pid)? != ptrace::Status::Syscall {
+            ptrace::syscall(pid)?;
+        }
+        ptrace::set_options(pid, Stub::OPTIONS)?;
+        let stub = Stub { tid: pid, pid, gadget, registers: ptrace::registers(pid)? };
+        stub.prepare()?;
+        Ok(stub)
+    };
+    run().context(|| "starting the first process")
+}
+
+/// Brings every descriptor to its number and closes all others below the pool.
+fn descriptors(script: &mut crate::tracee::stub::Script<'_>, process: &Process, pool: &Pool) -> Result<()> {
+    let mut table: Vec<_> = process.descriptors.iter().collect();
+    table.sort_by_key(|d| d.fd);
+    let mut next = 0;
+    for d in table {
+        if d.fd > next {
+            script.call("close_range", libc::SYS_close_range, &[next as u64, d.fd as u64 - 1, 0])?;
+        }
+        next = d.fd + 1;
+        let cloexec = if d.cloexec { libc::O_CLOEXEC as u64 } else { 0 };
+        script.expect("dup3", d.fd as u64, libc::SYS_dup3, &[pool.file(d.file)? as u64, d.fd as u64, cloexec])?;
+        for lock in &d.locks {
+            let at = script.data(&lock.to_flock());
+            script.call("fcntl F_SETLK", libc::SYS_fcntl, &[d.fd as u64, libc::F_SETLK as u64, at])?;
+        }
+    }
+    if next < pool.base() {
+        script.call("close_range", libc::SYS_close_range, &[next as u64, pool.base() as u64 - 1, 0])?;
+    }
+    Ok(())
+}
+
+/// Makes current directories that had been removed, for the moment in which they are entered.
+fn deleted_folders(tree: &Tree) -> Result<Vec<PathBuf>> {
+    let mut made = Vec::new();
+    for p in tree.processes.iter().filter(|p| p.fs.cwd_deleted) {
+        let path = PathBuf::from(&p.fs.cwd);
+        match std::fs::create_dir(&path) {
+            Ok(()) => made.push(path),
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
+            Err(e) => return Err(e).context(|| format!("making the removed directory {} again", path.display())),
+        }
+    }
+    Ok(made)
+}
+
+fn own_credentials() -> Result<Credentials> {
+    let own = read::parsed(std::process::id() as i32, "status", status::parse)?;
+    let mut credentials = Credentials::from_status(&own);
+    credentials.securebits = task::securebits();
+    Ok(credentials)
 }

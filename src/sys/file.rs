@@ -146,3 +146,55 @@ pub fn memfd(name: &str, flags: u32) -> io::Result<OwnedFd> {
     Ok(Errno::result(unsafe { libc::syscall(libc::SYS_memfd_create, name.as_ptr(), flags) })
         .map(|fd| unsafe { OwnedFd::from_raw_fd(fd as i32) })?)
 }
+
+/// Takes ownership of a descriptor number that a call has just returned.
+pub fn own(fd: i32) -> OwnedFd {
+    // SAFETY: the callers pass a fresh descriptor that nobody else owns.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+/// flock(2), without waiting.
+pub fn flock(fd: BorrowedFd<'_>, exclusive: bool) -> Result<(), Errno> {
+    let operation = if exclusive { libc::LOCK_EX } else { libc::LOCK_SH };
+    // SAFETY: numbers only.
+    Errno::result(unsafe { libc::flock(fd.as_raw_fd(), operation | libc::LOCK_NB) }).map(drop)
+}
+
+/// fcntl(2) `F_OFD_SETLK` with a `struct flock`.
+pub fn ofd_lock(fd: BorrowedFd<'_>, lock: &[u8; 32]) -> Result<(), Errno> {
+    // SAFETY: the structure has the size and layout that the kernel reads.
+    Errno::result(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_OFD_SETLK, lock.as_ptr()) }).map(drop)
+}
+
+/// Shared anonymous memory as a descriptor: the file behind `mmap(MAP_SHARED | MAP_ANONYMOUS)`, reached by `/proc/self/map_files`.
+pub fn shared_anonymous(size: u64) -> io::Result<OwnedFd> {
+    let size = size as usize;
+    // SAFETY: a new mapping of our own, unmapped below.
+    let at = unsafe {
+        libc::mmap(std::ptr::null_mut(), size, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS, -1, 0)
+    };
+    if at == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    let start = at as usize;
+    let end = start + size.next_multiple_of(4096);
+    let opened = std::fs::OpenOptions::new().read(true).write(true).open(format!("/proc/self/map_files/{start:x}-{end:x}"));
+    // SAFETY: the mapping made above; nothing refers to it.
+    unsafe { libc::munmap(at, size) };
+    opened.map(OwnedFd::from)
+}
+
+/// The same modes without echo, line editing, signals and translation: cfmakeraw(3) on a `struct termios2`.
+pub fn raw_modes(modes: &[u8]) -> Vec<u8> {
+    let mut raw = modes.to_vec();
+    let mut clear = |at: usize, bits: u32| {
+        if let Some(field) = raw.get_mut(at..at + 4) {
+            let value = u32::from_le_bytes([field[0], field[1], field[2], field[3]]) & !bits;
+            field.copy_from_slice(&value.to_le_bytes());
+        }
+    };
+    clear(0, libc::IGNBRK | libc::BRKINT | libc::PARMRK | libc::ISTRIP | libc::INLCR | libc::IGNCR | libc::ICRNL | libc::IXON);
+    clear(4, libc::OPOST);
+    clear(12, libc::ECHO | libc::ECHONL | libc::ICANON | libc::ISIG | libc::IEXTEN);
+    raw
+}

@@ -7,6 +7,7 @@ pub mod clock;
 pub mod file;
 pub mod feature;
 pub mod memory;
+pub mod namespace;
 pub mod pagemap;
 pub mod proc;
 pub mod ptrace;

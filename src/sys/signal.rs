@@ -36,3 +36,28 @@ pub fn check_interrupted() -> Result<()> {
         signal => Err(Error::new(Kind::Interrupted, format!("interrupted by signal {signal}"))),
     }
 }
+
+static WINDOW: AtomicI32 = AtomicI32::new(0);
+
+extern "C" fn note_window(_: i32) {
+    WINDOW.store(1, Ordering::Relaxed);
+}
+
+/// Sets the disposition of a signal.
+pub fn set_handler(signal: nix::sys::signal::Signal, handler: nix::sys::signal::SigHandler) -> nix::Result<()> {
+    // SAFETY: the handlers used in this crate only store atomics.
+    unsafe { nix::sys::signal::signal(signal, handler) }.map(drop)
+}
+
+/// For a meio that serves a tree in the foreground: it may use the terminal from the background, and notes new window sizes.
+pub fn ignore_terminal_stops() {
+    use nix::sys::signal::{SigHandler, Signal};
+    let _ = set_handler(Signal::SIGTTOU, SigHandler::SigIgn);
+    let _ = set_handler(Signal::SIGTTIN, SigHandler::SigIgn);
+    let _ = set_handler(Signal::SIGWINCH, SigHandler::Handler(note_window));
+}
+
+/// Whether the window changed since the last question.
+pub fn window_changed() -> bool {
+    WINDOW.swap(0, Ordering::Relaxed) != 0
+}

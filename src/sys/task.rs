@@ -150,3 +150,9 @@ pub fn tgkill(pid: i32, tid: i32, signal: i32) -> Result<(), Errno> {
     // SAFETY: numbers only.
     Errno::result(unsafe { libc::syscall(libc::SYS_tgkill, pid, tid, signal) }).map(drop)
 }
+
+/// Our own security bits (prctl(2) `PR_GET_SECUREBITS`).
+pub fn securebits() -> u32 {
+    // SAFETY: numbers only.
+    (unsafe { libc::prctl(libc::PR_GET_SECUREBITS, 0, 0, 0, 0) }).max(0) as u32
+}

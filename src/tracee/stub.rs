@@ -357,3 +357,26 @@ pub fn end(stub: &Stub) {
     let _ = task::tgkill(stub.pid, stub.tid, libc::SIGKILL);
     while !matches!(ptrace::wait(stub.tid), Ok(Status::Ended(_)) | Err(_)) {}
 }
+
+impl Stub {
+    /// Starts exit_group(2); the end is reported to the caller's next wait.
+    pub fn exit(&self, code: i32) -> Result<()> {
+        ptrace::set_registers(self.tid, &self.direct(libc::SYS_exit_group as u64, [code as u64, 0, 0, 0, 0, 0]))?;
+        ptrace::cont(self.tid, 0)?;
+        Ok(())
+    }
+
+    /// Stops the stub by job control, with a signal that stops. Scripts can still be run; let go, it stays stopped.
+    pub fn stop(&self, signal: i32) -> Result<()> {
+        task::tgkill(self.pid, self.tid, signal)?;
+        ptrace::cont(self.tid, 0)?;
+        loop {
+            match ptrace::wait(self.tid)? {
+                Status::Signal(s) if s == signal => ptrace::cont(self.tid, signal)?,
+                Status::GroupStop(_) => return Ok(()),
+                Status::Ended(_) => return Err(killed(self.tid)),
+                _ => ptrace::cont(self.tid, 0)?,
+            }
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! Everything that can be known to go wrong is found here, all of it, before anything is started.
+
+use super::{layout, skeleton};
+use crate::error::{Error, Kind, Refusal, Result};
+use crate::resource::descriptor::FileKind;
+use crate::resource::{Manifest, Tree};
+use crate::sys::arch;
+use crate::sys::proc::read;
+use std::os::unix::fs::MetadataExt;
+
+/// Checks an image against this machine.
+pub fn check(manifest: &Manifest, tree: &Tree, pid_namespace: bool) -> Result<()> {
+    structure(tree)?;
+    let missing = manifest.xfeatures & !arch::xfeatures();
+    if missing != 0 {
+        return Err(Error::image(format!("the image was made on a processor with vector features that are missing here (XCR0 bits {missing:#x})"))
+            .help("restore it on a machine with the same processor features"));
+    }
+    if let Some(space) = tree.processes.iter().find_map(|p| p.memory.as_ref()) {
+        layout::check_vdso(space)?;
+    }
+    files(tree)?;
+    if !pid_namespace {
+        pids(tree)?;
+    }
+    Ok(())
+}
+
+/// What the rest of the restore takes for granted.
+fn structure(tree: &Tree) -> Result<()> {
+    let bad = |what: String| Err(Error::image(format!("image damaged: {what}")));
+    let Some(root) = tree.processes.first() else { return bad("it holds no process".into()) };
+    let mut seen = std::collections::HashSet::new();
+    for (i, p) in tree.processes.iter().enumerate() {
+        if p.pid <= 0 || !seen.insert(p.pid) {
+            return bad(format!("process {} is listed twice or has an impossible pid", p.pid));
+        }
+        if (i == 0) != (p.ppid == 0) || (i > 0 && (!seen.contains(&p.ppid) || p.ppid == p.pid)) {
+            return bad(format!("process {} has no parent before it", p.pid));
+        }
+        let zombie = matches!(p.state, crate::resource::process::State::Zombie(_));
+        if zombie != p.memory.is_none() || zombie != p.threads.is_empty() || p.threads.first().is_some_and(|t| t.tid != p.pid) {
+            return bad(format!("process {} lacks memory or threads", p.pid));
+        }
+        if p.descriptors.iter().any(|d| d.fd < 0 || d.file as usize >= tree.files.len()) {
+            return bad(format!("process {} has an impossible descriptor", p.pid));
+        }
+        let mappings = p.memory.iter().flat_map(|m| &m.mappings);
+        let mut end = 0;
+        for m in mappings {
+            if m.start < end || m.end <= m.start || m.start % 4096 != 0 || m.end % 4096 != 0 {
+                return bad(format!("process {} has impossible mappings", p.pid));
+            }
+            end = m.end;
+        }
+    }
+    if root.memory.is_none() { bad("its root has ended".into()) } else { Ok(()) }
+}
+
+/// Files that are mapped must be the same, those that are open must be there.
+fn files(tree: &Tree) -> Result<()> {
+    let mut refusals = Vec::new();
+    let pid = tree.processes[0].pid;
+    let mut refuse = |object: &str, reason: String, advice: &str| {
+        refusals.push(Refusal { pid, object: object.to_owned(), reason, advice: advice.to_owned() });
+    };
+    for file in &tree.mapped {
+        match std::fs::metadata(&file.path) {
+            Err(e) => refuse(&file.path, format!("it is mapped by the tree and cannot be opened: {e}"), "bring the file back"),
+            Ok(meta) if !meta.is_file() => {}
+            Ok(meta) => {
+                let same_time = (meta.mtime(), meta.mtime_nsec() as u32) == file.mtime;
+                let same_id = file.build_id.is_some() && crate::resource::memory::build_id(&file.path) == file.build_id;
+                let shared_only = !privately_mapped(tree, &file.path);
+                if meta.len() != file.size && !shared_only || !same_time && !same_id && !shared_only {
+                    refuse(&file.path, "it is mapped by the tree and has changed since the dump".into(), "bring the old version back");
+                }
+            }
+        }
+    }
+    for file in &tree.files {
+        let FileKind::Regular(regular) = &file.kind else { continue };
+        if regular.deleted.is_some() {
+            continue;
+        }
+        match std::fs::symlink_metadata(&regular.path) {
+            Err(e) => refuse(&regular.path, format!("it was open and cannot be found: {e}"), "bring the file back"),
+            Ok(meta) if meta.mode() & libc::S_IFMT != regular.mode & libc::S_IFMT => {
+                refuse(&regular.path, "it was open and is of another type now".into(), "bring the file back");
+            }
+            Ok(_) => {}
+        }
+    }
+    for p in tree.processes.iter().filter(|p| p.memory.is_some() && !p.fs.cwd_deleted) {
+        if !std::path::Path::new(&p.fs.cwd).is_dir() {
+            refuse(&p.fs.cwd, format!("the current directory of process {} is not there", p.pid), "make the directory");
+        }
+    }
+    if refusals.is_empty() { Ok(()) } else { Err(Error { kind: Kind::Image, ..Error::refused("cannot restore here", refusals) }) }
+}
+
+fn privately_mapped(tree: &Tree, path: &str) -> bool {
+    use crate::resource::memory::Backing;
+    let is = |b: &Backing| matches!(b, Backing::File { file, .. } if tree.mapped.get(*file as usize).is_some_and(|f| f.path == path));
+    tree.processes.iter().filter_map(|p| p.memory.as_ref()).any(|m| is(&m.exe) || m.mappings.iter().any(|v| !v.shared && is(&v.backing)))
+}
+
+/// Every pid and tid must be free.
+fn pids(tree: &Tree) -> Result<()> {
+    let wanted = tree.processes.iter().flat_map(|p| std::iter::once(p.pid).chain(p.threads.iter().map(|t| t.tid)));
+    let mut refusals = Vec::new();
+    for pid in wanted.chain(skeleton::departed_leaders(tree)) {
+        if !std::path::Path::new(&format!("/proc/{pid}")).exists() || refusals.iter().any(|r: &Refusal| r.pid == pid) {
+            continue;
+        }
+        let name = read::read(pid, "comm").map(|c| String::from_utf8_lossy(&c).trim().to_owned()).unwrap_or_default();
+        refusals.push(Refusal {
+            pid,
+            object: format!("pid {pid}"),
+            reason: format!("it is in use by {name}"),
+            advice: "end that process, or use --pid-namespace".into(),
+        });
+    }
+    if refusals.is_empty() {
+        return Ok(());
+    }
+    Err(Error::refused("cannot restore: pids are in use", refusals).help("use --pid-namespace to restore with the same numbers in a fresh pid namespace"))
+}

@@ -1,0 +1,225 @@
+//! Page content on its way from an image into stubs. Workers decode and write in parallel; copies are made at
+//! the end out of what has been placed.
+
+use super::pool::Pool;
+use crate::error::{Context, Error, Result};
+use crate::image::{Block, Content, EncodedBlock, Owner, PAGE, Placement, Reader};
+use crate::resource::Tree;
+use crate::resource::memory::{Backing, Mapping};
+use crate::sys::memory::{self, MemFile};
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::{Condvar, Mutex};
+
+/// Blocks that may wait for a worker.
+const WINDOW: usize = 16;
+
+/// Where the pages of a process go.
+struct Process<'a> {
+    pid: i32,
+    mappings: &'a [Mapping],
+    memory: MemFile,
+}
+
+/// Where everything goes.
+pub struct Targets<'a> {
+    processes: HashMap<i32, Process<'a>>,
+    objects: Vec<File>,
+}
+
+impl<'a> Targets<'a> {
+    /// `pids`: of each process of the image, its pid as meio sees it.
+    pub fn new(tree: &'a Tree, pids: &HashMap<i32, i32>, pool: &Pool) -> Result<Self> {
+        let mut processes = HashMap::new();
+        for process in &tree.processes {
+            let Some(space) = &process.memory else { continue };
+            let pid = pids[&process.pid];
+            let memory = MemFile::open(pid).context(|| format!("opening the memory of process {}", process.pid))?;
+            processes.insert(process.pid, Process { pid, mappings: &space.mappings, memory });
+        }
+        let objects = (0..tree.objects.len() as u32).map(|o| pool.object_file(o)).collect::<Result<_>>()?;
+        Ok(Targets { processes, objects })
+    }
+
+    fn write(&self, owner: Owner, mut address: u64, mut bytes: &[u8]) -> Result<()> {
+        let process = match owner {
+            Owner::Object(number) => {
+                let file = self.objects.get(number as usize).ok_or_else(|| stray(owner, address))?;
+                return file.write_all_at(bytes, address).context(|| "filling shared memory");
+            }
+            Owner::Process(pid) => self.processes.get(&pid).ok_or_else(|| stray(owner, address))?,
+        };
+        // A run may cross the border of two mappings.
+        while !bytes.is_empty() {
+            let mapping = process.mapping(address).ok_or_else(|| stray(owner, address))?;
+            let n = (mapping.end - address).min(bytes.len() as u64) as usize;
+            let doing = || format!("filling the memory of process {}", process.pid);
+            if mapping.backing != Backing::Kernel {
+                if mapping.prot & libc::PROT_WRITE as u32 != 0 {
+                    memory::write(process.pid, address, &bytes[..n]).context(doing)?;
+                } else {
+                    process.memory.write(address, &bytes[..n]).context(doing)?;
+                }
+            }
+            address += n as u64;
+            bytes = &bytes[n..];
+        }
+        Ok(())
+    }
+
+    fn read(&self, owner: Owner, address: u64, bytes: &mut [u8]) -> Result<()> {
+        match owner {
+            Owner::Object(number) => {
+                let file = self.objects.get(number as usize).ok_or_else(|| stray(owner, address))?;
+                let n = file.read_at(bytes, address).context(|| "reading shared memory")?;
+                bytes[n..].fill(0);
+                Ok(())
+            }
+            Owner::Process(pid) => {
+                let process = self.processes.get(&pid).ok_or_else(|| stray(owner, address))?;
+                process.memory.read(address, bytes).context(|| format!("reading the memory of process {pid}"))
+            }
+        }
+    }
+
+    fn place(&self, block: &Block) -> Result<()> {
+        let mut from = 0;
+        for run in &block.runs {
+            let len = run.pages as usize * PAGE;
+            match run.content {
+                Content::Data => {
+                    self.write(block.owner, run.address, &block.data[from..from + len])?;
+                    from += len;
+                }
+                Content::Zero => {
+                    let zeros = [0u8; 16 * PAGE];
+                    for at in (0..len).step_by(zeros.len()) {
+                        self.write(block.owner, run.address + at as u64, &zeros[..zeros.len().min(len - at)])?;
+                    }
+                }
+                Content::Copy { .. } => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Process<'_> {
+    fn mapping(&self, address: u64) -> Option<&Mapping> {
+        let i = self.mappings.partition_point(|m| m.end <= address);
+        self.mappings.get(i).filter(|m| m.contains(address))
+    }
+}
+
+fn stray(owner: Owner, address: u64) -> Error {
+    Error::image(format!("image damaged: a page of {owner:?} at {address:#x} belongs to no mapping"))
+}
+
+/// A copy that is still to be made.
+struct Copy {
+    owner: Owner,
+    address: u64,
+    pages: u32,
+    block: u32,
+    page: u32,
+}
+
+/// What the reader and the workers share.
+#[derive(Default)]
+struct Flow {
+    waiting: Vec<EncodedBlock>,
+    placement: Placement,
+    copies: Vec<Copy>,
+    failure: Option<Error>,
+    done: bool,
+    bytes: u64,
+}
+
+/// Places all pages of the image. Afterwards its checksums and its end have been verified.
+pub fn fill(reader: &mut Reader<'_>, targets: &Targets<'_>, mut progress: impl FnMut(u64) -> Result<()>) -> Result<u64> {
+    let flow = Mutex::new(Flow::default());
+    let moved = Condvar::new();
+    let lock = || flow.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let work = || {
+        loop {
+            let mut guard = lock();
+            let encoded = loop {
+                if let Some(block) = guard.waiting.pop() {
+                    break block;
+                }
+                if guard.done {
+                    return;
+                }
+                guard = moved.wait(guard).unwrap_or_else(std::sync::PoisonError::into_inner);
+            };
+            drop(guard);
+            moved.notify_all();
+            let result = encoded.decode().and_then(|block| targets.place(&block).map(|()| block));
+            let mut guard = lock();
+            match result {
+                Ok(block) => {
+                    guard.bytes += block.data.len() as u64;
+                    guard.placement.note(&block);
+                    for run in &block.runs {
+                        if let Content::Copy { block: from, page } = run.content {
+                            let (owner, address, pages) = (block.owner, run.address, run.pages);
+                            guard.copies.push(Copy { owner, address, pages, block: from, page });
+                        }
+                    }
+                }
+                Err(e) => {
+                    guard.failure.get_or_insert(e);
+                    guard.waiting.clear();
+                }
+            }
+            drop(guard);
+            moved.notify_all();
+        }
+    };
+    rayon::in_place_scope(|scope| {
+        for _ in 0..rayon::current_num_threads() {
+            scope.spawn(|_| work());
+        }
+        let mut feed = || -> Result<()> {
+            while let Some(block) = reader.next_block()? {
+                let mut guard = lock();
+                while guard.waiting.len() >= WINDOW && guard.failure.is_none() {
+                    guard = moved.wait(guard).unwrap_or_else(std::sync::PoisonError::into_inner);
+                }
+                if guard.failure.is_some() {
+                    return Ok(());
+                }
+                guard.waiting.push(block);
+                let bytes = guard.bytes;
+                drop(guard);
+                moved.notify_all();
+                progress(bytes)?;
+            }
+            Ok(())
+        };
+        let result = feed();
+        lock().done = true;
+        moved.notify_all();
+        result
+    })?;
+    let flow = flow.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if let Some(e) = flow.failure {
+        return Err(e);
+    }
+    let mut copied = 0;
+    let mut page = vec![0u8; PAGE];
+    for copy in &flow.copies {
+        let (owner, pieces) = flow.placement.find(copy.block, copy.page, copy.pages)?;
+        let mut to = copy.address;
+        for (from, pages) in pieces {
+            for n in 0..u64::from(pages) {
+                targets.read(owner, from + n * PAGE as u64, &mut page)?;
+                targets.write(copy.owner, to, &page)?;
+                to += PAGE as u64;
+                copied += PAGE as u64;
+            }
+        }
+    }
+    Ok(flow.bytes + copied)
+}

@@ -1,0 +1,180 @@
+//! A tree in the foreground: it gets this terminal, signals and the exit status pass through.
+
+use super::terminal::Terminals;
+use crate::error::{Context, Result};
+use crate::resource::Tree;
+use crate::sys::{file, signal, task};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout};
+use nix::sys::signal::{SigHandler, Signal, kill};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use nix::unistd::{Pid, tcgetpgrp, tcsetpgrp};
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+
+/// What meio keeps of its own terminal while the tree has it.
+pub struct Session {
+    terminal: Option<OwnedFd>,
+    modes: Option<Vec<u8>>,
+    group: Option<Pid>,
+}
+
+impl Session {
+    /// Prepares the terminal before the tree runs.
+    pub fn begin(terminals: &Terminals, tree: &Tree, root: i32, detach: bool) -> Self {
+        let mut session = Session { terminal: None, modes: None, group: None };
+        if detach {
+            return session;
+        }
+        signal::ignore_terminal_stops();
+        session.terminal = std::io::stdin().as_fd().try_clone_to_owned().ok().filter(|t| file::termios(t.as_fd()).is_ok());
+        let Some(terminal) = &session.terminal else { return session };
+        session.modes = file::termios(terminal.as_fd()).ok();
+        if terminals.master.is_some() {
+            if let Some(modes) = &session.modes {
+                let _ = file::set_termios(terminal.as_fd(), &file::raw_modes(modes));
+            }
+            return session;
+        }
+        if let Some(modes) = &terminals.outer_modes {
+            let _ = file::set_termios(terminal.as_fd(), modes);
+        }
+        // The root leads a group in this session when its own session was outside of the tree.
+        if tree.processes.first().is_some_and(|p| p.sid != p.pid) {
+            session.group = tcgetpgrp(terminal.as_fd()).ok();
+            let _ = tcsetpgrp(terminal.as_fd(), nix::unistd::getpgid(Some(Pid::from_raw(root))).unwrap_or(Pid::from_raw(root)));
+        }
+        session
+    }
+
+    /// Serves until the root ends; its status.
+    pub fn serve(self, root: i32, mut terminals: Terminals) -> Result<ExitStatus> {
+        terminals.slave = None;
+        let pidfd = task::pidfd(root).context(|| format!("watching process {root}"))?;
+        let mut master = terminals.master.map(|m| File::from(OwnedFd::from(m)));
+        let mut input = master.is_some();
+        redraw(master.as_ref());
+        let status = loop {
+            self.pass_signals(root, master.as_ref());
+            let stdin = std::io::stdin();
+            let mut fds = vec![PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+            if let Some(m) = &master {
+                fds.push(PollFd::new(m.as_fd(), PollFlags::POLLIN));
+                if input {
+                    fds.push(PollFd::new(stdin.as_fd(), PollFlags::POLLIN));
+                }
+            }
+            match nix::poll::poll(&mut fds, PollTimeout::from(200u16)) {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(e) => return Err(e.into()),
+            }
+            let ready: Vec<bool> = fds.iter().map(|f| f.revents().is_some_and(|r| !r.is_empty())).collect();
+            drop(fds);
+            if ready.get(1) == Some(&true) && !master.as_ref().is_some_and(|m| pump(m, &mut std::io::stdout())) {
+                master = None;
+            }
+            if ready.get(2) == Some(&true)
+                && let Some(m) = &master
+            {
+                let mut sink = m;
+                input = pump(&File::from(stdin.as_fd().try_clone_to_owned()?), &mut sink);
+            }
+            if let Some(status) = self.reap(root)? {
+                break status;
+            }
+        };
+        // What it wrote last.
+        while let Some(m) = &master {
+            let mut fds = [PollFd::new(m.as_fd(), PollFlags::POLLIN)];
+            if nix::poll::poll(&mut fds, PollTimeout::from(20u16)).unwrap_or(0) == 0 || !pump(m, &mut std::io::stdout()) {
+                break;
+            }
+        }
+        self.end();
+        Ok(status)
+    }
+
+    /// ^C and its kin to meio are meant for the tree.
+    fn pass_signals(&self, root: i32, master: Option<&File>) {
+        if let Some(caught) = signal::take() {
+            if let Ok(signal) = Signal::try_from(caught) {
+                let _ = kill(Pid::from_raw(root), signal);
+            }
+        }
+        if signal::window_changed()
+            && let (Some(m), Some(t)) = (master, &self.terminal)
+            && let Ok(size) = file::window(t.as_fd())
+        {
+            let _ = file::set_window(m.as_fd(), size);
+        }
+    }
+
+    /// The root's status once it has ended. When it stops, meio stops with it, and continues it afterwards.
+    fn reap(&self, root: i32) -> Result<Option<ExitStatus>> {
+        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WSTOPPED | WaitPidFlag::WNOHANG;
+        match waitid(Id::Pid(Pid::from_raw(root)), flags) {
+            Ok(WaitStatus::Exited(_, code)) => Ok(Some(ExitStatus::from_raw(code << 8))),
+            Ok(WaitStatus::Signaled(_, signal, core)) => Ok(Some(ExitStatus::from_raw(signal as i32 | if core { 0x80 } else { 0 }))),
+            Ok(WaitStatus::Stopped(..)) if self.group.is_some() => {
+                self.suspend(root);
+                Ok(None)
+            }
+            Ok(_) | Err(Errno::EINTR) => Ok(None),
+            // Somebody else took the status (a pid namespace's parent is not us, say).
+            Err(Errno::ECHILD) => Ok(Some(ExitStatus::from_raw(0))),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// The job was stopped (^Z): give the terminal back and stop, too; go on together.
+    fn suspend(&self, root: i32) {
+        let (Some(terminal), Some(group)) = (&self.terminal, self.group) else { return };
+        let tree_modes = file::termios(terminal.as_fd()).ok();
+        let _ = tcsetpgrp(terminal.as_fd(), group);
+        if let Some(modes) = &self.modes {
+            let _ = file::set_termios(terminal.as_fd(), modes);
+        }
+        let _ = nix::sys::signal::raise(Signal::SIGSTOP);
+        if let Some(modes) = &tree_modes {
+            let _ = file::set_termios(terminal.as_fd(), modes);
+        }
+        let tree_group = nix::unistd::getpgid(Some(Pid::from_raw(root))).unwrap_or(Pid::from_raw(root));
+        let _ = tcsetpgrp(terminal.as_fd(), tree_group);
+        let _ = kill(Pid::from_raw(-tree_group.as_raw()), Signal::SIGCONT);
+    }
+
+    /// Takes the terminal back.
+    fn end(&self) {
+        if let Some(terminal) = &self.terminal {
+            if let Some(group) = self.group {
+                let _ = tcsetpgrp(terminal.as_fd(), group);
+            }
+            if let Some(modes) = &self.modes {
+                let _ = file::set_termios(terminal.as_fd(), modes);
+            }
+        }
+        let _ = signal::set_handler(Signal::SIGTTOU, SigHandler::SigDfl);
+    }
+}
+
+/// Makes full-screen programs draw themselves on the new terminal.
+fn redraw(master: Option<&File>) {
+    if let Some(m) = master
+        && let Ok(group) = tcgetpgrp(m.as_fd())
+    {
+        let _ = kill(Pid::from_raw(-group.as_raw()), Signal::SIGWINCH);
+    }
+}
+
+/// Moves what is there. False at the end.
+fn pump(from: &File, to: &mut dyn Write) -> bool {
+    let mut buf = [0u8; 16 * 1024];
+    let mut from = from;
+    match from.read(&mut buf) {
+        Ok(0) | Err(_) => false,
+        Ok(n) => to.write_all(&buf[..n]).and_then(|()| to.flush()).is_ok(),
+    }
+}

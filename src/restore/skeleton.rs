@@ -1,0 +1,253 @@
+//! The processes of a tree as bare stubs: pids, parents, sessions and groups, before any memory.
+//!
+//! A session is inherited at birth and left only by setsid(2), so birth order matters: children that belong to the
+//! session their parent was born in are made before the parent calls setsid(2), the others after. What cannot be had that way
+//! (a process that lost its parent and was adopted by a subreaper, or whose session's leader has ended) is born from a
+//! donor in that session, which then steps out between, so that the kernel hands the child to its adoptive parent.
+
+use crate::error::{Context, Error, Result};
+use crate::resource::Tree;
+use crate::resource::process::{Process, State};
+use crate::sys::ptrace;
+use crate::tracee::stub::{self, Stub};
+use std::collections::{HashMap, HashSet};
+
+/// The stubs of a tree.
+pub struct Skeleton<'t> {
+    tree: &'t Tree,
+    /// Stub of each process, by its pid in the image.
+    pub stubs: HashMap<i32, Stub>,
+    /// Children by parent's pid, as indices into `tree.processes`.
+    children: HashMap<i32, Vec<usize>>,
+    /// Processes that must be born from a donor: (index, parent, session).
+    adopted: Vec<(usize, i32, i32)>,
+    pids: HashSet<i32>,
+}
+
+/// Pids that do not belong to a process of the tree but must be free for a moment: leaders of sessions and groups that have ended.
+pub fn departed_leaders(tree: &Tree) -> Vec<i32> {
+    let pids: HashSet<i32> = tree.processes.iter().map(|p| p.pid).collect();
+    let Some(root) = tree.processes.first() else { return Vec::new() };
+    let mut departed = Vec::new();
+    for p in &tree.processes {
+        departed.extend([p.sid].into_iter().filter(|s| *s != root.sid && !pids.contains(s)));
+        departed.extend([p.pgid].into_iter().filter(|g| *g != root.pgid && !pids.contains(g)));
+    }
+    departed.sort_unstable();
+    departed.dedup();
+    departed
+}
+
+impl<'t> Skeleton<'t> {
+    /// Makes all processes below the root's stub.
+    pub fn grow(tree: &'t Tree, root: Stub) -> Result<Self> {
+        let mut children: HashMap<i32, Vec<usize>> = HashMap::new();
+        for (i, p) in tree.processes.iter().enumerate().skip(1) {
+            children.entry(p.ppid).or_default().push(i);
+        }
+        let pids = tree.processes.iter().map(|p| p.pid).collect();
+        let mut skeleton = Skeleton { tree, stubs: HashMap::new(), children, adopted: Vec::new(), pids };
+        let first = &tree.processes[0];
+        skeleton.stubs.insert(first.pid, root);
+        skeleton.bear(0, first.sid)?;
+        skeleton.adopt()?;
+        skeleton.groups()?;
+        Ok(skeleton)
+    }
+
+    fn process(&self, index: usize) -> &'t Process {
+        &self.tree.processes[index]
+    }
+
+    /// The session that a process must be born in; `None` when any will do.
+    fn birth_session(&self, index: usize) -> Option<i32> {
+        let p = self.process(index);
+        if p.sid != p.pid {
+            return Some(p.sid);
+        }
+        let children = self.children.get(&p.pid).into_iter().flatten();
+        children.filter_map(|&c| self.birth_session(c)).find(|&s| s != p.pid && !self.needs_donor_below(s, p.pid))
+    }
+
+    /// Whether a session that a child needs cannot have been its parent's.
+    fn needs_donor_below(&self, session: i32, parent: i32) -> bool {
+        // A session led by a descendant, or by nobody, is never inherited through this parent.
+        let mut at = session;
+        while let Some(p) = self.tree.processes.iter().find(|p| p.pid == at) {
+            if p.ppid == parent {
+                return true;
+            }
+            at = p.ppid;
+        }
+        !self.pids.contains(&session) && session != self.process(0).sid
+    }
+
+    /// Makes the children of a process that exists and was born in `session`, and theirs.
+    fn bear(&mut self, index: usize, session: i32) -> Result<()> {
+        let parent = self.process(index);
+        let (mut before, mut after) = (Vec::new(), Vec::new());
+        for &child in self.children.get(&parent.pid).into_iter().flatten() {
+            match self.birth_session(child) {
+                None => after.push((child, parent.sid)),
+                Some(s) if s == parent.sid => after.push((child, s)),
+                Some(s) if s == session => before.push((child, s)),
+                Some(s) => self.adopted.push((child, parent.pid, s)),
+            }
+        }
+        let stub = self.stubs[&parent.pid];
+        let all: Vec<(usize, i32)> = before.iter().chain(&after).copied().collect();
+        let mut script = stub.script();
+        let mut setsid_done = parent.sid != parent.pid;
+        for (n, &(child, _)) in all.iter().enumerate() {
+            if n == before.len() && !setsid_done {
+                script.expect("setsid", parent.pid as u64, libc::SYS_setsid, &[])?;
+                setsid_done = true;
+            }
+            let child = self.process(child);
+            script.clone_task(0, child.exit_signal, child.pid)?;
+        }
+        if !setsid_done {
+            script.expect("setsid", parent.pid as u64, libc::SYS_setsid, &[])?;
+        }
+        let births = script.run()?.births;
+        for (&(child, session), &tid) in all.iter().zip(&births) {
+            self.stubs.insert(self.process(child).pid, stub.born(tid, false)?);
+            self.bear(child, session)?;
+        }
+        Ok(())
+    }
+
+    /// Makes the processes that need a donor of their session.
+    fn adopt(&mut self) -> Result<()> {
+        while let Some((index, parent, session)) = self.adopted.pop() {
+            let child = self.process(index);
+            let parent_stub = self.stubs[&parent];
+            let subreaper = |on: u64| -> Result<()> {
+                let mut script = parent_stub.script();
+                let option = libc::PR_SET_CHILD_SUBREAPER as u64;
+                script.call("prctl PR_SET_CHILD_SUBREAPER", libc::SYS_prctl, &[option, on, 0, 0, 0])?;
+                script.run().map(drop)
+            };
+            subreaper(1)?;
+            // The one that steps out: for an ended leader a helper with its pid, else any child of the living one.
+            let (donor, leads) = match self.stubs.get(&session) {
+                Some(&leader) => (leader, false),
+                None => (parent_stub, true),
+            };
+            let mut script = donor.script();
+            if leads {
+                script.clone_task(0, libc::SIGCHLD, session)?;
+            } else {
+                let args = script.data(&[0u64, 0, 0, 0, libc::SIGCHLD as u64, 0, 0, 0].map(u64::to_le_bytes).concat());
+                script.call("clone3", libc::SYS_clone3, &[args, 64])?;
+            }
+            let ran = script.run()?;
+            let between = donor.born(*ran.births.first().ok_or_else(lost)?, false)?;
+            let number = *ran.results.last().ok_or_else(lost)? as u64;
+            let mut script = between.script();
+            if leads {
+                script.call("setsid", libc::SYS_setsid, &[])?;
+            }
+            script.clone_task(0, child.exit_signal, child.pid)?;
+            let born = between.born(*script.run()?.births.first().ok_or_else(lost)?, false)?;
+            stub::end(&between);
+            let mut script = donor.script();
+            script.expect("wait4", number, libc::SYS_wait4, &[number, 0, libc::__WALL as u64, 0])?;
+            script.run()?;
+            subreaper(0)?;
+            self.stubs.insert(child.pid, born);
+            self.bear(index, session)?;
+        }
+        Ok(())
+    }
+
+    /// Puts everyone into their process groups.
+    fn groups(&self) -> Result<()> {
+        let root = self.process(0);
+        let set = |stub: &Stub, group: i32| -> Result<()> {
+            let mut script = stub.script();
+            script.call("setpgid", libc::SYS_setpgid, &[0, group as u64])?;
+            script.run().map(drop)
+        };
+        let leaders = self.tree.processes.iter().filter(|p| p.pgid == p.pid && p.sid != p.pid);
+        for p in leaders {
+            set(&self.stubs[&p.pid], 0)?;
+        }
+        // The group that the root was in was led from outside: the root leads it now.
+        let outside = !self.pids.contains(&root.pgid);
+        if outside && root.sid != root.pid {
+            set(&self.stubs[&root.pid], 0)?;
+        }
+        let mut led: HashMap<i32, (Stub, Stub, i32)> = HashMap::new();
+        for p in self.tree.processes.iter().filter(|p| p.pgid != p.pid) {
+            let stub = &self.stubs[&p.pid];
+            if outside && p.pgid == root.pgid {
+                if p.pid != root.pid && p.sid == root.sid {
+                    set(stub, root.pid)?;
+                }
+                continue;
+            }
+            if !self.pids.contains(&p.pgid) && !led.contains_key(&p.pgid) {
+                // Its leader has ended: someone takes the number for a moment.
+                let mut script = stub.script();
+                script.clone_task(0, libc::SIGCHLD, p.pgid)?;
+                let helper = stub.born(*script.run()?.births.first().ok_or_else(lost)?, false)?;
+                set(&helper, 0)?;
+                led.insert(p.pgid, (*stub, helper, p.pgid));
+            }
+            set(stub, p.pgid)?;
+        }
+        for (parent, helper, number) in led.into_values() {
+            stub::end(&helper);
+            let mut script = parent.script();
+            script.expect("wait4", number as u64, libc::SYS_wait4, &[number as u64, 0, libc::__WALL as u64, 0])?;
+            script.run()?;
+        }
+        Ok(())
+    }
+
+    /// Ends the processes that had ended, stops those that were stopped. Their parents' notices are swallowed, since
+    /// every parent runs another script afterwards.
+    pub fn settle(&self) -> Result<()> {
+        for p in &self.tree.processes {
+            let stub = &self.stubs[&p.pid];
+            match p.state {
+                State::Running => {}
+                State::Stopped(signal) => stub.stop(signal).context(|| format!("stopping process {}", p.pid))?,
+                State::Zombie(status) => {
+                    let mut script = stub.script();
+                    let comm = script.data(&[p.comm.as_slice(), &[0]].concat());
+                    script.call("prctl PR_SET_NAME", libc::SYS_prctl, &[libc::PR_SET_NAME as u64, comm, 0, 0, 0])?;
+                    script.run()?;
+                    die(stub, status).context(|| format!("restoring zombie {}", p.pid))?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Ends a stub with a given status of wait(2).
+fn die(stub: &Stub, status: i32) -> Result<()> {
+    let signal = status & 0x7f;
+    if signal != 0 {
+        crate::sys::task::set_limit(stub.pid, libc::RLIMIT_CORE as u32, (0, 0))?;
+        if signal == libc::SIGKILL {
+            stub::end(stub);
+            return Ok(());
+        }
+        ptrace::cont(stub.tid, signal)?;
+    } else {
+        stub.exit(status >> 8 & 0xff)?;
+    }
+    loop {
+        match ptrace::wait(stub.tid)? {
+            ptrace::Status::Ended(_) => return Ok(()),
+            _ => ptrace::cont(stub.tid, 0)?,
+        }
+    }
+}
+
+fn lost() -> Error {
+    Error::other("a process that was just made is missing")
+}
