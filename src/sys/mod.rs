@@ -4,6 +4,7 @@
 
 pub mod arch;
 pub mod clock;
+pub mod feature;
 pub mod file;
 pub mod feature;
 pub mod memory;
