@@ -161,7 +161,7 @@ fn help(e: &Error) -> &str {
         Kind::Permission => "run meio as root; `meio check` says which capability is missing and how to give it",
         Kind::Kernel => "`meio check` says what this kernel lacks and how to mend it",
         Kind::Unsupported => "see the list above; nothing was changed",
-        Kind::Image => "`meio verify IMAGE` says how far the image is whole; make a new one with `meio dump`",
+        Kind::Image => "copy it again, or make a new one with `meio dump`; `meio inspect` shows what is left of it",
         Kind::Interrupted => "run it again; nothing was left behind",
         Kind::Other | Kind::Warnings => "run it again with -v to see each step",
     })
