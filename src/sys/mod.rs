@@ -4,7 +4,6 @@
 
 pub mod arch;
 pub mod clock;
-pub mod feature;
 pub mod file;
 pub mod feature;
 pub mod memory;
