@@ -134,13 +134,12 @@ pub fn line(to_stderr: bool, text: &str) {
     let _ = if to_stderr { io::stderr().lock().write_all(text.as_bytes()) } else { io::stdout().lock().write_all(text.as_bytes()) };
 }
 
-/// Writes one JSON object on one line.
+/// Writes one JSON object on one line; `v` and `type` come first, for people who read it.
 pub fn json_line(kind: &str, value: Value, to_stderr: bool) {
-    let mut object = json!({"v": 1, "type": kind});
-    if let (Some(object), Value::Object(fields)) = (object.as_object_mut(), value) {
-        object.extend(fields);
-    }
-    line(to_stderr, &object.to_string());
+    let fields = value.to_string();
+    let fields = fields.strip_prefix('{').unwrap_or("}");
+    let comma = if fields == "}" { "" } else { "," };
+    line(to_stderr, &format!(r#"{{"v":1,"type":"{kind}"{comma}{fields}"#));
 }
 
 /// Writes a failure as JSON.
