@@ -7,15 +7,15 @@ use std::process::{Command, Output, Stdio};
 
 const IMAGE: &str = "fixtures/images/v1-zstd.meio";
 
-fn meio(arguments: &[&str]) -> Output {
+pub fn meio(arguments: &[&str]) -> Output {
     Command::new(super::MEIO).args(arguments).current_dir(super::ROOT).stdin(Stdio::null()).output().expect("meio runs")
 }
 
-fn code(output: &Output) -> i32 {
+pub fn code(output: &Output) -> i32 {
     output.status.code().expect("an exit code")
 }
 
-fn out(output: &Output) -> &str {
+pub fn out(output: &Output) -> &str {
     std::str::from_utf8(&output.stdout).expect("text")
 }
 
@@ -37,13 +37,105 @@ fn last(output: &Output) -> Value {
     json(output).pop().expect("a last line")
 }
 
-fn text_of(path: &str) -> String {
+pub fn text_of(path: &str) -> String {
     std::fs::read_to_string(Path::new(super::ROOT).join(path)).expect(path)
 }
 
 /// A number that no process has: the highest that the kernel gives out is below.
 fn no_pid() -> String {
     i32::MAX.to_string()
+}
+
+/// A process that sleeps, with nothing of this test's own; ended when dropped.
+struct Sleeper(std::process::Child);
+
+impl Sleeper {
+    fn new() -> Self {
+        // Descriptors that the test was started with would tie it to processes outside of its tree.
+        let close = "for fd in /proc/self/fd/*; do fd=${fd##*/}; ((fd > 2)) && eval \"exec $fd>&-\"; done; exec sleep 1000";
+        let mut command = Command::new("setsid");
+        command.args(["bash", "-c", close]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let child = command.spawn().expect("setsid runs");
+        let comm = format!("/proc/{}/comm", child.id());
+        let begin = std::time::Instant::now();
+        while std::fs::read_to_string(&comm).expect("it lives").trim() != "sleep" {
+            assert!(begin.elapsed().as_secs() < 20, "it does not sleep");
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        Sleeper(child)
+    }
+
+    fn pid(&self) -> String {
+        self.0.id().to_string()
+    }
+}
+
+impl Drop for Sleeper {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn dump_ends_with_what_it_promises() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().expect("folder");
+    let mut sleeper = Sleeper::new();
+    let pid = sleeper.pid();
+    let run = |arguments: &[&str]| {
+        let mut command = Command::new(super::MEIO);
+        command.args(["dump", &pid]).args(arguments).current_dir(folder.path()).stdin(Stdio::null());
+        let output = command.output().expect("meio runs");
+        assert_eq!(code(&output), 0, "{} {}", out(&output), err(&output));
+        output
+    };
+
+    // Words: one line on standard output. The name comes from the process.
+    let output = run(&[]);
+    let name = format!("sleep-{pid}.meio");
+    let line = out(&output);
+    assert_eq!(line.lines().count(), 1);
+    assert!(line.starts_with(&name) && line.contains("stood still for") && line.contains("goes on running"), "{line}");
+    let metadata = std::fs::metadata(folder.path().join(&name)).expect("the image");
+    assert_eq!(metadata.permissions().mode() & 0o777, 0o600);
+
+    // -v tells of phases on standard error, -q of nothing.
+    assert!(err(&run(&["-v"])).lines().count() >= 3);
+    assert!(err(&run(&["-q"])).is_empty());
+
+    // JSON: what the contract says, all of it documented.
+    let result = last(&run(&["--json", "-v", "-o", "b.meio"]));
+    for key in ["pause_ms", "total_ms", "memory_bytes", "image_bytes", "tasks", "processes"] {
+        assert!(result[key].as_f64().is_some_and(|n| n > 0.0), "{key} in {result}");
+    }
+    assert_eq!((&result["source"], &result["image"]), (&"running".into(), &"b.meio".into()));
+    assert_eq!(result["image_bytes"], std::fs::metadata(folder.path().join("b.meio")).expect("the image").len());
+    let mut names = Vec::new();
+    fields(&result, &mut names);
+    undocumented(&names);
+
+    // The image on standard output is an image, and nothing else is there.
+    let output = run(&["-o", "-", "--compress", "none"]);
+    assert!(std::str::from_utf8(&output.stderr).expect("text").contains("standard output: process"));
+    std::fs::write(folder.path().join("c.meio"), &output.stdout).expect("written");
+    let verified = meio(&["verify", folder.path().join("c.meio").to_str().expect("text")]);
+    assert_eq!(code(&verified), 0, "{}", err(&verified));
+    assert_eq!(sleeper.0.try_wait().expect("wait"), None, "it runs on");
+
+    // --kill ends it.
+    assert_eq!(last(&run(&["--json", "--kill"]))["source"], "gone");
+    assert!(!sleeper.0.wait().expect("wait").success());
+}
+
+#[test]
+fn check_looks_through_a_tree() {
+    let sleeper = Sleeper::new();
+    let output = meio(&["check", "--pid", &sleeper.pid(), "--json"]);
+    assert!([0, 3].contains(&code(&output)), "{}", out(&output));
+    assert_eq!(last(&output)["refusals"], Value::Array(vec![]));
+    let output = meio(&["check", "--pid", &no_pid()]);
+    assert_eq!(code(&output), 10);
 }
 
 #[test]
@@ -90,11 +182,17 @@ fn a_wrong_command_line_is_json_when_asked() {
 #[test]
 fn an_error_says_what_happened_and_what_to_do() {
     let pid = no_pid();
-    for arguments in [&["dump", &pid][..], &["verify", "no/such.meio"], &["inspect", "no/such.meio"], &["core", "no/such.meio"]] {
+    for arguments in [
+        &["dump", &pid][..],
+        &["check", "--pid", &pid],
+        &["verify", "no/such.meio"],
+        &["inspect", "no/such.meio"],
+        &["core", "no/such.meio"],
+    ] {
         let output = meio(arguments);
         assert_eq!(code(&output), 10, "{arguments:?}");
         let lines: Vec<&str> = err(&output).lines().collect();
-        assert!(lines[0].starts_with("error: ") && lines[0].contains(arguments[1]), "{lines:?}");
+        assert!(lines[0].starts_with("error: ") && lines[0].contains(arguments[arguments.len() - 1]), "{lines:?}");
         assert!(lines.last().expect("a line").starts_with("help: "), "{lines:?}");
         assert!(out(&output).is_empty());
 
@@ -102,7 +200,7 @@ fn an_error_says_what_happened_and_what_to_do() {
         assert_eq!(code(&output), 10);
         let error = last(&output);
         assert_eq!(error["code"], 10);
-        assert!(error["message"].as_str().is_some_and(|m| m.contains(arguments[1])), "{error}");
+        assert!(error["message"].as_str().is_some_and(|m| m.contains(arguments[arguments.len() - 1])), "{error}");
         assert!(error["help"].as_str().is_some_and(|h| !h.is_empty()), "{error}");
         assert_eq!(error["refusals"], Value::Array(vec![]));
         assert!(err(&output).is_empty());
@@ -259,63 +357,22 @@ fn fields(value: &Value, names: &mut Vec<String>) {
     }
 }
 
-#[test]
-fn every_json_field_is_documented() {
+/// Fails for names that the man page does not have.
+fn undocumented(names: &[String]) {
     let page = text_of("man/meio-json.5");
     let words: Vec<&str> = page.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').collect();
+    let unknown: Vec<&String> = names.iter().filter(|name| !words.contains(&name.as_str())).collect();
+    assert!(unknown.is_empty(), "not in man/meio-json.5: {unknown:?}");
+}
+
+#[test]
+fn every_json_field_is_documented() {
     let mut names = Vec::new();
     for arguments in [&["check"][..], &["inspect", IMAGE], &["verify", IMAGE], &["verify", "no/such"], &["dump", &no_pid()]] {
         json(&meio(&[arguments, &["--json", "-v"]].concat())).iter().for_each(|line| fields(line, &mut names));
     }
     assert!(names.len() > 20);
-    let unknown: Vec<&String> = names.iter().filter(|name| !words.contains(&name.as_str())).collect();
-    assert!(unknown.is_empty(), "not in man/meio-json.5: {unknown:?}");
-}
-
-/// `Name = 12,` of the enum in `src/error.rs`.
-fn exit_codes() -> Vec<i32> {
-    let text = text_of("src/error.rs");
-    let body = text.split("pub enum Kind {").nth(1).and_then(|t| t.split('}').next()).expect("the enum");
-    let codes: Vec<i32> = body.lines().filter_map(|l| l.trim().strip_suffix(',')?.split_once(" = ")?.1.parse().ok()).collect();
-    assert!(codes.len() >= 9, "{codes:?}");
-    codes
-}
-
-#[test]
-fn the_readme_lists_exactly_the_exit_codes() {
-    let table: Vec<i32> = text_of("README.md").lines().filter_map(|l| l.strip_prefix("| ")?.split(" |").next()?.parse().ok()).collect();
-    let mut expected = vec![0];
-    expected.extend(exit_codes());
-    assert_eq!(table, expected);
-    let help = meio(&["--help"]);
-    let help = out(&help).split("Exit codes:").nth(1).expect("exit codes");
-    let listed: Vec<i32> = help.lines().filter_map(|l| l.split_whitespace().next()?.parse().ok()).collect();
-    assert_eq!(listed, expected);
-}
-
-#[test]
-fn the_readmes_commands_exist() {
-    let readme = text_of("README.md");
-    let mut seen = 0;
-    for line in readme.split("```").skip(1).step_by(2).flat_map(str::lines) {
-        let words: Vec<&str> = line.trim_start_matches("$ ").trim_start_matches("sudo ").split_whitespace().collect();
-        match words[..] {
-            ["meio", command, ..] => {
-                let output = meio(&[command, "--help"]);
-                assert_eq!(code(&output), 0, "README: {line}");
-                for option in words.iter().filter(|w| w.starts_with("--") && w.len() > 2) {
-                    assert!(out(&output).contains(option.split('=').next().expect("a name")), "README: {line}");
-                }
-                seen += 1;
-            }
-            ["make", target, ..] => {
-                assert!(text_of("Makefile").lines().any(|l| l.starts_with(&format!("{target}:"))), "README: {line}");
-                seen += 1;
-            }
-            _ => {}
-        }
-    }
-    assert!(seen >= 5, "the README shows {seen} commands");
+    undocumented(&names);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 mod commands;
 mod generated;
+mod readme;
 mod tidy;
 
 /// The program under test.

@@ -27,7 +27,8 @@ impl Drawing {
     pub fn new(console: Console) -> Self {
         let draws = !console.json && !console.quiet && std::io::stderr().is_terminal();
         let bar = draws.then(|| {
-            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(10));
+            // Nothing is drawn before the first phase has a name.
+            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
             bar.set_style(spinner());
             bar
         });
@@ -61,6 +62,10 @@ impl Report for Drawing {
             bar.set_position(0);
             bar.set_style(spinner());
             bar.set_message(phase);
+            if bar.is_hidden() {
+                bar.set_draw_target(ProgressDrawTarget::stderr_with_hz(10));
+            }
+            bar.tick();
         }
         if self.console.json && !self.console.quiet {
             self.event("started", json!({"phase": phase}));
@@ -131,7 +136,7 @@ fn spinner() -> ProgressStyle {
 }
 
 fn measured() -> ProgressStyle {
-    ProgressStyle::with_template("{spinner} {msg} [{bar:32}] {binary_bytes} of {binary_total_bytes}, {binary_bytes_per_sec}, {eta} left")
+    ProgressStyle::with_template("{spinner} {msg} [{wide_bar}] {binary_bytes} of {binary_total_bytes}, {binary_bytes_per_sec}, {eta}")
         .unwrap_or_else(|_| ProgressStyle::default_bar())
         .progress_chars("=> ")
 }
