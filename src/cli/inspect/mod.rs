@@ -23,7 +23,7 @@ use std::{path::PathBuf, process::ExitCode};
 /// themselves is shown with control characters escaped. A cut-off image is shown as far as it goes (exit code 14).
 ///
 /// With --json the line has everything: "manifest", "tree" (processes, threads, registers, mappings, descriptors, …;
-/// byte strings as hexadecimal digits), "image_bytes", "blocks", "hash", and with --stacks "stacks".
+/// byte strings as hexadecimal digits), and "image_bytes", "blocks", "hash", or with --stacks "stacks" in their place.
 #[derive(clap::Args)]
 #[command(group = clap::ArgGroup::new("what"))]
 pub struct Inspect {
@@ -48,7 +48,13 @@ pub struct Inspect {
 struct Seen {
     manifest: Manifest,
     tree: Tree,
-    /// Length in bytes.
+    /// What was found behind the metadata, where that was looked at.
+    rest: Option<Rest>,
+}
+
+/// What stands behind the metadata.
+struct Rest {
+    /// Length of the image in bytes.
     bytes: u64,
     /// Page sections.
     blocks: u32,
@@ -66,8 +72,7 @@ impl Inspect {
                 console.result(&stacks::page(console, &stacks));
                 return Ok(ExitCode::SUCCESS);
             }
-            let seen =
-                Seen { manifest: contents.manifest().clone(), tree: contents.tree().clone(), bytes: 0, blocks: 0, hash: Ok(String::new()) };
+            let seen = Seen { manifest: contents.manifest().clone(), tree: contents.tree().clone(), rest: None };
             return self.show(console, seen, Some(stacks));
         }
         let seen = image::about(&self.image, look(image::open(&self.image)?))?;
@@ -85,7 +90,7 @@ impl Inspect {
                 () => summary::page(console, &image::name(&self.image), &seen),
             });
         }
-        image::about(&self.image, seen.hash.map(|_| ExitCode::SUCCESS))
+        image::about(&self.image, seen.rest.map_or(Ok(String::new()), |r| r.hash)).map(|_| ExitCode::SUCCESS)
     }
 }
 
@@ -102,7 +107,7 @@ fn look(mut reader: Reader<'_>) -> Result<Seen> {
         }
     };
     let hash = end.and_then(|()| reader.hash().map(|h| h.to_string()).ok_or_else(|| Error::image("image has no end")));
-    Ok(Seen { manifest, tree, bytes: reader.position(), blocks, hash })
+    Ok(Seen { manifest, tree, rest: Some(Rest { bytes: reader.position(), blocks, hash }) })
 }
 
 /// The name of a process, harmless to a terminal.

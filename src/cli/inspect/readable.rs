@@ -19,10 +19,12 @@ pub fn value(seen: &Seen, stacks: Option<&[ThreadStack]>) -> Result<Value> {
         "command": "inspect",
         "manifest": as_json(serde_json::to_value(&seen.manifest))?,
         "tree": tree,
-        "image_bytes": seen.bytes,
-        "blocks": seen.blocks,
-        "hash": seen.hash.as_ref().ok(),
     });
+    if let Some(rest) = &seen.rest {
+        result["image_bytes"] = rest.bytes.into();
+        result["blocks"] = rest.blocks.into();
+        result["hash"] = rest.hash.clone().ok().into();
+    }
     if let Some(stacks) = stacks {
         result["stacks"] = as_json(serde_json::to_value(stacks))?;
     }

@@ -9,16 +9,16 @@ use crate::resource::process::{Process, State};
 /// The whole page.
 pub fn page(console: &Console, name: &str, seen: &Seen) -> String {
     let (m, t) = (&seen.manifest, &seen.tree);
-    let hash = match &seen.hash {
-        Ok(hash) => format!("hash {hash}"),
-        Err(_) => "NOT WHOLE".into(),
-    };
+    let rest = seen.rest.as_ref().map(|r| {
+        let hash = r.hash.as_ref().map_or("NOT WHOLE".into(), |hash| format!("hash {hash}"));
+        format!(": {}, {}, {hash}", bytes(r.bytes), count(r.blocks.into(), "page block", "page blocks"))
+    });
     let threads = t.processes.iter().map(|p| p.threads.len() as u64).sum();
     let spaces = t.processes.iter().filter_map(|p| p.memory.as_ref());
     let mappings = spaces.clone().map(|m| m.mappings.len() as u64).sum();
     let length: u64 = spaces.flat_map(|m| &m.mappings).map(|m| m.len()).sum();
     let facts = [
-        ("image", format!("{name}: {}, {}, {hash}", bytes(seen.bytes), count(seen.blocks.into(), "page block", "page blocks"))),
+        ("image", format!("{name}{}", rest.unwrap_or_default())),
         ("made", format!("{} by meio {} on {}, Linux {}", date(m.created), printable(&m.meio), printable(&m.host), printable(&m.kernel))),
         ("tree", format!("{}, {}", count(t.processes.len() as u64, "process", "processes"), count(threads, "thread", "threads"))),
         ("memory", format!("{} over {}", count(mappings, "mapping", "mappings"), bytes(length))),
