@@ -78,13 +78,6 @@ impl Console {
         line(true, text);
     }
 
-    /// Writes a warning, unless it goes out as JSON with the result.
-    pub fn warning(&self, text: &str) {
-        if !self.json {
-            line(true, &format!("{} {text}", self.err("warning:", Paint::Warn)));
-        }
-    }
-
     /// Writes a failure: what happened, every refusal, what to do.
     pub fn error(&self, e: &Error) {
         if self.json {

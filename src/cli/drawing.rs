@@ -20,6 +20,7 @@ pub struct Drawing {
     phase: &'static str,
     began: Instant,
     told: Instant,
+    warned: Vec<String>,
 }
 
 impl Drawing {
@@ -33,7 +34,17 @@ impl Drawing {
             bar
         });
         let now = Instant::now();
-        Drawing { console, bar, phase: "", began: now, told: now }
+        Drawing { console, bar, phase: "", began: now, told: now, warned: Vec::new() }
+    }
+
+    /// Takes the drawing away and shows the warnings of an outcome that were not shown while it worked.
+    pub fn finish(mut self, warnings: &[String]) {
+        self.clear();
+        for text in warnings {
+            if !self.warned.contains(text) {
+                self.warning(text);
+            }
+        }
     }
 
     fn say(&self, text: &str) {
@@ -111,6 +122,7 @@ impl Report for Drawing {
     }
 
     fn warning(&mut self, text: &str) {
+        self.warned.push(text.to_string());
         if self.console.json {
             return self.event("warning", json!({"text": text}));
         }

@@ -44,7 +44,9 @@ impl Restore {
             pidfile: self.pidfile.clone(),
             pid_namespace: self.pid_namespace,
         };
-        let outcome = restore::run(&options, &mut Drawing::new(*console))?;
+        let mut drawing = Drawing::new(*console);
+        let outcome = restore::run(&options, &mut drawing)?;
+        drawing.finish(&outcome.warnings);
         if console.json {
             console.json("result", result(&outcome));
         } else if self.detach {
