@@ -13,7 +13,7 @@ pub trait Report {
     fn bytes(&mut self, done: u64, total: Option<u64>);
     /// Something that only a curious user wants to know (`-v`).
     fn note(&mut self, text: &str);
-    /// Something that will be different than before, or was given up; the work goes on. It is shown at once, and
+    /// Something that will be different than before, or was given up; the work goes on. It is shown at once;
     /// the screenplay also returns it in its outcome's `warnings`.
     fn warning(&mut self, text: &str);
     /// The terminal is about to belong to somebody else (a restored tree): take away what is drawn on it.
@@ -34,16 +34,4 @@ pub fn phase<T>(
     report.ended(name, took);
     phases.push((name, took));
     result
-}
-
-/// Listens to nothing.
-pub struct Silent;
-
-impl Report for Silent {
-    fn started(&mut self, _: &'static str) {}
-    fn ended(&mut self, _: &'static str, _: Duration) {}
-    fn bytes(&mut self, _: u64, _: Option<u64>) {}
-    fn note(&mut self, _: &str) {}
-    fn warning(&mut self, _: &str) {}
-    fn clear(&mut self) {}
 }

@@ -1,1 +1,11 @@
-//! All integration tests in one binary.
+//! Every integration test, in one binary: it links once, and its modules run side by side.
+
+mod commands;
+mod generated;
+mod readme;
+mod tidy;
+
+/// The program under test.
+const MEIO: &str = env!("CARGO_BIN_EXE_meio");
+/// The repository.
+const ROOT: &str = env!("CARGO_MANIFEST_DIR");

@@ -19,7 +19,7 @@ struct Line {
 use Weight::{Feature, Required, Spare};
 
 #[rustfmt::skip]
-const LINES: [Line; 24] = [
+const LINES: [Line; 25] = [
     Line { name: "ptrace", weight: Required, probe: feature::ptrace, costs: "everything: tasks are held by ptrace",
         kernel: "allow ptrace in the seccomp profile (container: --security-opt seccomp=unconfined)", capability: "CAP_SYS_PTRACE" },
     Line { name: "process_vm_readv", weight: Required, probe: feature::read_memory, costs: "dump: memory is read with it",
@@ -42,6 +42,8 @@ const LINES: [Line; 24] = [
         kernel: "Linux 6.7 or later", capability: "CAP_SYS_PTRACE" },
     Line { name: "/proc/PID/timers", weight: Feature, probe: || read("/proc/self/timers"), costs: "dump of processes with POSIX timers",
         kernel: "a kernel with CONFIG_CHECKPOINT_RESTORE=y and CONFIG_POSIX_TIMERS=y", capability: "CAP_SYS_PTRACE" },
+    Line { name: "timer ids", weight: Spare, probe: timer_ids, costs: "nothing: timers are then made until one has the right id",
+        kernel: "Linux 6.15 or later", capability: "CAP_SYS_PTRACE" },
     Line { name: "/proc/timer_list", weight: Feature, probe: || read("/proc/timer_list"), costs: "the time left of sleeps under way: they may sleep longer",
         kernel: "a kernel with CONFIG_PROC_FS=y that shows timer_list", capability: "CAP_DAC_READ_SEARCH" },
     Line { name: "memfd exec", weight: Feature, probe: feature::run_memfd, costs: "restore of programs whose file was deleted or replaced",
@@ -74,6 +76,11 @@ const LINES: [Line; 24] = [
 fn read(path: &str) -> Probe {
     std::fs::read(path)?;
     Ok("can be read".into())
+}
+
+/// `PR_TIMER_CREATE_RESTORE_IDS`: POSIX timers get the ids that they had.
+fn timer_ids() -> Probe {
+    if feature::timer_ids_can_be_chosen() { Ok("can be chosen".into()) } else { Err(nix::errno::Errno::EINVAL.into()) }
 }
 
 /// Runs every probe.

@@ -78,13 +78,6 @@ impl Console {
         line(true, text);
     }
 
-    /// Writes a warning, unless it goes out as JSON with the result.
-    pub fn warning(&self, text: &str) {
-        if !self.json {
-            line(true, &format!("{} {text}", self.err("warning:", Paint::Warn)));
-        }
-    }
-
     /// Writes a failure: what happened, every refusal, what to do.
     pub fn error(&self, e: &Error) {
         if self.json {
@@ -134,13 +127,12 @@ pub fn line(to_stderr: bool, text: &str) {
     let _ = if to_stderr { io::stderr().lock().write_all(text.as_bytes()) } else { io::stdout().lock().write_all(text.as_bytes()) };
 }
 
-/// Writes one JSON object on one line.
+/// Writes one JSON object on one line; `v` and `type` come first, for people who read it.
 pub fn json_line(kind: &str, value: Value, to_stderr: bool) {
-    let mut object = json!({"v": 1, "type": kind});
-    if let (Some(object), Value::Object(fields)) = (object.as_object_mut(), value) {
-        object.extend(fields);
-    }
-    line(to_stderr, &object.to_string());
+    let fields = value.to_string();
+    let fields = fields.strip_prefix('{').unwrap_or("}");
+    let comma = if fields == "}" { "" } else { "," };
+    line(to_stderr, &format!(r#"{{"v":1,"type":"{kind}"{comma}{fields}"#));
 }
 
 /// Writes a failure as JSON.
@@ -161,7 +153,7 @@ fn help(e: &Error) -> &str {
         Kind::Permission => "run meio as root; `meio check` says which capability is missing and how to give it",
         Kind::Kernel => "`meio check` says what this kernel lacks and how to mend it",
         Kind::Unsupported => "see the list above; nothing was changed",
-        Kind::Image => "`meio verify IMAGE` says how far the image is whole; make a new one with `meio dump`",
+        Kind::Image => "copy it again, or make a new one with `meio dump`; `meio inspect` shows what is left of it",
         Kind::Interrupted => "run it again; nothing was left behind",
         Kind::Other | Kind::Warnings => "run it again with -v to see each step",
     })

@@ -20,6 +20,7 @@ pub struct Drawing {
     phase: &'static str,
     began: Instant,
     told: Instant,
+    warned: Vec<String>,
 }
 
 impl Drawing {
@@ -27,12 +28,23 @@ impl Drawing {
     pub fn new(console: Console) -> Self {
         let draws = !console.json && !console.quiet && std::io::stderr().is_terminal();
         let bar = draws.then(|| {
-            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(10));
+            // Nothing is drawn before the first phase has a name.
+            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
             bar.set_style(spinner());
             bar
         });
         let now = Instant::now();
-        Drawing { console, bar, phase: "", began: now, told: now }
+        Drawing { console, bar, phase: "", began: now, told: now, warned: Vec::new() }
+    }
+
+    /// Takes the drawing away and shows the warnings of an outcome that were not shown while it worked.
+    pub fn finish(mut self, warnings: &[String]) {
+        self.clear();
+        for text in warnings {
+            if !self.warned.contains(text) {
+                self.warning(text);
+            }
+        }
     }
 
     fn say(&self, text: &str) {
@@ -61,6 +73,10 @@ impl Report for Drawing {
             bar.set_position(0);
             bar.set_style(spinner());
             bar.set_message(phase);
+            if bar.is_hidden() {
+                bar.set_draw_target(ProgressDrawTarget::stderr_with_hz(10));
+            }
+            bar.tick();
         }
         if self.console.json && !self.console.quiet {
             self.event("started", json!({"phase": phase}));
@@ -106,6 +122,7 @@ impl Report for Drawing {
     }
 
     fn warning(&mut self, text: &str) {
+        self.warned.push(text.to_string());
         if self.console.json {
             return self.event("warning", json!({"text": text}));
         }
@@ -131,7 +148,7 @@ fn spinner() -> ProgressStyle {
 }
 
 fn measured() -> ProgressStyle {
-    ProgressStyle::with_template("{spinner} {msg} [{bar:32}] {binary_bytes} of {binary_total_bytes}, {binary_bytes_per_sec}, {eta} left")
+    ProgressStyle::with_template("{spinner} {msg} [{wide_bar}] {binary_bytes} of {binary_total_bytes}, {binary_bytes_per_sec}, {eta}")
         .unwrap_or_else(|_| ProgressStyle::default_bar())
         .progress_chars("=> ")
 }

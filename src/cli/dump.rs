@@ -68,7 +68,9 @@ impl Dump {
             None => Output::Path(default_name(self.pid)?),
         };
         let options = Options { pid: self.pid, output, kill: self.kill, level: self.compress.0, freeze_timeout: self.freeze_timeout };
-        let outcome = dump::run(&options, &mut Drawing::new(*console))?;
+        let mut drawing = Drawing::new(*console);
+        let outcome = dump::run(&options, &mut drawing)?;
+        drawing.finish(&outcome.warnings);
         if console.json {
             console.json("result", result(&outcome));
         } else {

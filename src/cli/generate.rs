@@ -45,9 +45,38 @@ fn shown(command: clap::Command) -> clap::Command {
 }
 
 fn page(command: &clap::Command, name: String, folder: &Path) -> Result<()> {
-    let mut text = Vec::new();
-    let titled = command.clone().display_name(name.clone());
-    let page = clap_mangen::Man::new(titled).title(name.to_uppercase()).date("").manual("meio").source("meio");
+    let titled = command.clone().display_name(name.clone()).after_long_help("").after_help("");
+    let man = clap_mangen::Man::new(titled).title(name.to_uppercase()).date("").manual("meio").source("meio");
     let path = folder.join(format!("{name}.1"));
-    page.render(&mut text).and_then(|()| std::fs::write(&path, &text)).context(|| format!("cannot write {}", path.display()))
+    let mut text = Vec::new();
+    man.render_title(&mut text)
+        .and_then(|()| man.render_name_section(&mut text))
+        .and_then(|()| man.render_synopsis_section(&mut text))
+        .and_then(|()| man.render_description_section(&mut text))
+        .and_then(|()| man.render_options_section(&mut text))
+        .and_then(|()| if name == "meio" { man.render_subcommands_section(&mut text) } else { Ok(()) })
+        .context(|| format!("cannot write {}", path.display()))?;
+    let more = command.get_after_long_help().map(ToString::to_string).unwrap_or_default();
+    text.extend(more.split("\n\n").map(verbatim).collect::<String>().bytes());
+    if !more.contains("Exit codes:") {
+        text.extend(verbatim(super::EXIT_CODES).bytes());
+    }
+    text.extend(format!(".SH SEE ALSO\n{}", see_also(&name)).bytes());
+    std::fs::write(&path, &text).context(|| format!("cannot write {}", path.display()))
+}
+
+/// A heading that ends in a colon, and lines that are kept as they are.
+fn verbatim(block: &str) -> String {
+    let Some((heading, lines)) = block.split_once(":\n") else { return String::new() };
+    let lines: String = lines.lines().map(|l| format!("\\&{}\n", l.replace('\\', "\\e").replace('-', "\\-"))).collect();
+    format!(".SH {}\n.nf\n{lines}.fi\n", heading.to_uppercase())
+}
+
+fn see_also(name: &str) -> String {
+    let command = super::definition();
+    let commands = command.get_subcommands().filter(|c| !c.is_hide_set()).map(|c| format!("meio-{}", c.get_name()));
+    let pages = std::iter::once("meio".to_string()).chain(commands).filter(|page| page != name).map(|page| (page, 1));
+    let pages: Vec<String> =
+        pages.chain([("meio-json".into(), 5)]).map(|(page, n)| format!("\\fB{}\\fR({n})", page.replace('-', "\\-"))).collect();
+    pages.join(",\n") + "\n"
 }

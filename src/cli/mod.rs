@@ -2,18 +2,21 @@
 
 mod check;
 mod console;
+mod core;
 mod drawing;
 mod dump;
 mod figures;
 mod generate;
+mod image;
+mod inspect;
 mod restore;
 mod table;
+mod verify;
 
 use crate::error::{Error, Kind};
-use crate::restore::Input;
 use clap::{CommandFactory, Parser, Subcommand};
 use console::{Color, Console};
-use std::{path::Path, process::ExitCode};
+use std::process::ExitCode;
 
 /// Checkpoint and restore running Linux process trees, from outside.
 ///
@@ -54,6 +57,9 @@ enum Command {
     Dump(dump::Dump),
     Restore(restore::Restore),
     Check(check::Check),
+    Inspect(inspect::Inspect),
+    Verify(verify::Verify),
+    Core(core::Core),
     #[command(hide = true)]
     Generate(generate::Generate),
 }
@@ -82,6 +88,9 @@ pub fn main() -> ExitCode {
         Command::Dump(c) => c.run(&console),
         Command::Restore(c) => c.run(&console),
         Command::Check(c) => c.run(&console),
+        Command::Inspect(c) => c.run(&console),
+        Command::Verify(c) => c.run(&console),
+        Command::Core(c) => c.run(&console),
         Command::Generate(c) => c.run(),
     };
     done.unwrap_or_else(|e| {
@@ -108,11 +117,6 @@ fn usage(e: &clap::Error) -> ExitCode {
 /// The definition of the command line, for everything that is generated from it.
 fn definition() -> clap::Command {
     Cli::command()
-}
-
-/// What the IMAGE argument names: a file, or standard input for `-`.
-fn input(image: &Path) -> Input {
-    if image.as_os_str() == "-" { Input::Stdin } else { Input::Path(image.to_path_buf()) }
 }
 
 /// Exit code of a run that is done: 3 when something is different than it was.

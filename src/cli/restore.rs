@@ -1,6 +1,6 @@
 //! `meio restore`.
 
-use super::{Console, console, drawing::Drawing, figures, input};
+use super::{Console, console, drawing::Drawing, figures, image};
 use crate::error::Result;
 use crate::restore::{self, Options, Outcome};
 use serde_json::json;
@@ -38,9 +38,15 @@ pub struct Restore {
 impl Restore {
     /// Restores and tells how it went; in the foreground the tree's own exit code is passed on.
     pub fn run(&self, console: &Console) -> Result<ExitCode> {
-        let options =
-            Options { input: input(&self.image), detach: self.detach, pidfile: self.pidfile.clone(), pid_namespace: self.pid_namespace };
-        let outcome = restore::run(&options, &mut Drawing::new(*console))?;
+        let options = Options {
+            input: image::input(&self.image),
+            detach: self.detach,
+            pidfile: self.pidfile.clone(),
+            pid_namespace: self.pid_namespace,
+        };
+        let mut drawing = Drawing::new(*console);
+        let outcome = restore::run(&options, &mut drawing)?;
+        drawing.finish(&outcome.warnings);
         if console.json {
             console.json("result", result(&outcome));
         } else if self.detach {

@@ -59,10 +59,10 @@ impl fmt::Display for Lack {
 }
 
 /// A detail worth knowing when it works, else what is lacking.
-pub type Probe = std::result::Result<String, Lack>;
+pub type Probe = Result<String, Lack>;
 
 /// Turns the -1 of a system call into its errno.
-fn check(result: libc::c_long) -> std::result::Result<libc::c_long, Lack> {
+fn check(result: libc::c_long) -> Result<libc::c_long, Lack> {
     Ok(Errno::result(result)?)
 }
 
@@ -72,7 +72,7 @@ struct Child(Pid);
 impl Child {
     /// A child that runs `work` and exits with what it returns. `work` may only make system calls: other threads'
     /// locks (the allocator's) may be held for ever in the copy.
-    fn running(work: impl FnOnce() -> i32) -> std::result::Result<Child, Lack> {
+    fn running(work: impl FnOnce() -> i32) -> Result<Child, Lack> {
         // SAFETY: the child makes system calls only, as `work` promises, and leaves by _exit.
         match unsafe { fork() }? {
             ForkResult::Parent { child } => Ok(Child(child)),
@@ -87,7 +87,7 @@ impl Child {
     }
 
     /// A child that waits until it is ended.
-    fn waiting() -> std::result::Result<Child, Lack> {
+    fn waiting() -> Result<Child, Lack> {
         Child::running(|| {
             loop {
                 // SAFETY: pause takes nothing.
@@ -97,7 +97,7 @@ impl Child {
     }
 
     /// Waits for its end: 0, or the errno it exited with.
-    fn answer(self) -> std::result::Result<(), Lack> {
+    fn answer(self) -> Result<(), Lack> {
         let status = waitpid(self.0, None)?;
         // Reaped: nothing is left for drop to end, and its pid may soon be another's.
         std::mem::forget(self);
@@ -145,6 +145,14 @@ pub fn tcp_repair() -> Probe {
     Ok("a connection's state can be read and written".into())
 }
 
+/// Whether a process can choose the ids of its POSIX timers (prctl(2) `PR_TIMER_CREATE_RESTORE_IDS`, Linux 6.15).
+pub fn timer_ids_can_be_chosen() -> bool {
+    const PR_TIMER_CREATE_RESTORE_IDS: libc::c_int = 77;
+    const GET: libc::c_ulong = 2;
+    // SAFETY: numbers only.
+    unsafe { libc::prctl(PR_TIMER_CREATE_RESTORE_IDS, GET, 0, 0, 0) >= 0 }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -165,12 +173,4 @@ mod tests {
         drop(child);
         assert_eq!(waitpid(pid, None), Err(Errno::ECHILD));
     }
-}
-
-/// Whether a process can choose the ids of its POSIX timers (prctl(2) `PR_TIMER_CREATE_RESTORE_IDS`, Linux 6.15).
-pub fn timer_ids_can_be_chosen() -> bool {
-    const PR_TIMER_CREATE_RESTORE_IDS: libc::c_int = 77;
-    const GET: libc::c_ulong = 2;
-    // SAFETY: numbers only.
-    unsafe { libc::prctl(PR_TIMER_CREATE_RESTORE_IDS, GET, 0, 0, 0) >= 0 }
 }

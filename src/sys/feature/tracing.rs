@@ -13,7 +13,7 @@ const NT_X86_XSTATE: usize = 0x202;
 const PTRACE_GET_RSEQ_CONFIGURATION: libc::c_uint = 0x420f;
 
 /// A child held by ptrace, stopped.
-fn held() -> std::result::Result<Child, Lack> {
+fn held() -> Result<Child, Lack> {
     let child = Child::waiting()?;
     nix::sys::ptrace::seize(child.0, nix::sys::ptrace::Options::empty())?;
     nix::sys::ptrace::interrupt(child.0)?;
@@ -22,7 +22,7 @@ fn held() -> std::result::Result<Child, Lack> {
 }
 
 /// `PTRACE_GETREGSET` into a buffer; the bytes that the kernel filled.
-fn regset(pid: Pid, kind: usize, buffer: &mut [u8]) -> std::result::Result<usize, Lack> {
+fn regset(pid: Pid, kind: usize, buffer: &mut [u8]) -> Result<usize, Lack> {
     let mut part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
     // SAFETY: the iovec names a buffer that lives through the call, with its true length.
     check(unsafe { libc::ptrace(libc::PTRACE_GETREGSET, pid.as_raw(), kind, &raw mut part) })?;

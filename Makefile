@@ -1,0 +1,58 @@
+# Each target does its own set-up: what is missing is installed first (Debian packages; see .ci/packages).
+
+PREFIX  ?= /usr/local
+DESTDIR ?=
+CARGO   ?= cargo
+TARGET  := $(or $(CARGO_TARGET_DIR),target)
+MEIO    := $(TARGET)/release/meio
+SOURCES := $(shell find src -name '*.rs') Cargo.toml Cargo.lock
+
+# Choosing pids needs root; as another user, what is built is run by sudo.
+ifneq ($(shell id -u),0)
+SUDO   := sudo
+RUNNER := CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="sudo -E"
+endif
+
+.PHONY: all demo test bench lint install survive clean setup
+
+all: $(MEIO)
+
+demo: $(MEIO)
+	@$(SUDO) $(MEIO) demo
+
+test: setup
+	$(RUNNER) $(CARGO) test --locked
+
+bench: setup
+	$(RUNNER) $(CARGO) bench --locked
+
+# Every kernel call of a dump and of a restore is made to fail once; `make test` does a slice of it.
+survive: setup
+	$(RUNNER) SURVIVE=all $(CARGO) test --locked --test meio survive -- --nocapture
+
+lint: setup
+	@if $(CARGO) fmt --version >/dev/null 2>&1 || rustup component add rustfmt >/dev/null 2>&1; then \
+	    echo "$(CARGO) fmt --check"; $(CARGO) fmt --check; else echo "lint: rustfmt is not installed, skipped"; fi
+	@if $(CARGO) clippy --version >/dev/null 2>&1 || rustup component add clippy >/dev/null 2>&1; then \
+	    echo "$(CARGO) clippy"; $(CARGO) clippy --locked --all-targets -- -D warnings; else echo "lint: clippy is not installed, skipped"; fi
+
+install: $(MEIO)
+	install -D -m 755 $(MEIO) $(DESTDIR)$(PREFIX)/bin/meio
+	install -d $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/man/man5
+	install -m 644 man/*.1 $(DESTDIR)$(PREFIX)/share/man/man1
+	install -m 644 man/*.5 $(DESTDIR)$(PREFIX)/share/man/man5
+	install -D -m 644 completions/meio.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/meio
+	install -D -m 644 completions/_meio $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_meio
+	install -D -m 644 completions/meio.fish $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/meio.fish
+
+clean:
+	$(CARGO) clean
+
+setup:
+	@.ci/setup
+
+# Only when a source is newer: `sudo make install` after `make` needs no toolchain.
+$(MEIO): $(SOURCES)
+	@.ci/setup
+	$(CARGO) build --release --locked
+	@touch $@

@@ -1,0 +1,95 @@
+# Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
+function __fish_meio_global_optspecs
+    string join \n v/verbose q/quiet json color= h/help V/version
+end
+
+function __fish_meio_needs_command
+    # Figure out if the current invocation already has a command.
+    set -l cmd (commandline -opc)
+    set -e cmd[1]
+    argparse -s (__fish_meio_global_optspecs) -- $cmd 2>/dev/null
+    or return
+    if set -q argv[1]
+        # Also print the command, so this can be used to figure out what it is.
+        echo $argv[1]
+        return 1
+    end
+    return 0
+end
+
+function __fish_meio_using_subcommand
+    set -l cmd (__fish_meio_needs_command)
+    test -z "$cmd"
+    and return 1
+    contains -- $cmd[1] $argv
+end
+
+complete -c meio -n "__fish_meio_needs_command" -l color -d 'When to colour; auto means on a terminal, unless NO_COLOR is set' -r -f -a "auto\t''
+always\t''
+never\t''"
+complete -c meio -n "__fish_meio_needs_command" -s v -l verbose -d 'Say more: each phase with its time, and notes'
+complete -c meio -n "__fish_meio_needs_command" -s q -l quiet -d 'Say less: no progress; results, warnings and errors only'
+complete -c meio -n "__fish_meio_needs_command" -l json -d 'Write one JSON object a line to standard output'
+complete -c meio -n "__fish_meio_needs_command" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c meio -n "__fish_meio_needs_command" -s V -l version -d 'Print version'
+complete -c meio -n "__fish_meio_needs_command" -f -a "dump" -d 'Save a running tree of processes to an image'
+complete -c meio -n "__fish_meio_needs_command" -f -a "restore" -d 'Bring the tree of an image back'
+complete -c meio -n "__fish_meio_needs_command" -f -a "check" -d 'Say what this machine allows, what each gap costs, and how to mend it'
+complete -c meio -n "__fish_meio_needs_command" -f -a "inspect" -d 'Show what is in an image, without running it'
+complete -c meio -n "__fish_meio_needs_command" -f -a "verify" -d 'Read an image to its end and check everything in it'
+complete -c meio -n "__fish_meio_needs_command" -f -a "core" -d 'Write an ELF core file for each process of an image'
+complete -c meio -n "__fish_meio_using_subcommand dump" -s o -l output -d 'Where the image goes; - is standard output [default: <comm>-<pid>.meio in the current folder]' -r -F
+complete -c meio -n "__fish_meio_using_subcommand dump" -l compress -d 'How memory is packed: none (fastest), or a zstd level from 1 (fast) to 19 (small)' -r
+complete -c meio -n "__fish_meio_using_subcommand dump" -l freeze-timeout -d 'How long to wait for every task to stand still, such as 5s or 500ms' -r
+complete -c meio -n "__fish_meio_using_subcommand dump" -l color -d 'When to colour; auto means on a terminal, unless NO_COLOR is set' -r -f -a "auto\t''
+always\t''
+never\t''"
+complete -c meio -n "__fish_meio_using_subcommand dump" -l kill -d 'End the tree once the image is safely in place'
+complete -c meio -n "__fish_meio_using_subcommand dump" -s v -l verbose -d 'Say more: each phase with its time, and notes'
+complete -c meio -n "__fish_meio_using_subcommand dump" -s q -l quiet -d 'Say less: no progress; results, warnings and errors only'
+complete -c meio -n "__fish_meio_using_subcommand dump" -l json -d 'Write one JSON object a line to standard output'
+complete -c meio -n "__fish_meio_using_subcommand dump" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c meio -n "__fish_meio_using_subcommand restore" -l pidfile -d 'Write the pid of the root to this file' -r -F
+complete -c meio -n "__fish_meio_using_subcommand restore" -l color -d 'When to colour; auto means on a terminal, unless NO_COLOR is set' -r -f -a "auto\t''
+always\t''
+never\t''"
+complete -c meio -n "__fish_meio_using_subcommand restore" -s d -l detach -d 'Return as soon as the tree runs, and print the pid of its root'
+complete -c meio -n "__fish_meio_using_subcommand restore" -l pid-namespace -d 'Restore into a fresh pid namespace: the same numbers inside, whatever runs outside'
+complete -c meio -n "__fish_meio_using_subcommand restore" -s v -l verbose -d 'Say more: each phase with its time, and notes'
+complete -c meio -n "__fish_meio_using_subcommand restore" -s q -l quiet -d 'Say less: no progress; results, warnings and errors only'
+complete -c meio -n "__fish_meio_using_subcommand restore" -l json -d 'Write one JSON object a line to standard output'
+complete -c meio -n "__fish_meio_using_subcommand restore" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c meio -n "__fish_meio_using_subcommand check" -l pid -d 'Look through the tree below this process, too' -r
+complete -c meio -n "__fish_meio_using_subcommand check" -l color -d 'When to colour; auto means on a terminal, unless NO_COLOR is set' -r -f -a "auto\t''
+always\t''
+never\t''"
+complete -c meio -n "__fish_meio_using_subcommand check" -s v -l verbose -d 'Say more: each phase with its time, and notes'
+complete -c meio -n "__fish_meio_using_subcommand check" -s q -l quiet -d 'Say less: no progress; results, warnings and errors only'
+complete -c meio -n "__fish_meio_using_subcommand check" -l json -d 'Write one JSON object a line to standard output'
+complete -c meio -n "__fish_meio_using_subcommand check" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c meio -n "__fish_meio_using_subcommand inspect" -l color -d 'When to colour; auto means on a terminal, unless NO_COLOR is set' -r -f -a "auto\t''
+always\t''
+never\t''"
+complete -c meio -n "__fish_meio_using_subcommand inspect" -l tree -d 'Parents, children and threads'
+complete -c meio -n "__fish_meio_using_subcommand inspect" -l maps -d 'The mappings of every process'
+complete -c meio -n "__fish_meio_using_subcommand inspect" -l fds -d 'The descriptors of every process'
+complete -c meio -n "__fish_meio_using_subcommand inspect" -l stacks -d 'The call stack of every thread, with symbols where the mapped files are still the same'
+complete -c meio -n "__fish_meio_using_subcommand inspect" -s v -l verbose -d 'Say more: each phase with its time, and notes'
+complete -c meio -n "__fish_meio_using_subcommand inspect" -s q -l quiet -d 'Say less: no progress; results, warnings and errors only'
+complete -c meio -n "__fish_meio_using_subcommand inspect" -l json -d 'Write one JSON object a line to standard output'
+complete -c meio -n "__fish_meio_using_subcommand inspect" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c meio -n "__fish_meio_using_subcommand verify" -l color -d 'When to colour; auto means on a terminal, unless NO_COLOR is set' -r -f -a "auto\t''
+always\t''
+never\t''"
+complete -c meio -n "__fish_meio_using_subcommand verify" -s v -l verbose -d 'Say more: each phase with its time, and notes'
+complete -c meio -n "__fish_meio_using_subcommand verify" -s q -l quiet -d 'Say less: no progress; results, warnings and errors only'
+complete -c meio -n "__fish_meio_using_subcommand verify" -l json -d 'Write one JSON object a line to standard output'
+complete -c meio -n "__fish_meio_using_subcommand verify" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c meio -n "__fish_meio_using_subcommand core" -s o -l output -d 'The folder that gets the core files; made when it is missing' -r -f -a "(__fish_complete_directories)"
+complete -c meio -n "__fish_meio_using_subcommand core" -l color -d 'When to colour; auto means on a terminal, unless NO_COLOR is set' -r -f -a "auto\t''
+always\t''
+never\t''"
+complete -c meio -n "__fish_meio_using_subcommand core" -s v -l verbose -d 'Say more: each phase with its time, and notes'
+complete -c meio -n "__fish_meio_using_subcommand core" -s q -l quiet -d 'Say less: no progress; results, warnings and errors only'
+complete -c meio -n "__fish_meio_using_subcommand core" -l json -d 'Write one JSON object a line to standard output'
+complete -c meio -n "__fish_meio_using_subcommand core" -s h -l help -d 'Print help (see more with \'--help\')'
