@@ -42,6 +42,7 @@ mod cli;
 mod dump;
 mod error;
 mod image;
+mod postmortem;
 mod progress;
 mod resource;
 mod restore;
