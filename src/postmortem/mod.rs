@@ -3,6 +3,14 @@
 //! they are still the same.
 
 mod cfi;
+mod core;
 mod elf;
+mod memory;
+mod notes;
+mod stacks;
 mod symbols;
 mod unwind;
+
+pub use self::core::core;
+pub use self::memory::Contents;
+pub use self::stacks::{Frame, ThreadStack, stacks};
