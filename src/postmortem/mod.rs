@@ -14,3 +14,6 @@ mod unwind;
 pub use self::core::core;
 pub use self::memory::Contents;
 pub use self::stacks::{Frame, ThreadStack, stacks};
+
+#[cfg(test)]
+mod tests;
