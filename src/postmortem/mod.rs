@@ -10,6 +10,7 @@ mod notes;
 mod stacks;
 mod symbols;
 mod unwind;
+mod xsave;
 
 pub use self::core::core;
 pub use self::memory::Contents;

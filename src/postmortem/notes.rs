@@ -2,6 +2,7 @@
 //! own layouts (`struct elf_prstatus`, `struct elf_prpsinfo`, `NT_FILE`: core(5), linux/elfcore.h).
 
 use super::elf::ReadMemory;
+use super::xsave;
 use crate::resource::Tree;
 use crate::resource::memory::{Backing, Mapping, PAGE};
 use crate::resource::process::{Process, State};
@@ -56,7 +57,7 @@ fn note(out: &mut Vec<u8>, name: &str, kind: u32, content: &[u8]) {
 fn vectors(out: &mut Vec<u8>, thread: &Thread) {
     if let Some(legacy) = thread.xstate.get(..FXSAVE) {
         note(out, "CORE", NT_FPREGSET, legacy);
-        note(out, "LINUX", NT_X86_XSTATE, &thread.xstate);
+        note(out, "LINUX", NT_X86_XSTATE, &xsave::for_debuggers(&thread.xstate));
     }
 }
 
@@ -144,7 +145,8 @@ fn file_name(tree: &Tree, mapping: &Mapping) -> Option<(String, u64)> {
         Backing::Object { object, offset } => {
             let object = tree.objects.iter().find(|o| o.id == object)?;
             let name = match &object.origin {
-                Origin::Anonymous => "/dev/zero (deleted)".to_string(),
+                // The kernel calls it `/dev/zero (deleted)`, about which debuggers complain.
+                Origin::Anonymous => return None,
                 Origin::Memfd { name, .. } => format!("/memfd:{name} (deleted)"),
                 Origin::Deleted { path, .. } => format!("{path} (deleted)"),
             };

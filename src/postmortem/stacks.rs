@@ -21,6 +21,8 @@ pub struct Frame {
     pub symbol: Option<(String, u64)>,
     /// The file that the code is from, as the maps file names it.
     pub module: Option<String>,
+    /// Nobody called this: the kernel put it there, to return from a signal handler. What follows was interrupted.
+    pub signal: bool,
 }
 
 /// The call stack of one thread.
@@ -96,7 +98,7 @@ impl Space<'_> {
         });
         let mapping = self.contents.mapping_at(self.process, inside);
         let module = mapping.map(|m| m.name.clone()).filter(|name| !name.is_empty());
-        Frame { pc: frame.pc, symbol, module }
+        Frame { pc: frame.pc, symbol, module, signal: frame.signal }
     }
 
     /// The file behind a mapping. `start` and `end` are the mapping's.

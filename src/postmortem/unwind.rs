@@ -26,13 +26,15 @@ pub struct RawFrame {
     pub pc: u64,
     /// It was interrupted there; else it called, and the call is in front of `pc`.
     pub exact: bool,
+    /// Nobody called it: the kernel put it there, to return from a signal handler.
+    pub signal: bool,
 }
 
 impl RawFrame {
     /// An address inside of the instruction that is being executed. A call may be the last
     /// instruction of a function, then `pc` is already in the next one.
     pub fn inside(&self) -> u64 {
-        if self.exact { self.pc } else { self.pc.wrapping_sub(1) }
+        if self.exact || self.signal { self.pc } else { self.pc.wrapping_sub(1) }
     }
 }
 
@@ -62,12 +64,17 @@ pub fn unwind(registers: &Registers, memory: &dyn ReadMemory, code: &dyn Code) -
             stack.note = Some(format!("more than {MAX_FRAMES} frames"));
             break;
         }
-        let frame = RawFrame { pc, exact };
+        let frame = RawFrame { pc, exact, signal: false };
         let step = step(&frame, &cpu, memory, code);
         stack.frames.push(frame);
         let (next, interrupted) = match step {
             Ok(Step::Outermost) => break,
-            Ok(Step::Caller { cpu: next, interrupted }) => (next, interrupted),
+            Ok(Step::Caller { cpu: next, interrupted }) => {
+                if let Some(frame) = stack.frames.last_mut() {
+                    frame.signal = interrupted;
+                }
+                (next, interrupted)
+            }
             Err(why) => {
                 let Some(next) = by_frame_pointer(&cpu, exact, memory, code) else {
                     stack.note = Some(format!("{why} at {pc:#x}"));
