@@ -390,3 +390,84 @@ fn more_mappings_than_the_header_can_count() {
     assert_eq!(said.lines().filter(|l| l.trim_start().starts_with("LOAD")).count(), count);
     assert!(said.contains("NOTE"));
 }
+
+/// xorshift64*.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    /// A number that is likely to hurt.
+    fn number(&mut self, old: u64) -> u64 {
+        match self.next() % 6 {
+            0 => 0,
+            1 => u64::MAX - self.next() % 5000,
+            2 => old.wrapping_add(self.next() % 20000).wrapping_sub(10000),
+            3 => 1 << (self.next() % 64),
+            4 => self.next(),
+            _ => old,
+        }
+    }
+}
+
+/// A tree in which numbers are wrong, as no kernel would have them.
+fn twisted(tree: &Tree, random: &mut Random) -> Tree {
+    let mut tree = tree.clone();
+    let process = &mut tree.processes[0];
+    let space = process.memory.as_mut().unwrap();
+    for _ in 0..4 {
+        let n = random.next() as usize % space.mappings.len();
+        let mapping = &mut space.mappings[n];
+        match random.next() % 7 {
+            0 => mapping.start = random.number(mapping.start),
+            1 => mapping.end = random.number(mapping.end),
+            2 => mapping.prot = random.next() as u32,
+            3 => mapping.backing = Backing::File { file: random.number(0) as u32, offset: random.number(0) },
+            4 => mapping.backing = Backing::Object { object: 0, offset: random.number(0) },
+            5 => mapping.backing = Backing::Kernel,
+            _ => space.mappings.swap(0, n),
+        }
+    }
+    space.borders.arg_start = random.number(space.borders.arg_start);
+    let n = random.next() as usize % process.threads.len();
+    let registers = &mut process.threads[n].registers;
+    let wrong = [&mut registers.rip, &mut registers.rsp, &mut registers.rbp, &mut registers.rax];
+    wrong.into_iter().for_each(|r| *r = random.number(*r));
+    let length = random.next() as usize % 3000;
+    process.threads[n].xstate.resize(length, 0xff);
+    tree
+}
+
+#[test]
+fn twisted_trees_are_no_harm() {
+    let program = Program::start(THREADS, &[]);
+    let bytes = image_of(program.pid());
+    let mut reader = Reader::open(Cursor::new(&bytes), MACHINE).unwrap();
+    let tree: Tree = reader.tree().unwrap();
+    let mut blocks = Blocks::default();
+    while let Some(block) = reader.next_block().unwrap() {
+        let block = block.decode().unwrap();
+        let mut data = &block.data[..];
+        for run in &block.runs {
+            let (now, rest) = data.split_at(run.pages as usize * PAGE as usize);
+            blocks.add(block.owner, run.address, now.to_vec());
+            data = rest;
+        }
+    }
+    let mut random = Random(0x9e37_79b9_7f4a_7c15);
+    for _ in 0..150 {
+        let tree = twisted(&tree, &mut random);
+        let contents = contents(&image(&tree, &blocks));
+        let all = stacks(&contents).unwrap();
+        assert_eq!(all.len(), 3);
+        // Files of a length that no file system takes may be refused, with a reason.
+        if let Err(e) = core(&contents, program.dir.path()) {
+            assert!(e.message.contains("core file of process"), "{e}");
+        }
+    }
+}
