@@ -41,7 +41,8 @@ impl Cpu {
     /// The registers of a stopped thread.
     pub fn of(r: &Registers) -> Cpu {
         let all = [
-            r.rax, r.rdx, r.rcx, r.rbx, r.rsi, r.rdi, r.rbp, r.rsp, r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14, r.r15, r.rip,
+            r.rax, r.rdx, r.rcx, r.rbx, r.rsi, r.rdi, r.rbp, r.rsp, r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14,
+            r.r15, r.rip,
         ];
         Cpu(all.map(Some))
     }
@@ -85,6 +86,7 @@ impl Cpu {
 
 /// What one step out of a function came to.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant)] // it lives for one step
 pub enum Step {
     /// The caller. `interrupted`: the function was entered by a signal, so the caller did not call
     /// it, it was interrupted at exactly that address.
@@ -144,7 +146,13 @@ impl Cfi {
         place.apply(&frame, &bases, &fde)
     }
 
-    fn eh_fde<'a>(&self, frame: &EhFrame<Slice<'a>>, bases: &BaseAddresses, address: u64) -> Option<FrameDescriptionEntry<Slice<'a>>> {
+    /// The entry of the function at an address: by the search table, or by one made here.
+    fn eh_fde<'a>(
+        &self,
+        frame: &EhFrame<Slice<'a>>,
+        bases: &BaseAddresses,
+        address: u64,
+    ) -> Option<FrameDescriptionEntry<Slice<'a>>> {
         if let Some(hdr) = &self.eh_frame_hdr {
             let parsed = EhFrameHdr::new(&hdr.data, LittleEndian).parse(bases, 8);
             if let Ok(parsed) = parsed

@@ -33,7 +33,8 @@ const CHUNK: u64 = 256 << 10;
 pub fn core(contents: &Contents, dir: &Path) -> Result<Vec<PathBuf>> {
     std::fs::create_dir_all(dir).context(|| format!("making {}", dir.display()))?;
     let alive = contents.tree().processes.iter().filter(|p| p.memory.is_some() && !p.threads.is_empty());
-    alive.map(|process| one(contents, process, dir).context(|| format!("core file of process {}", process.pid))).collect()
+    let named = |p: &Process| one(contents, p, dir).context(|| format!("core file of process {}", p.pid));
+    alive.map(named).collect()
 }
 
 fn one(contents: &Contents, process: &Process, dir: &Path) -> Result<PathBuf> {
@@ -85,7 +86,9 @@ struct Segment {
 fn segments(contents: &Contents, process: &Process, mapping: &Mapping) -> Vec<Segment> {
     let saved = contents.saved(process, mapping);
     let range = mapping.start..mapping.end;
-    let segment = |memory: Range<u64>, filled: Vec<Range<u64>>, length: u64| Segment { memory, prot: mapping.prot, length, filled };
+    let segment = |memory: Range<u64>, filled: Vec<Range<u64>>, length: u64| {
+        Segment { memory, prot: mapping.prot, length, filled }
+    };
     let whole = mapping.end.saturating_sub(mapping.start);
     match mapping.backing {
         Backing::File { file, offset } => {
@@ -93,9 +96,10 @@ fn segments(contents: &Contents, process: &Process, mapping: &Mapping) -> Vec<Se
             if saved.is_empty() {
                 // Debuggers find the build id in the first page of a program or library.
                 let mut start = [0; 4];
-                let elf = offset == 0 && contents.read_process(process, mapping.start, &mut start).is_ok_and(|n| n == 4);
-                let length = if elf && start == *ELFMAG { PAGE.min(whole) } else { 0 };
-                return vec![segment(range.clone(), vec![range.start..range.start + length], length)];
+                let mut read = || contents.read_process(process, mapping.start, &mut start).is_ok_and(|n| n == 4);
+                let length = if offset == 0 && read() && start == *ELFMAG { PAGE.min(whole) } else { 0 };
+                let first = range.start..range.start + length;
+                return vec![segment(range, Vec::from([first]), length)];
             }
             if there && whole <= MAX_FILE {
                 return vec![segment(range.clone(), vec![range], whole)];
@@ -175,7 +179,7 @@ fn header(count: u64) -> Vec<u8> {
     let many = count >= PN_XNUM;
     let mut out = Vec::with_capacity((EHDR + count * PHDR + SHDR) as usize);
     out.extend(ELFMAG);
-    out.extend([ELFCLASS64, ELFDATA2LSB, EV_CURRENT as u8, 0]);
+    out.extend([ELFCLASS64, ELFDATA2LSB, EV_CURRENT, 0]);
     out.resize(16, 0);
     out.extend(ET_CORE.to_le_bytes());
     out.extend(MACHINE.to_le_bytes());
@@ -215,11 +219,16 @@ fn copy(contents: &Contents, process: &Process, segment: &Segment, file: &File, 
             let chunk = &mut buffer[..CHUNK.min(range.end - from) as usize];
             // What cannot be read lies behind the end of its file.
             let got = memory.read(from, chunk);
-            for (n, page) in chunk[..got].chunks(PAGE as usize).enumerate() {
-                if page.iter().any(|&b| b != 0) {
-                    let offset = at + (from - segment.memory.start) + n as u64 * PAGE;
-                    file.write_all_at(page, offset).context(|| "writing")?;
+            let is_zero = |page: &[u8]| page.iter().all(|&b| b == 0);
+            let pages: Vec<&[u8]> = chunk[..got].chunks(PAGE as usize).collect();
+            let mut next = 0;
+            for same in pages.chunk_by(|a, b| is_zero(a) == is_zero(b)) {
+                let length: usize = same.iter().map(|page| page.len()).sum();
+                if !is_zero(same[0]) {
+                    let offset = at + (from - segment.memory.start) + next as u64;
+                    file.write_all_at(&chunk[next..next + length], offset).context(|| "writing")?;
                 }
+                next += length;
             }
             from += chunk.len() as u64;
         }

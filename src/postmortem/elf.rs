@@ -213,9 +213,11 @@ impl ElfFile {
     /// A file without section headers: the unwind tables by its program headers alone.
     fn read_segments(&mut self, file: &(impl ReadMemory + ?Sized), programs: &[ProgramHeader]) {
         let hdr = programs.iter().find(|p| p.p_type == PT_GNU_EH_FRAME);
-        let Some(hdr) = hdr.and_then(|p| Some(Section { address: p.p_vaddr, data: bytes(file, p.p_offset, p.p_filesz)? })) else {
-            return;
+        let section = |p: &ProgramHeader| {
+            let data = bytes(file, p.p_offset, p.p_filesz)?;
+            Some(Section { address: p.p_vaddr, data })
         };
+        let Some(hdr) = hdr.and_then(section) else { return };
         let Some(address) = hdr.eh_frame_address() else { return };
         let load = self.loads.iter().find(|l| address.checked_sub(l.vaddr).is_some_and(|d| d < l.filesz));
         let Some(load) = load else { return };

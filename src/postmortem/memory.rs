@@ -156,7 +156,8 @@ impl Contents {
         let from = (u64::from(page) * PAGE + (at - extent.address)) as usize;
         let bytes = block.data.get(from..from + buf.len());
         buf.copy_from_slice(bytes.ok_or_else(|| {
-            Error::image(format!("image damaged: page {at:#x} is a copy of one that block {} does not have", block.number))
+            let number = block.number;
+            Error::image(format!("image damaged: page {at:#x} is a copy of one that block {number} does not have"))
         })?);
         Ok(true)
     }

@@ -35,7 +35,8 @@ impl Symbols {
         self.names.extend_from_slice(names);
         self.names.push(0);
         for sym in Sym::parse(table, 0, count, ctx).unwrap_or_default() {
-            let code = matches!(sym.st_type(), STT_FUNC | STT_GNU_IFUNC) || (sym.st_type() == STT_NOTYPE && sym.st_size == 0);
+            let label = sym.st_type() == STT_NOTYPE && sym.st_size == 0;
+            let code = label || matches!(sym.st_type(), STT_FUNC | STT_GNU_IFUNC);
             let name = name_at(names, sym.st_name);
             if !code || sym.st_shndx == SHN_UNDEF as usize || sym.st_value == 0 || name.is_empty() {
                 continue;
@@ -47,8 +48,8 @@ impl Symbols {
             };
             let typed = u8::from(sym.st_type() != STT_NOTYPE) * 16;
             let plain = u8::from(!name.starts_with(b"_")) * 8;
-            let entry = Entry { address: sym.st_value, size: sym.st_size, name: base + sym.st_name, rank: typed + plain + binding };
-            self.entries.push(entry);
+            let (address, size, rank) = (sym.st_value, sym.st_size, typed + plain + binding);
+            self.entries.push(Entry { address, size, name: base + sym.st_name, rank });
         }
     }
 

@@ -75,8 +75,9 @@ impl Program {
         let dir = tempfile::tempdir().unwrap();
         let (c, path) = (dir.path().join("t.c"), dir.path().join("program"));
         std::fs::write(&c, source).unwrap();
-        let built = Command::new("gcc").args(["-w", "-O1", "-pthread"]).args(flags).arg(&c).arg("-o").arg(&path).status();
-        assert!(built.unwrap().success());
+        let mut gcc = Command::new("gcc");
+        gcc.args(["-w", "-O1", "-pthread"]).args(flags).arg(&c).arg("-o").arg(&path);
+        assert!(gcc.status().unwrap().success());
         let mut child = Command::new(&path).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
@@ -226,7 +227,9 @@ fn three_threads(all: &[ThreadStack]) {
 fn gdb(program: &Path, core: &Path, commands: &[&str]) -> String {
     let mut gdb = Command::new("gdb");
     gdb.args(["-nx", "-batch", "-iex", "set debuginfod enabled off"]);
-    commands.iter().for_each(|c| drop(gdb.args(["-ex", c])));
+    for command in commands {
+        gdb.args(["-ex", command]);
+    }
     let said = gdb.arg(program).arg(core).stdin(Stdio::null()).output().unwrap();
     format!("{}{}", String::from_utf8_lossy(&said.stdout), String::from_utf8_lossy(&said.stderr))
 }

@@ -2,7 +2,8 @@
 
 use super::super::elf::{ElfFile, ReadMemory};
 use super::*;
-use nix::sys::{ptrace, signal::Signal, wait};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::sys::{ptrace, signal::Signal};
 use nix::unistd::Pid;
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -29,7 +30,8 @@ impl Live {
             let offset = hex(words.next().unwrap());
             (hex(start), hex(end), executable, offset, words.nth(2).unwrap_or("").to_string())
         });
-        Live { memory: File::open(format!("/proc/{pid}/mem")).unwrap(), maps: maps.collect(), files: RefCell::default() }
+        let memory = File::open(format!("/proc/{pid}/mem")).unwrap();
+        Live { memory, maps: maps.collect(), files: RefCell::default() }
     }
 
     fn symbol(&self, frame: &RawFrame) -> String {
@@ -70,8 +72,9 @@ fn stack_of(name: &str, source: &str, flags: &[&str]) -> (Vec<String>, Option<St
     let dir = tempfile::tempdir().unwrap();
     let (c, program) = (dir.path().join("t.c"), dir.path().join(name));
     std::fs::write(&c, source).unwrap();
-    let built = Command::new("gcc").args(["-w", "-O1", "-pthread"]).args(flags).arg(&c).arg("-o").arg(&program).status();
-    assert!(built.unwrap().success());
+    let mut gcc = Command::new("gcc");
+    gcc.args(["-w", "-O1", "-pthread"]).args(flags).arg(&c).arg("-o").arg(&program);
+    assert!(gcc.status().unwrap().success());
     let mut command = Command::new(&program);
     command.stdin(Stdio::null()).process_group(0);
     let mut child = command.spawn().unwrap();
@@ -79,9 +82,9 @@ fn stack_of(name: &str, source: &str, flags: &[&str]) -> (Vec<String>, Option<St
     ptrace::seize(pid, ptrace::Options::empty()).unwrap();
     // It may have stopped before it was seized; then the stop is reported as a group stop.
     loop {
-        match wait::waitpid(pid, Some(wait::WaitPidFlag::WSTOPPED | wait::WaitPidFlag::__WALL)).unwrap() {
-            wait::WaitStatus::Stopped(_, Signal::SIGSTOP) | wait::WaitStatus::PtraceEvent(_, Signal::SIGSTOP, _) => break,
-            wait::WaitStatus::Stopped(_, other) => ptrace::cont(pid, other).unwrap(),
+        match waitpid(pid, Some(WaitPidFlag::WSTOPPED | WaitPidFlag::__WALL)).unwrap() {
+            WaitStatus::Stopped(_, Signal::SIGSTOP) | WaitStatus::PtraceEvent(_, Signal::SIGSTOP, _) => break,
+            WaitStatus::Stopped(_, other) => ptrace::cont(pid, other).unwrap(),
             other => panic!("{other:?}"),
         }
     }
