@@ -53,6 +53,7 @@ struct Stack {
     comm: String,
     pcs: Vec<u64>,
     names: Vec<String>,
+    modules: Vec<Option<String>>,
     note: Option<String>,
 }
 
@@ -68,6 +69,7 @@ fn stacks(lab: &Lab, image: &Path) -> Vec<Stack> {
         comm: text(&s["comm"]).expect("comm"),
         pcs: list(&s["frames"]).iter().map(|f| f["pc"].as_u64().expect("pc")).collect(),
         names: list(&s["frames"]).iter().map(|f| text(&f["symbol"][0]).unwrap_or("?".into())).collect(),
+        modules: list(&s["frames"]).iter().map(|f| text(&f["module"])).collect(),
         note: text(&s["note"]),
     };
     list(&said["stacks"]).iter().map(stack).collect()
@@ -166,6 +168,39 @@ crate::alone! {
         for wanted in ["compare_and_sleep+0x", "libc.so", "fixtures/stacks)", "locker"] {
             assert!(done.stdout.contains(wanted), "{wanted} in {}", done.stdout);
         }
+        lab.nothing_left();
+    }
+
+    /// Through the kernel's own code, of which there is no file: it comes out of the image.
+    fn through_the_vdso() {
+        let mut lab = Lab::new("stacks-vdso");
+        let (source, program) = (lab.path("clock.c"), lab.path("clock"));
+        let text = "#include <time.h>\n__attribute__((noinline)) int looks(void) { struct timespec t; int n = 0;\n\
+                    while (n != -1) { clock_gettime(CLOCK_MONOTONIC, &t); n += t.tv_nsec & 1; } return n; }\n\
+                    int main(void) { return looks() + 1; }\n";
+        std::fs::write(&source, text).expect("source");
+        let built = Command::new("gcc").args(["-O1", "-o"]).arg(&program).arg(&source).status().expect("gcc starts");
+        assert!(built.success());
+        let mut running = lab.spawn(&program, &[]);
+        // setsid(1) becomes the program.
+        assert!(until(SOON, || std::fs::read_link(format!("/proc/{}/exe", running.pid)).is_ok_and(|exe| exe == program)));
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        let vdso = until(SOON, || {
+            let image = lab.dump(&mut running, &[]);
+            let all = stacks(&lab, &image);
+            in_order(&all[0], &["looks", "main", "_start"]);
+            assert_eq!(all[0].note, None);
+            let inside = all[0].modules[0].as_deref() == Some("[vdso]");
+            if inside {
+                let core = cores(&lab, &image).remove(0);
+                let arguments = [program.to_str().expect("path"), core.to_str().expect("path")];
+                assert_eq!(gdb_frames(&lab, &arguments), frames_of(&all));
+                assert!(all[0].names[0].contains("clock_gettime"), "{:?}", all[0].names);
+            }
+            inside
+        });
+        assert!(vdso, "it is never seen inside of the vDSO");
+        running.kill();
         lab.nothing_left();
     }
 
