@@ -2,7 +2,7 @@
 
 use super::Hash;
 use super::format::{HEADER, Header, PAGE, Place, SECTION, SectionHeader, SectionKind, Trailer};
-use super::pages::{BLOCK_HEADER, Block, Meta, Stored};
+use super::pages::{BLOCK_HEADER, Block, Meta, Owner, Run, Stored};
 use super::source::{FileAt, Positioned, Source};
 use crate::error::{Context, Error, Result};
 use serde::de::DeserializeOwned;
@@ -265,6 +265,7 @@ fn decode_cbor<T: DeserializeOwned>(payload: &[u8], place: Place) -> Result<T> {
 }
 
 /// The payload of a block in its two parts.
+#[derive(Clone)]
 struct Parts {
     meta: Vec<u8>,
     data: Vec<u8>,
@@ -287,14 +288,26 @@ impl Parts {
         input.fill(&mut data, place)?;
         Ok(Parts { meta, data })
     }
+
+    /// Compares the checksum and checks every run; `number` is the index that the block must have.
+    fn check(&self, number: u32, header: &SectionHeader, place: Place) -> Result<Meta> {
+        check(header, place, &[&self.meta, &self.data])?;
+        let meta = Meta::parse(&self.meta).map_err(|what| place.damaged(what))?;
+        if meta.block != number {
+            return Err(place.damaged(format!("block {} stands where block {number} belongs", meta.block)));
+        }
+        Ok(meta)
+    }
 }
 
+#[derive(Clone)]
 enum Payload {
     Read(Parts),
     In(FileAt),
 }
 
 /// A block that was found in an image but not yet looked at. Send it to a worker and decode it there.
+#[derive(Clone)]
 pub struct EncodedBlock {
     number: u32,
     header: SectionHeader,
@@ -315,6 +328,20 @@ impl EncodedBlock {
         self.header.length
     }
 
+    /// What it holds, without its content: reads it (when it is in a file), compares the checksum, checks every run.
+    pub fn describe(&self) -> Result<(Owner, Vec<Run>)> {
+        let read;
+        let parts = match &self.payload {
+            Payload::Read(parts) => parts,
+            Payload::In(at) => {
+                read = Parts::read(&mut at.clone(), &self.header, self.place, Vec::new())?;
+                &read
+            }
+        };
+        let meta = parts.check(self.number, &self.header, self.place)?;
+        Ok((meta.owner, meta.runs))
+    }
+
     /// Reads it (when it is in a file), compares the checksum, checks every run, decompresses.
     pub fn decode(self) -> Result<Block> {
         self.decode_into(Vec::new())
@@ -328,12 +355,8 @@ impl EncodedBlock {
             Payload::Read(parts) => (parts, false, buffer),
             Payload::In(mut at) => (Parts::read(&mut at, &header, place, buffer)?, true, Vec::new()),
         };
+        let meta = parts.check(number, &header, place)?;
         let Parts { meta: front, mut data } = parts;
-        check(&header, place, &[&front, &data])?;
-        let meta = Meta::parse(&front).map_err(|what| place.damaged(what))?;
-        if meta.block != number {
-            return Err(place.damaged(format!("block {} stands where block {number} belongs", meta.block)));
-        }
         let length = meta.data_pages as usize * PAGE;
         if meta.stored == Stored::Zstd {
             data = decompress(&data, length, spare).map_err(|e| place.damaged(format!("zstd: {e}")))?;
