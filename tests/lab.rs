@@ -3,6 +3,7 @@
 
 pub mod alone;
 pub mod observe;
+pub mod terminal;
 
 use nix::sys::signal::{Signal, kill};
 use nix::time::{ClockId, clock_gettime};
@@ -322,6 +323,12 @@ impl Lab {
 }
 
 impl Running {
+    /// The tree below a child of this process.
+    pub fn child(lab: &Lab, child: Child) -> Running {
+        let pid = child.id() as i32;
+        Running { pid, prefix: lab.path("x"), skipped: None, child: Some(child), dumped: (0, 0), away: (0, 0), back: 0 }
+    }
+
     /// The file that the fixture knows by this suffix.
     pub fn file(&self, suffix: &str) -> PathBuf {
         let mut path = self.prefix.clone().into_os_string();
