@@ -15,8 +15,9 @@ const INSIDE: &str = "MEIO_LAB_TEST";
 const LIMIT: Duration = Duration::from_secs(300);
 
 /// The first process of the namespace: it reaps orphans while it waits for the
-/// test, and keeps descriptors out that a make(1) above may have left open.
-const INIT: &str = r#"exec 3>&- 4>&- 5>&- 6>&- 7>&- 8>&- 9>&-; "$@"; exit $?"#;
+/// test, and keeps descriptors out that whoever runs the tests may have left
+/// open, since a pipe to somebody outside is a thing that no tree can take along.
+const INIT: &str = r#"for fd in /proc/self/fd/*; do [ "${fd##*/}" -gt 2 ] && eval "exec ${fd##*/}>&-"; done; "$@"; exit $?"#;
 
 /// Runs `body` in a fresh pid and mount namespace; `name` is the test's full path.
 pub fn alone(name: &str, body: impl FnOnce()) {
@@ -27,7 +28,7 @@ pub fn alone(name: &str, body: impl FnOnce()) {
     let log = tempfile::NamedTempFile::new_in(env!("CARGO_TARGET_TMPDIR")).expect("log file");
     let out = || Stdio::from(File::options().append(true).open(log.path()).expect("log file"));
     let mut child = Command::new("unshare")
-        .args(["--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", INIT, "sh"])
+        .args(["--pid", "--fork", "--kill-child", "--mount-proc", "bash", "-c", INIT, "bash"])
         .arg(std::env::current_exe().expect("own path"))
         .args([name, "--exact", "--include-ignored", "--nocapture", "--test-threads", "1"])
         .env(INSIDE, name)
