@@ -1,7 +1,11 @@
 //! Every integration test, in one binary: it links once, and its modules run side by side.
 
 mod commands;
+mod fixtures;
 mod generated;
+mod lab;
+mod postmortem;
+mod programs;
 mod readme;
 mod tidy;
 

@@ -1,0 +1,68 @@
+//! Real programs that nobody prepared, caught in the middle of their work: each
+//! is dumped twice, restored, dumped again from the restored tree and restored
+//! again, and what it was doing must come out as if nothing had happened.
+
+mod batch;
+mod interactive;
+
+use crate::lab::{Lab, Running, observe, until};
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+/// How long the work of one program may take.
+const WORK: Duration = Duration::from_secs(120);
+
+/// Writes a text into the test's folder.
+fn write(lab: &Lab, name: &str, text: &str) {
+    std::fs::write(lab.path(name), text).expect("write");
+}
+
+/// A file of the test's folder, empty when it is not there.
+fn read(lab: &Lab, name: &str) -> String {
+    String::from_utf8_lossy(&std::fs::read(lab.path(name)).unwrap_or_default()).into_owned()
+}
+
+/// Where the shell would find a program, past the wrappers that some machines put in front.
+fn installed(name: &str) -> std::path::PathBuf {
+    let folders = ["/usr/bin", "/bin", "/usr/local/bin"];
+    let small = format!("{name}.tiny"); // vim of a small Debian
+    [name, &small]
+        .iter()
+        .flat_map(|name| folders.iter().map(move |folder| Path::new(folder).join(name)))
+        .find(|path| path.exists())
+        .unwrap_or_else(|| panic!("{name} is not installed"))
+}
+
+/// Runs a command in the test's folder to its end, undisturbed, and gives its standard output.
+fn plainly(lab: &Lab, program: &str, arguments: &[&str]) -> String {
+    let out = Command::new(installed(program)).args(arguments).current_dir(lab.path("")).output().expect(program);
+    assert!(out.status.success(), "{program}: {}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8(out.stdout).expect("text")
+}
+
+/// Dumped twice, restored, dumped again from the restored tree, restored again;
+/// before each dump `middle` must come true while the work is not done.
+fn through(lab: &mut Lab, running: &mut Running, mut middle: impl FnMut(&Lab, u32) -> bool, done: impl Fn(&Lab) -> bool) {
+    let mut reach = |lab: &Lab, running: &Running, step| {
+        let pid = running.pid;
+        let there = until(WORK, || middle(lab, step) || observe::state(pid).is_none());
+        assert!(there && !done(lab) && observe::state(pid).is_some(), "step {step}: the work is over too early\n{}", lab.log());
+    };
+    reach(lab, running, 0);
+    lab.dump(running, &[]);
+    reach(lab, running, 1);
+    let image = lab.dump(running, &["--kill"]);
+    lab.restore(&image, running, &[]);
+    reach(lab, running, 2);
+    let image = lab.dump(running, &["--kill"]);
+    lab.restore(&image, running, &[]);
+}
+
+/// Waits for the end of the work and of the tree.
+fn finish(lab: &Lab, running: &Running, done: impl Fn(&Lab) -> bool) {
+    let came = until(WORK, || done(lab) || observe::state(running.pid).is_none());
+    let ended = until(WORK, || observe::state(running.pid).is_none());
+    assert!(came && ended && done(lab), "the work was not finished: {}", lab.log());
+    lab.nothing_left();
+}
