@@ -158,6 +158,21 @@ crate::alone! {
         lab.nothing_left();
     }
 
+    /// A tree that was restored stands where it stood, frame by frame.
+    fn after_a_restore() {
+        let mut lab = Lab::new("stacks-restored");
+        let mut running = lab.fixture("stacks", &[]);
+        let first = lab.dump(&mut running, &["--kill"]);
+        let before = stacks(&lab, &first);
+        lab.restore(&first, &mut running, &[]);
+        let second = lab.dump(&mut running, &[]);
+        let after = stacks(&lab, &second);
+        four_threads(&after);
+        assert_eq!(at_rest(frames_of(&before), &before), at_rest(frames_of(&after), &after));
+        lab.go_and_verify(running, SOON);
+        lab.nothing_left();
+    }
+
     /// In words: a line for each frame with its function and file.
     fn in_words() {
         let mut lab = Lab::new("stacks-words");
@@ -183,7 +198,8 @@ crate::alone! {
         assert!(built.success());
         let mut running = lab.spawn(&program, &[]);
         // setsid(1) becomes the program.
-        assert!(until(SOON, || std::fs::read_link(format!("/proc/{}/exe", running.pid)).is_ok_and(|exe| exe == program)));
+        let exe = format!("/proc/{}/exe", running.pid);
+        assert!(until(SOON, || std::fs::read_link(&exe).is_ok_and(|exe| exe == program)));
         std::thread::sleep(std::time::Duration::from_millis(50));
         let vdso = until(SOON, || {
             let image = lab.dump(&mut running, &[]);

@@ -202,7 +202,7 @@ impl ReadMemory for Noise {
             *b = (address.wrapping_add(i as u64 ^ self.0).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8;
         }
         // Every word looks like a frame pointer a little further out.
-        if buf.len() == 8 && self.0 % 2 == 0 {
+        if buf.len() == 8 && self.0.is_multiple_of(2) {
             buf.copy_from_slice(&address.wrapping_add(16).to_le_bytes());
         }
         buf.len()
