@@ -384,3 +384,12 @@ fn a_reader_that_goes_away_is_no_failure() {
     assert!(!err(&output).contains("panic"), "{}", err(&output));
     assert!([Some(0), Some(3), Some(12)].contains(&output.status.code()), "{output:?}");
 }
+
+#[test]
+fn a_result_that_is_lost_is_a_failure() {
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").expect("/dev/full");
+    let mut command = Command::new(super::MEIO);
+    let output = command.args(["verify", IMAGE]).current_dir(super::ROOT).stdout(full).output().expect("meio runs");
+    assert_eq!(code(&output), 1);
+    assert!(err(&output).starts_with("error: cannot write the result"), "{}", err(&output));
+}

@@ -5,6 +5,7 @@ use crate::error::{Error, Kind, Refusal};
 use serde_json::{Value, json};
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// When to colour.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -121,10 +122,21 @@ fn colored(text: &str, paint: Paint, on: bool) -> String {
     if on { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_string() }
 }
 
+/// Set when a result could not be written.
+static LOST: AtomicBool = AtomicBool::new(false);
+
+/// Whether a result could not be written, for example to a full disk.
+pub fn lost() -> bool {
+    LOST.load(Ordering::Relaxed)
+}
+
 /// Writes one piece of text at once. A reader that has gone away is its own affair: the work itself is done.
 pub fn line(to_stderr: bool, text: &str) {
     let text = format!("{text}\n");
-    let _ = if to_stderr { io::stderr().lock().write_all(text.as_bytes()) } else { io::stdout().lock().write_all(text.as_bytes()) };
+    let written = if to_stderr { io::stderr().lock().write_all(text.as_bytes()) } else { io::stdout().lock().write_all(text.as_bytes()) };
+    if written.is_err_and(|e| e.kind() != io::ErrorKind::BrokenPipe) && !to_stderr {
+        LOST.store(true, Ordering::Relaxed);
+    }
 }
 
 /// Writes one JSON object on one line; `v` and `type` come first, for people who read it.

@@ -1,10 +1,15 @@
 //! What the IMAGE argument names, and opening it.
 
+use super::{console::Console, drawing::Drawing};
 use crate::error::{Context, Error, Kind, Result};
 use crate::image::Reader;
+use crate::progress::Report;
 use crate::restore::Input;
 use crate::sys::arch::MACHINE;
-use std::{fs::File, io::ErrorKind, path::Path};
+use std::fs::File;
+use std::io::{self, ErrorKind, Read};
+use std::path::Path;
+use std::time::Instant;
 
 /// A file, or standard input for `-`.
 pub fn input(image: &Path) -> Input {
@@ -22,16 +27,61 @@ pub fn name(image: &Path) -> String {
 /// Opens it and reads its header.
 pub fn open(image: &Path) -> Result<Reader<'static>> {
     let reader = match input(image) {
-        Input::Stdin => Reader::open(std::io::stdin(), MACHINE),
-        Input::Path(path) => match File::open(&path) {
-            Err(e) if e.kind() == ErrorKind::NotFound => {
-                return Err(Error::new(Kind::NotFound, format!("no such image ({})", path.display()))
-                    .help("look at the path again; meio dump PID makes an image"));
-            }
-            file => Reader::from_file(file.context(|| format!("cannot open {}", path.display()))?, MACHINE),
-        },
+        Input::Stdin => Reader::open(io::stdin(), MACHINE),
+        Input::Path(path) => Reader::from_file(file(&path)?, MACHINE),
     };
     about(image, reader)
+}
+
+/// The same for reading all of it, which may take a while: shows how far it is, as `phase`.
+pub fn open_watched(image: &Path, phase: &'static str, console: Console) -> Result<Reader<'static>> {
+    let (input, total): (Box<dyn Read + Send>, _) = match input(image) {
+        Input::Stdin => (Box::new(io::stdin()), None),
+        Input::Path(path) => {
+            let file = file(&path)?;
+            let metadata = file.metadata().context(|| format!("cannot open {}", path.display()))?;
+            if metadata.is_dir() {
+                return about(image, Reader::from_file(file, MACHINE));
+            }
+            (Box::new(file), metadata.is_file().then_some(metadata.len()))
+        }
+    };
+    let mut drawing = Drawing::new(console);
+    drawing.started(phase);
+    about(image, Reader::open(Watched { input, phase, begin: Instant::now(), done: 0, total, drawing }, MACHINE))
+}
+
+fn file(path: &Path) -> Result<File> {
+    match File::open(path) {
+        Err(e) if e.kind() == ErrorKind::NotFound => Err(Error::new(Kind::NotFound, format!("no such image ({})", path.display()))
+            .help("look at the path again; meio dump PID makes an image")),
+        file => file.context(|| format!("cannot open {}", path.display())),
+    }
+}
+
+/// Counts what is read.
+struct Watched {
+    input: Box<dyn Read + Send>,
+    phase: &'static str,
+    begin: Instant,
+    done: u64,
+    total: Option<u64>,
+    drawing: Drawing,
+}
+
+impl Read for Watched {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = self.input.read(buffer)?;
+        self.done += n as u64;
+        self.drawing.bytes(self.done, self.total);
+        Ok(n)
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        self.drawing.ended(self.phase, self.begin.elapsed());
+    }
 }
 
 /// Names the image in an error about it.

@@ -93,6 +93,10 @@ pub fn main() -> ExitCode {
         Command::Core(c) => c.run(&console),
         Command::Generate(c) => c.run(),
     };
+    let done = match done {
+        Ok(_) if console::lost() => Err(Error::other("cannot write the result (standard output)").help("the disk may be full")),
+        done => done,
+    };
     done.unwrap_or_else(|e| {
         console.error(&e);
         ExitCode::from(e.kind.code() as u8)

@@ -26,7 +26,7 @@ impl Verify {
     /// Checks and tells.
     pub fn run(&self, console: &Console) -> Result<ExitCode> {
         let begin = std::time::Instant::now();
-        let report = image::about(&self.image, verify::<Manifest, Tree>(image::open(&self.image)?))?;
+        let report = image::about(&self.image, verify::<Manifest, Tree>(image::open_watched(&self.image, "verify", *console)?))?;
         if console.json {
             console.json("result", result(&report));
             return Ok(ExitCode::SUCCESS);
