@@ -13,6 +13,7 @@ use crate::error::{Context, Error, Kind, Result};
 use crate::image::Reader;
 use crate::progress::{Report, phase};
 use crate::resource::credentials::Credentials;
+use crate::resource::descriptor::FileKind;
 use crate::resource::process::{Process, State};
 use crate::resource::{Manifest, Tree, signals, timers::Timers};
 use crate::sys::proc::{read, status};
@@ -221,7 +222,7 @@ impl<'t> Planted<'t> {
             // The slave is inherited like the pool; it controls the session from here on.
             script.call("ioctl TIOCSCTTY", libc::SYS_ioctl, &[slave.as_raw_fd() as u64, libc::TIOCSCTTY, 0])?;
         }
-        descriptors(&mut script, process, pool)?;
+        descriptors(&mut script, self.tree, process, pool)?;
         if let Some(space) = &process.memory {
             layout::finish(&mut script, space, pool)?;
         }
@@ -284,7 +285,7 @@ impl<'t> Planted<'t> {
 /// The first stub, from which all others are born.
 fn plant_root(tree: &Tree, gadget: Gadget, terminals: &Terminals, namespace: Option<&Namespace>, detach: bool) -> Result<Stub> {
     let root = &tree.processes[0];
-    let program = file::memfd("meio-stub", libc::MFD_CLOEXEC).context(|| "making the stub")?;
+    let program = file::memfd(b"meio-stub", libc::MFD_CLOEXEC).context(|| "making the stub")?;
     std::io::Write::write_all(&mut File::from(program.try_clone()?), &stub_program(gadget.base, ROOM))?;
     let (gate, opener) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
     if let Some(slave) = &terminals.slave {
@@ -299,7 +300,11 @@ fn plant_root(tree: &Tree, gadget: Gadget, terminals: &Terminals, namespace: Opt
         gate: gate.as_fd(),
         gate_other_end: opener.as_fd(),
     };
-    let pid = spawn(&birth).map_err(|e| match e {
+    let born = spawn(&birth);
+    if let Some(namespace) = namespace {
+        namespace.leave()?;
+    }
+    let pid = born.map_err(|e| match e {
         Errno::EEXIST => Error::other(format!("pid {} has just been taken by another process", root.pid)).help("try again, or use --pid-namespace"),
         Errno::EPERM => Error::new(Kind::Permission, format!("may not choose pid {}", root.pid)).help("run meio as root, or give it CAP_CHECKPOINT_RESTORE"),
         e => Error::from(e).context("making the first process"),
@@ -328,7 +333,7 @@ fn plant_root(tree: &Tree, gadget: Gadget, terminals: &Terminals, namespace: Opt
 }
 
 /// Brings every descriptor to its number and closes all others below the pool.
-fn descriptors(script: &mut crate::tracee::stub::Script<'_>, process: &Process, pool: &Pool) -> Result<()> {
+fn descriptors(script: &mut crate::tracee::stub::Script<'_>, tree: &Tree, process: &Process, pool: &Pool) -> Result<()> {
     let mut table: Vec<_> = process.descriptors.iter().collect();
     table.sort_by_key(|d| d.fd);
     let mut next = 0;
@@ -344,6 +349,15 @@ fn descriptors(script: &mut crate::tracee::stub::Script<'_>, process: &Process, 
             script.call("fcntl F_SETLK", libc::SYS_fcntl, &[d.fd as u64, libc::F_SETLK as u64, at])?;
         }
     }
+    for d in &process.descriptors {
+        let file = tree.files.get(d.file as usize);
+        // Once, by the first process that holds it.
+        if let Some(FileKind::Epoll(epoll)) = file.map(|f| &f.kind)
+            && epoll.first == (process.pid, d.fd)
+        {
+            epoll.tell(script, d.fd)?;
+        }
+    }
     if next < pool.base() {
         script.call("close_range", libc::SYS_close_range, &[next as u64, pool.base() as u64 - 1, 0])?;
     }
@@ -354,7 +368,7 @@ fn descriptors(script: &mut crate::tracee::stub::Script<'_>, process: &Process, 
 fn deleted_folders(tree: &Tree) -> Result<Vec<PathBuf>> {
     let mut made = Vec::new();
     for p in tree.processes.iter().filter(|p| p.fs.cwd_deleted) {
-        let path = PathBuf::from(&p.fs.cwd);
+        let path = p.fs.cwd.to_path_buf();
         match std::fs::create_dir(&path) {
             Ok(()) => made.push(path),
             Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}

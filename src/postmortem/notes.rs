@@ -141,7 +141,7 @@ fn files(tree: &Tree, mappings: &[Mapping]) -> Vec<u8> {
 /// The name that the kernel would write for a mapping that has a file.
 fn file_name(tree: &Tree, mapping: &Mapping) -> Option<(String, u64)> {
     let (name, offset) = match mapping.backing {
-        Backing::File { file, offset } => (tree.mapped.get(file as usize)?.path.clone(), offset),
+        Backing::File { file, offset } => (tree.mapped.get(file as usize)?.path.to_string(), offset),
         Backing::Object { object, offset } => {
             let object = tree.objects.iter().find(|o| o.id == object)?;
             let name = match &object.origin {

@@ -115,7 +115,7 @@ impl Space<'_> {
                     Some(elf)
                 });
                 if found.is_none() && self.contents.file(file).is_none() {
-                    let path = self.contents.tree().mapped.get(file as usize).map(|m| m.path.clone());
+                    let path = self.contents.tree().mapped.get(file as usize).map(|m| m.path.to_string());
                     self.lost.borrow_mut().extend(path);
                 }
                 found

@@ -1,6 +1,6 @@
 //! What a capture gathers over all processes: tables of shared things, and everything that stands in the way.
 
-use super::{descriptor::FileId, descriptor::OpenFile, memory::MappedFile, memory::ObjectId, pipe::Pipe, shared::Object, shared::Origin, terminal::TerminalState};
+use super::{path::FilePath, descriptor::FileId, descriptor::OpenFile, memory::MappedFile, memory::ObjectId, pipe::Pipe, shared::Object, shared::Origin, terminal::TerminalState};
 use crate::error::Refusal;
 use std::collections::HashMap;
 use std::fs::File;
@@ -30,7 +30,7 @@ pub struct Capture {
     /// Files that are mapped.
     pub mapped: Vec<MappedFile>,
     /// Place of a path in `mapped`.
-    pub mapped_index: HashMap<String, u32>,
+    pub mapped_index: HashMap<FilePath, u32>,
     /// Objects whose content travels in the image.
     pub objects: Vec<Object>,
     /// Content of each of `objects`.

@@ -2,7 +2,7 @@
 
 use super::capture::Capture;
 use super::lock::{Family, Lock};
-use super::{device, pipe, regular, terminal};
+use super::{device, epoll, pipe, regular, terminal};
 use crate::error::{Context, Result};
 use crate::sys::proc::fdinfo::{self, FdInfo};
 use crate::sys::proc::read;
@@ -59,6 +59,8 @@ pub enum FileKind {
     Device(super::device::Device),
     /// A terminal.
     Terminal(super::terminal::Terminal),
+    /// An epoll instance.
+    Epoll(super::epoll::Epoll),
     /// memfd or shared memory without a name.
     Memory(super::shared::SharedMemory),
 }
@@ -70,7 +72,7 @@ pub struct Found {
     /// Descriptor number.
     pub fd: i32,
     /// `/proc/PID/fd/N`.
-    pub link: String,
+    pub link: Vec<u8>,
     /// stat(2) through the descriptor.
     pub meta: Metadata,
     /// proc_pid_fdinfo(5).
@@ -80,7 +82,7 @@ pub struct Found {
 impl Found {
     /// For refusals: `fd 5 (socket:[123])`.
     pub fn object(&self) -> String {
-        format!("fd {} ({})", self.fd, self.link)
+        format!("fd {} ({})", self.fd, String::from_utf8_lossy(&self.link))
     }
 
     /// The open file description itself, duplicated into meio.
@@ -95,7 +97,7 @@ pub fn survey(pid: i32, capture: &mut Capture) -> Result<Vec<Descriptor>> {
     let mut table = Vec::new();
     let mut locked = std::collections::HashSet::new();
     for fd in read::fds(pid)? {
-        let link = String::from_utf8_lossy(&read::fd_link(pid, fd)?).into_owned();
+        let link = read::fd_link(pid, fd)?;
         let meta = std::fs::metadata(format!("/proc/{pid}/fd/{fd}")).context(|| format!("reading fd {fd} of process {pid}"))?;
         let info = read::parsed(pid, &format!("fdinfo/{fd}"), fdinfo::parse)?;
         let found = Found { pid, fd, link, meta, info };
@@ -125,7 +127,7 @@ fn identify(found: &Found, locks: Vec<Lock>, capture: &mut Capture) -> Result<Op
     }
     let Some(kind) = kind(found, capture)? else { return Ok(None) };
     let id = capture.files.len() as FileId;
-    capture.files.push(OpenFile { id, flags, pos: found.info.pos as u64, link: found.link.clone(), locks, kind });
+    capture.files.push(OpenFile { id, flags, pos: found.info.pos as u64, link: String::from_utf8_lossy(&found.link).into_owned(), locks, kind });
     capture.holders.push((found.pid, found.fd));
     capture.file_index.entry(key).or_default().push(id);
     Ok(Some(id))
@@ -137,8 +139,9 @@ fn kind(found: &Found, capture: &mut Capture) -> Result<Option<FileKind>> {
     let path_only = found.info.flags & libc::O_PATH as u32 != 0;
     match mode {
         _ if path_only => regular::capture(found, capture),
-        libc::S_IFREG | libc::S_IFDIR if !found.link.starts_with("anon_inode:") => regular::capture(found, capture),
+        libc::S_IFREG | libc::S_IFDIR if !found.link.starts_with(b"anon_inode:") => regular::capture(found, capture),
         libc::S_IFIFO => pipe::capture(found, capture),
+        _ if found.link == b"anon_inode:[eventpoll]" => Ok(epoll::capture(found, capture)),
         libc::S_IFCHR if terminal::is_terminal(found) => terminal::capture(found, capture),
         libc::S_IFCHR => Ok(device::capture(found, capture)),
         libc::S_IFSOCK => {
@@ -146,7 +149,8 @@ fn kind(found: &Found, capture: &mut Capture) -> Result<Option<FileKind>> {
             Ok(None)
         }
         _ => {
-            let what = found.link.trim_start_matches("anon_inode:").trim_matches(['[', ']']);
+            let link = String::from_utf8_lossy(&found.link);
+            let what = link.trim_start_matches("anon_inode:").trim_matches(['[', ']']);
             let reason = format!("descriptors of kind {what} are not supported yet");
             capture.refuse(found.pid, found.object(), reason, "close it, or wait for a later version");
             Ok(None)

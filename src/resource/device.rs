@@ -2,6 +2,7 @@
 
 use super::capture::Capture;
 use super::descriptor::{FileKind, Found};
+use super::path::FilePath;
 use serde::{Deserialize, Serialize};
 use std::os::unix::fs::MetadataExt;
 
@@ -10,7 +11,7 @@ use std::os::unix::fs::MetadataExt;
 #[serde(deny_unknown_fields)]
 pub struct Device {
     /// Absolute path.
-    pub path: String,
+    pub path: FilePath,
     /// Major and minor number, checked at restore.
     pub number: (u32, u32),
 }
@@ -21,8 +22,8 @@ const STATELESS: [u32; 5] = [3, 5, 7, 8, 9];
 /// Saves a device; refuses those with a state of their own.
 pub fn capture(found: &Found, capture: &mut Capture) -> Option<FileKind> {
     let number = (libc::major(found.meta.rdev()), libc::minor(found.meta.rdev()));
-    if number.0 == 1 && STATELESS.contains(&number.1) && !found.link.ends_with(" (deleted)") {
-        return Some(FileKind::Device(Device { path: found.link.clone(), number }));
+    if number.0 == 1 && STATELESS.contains(&number.1) && !found.link.ends_with(b" (deleted)") {
+        return Some(FileKind::Device(Device { path: FilePath::from(found.link.as_slice()), number }));
     }
     let reason = match number {
         (5, 2) => "the master side of a terminal is not supported yet".to_owned(),

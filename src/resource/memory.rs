@@ -1,6 +1,7 @@
 //! Address spaces: mappings, the heap's borders, and which objects back them.
 
 use super::capture::Capture;
+use super::path::FilePath;
 use super::shared::Origin;
 use crate::error::{Context, Result};
 use crate::sys::memory;
@@ -78,7 +79,7 @@ impl Mapping {
 #[serde(deny_unknown_fields)]
 pub struct MappedFile {
     /// Absolute path.
-    pub path: String,
+    pub path: FilePath,
     /// Size in bytes when it was saved.
     pub size: u64,
     /// Time of last modification, seconds and nanoseconds.
@@ -203,7 +204,7 @@ fn backing(pid: i32, vma: &Vma, capture: &mut Capture) -> Result<Option<Backing>
         return Ok(Some(Backing::Anonymous));
     }
     let (path, deleted) = vma.path();
-    let path = String::from_utf8_lossy(path).into_owned();
+    let path = FilePath::from(path);
     let link = format!("/proc/{pid}/map_files/{:x}-{:x}", vma.start, vma.end);
     let meta = std::fs::metadata(&link).context(|| format!("reading {at} of process {pid}"))?;
     let same = !deleted && std::fs::metadata(&path).is_ok_and(|now| (now.dev(), now.ino()) == (meta.dev(), meta.ino()));
@@ -213,9 +214,9 @@ fn backing(pid: i32, vma: &Vma, capture: &mut Capture) -> Result<Option<Backing>
     }
     let object = capture.object((meta.dev(), meta.ino()), || {
         let file = File::open(&link).context(|| format!("reading {at} of process {pid}"))?;
-        let origin = match path.strip_prefix("/memfd:") {
-            Some(name) => Origin::Memfd { name: name.to_owned(), seals: crate::sys::file::seals(&file).unwrap_or(0) },
-            None if path == "/dev/zero" => Origin::Anonymous,
+        let origin = match path.bytes().strip_prefix(b"/memfd:") {
+            Some(name) => Origin::Memfd { name: FilePath::from(name), seals: crate::sys::file::seals(&file).unwrap_or(0) },
+            None if path.bytes() == b"/dev/zero" => Origin::Anonymous,
             None => Origin::Deleted { path: path.clone(), mode: meta.mode(), owner: (meta.uid(), meta.gid()) },
         };
         Ok((origin, file))
@@ -226,35 +227,34 @@ fn backing(pid: i32, vma: &Vma, capture: &mut Capture) -> Result<Option<Backing>
 fn executable(pid: i32, capture: &mut Capture) -> Result<Backing> {
     let link = format!("/proc/{pid}/exe");
     let meta = std::fs::metadata(&link).context(|| format!("reading {link}"))?;
-    let path = String::from_utf8_lossy(&read::link(pid, "exe")?).into_owned();
+    let (path, _) = FilePath::from_link(&read::link(pid, "exe")?);
     if std::fs::metadata(&path).is_ok_and(|now| (now.dev(), now.ino()) == (meta.dev(), meta.ino())) {
         return Ok(Backing::File { file: mapped_file(&path, &meta, capture), offset: 0 });
     }
     let object = capture.object((meta.dev(), meta.ino()), || {
-        let path = path.strip_suffix(" (deleted)").unwrap_or(&path).to_owned();
-        let origin = Origin::Deleted { path, mode: meta.mode(), owner: (meta.uid(), meta.gid()) };
+        let origin = Origin::Deleted { path: path.clone(), mode: meta.mode(), owner: (meta.uid(), meta.gid()) };
         Ok((origin, File::open(&link).context(|| format!("reading {link}"))?))
     })?;
     Ok(Backing::Object { object, offset: 0 })
 }
 
-fn mapped_file(path: &str, meta: &std::fs::Metadata, capture: &mut Capture) -> u32 {
+fn mapped_file(path: &FilePath, meta: &std::fs::Metadata, capture: &mut Capture) -> u32 {
     if let Some(&index) = capture.mapped_index.get(path) {
         return index;
     }
     let index = capture.mapped.len() as u32;
     capture.mapped.push(MappedFile {
-        path: path.to_owned(),
+        path: path.clone(),
         size: meta.len(),
         mtime: (meta.mtime(), meta.mtime_nsec() as u32),
         build_id: build_id(path),
     });
-    capture.mapped_index.insert(path.to_owned(), index);
+    capture.mapped_index.insert(path.clone(), index);
     index
 }
 
 /// The GNU build id of an ELF file, when its notes lie within the first page, where linkers put them.
-pub fn build_id(path: &str) -> Option<Vec<u8>> {
+pub fn build_id(path: &FilePath) -> Option<Vec<u8>> {
     const NT_GNU_BUILD_ID: [u8; 4] = 3u32.to_le_bytes();
     let mut head = vec![0u8; PAGE as usize];
     let n = std::os::unix::fs::FileExt::read_at(&File::open(path).ok()?, &mut head, 0).ok()?;

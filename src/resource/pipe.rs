@@ -2,6 +2,7 @@
 
 use super::capture::Capture;
 use super::descriptor::{FileKind, Found};
+use super::path::FilePath;
 use super::thread::serde_bytes_vec::Bytes;
 use crate::error::{Context, Result};
 use crate::sys::file;
@@ -24,7 +25,7 @@ pub struct PipeEnd {
 #[serde(deny_unknown_fields)]
 pub struct Pipe {
     /// Path of a FIFO; `None` for a pipe.
-    pub path: Option<String>,
+    pub path: Option<FilePath>,
     /// `F_GETPIPE_SZ` in bytes.
     pub size: u32,
     /// Unread content; in packet mode (`O_DIRECT`) one element a packet.
@@ -37,8 +38,9 @@ pub fn capture(found: &Found, capture: &mut Capture) -> Result<Option<FileKind>>
     if let Some(known) = capture.pipe_inodes.iter().position(|&i| i == inode) {
         return Ok(Some(FileKind::Pipe(PipeEnd { pipe: known as u32 })));
     }
-    let path = (!found.link.starts_with("pipe:")).then(|| found.link.clone());
-    if path.as_ref().is_some_and(|p| p.ends_with(" (deleted)")) {
+    let (path, deleted) = FilePath::from_link(&found.link);
+    let path = (!found.link.starts_with(b"pipe:")).then_some(path);
+    if deleted {
         capture.refuse(found.pid, found.object(), "the FIFO has been removed", "close it first");
         return Ok(None);
     }

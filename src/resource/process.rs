@@ -1,6 +1,6 @@
 //! One process: its place in the tree and everything that its threads share.
 
-use super::{descriptor::Descriptor, limits::Limits, memory::AddressSpace, signals::Signals, thread::Thread, timers::Timers};
+use super::{descriptor::Descriptor, limits::Limits, memory::AddressSpace, path::FilePath, signals::Signals, thread::Thread, timers::Timers};
 use crate::error::{Refusal, Result};
 use crate::sys::proc::{read, stat, status};
 use crate::tracee::inject::Injector;
@@ -23,11 +23,11 @@ pub enum State {
 #[serde(deny_unknown_fields)]
 pub struct Fs {
     /// Current directory.
-    pub cwd: String,
+    pub cwd: FilePath,
     /// The current directory has been removed.
     pub cwd_deleted: bool,
     /// Root directory, `/` unless chroot(2) was called.
-    pub root: String,
+    pub root: FilePath,
     /// File mode creation mask.
     pub umask: u32,
 }
@@ -126,12 +126,11 @@ impl Fs {
     /// Directories and umask of a process.
     pub fn capture(pid: i32, refusals: &mut Vec<Refusal>) -> Result<Self> {
         let status = read::parsed(pid, "status", status::parse)?;
-        let mut path = |name: &str| -> Result<(String, bool)> {
-            let link = String::from_utf8_lossy(&read::link(pid, name)?).into_owned();
-            match link.strip_suffix(" (deleted)") {
-                Some(path) => Ok((path.to_owned(), true)),
-                None if link.starts_with('/') => Ok((link, false)),
-                None => {
+        let mut path = |name: &str| -> Result<(FilePath, bool)> {
+            let link = read::link(pid, name)?;
+            match FilePath::from_link(&link) {
+                (path, deleted) if path.is_absolute() => Ok((path, deleted && !FilePath::from(link.as_slice()).exists())),
+                (link, _) => {
                     refusals.push(Refusal {
                         pid,
                         object: format!("{name} ({link})"),
@@ -151,10 +150,10 @@ impl Fs {
 impl Fs {
     /// Puts a stub into its directories. Paths are those that meio sees.
     pub fn tell(&self, script: &mut Script<'_>) -> Result<()> {
-        let cwd = script.text(&self.cwd);
+        let cwd = script.text(self.cwd.bytes());
         script.call("chdir", libc::SYS_chdir, &[cwd])?;
-        if self.root != "/" {
-            let root = script.text(&self.root);
+        if self.root.bytes() != b"/" {
+            let root = script.text(self.root.bytes());
             script.call("chroot", libc::SYS_chroot, &[root])?;
         }
         script.call("umask", libc::SYS_umask, &[u64::from(self.umask)])

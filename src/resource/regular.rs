@@ -3,6 +3,7 @@
 use super::capture::Capture;
 use super::descriptor::{FileKind, Found};
 use super::memory::ObjectId;
+use super::path::FilePath;
 use super::shared::{Origin, SharedMemory};
 use crate::error::{Context, Result};
 use crate::sys::file;
@@ -15,7 +16,7 @@ use std::os::unix::fs::MetadataExt;
 #[serde(deny_unknown_fields)]
 pub struct Regular {
     /// Absolute path, without the kernel's ` (deleted)`.
-    pub path: String,
+    pub path: FilePath,
     /// `st_mode`.
     pub mode: u32,
     /// Size in bytes when it was saved.
@@ -30,28 +31,29 @@ pub struct Regular {
 pub fn capture(found: &Found, capture: &mut Capture) -> Result<Option<FileKind>> {
     let meta = &found.meta;
     let owner = (meta.uid(), meta.gid());
-    if let Some(name) = found.link.strip_prefix("/memfd:") {
-        let name = name.strip_suffix(" (deleted)").unwrap_or(name).to_owned();
+    let (path, deleted) = FilePath::from_link(&found.link);
+    if let Some(name) = path.bytes().strip_prefix(b"/memfd:") {
+        let name = FilePath::from(name);
         let object = capture.object((meta.dev(), meta.ino()), || {
             let file = content(found)?;
             Ok((Origin::Memfd { name, seals: file::seals(&file).unwrap_or(0) }, file))
         })?;
         return Ok(Some(FileKind::Memory(SharedMemory { object })));
     }
-    if let Some(process) = found.link.strip_prefix("/proc/").and_then(|p| p.split('/').next())
-        && process.bytes().all(|b| b.is_ascii_digit())
-    {
+    if path.bytes().starts_with(b"/proc/") && path.bytes().get(6).is_some_and(u8::is_ascii_digit) {
         capture.refuse(found.pid, found.object(), "it is a file of a running process", "close it first");
         return Ok(None);
     }
-    let path = found.link.strip_suffix(" (deleted)").unwrap_or(&found.link).to_owned();
-    let there = std::fs::symlink_metadata(&found.link).is_ok_and(|now| (now.dev(), now.ino()) == (meta.dev(), meta.ino()));
+    // A file may really be called `x (deleted)`.
+    let whole = FilePath::from(found.link.as_slice());
+    let path = if deleted && same(&whole, meta) { whole } else { path };
+    let there = same(&path, meta);
     let mut saved = Regular { path: path.clone(), mode: meta.mode(), size: meta.len(), owner, deleted: None };
     if there {
         return Ok(Some(FileKind::Regular(saved)));
     }
     if !meta.is_file() {
-        let reason = if found.link.ends_with(" (deleted)") { "the directory has been removed" } else { "its path leads elsewhere by now" };
+        let reason = if deleted { "the directory has been removed" } else { "its path leads elsewhere by now" };
         capture.refuse(found.pid, found.object(), reason, "close it first");
         return Ok(None);
     }
@@ -60,6 +62,11 @@ pub fn capture(found: &Found, capture: &mut Capture) -> Result<Option<FileKind>>
         Ok((Origin::Deleted { path, mode: meta.mode(), owner }, content(found)?))
     })?);
     Ok(Some(FileKind::Regular(saved)))
+}
+
+/// Whether the path leads to this very file.
+fn same(path: &FilePath, meta: &std::fs::Metadata) -> bool {
+    std::fs::symlink_metadata(path).is_ok_and(|now| (now.dev(), now.ino()) == (meta.dev(), meta.ino()))
 }
 
 /// The file opened anew for reading, with a position of our own.

@@ -2,6 +2,7 @@
 //! Each is an [`Object`] whose pages travel in the image.
 
 use super::memory::ObjectId;
+use super::path::FilePath;
 use serde::{Deserialize, Serialize};
 
 /// A descriptor of such an object.
@@ -21,14 +22,14 @@ pub enum Origin {
     /// memfd_create(2).
     Memfd {
         /// Name without `memfd:`.
-        name: String,
+        name: FilePath,
         /// `F_GET_SEALS`.
         seals: u32,
     },
     /// A file that was deleted while open, made again at its path and deleted again.
     Deleted {
         /// Path where it was.
-        path: String,
+        path: FilePath,
         /// `st_mode`.
         mode: u32,
         /// Owner: uid, gid.

@@ -2,6 +2,7 @@
 
 use super::capture::Capture;
 use super::descriptor::{FileKind, Found};
+use super::path::FilePath;
 use crate::error::Result;
 use crate::sys::file;
 use crate::sys::proc::{read, stat};
@@ -46,7 +47,7 @@ pub fn is_terminal(found: &Found) -> bool {
 
 /// Saves a terminal: its modes and size, and whose controlling terminal it is.
 pub fn capture(found: &Found, capture: &mut Capture) -> Result<Option<FileKind>> {
-    let path = found.link.strip_suffix(" (deleted)").unwrap_or(&found.link).to_owned();
+    let path = String::from_utf8_lossy(FilePath::from_link(&found.link).0.bytes()).into_owned();
     if let Some(known) = capture.terminals.iter().position(|t| t.path == path) {
         return Ok(Some(FileKind::Terminal(Terminal { terminal: known as u32 })));
     }

@@ -3,6 +3,7 @@
 use super::{layout, skeleton};
 use crate::error::{Error, Kind, Refusal, Result};
 use crate::resource::descriptor::FileKind;
+use crate::resource::path::FilePath;
 use crate::resource::{Manifest, Tree};
 use crate::sys::arch;
 use crate::sys::proc::read;
@@ -61,8 +62,8 @@ fn structure(tree: &Tree) -> Result<()> {
 fn files(tree: &Tree) -> Result<()> {
     let mut refusals = Vec::new();
     let pid = tree.processes[0].pid;
-    let mut refuse = |object: &str, reason: String, advice: &str| {
-        refusals.push(Refusal { pid, object: object.to_owned(), reason, advice: advice.to_owned() });
+    let mut refuse = |object: &FilePath, reason: String, advice: &str| {
+        refusals.push(Refusal { pid, object: object.to_string(), reason, advice: advice.to_owned() });
     };
     for file in &tree.mapped {
         match std::fs::metadata(&file.path) {
@@ -92,16 +93,16 @@ fn files(tree: &Tree) -> Result<()> {
         }
     }
     for p in tree.processes.iter().filter(|p| p.memory.is_some() && !p.fs.cwd_deleted) {
-        if !std::path::Path::new(&p.fs.cwd).is_dir() {
+        if !p.fs.cwd.is_dir() {
             refuse(&p.fs.cwd, format!("the current directory of process {} is not there", p.pid), "make the directory");
         }
     }
     if refusals.is_empty() { Ok(()) } else { Err(Error { kind: Kind::Image, ..Error::refused("cannot restore here", refusals) }) }
 }
 
-fn privately_mapped(tree: &Tree, path: &str) -> bool {
+fn privately_mapped(tree: &Tree, path: &FilePath) -> bool {
     use crate::resource::memory::Backing;
-    let is = |b: &Backing| matches!(b, Backing::File { file, .. } if tree.mapped.get(*file as usize).is_some_and(|f| f.path == path));
+    let is = |b: &Backing| matches!(b, Backing::File { file, .. } if tree.mapped.get(*file as usize).is_some_and(|f| f.path == *path));
     tree.processes.iter().filter_map(|p| p.memory.as_ref()).any(|m| is(&m.exe) || m.mappings.iter().any(|v| !v.shared && is(&v.backing)))
 }
 

@@ -13,6 +13,12 @@ pub struct Namespace {
 }
 
 impl Namespace {
+    /// Children of meio are born where meio is again, and it may have threads again.
+    pub fn leave(&self) -> Result<()> {
+        let own = File::open("/proc/self/ns/pid").context(|| "opening the own pid namespace")?;
+        nix::sched::setns(own, nix::sched::CloneFlags::CLONE_NEWPID).context(|| "leaving the new pid namespace")
+    }
+
     /// From now on children of meio are born in the new namespace.
     pub fn new() -> Result<Self> {
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWPID).context(|| "making a pid namespace")?;

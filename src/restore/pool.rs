@@ -3,10 +3,11 @@
 
 use super::terminal::Terminals;
 use crate::error::{Context, Error, Kind, Result};
-use crate::resource::Tree;
+use crate::resource::{Tree, epoll};
 use crate::resource::descriptor::{FileKind, OpenFile};
 use crate::resource::lock::{Family, Lock};
 use crate::resource::memory::Backing;
+use crate::resource::path::FilePath;
 use crate::resource::pipe::Pipe;
 use crate::resource::regular::Regular;
 use crate::resource::shared::{Object, Origin};
@@ -153,12 +154,22 @@ fn raise_limit(need: u64) -> Result<()> {
 
 /// Opens a descriptor of our own anew, with other flags.
 fn reopen(fd: impl AsRawFd, flags: u32) -> Result<OwnedFd> {
-    open_path(&format!("/proc/self/fd/{}", fd.as_raw_fd()), flags & !(libc::O_NOFOLLOW as u32))
+    open_path(Path::new(&format!("/proc/self/fd/{}", fd.as_raw_fd())), flags & !(libc::O_NOFOLLOW as u32))
 }
 
-fn open_path(path: &str, flags: u32) -> Result<OwnedFd> {
+fn open_path(path: &Path, flags: u32) -> Result<OwnedFd> {
     let flags = OFlag::from_bits_truncate((flags & KEPT) as i32) | OFlag::O_CLOEXEC | OFlag::O_NOCTTY;
     nix::fcntl::open(path, flags, nix::sys::stat::Mode::empty()).map_err(Into::into)
+}
+
+/// open(2) refuses `O_DIRECT` (packet mode) on a pipe; fcntl(2) takes it.
+fn reopen_pipe(fd: i32, flags: u32) -> Result<OwnedFd> {
+    let direct = libc::O_DIRECT as u32;
+    let new = reopen(fd, flags & !direct)?;
+    if flags & direct != 0 {
+        file::set_flags(new.as_fd(), (flags & KEPT) as i32).context(|| "setting packet mode of a pipe")?;
+    }
+    Ok(new)
 }
 
 fn open_file(file: &OpenFile, pool: &Pool, pipes: &[Ends], terminals: &Terminals) -> Result<OwnedFd> {
@@ -168,7 +179,7 @@ fn open_file(file: &OpenFile, pool: &Pool, pipes: &[Ends], terminals: &Terminals
         FileKind::Memory(memory) => reopen_object(pool, memory.object, file.flags)?,
         FileKind::Pipe(end) => {
             let ends = pipes.get(end.pipe as usize).ok_or_else(|| Error::image("image damaged: a pipe is missing"))?;
-            return reopen(ends.of(file.flags), file.flags);
+            return reopen_pipe(ends.of(file.flags), file.flags);
         }
         FileKind::Device(device) => {
             let fd = open_path(&device.path, file.flags)?;
@@ -178,6 +189,7 @@ fn open_file(file: &OpenFile, pool: &Pool, pipes: &[Ends], terminals: &Terminals
             }
             return Ok(fd);
         }
+        FileKind::Epoll(_) => return epoll::create(),
         FileKind::Terminal(terminal) => return terminals.open(terminal.terminal, file.flags & KEPT),
     };
     if file.flags & libc::O_PATH as u32 == 0 && file.pos != 0 {
@@ -214,7 +226,7 @@ fn make_object(object: &Object) -> Result<OwnedFd> {
         Origin::Anonymous => return file::shared_anonymous(object.size).context(|| "making shared memory"),
         Origin::Memfd { name, .. } => {
             const MFD_ALLOW_SEALING: u32 = 2;
-            file::memfd(name, MFD_ALLOW_SEALING).context(|| format!("making memfd {name}"))?
+            file::memfd(name.bytes(), MFD_ALLOW_SEALING).context(|| format!("making memfd {name}"))?
         }
         Origin::Deleted { path, mode, owner } => deleted_file(path, *mode, *owner)?,
     };
@@ -223,8 +235,8 @@ fn make_object(object: &Object) -> Result<OwnedFd> {
 }
 
 /// A file without a name, made where the old one was.
-fn deleted_file(path: &str, mode: u32, owner: (u32, u32)) -> Result<OwnedFd> {
-    let wanted = Path::new(path);
+fn deleted_file(path: &FilePath, mode: u32, owner: (u32, u32)) -> Result<OwnedFd> {
+    let wanted: &Path = path;
     let there = |p: &Path| OpenOptions::new().read(true).write(true).create_new(true).mode(mode & 0o7777).open(p);
     let doing = || format!("making the deleted file {path} again");
     let (file, name) = match there(wanted) {
@@ -236,6 +248,7 @@ fn deleted_file(path: &str, mode: u32, owner: (u32, u32)) -> Result<OwnedFd> {
         Err(e) => return Err(e).context(doing),
     };
     std::fs::remove_file(&name).context(doing)?;
+    file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(mode & 0o7777)).context(doing)?;
     std::os::unix::fs::fchown(&file, Some(owner.0), Some(owner.1)).context(doing)?;
     Ok(file.into())
 }
@@ -266,7 +279,7 @@ impl Ends {
             matches!(&f.kind, FileKind::Pipe(end) if end.pipe == number) && f.flags & libc::O_DIRECT as u32 != 0
         });
         let mut writer: Box<dyn Write> = if packets {
-            Box::new(File::from(reopen(write.as_raw_fd(), (libc::O_WRONLY | libc::O_DIRECT | libc::O_NONBLOCK) as u32)?))
+            Box::new(File::from(reopen_pipe(write.as_raw_fd(), (libc::O_WRONLY | libc::O_DIRECT | libc::O_NONBLOCK) as u32)?))
         } else {
             Box::new(write.try_clone()?)
         };

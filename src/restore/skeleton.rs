@@ -187,6 +187,9 @@ impl<'t> Skeleton<'t> {
                 }
                 continue;
             }
+            if group_of(stub)? == p.pgid {
+                continue; // inherited from a helper that led it
+            }
             if !self.pids.contains(&p.pgid) && !led.contains_key(&p.pgid) {
                 // Its leader has ended: someone takes the number for a moment.
                 let mut script = stub.script();
@@ -225,6 +228,13 @@ impl<'t> Skeleton<'t> {
         }
         Ok(())
     }
+}
+
+/// The group that a stub is in, in its own pid namespace.
+fn group_of(stub: &Stub) -> Result<i32> {
+    let mut script = stub.script();
+    script.call("getpgrp", libc::SYS_getpgrp, &[])?;
+    Ok(script.run()?.results.last().map_or(0, |&g| g as i32))
 }
 
 /// Ends a stub with a given status of wait(2).

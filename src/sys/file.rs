@@ -140,7 +140,7 @@ pub fn data_ranges(file: &File, size: u64) -> Result<Vec<(u64, u64)>, Errno> {
 }
 
 /// A new memfd.
-pub fn memfd(name: &str, flags: u32) -> io::Result<OwnedFd> {
+pub fn memfd(name: &[u8], flags: u32) -> io::Result<OwnedFd> {
     let name = std::ffi::CString::new(name)?;
     // SAFETY: the name is a valid C string; on success the descriptor is new and ours.
     Ok(Errno::result(unsafe { libc::syscall(libc::SYS_memfd_create, name.as_ptr(), flags) })

@@ -121,6 +121,7 @@ impl<'h> Injector<'h> {
         loop {
             match ptrace::wait(tid)? {
                 status if status == until => return Ok(()),
+                Status::GroupStop(_) if until == Status::Stop => return Ok(()),
                 Status::Ended(_) => return Err(Error::new(Kind::NotFound, format!("task {tid} was killed"))),
                 // SIGSTOP cannot be blocked. It is kept back and sent again at the end.
                 Status::Signal(signal) => self.held.deferred.push(signal),

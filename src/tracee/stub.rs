@@ -191,6 +191,7 @@ impl Stub {
         loop {
             match ptrace::wait(self.tid)? {
                 status if status == wanted => return Ok(()),
+                Status::GroupStop(_) if wanted == Status::Stop => return Ok(()),
                 Status::Ended(_) => return Err(killed(self.tid)),
                 _ => match resume {
                     Resume::Syscall => ptrace::syscall(self.tid)?,
@@ -222,8 +223,8 @@ impl Script<'_> {
     }
 
     /// A path or name with its closing zero.
-    pub fn text(&mut self, text: &str) -> u64 {
-        let mut bytes = text.as_bytes().to_vec();
+    pub fn text(&mut self, text: &[u8]) -> u64 {
+        let mut bytes = text.to_vec();
         bytes.push(0);
         self.data(&bytes)
     }

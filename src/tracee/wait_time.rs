@@ -83,7 +83,11 @@ pub fn remaining(held: &mut Held) -> Result<Option<Waiting>> {
         return deadline_of_restarted(held);
     }
     let number = regs.orig_rax;
-    let Some(time_out) = time_out(number, &regs) else { return Ok(None) };
+    let Some(time_out) = time_out(number, &regs) else {
+        // An absolute deadline: made again, the call finds it in its arguments.
+        let again = regs.rax as i64 == ERESTART_RESTARTBLOCK;
+        return Ok(again.then_some(Waiting { number, remaining_ns: None }));
+    };
     let Some(total) = total_ns(held.pid, &time_out)? else {
         return Ok(Some(Waiting { number, remaining_ns: None }));
     };
@@ -120,11 +124,12 @@ fn original_number(held: &Held, wchan: &[u8]) -> u64 {
     }
     let number = if wchan.starts_with(b"futex") {
         libc::SYS_futex
-    } else if wchan.starts_with(b"hrtimer_nanosleep") || wchan.starts_with(b"do_nanosleep") {
-        // The first argument is a clock's number or a pointer.
-        if held.registers.rdi < 4096 { libc::SYS_clock_nanosleep } else { libc::SYS_nanosleep }
-    } else {
+    } else if memchr::memmem::find(wchan, b"poll").is_some() {
         libc::SYS_poll
+    } else if held.registers.rdi < 4096 {
+        libc::SYS_clock_nanosleep // its first argument is a clock's number
+    } else {
+        libc::SYS_nanosleep
     };
     number as u64
 }
@@ -168,6 +173,9 @@ fn deadline_of_restarted(held: &mut Held) -> Result<Option<Waiting>> {
         }
     }
     let number = original_number(held, &wchan);
+    if time_out(number, &held.registers).is_none() {
+        return Ok(Some(Waiting { number, remaining_ns: None }));
+    }
     let now = clock::monotonic_ns();
     let timer = candidates.unwrap_or_default().into_iter().next();
     Ok(Some(Waiting { number, remaining_ns: timer.map(|t| t.softexpires_ns.saturating_sub(now)) }))

@@ -41,8 +41,8 @@ fn backing(tree: &Tree, m: &Mapping) -> String {
         Backing::Kernel => format!("kernel{named}"),
         Backing::Object { object, offset } => format!("object {object} at {offset:#x}{named}"),
         Backing::File { file, offset } => {
-            let path = tree.mapped.get(file as usize).map_or("(unknown file)", |f| &f.path);
-            format!("{} at {offset:#x}", printable(path))
+            let path = tree.mapped.get(file as usize).map_or_else(|| "(unknown file)".to_owned(), |f| f.path.to_string());
+            format!("{} at {offset:#x}", printable(&path))
         }
     }
 }
