@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
+mod trees;
+
 const IMAGE: &str = "fixtures/images/v1-zstd.meio";
 
 pub fn meio(arguments: &[&str]) -> Output {
@@ -44,98 +46,6 @@ pub fn text_of(path: &str) -> String {
 /// A number that no process has: the highest that the kernel gives out is below.
 fn no_pid() -> String {
     i32::MAX.to_string()
-}
-
-/// A process that sleeps, with nothing of this test's own; ended when dropped.
-struct Sleeper(std::process::Child);
-
-impl Sleeper {
-    fn new() -> Self {
-        // Descriptors that the test was started with would tie it to processes outside of its tree.
-        let close = "for fd in /proc/self/fd/*; do fd=${fd##*/}; ((fd > 2)) && eval \"exec $fd>&-\"; done; exec sleep 1000";
-        let mut command = Command::new("setsid");
-        command.args(["bash", "-c", close]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        let child = command.spawn().expect("setsid runs");
-        let comm = format!("/proc/{}/comm", child.id());
-        let begin = std::time::Instant::now();
-        while std::fs::read_to_string(&comm).expect("it lives").trim() != "sleep" {
-            assert!(begin.elapsed().as_secs() < 20, "it does not sleep");
-            std::thread::sleep(std::time::Duration::from_millis(5));
-        }
-        Sleeper(child)
-    }
-
-    fn pid(&self) -> String {
-        self.0.id().to_string()
-    }
-}
-
-impl Drop for Sleeper {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-#[test]
-fn dump_ends_with_what_it_promises() {
-    use std::os::unix::fs::PermissionsExt;
-    let folder = tempfile::tempdir().expect("folder");
-    let mut sleeper = Sleeper::new();
-    let pid = sleeper.pid();
-    let run = |arguments: &[&str]| {
-        let mut command = Command::new(super::MEIO);
-        command.args(["dump", &pid]).args(arguments).current_dir(folder.path()).stdin(Stdio::null());
-        let output = command.output().expect("meio runs");
-        assert_eq!(code(&output), 0, "{} {}", out(&output), err(&output));
-        output
-    };
-
-    // Words: one line on standard output. The name comes from the process.
-    let output = run(&[]);
-    let name = format!("sleep-{pid}.meio");
-    let line = out(&output);
-    assert_eq!(line.lines().count(), 1);
-    assert!(line.starts_with(&name) && line.contains("stood still for") && line.contains("goes on running"), "{line}");
-    let metadata = std::fs::metadata(folder.path().join(&name)).expect("the image");
-    assert_eq!(metadata.permissions().mode() & 0o777, 0o600);
-
-    // -v tells of phases on standard error, -q of nothing.
-    assert!(err(&run(&["-v"])).lines().count() >= 3);
-    assert!(err(&run(&["-q"])).is_empty());
-
-    // JSON: what the contract says, all of it documented.
-    let result = last(&run(&["--json", "-v", "-o", "b.meio"]));
-    for key in ["pause_ms", "total_ms", "memory_bytes", "image_bytes", "tasks", "processes"] {
-        assert!(result[key].as_f64().is_some_and(|n| n > 0.0), "{key} in {result}");
-    }
-    assert_eq!((&result["source"], &result["image"]), (&"running".into(), &"b.meio".into()));
-    assert_eq!(result["image_bytes"], std::fs::metadata(folder.path().join("b.meio")).expect("the image").len());
-    let mut names = Vec::new();
-    fields(&result, &mut names);
-    undocumented(&names);
-
-    // The image on standard output is an image, and nothing else is there.
-    let output = run(&["-o", "-", "--compress", "none"]);
-    assert!(std::str::from_utf8(&output.stderr).expect("text").contains("standard output: process"));
-    std::fs::write(folder.path().join("c.meio"), &output.stdout).expect("written");
-    let verified = meio(&["verify", folder.path().join("c.meio").to_str().expect("text")]);
-    assert_eq!(code(&verified), 0, "{}", err(&verified));
-    assert_eq!(sleeper.0.try_wait().expect("wait"), None, "it runs on");
-
-    // --kill ends it.
-    assert_eq!(last(&run(&["--json", "--kill"]))["source"], "gone");
-    assert!(!sleeper.0.wait().expect("wait").success());
-}
-
-#[test]
-fn check_looks_through_a_tree() {
-    let sleeper = Sleeper::new();
-    let output = meio(&["check", "--pid", &sleeper.pid(), "--json"]);
-    assert!([0, 3].contains(&code(&output)), "{}", out(&output));
-    assert_eq!(last(&output)["refusals"], Value::Array(vec![]));
-    let output = meio(&["check", "--pid", &no_pid()]);
-    assert_eq!(code(&output), 10);
 }
 
 #[test]
