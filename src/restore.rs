@@ -229,6 +229,11 @@ impl<'t> Planted<'t> {
         process.signals.tell(&mut script)?;
         process.timers.create(&mut script, chosen_timers)?;
         script.call("close_range", libc::SYS_close_range, &[pool.base() as u64, u64::from(u32::MAX), 0])?;
+        // After the pool has gone: closing any descriptor of a file drops the process's record locks on it.
+        for (d, lock) in process.descriptors.iter().flat_map(|d| d.locks.iter().map(move |lock| (d, lock))) {
+            let at = script.data(&lock.to_flock());
+            script.call("fcntl F_SETLK", libc::SYS_fcntl, &[d.fd as u64, libc::F_SETLK as u64, at])?;
+        }
         script.run()?;
         warnings.extend(process.apply(stub.pid));
         for thread in &process.threads {
@@ -344,10 +349,6 @@ fn descriptors(script: &mut crate::tracee::stub::Script<'_>, tree: &Tree, proces
         next = d.fd + 1;
         let cloexec = if d.cloexec { libc::O_CLOEXEC as u64 } else { 0 };
         script.expect("dup3", d.fd as u64, libc::SYS_dup3, &[pool.file(d.file)? as u64, d.fd as u64, cloexec])?;
-        for lock in &d.locks {
-            let at = script.data(&lock.to_flock());
-            script.call("fcntl F_SETLK", libc::SYS_fcntl, &[d.fd as u64, libc::F_SETLK as u64, at])?;
-        }
     }
     for d in &process.descriptors {
         let file = tree.files.get(d.file as usize);

@@ -190,14 +190,17 @@ fn the_image_knows_no_kernel() {
 /// and the walks may use every kind.
 const GROUND: [&str; 4] = ["capture", "rebuild", "graph", "descriptor"];
 /// Kinds that may use another kind: saved types that hold other saved types or their numbers.
-const MAY_USE: [(&str, &[&str]); 7] = [
-    ("process", &["limits", "memory", "signals", "thread", "timers"]),
+const MAY_USE: [(&str, &[&str]); 10] = [
+    ("device", &["path"]),
+    ("epoll", &[]),
+    ("terminal", &["path"]),
+    ("process", &["limits", "memory", "path", "signals", "thread", "timers"]),
     ("thread", &["credentials", "sched"]),
     ("signals", &["thread"]),
-    ("pipe", &["thread"]),
-    ("regular", &["memory", "shared"]),
-    ("shared", &["memory"]),
-    ("memory", &["shared"]),
+    ("pipe", &["path", "thread"]),
+    ("regular", &["memory", "path", "shared"]),
+    ("shared", &["memory", "path"]),
+    ("memory", &["path", "shared"]),
 ];
 
 #[test]

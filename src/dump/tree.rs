@@ -45,9 +45,10 @@ pub fn survey(pids: &[i32], capture: &mut Capture) -> Result<()> {
             }
             Ok(())
         };
+        // A running process changes while it is looked at. What fails here is found again, or not, once it stands still.
         match look(capture) {
-            Err(e) if e.kind == crate::error::Kind::NotFound => {} // ended meanwhile
-            other => other?,
+            Err(e) if e.kind == crate::error::Kind::Permission => return Err(e),
+            _ => {}
         }
     }
     let tree: HashSet<i32> = pids.iter().copied().collect();

@@ -65,6 +65,7 @@ fn kind(kind: &FileKind) -> &'static str {
         FileKind::Pipe(_) => "pipe",
         FileKind::Device(_) => "device",
         FileKind::Terminal(_) => "terminal",
+        FileKind::Epoll(_) => "epoll",
         FileKind::Memory(_) => "memory",
     }
 }
