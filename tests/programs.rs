@@ -11,7 +11,7 @@ use std::process::Command;
 use std::time::Duration;
 
 /// How long the work of one program may take.
-const WORK: Duration = Duration::from_secs(120);
+const WORK: Duration = Duration::from_secs(60);
 
 /// Writes a text into the test's folder.
 fn write(lab: &Lab, name: &str, text: &str) {
@@ -60,9 +60,10 @@ fn through(lab: &mut Lab, running: &mut Running, mut middle: impl FnMut(&Lab, u3
 }
 
 /// Waits for the end of the work and of the tree.
-fn finish(lab: &Lab, running: &Running, done: impl Fn(&Lab) -> bool) {
-    let came = until(WORK, || done(lab) || observe::state(running.pid).is_none());
-    let ended = until(WORK, || observe::state(running.pid).is_none());
-    assert!(came && ended && done(lab), "the work was not finished: {}", lab.log());
+fn finish(lab: &Lab, running: &mut Running, done: impl Fn(&Lab) -> bool) {
+    let over = |state| matches!(state, None | Some('Z'));
+    let ended = until(WORK, || over(observe::state(running.pid)));
+    assert!(ended && done(lab), "the work was not finished: {}", lab.log());
+    running.wait();
     lab.nothing_left();
 }

@@ -157,7 +157,7 @@ crate::alone! {
         write(&lab, "pi.py", PI);
         let mut running = start(&lab, "python3", &["pi.py", "1500"]);
         through(&mut lab, &mut running, |lab, step| read(lab, "spigot").len() > 100 + 100 * step as usize, done);
-        finish(&lab, &running, done);
+        finish(&lab, &mut running, done);
         let machin = read(&lab, "machin");
         assert_eq!(machin.len(), 1500);
         assert_eq!(&machin[..31], "3141592653589793238462643383279");
@@ -169,7 +169,7 @@ crate::alone! {
         write(&lab, "work.sh", SHELL);
         let mut running = start(&lab, "bash", &["work.sh"]);
         through(&mut lab, &mut running, |lab, step| lines(lab, "left") > 30 + 40 * step as usize, done);
-        finish(&lab, &running, done);
+        finish(&lab, &mut running, done);
         let listing = |word: &str, count: u64, value: fn(u64) -> u64| {
             (0..count).map(|n| format!("{word} {}\n", value(n))).collect::<String>()
         };
@@ -187,7 +187,7 @@ crate::alone! {
         write(&lab, "chain.pl", CHAIN);
         let mut running = start(&lab, "perl", &["chain.pl", "60000", "1"]);
         through(&mut lab, &mut running, |lab, step| lines(lab, "chain") > 100 + 100 * step as usize, done);
-        finish(&lab, &running, done);
+        finish(&lab, &mut running, done);
         plainly(&lab, "perl", &["chain.pl", "60000", "0"]);
         assert!(read(&lab, "chain") == read(&lab, "reference"), "the chain of hashes is another one");
         assert_eq!(lab.log(), "", "perl complained");
@@ -201,7 +201,7 @@ crate::alone! {
         let mut running = start(&lab, "bash", &["sort.sh", "sorted"]);
         let temporary = |lab: &Lab| std::fs::read_dir(lab.path("temporary")).map_or(0, |entries| entries.count() as u32);
         through(&mut lab, &mut running, |lab, step| temporary(lab) > 1 + 2 * step, done);
-        finish(&lab, &running, done);
+        finish(&lab, &mut running, done);
         assert_eq!(temporary(&lab), 0, "sort left temporary files");
         plainly(&lab, "bash", &["sort.sh", "reference"]);
         let same = std::fs::read(lab.path("sorted")).expect("sorted") == std::fs::read(lab.path("reference")).expect("reference");
@@ -215,7 +215,7 @@ crate::alone! {
         let mut running = start(&lab, "make", &["-j2", "-C", "tree"]);
         let folder = lab.path("tree");
         through(&mut lab, &mut running, |_, step| objects(&folder) > 3 + 4 * step as usize, done);
-        finish(&lab, &running, done);
+        finish(&lab, &mut running, done);
         let whole = plainly(&lab, "bash", &["-c", "tree/program"]);
         plainly(&lab, "bash", &["-c", "cd tree && rm program *.o && gcc -O0 -fwrapv -o program *.c"]);
         assert_eq!(whole, plainly(&lab, "bash", &["-c", "tree/program"]), "the program computes something else");
@@ -232,7 +232,7 @@ crate::alone! {
         let insert = |from: u32| format!(
             "with recursive n(i) as (select {from} union all select i + 1 from n where i < {from} + 999) insert into t select i, i * i, hex(randomblob(40)) from n; select writefile('mark-{from}', 'x');\n"
         );
-        say(&lab, "pragma cache_size = 20; create table t(i integer primary key, square integer, text); begin immediate;\n");
+        say(&lab, "create table t(i integer primary key, square integer, text); begin immediate;\n");
         through(&mut lab, &mut running, |lab, step| {
             let from = step * 1000 + 1;
             if !lab.path(&format!("asked-{from}")).exists() {
@@ -247,7 +247,7 @@ crate::alone! {
         assert!(String::from_utf8_lossy(&other.stderr).contains("locked"), "the lock is lost: {other:?}");
         say(&lab, &insert(3001));
         say(&lab, "commit; select writefile('done', 'x');\n.quit\n");
-        finish(&lab, &running, done);
+        finish(&lab, &mut running, done);
         assert_eq!(plainly(&lab, "sqlite3", &["data.db", "pragma integrity_check"]).trim(), "ok");
         let sums = plainly(&lab, "sqlite3", &["data.db", "select count(*), sum(i), sum(square = i * i), sum(length(text)) from t"]);
         assert_eq!(sums.trim(), "4000|8002000|4000|320000");
