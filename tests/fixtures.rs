@@ -67,7 +67,7 @@ crate::alone! {
         for way in [Way::DumpOnly, Way::KillRestore, Way::TwiceRestored, Way::PidNamespace] {
             let mut lab = Lab::new("deleted-executable");
             let copy = lab.path("program");
-            std::fs::copy(crate::lab::compile("anonymous"), &copy).expect("copy");
+            std::fs::copy(crate::lab::compile("busy"), &copy).expect("copy");
             let running = lab.ready(&copy, &[]);
             std::fs::remove_file(&copy).expect("remove");
             lab.take(running, way);

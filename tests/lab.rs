@@ -5,6 +5,7 @@ pub mod alone;
 pub mod observe;
 pub mod terminal;
 
+use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{Signal, kill};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
@@ -98,6 +99,9 @@ pub fn compile(name: &str) -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("fixtures");
     fs::create_dir_all(&folder).expect("folder for compiled fixtures");
     let program = folder.join(name);
+    let guard = File::create(folder.join(format!("{name}.lock"))).expect("lock");
+    // two tests of one fixture: a program that is replaced while it runs is a deleted executable
+    let _guard = Flock::lock(guard, FlockArg::LockExclusive).expect("lock");
     let changed = |path: &Path| fs::metadata(path).and_then(|m| m.modified()).ok();
     let source = changed(&sources().join(format!("{name}.c"))).expect("source of the fixture");
     let header = changed(&sources().join("fixture.h")).expect("fixture.h");
@@ -113,7 +117,6 @@ pub fn compile(name: &str) -> PathBuf {
         .output()
         .expect("gcc starts");
     assert!(out.status.success(), "gcc {name}.c: {}", String::from_utf8_lossy(&out.stderr));
-    // renamed, so that a second test that compiles the same one cannot start half a program
     fs::set_permissions(&draft, fs::Permissions::from_mode(0o755)).expect("mode");
     draft.persist(&program).expect("rename");
     program
@@ -293,7 +296,8 @@ impl Lab {
         fs::write(running.file("away"), format!("{min} {max} {}", running.back)).expect("away");
         fs::write(running.file("go"), "").expect("go");
         let come = until(limit, || running.file("result").exists() || observe::state(running.pid).is_none());
-        let result = fs::read_to_string(running.file("result")).unwrap_or_else(|_| "no verdict".into());
+        let result = fs::read(running.file("result")).unwrap_or_else(|_| b"no verdict".into());
+        let result = String::from_utf8_lossy(&result);
         let state = observe::state(running.pid);
         if !come {
             running.kill();
