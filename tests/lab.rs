@@ -312,11 +312,7 @@ impl Lab {
         let own = std::process::id() as i32;
         let others = || observe::processes().into_iter().filter(|&pid| pid != 1 && pid != own).collect::<Vec<_>>();
         if !until(Duration::from_secs(5), || others().is_empty()) {
-            let who: Vec<String> = others()
-                .into_iter()
-                .map(|pid| format!("{pid} {}", fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default()))
-                .collect();
-            panic!("processes are left: {who:#?}");
+            panic!("processes {:?} are left\n{}", others(), observe::listing());
         }
         let mounts = fs::read_to_string("/proc/self/mounts").expect("mounts");
         assert_eq!(mounts, self.mounts, "mounts are left");

@@ -43,6 +43,16 @@ pub fn tree(root: i32) -> Vec<i32> {
     found
 }
 
+/// All processes with what they wait in, for people who look for the reason of a failure.
+pub fn listing() -> String {
+    let line = |pid| {
+        let text = |name| fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
+        let pending = text("status").lines().filter(|l| l.starts_with("Sig") || l.starts_with("Shd")).collect::<Vec<_>>().join(" ");
+        format!("{}  in {} {}\n  {pending}\n", text("stat").trim(), text("wchan"), text("syscall").trim())
+    };
+    processes().into_iter().map(line).collect()
+}
+
 /// The threads of a process.
 pub fn threads(pid: i32) -> Vec<i32> {
     let Ok(entries) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };

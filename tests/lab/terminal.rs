@@ -1,6 +1,6 @@
 //! A terminal whose master side belongs to the test.
 
-use super::until;
+use super::{observe, until};
 use nix::pty::{Winsize, openpty};
 use std::fs::File;
 use std::io::{Read, Write};
@@ -73,7 +73,9 @@ impl Terminal {
             at = shown[self.taken..].windows(text.len()).position(|window| window == text.as_bytes());
             at.is_some()
         });
-        let Some(at) = at else { panic!("the terminal does not show {text:?}, but {:?}", self.shown()) };
+        let Some(at) = at else {
+            panic!("the terminal does not show {text:?}, but {:?}; processes are\n{}", self.shown(), observe::listing())
+        };
         self.taken += at + text.len();
     }
 
