@@ -43,6 +43,7 @@ fixtures! {
     growth: "growth";
     hugetlb: "hugetlb";
     itimers: "itimers";
+    locks: "locks";
     memfd: "memfd";
     pipes: "pipes";
     signals: "signals";
