@@ -94,7 +94,10 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
         Output::Path(path) => (Target::file(path)?, path.display().to_string()),
         Output::Stdout => (Target::Stream(File::from(nix::unistd::dup(std::io::stdout())?)), "-".to_owned()),
     };
-    let _ = crate::sys::clock::scheduler_offset_ns(); // measured before the clock of the pause runs
+    // Measured before the clock of the pause runs.
+    for cpu in read::parsed(options.pid, "stat", stat::parse).map(|s| s.processor.max(0) as usize) {
+        let _ = crate::sys::clock::scheduler_offset_ns(cpu);
+    }
 
     let stopped = Instant::now();
     let mut frozen = phase(report, &mut phases, "freeze", |_| freeze(options.pid, options.freeze_timeout))?;

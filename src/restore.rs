@@ -85,7 +85,24 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     let pool = phase(report, &mut phases, "files", |_| Pool::open(&tree, &terminals))?;
     let namespace = if options.pid_namespace { Some(Namespace::new()?) } else { None };
 
-    let mut planted = phase(report, &mut phases, "processes", |_| Planted::plant(&tree, &terminals, namespace.as_ref(), options.detach))?;
+    let mut planted = phase(report, &mut phases, "processes", |_| {
+        // A pid that has just been given up is in use for an instant longer than /proc shows it.
+        let mut tries = 0;
+        loop {
+            match Planted::plant(&tree, &terminals, namespace.as_ref(), options.detach) {
+                Err(e) if e.message.contains("EEXIST") && tries < 5 && namespace.is_none() => {
+                    end_all();
+                    tries += 1;
+                    std::thread::sleep(Duration::from_millis(2 << tries));
+                }
+                Err(e) => {
+                    end_all();
+                    return Err(e);
+                }
+                planted => return planted,
+            }
+        }
+    })?;
     let result = planted.rebuild(&mut reader, &pool, &terminals, report, &mut phases, &mut warnings);
     if let Err(e) = result {
         drop(namespace);
@@ -280,10 +297,32 @@ impl<'t> Planted<'t> {
 
     /// Ends everything that was made.
     fn destroy(&mut self) {
-        for stub in self.skeleton.stubs.values() {
-            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(stub.pid), nix::sys::signal::SIGKILL);
+        end_all();
+    }
+}
+
+/// Ends all tracees and takes their reports.
+fn end_all() {
+    loop {
+        match ptrace::poll(-1) {
+            Ok(Some((_, ptrace::Status::Ended(_)))) => {}
+            Ok(Some((tid, _))) => {
+                let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(tid), nix::sys::signal::SIGKILL);
+            }
+            Ok(None) => {
+                // Those that stand still have reported long ago: ask /proc whom we trace.
+                let own = std::process::id() as i32;
+                let mine = task::tracees(own);
+                if mine.is_empty() {
+                    return;
+                }
+                for pid in mine {
+                    let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL);
+                }
+                std::thread::sleep(Duration::from_micros(200));
+            }
+            Err(_) => return,
         }
-        while let Ok(_) | Err(Errno::EINTR) = ptrace::wait(-1) {}
     }
 }
 
@@ -310,7 +349,7 @@ fn plant_root(tree: &Tree, gadget: Gadget, terminals: &Terminals, namespace: Opt
         namespace.leave()?;
     }
     let pid = born.map_err(|e| match e {
-        Errno::EEXIST => Error::other(format!("pid {} has just been taken by another process", root.pid)).help("try again, or use --pid-namespace"),
+        Errno::EEXIST => Error::other(format!("pid {} has just been taken by another process (EEXIST)", root.pid)).help("try again, or use --pid-namespace"),
         Errno::EPERM => Error::new(Kind::Permission, format!("may not choose pid {}", root.pid)).help("run meio as root, or give it CAP_CHECKPOINT_RESTORE"),
         e => Error::from(e).context("making the first process"),
     })?;

@@ -49,8 +49,7 @@ pub fn capture(found: &Found, capture: &mut Capture) -> Result<Option<FileKind>>
     // A read end of our own on the same pipe; it exists for this moment only.
     let link = format!("/proc/{}/fd/{}", found.pid, found.fd);
     let read_end = std::fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&link).context(|| format!("reading {link}"))?;
-    let packets = found.info.flags & libc::O_DIRECT as u32 != 0;
-    let content = file::peek_pipe(read_end.as_fd(), packets).context(|| format!("reading {} of process {}", found.object(), found.pid))?;
+    let content = file::peek_pipe(read_end.as_fd()).context(|| format!("reading {} of process {}", found.object(), found.pid))?;
     capture.pipes.push(Pipe { path, size, content: content.into_iter().map(Bytes).collect() });
     capture.pipe_inodes.push(inode);
     Ok(Some(FileKind::Pipe(PipeEnd { pipe: capture.pipes.len() as u32 - 1 })))

@@ -110,14 +110,17 @@ impl Timers {
 
     /// Starts everything with the time that was left. Comes last.
     pub fn arm(&self, script: &mut Script<'_>) -> Result<()> {
-        for (which, &(interval, value)) in self.interval.iter().enumerate().filter(|(_, t)| t.1 != 0) {
+        for (which, &(interval, value)) in self.interval.iter().enumerate().filter(|(_, t)| **t != (0, 0)) {
             const MICRO: u64 = 1_000_000;
+            // A timer that has just expired starts its next round when its signal is taken.
+            let value = if value == 0 { interval } else { value };
             let at = script.data(&[interval / MICRO, interval % MICRO, value / MICRO, value % MICRO].map(u64::to_le_bytes).concat());
             script.call("setitimer", libc::SYS_setitimer, &[which as u64, at, 0])?;
         }
-        for t in self.posix.iter().filter(|t| t.remaining_ns != 0) {
+        for t in self.posix.iter().filter(|t| t.remaining_ns != 0 || t.interval_ns != 0) {
             const NANO: u64 = 1_000_000_000;
-            let words = [t.interval_ns / NANO, t.interval_ns % NANO, t.remaining_ns / NANO, t.remaining_ns % NANO];
+            let remaining = if t.remaining_ns == 0 { t.interval_ns } else { t.remaining_ns };
+            let words = [t.interval_ns / NANO, t.interval_ns % NANO, remaining / NANO, remaining % NANO];
             let at = script.data(&words.map(u64::to_le_bytes).concat());
             script.call("timer_settime", libc::SYS_timer_settime, &[t.id as u64, 0, at, 0])?;
         }

@@ -25,7 +25,7 @@ struct Process<'a> {
 /// Where everything goes.
 pub struct Targets<'a> {
     processes: HashMap<i32, Process<'a>>,
-    objects: Vec<File>,
+    objects: Vec<(File, u64)>,
 }
 
 impl<'a> Targets<'a> {
@@ -38,15 +38,17 @@ impl<'a> Targets<'a> {
             let memory = MemFile::open(pid).context(|| format!("opening the memory of process {}", process.pid))?;
             processes.insert(process.pid, Process { pid, mappings: &space.mappings, memory });
         }
-        let objects = (0..tree.objects.len() as u32).map(|o| pool.object_file(o)).collect::<Result<_>>()?;
+        let objects = tree.objects.iter().map(|o| Ok((pool.object_file(o.id)?, o.size))).collect::<Result<_>>()?;
         Ok(Targets { processes, objects })
     }
 
     fn write(&self, owner: Owner, mut address: u64, mut bytes: &[u8]) -> Result<()> {
         let process = match owner {
             Owner::Object(number) => {
-                let file = self.objects.get(number as usize).ok_or_else(|| stray(owner, address))?;
-                return file.write_all_at(bytes, address).context(|| "filling shared memory");
+                let (file, size) = self.objects.get(number as usize).ok_or_else(|| stray(owner, address))?;
+                // The last page reaches beyond the end.
+                let n = size.saturating_sub(address).min(bytes.len() as u64) as usize;
+                return file.write_all_at(&bytes[..n], address).context(|| "filling shared memory");
             }
             Owner::Process(pid) => self.processes.get(&pid).ok_or_else(|| stray(owner, address))?,
         };
@@ -71,7 +73,7 @@ impl<'a> Targets<'a> {
     fn read(&self, owner: Owner, address: u64, bytes: &mut [u8]) -> Result<()> {
         match owner {
             Owner::Object(number) => {
-                let file = self.objects.get(number as usize).ok_or_else(|| stray(owner, address))?;
+                let (file, _) = self.objects.get(number as usize).ok_or_else(|| stray(owner, address))?;
                 let n = file.read_at(bytes, address).context(|| "reading shared memory")?;
                 bytes[n..].fill(0);
                 Ok(())

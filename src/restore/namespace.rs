@@ -4,11 +4,13 @@
 use crate::error::{Context, Error, Result};
 use crate::sys::namespace::spawn_init;
 use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// The namespace. Its init ends when nothing else lives in it; with meio's failure it ends at once.
 pub struct Namespace {
     init: i32,
+    /// Closed when the tree is there.
+    _gate: OwnedFd,
     mounts: File,
 }
 
@@ -22,9 +24,9 @@ impl Namespace {
     /// From now on children of meio are born in the new namespace.
     pub fn new() -> Result<Self> {
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWPID).context(|| "making a pid namespace")?;
-        let init = spawn_init().map_err(|e| Error::from(e).context("starting the init of the pid namespace"))?;
+        let (init, gate) = spawn_init().map_err(|e| Error::from(e).context("starting the init of the pid namespace"))?;
         let mounts = File::open(format!("/proc/{init}/ns/mnt")).context(|| "opening the mount namespace")?;
-        Ok(Namespace { init, mounts })
+        Ok(Namespace { init, _gate: gate, mounts })
     }
 
     /// Its mount namespace.

@@ -129,9 +129,10 @@ impl<'t> Skeleton<'t> {
                 script.run().map(drop)
             };
             subreaper(1)?;
-            // The one that steps out: for an ended leader a helper with its pid, else any child of the living one.
-            let (donor, leads) = match self.stubs.get(&session) {
-                Some(&leader) => (leader, false),
+            // The one that steps out between: a child of somebody in that session; for a session that has nobody yet and
+            // whose leader has ended, a helper with the leader's pid.
+            let (donor, leads) = match self.donor(session, parent) {
+                Some(donor) => (donor, false),
                 None => (parent_stub, true),
             };
             let mut script = donor.script();
@@ -159,6 +160,21 @@ impl<'t> Skeleton<'t> {
             self.bear(index, session)?;
         }
         Ok(())
+    }
+
+    /// Somebody who is in a session already, below `parent`.
+    fn donor(&self, session: i32, parent: i32) -> Option<Stub> {
+        let below = |mut pid: i32| {
+            while let Some(p) = self.tree.processes.iter().find(|p| p.pid == pid) {
+                if p.ppid == parent {
+                    return true;
+                }
+                pid = p.ppid;
+            }
+            false
+        };
+        let there = self.tree.processes.iter().filter(|p| p.sid == session && below(p.pid));
+        there.filter_map(|p| self.stubs.get(&p.pid)).next().copied()
     }
 
     /// Puts everyone into their process groups.

@@ -43,8 +43,8 @@ pub fn unread(fd: BorrowedFd<'_>) -> Result<u32, Errno> {
     Ok(n as u32)
 }
 
-/// The unread content of a pipe, left in place (tee(2)). In packet mode one element a packet, else one in all.
-pub fn peek_pipe(read_end: BorrowedFd<'_>, packets: bool) -> io::Result<Vec<Vec<u8>>> {
+/// The unread content of a pipe, left in place (tee(2)). In packet mode one element a packet.
+pub fn peek_pipe(read_end: BorrowedFd<'_>) -> io::Result<Vec<Vec<u8>>> {
     let (from, to) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC | nix::fcntl::OFlag::O_NONBLOCK)?;
     use std::os::fd::AsFd;
     set_pipe_size(to.as_fd(), pipe_size(read_end)?.max(4096))?;
@@ -60,19 +60,15 @@ pub fn peek_pipe(read_end: BorrowedFd<'_>, packets: bool) -> io::Result<Vec<Vec<
     drop(to);
     let mut from = File::from(from);
     let mut content = Vec::new();
-    if packets {
-        loop {
-            let mut packet = vec![0u8; 65536];
-            match from.read(&mut packet)? {
-                0 => return Ok(content),
-                n => packet.truncate(n),
-            }
-            content.push(packet);
+    loop {
+        // A packet ends a read, and is never longer than a page.
+        let mut piece = vec![0u8; 65536];
+        match from.read(&mut piece)? {
+            0 => return Ok(content),
+            n => piece.truncate(n),
         }
+        content.push(piece);
     }
-    let mut all = Vec::new();
-    from.read_to_end(&mut all)?;
-    Ok(vec![all])
 }
 
 /// Size of the kernel's `struct termios2`.

@@ -1,16 +1,19 @@
 //! The first process of a pid namespace.
 
 use nix::errno::Errno;
+use std::os::fd::{AsRawFd, OwnedFd};
 
 /// Forks the init of the pid namespace that was just unshared, in a mount namespace of its own with a fresh `/proc`.
-/// Returns when it is ready. It reaps whatever is handed to it and ends when it is alone for good.
-pub fn spawn_init() -> Result<i32, Errno> {
+/// Returns when it is ready, with an end of a pipe: once that is closed, it reaps whatever is handed to it and
+/// ends when it is alone.
+pub fn spawn_init() -> Result<(i32, OwnedFd), Errno> {
     let mut ready = [0i32; 2];
+    let (gate, opener) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
     // SAFETY: the array has room for both descriptors.
     Errno::result(unsafe { libc::pipe2(ready.as_mut_ptr(), libc::O_CLOEXEC) })?;
     // SAFETY: the child makes system calls only and never returns to Rust code that could need locks.
     match Errno::result(unsafe { libc::fork() })? {
-        0 => init(ready),
+        0 => init(ready, gate.as_raw_fd(), opener.as_raw_fd()),
         pid => {
             let mut answer = 0i32;
             // SAFETY: descriptors of our own, a buffer of our own.
@@ -21,7 +24,7 @@ pub fn spawn_init() -> Result<i32, Errno> {
                 n
             };
             if n == 4 && answer == 0 {
-                return Ok(pid);
+                return Ok((pid, opener));
             }
             // SAFETY: waits for our own child.
             unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) };
@@ -30,7 +33,7 @@ pub fn spawn_init() -> Result<i32, Errno> {
     }
 }
 
-fn init(ready: [i32; 2]) -> ! {
+fn init(ready: [i32; 2], gate: i32, opener: i32) -> ! {
     // SAFETY: system calls on numbers and static strings.
     unsafe {
         libc::prctl(libc::PR_SET_NAME, c"meio-init".as_ptr());
@@ -47,16 +50,15 @@ fn init(ready: [i32; 2]) -> ! {
             libc::_exit(1);
         }
         libc::setsid();
+        // Until the tree is there, or meio has ended.
+        libc::close(opener);
+        libc::read(gate, (&raw mut answer).cast(), 1);
         // Nothing of meio stays open: who waits for the end of a pipe must not wait for us.
         libc::syscall(libc::SYS_close_range, 0, u32::MAX, 0);
-        let mut born = false;
-        for round in 0u32.. {
+        loop {
             while libc::waitpid(-1, std::ptr::null_mut(), libc::WNOHANG) > 0 {}
-            let others = libc::kill(-1, 0) == 0;
-            born |= others;
-            // Before the tree is born there is time; afterwards being alone is the end.
-            if !others && (born || round > 3000) {
-                break;
+            if libc::kill(-1, 0) != 0 {
+                break; // alone
             }
             libc::usleep(20_000);
         }

@@ -11,7 +11,7 @@ use super::Held;
 use super::inject::ERESTART_RESTARTBLOCK;
 use crate::error::Result;
 use crate::resource::thread::Waiting;
-use crate::sys::proc::{read, sched, syscall, timer_list};
+use crate::sys::proc::{read, sched, stat, syscall, timer_list};
 use crate::sys::ptrace::{self, Status};
 use crate::sys::{clock, memory};
 use std::time::{Duration, Instant};
@@ -69,7 +69,8 @@ pub fn observe(pid: i32, tid: i32) -> Option<Blocked> {
         return None;
     }
     let s = sched::parse(&read::read_task(pid, tid, "sched").ok()?);
-    let since_ns = (s.exec_start_ns? as i64 + clock::scheduler_offset_ns()) as u64;
+    let cpu = read::parsed_task(pid, tid, "stat", stat::parse).ok()?.processor.max(0) as usize;
+    let since_ns = (s.exec_start_ns? as i64 + clock::scheduler_offset_ns(cpu)?) as u64;
     Some(Blocked { number: nr as u64, since_ns, switches: s.nr_voluntary_switches? })
 }
 
