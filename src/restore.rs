@@ -82,7 +82,7 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     phase(report, &mut phases, "check", |_| check::check(&manifest, &tree, options.pid_namespace))?;
     let terminals = Terminals::prepare(&tree, options.detach)?;
     let mut warnings = terminals.warnings.clone();
-    let pool = phase(report, &mut phases, "files", |_| Pool::open(&tree, &terminals))?;
+    let mut pool = phase(report, &mut phases, "files", |_| Pool::open(&tree, &terminals))?;
     let namespace = if options.pid_namespace { Some(Namespace::new()?) } else { None };
 
     let mut planted = phase(report, &mut phases, "processes", |_| {
@@ -103,7 +103,7 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
             }
         }
     })?;
-    let result = planted.rebuild(&mut reader, &pool, &terminals, report, &mut phases, &mut warnings);
+    let result = planted.rebuild(&mut reader, &mut pool, &terminals, report, &mut phases, &mut warnings);
     if let Err(e) = result {
         drop(namespace);
         planted.destroy();
@@ -186,7 +186,7 @@ impl<'t> Planted<'t> {
     fn rebuild(
         &mut self,
         reader: &mut Reader<'_>,
-        pool: &Pool,
+        pool: &mut Pool,
         terminals: &Terminals,
         report: &mut dyn Report,
         phases: &mut Vec<(&'static str, Duration)>,
@@ -207,6 +207,7 @@ impl<'t> Planted<'t> {
             })
         })?;
         pool.seal(self.tree)?;
+        pool.close_writers();
         phase(report, phases, "state", |_| {
             let own = own_credentials()?;
             let chosen = Timers::ids_can_be_chosen();

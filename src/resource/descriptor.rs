@@ -26,7 +26,7 @@ pub struct Descriptor {
     pub file: FileId,
     /// `FD_CLOEXEC`.
     pub cloexec: bool,
-    /// Record locks (fcntl(2) `F_SETLK`) that the process holds on the file, on the first of its descriptors only.
+    /// Record locks (fcntl(2) `F_SETLK`) that the process took through this open file description.
     pub locks: Vec<super::lock::Lock>,
 }
 
@@ -95,7 +95,6 @@ impl Found {
 /// Reads the descriptor table of a process; new open file descriptions are added to `capture`.
 pub fn survey(pid: i32, capture: &mut Capture) -> Result<Vec<Descriptor>> {
     let mut table = Vec::new();
-    let mut locked = std::collections::HashSet::new();
     for fd in read::fds(pid)? {
         let link = read::fd_link(pid, fd)?;
         let meta = std::fs::metadata(format!("/proc/{pid}/fd/{fd}")).context(|| format!("reading fd {fd} of process {pid}"))?;
@@ -107,9 +106,8 @@ pub fn survey(pid: i32, capture: &mut Capture) -> Result<Vec<Descriptor>> {
         }
         let (own, shared): (Vec<_>, Vec<_>) = locks.into_iter().partition(|l| l.family == Family::Posix);
         let Some(file) = identify(&found, shared, capture)? else { continue };
-        let first = locked.insert((found.meta.dev(), found.meta.ino()));
         let cloexec = found.info.flags & libc::O_CLOEXEC as u32 != 0;
-        table.push(Descriptor { fd, file, cloexec, locks: if first { own } else { Vec::new() } });
+        table.push(Descriptor { fd, file, cloexec, locks: own });
     }
     Ok(table)
 }

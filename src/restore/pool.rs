@@ -27,6 +27,8 @@ pub struct Pool {
     mapped: Vec<OwnedFd>,
     executables: Vec<Option<OwnedFd>>,
     objects: Vec<OwnedFd>,
+    /// The objects open for writing, not inherited.
+    writers: Vec<OwnedFd>,
 }
 
 /// Status flags of open(2) that are given again. Creation flags did their work when the file was opened first.
@@ -46,10 +48,15 @@ impl Pool {
     pub fn open(tree: &Tree, terminals: &Terminals) -> Result<Self> {
         let highest = tree.processes.iter().flat_map(|p| &p.descriptors).map(|d| d.fd).max().unwrap_or(2);
         let count = tree.files.len() + 2 * tree.mapped.len() + tree.objects.len() + 64;
-        let mut pool = Pool { base: highest.max(2) + 1, files: vec![], mapped: vec![], executables: vec![], objects: vec![] };
+        let mut pool = Pool { base: highest.max(2) + 1, files: vec![], mapped: vec![], executables: vec![], objects: vec![], writers: vec![] };
         raise_limit(pool.base as u64 + count as u64)?;
         for object in &tree.objects {
-            pool.objects.push(pool.keep(make_object(object)?)?);
+            let writer = make_object(object)?;
+            // An executable must not be open for writing when a process takes it (PR_SET_MM_MAP).
+            let exe = tree.processes.iter().filter_map(|p| p.memory.as_ref()).any(|m| is_object(&m.exe, object.id));
+            let inherited = if exe { reopen(writer.as_raw_fd(), libc::O_RDONLY as u32)? } else { writer.try_clone()? };
+            pool.objects.push(pool.keep(inherited)?);
+            pool.writers.push(writer);
         }
         for file in &tree.mapped {
             let opened = OpenOptions::new().read(true).write(wants_write(tree, pool.mapped.len())).open(&file.path);
@@ -108,8 +115,13 @@ impl Pool {
 
     /// An object, to fill it.
     pub fn object_file(&self, id: u32) -> Result<File> {
-        let fd = self.objects.get(id as usize).ok_or_else(|| Error::image(format!("image damaged: object {id} is not there")))?;
+        let fd = self.writers.get(id as usize).ok_or_else(|| Error::image(format!("image damaged: object {id} is not there")))?;
         Ok(File::from(fd.try_clone()?))
+    }
+
+    /// All content is there: nobody writes to the objects from here on.
+    pub fn close_writers(&mut self) {
+        self.writers.clear();
     }
 
     /// Seals memfds again, after they were filled and mapped.
@@ -128,6 +140,10 @@ impl Pool {
 
 fn number(list: &[OwnedFd], id: u32, what: &str) -> Result<i32> {
     list.get(id as usize).map(AsRawFd::as_raw_fd).ok_or_else(|| Error::image(format!("image damaged: {what} {id} is not there")))
+}
+
+fn is_object(backing: &Backing, id: u32) -> bool {
+    matches!(backing, Backing::Object { object, .. } if *object == id)
 }
 
 /// Whether some shared mapping of the file may be written to.

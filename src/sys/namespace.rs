@@ -13,7 +13,7 @@ pub fn spawn_init() -> Result<(i32, OwnedFd), Errno> {
     Errno::result(unsafe { libc::pipe2(ready.as_mut_ptr(), libc::O_CLOEXEC) })?;
     // SAFETY: the child makes system calls only and never returns to Rust code that could need locks.
     match Errno::result(unsafe { libc::fork() })? {
-        0 => init(ready, gate.as_raw_fd(), opener.as_raw_fd()),
+        0 => init(ready, gate.as_raw_fd()),
         pid => {
             let mut answer = 0i32;
             // SAFETY: descriptors of our own, a buffer of our own.
@@ -33,7 +33,7 @@ pub fn spawn_init() -> Result<(i32, OwnedFd), Errno> {
     }
 }
 
-fn init(ready: [i32; 2], gate: i32, opener: i32) -> ! {
+fn init(ready: [i32; 2], gate: i32) -> ! {
     // SAFETY: system calls on numbers and static strings.
     unsafe {
         libc::prctl(libc::PR_SET_NAME, c"meio-init".as_ptr());
@@ -50,11 +50,12 @@ fn init(ready: [i32; 2], gate: i32, opener: i32) -> ! {
             libc::_exit(1);
         }
         libc::setsid();
+        // Nothing of meio stays open but the gate: who waits for the end of a pipe must not wait for us.
+        libc::dup2(gate, 0);
+        libc::syscall(libc::SYS_close_range, 1, u32::MAX, 0);
         // Until the tree is there, or meio has ended.
-        libc::close(opener);
-        libc::read(gate, (&raw mut answer).cast(), 1);
-        // Nothing of meio stays open: who waits for the end of a pipe must not wait for us.
-        libc::syscall(libc::SYS_close_range, 0, u32::MAX, 0);
+        libc::read(0, (&raw mut answer).cast(), 1);
+        libc::close(0);
         loop {
             while libc::waitpid(-1, std::ptr::null_mut(), libc::WNOHANG) > 0 {}
             if libc::kill(-1, 0) != 0 {
