@@ -155,7 +155,8 @@ impl<'t> Planted<'t> {
     fn plant(tree: &'t Tree, terminals: &Terminals, namespace: Option<&Namespace>, detach: bool) -> Result<Self> {
         let gadget = layout::gadget(tree)?;
         let root = plant_root(tree, gadget, terminals, namespace, detach)?;
-        let skeleton = Skeleton::grow(tree, root)?;
+        let controlling = terminals.session.and_then(|s| Some((s.0, terminals.slave.as_ref()?.as_raw_fd())));
+        let skeleton = Skeleton::grow(tree, root, controlling)?;
         let mut threads = HashMap::new();
         for process in &tree.processes {
             let stub = skeleton.stubs[&process.pid];
@@ -234,11 +235,12 @@ impl<'t> Planted<'t> {
         let mut script = stub.script();
         process.tell(&mut script)?;
         process.fs.tell(&mut script)?;
-        if terminals.session.is_some_and(|s| s.0 == process.pid)
-            && let Some(slave) = &terminals.slave
+        if let (Some((session, foreground)), Some(slave)) = (terminals.session, &terminals.slave)
+            && session == process.pid
+            && self.tree.processes.iter().any(|p| p.pgid == foreground)
         {
-            // The slave is inherited like the pool; it controls the session from here on.
-            script.call("ioctl TIOCSCTTY", libc::SYS_ioctl, &[slave.as_raw_fd() as u64, libc::TIOCSCTTY, 0])?;
+            let at = script.data(&foreground.to_le_bytes());
+            script.call("ioctl TIOCSPGRP", libc::SYS_ioctl, &[slave.as_raw_fd() as u64, libc::TIOCSPGRP, at])?;
         }
         descriptors(&mut script, self.tree, process, pool)?;
         if let Some(space) = &process.memory {

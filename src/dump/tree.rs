@@ -38,7 +38,7 @@ pub struct Captured {
 pub fn survey(pids: &[i32], capture: &mut Capture) -> Result<()> {
     for &pid in pids {
         let look = |capture: &mut Capture| -> Result<()> {
-            if !refuse_process(pid, capture)? {
+            if !refuse_process(pid, true, capture)? {
                 memory::survey(pid, capture)?;
                 descriptor::survey(pid, capture)?;
                 Fs::capture(pid, &mut capture.refusals)?;
@@ -57,7 +57,7 @@ pub fn survey(pids: &[i32], capture: &mut Capture) -> Result<()> {
 }
 
 /// Properties of a whole process that rule it out. True for a zombie, of which there is nothing more to see.
-fn refuse_process(pid: i32, capture: &mut Capture) -> Result<bool> {
+fn refuse_process(pid: i32, running: bool, capture: &mut Capture) -> Result<bool> {
     let stat = read::parsed(pid, "stat", stat::parse)?;
     if matches!(stat.state, b'Z' | b'X') {
         if stat.num_threads > 1 {
@@ -86,6 +86,9 @@ fn refuse_process(pid: i32, capture: &mut Capture) -> Result<bool> {
                 }
             }
         }
+    }
+    if running {
+        return Ok(false); // what follows comes and goes with every vfork(2)
     }
     let parent = stat.ppid;
     for (what, name) in [(Shared::Vm, "memory"), (Shared::Files, "descriptor table"), (Shared::Fs, "working directory")] {
@@ -136,7 +139,7 @@ fn capture_process(
     warnings: &mut Vec<String>,
 ) -> Result<Option<Process>> {
     let pid = frozen.pid;
-    if refuse_process(pid, capture)? {
+    if refuse_process(pid, false, capture)? {
         return Process::capture(pid, frozen.ppid, &[]).map(Some);
     }
     let (space, vmas) = memory::survey(pid, capture)?;

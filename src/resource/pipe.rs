@@ -6,7 +6,7 @@ use super::path::FilePath;
 use super::thread::serde_bytes_vec::Bytes;
 use crate::error::{Context, Result};
 use crate::sys::file;
-use crate::sys::proc::read;
+use crate::sys::proc::{read, stat};
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::os::fd::AsFd;
@@ -55,6 +55,18 @@ pub fn capture(found: &Found, capture: &mut Capture) -> Result<Option<FileKind>>
     Ok(Some(FileKind::Pipe(PipeEnd { pipe: capture.pipes.len() as u32 - 1 })))
 }
 
+/// Whether a process descends from the tree.
+fn below(pid: i32, tree: &HashSet<i32>) -> bool {
+    let mut at = pid;
+    while at > 1 {
+        at = read::parsed(at, "stat", stat::parse).map_or(0, |s| s.ppid);
+        if tree.contains(&at) {
+            return true;
+        }
+    }
+    false
+}
+
 /// Refuses pipes that a process outside of the tree holds, too: it would be left with nobody at the other end.
 pub fn refuse_outsiders(tree: &HashSet<i32>, own: i32, capture: &mut Capture) {
     let inodes: Vec<u64> =
@@ -65,6 +77,9 @@ pub fn refuse_outsiders(tree: &HashSet<i32>, own: i32, capture: &mut Capture) {
     let all = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     let outsiders = all.filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok()).filter(|p| !tree.contains(p) && *p != own);
     for pid in outsiders {
+        if below(pid, tree) {
+            continue; // born since the tree was listed
+        }
         for fd in read::fds(pid).unwrap_or_default() {
             let Ok(link) = read::fd_link(pid, fd) else { continue };
             let Some(inode) = link.strip_prefix(b"pipe:[").and_then(|l| std::str::from_utf8(l).ok()?.trim_end_matches(']').parse().ok())

@@ -9,7 +9,7 @@ use crate::error::{Context, Error, Result};
 use crate::resource::Tree;
 use crate::resource::process::{Process, State};
 use crate::sys::ptrace;
-use crate::tracee::stub::{self, Stub};
+use crate::tracee::stub::{self, Script, Stub};
 use std::collections::{HashMap, HashSet};
 
 /// The stubs of a tree.
@@ -22,6 +22,8 @@ pub struct Skeleton<'t> {
     /// Processes that must be born from a donor: (index, parent, session).
     adopted: Vec<(usize, i32, i32)>,
     pids: HashSet<i32>,
+    /// Session and the descriptor of its controlling terminal. It is inherited at birth like the session itself.
+    terminal: Option<(i32, i32)>,
 }
 
 /// Pids that do not belong to a process of the tree but must be free for a moment: leaders of sessions and groups that have ended.
@@ -40,13 +42,13 @@ pub fn departed_leaders(tree: &Tree) -> Vec<i32> {
 
 impl<'t> Skeleton<'t> {
     /// Makes all processes below the root's stub.
-    pub fn grow(tree: &'t Tree, root: Stub) -> Result<Self> {
+    pub fn grow(tree: &'t Tree, root: Stub, terminal: Option<(i32, i32)>) -> Result<Self> {
         let mut children: HashMap<i32, Vec<usize>> = HashMap::new();
         for (i, p) in tree.processes.iter().enumerate().skip(1) {
             children.entry(p.ppid).or_default().push(i);
         }
         let pids = tree.processes.iter().map(|p| p.pid).collect();
-        let mut skeleton = Skeleton { tree, stubs: HashMap::new(), children, adopted: Vec::new(), pids };
+        let mut skeleton = Skeleton { tree, stubs: HashMap::new(), children, adopted: Vec::new(), pids, terminal };
         let first = &tree.processes[0];
         skeleton.stubs.insert(first.pid, root);
         skeleton.bear(0, first.sid)?;
@@ -100,14 +102,14 @@ impl<'t> Skeleton<'t> {
         let mut setsid_done = parent.sid != parent.pid;
         for (n, &(child, _)) in all.iter().enumerate() {
             if n == before.len() && !setsid_done {
-                script.expect("setsid", parent.pid as u64, libc::SYS_setsid, &[])?;
+                self.lead(&mut script, parent.pid)?;
                 setsid_done = true;
             }
             let child = self.process(child);
             script.clone_task(0, child.exit_signal, child.pid)?;
         }
         if !setsid_done {
-            script.expect("setsid", parent.pid as u64, libc::SYS_setsid, &[])?;
+            self.lead(&mut script, parent.pid)?;
         }
         let births = script.run()?.births;
         for (&(child, session), &tid) in all.iter().zip(&births) {
@@ -115,6 +117,17 @@ impl<'t> Skeleton<'t> {
             self.bear(child, session)?;
         }
         Ok(())
+    }
+
+    /// Starts a session, with its terminal.
+    fn lead(&self, script: &mut Script<'_>, pid: i32) -> Result<()> {
+        script.expect("setsid", pid as u64, libc::SYS_setsid, &[])?;
+        match self.terminal {
+            Some((session, fd)) if session == pid => {
+                script.call("ioctl TIOCSCTTY", libc::SYS_ioctl, &[fd as u64, libc::TIOCSCTTY, 0])
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Makes the processes that need a donor of their session.
