@@ -220,6 +220,7 @@ impl Lab {
         all.push(image.to_str().expect("path").into());
         all.extend(arguments.iter().map(|s| s.to_string()));
         let all: Vec<&str> = all.iter().map(String::as_str).collect();
+        let tree = observe::tree(running.pid);
         let done = self.run(self.meio(&all));
         assert_eq!(done.code, 0, "meio {}: {}{}\n{}", all.join(" "), done.stdout, done.stderr, self.log());
         let mode = fs::metadata(&image).expect("image").permissions().mode();
@@ -228,8 +229,9 @@ impl Lab {
         running.dumped = done.time;
         if arguments.contains(&"--kill") {
             running.wait();
-            let gone = until(SOON, || observe::state(running.pid).is_none());
-            assert!(gone, "the tree is still there after dump --kill: state {:?}", observe::state(running.pid));
+            // children of a root that has ended are reaped by the namespace's first process, in its own time
+            let gone = until(SOON, || tree.iter().all(|&pid| observe::state(pid).is_none()));
+            assert!(gone, "something is still there after dump --kill\n{}", observe::listing());
         }
         image
     }

@@ -7,6 +7,7 @@ mod lab;
 mod postmortem;
 mod programs;
 mod readme;
+mod survive;
 mod tidy;
 
 /// The program under test.

@@ -141,14 +141,16 @@ fn sources(lab: &Lab, count: u64) {
     let objects: Vec<String> = (0..count).map(|n| format!("unit{n}.o")).collect();
     put(
         "Makefile",
-        &format!("program: main.o {0}\n\tgcc -o $@ $^\n\ttouch ../done\n%.o: %.c\n\tgcc -O2 -fwrapv -pipe -c -o $@ $<\n", objects.join(" ")),
+        &format!(
+            "program: main.o {0}\n\tgcc -o $@ $^\n\ttouch ../done\n%.o: %.c\n\tgcc -O2 -fwrapv -pipe -c -o $@ $<\n",
+            objects.join(" ")
+        ),
     );
 }
 
 fn objects(folder: &Path) -> usize {
-    std::fs::read_dir(folder).map_or(0, |entries| {
-        entries.flatten().filter(|entry| entry.path().extension().is_some_and(|extension| extension == "o")).count()
-    })
+    std::fs::read_dir(folder)
+        .map_or(0, |entries| entries.flatten().filter(|entry| entry.path().extension().is_some_and(|extension| extension == "o")).count())
 }
 
 crate::alone! {

@@ -31,7 +31,10 @@ impl Screen {
         let image = lab.dump(&mut running, &["--kill"]);
         if let Some(mut meio) = self.meio {
             let mut code = None;
-            until(SOON, || { code = meio.try_wait().expect("wait"); code.is_some() });
+            until(SOON, || {
+                code = meio.try_wait().expect("wait");
+                code.is_some()
+            });
             assert_eq!(code.expect("meio ends when its tree does").code(), Some(137), "{}", self.terminal.shown());
         }
         let terminal = Terminal::new();
@@ -49,7 +52,10 @@ impl Screen {
     fn end(self, lab: &Lab, code: i32) {
         let mut status = None;
         let mut meio = self.meio.expect("it was restored");
-        until(SOON, || { status = meio.try_wait().expect("wait"); status.is_some() });
+        until(SOON, || {
+            status = meio.try_wait().expect("wait");
+            status.is_some()
+        });
         let status = status.unwrap_or_else(|| panic!("meio does not end: {}", self.terminal.shown()));
         assert_eq!(status.code(), Some(code), "exit code of meio: {}", self.terminal.shown());
         assert!(observe::state(self.running.pid).is_none(), "the tree has not ended");
