@@ -3,6 +3,7 @@
 mod check;
 mod console;
 mod core;
+mod demo;
 mod drawing;
 mod dump;
 mod figures;
@@ -60,6 +61,7 @@ enum Command {
     Inspect(inspect::Inspect),
     Verify(verify::Verify),
     Core(core::Core),
+    Demo(demo::Demo),
     #[command(hide = true)]
     Generate(generate::Generate),
 }
@@ -91,6 +93,7 @@ pub fn main() -> ExitCode {
         Command::Inspect(c) => c.run(&console),
         Command::Verify(c) => c.run(&console),
         Command::Core(c) => c.run(&console),
+        Command::Demo(c) => c.run(&console),
         Command::Generate(c) => c.run(),
     };
     let done = match done {
