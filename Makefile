@@ -24,7 +24,7 @@ test: setup
 	$(RUNNER) $(CARGO) test --locked
 
 bench: setup
-	$(RUNNER) $(CARGO) bench --locked
+	$(RUNNER) $(CARGO) bench --locked --bench pause
 
 # Every kernel call of a dump and of a restore is made to fail once; `make test` does a slice of it.
 survive: setup

@@ -1,0 +1,266 @@
+//! How long a tree stands still, how long all of it takes, and how that compares with what the machine needs to
+//! merely copy or touch as much memory. `make bench` prints tables in Markdown.
+//!
+//! `cargo bench --bench pause -- [--rounds N] [--mib N]... [--small]` makes a shorter run.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// Set inside of the namespace that everything runs in.
+const INSIDE: &str = "MEIO_BENCH_INSIDE";
+/// The first process of that namespace: it reaps orphans, so that pids are free again, and drops inherited descriptors,
+/// which a tree could not take along.
+const INIT: &str = r#"for fd in /proc/self/fd/*; do [ "${fd##*/}" -gt 2 ] && eval "exec ${fd##*/}>&-"; done; "$@"; exit $?"#;
+const MEIO: &str = env!("CARGO_BIN_EXE_meio");
+
+/// What is to be measured.
+struct Plan {
+    rounds: usize,
+    sizes: Vec<u64>,
+    small_only: bool,
+}
+
+fn main() {
+    let plan = plan();
+    if std::env::var_os(INSIDE).is_none() {
+        let status = Command::new("unshare")
+            .args(["--pid", "--fork", "--kill-child", "--mount-proc", "bash", "-c", INIT, "bash"])
+            .arg(std::env::current_exe().expect("own path"))
+            .args(std::env::args_os().skip(1))
+            .env(INSIDE, "1")
+            .stdin(Stdio::null())
+            .status()
+            .expect("unshare(1) of util-linux starts");
+        std::process::exit(status.code().unwrap_or(1));
+    }
+    let bench = Bench::new();
+    println!("{}\n", machine());
+    if !plan.small_only {
+        let disk = format!("disk ({})", file_system(bench.folder.path()));
+        println!(
+            "| memory | `--compress` | image on | memcpy to touched | memcpy to fresh | first touch | **pause** | × memcpy touched | × memcpy fresh | dump in all | image | meio's peak | **restore** | × first touch |"
+        );
+        println!("|---|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|");
+        for &mib in &plan.sizes {
+            for level in ["none", "1"] {
+                for (name, folder) in [("tmpfs", Path::new("/dev/shm")), (disk.as_str(), bench.folder.path())] {
+                    println!("{}", bench.large(mib, level, name, folder, plan.rounds));
+                }
+            }
+        }
+        println!();
+    }
+    println!("| program | pause | dump, exec to exit | restore, exec to exit |\n|---|--:|--:|--:|");
+    for (name, mib, threads) in [("1 MiB of memory", 1, 1), ("1 MiB of memory, 200 threads", 1, 200)] {
+        let runs: Vec<Run> = (0..=plan.rounds).map(|_| bench.round(mib, threads, "1", Path::new("/dev/shm"))).skip(1).collect();
+        let time = |what: fn(&Run) -> f64| ms(median(runs.iter().map(what).collect()));
+        println!("| {name} | {} | {} | {} |", time(|r| r.pause), time(|r| r.dump_command), time(|r| r.restore_command));
+    }
+    println!("\nMedians of {}, after one run that does not count; the image is read from the page cache.", plan.rounds);
+}
+
+fn plan() -> Plan {
+    let mut plan = Plan { rounds: 5, sizes: Vec::new(), small_only: false };
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        let mut number = || arguments.next().and_then(|n| n.parse().ok()).filter(|&n| n > 0).expect("a number");
+        match argument.as_str() {
+            "--rounds" => plan.rounds = number() as usize,
+            "--mib" => plan.sizes.push(number()),
+            "--small" => plan.small_only = true,
+            "--bench" => {} // said by cargo
+            other => panic!("what is {other}?"),
+        }
+    }
+    if plan.sizes.is_empty() {
+        plan.sizes = vec![256, 1024];
+    }
+    plan
+}
+
+/// One dump and one restore; times in milliseconds.
+struct Run {
+    pause: f64,
+    dump: f64,
+    dump_command: f64,
+    restore: f64,
+    restore_command: f64,
+    image: f64,
+    peak_kib: f64,
+    phases: String,
+}
+
+/// A folder on disk and the program that is dumped.
+struct Bench {
+    folder: tempfile::TempDir,
+    program: PathBuf,
+}
+
+impl Bench {
+    fn new() -> Bench {
+        let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("folder");
+        let program = folder.path().join("memory");
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/memory.c");
+        let made = Command::new("cc").args(["-O2", "-Wall", "-pthread", "-o"]).arg(&program).arg(source).status();
+        assert!(made.expect("cc starts").success(), "memory.c does not compile");
+        Bench { folder, program }
+    }
+
+    /// One row of the large table.
+    fn large(&self, mib: u64, level: &str, name: &str, folder: &Path, rounds: usize) -> String {
+        let mut speeds: [Vec<f64>; 3] = Default::default();
+        let mut runs = Vec::new();
+        for round in 0..=rounds {
+            // The first one counts for nothing: a virtual machine's memory is often not there before it was used.
+            let speed = self.speed(mib);
+            let run = self.round(mib, 1, level, folder);
+            if std::env::var_os("MEIO_BENCH_PHASES").is_some() {
+                eprintln!("pause {:.0} ms: {}", run.pause, run.phases);
+            }
+            if round > 0 {
+                speeds.iter_mut().zip(speed).for_each(|(all, one)| all.push(one));
+                runs.push(run);
+            }
+        }
+        let [touched, fresh, touch] = speeds.map(median);
+        let of = |what: fn(&Run) -> f64| median(runs.iter().map(what).collect());
+        let (pause, restore) = (of(|r| r.pause), of(|r| r.restore));
+        let peak = runs.iter().map(|r| r.peak_kib).fold(0.0, f64::max);
+        format!(
+            "| {} | {} | {name} | {} | {} | {} | **{}** | {:.1} | {:.1} | {} | {:.0} MiB | {:.0} MiB | **{}** | {:.1} |",
+            if mib >= 1024 && mib % 1024 == 0 { format!("{} GiB", mib / 1024) } else { format!("{mib} MiB") },
+            if level == "1" { "1 (default)" } else { level },
+            ms(touched),
+            ms(fresh),
+            ms(touch),
+            ms(pause),
+            pause / touched,
+            pause / fresh,
+            ms(of(|r| r.dump)),
+            of(|r| r.image) / 1048576.0,
+            peak / 1024.0,
+            ms(restore),
+            restore / touch,
+        )
+    }
+
+    /// memcpy into touched memory, memcpy into fresh memory, first touch.
+    fn speed(&self, mib: u64) -> [f64; 3] {
+        let out = Command::new(&self.program).args(["speed", &mib.to_string()]).output().expect("memory starts");
+        assert!(out.status.success());
+        let text = String::from_utf8(out.stdout).expect("numbers");
+        let mut times = text.split_whitespace().map(|n| n.parse::<f64>().expect("a number") / 1e6);
+        [0; 3].map(|_| times.next().expect("three numbers"))
+    }
+
+    /// A program is started, dumped, killed, restored and killed.
+    fn round(&self, mib: u64, threads: u32, level: &str, folder: &Path) -> Run {
+        let (ready, image) = (self.folder.path().join("ready"), folder.join("bench.meio"));
+        let _ = fs::remove_file(&ready);
+        let mut child = Command::new("setsid")
+            .arg(&self.program)
+            .arg("hold")
+            .arg(&ready)
+            .args([mib.to_string(), threads.to_string()])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("setsid(1) starts");
+        until(|| ready.exists());
+        let pid = child.id().to_string();
+        let image_name = image.to_str().expect("path");
+        let (dump, dump_command, peak_kib) = self.meio(&["--json", "dump", &pid, "-o", image_name, "--compress", level]);
+        end(&mut child);
+        let (restore, restore_command, _) = self.meio(&["--json", "restore", "-d", image_name]);
+        let restored = restore["root_pid"].as_i64().expect("root_pid").to_string();
+        assert_eq!(restored, pid);
+        Command::new("kill").args(["-KILL", &restored]).status().expect("kill(1) starts");
+        until(|| !Path::new("/proc").join(&restored).exists());
+        let _ = fs::remove_file(&image);
+        let number = |value: &serde_json::Value, name: &str| value[name].as_f64().unwrap_or_else(|| panic!("{name} in {value}"));
+        Run {
+            pause: number(&dump, "pause_ms"),
+            dump: number(&dump, "total_ms"),
+            dump_command,
+            restore: number(&restore, "total_ms"),
+            restore_command,
+            image: number(&dump, "image_bytes"),
+            peak_kib,
+            phases: format!("dump {} restore {} in {:.0} ms", dump["phases"], restore["phases"], number(&restore, "total_ms")),
+        }
+    }
+
+    /// Runs meio: its result, milliseconds from exec to exit, peak memory in KiB.
+    fn meio(&self, arguments: &[&str]) -> (serde_json::Value, f64, f64) {
+        let [report, out, err] = ["report", "out", "err"].map(|name| self.folder.path().join(name));
+        let status = Command::new(&self.program)
+            .arg("run")
+            .args([&report, Path::new(MEIO)])
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(File::create(&out).expect("file"))
+            .stderr(File::create(&err).expect("file"))
+            .status()
+            .expect("memory starts");
+        let (out, err) = (fs::read_to_string(out).expect("text"), fs::read_to_string(err).expect("text"));
+        assert!(status.success(), "meio {arguments:?}: {status}\n{out}{err}");
+        let result = out.lines().last().and_then(|line| serde_json::from_str(line).ok()).expect("a result");
+        let report = fs::read_to_string(report).expect("report");
+        let mut numbers = report.split_whitespace().map(|n| n.parse::<f64>().expect("a number"));
+        let [nanoseconds, kib] = [0; 2].map(|_| numbers.next().expect("two numbers"));
+        (result, nanoseconds / 1e6, kib)
+    }
+}
+
+fn end(child: &mut Child) {
+    child.kill().expect("kill");
+    child.wait().expect("wait");
+}
+
+fn until(condition: impl Fn() -> bool) {
+    let begin = Instant::now();
+    while !condition() {
+        assert!(begin.elapsed() < Duration::from_secs(60), "it does not happen");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn ms(time: f64) -> String {
+    if time < 10.0 { format!("{time:.1} ms") } else { format!("{time:.0} ms") }
+}
+
+fn machine() -> String {
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    let cpus = read("/proc/cpuinfo");
+    let field = |name: &str| cpus.lines().find(|l| l.starts_with(name)).and_then(|l| l.split(": ").nth(1)).unwrap_or("?").to_string();
+    let memory = read("/proc/meminfo");
+    let kib: f64 = memory.split_whitespace().nth(1).and_then(|n| n.parse().ok()).unwrap_or(0.0);
+    let virtual_machine = if field("flags").split(' ').any(|f| f == "hypervisor") { " (a virtual machine)" } else { "" };
+    format!(
+        "{}, {} cores, {:.0} GiB{virtual_machine}, Linux {}, meio {}",
+        field("model name"),
+        cpus.lines().filter(|l| l.starts_with("processor")).count(),
+        kib / 1048576.0,
+        read("/proc/sys/kernel/osrelease").trim(),
+        env!("CARGO_PKG_VERSION"),
+    )
+}
+
+/// Type of the file system of a folder, as in /proc/self/mounts.
+fn file_system(folder: &Path) -> String {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let below = |line: &str| {
+        let mut fields = line.split(' ').skip(1);
+        let (point, kind) = (fields.next()?, fields.next()?);
+        folder.starts_with(point).then(|| (point.len(), kind.to_string()))
+    };
+    mounts.lines().filter_map(below).max().map_or_else(|| "?".into(), |found| found.1)
+}
