@@ -186,7 +186,7 @@ fn ask(
     let _pinned = Pinned::to(stat.processor.max(0) as usize);
     for (held, thread) in frozen.threads.iter_mut().zip(threads) {
         let leader = held.tid == pid;
-        let mut run = Injector::begin(held, &foothold)?;
+        let mut run = Injector::begin(held, &foothold, thread.waiting.as_ref().map(|w| w.number))?;
         thread.ask(&mut run)?;
         if leader {
             saved.ask(&mut run)?;

@@ -41,11 +41,11 @@ pub fn restarted(regs: &Registers) -> Registers {
 }
 
 impl<'h> Injector<'h> {
-    /// Prepares a stopped task.
+    /// Prepares a stopped task. `call` is the system call that it waits in, when that is known to be one.
     ///
     /// # Errors
     /// When the task has gone, or its stack leaves no room.
-    pub fn begin(held: &'h mut Held, foothold: &Foothold) -> Result<Self> {
+    pub fn begin(held: &'h mut Held, foothold: &Foothold, call: Option<u64>) -> Result<Self> {
         let gone = |e: Errno| Error::from(e).context(format!("preparing task {}", held.tid));
         let region = foothold.region(held.pid, held.registers.rsp).ok_or_else(|| {
             Error::new(Kind::Unsupported, format!("no room on the stack of process {} to work with", held.pid))
@@ -56,7 +56,13 @@ impl<'h> Injector<'h> {
         let mut rsp = region + REGION - 64;
         if let Some(trampoline) = foothold.trampoline {
             let xstate = ptrace::xstate(held.tid).map_err(gone)?;
-            let frame = SignalFrame::new(&restarted(&held.registers), held.sigmask, &xstate, trampoline);
+            let mut back = restarted(&held.registers);
+            // rt_sigreturn(2) makes the kernel forget what restart_syscall(2) would go on with, which then fails
+            // with EINTR: the call itself is made again instead.
+            if back.rip != held.registers.rip && back.rax == libc::SYS_restart_syscall as u64 {
+                back.rax = call.unwrap_or(back.rax);
+            }
+            let frame = SignalFrame::new(&back, held.sigmask, &xstate, trampoline);
             rsp = region + OUT;
             memory::write(held.pid, rsp, &frame.at(rsp)).map_err(gone)?;
         }
@@ -153,8 +159,10 @@ impl Drop for Injector<'_> {
         if self.given_back {
             return;
         }
-        // After an error between begin and end: the registers are what matters.
+        // After an error between begin and end: the registers are what matters. The task may stand at the entry of an
+        // injected call, which must not become the one that it was interrupted in.
+        let registers = Registers { orig_rax: u64::MAX, ..restarted(&self.held.registers) };
         let _ = ptrace::set_sigmask(self.held.tid, self.held.sigmask);
-        let _ = ptrace::set_registers(self.held.tid, &restarted(&self.held.registers));
+        let _ = ptrace::set_registers(self.held.tid, &registers);
     }
 }

@@ -1,0 +1,190 @@
+//! Trees that are never at rest, and how it is seen that nothing has become of them.
+
+use crate::lab::{Lab, Running, observe, until};
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
+
+/// How long it may take until the tree is seen to be well.
+const WELL: Duration = Duration::from_secs(8);
+
+/// A tree that is dumped or restored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Threads, vector registers, queued signals, timers, a child.
+    Busy,
+    /// One thread in nanosleep(2).
+    Sleeper,
+    /// A thread for each call that waits for a limited time.
+    Sleepers,
+    /// A shell that starts processes all the time.
+    Storm,
+    /// A shell with children that wait for each other.
+    Family,
+}
+
+/// Commands of a second and of a child process, counted; the status of each must come back as it was.
+const STORM: &str = r#"#!/bin/bash
+fail() { echo "$*" >"$1.result"; exit 1; }
+n=0
+while [ ! -e "$1.go" ]; do
+    /bin/true || echo "true failed with $?" >"$1.result"
+    (exit 3)
+    [ $? = 3 ] || echo "a subshell's status was lost" >"$1.result"
+    n=$((n + 1))
+    echo $n >"$1.count"
+    [ $n != 3 ] || echo ready >"$1.ready"
+done
+[ -e "$1.result" ] || echo ok >"$1.result"
+"#;
+
+const FAMILY: &str = r#"#!/bin/bash
+work() { local n=0; while [ ! -e "$1.go" ]; do n=$((n + 1)); echo $n >"$1.count$2"; read -t 0.01 <>"$1.fifo"; done; exit "$2"; }
+mkfifo "$1.fifo"
+work "$1" 4 & a=$!
+(work "$1" 5 & b=$!; wait $b; [ $? = 5 ] && exit 6) & c=$!
+until [ -s "$1.count4" ] && [ -s "$1.count5" ]; do read -t 0.01 <>"$1.fifo"; done
+echo ready >"$1.ready"
+wait $a; [ $? = 4 ] || echo "the first child's status was lost" >"$1.result"
+wait $c; [ $? = 6 ] || echo "the second child's status was lost" >"$1.result"
+rm "$1.fifo"
+[ -e "$1.result" ] || echo ok >"$1.result"
+"#;
+
+/// One of them, running.
+pub struct Source {
+    kind: Kind,
+    /// The tree.
+    pub running: Running,
+    before: String,
+}
+
+impl Kind {
+    fn start(self, lab: &Lab) -> Running {
+        for entry in fs::read_dir(lab.path("")).expect("folder").flatten() {
+            if entry.file_name().to_string_lossy().starts_with("x.") {
+                fs::remove_file(entry.path()).expect("remove");
+            }
+        }
+        let script = |text: &str| {
+            let path = lab.path("script");
+            fs::write(&path, text).expect("script");
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("mode");
+            lab.ready(&path, &[])
+        };
+        match self {
+            Kind::Busy => lab.fixture("busy", &[]),
+            Kind::Sleeper => lab.fixture("sleepers", &["alone"]),
+            Kind::Sleepers => lab.fixture("sleepers", &["many"]),
+            Kind::Storm => script(STORM),
+            Kind::Family => script(FAMILY),
+        }
+    }
+
+    /// Numbers each of which grows while the tree is well.
+    fn counters(self, lab: &Lab) -> Vec<u64> {
+        let words = |n: usize| {
+            let bytes = fs::read(lab.path("x.beat")).unwrap_or_default();
+            bytes.chunks_exact(8).take(n).map(|c| u64::from_le_bytes(c.try_into().expect("8 bytes"))).collect()
+        };
+        let number = |name: &str| fs::read_to_string(lab.path(name)).ok()?.trim().parse::<u64>().ok();
+        match self {
+            Kind::Busy | Kind::Sleepers => words(7),
+            Kind::Sleeper => words(1),
+            Kind::Storm => number("x.count").into_iter().collect(),
+            Kind::Family => [number("x.count4"), number("x.count5")].into_iter().flatten().collect(),
+        }
+    }
+
+    fn wanted(self) -> usize {
+        match self {
+            Kind::Busy | Kind::Sleepers => 7,
+            Kind::Family => 2,
+            Kind::Sleeper | Kind::Storm => 1,
+        }
+    }
+
+    /// Whether every counter of the tree grows, and its own checks have found nothing.
+    pub fn goes_on(self, lab: &Lab) -> Result<(), String> {
+        let read = || {
+            let mut seen = Vec::new();
+            // a script's counter is empty for an instant
+            until(Duration::from_secs(1), || {
+                seen = self.counters(lab);
+                seen.len() == self.wanted()
+            });
+            seen
+        };
+        let begin = read();
+        let mut last = Vec::new();
+        let grown = until(WELL, || {
+            last = read();
+            lab.path("x.result").exists() || (last.len() == begin.len() && last.iter().zip(&begin).all(|(now, then)| now > then))
+        });
+        if let Ok(said) = fs::read_to_string(lab.path("x.result")) {
+            return Err(format!("it says: {}", said.trim()));
+        }
+        if grown && begin.len() == self.wanted() { Ok(()) } else { Err(format!("it stands still: counters {begin:?}, then {last:?}")) }
+    }
+
+    /// What a tracer must not have changed.
+    fn snapshot(self, root: i32) -> String {
+        match self {
+            // its children are others every time
+            Kind::Storm => observe::snapshot(&[root]),
+            _ => observe::snapshot(&observe::tree(root)),
+        }
+    }
+}
+
+/// Nobody in the tree is traced or stopped.
+pub fn free(root: i32) -> Result<(), String> {
+    let mut held = Vec::new();
+    until(WELL, || {
+        held.clear();
+        for pid in observe::tree(root) {
+            for tid in observe::threads(pid) {
+                let text = fs::read(format!("/proc/{pid}/task/{tid}/status")).unwrap_or_default();
+                let text = String::from_utf8_lossy(&text).into_owned();
+                let field = |key: &str| text.lines().find_map(|l| l.strip_prefix(key)).unwrap_or("").trim().to_string();
+                if (!text.is_empty() && field("TracerPid:") != "0") || field("State:").starts_with(['t', 'T']) {
+                    held.push(format!("task {tid} of {pid}: tracer {}, state {}", field("TracerPid:"), field("State:")));
+                }
+            }
+        }
+        held.is_empty()
+    });
+    if held.is_empty() { Ok(()) } else { Err(format!("it is held: {held:?}")) }
+}
+
+impl Source {
+    /// Starts one and notes how it looks.
+    pub fn start(lab: &Lab, kind: Kind) -> Source {
+        let running = kind.start(lab);
+        kind.goes_on(lab).expect("a fresh tree goes on");
+        let before = kind.snapshot(running.pid);
+        Source { kind, running, before }
+    }
+
+    /// Its root.
+    pub fn pid(&self) -> i32 {
+        self.running.pid
+    }
+
+    /// It is as it was, and goes on.
+    pub fn well(&self, lab: &Lab) -> Result<(), String> {
+        if observe::state(self.pid()).is_none_or(|s| s == 'Z') {
+            let said = fs::read_to_string(lab.path("x.result")).unwrap_or_else(|_| "nothing".into());
+            return Err(format!("it has ended: state {:?}; it says {said}", observe::state(self.pid())));
+        }
+        free(self.pid())?;
+        self.kind.goes_on(lab)?;
+        let mut differ = String::new();
+        // masks change within handlers, and allocators map and unmap: it must look like before again
+        until(WELL, || {
+            differ = observe::difference(&self.before, &self.kind.snapshot(self.pid()));
+            differ.is_empty()
+        });
+        if differ.is_empty() { Ok(()) } else { Err(format!("it is not as it was:\n{differ}")) }
+    }
+}
