@@ -11,15 +11,9 @@ use std::time::{Duration, Instant};
 /// Set, in the process inside, to the name of the one test that it is there for.
 const INSIDE: &str = "MEIO_LAB_TEST";
 
-<<<<<<< HEAD
 /// No test may take longer, but for those that were asked for everything.
 fn limit() -> Duration {
     Duration::from_secs(if std::env::var_os("SURVIVE").is_some() { 24 * 3600 } else { 300 })
-=======
-/// No test may take longer, but for the full loops of `make survive`.
-fn limit() -> Duration {
-    Duration::from_secs(if std::env::var_os("SURVIVE").is_some() { 4 * 3600 } else { 300 })
->>>>>>> 8eb5493 (Survive: every kernel call fails once, and meio is killed at every one)
 }
 
 /// The first process of the namespace: it reaps orphans while it waits for the
@@ -67,11 +61,7 @@ pub fn alone(name: &str, body: impl FnOnce()) {
 
 /// What the test said, without the frame that the test harness puts around it.
 fn remarks(text: &str) -> String {
-<<<<<<< HEAD
-    text.lines().filter(|line| line.contains("skipped") || line.contains("were struck")).map(|line| format!("{line}\n")).collect()
-=======
     text.lines().filter(|line| line.contains("skipped") || line.starts_with("survive: ")).map(|line| format!("{line}\n")).collect()
->>>>>>> 8eb5493 (Survive: every kernel call fails once, and meio is killed at every one)
 }
 
 /// A test whose body runs through [`alone`].

@@ -1,6 +1,10 @@
 //! One kernel call of meio's goes wrong: strace(1) lists them all, then disturbs a single one.
+//!
+//! A dump is followed into its threads. A restore is not: strace would take hold of the processes that meio itself has
+//! to hold.
 
 use crate::lab::{Lab, Outcome, SOON, now, observe, until};
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::fs::{self, File};
 use std::process::{Command, Stdio};
@@ -25,6 +29,7 @@ pub struct Case {
     pub injury: Injury,
     /// How it looked in the undisturbed run.
     line: String,
+    follow: bool,
 }
 
 impl Case {
@@ -38,62 +43,71 @@ impl Case {
 
     /// Whether the failure may end meio by SIGABRT: the allocator or the C library gives up.
     pub fn may_abort(&self) -> bool {
-        ["mmap", "munmap", "mprotect", "brk", "mremap", "madvise", "sigaltstack", "futex"].contains(&self.name.as_str())
+        ["mmap", "munmap", "mprotect", "mremap", "madvise", "sigaltstack", "futex"].contains(&self.name.as_str())
     }
 }
 
 impl fmt::Display for Case {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Case { name, occurrence, injury, line } = self;
+        let Case { name, occurrence, injury, line, follow } = self;
+        let follow = if *follow { "-f " } else { "" };
         let how = if *injury == Injury::Fails { "fails" } else { "is not reached: SIGKILL" };
         writeln!(f, "{name} number {occurrence} {how}   (undisturbed: {line})")?;
-        write!(f, "    by hand: strace -o log -e trace={name} -e {} meio …", self.inject())
+        write!(f, "    by hand: strace {follow}-o log -e trace={name} -e {} meio …", self.inject())
     }
 }
 
-/// `command` under strace(1), which follows no other thread and no child.
-fn under(strace: &[&str], log: &std::path::Path, command: &Command) -> Command {
+/// `command` under strace(1).
+fn under(strace: &[&str], follow: bool, log: &std::path::Path, command: &Command) -> Command {
     let mut traced = Command::new("strace");
-    traced.args(["-qq", "-e", "signal=none", "-o"]).arg(log).args(strace);
+    traced.args(follow.then_some("-f")).args(["-qq", "-e", "signal=none", "-o"]).arg(log).args(strace);
     traced.arg(command.get_program()).args(command.get_args());
     traced.current_dir(command.get_current_dir().expect("folder")).stdin(Stdio::null());
     traced
 }
 
 /// All kernel calls of an undisturbed run from its main function on.
-pub fn list(lab: &Lab, command: &Command, injury: Injury) -> Vec<Case> {
+pub fn list(lab: &Lab, command: &Command, follow: bool, injury: Injury) -> Vec<Case> {
     let log = lab.path("strace");
-    let done = lab.run(under(&["-e", "trace=all"], &log, command));
+    let done = lab.run(under(&["-e", "trace=all"], follow, &log, command));
     assert_eq!(done.code, 0, "undisturbed: {command:?}: {}{}", done.stdout, done.stderr);
     let text = String::from_utf8_lossy(&fs::read(&log).expect("log of strace")).into_owned();
-    let mut count = std::collections::HashMap::new();
+    let mut count = HashMap::new();
     let mut begun = false;
-    let mut cases = Vec::new();
+    let mut cases: Vec<Case> = Vec::new();
+    let mut known = HashSet::new();
     for line in text.lines() {
+        // with -f each line begins with the thread; "<... read resumed>" and "+++ exited" are no calls of their own
+        let (thread, line) = line.split_once(' ').filter(|_| follow).unwrap_or(("", line));
+        let line = line.trim_start();
         let Some((name, _)) = line.split_once('(') else { continue };
         if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
             continue;
         }
-        let occurrence = count.entry(name.to_string()).or_insert(0);
+        let occurrence = count.entry((thread.to_string(), name.to_string())).or_insert(0);
         *occurrence += 1;
-        // The dynamic loader's calls come first; the first of Rust's own is this one.
-        begun |= line.starts_with("rt_sigaction(SIGPIPE");
-        // close(2) closes whatever it returns, and strace would keep it from doing so; exit(2) has no result.
-        let unreal = injury == Injury::Fails && matches!(name, "close" | "exit_group" | "exit");
-        if begun && !unreal {
+        if begun && (injury == Injury::Killed || !cannot_fail(name)) && known.insert((name.to_string(), *occurrence)) {
             let line = line.chars().take(110).collect();
-            cases.push(Case { name: name.to_string(), occurrence: *occurrence, injury, line });
+            cases.push(Case { name: name.to_string(), occurrence: *occurrence, injury, line, follow });
         }
+        // The calls of the dynamic loader and of the language's start come first; this one is close to their end.
+        begun |= line.starts_with("rt_sigaction(SIGPIPE");
     }
     assert!(cases.len() > 50, "strace shows next to nothing: {text}");
     cases
+}
+
+/// Calls whose failure would be none of the kernel's: close(2) closes whatever it returns, which strace would keep it from;
+/// brk(2) and exit(2) return no error; getrandom(2) with these flags has none.
+fn cannot_fail(name: &str) -> bool {
+    matches!(name, "close" | "brk" | "exit" | "exit_group" | "getrandom")
 }
 
 /// Runs `command` with one call disturbed. `None` when it does not end.
 pub fn run(lab: &Lab, command: &Command, case: &Case) -> Option<Outcome> {
     let inject = case.inject();
     let trace = format!("trace={}", case.name);
-    finish(lab, under(&["-e", &trace, "-e", &inject], &lab.path("strace"), command))
+    finish(lab, under(&["-e", &trace, "-e", &inject], case.follow, &lab.path("strace"), command))
 }
 
 /// Runs a command to its end, but ends it and all of meio when it takes too long.
