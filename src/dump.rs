@@ -90,6 +90,7 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     if !refusals.is_empty() {
         return Err(Error::refused(&format!("cannot dump process {}", options.pid), refusals));
     }
+    crate::sys::workers::start()?;
     let (target, image) = match &options.output {
         Output::Path(path) => (Target::file(path)?, path.display().to_string()),
         Output::Stdout => (Target::Stream(File::from(nix::unistd::dup(std::io::stdout())?)), "-".to_owned()),

@@ -82,6 +82,7 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     phase(report, &mut phases, "check", |_| check::check(&manifest, &tree, options.pid_namespace))?;
     let terminals = Terminals::prepare(&tree, options.detach)?;
     let mut warnings = terminals.warnings.clone();
+    crate::sys::workers::start()?;
     let mut pool = phase(report, &mut phases, "files", |_| Pool::open(&tree, &terminals))?;
     let namespace = if options.pid_namespace { Some(Namespace::new()?) } else { None };
 
@@ -113,6 +114,11 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     if let Some(path) = &options.pidfile
         && let Err(e) = std::fs::write(path, format!("{root}\n")).context(|| format!("writing {}", path.display()))
     {
+        drop(namespace);
+        planted.destroy();
+        return Err(e);
+    }
+    if let Err(e) = planted.entrust() {
         drop(namespace);
         planted.destroy();
         return Err(e);
@@ -287,6 +293,15 @@ impl<'t> Planted<'t> {
             thread.finish(self.threads[&thread.tid].tid, entered.get(&thread.tid).copied())?;
         }
         Ok(())
+    }
+
+    /// From here on the tree outlives meio: a task that is not let go below, because that fails or meio is killed just
+    /// then, is let go by the kernel, not killed.
+    fn entrust(&self) -> Result<()> {
+        self.living().flat_map(|p| &p.threads).try_for_each(|thread| {
+            let tid = self.threads[&thread.tid].tid;
+            ptrace::set_options(tid, 0).context(|| format!("letting go of task {}", thread.tid))
+        })
     }
 
     /// Lets all tasks go on, children before their parents.

@@ -14,5 +14,6 @@ pub mod ptrace;
 pub mod signal;
 pub mod spawn;
 pub mod task;
+pub mod workers;
 #[cfg(test)]
 pub mod counting_alloc;
