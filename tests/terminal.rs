@@ -15,7 +15,7 @@ impl Shell {
     fn new(lab: &Lab) -> Shell {
         let terminal = Terminal::new();
         let mut command = Command::new("/bin/bash");
-        command.args(["--norc", "--noprofile", "-i"]).current_dir(lab.path("images")).env("TERM", "xterm").env("LC_ALL", "C");
+        command.args(["--norc", "--noprofile", "-i"]).current_dir(lab.path("images")).env("TERM", "dumb").env("LC_ALL", "C");
         command.env("PS1", "ready> ").env("meio", crate::MEIO).env_remove("PROMPT_COMMAND").env("HISTFILE", "");
         let child = terminal.start(&command);
         let mut shell = Shell { terminal, child };

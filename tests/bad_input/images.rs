@@ -39,6 +39,10 @@ crate::alone! {
             bytes[at] ^= by;
             bytes
         };
+        let mut foreign = whole.clone();
+        foreign[10..12].copy_from_slice(&183u16.to_le_bytes()); // EM_AARCH64
+        let checksum = xxhash_rust::xxh3::xxh3_64(&foreign[..56]);
+        foreign[56..64].copy_from_slice(&checksum.to_le_bytes());
         let cases: [(&str, Vec<u8>, &str); 8] = [
             ("empty", Vec::new(), ""),
             ("no image", b"#!/bin/sh\necho this is not an image, but it is longer than the header of one would be\n".to_vec(), "not"),
@@ -47,7 +51,7 @@ crate::alone! {
             ("cut before its end", whole[..whole.len() - 1].to_vec(), "cut off"),
             ("a bit of the tree", changed(400, 4), ""),
             ("a bit of the pages", changed(whole.len() - 400, 1), ""),
-            ("another architecture", changed(10, 0xff), "architecture"),
+            ("another architecture", foreign, "architecture 183"),
         ];
         for (name, bytes, word) in cases {
             let path = lab.path("wrong.meio");
