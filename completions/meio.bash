@@ -22,6 +22,9 @@ _meio() {
             meio,core)
                 cmd="meio__subcmd__core"
                 ;;
+            meio,demo)
+                cmd="meio__subcmd__demo"
+                ;;
             meio,dump)
                 cmd="meio__subcmd__dump"
                 ;;
@@ -41,7 +44,7 @@ _meio() {
 
     case "${cmd}" in
         meio)
-            opts="-v -q -h -V --verbose --quiet --json --color --help --version dump restore check inspect verify core"
+            opts="-v -q -h -V --verbose --quiet --json --color --help --version dump restore check inspect verify core demo"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -101,6 +104,24 @@ _meio() {
                     fi
                     return 0
                     ;;
+                --color)
+                    COMPREPLY=($(compgen -W "auto always never" -- "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        meio__subcmd__demo)
+            opts="-v -q -h --verbose --quiet --json --color --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
                 --color)
                     COMPREPLY=($(compgen -W "auto always never" -- "${cur}"))
                     return 0

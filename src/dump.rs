@@ -12,7 +12,7 @@ use crate::resource::capture::Capture;
 use crate::sys::proc::{read, stat, status};
 use crate::sys::{arch, signal};
 use crate::tracee::freeze::{Frozen, freeze};
-use output::Target;
+use output::{Interruptible, Target};
 use std::fs::File;
 use std::io::Write;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -83,6 +83,23 @@ pub struct Outcome {
 /// Guarantee: until the image is complete the tree is only read. Whatever fails, and whenever meio dies, it goes on
 /// as before; `kill` ends it only after the image is on disk under its name.
 pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
+    save(options, report).map_err(|e| match signal::check_interrupted() {
+        // What failed, failed because of that.
+        Err(interrupted) => interrupted,
+        // Whatever was asked of it last could not be answered.
+        Ok(()) if e.refusals.is_empty() && e.kind == Kind::Other && ended(options.pid) => {
+            Error::new(Kind::NotFound, format!("process {} ended while it was being saved", options.pid)).help("nothing was saved")
+        }
+        Ok(()) => e,
+    })
+}
+
+/// Whether a process has ended, waited for or not.
+fn ended(pid: i32) -> bool {
+    read::parsed(pid, "stat", stat::parse).map_or_else(|e| e.kind == Kind::NotFound, |s| matches!(s.state, b'Z' | b'X'))
+}
+
+fn save(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     let begin = Instant::now();
     let mut phases = Vec::new();
     signal::catch();
@@ -154,7 +171,7 @@ fn write(
 ) -> Result<image::Summary> {
     let mut id = [0u8; 16];
     std::io::Read::read_exact(&mut File::open("/dev/urandom")?, &mut id)?;
-    let mut file = target.open();
+    let mut file = Interruptible(target.open());
     let mut writer = Writer::new(&mut file as &mut dyn Write, image::Options { machine: arch::MACHINE, id })?;
     writer.section(SectionKind::Manifest, &manifest(options.pid))?;
     writer.section(SectionKind::Tree, &captured.tree)?;

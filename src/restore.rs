@@ -140,10 +140,14 @@ fn open(input: &Input) -> Result<Reader<'static>> {
         Input::Stdin => Reader::open(std::io::stdin(), arch::MACHINE),
         Input::Path(path) => {
             let file = File::open(path).map_err(|e| {
-                let kind = if e.kind() == std::io::ErrorKind::NotFound { Kind::NotFound } else { Kind::Other };
+                let kind = match e.kind() {
+                    std::io::ErrorKind::NotFound => Kind::NotFound,
+                    std::io::ErrorKind::PermissionDenied => Kind::Permission,
+                    _ => Kind::Other,
+                };
                 Error::new(kind, format!("cannot open image {}: {e}", path.display()))
             })?;
-            Reader::from_file(file, arch::MACHINE)
+            Reader::from_file(file, arch::MACHINE).context(|| path.display())
         }
     }
 }

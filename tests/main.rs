@@ -1,12 +1,15 @@
 //! Every integration test, in one binary: it links once, and its modules run side by side.
 
+mod bad_input;
 mod commands;
+mod demo;
 mod fixtures;
 mod generated;
 mod lab;
 mod postmortem;
 mod programs;
 mod readme;
+mod terminal;
 mod survive;
 mod tidy;
 

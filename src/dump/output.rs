@@ -1,6 +1,7 @@
 //! The image file: it gets its name only when it is complete and on disk.
 
 use crate::error::{Context, Result};
+use crate::sys::signal;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
@@ -94,6 +95,24 @@ impl Drop for Target {
         if let Target::Temporary { temporary, .. } = self {
             let _ = std::fs::remove_file(temporary);
         }
+    }
+}
+
+/// Writes to a file, and stops writing when meio is interrupted: a pipe that nobody reads must not hold it for ever.
+pub struct Interruptible<'a>(pub &'a File);
+
+impl Write for Interruptible<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        signal::check_interrupted().map_err(io::Error::other)?;
+        match self.0.write(bytes) {
+            // Not tried again by the caller then.
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => Err(signal::check_interrupted().map_or_else(io::Error::other, |()| e)),
+            written => written,
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
     }
 }
 

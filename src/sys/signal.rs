@@ -9,13 +9,18 @@ extern "C" fn note(signal: i32) {
     CAUGHT.store(signal, Ordering::Relaxed);
 }
 
-/// From now on SIGINT, SIGTERM and SIGHUP are noted instead of ending meio at once. SIGPIPE becomes an error of write(2).
+extern "C" fn nothing(_: i32) {}
+
+/// From now on SIGINT, SIGTERM and SIGHUP are noted instead of ending meio at once; they end a system call that waits.
+/// SIGXFSZ (a file as large as RLIMIT_FSIZE allows) is an error of write(2) only, as SIGPIPE is for every Rust program.
 pub fn catch() {
-    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
-        // SAFETY: `note` only stores an atomic; an all-zero sigaction with a handler is valid.
+    let noted = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP].map(|signal| (signal, note as *const () as usize));
+    // A handler and not SIG_IGN, which programs that are started would inherit.
+    for (signal, handler) in noted.into_iter().chain([(libc::SIGXFSZ, nothing as *const () as usize)]) {
+        // SAFETY: the handlers only store an atomic or do nothing; an all-zero sigaction with a handler is valid.
         unsafe {
             let mut action: libc::sigaction = std::mem::zeroed();
-            action.sa_sigaction = note as *const () as usize;
+            action.sa_sigaction = handler;
             libc::sigaction(signal, &raw const action, std::ptr::null_mut());
         }
     }

@@ -144,6 +144,11 @@ impl Barrier {
                     }
                 }
                 Err(Errno::ESRCH) => {}
+                // Born of a held parent and attached by the kernel, or left from the attempt before: its stop is on the way.
+                Err(Errno::EPERM) if ours(tid) => {
+                    new = true;
+                    self.tasks.insert(tid, (pid, Task::Asked));
+                }
                 Err(Errno::EPERM) if self.note_zombie(pid, tid) => new = true,
                 Err(e) => return Err(denied(e, pid, tid)),
             }
@@ -153,7 +158,7 @@ impl Barrier {
 
     /// A task that cannot be seized because it has ended already.
     fn note_zombie(&mut self, _pid: i32, tid: i32) -> bool {
-        let ended = read::parsed(tid, "stat", stat::parse).ok().is_none_or(|s| s.state == b'Z' || s.state == b'X');
+        let ended = ended(tid);
         if ended {
             self.zombies.insert(tid);
         }
@@ -164,15 +169,16 @@ impl Barrier {
     fn settle(&mut self, deadline: Instant) -> Result<bool> {
         let mut nap = Duration::from_micros(5);
         while self.tasks.values().any(|t| t.1 == Task::Asked) {
+            // Asked also while there are reports: a storm of births never lets them end.
+            if Instant::now() >= deadline {
+                return Ok(false);
+            }
             match ptrace::poll(-1) {
                 Ok(Some((tid, status))) => {
                     self.report(tid, status)?;
                     nap = Duration::from_micros(5);
                 }
                 Ok(None) => {
-                    if Instant::now() >= deadline {
-                        return Ok(false);
-                    }
                     std::thread::sleep(nap);
                     nap = (nap * 2).min(Duration::from_millis(1));
                     crate::sys::signal::check_interrupted()?;
@@ -248,30 +254,28 @@ impl Barrier {
 
     /// Lets go of everything, stopped or not.
     fn abandon(self) {
-        // A task that has not stopped cannot be detached: wait for it shortly, then leave it to the kernel,
-        // which detaches when meio ends. Tasks in between are resumed so that nothing stands still.
+        let mut asked = HashSet::new();
         for (&tid, &(_, task)) in &self.tasks {
-            if matches!(task, Task::Stopped(_)) {
-                let _ = ptrace::detach(tid);
+            match task {
+                Task::Stopped(_) => drop(ptrace::detach(tid)),
+                Task::Asked => drop(asked.insert(tid)),
             }
         }
-        for (&tid, &(_, task)) in &self.tasks {
-            if task != Task::Asked {
-                continue;
-            }
-            let until = Instant::now() + Duration::from_millis(200);
-            while Instant::now() < until {
-                match ptrace::poll(tid) {
-                    Ok(Some((_, Status::Signal(signal)))) => {
-                        let _ = resume(tid, signal);
-                    }
-                    Ok(Some((_, Status::Ended(_)))) | Err(_) => break,
-                    Ok(Some(_)) => {
+        // A task that has not stopped cannot be detached. What it waited for runs again now: wait for it shortly, then
+        // leave it to the next attempt, or to the kernel, which detaches it unchanged when meio ends. What is born of it
+        // meanwhile reports, too.
+        let until = Instant::now() + Duration::from_millis(200);
+        while !asked.is_empty() && Instant::now() < until {
+            match ptrace::poll(-1) {
+                Ok(Some((tid, Status::Signal(signal)))) => drop(resume(tid, signal)),
+                Ok(Some((tid, status))) => {
+                    asked.remove(&tid);
+                    if !matches!(status, Status::Ended(_)) {
                         let _ = ptrace::detach(tid);
-                        break;
                     }
-                    Ok(None) => std::thread::sleep(Duration::from_millis(1)),
                 }
+                Ok(None) => std::thread::sleep(Duration::from_millis(1)),
+                Err(_) => break,
             }
         }
     }
@@ -292,14 +296,31 @@ impl Barrier {
             let mut threads = Vec::with_capacity(tids.len());
             for tid in tids {
                 let Task::Stopped(group) = self.tasks[&tid].1 else { continue };
-                let mut held = Held::new(pid, tid, group)?;
+                let mut held = match Held::new(pid, tid, group) {
+                    Err(_) if pid != root && ended(tid) => continue, // killed while it was held
+                    held => held?,
+                };
                 held.waiting = self.waits.remove(&tid);
                 threads.push(held);
             }
             frozen.processes.push(Process { pid, ppid: if pid == root { 0 } else { ppid }, threads });
         }
+        // Born of the tree, but handed to somebody outside of it when their parents ended: they are not the tree's any more.
+        for tid in by_process.into_values().flatten() {
+            let _ = ptrace::detach(tid);
+        }
         Ok(frozen)
     }
+}
+
+/// Whether meio traces a task already.
+fn ours(tid: i32) -> bool {
+    read::parsed(tid, "status", status::parse).is_ok_and(|s| s.tracer_pid == std::process::id() as i32)
+}
+
+/// Whether a task has ended, waited for or not.
+fn ended(tid: i32) -> bool {
+    read::parsed(tid, "stat", stat::parse).ok().is_none_or(|s| s.state == b'Z' || s.state == b'X')
 }
 
 fn resume(tid: i32, signal: i32) -> Result<()> {

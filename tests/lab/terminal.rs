@@ -55,6 +55,13 @@ impl Terminal {
         inside.stdin(slave()).stdout(slave()).stderr(slave()).spawn().expect("setsid(1) starts")
     }
 
+    /// Gives it another size, as a window that is dragged does.
+    pub fn resize(&self, rows: u16, columns: u16) {
+        let slave = Stdio::from(self.slave.try_clone().expect("dup"));
+        let arguments = ["rows", &rows.to_string(), "cols", &columns.to_string()];
+        assert!(Command::new("stty").args(arguments).stdin(slave).status().expect("stty starts").success());
+    }
+
     /// Types `keys`.
     pub fn press(&mut self, keys: &str) {
         self.master.write_all(keys.as_bytes()).expect("typing");

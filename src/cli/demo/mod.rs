@@ -80,8 +80,8 @@ impl Teller<'_> {
         if self.console.json || self.console.quiet {
             return;
         }
-        let time = format!("{:.1} s", self.begin.elapsed().as_secs_f64());
-        self.console.result(&format!("  {:>6}  {}  {text}", self.console.out(&time, Paint::Faint), self.console.out(&format!("{word:<8}"), paint)));
+        let time = format!("{:>6.1} s", self.begin.elapsed().as_secs_f64());
+        self.console.result(&format!("{}  {}  {text}", self.console.out(&time, Paint::Faint), self.console.out(&format!("{word:<8}"), paint)));
     }
 }
 

@@ -1,0 +1,65 @@
+//! `meio demo` shows what it promises, and nothing of it stays.
+
+use crate::lab::{Lab, SOON, observe, until};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+/// `meio demo` with a folder of its own for temporary files.
+fn demo(lab: &Lab, arguments: &[&str]) -> Command {
+    let mut command = lab.meio(&["demo"]);
+    std::fs::create_dir_all(lab.path("tmp")).expect("folder");
+    command.args(arguments).env("TMPDIR", lab.path("tmp"));
+    command
+}
+
+fn empty(folder: &Path) -> bool {
+    std::fs::read_dir(folder).expect("folder").next().is_none()
+}
+
+crate::alone! {
+    fn it_is_right_and_cleans_up() {
+        let lab = Lab::new("demo");
+        let done = lab.run(demo(&lab, &["--json"]));
+        assert_eq!(done.code, 0, "{done:?}");
+        let result: serde_json::Value = serde_json::from_str(done.stdout.lines().last().expect("a line")).expect("JSON");
+        assert!(result["type"] == "result" && result["correct"] == true, "{result}");
+        assert!(result["digits_saved"].as_u64() < result["digits"].as_u64() && result["digits_saved"].as_u64() > Some(100), "{result}");
+        assert!(["pause_ms", "gone_ms", "restore_ms", "running_ms"].iter().all(|f| result[f].as_f64().is_some_and(|ms| ms > 0.0)), "{result}");
+        assert!(empty(&lab.path("tmp")));
+        lab.nothing_left();
+    }
+
+    /// With nothing but what every Debian has.
+    fn awk_will_do() {
+        let lab = Lab::new("demo-awk");
+        std::fs::create_dir(lab.path("bin")).expect("folder");
+        std::os::unix::fs::symlink(["/usr/bin/mawk", "/usr/bin/awk"].into_iter().find(|p| Path::new(p).exists()).expect("awk"), lab.path("bin/awk")).expect("link");
+        let mut command = demo(&lab, &[]);
+        command.env("PATH", lab.path("bin"));
+        let done = lab.run(command);
+        assert_eq!(done.code, 0, "{done:?}");
+        let pictured = ["running", "frozen", "gone", "running again", "▓", "awk"].iter().all(|w| done.stdout.contains(w));
+        assert!(pictured && !done.stdout.contains('\x1b'), "{}", done.stdout);
+        assert!(empty(&lab.path("tmp")));
+        lab.nothing_left();
+    }
+
+    /// ^C while it runs, while it is gone, after it is back.
+    fn an_interrupted_one_cleans_up() {
+        let lab = Lab::new("demo-interrupted");
+        for word in ["running", "gone", "restored"] {
+            let out = std::fs::File::create(lab.path("out")).expect("file");
+            let mut meio = demo(&lab, &[]).stdout(out).stderr(Stdio::null()).spawn().expect("meio starts");
+            let shown = until(SOON, || std::fs::read_to_string(lab.path("out")).is_ok_and(|t| t.contains(word)));
+            assert!(shown, "{word} is not shown");
+            kill(Pid::from_raw(meio.id() as i32), Signal::SIGINT).expect("kill");
+            assert_eq!(meio.wait().expect("wait").code(), Some(130), "{word}");
+            assert!(empty(&lab.path("tmp")), "{word}");
+            let left: Vec<i32> = observe::processes().into_iter().filter(|p| *p != 1 && *p != std::process::id() as i32).collect();
+            assert!(left.is_empty(), "{word}: {left:?}");
+        }
+        lab.nothing_left();
+    }
+}
