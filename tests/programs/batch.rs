@@ -60,7 +60,7 @@ count left 250 3 > left & a=$!
 count right 200 4 > right & b=$!
 count piped 300 0 | while read -r word n; do echo "$word $((n * n))"; done | tr a-z A-Z > piped & c=$!
 sleep 3 & d=$!
-for ((n = 0; n < 300; n++)); do echo "main $n" >> main; read -t 0.005 < <(sleep 1); done
+for ((n = 0; n < 300; n++)); do echo "main $n" >> main; sleep 0.005; done
 step=two
 kill -USR1 $$
 wait $a; echo "a $?" >> codes
