@@ -111,7 +111,7 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     let written = phase(report, &mut phases, "memory", |report| {
         write(options, &target, &captured, report, || {
             if !options.kill {
-                held.take().map(Frozen::release);
+                if let Some(a) = held.take() { Frozen::release(a) }
                 pause = Some(stopped.elapsed());
             }
         })

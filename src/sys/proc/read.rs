@@ -194,7 +194,7 @@ mod tests {
             command.args(["-", "-"]).stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
             let mut child = command.spawn().unwrap();
             // Its arguments are in place only after exec has returned: when it answers.
-            std::io::Write::write_all(child.stdin.as_mut().unwrap(), b"?").unwrap();
+            io::Write::write_all(child.stdin.as_mut().unwrap(), b"?").unwrap();
             child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
             Child(child)
         }
