@@ -78,9 +78,4 @@ impl Terminal {
         };
         self.taken += at + text.len();
     }
-
-    /// Forgets what was shown so far.
-    pub fn forget(&mut self) {
-        self.taken = self.shown.lock().expect("shown").len();
-    }
 }
