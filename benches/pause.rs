@@ -130,7 +130,7 @@ impl Bench {
         let peak = runs.iter().map(|r| r.peak_kib).fold(0.0, f64::max);
         format!(
             "| {} | {} | {name} | {} | {} | {} | **{}** | {:.1} | {:.1} | {} | {:.0} MiB | {:.0} MiB | **{}** | {:.1} |",
-            if mib >= 1024 && mib % 1024 == 0 { format!("{} GiB", mib / 1024) } else { format!("{mib} MiB") },
+            if mib >= 1024 && mib.is_multiple_of(1024) { format!("{} GiB", mib / 1024) } else { format!("{mib} MiB") },
             if level == "1" { "1 (default)" } else { level },
             ms(touched),
             ms(fresh),

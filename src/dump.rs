@@ -113,8 +113,8 @@ fn save(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
         Output::Stdout => (Target::Stream(File::from(nix::unistd::dup(std::io::stdout())?)), "-".to_owned()),
     };
     // Measured before the clock of the pause runs.
-    for cpu in read::parsed(options.pid, "stat", stat::parse).map(|s| s.processor.max(0) as usize) {
-        let _ = crate::sys::clock::scheduler_offset_ns(cpu);
+    if let Ok(stat) = read::parsed(options.pid, "stat", stat::parse) {
+        let _ = crate::sys::clock::scheduler_offset_ns(stat.processor.max(0) as usize);
     }
 
     let stopped = Instant::now();
@@ -129,7 +129,7 @@ fn save(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     let written = phase(report, &mut phases, "memory", |report| {
         write(options, &target, &captured, report, || {
             if !options.kill {
-                held.take().map(Frozen::release);
+                if let Some(a) = held.take() { Frozen::release(a) }
                 pause = Some(stopped.elapsed());
             }
         })

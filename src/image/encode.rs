@@ -65,11 +65,6 @@ impl Counts {
 }
 
 impl Encoded {
-    /// The index that the block will have.
-    pub fn block(&self) -> u32 {
-        self.block
-    }
-
     /// The data buffer, to be filled again once the block has been appended.
     pub fn into_buffer(self) -> Vec<u8> {
         self.data

@@ -17,11 +17,11 @@ mod verify;
 mod writer;
 
 pub use dedup::Dedup;
-pub use encode::{Codec, Counts, Encoded, Pages, encode};
-pub use format::{BLOCK_PAGES, MAX_METADATA, PAGE, SectionKind, VERSION};
+pub use encode::{Codec, Encoded, Pages, encode};
+pub use format::{BLOCK_PAGES, PAGE, SectionKind};
 pub use pages::{Block, Content, Owner, Run};
 pub use placement::Placement;
-pub use reader::{EncodedBlock, Reader, Section};
+pub use reader::{EncodedBlock, Reader};
 pub use verify::{Report, verify};
 pub use writer::{Options, Summary, Writer};
 

@@ -44,7 +44,6 @@ pub struct Reader<'a> {
     source: Source<'a>,
     /// Length of the file, when it is one.
     length: Option<u64>,
-    header: Header,
     hash: blake3::Hasher,
     sections: Vec<Section>,
     blocks: u32,
@@ -74,16 +73,11 @@ impl<'a> Reader<'a> {
     fn start(mut source: Source<'_>, length: Option<u64>, machine: u16) -> Result<Reader<'_>> {
         let mut bytes = [0; HEADER];
         source.fill(&mut bytes, Place::Header)?;
-        let header = Header::parse(&bytes, machine)?;
+        Header::check(&bytes, machine)?;
         let mut hash = blake3::Hasher::new();
         hash.update(&bytes);
         let (sections, stage) = (Vec::new(), Stage::Manifest);
-        Ok(Reader { source, length, header, hash, sections, blocks: 0, stage, name: None })
-    }
-
-    /// The random id in the image's header.
-    pub fn id(&self) -> [u8; 16] {
-        self.header.id
+        Ok(Reader { source, length, hash, sections, blocks: 0, stage, name: None })
     }
 
     /// The image's name; known once [`Reader::next_block`] has returned `None`.
@@ -318,16 +312,6 @@ pub struct EncodedBlock {
 }
 
 impl EncodedBlock {
-    /// Its index in the image, from 0.
-    pub fn number(&self) -> u32 {
-        self.number
-    }
-
-    /// Bytes that it takes in the image, encoded.
-    pub fn length(&self) -> u64 {
-        self.header.length
-    }
-
     /// What it holds, without its content: reads it (when it is in a file), compares the checksum, checks every run.
     pub fn describe(&self) -> Result<(Owner, Vec<Run>)> {
         let read;

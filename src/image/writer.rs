@@ -143,11 +143,6 @@ impl<W: Write> Writer<W> {
         Ok((out, Summary { bytes: position, hash, sections, blocks, pages }))
     }
 
-    /// Bytes written so far.
-    pub fn position(&self) -> u64 {
-        self.position
-    }
-
     fn put_section(&mut self, header: SectionHeader, meta: &[u8], payload: &[u8]) -> Result<()> {
         let bytes = header.to_bytes();
         self.hash.update(&bytes);

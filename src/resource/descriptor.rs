@@ -27,7 +27,7 @@ pub struct Descriptor {
     /// `FD_CLOEXEC`.
     pub cloexec: bool,
     /// Record locks (fcntl(2) `F_SETLK`) that the process took through this open file description.
-    pub locks: Vec<super::lock::Lock>,
+    pub locks: Vec<Lock>,
 }
 
 /// One open file description (open(2), "open file description").
@@ -43,7 +43,7 @@ pub struct OpenFile {
     /// What `/proc/PID/fd/N` said, for people.
     pub link: String,
     /// Locks that belong to the open file description: flock(2) and `F_OFD_SETLK`.
-    pub locks: Vec<super::lock::Lock>,
+    pub locks: Vec<Lock>,
     /// What it is.
     pub kind: FileKind,
 }
@@ -52,15 +52,15 @@ pub struct OpenFile {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FileKind {
     /// Regular file, directory or `O_PATH` by its path.
-    Regular(super::regular::Regular),
+    Regular(regular::Regular),
     /// Pipe or FIFO end.
-    Pipe(super::pipe::PipeEnd),
+    Pipe(pipe::PipeEnd),
     /// Character device that is opened anew by path.
-    Device(super::device::Device),
+    Device(device::Device),
     /// A terminal.
-    Terminal(super::terminal::Terminal),
+    Terminal(terminal::Terminal),
     /// An epoll instance.
-    Epoll(super::epoll::Epoll),
+    Epoll(epoll::Epoll),
     /// memfd or shared memory without a name.
     Memory(super::shared::SharedMemory),
 }

@@ -29,7 +29,7 @@ pub struct Pipe {
     /// `F_GETPIPE_SZ` in bytes.
     pub size: u32,
     /// Unread content; in packet mode (`O_DIRECT`) one element a packet.
-    pub content: Vec<super::thread::serde_bytes_vec::Bytes>,
+    pub content: Vec<Bytes>,
 }
 
 /// Saves one end of a pipe or FIFO, and with the first end the pipe itself.

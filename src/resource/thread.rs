@@ -50,9 +50,9 @@ pub struct Thread {
     /// rseq(2) registration: address, size, signature, flags.
     pub rseq: Option<(u64, u32, u32, u32)>,
     /// Identity and capabilities.
-    pub credentials: super::credentials::Credentials,
+    pub credentials: Credentials,
     /// Scheduling.
-    pub sched: super::sched::Sched,
+    pub sched: Sched,
     /// Signal sent when the parent dies (prctl(2) `PR_SET_PDEATHSIG`), 0 for none.
     pub pdeathsig: i32,
 }

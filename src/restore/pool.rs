@@ -16,8 +16,8 @@ use crate::sys::file;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use std::fs::{File, OpenOptions};
 use std::io::Write;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 /// Descriptors of meio that the stubs inherit, all above every number that the tree uses.
@@ -82,7 +82,7 @@ impl Pool {
     /// Moves a descriptor above those of the tree and lets the stubs inherit it.
     fn keep(&self, fd: OwnedFd) -> Result<OwnedFd> {
         let new = fcntl(fd.as_fd(), FcntlArg::F_DUPFD(self.base)).context(|| "duplicating a descriptor")?;
-        Ok(crate::sys::file::own(new))
+        Ok(file::own(new))
     }
 
     /// First number of the pool; all descriptors of the tree are below.

@@ -270,7 +270,7 @@ fn group_of(stub: &Stub) -> Result<i32> {
 fn die(stub: &Stub, status: i32) -> Result<()> {
     let signal = status & 0x7f;
     if signal != 0 {
-        crate::sys::task::set_limit(stub.pid, libc::RLIMIT_CORE as u32, (0, 0))?;
+        crate::sys::task::set_limit(stub.pid, libc::RLIMIT_CORE, (0, 0))?;
         if signal == libc::SIGKILL {
             stub::end(stub);
             return Ok(());

@@ -35,14 +35,6 @@ pub fn set_flags(fd: BorrowedFd<'_>, flags: i32) -> Result<(), Errno> {
     Errno::result(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags) }).map(drop)
 }
 
-/// Unread bytes, `FIONREAD`.
-pub fn unread(fd: BorrowedFd<'_>) -> Result<u32, Errno> {
-    let mut n: libc::c_int = 0;
-    // SAFETY: `n` outlives the call.
-    Errno::result(unsafe { libc::ioctl(fd.as_raw_fd(), libc::FIONREAD, &raw mut n) })?;
-    Ok(n as u32)
-}
-
 /// The unread content of a pipe, left in place (tee(2)). In packet mode one element a packet.
 pub fn peek_pipe(read_end: BorrowedFd<'_>) -> io::Result<Vec<Vec<u8>>> {
     let (from, to) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC | nix::fcntl::OFlag::O_NONBLOCK)?;

@@ -13,10 +13,6 @@ pub enum Shared {
     Files = 2,
     /// Root, cwd, umask.
     Fs = 3,
-    /// Signal dispositions.
-    Sighand = 4,
-    /// System V semaphore undo list.
-    Sysvsem = 6,
 }
 
 fn kcmp(a: i32, b: i32, kind: i32, x: u64, y: u64) -> Result<Ordering, Errno> {

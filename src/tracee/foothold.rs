@@ -26,9 +26,14 @@ const SYSCALL_RET: [u8; 3] = [0x0f, 0x05, 0xc3];
 /// `mov $0xf,%rax; syscall` (C libraries) and `mov $0xf,%eax; syscall`.
 const SIGRETURN: [&[u8]; 2] = [&[0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f, 0x05], &[0xb8, 0x0f, 0, 0, 0, 0x0f, 0x05]];
 
+/// A part of a file: device, inode, offset.
+type FilePart = (u64, u64, u64);
+/// Where it holds `syscall; ret` and the signal return trampoline, from its start.
+type Instructions = (Option<u64>, Option<u64>);
+
 /// Offsets of useful instructions in a file, so that a library is searched once for a whole tree.
 #[derive(Debug, Default)]
-pub struct Known(HashMap<(u64, u64, u64), (Option<u64>, Option<u64>)>);
+pub struct Known(HashMap<FilePart, Instructions>);
 
 /// Where to run calls in one process.
 #[derive(Debug, Clone, Copy)]

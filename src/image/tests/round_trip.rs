@@ -13,9 +13,9 @@ use std::os::unix::fs::FileExt;
 fn everything_comes_back() {
     let (bytes, summary) = image(&inputs());
     assert_eq!(summary.bytes, bytes.len() as u64);
+    assert_eq!(bytes[16..32], ID);
     let readers = [Reader::open(&bytes[..], MACHINE).unwrap(), Reader::from_file(file(&bytes), MACHINE).unwrap()];
     for mut reader in readers {
-        assert_eq!(reader.id(), ID);
         assert_eq!(reader.manifest::<Manifest>().unwrap(), manifest());
         assert_eq!(reader.tree::<Tree>().unwrap(), tree());
         let blocks = blocks(&mut reader);
@@ -100,7 +100,7 @@ fn workers_may_encode_in_any_order() {
             encode(n as u32, inputs[n].owner, pages, Codec::Raw, Some(&dedup))
         })
         .into();
-    encoded.sort_by_key(|e| e.block());
+    encoded.sort_by_key(|e| e.block);
     let mut writer = start(Vec::new());
     encoded.iter().for_each(|e| writer.append(e).unwrap());
     let (bytes, summary) = writer.finish().unwrap();

@@ -10,7 +10,7 @@ pub struct FdInfo {
     pub pos: i64,
     /// Access mode and `O_*` flags of open(2), with `O_CLOEXEC` of this descriptor.
     pub flags: u32,
-    /// Id of the mount, see [`super::mountinfo`].
+    /// Id of the mount in proc_pid_mountinfo(5).
     pub mnt_id: Option<i32>,
     /// Inode number, Linux 5.14.
     pub ino: Option<u64>,
@@ -21,41 +21,14 @@ pub struct FdInfo {
 }
 
 impl FdInfo {
-    /// The value of the first further line with this key.
-    pub fn get(&self, key: &str) -> Option<&[u8]> {
-        self.all(key).next()
-    }
-
-    /// The values of all further lines with this key: the targets of an epoll, the watches of an inotify.
+    /// The values of all further lines with this key: the targets of an epoll, the locks of a file.
     pub fn all(&self, key: &str) -> impl Iterator<Item = &[u8]> {
         self.extra.iter().filter(move |(k, _)| k == key.as_bytes()).map(|(_, value)| value.as_slice())
-    }
-
-    /// The value of the first further line with this key, as a decimal number.
-    pub fn decimal(&self, key: &str) -> Option<i64> {
-        signed(self.get(key)?)
-    }
-
-    /// The value of the first further line with this key, as a hexadecimal number.
-    pub fn hex(&self, key: &str) -> Option<u64> {
-        hex(self.get(key)?)
     }
 
     /// The targets of an epoll, in their order. `None` when a line is not understood.
     pub fn epoll_targets(&self) -> Option<Vec<EpollTarget>> {
         self.all("tfd").map(epoll_target).collect()
-    }
-
-    /// The watches of an inotify, in their order. `None` when a line is not understood.
-    pub fn inotify_watches(&self) -> Option<Vec<InotifyWatch>> {
-        self.all("inotify").map(inotify_watch).collect()
-    }
-
-    /// `it_value` or `it_interval` of a timerfd, in seconds and nanoseconds: `(1, 0)`.
-    pub fn timespec(&self, key: &str) -> Option<(i64, i64)> {
-        let inner = self.get(key)?.strip_prefix(b"(")?.strip_suffix(b")")?;
-        let (seconds, nanoseconds) = split_once(inner, b',')?;
-        Some((signed(seconds.trim_ascii())?, signed(nanoseconds.trim_ascii())?))
     }
 }
 
@@ -74,21 +47,6 @@ pub struct EpollTarget {
     pub ino: Option<u64>,
     /// Device of the target in the kernel's own coding (`major << 20 | minor`), Linux 5.2.
     pub sdev: Option<u64>,
-}
-
-/// One `inotify` line: a watch.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct InotifyWatch {
-    /// Watch descriptor.
-    pub wd: i32,
-    /// Inode of what is watched.
-    pub ino: u64,
-    /// Device of what is watched, in the kernel's own coding (`major << 20 | minor`).
-    pub sdev: u64,
-    /// `IN_*` mask.
-    pub mask: u32,
-    /// `fhandle-type` and the handle for open_by_handle_at(2).
-    pub handle: Option<(i32, Vec<u8>)>,
 }
 
 /// Parses /proc/PID/fdinfo/N.
@@ -150,26 +108,6 @@ fn epoll_target(value: &[u8]) -> Option<EpollTarget> {
     })
 }
 
-/// `wd:2 ino:7ef82a sdev:800001 mask:800afff ignored_mask:0 fhandle-bytes:8 fhandle-type:1 f_handle:2af87e00220ffd73`
-fn inotify_watch(value: &[u8]) -> Option<InotifyWatch> {
-    // proc_pid_fdinfo(5) calls the watch descriptor decimal, but it is hexadecimal like all of the line.
-    let handle = within(value, b"f_handle").zip(within(value, b"fhandle-type"));
-    Some(InotifyWatch {
-        wd: i32::try_from(hex(within(value, b"wd")?)?).ok()?,
-        ino: hex(within(value, b"ino")?)?,
-        sdev: hex(within(value, b"sdev")?)?,
-        mask: u32::try_from(hex(within(value, b"mask")?)?).ok()?,
-        handle: match handle {
-            Some((bytes, kind)) => Some((i32::try_from(hex(kind)?).ok()?, hex_bytes(bytes)?)),
-            None => None,
-        },
-    })
-}
-
-fn hex_bytes(digits: &[u8]) -> Option<Vec<u8>> {
-    digits.chunks(2).map(|pair| if pair.len() == 2 { u8::try_from(hex(pair)?).ok() } else { None }).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -185,29 +123,24 @@ mod tests {
 
     #[test]
     fn lines_by_kind() {
-        let event = parse(fixture!("6.18/fdinfo/eventfd")).unwrap();
-        assert_eq!((event.hex("eventfd-count"), event.decimal("eventfd-semaphore")), (Some(42), Some(1)));
-        let timer = parse(fixture!("6.18/fdinfo/timerfd")).unwrap();
-        assert_eq!((timer.decimal("clockid"), timer.get("settime flags")), (Some(1), Some(&b"00"[..])));
-        assert_eq!(timer.timespec("it_value"), Some((99_999, 440_206_590)));
-        assert_eq!((timer.timespec("it_interval"), timer.timespec("ticks")), (Some((1, 0)), None));
-        let signal = parse(fixture!("6.18/fdinfo/signalfd")).unwrap();
-        assert_eq!(signal.hex("sigmask"), Some(0x2_0000_0200));
-        assert_eq!(parse(fixture!("6.18/fdinfo/pidfd")).unwrap().decimal("Pid"), Some(11678));
         let locks = parse(fixture!("6.18/fdinfo/locks")).unwrap();
         let locks: Vec<_> = locks.all("lock").collect();
         assert_eq!(locks, [
             &b"1: FLOCK  ADVISORY  WRITE 11678 00:27:9 0 EOF"[..],
             b"2: POSIX  ADVISORY  WRITE 11678 00:27:9 5 14",
         ]);
-        assert_eq!(parse(fixture!("6.1/fdinfo/tun")).unwrap().get("iff"), Some(&b"tap0"[..]));
-        assert_eq!(parse(fixture!("6.1/fdinfo/io_uring")).unwrap().hex("SqMask"), Some(31));
+        let timer = parse(fixture!("6.18/fdinfo/timerfd")).unwrap();
+        assert_eq!(timer.all("it_value").collect::<Vec<_>>(), [b"(99999, 440206590)"]);
+        assert_eq!(timer.all("settime flags").collect::<Vec<_>>(), [b"00"]);
+        let ring = parse(fixture!("6.1/fdinfo/io_uring")).unwrap();
+        assert_eq!(ring.all("PollList").collect::<Vec<_>>(), [b""]);
+        assert_eq!(parse(fixture!("6.18/fdinfo/inotify")).unwrap().all("inotify").count(), 2);
     }
 
     #[test]
     fn a_driver_cannot_replace_the_kernels_lines() {
         let buffer = parse(fixture!("6.1/fdinfo/dmabuf")).unwrap();
-        assert_eq!((buffer.flags, buffer.ino, buffer.get("flags")), (0o2, Some(63), Some(&b"none"[..])));
+        assert_eq!((buffer.flags, buffer.ino, buffer.all("flags").next()), (0o2, Some(63), Some(&b"none"[..])));
         let fanotify = parse(fixture!("6.1/fdinfo/fanotify")).unwrap();
         assert_eq!((fanotify.mnt_id, fanotify.all("fanotify").count()), (Some(9), 2));
     }
@@ -228,18 +161,6 @@ mod tests {
         assert_eq!((old[0].tfd, old[0].events, old[0].data, old[0].ino), (12, 0x4000_201d, u64::MAX, None));
         let damaged = FdInfo { extra: vec![(b"tfd".to_vec(), b"5 events: x".to_vec())], ..FdInfo::default() };
         assert_eq!(damaged.epoll_targets(), None);
-    }
-
-    #[test]
-    fn inotify() {
-        let watches = parse(fixture!("6.18/fdinfo/inotify")).unwrap().inotify_watches().unwrap();
-        assert_eq!(watches.len(), 2);
-        assert_eq!((watches[0].wd, watches[0].ino, watches[0].sdev, watches[0].mask), (2, 0x3c4be, 0xfe0_0000, 0x100));
-        assert_eq!(watches[1].handle, Some((1, b"\x3a\xf1\x18\xf0\x02\0\0\0\0\0\0\0".to_vec())));
-        // A line as the kernel makes it of the seventeenth watch, on a filesystem without handles.
-        let text = b"pos:\t0\nflags:\t00\ninotify wd:11 ino:9b2065 sdev:fe00000 mask:fff ignored_mask:0 \n";
-        let watches = parse(text).unwrap().inotify_watches().unwrap();
-        assert_eq!((watches[0].wd, &watches[0].handle), (17, &None));
     }
 
     #[test]

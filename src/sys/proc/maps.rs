@@ -47,11 +47,6 @@ impl Vma {
         self.end - self.start
     }
 
-    /// Whether the address lies inside.
-    pub fn contains(&self, address: u64) -> bool {
-        (self.start..self.end).contains(&address)
-    }
-
     /// Whether `VmFlags` has these two letters.
     pub fn has(&self, flag: &[u8; 2]) -> bool {
         self.flags.contains(flag)
@@ -93,7 +88,7 @@ fn header(line: &[u8]) -> Option<Vma> {
     };
     let (start, end) = (hex(until(b'-')?)?, hex(until(b' ')?)?);
     let &[read, write, exec, share] = until(b' ')? else { return None };
-    let (offset, dev) = (hex(until(b' ')?)?, device(until(b' ')?, 16)?);
+    let (offset, dev) = (hex(until(b' ')?)?, device(until(b' ')?)?);
     // A mapping without a name has a space after the inode too, but be content without.
     let digits = rest.iter().position(|&b| b == b' ').unwrap_or(rest.len());
     let (inode, name) = rest.split_at(digits);
@@ -200,7 +195,7 @@ mod tests {
         assert_eq!((huge.kernel_page_kib, huge.has(b"ht"), huge.dev), (2048, true, (0, 0x0e)));
         assert_eq!(vmas.iter().find(|vma| vma.locked).unwrap().start, 0x7f2a_4000_0000);
         let memfd = named(&vmas, b"/memfd:a\nb (deleted)");
-        assert!(memfd.shared && memfd.contains(memfd.start) && !memfd.contains(memfd.end));
+        assert!(memfd.shared && memfd.start < memfd.end);
         let wide = named(&vmas, b"/mnt/nvme/log (deleted) (deleted)");
         assert_eq!((wide.dev, wide.inode, wide.offset), ((0x103, 0x10_0000), u64::MAX, 0x3000));
         assert_eq!(wide.path(), (&b"/mnt/nvme/log (deleted)"[..], true));

@@ -59,10 +59,10 @@ pub fn octal(field: &[u8]) -> Option<u64> {
     digits(field, 8)
 }
 
-/// Major and minor number, in the given radix, as `maj:min`.
-pub fn device(field: &[u8], radix: u32) -> Option<(u32, u32)> {
+/// Major and minor number, hexadecimal, as `maj:min`.
+pub fn device(field: &[u8]) -> Option<(u32, u32)> {
     let (major, minor) = split_once(field, b':')?;
-    let number = |f| u32::try_from(digits(f, u64::from(radix))?).ok();
+    let number = |f| u32::try_from(digits(f, 16)?).ok();
     Some((number(major)?, number(minor)?))
 }
 
