@@ -4,9 +4,12 @@
 //! # Bird's-eye view
 //!
 //! A *tree* of processes is frozen by ptrace(2), everything that the kernel keeps for it is read (`/proc`, ptrace,
-//! pidfd_getfd(2), and *scripts*: tables of system calls that a stopped task runs for us), and written as an *image*:
-//! one stream of sections. To restore, meio *plants*: it executes the real program, stops it before its first
-//! instruction, replaces its memory, makes threads and children with `clone3(set_tid)`, sets registers, lets go.
+//! pidfd_getfd(2), and a few system calls that a stopped task is made to run), and written as an *image*: one stream
+//! of sections. The injected calls run in instructions that the program has anyway, with a signal frame on dead bytes
+//! of its stack as the way back, so that nothing is mapped into it and it heals itself if meio dies
+//! ([`tracee::foothold`]). To restore, meio *plants*: a *stub* that never runs an instruction of its own bears
+//! threads and children with `clone3(set_tid)`; *scripts* (tables of system calls) give each its memory, files and
+//! state; then registers are set and all are let go together ([`tracee::stub`]).
 //!
 //! ```text
 //! cli          parses, prints, colours, exits; one file a command

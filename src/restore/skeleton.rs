@@ -194,18 +194,22 @@ impl<'t> Skeleton<'t> {
     fn groups(&self) -> Result<()> {
         let root = self.process(0);
         let set = |stub: &Stub, group: i32| -> Result<()> {
+            // The leader of a new session leads its group already, and may not be asked again.
+            if group_of(stub)? == group {
+                return Ok(());
+            }
             let mut script = stub.script();
             script.call("setpgid", libc::SYS_setpgid, &[0, group as u64])?;
             script.run().map(drop)
         };
         let leaders = self.tree.processes.iter().filter(|p| p.pgid == p.pid && p.sid != p.pid);
         for p in leaders {
-            set(&self.stubs[&p.pid], 0)?;
+            set(&self.stubs[&p.pid], p.pid)?;
         }
         // The group that the root was in was led from outside: the root leads it now.
         let outside = !self.pids.contains(&root.pgid);
         if outside && root.sid != root.pid {
-            set(&self.stubs[&root.pid], 0)?;
+            set(&self.stubs[&root.pid], root.pid)?;
         }
         let mut led: HashMap<i32, (Stub, Stub, i32)> = HashMap::new();
         for p in self.tree.processes.iter().filter(|p| p.pgid != p.pid) {
@@ -224,7 +228,7 @@ impl<'t> Skeleton<'t> {
                 let mut script = stub.script();
                 script.clone_task(0, libc::SIGCHLD, p.pgid)?;
                 let helper = stub.born(*script.run()?.births.first().ok_or_else(lost)?, false)?;
-                set(&helper, 0)?;
+                set(&helper, p.pgid)?;
                 led.insert(p.pgid, (*stub, helper, p.pgid));
             }
             set(stub, p.pgid)?;
