@@ -8,6 +8,7 @@ use crate::error::{Context, Result};
 /// # Errors
 /// When the kernel gives no thread.
 pub fn start() -> Result<()> {
-    let started = rayon::ThreadPoolBuilder::new().build_global();
-    started.map_err(std::io::Error::other).context(|| "starting threads")
+    static STARTED: std::sync::OnceLock<std::result::Result<(), String>> = std::sync::OnceLock::new();
+    let started = STARTED.get_or_init(|| rayon::ThreadPoolBuilder::new().build_global().map_err(|e| e.to_string()));
+    started.clone().map_err(crate::error::Error::other).context(|| "starting threads")
 }
