@@ -16,6 +16,7 @@ use crate::resource::credentials::Credentials;
 use crate::resource::descriptor::FileKind;
 use crate::resource::process::{Process, State};
 use crate::resource::{Manifest, Tree, signals, timers::Timers};
+use crate::sys::guardian::Guardian;
 use crate::sys::proc::{read, status};
 use crate::sys::spawn::{Birth, spawn, stub_program};
 use crate::sys::{arch, file, ptrace, signal, task};
@@ -299,13 +300,22 @@ impl<'t> Planted<'t> {
         Ok(())
     }
 
-    /// From here on the tree outlives meio: a task that is not let go below, because that fails or meio is killed just
-    /// then, is let go by the kernel, not killed.
+    /// From here on the tree outlives meio, all of it or nothing: a task that is not let go below, because that fails or
+    /// meio is killed just then, is let go by the kernel, not killed.
     fn entrust(&self) -> Result<()> {
-        self.living().flat_map(|p| &p.threads).try_for_each(|thread| {
-            let tid = self.threads[&thread.tid].tid;
-            ptrace::set_options(tid, 0).context(|| format!("letting go of task {}", thread.tid))
-        })
+        let pids: Vec<i32> = self.living().map(|p| self.skeleton.stubs[&p.pid].pid).collect();
+        // The threads of one process end together anyway.
+        let guardian = if pids.len() > 1 { Some(Guardian::post(&pids)?) } else { None };
+        let outlive = || -> Result<()> {
+            self.living().flat_map(|p| &p.threads).try_for_each(|thread| {
+                let tid = self.threads[&thread.tid].tid;
+                ptrace::set_options(tid, 0).context(|| format!("letting go of task {}", thread.tid))
+            })
+        };
+        let outlived = outlive();
+        // In any case: meio answers for the tree itself when this has failed.
+        let dismissed = guardian.map_or(Ok(()), Guardian::dismiss);
+        outlived.and(dismissed)
     }
 
     /// Lets all tasks go on, children before their parents.

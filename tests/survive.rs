@@ -18,7 +18,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// What one test may take when it does only a selection.
-const SLICE: Duration = Duration::from_secs(7);
+const SLICE: Duration = Duration::from_secs(5);
 /// Failures after which nothing new is to be learned.
 const ENOUGH: usize = 25;
 /// What meio promises to end with (`src/error.rs`).
@@ -60,12 +60,13 @@ fn each(what: &str, n: usize, mut attempt: impl FnMut(usize) -> Result<(), Strin
         }
         done += 1;
     }
-    println!("survive: {what}: {done} of {n} done in {:.0?}, {} failed", begin.elapsed(), failures.len());
+    // the harness has begun a line of its own
+    println!("\nsurvive: {what}: {done} of {n} done in {:.0?}, {} failed", begin.elapsed(), failures.len());
     assert!(failures.is_empty(), "{what}: {} of {done} failed\n\n{}", failures.len(), failures.join("\n\n"));
 }
 
-/// What an image's folder holds is complete, and nothing else lies there.
-fn images(lab: &Lab, image: &Path, killed: bool) -> Result<(), String> {
+/// What an image's folder holds is complete, and nothing else lies there. Empties it, but for an image to `keep`.
+fn images(lab: &Lab, image: &Path, killed: bool, keep: bool) -> Result<(), String> {
     for entry in fs::read_dir(lab.path("images")).expect("folder").flatten() {
         if entry.path() == image {
             let done = lab.run(lab.meio(&["verify", image.to_str().expect("path")]));
@@ -75,9 +76,11 @@ fn images(lab: &Lab, image: &Path, killed: bool) -> Result<(), String> {
         } else if !killed {
             return Err(format!("a file is left: {:?}", entry.file_name()));
         }
-        fs::remove_file(entry.path()).expect("remove");
+        if entry.path() != image || !keep {
+            fs::remove_file(entry.path()).expect("remove");
+        }
     }
-    Ok(())
+    if keep && !image.exists() { Err("the image that was there before has gone".into()) } else { Ok(()) }
 }
 
 /// How meio ended is what it promises.
@@ -92,31 +95,44 @@ fn promised(case: &Case, outcome: &Outcome) -> Result<(), String> {
     }
 }
 
+/// What meio says that it has saved: `(2 processes, 7 tasks)`.
+fn counted(outcome: &Outcome) -> &str {
+    outcome.stdout.split_once('(').and_then(|(_, rest)| rest.split_once(')')).map_or("", |(counted, _)| counted)
+}
+
 /// Every kernel call of a dump.
 fn dump(kind: Kind, injury: Injury) {
     let lab = Lab::new("survive-dump");
     let image = lab.path("images/tree.meio");
     let command = |source: &Source| lab.meio(&["dump", &source.pid().to_string(), "-o", image.to_str().expect("path")]);
     let mut source = Source::start(&lab, kind);
+    // Each dump replaces the image of the one before.
+    let replace = kind == Kind::Sleeper;
+    let undisturbed = lab.run(command(&source));
     let cases = calls::list(&lab, &command(&source), true, injury);
-    images(&lab, &image, false).expect("an undisturbed dump");
+    images(&lab, &image, false, replace).expect("an undisturbed dump");
     source.well(&lab).expect("undisturbed");
     each(&format!("dump of {kind:?}, a call {injury:?}"), cases.len(), |i| {
         let case = &cases[i];
         let judge = || -> Result<(), String> {
             let outcome = calls::run(&lab, &command(&source), case).ok_or("meio does not end")?;
             promised(case, &outcome)?;
-            images(&lab, &image, injury == Injury::Killed)?;
+            if outcome.code == 0 && kind != Kind::Storm && counted(&outcome) != counted(&undisturbed) {
+                return Err(format!("only a part was saved: {}", outcome.stdout));
+            }
+            images(&lab, &image, injury == Injury::Killed, replace)?;
             source.well(&lab)
         };
         let result = judge().map_err(|why| format!("{case}\n    {why}"));
         if result.is_err() {
             source.running.kill();
-            fs::read_dir(lab.path("images")).expect("folder").flatten().for_each(|e| drop(fs::remove_file(e.path())));
             source = Source::start(&lab, kind);
+            assert_eq!(lab.run(command(&source)).code, 0, "an undisturbed dump");
+            let _ = images(&lab, &image, true, replace);
         }
         result
     });
+    let _ = fs::remove_file(&image);
     lab.go_and_verify(source.running, SOON);
     lab.nothing_left();
 }
@@ -133,7 +149,7 @@ fn killed_at_random(kind: Kind, n: usize) {
         assert_eq!(done.code, 0, "{}", done.stderr);
         longest = longest.max(Duration::from_nanos(done.time.1 - done.time.0));
         source.well(&lab).expect("undisturbed");
-        images(&lab, &image, false).expect("undisturbed");
+        images(&lab, &image, false, false).expect("undisturbed");
     }
     let mut seed = std::process::id() as u64 ^ 0x9e37_79b9_7f4a_7c15;
     each(&format!("dump of {kind:?}, killed within {longest:?}"), n, |_| {
@@ -142,7 +158,7 @@ fn killed_at_random(kind: Kind, n: usize) {
         let judge = || -> Result<(), String> {
             run_for(&mut command(&source), instant);
             source.well(&lab)?;
-            images(&lab, &image, true)
+            images(&lab, &image, true, false)
         };
         let result = judge().map_err(|why| format!("killed after {instant:?}\n    {why}"));
         if result.is_err() {

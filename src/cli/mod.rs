@@ -97,6 +97,11 @@ pub fn main() -> ExitCode {
         Command::Generate(c) => c.run(),
     };
     let done = match done {
+        // What runs, runs: to end with a failure would say that nothing was started.
+        Ok(_) if console::lost() && matches!(cli.command, Command::Restore(_)) => {
+            let e = Error::new(Kind::Warnings, "the tree was restored, but its pid could not be written (standard output)");
+            Err(e.help("the disk may be full; --pidfile writes it to a file of its own"))
+        }
         Ok(_) if console::lost() => Err(Error::other("cannot write the result (standard output)").help("the disk may be full")),
         done => done,
     };

@@ -182,7 +182,10 @@ fn ask(
     }
     let stat = read::parsed(pid, "stat", stat::parse)?;
     let status = read::parsed(pid, "status", status::parse)?;
-    let listed = read::parsed(pid, "timers", timers::parse).unwrap_or_default();
+    let listed = match read::parsed(pid, "timers", timers::parse) {
+        Err(e) if e.kind == crate::error::Kind::NotFound => Vec::new(), // a kernel without CONFIG_CHECKPOINT_RESTORE
+        listed => listed?,
+    };
     let _pinned = Pinned::to(stat.processor.max(0) as usize);
     for (held, thread) in frozen.threads.iter_mut().zip(threads) {
         let leader = held.tid == pid;

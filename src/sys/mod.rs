@@ -6,6 +6,7 @@ pub mod arch;
 pub mod clock;
 pub mod file;
 pub mod feature;
+pub mod guardian;
 pub mod memory;
 pub mod namespace;
 pub mod pagemap;

@@ -125,7 +125,7 @@ impl Barrier {
 
     fn add_threads(&mut self, pid: i32) -> Result<bool> {
         let mut new = false;
-        for tid in read::tasks(pid).unwrap_or_default() {
+        for tid in unless_gone(read::tasks(pid))? {
             if self.tasks.contains_key(&tid) || self.zombies.contains(&tid) {
                 continue;
             }
@@ -224,7 +224,7 @@ impl Barrier {
             let pid = self.processes[i].0;
             i += 1;
             new |= self.add_threads(pid)?;
-            for child in read::children(pid).unwrap_or_default() {
+            for child in unless_gone(read::children(pid))? {
                 new |= self.add_process(child, pid)?;
             }
         }
@@ -278,6 +278,8 @@ impl Barrier {
                 Err(_) => break,
             }
         }
+        // Where the report of a stop was taken but not noted, there will be no other.
+        asked.into_iter().for_each(|tid| drop(ptrace::detach(tid)));
     }
 
     fn into_frozen(mut self, root: i32) -> Result<Frozen> {
@@ -327,6 +329,14 @@ fn resume(tid: i32, signal: i32) -> Result<()> {
     match ptrace::cont(tid, signal) {
         Ok(()) | Err(Errno::ESRCH) => Ok(()),
         Err(e) => Err(Error::from(e).context(format!("resuming task {tid}"))),
+    }
+}
+
+/// What is to be seen of a process, which is nothing when it has ended. Any other failure would make the image incomplete.
+fn unless_gone(seen: Result<Vec<i32>>) -> Result<Vec<i32>> {
+    match seen {
+        Err(e) if e.kind == Kind::NotFound => Ok(Vec::new()),
+        seen => seen,
     }
 }
 

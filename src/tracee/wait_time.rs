@@ -64,7 +64,14 @@ fn timed(number: i64) -> bool {
 /// Notes a running task that sleeps in a timed call. Cheap for all others.
 pub fn observe(pid: i32, tid: i32) -> Option<Blocked> {
     let text = read::read_task(pid, tid, "syscall").ok()?;
-    let Ok(syscall::Syscall::Inside { nr, .. }) = syscall::parse(&text) else { return None };
+    let Ok(syscall::Syscall::Inside { nr, args, .. }) = syscall::parse(&text) else { return None };
+    if nr == libc::SYS_restart_syscall {
+        // Where it sleeps tells which call goes on, and only now is it sure to sleep: once stopped, it may get no
+        // processor for a while after it was let go.
+        let wchan = read::read_task(pid, tid, "wchan").ok()?;
+        let number = number_by_sleep(&wchan, args[0])?;
+        return Some(Blocked { number, since_ns: 0, switches: 0 });
+    }
     if !timed(nr) {
         return None;
     }
@@ -113,6 +120,9 @@ fn total_ns(pid: i32, time_out: &TimeOut) -> Result<Option<u64>> {
     })
 }
 
+/// The first argument of clock_nanosleep(2) is the number of a clock, that of nanosleep(2) an address.
+const CLOCKS: u64 = 4096;
+
 /// The call that a task in restart_syscall(2) made at first: the constant that its code loads, else where it sleeps.
 fn original_number(held: &Held, wchan: &[u8]) -> u64 {
     let mut code = [0u8; 5];
@@ -123,16 +133,24 @@ fn original_number(held: &Held, wchan: &[u8]) -> u64 {
     if let Some(number) = loaded.filter(|&n| timed(n)) {
         return number as u64;
     }
-    let number = if wchan.starts_with(b"futex") {
+    // Before it was stopped it was seen asleep; afterwards it may just have been on its way.
+    let seen = held.waiting.map(|b| b.number).or_else(|| number_by_sleep(wchan, held.registers.rdi));
+    seen.unwrap_or(if held.registers.rdi < CLOCKS { libc::SYS_clock_nanosleep } else { libc::SYS_nanosleep } as u64)
+}
+
+/// The call that sleeps at this place of the kernel.
+fn number_by_sleep(wchan: &[u8], rdi: u64) -> Option<u64> {
+    let at = |name: &[u8]| memchr::memmem::find(wchan, name).is_some();
+    let number = if at(b"futex") {
         libc::SYS_futex
-    } else if memchr::memmem::find(wchan, b"poll").is_some() {
+    } else if at(b"poll") {
         libc::SYS_poll
-    } else if held.registers.rdi < 4096 {
-        libc::SYS_clock_nanosleep // its first argument is a clock's number
+    } else if at(b"nanosleep") {
+        if rdi < CLOCKS { libc::SYS_clock_nanosleep } else { libc::SYS_nanosleep }
     } else {
-        libc::SYS_nanosleep
+        return None;
     };
-    number as u64
+    Some(number as u64)
 }
 
 fn deadline_of_restarted(held: &mut Held) -> Result<Option<Waiting>> {
