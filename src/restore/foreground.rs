@@ -136,9 +136,10 @@ impl Session {
     /// ^C and its kin to meio are meant for the tree.
     fn pass_signals(&self, root: i32, master: Option<&File>) {
         if let Some(caught) = signal::take()
-            && let Ok(signal) = Signal::try_from(caught) {
-                let _ = kill(Pid::from_raw(root), signal);
-            }
+            && let Ok(signal) = Signal::try_from(caught)
+        {
+            let _ = kill(Pid::from_raw(root), signal);
+        }
         if signal::window_changed()
             && let (Some(m), Some(t)) = (master, &self.terminal)
             && let Ok(size) = file::window(t.as_fd())
