@@ -9,8 +9,8 @@ mod lab;
 mod postmortem;
 mod programs;
 mod readme;
-mod terminal;
 mod survive;
+mod terminal;
 mod tidy;
 
 /// The program under test.

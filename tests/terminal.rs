@@ -208,6 +208,39 @@ crate::alone! {
         lab.nothing_left();
     }
 
+    /// Started with &, it leaves the shell its terminal, works behind it, and comes to the front with fg.
+    fn a_job_can_be_restored_behind_the_shell() {
+        let lab = Lab::new("behind");
+        let (mut old, job) = started(&lab);
+        dumped(&lab, &mut old, job);
+        let mut new = Shell::new(&lab);
+        new.press("stty -a > ../before; $meio restore -q ../job.meio > ../messages &\r");
+        new.expect("tick 2");
+        // The shell is in front, and ^C is for it.
+        new.press("\x03");
+        new.press("\rstty -a | cmp - ../before && echo same modes\r");
+        new.expect("\r\nsame modes");
+        new.expect("tick ");
+        new.press("fg\r");
+        new.expect("tick ");
+        std::thread::sleep(Duration::from_millis(500));
+        new.press("\x1a");
+        new.expect("Stopped");
+        new.expect("ready> ");
+        new.press("bg\r");
+        new.expect("tick ");
+        new.press("echo front $((40+2))\r");
+        new.expect("front 42");
+        assert!(matches!(observe::state(job), Some('S' | 'R')));
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(job), nix::sys::signal::Signal::SIGINT).expect("kill");
+        new.expect("ended by ^C");
+        new.press("wait; stty -a | cmp - ../before && echo same modes\r");
+        new.expect("\r\nsame modes");
+        new.end();
+        old.end();
+        lab.nothing_left();
+    }
+
     /// Without any terminal the job still goes on, and is told so.
     fn a_job_without_a_terminal_is_warned_of() {
         let lab = Lab::new("no-terminal");

@@ -9,6 +9,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::signal::{SigHandler, Signal, kill};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::{Pid, tcgetpgrp, tcsetpgrp};
+use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -18,36 +19,71 @@ use std::process::ExitStatus;
 /// What meio keeps of its own terminal while the tree has it.
 pub struct Session {
     terminal: Option<OwnedFd>,
-    modes: Option<Vec<u8>>,
-    group: Option<Pid>,
+    /// Modes of the terminal before the tree had it.
+    modes: RefCell<Option<Vec<u8>>>,
+    /// Modes that the tree wants.
+    tree_modes: RefCell<Option<Vec<u8>>>,
+    /// The tree is a job of this terminal's session, beside meio.
+    job: bool,
+    /// The terminal was taken, and is to be given back. A job in the background has not got it.
+    taken: Cell<bool>,
 }
 
 impl Session {
     /// Prepares the terminal before the tree runs.
     pub fn begin(terminals: &Terminals, tree: &Tree, root: i32, detach: bool) -> Self {
-        let mut session = Session { terminal: None, modes: None, group: None };
+        let mut session = Session { terminal: None, modes: None.into(), tree_modes: None.into(), job: false, taken: false.into() };
         if detach {
             return session;
         }
         signal::ignore_terminal_stops();
         session.terminal = std::io::stdin().as_fd().try_clone_to_owned().ok().filter(|t| file::termios(t.as_fd()).is_ok());
         let Some(terminal) = &session.terminal else { return session };
-        session.modes = file::termios(terminal.as_fd()).ok();
         if terminals.master.is_some() {
-            if let Some(modes) = &session.modes {
+            let modes = file::termios(terminal.as_fd()).ok();
+            if let Some(modes) = &modes {
                 let _ = file::set_termios(terminal.as_fd(), &file::raw_modes(modes));
             }
+            session.modes = modes.into();
+            session.taken = true.into();
             return session;
         }
-        if let Some(modes) = &terminals.outer_modes {
+        session.tree_modes = terminals.outer_modes.clone().into();
+        // The root leads a group in this session when its own session was outside of the tree.
+        session.job = tree.processes.first().is_some_and(|p| p.sid != p.pid);
+        session.take(root);
+        session
+    }
+
+    /// Gives the terminal to the tree, when it is meio's to give: when meio is in front.
+    fn take(&self, root: i32) {
+        let Some(terminal) = &self.terminal else { return };
+        if tcgetpgrp(terminal.as_fd()) != Ok(nix::unistd::getpgrp()) {
+            return;
+        }
+        self.taken.set(true);
+        *self.modes.borrow_mut() = file::termios(terminal.as_fd()).ok();
+        if let Some(modes) = &*self.tree_modes.borrow() {
             let _ = file::set_termios(terminal.as_fd(), modes);
         }
-        // The root leads a group in this session when its own session was outside of the tree.
-        if tree.processes.first().is_some_and(|p| p.sid != p.pid) {
-            session.group = tcgetpgrp(terminal.as_fd()).ok();
-            let _ = tcsetpgrp(terminal.as_fd(), nix::unistd::getpgid(Some(Pid::from_raw(root))).unwrap_or(Pid::from_raw(root)));
+        if self.job {
+            let _ = tcsetpgrp(terminal.as_fd(), group_of(root));
         }
-        session
+    }
+
+    /// Takes the terminal back from the tree, when it has it.
+    fn give_back(&self) {
+        let Some(terminal) = &self.terminal else { return };
+        if !self.taken.replace(false) {
+            return;
+        }
+        *self.tree_modes.borrow_mut() = file::termios(terminal.as_fd()).ok();
+        if self.job {
+            let _ = tcsetpgrp(terminal.as_fd(), nix::unistd::getpgrp());
+        }
+        if let Some(modes) = &*self.modes.borrow() {
+            let _ = file::set_termios(terminal.as_fd(), modes);
+        }
     }
 
     /// Serves until the root ends; its status.
@@ -100,9 +136,10 @@ impl Session {
     /// ^C and its kin to meio are meant for the tree.
     fn pass_signals(&self, root: i32, master: Option<&File>) {
         if let Some(caught) = signal::take()
-            && let Ok(signal) = Signal::try_from(caught) {
-                let _ = kill(Pid::from_raw(root), signal);
-            }
+            && let Ok(signal) = Signal::try_from(caught)
+        {
+            let _ = kill(Pid::from_raw(root), signal);
+        }
         if signal::window_changed()
             && let (Some(m), Some(t)) = (master, &self.terminal)
             && let Ok(size) = file::window(t.as_fd())
@@ -117,7 +154,7 @@ impl Session {
         match waitid(Id::Pid(Pid::from_raw(root)), flags) {
             Ok(WaitStatus::Exited(_, code)) => Ok(Some(ExitStatus::from_raw(code << 8))),
             Ok(WaitStatus::Signaled(_, signal, core)) => Ok(Some(ExitStatus::from_raw(signal as i32 | if core { 0x80 } else { 0 }))),
-            Ok(WaitStatus::Stopped(..)) if self.group.is_some() => {
+            Ok(WaitStatus::Stopped(..)) if self.job && self.terminal.is_some() => {
                 self.suspend(root);
                 Ok(None)
             }
@@ -128,35 +165,25 @@ impl Session {
         }
     }
 
-    /// The job was stopped (^Z): give the terminal back and stop, too; go on together.
+    /// The job was stopped (^Z): give the terminal back and stop, too; go on together, in front or behind.
     fn suspend(&self, root: i32) {
-        let (Some(terminal), Some(group)) = (&self.terminal, self.group) else { return };
-        let tree_modes = file::termios(terminal.as_fd()).ok();
-        let _ = tcsetpgrp(terminal.as_fd(), group);
-        if let Some(modes) = &self.modes {
-            let _ = file::set_termios(terminal.as_fd(), modes);
-        }
+        self.give_back();
         let _ = nix::sys::signal::raise(Signal::SIGSTOP);
-        if let Some(modes) = &tree_modes {
-            let _ = file::set_termios(terminal.as_fd(), modes);
-        }
-        let tree_group = nix::unistd::getpgid(Some(Pid::from_raw(root))).unwrap_or(Pid::from_raw(root));
-        let _ = tcsetpgrp(terminal.as_fd(), tree_group);
-        let _ = kill(Pid::from_raw(-tree_group.as_raw()), Signal::SIGCONT);
+        self.take(root);
+        let _ = kill(Pid::from_raw(-group_of(root).as_raw()), Signal::SIGCONT);
     }
 
-    /// Takes the terminal back.
+    /// Takes the terminal back for good.
     fn end(&self) {
-        if let Some(terminal) = &self.terminal {
-            if let Some(group) = self.group {
-                let _ = tcsetpgrp(terminal.as_fd(), group);
-            }
-            if let Some(modes) = &self.modes {
-                let _ = file::set_termios(terminal.as_fd(), modes);
-            }
-        }
+        self.give_back();
         let _ = signal::set_handler(Signal::SIGTTOU, SigHandler::SigDfl);
     }
+}
+
+/// The process group of the root; once it has ended, the one that it led.
+fn group_of(root: i32) -> Pid {
+    let root = Pid::from_raw(root);
+    nix::unistd::getpgid(Some(root)).unwrap_or(root)
 }
 
 /// Makes full-screen programs draw themselves on the new terminal.

@@ -76,8 +76,7 @@ pub fn freeze(root: i32, patience: Duration) -> Result<Frozen> {
     let deadline = Instant::now() + patience;
     let mut attempt = Duration::from_millis(100);
     loop {
-        let mut barrier =
-            Barrier { tasks: HashMap::new(), processes: Vec::new(), zombies: HashSet::new(), waits: HashMap::new() };
+        let mut barrier = Barrier { tasks: HashMap::new(), processes: Vec::new(), zombies: HashSet::new(), waits: HashMap::new() };
         let outcome = barrier.close(root, deadline.min(Instant::now() + attempt));
         match outcome {
             Ok(true) => return barrier.into_frozen(root),

@@ -26,7 +26,8 @@ fn storm(lab: &mut Lab, program: &Path) {
     for n in 0..6 {
         let image = lab.path(&format!("storm-{n}"));
         let begin = Instant::now();
-        let done = lab.run(lab.meio(&["dump", &running.pid.to_string(), "-o", image.to_str().expect("path"), "--freeze-timeout", "5s", "--json"]));
+        let done =
+            lab.run(lab.meio(&["dump", &running.pid.to_string(), "-o", image.to_str().expect("path"), "--freeze-timeout", "5s", "--json"]));
         assert!(begin.elapsed() < Duration::from_secs(20), "it took {:?}", begin.elapsed());
         assert!([0, 13].contains(&done.code), "{done:?}");
         if done.code == 0 {

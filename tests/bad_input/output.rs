@@ -11,7 +11,7 @@ use std::process::Command;
 /// A program with `megabytes` of memory that cannot be packed.
 fn large(lab: &Lab, megabytes: u32) -> Running {
     let text = format!(
-        "import os, sys, time\nm = [os.urandom(1 << 20) for _ in range({megabytes})]\nh = hash(tuple(m))\np = sys.argv[1]\nopen(p + '.ready', 'w').write('ready\\n')\n\
+        "import os, sys, time\nm = [os.urandom(1 << 20) for _ in range({megabytes})]\nh = hash(tuple(m))\np = sys.argv[1]\nopen(p + '.r', 'w').write('ready\\n')\nos.rename(p + '.r', p + '.ready')\n\
          while not os.path.exists(p + '.go'): time.sleep(0.01)\nopen(p + '.part', 'w').write('ok\\n' if hash(tuple(bytes(bytearray(x)) for x in m)) == h else 'memory has changed\\n')\nos.rename(p + '.part', p + '.result')\n"
     );
     std::fs::write(lab.path("large.py"), text).expect("script");

@@ -1,7 +1,7 @@
 //! `meio demo`.
 
-mod picture;
 mod pi;
+mod picture;
 mod program;
 
 use super::console::{Console, Paint};
@@ -81,7 +81,11 @@ impl Teller<'_> {
             return;
         }
         let time = format!("{:>6.1} s", self.begin.elapsed().as_secs_f64());
-        self.console.result(&format!("{}  {}  {text}", self.console.out(&time, Paint::Faint), self.console.out(&format!("{word:<8}"), paint)));
+        self.console.result(&format!(
+            "{}  {}  {text}",
+            self.console.out(&time, Paint::Faint),
+            self.console.out(&format!("{word:<8}"), paint)
+        ));
     }
 }
 
@@ -107,8 +111,17 @@ fn show(teller: &Teller<'_>) -> Result<Seen> {
     let ended = Instant::now();
     program.gone();
     let before = program.written();
-    teller.say("frozen", Paint::Warn, &format!("saved at digit {}: it stood still for {}; {} of memory in a file of {}",
-        before.len(), figures::time(dumped.pause), figures::bytes(dumped.memory_bytes), figures::bytes(dumped.image_bytes)));
+    teller.say(
+        "frozen",
+        Paint::Warn,
+        &format!(
+            "saved at digit {}: it stood still for {}; {} of memory in a file of {}",
+            before.len(),
+            figures::time(dumped.pause),
+            figures::bytes(dumped.memory_bytes),
+            figures::bytes(dumped.image_bytes)
+        ),
+    );
     if program.exists() {
         return Err(Error::other(format!("process {pid} is still there after it was killed")));
     }
@@ -118,12 +131,8 @@ fn show(teller: &Teller<'_>) -> Result<Seen> {
         return Err(Error::other(format!("something goes on with pid {pid}, although the program was killed")));
     }
 
-    let options = restore::Options {
-        input: restore::Input::Path(program.path("image.meio")),
-        detach: true,
-        pidfile: None,
-        pid_namespace: false,
-    };
+    let options =
+        restore::Options { input: restore::Input::Path(program.path("image.meio")), detach: true, pidfile: None, pid_namespace: false };
     let mut drawing = Drawing::new(*teller.console);
     let restored = restore::run(&options, &mut drawing)?;
     drawing.finish(&restored.warnings);
@@ -135,9 +144,18 @@ fn show(teller: &Teller<'_>) -> Result<Seen> {
     }
     reach(&mut program, before.len() + 1)?;
     let now = program.written();
-    teller.say("running", Paint::Good, &format!("restored in {}: {name} is pid {pid} again, and digit {} follows digit {}: …{} {}",
-        figures::time(restored.total), before.len() + 1, before.len(), tail(&before),
-        teller.console.out(&now[before.len()..now.len().min(before.len() + 8)], Paint::Good)));
+    teller.say(
+        "running",
+        Paint::Good,
+        &format!(
+            "restored in {}: {name} is pid {pid} again, and digit {} follows digit {}: …{} {}",
+            figures::time(restored.total),
+            before.len() + 1,
+            before.len(),
+            tail(&before),
+            teller.console.out(&now[before.len()..now.len().min(before.len() + 8)], Paint::Good)
+        ),
+    );
     let status = end(&mut program)?;
     let running_again = again.elapsed();
     let digits = check(&program, &before, status)?;

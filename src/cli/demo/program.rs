@@ -27,9 +27,10 @@ pub struct Program {
 impl Program {
     /// Starts computing `digits` digits.
     pub fn start(digits: usize) -> Result<Self> {
-        let name = PROGRAMS.into_iter().find(|name| installed(name)).ok_or_else(|| {
-            Error::other("there is no program to demonstrate with").help("install python3 or awk")
-        })?;
+        let name = PROGRAMS
+            .into_iter()
+            .find(|name| installed(name))
+            .ok_or_else(|| Error::other("there is no program to demonstrate with").help("install python3 or awk"))?;
         let folder = nix::unistd::mkdtemp(&std::env::temp_dir().join("meio-demo-XXXXXX")).context(|| "making a folder")?;
         let mut program = Program { folder, name, pid: 0, running: false };
         let mut command = Command::new(name);
