@@ -14,7 +14,6 @@ use crate::sys::{arch, signal};
 use crate::tracee::freeze::{Frozen, freeze};
 use output::{Interruptible, Target};
 use std::fs::File;
-use std::io::Write;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use std::{path::PathBuf, time::Duration};
 
@@ -116,6 +115,15 @@ fn save(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     if let Ok(stat) = read::parsed(options.pid, "stat", stat::parse) {
         let _ = crate::sys::clock::scheduler_offset_ns(stat.processor.max(0) as usize);
     }
+    let mut id = [0u8; 16];
+    std::io::Read::read_exact(&mut File::open("/dev/urandom")?, &mut id)?;
+    let dedup = phase(report, &mut phases, "room", |_| {
+        let expected = tree::anonymous_memory(options.pid);
+        if options.level.is_none() {
+            target.reserve(copy::image_bytes(expected));
+        }
+        Dedup::with_room(&id, expected / image::PAGE as u64)
+    });
 
     let stopped = Instant::now();
     let mut frozen = phase(report, &mut phases, "freeze", |_| freeze(options.pid, options.freeze_timeout))?;
@@ -127,7 +135,7 @@ fn save(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     let mut held = Some(frozen);
     let mut pause = None;
     let written = phase(report, &mut phases, "memory", |report| {
-        write(options, &target, &captured, report, || {
+        write(options, &target, &captured, (id, &dedup), report, || {
             if !options.kill {
                 if let Some(a) = held.take() { Frozen::release(a) }
                 pause = Some(stopped.elapsed());
@@ -166,22 +174,27 @@ fn write(
     options: &Options,
     target: &Target,
     captured: &tree::Captured,
+    (id, dedup): ([u8; 16], &Dedup),
     report: &mut dyn Report,
     read_all: impl FnMut(),
 ) -> Result<image::Summary> {
-    let mut id = [0u8; 16];
-    std::io::Read::read_exact(&mut File::open("/dev/urandom")?, &mut id)?;
-    let mut file = Interruptible(target.open());
-    let mut writer = Writer::new(&mut file as &mut dyn Write, image::Options { machine: arch::MACHINE, id })?;
+    let mut file = target.open();
+    let mut writer = Writer::new(Interruptible(file), image::Options { machine: arch::MACHINE, id })?;
     writer.section(SectionKind::Manifest, &manifest(options.pid))?;
     writer.section(SectionKind::Tree, &captured.tree)?;
     let objects: Vec<File> = captured.capture.sources.iter().map(|s| s.file.try_clone()).collect::<std::io::Result<_>>()?;
     let codec = options.level.map_or(Codec::Raw, Codec::Zstd);
-    copy::copy(&captured.jobs, &objects, codec, &Dedup::new(&id), &mut writer, read_all, |pages| {
+    let to = if target.is_file() { copy::Output::File(file) } else { copy::Output::Stream(file) };
+    copy::copy(copy::Source { jobs: &captured.jobs, objects: &objects, codec, dedup }, &mut writer, to, read_all, |pages| {
         report.bytes(pages * image::PAGE as u64, Some(captured.bytes));
         signal::check_interrupted()
     })?;
-    Ok(writer.finish()?.1)
+    if target.is_file() {
+        std::io::Seek::seek(&mut file, std::io::SeekFrom::Start(writer.position())).context(|| "writing the image")?;
+    }
+    let summary = writer.finish()?.1;
+    target.trim()?;
+    Ok(summary)
 }
 
 fn manifest(root_pid: i32) -> Manifest {

@@ -1,20 +1,29 @@
 //! Page content on its way from stopped processes into an image.
 //!
-//! Workers read and encode blocks in parallel; the calling thread, which holds the tree by ptrace, appends them in
-//! order. At most [`WINDOW`] blocks are in flight, so memory stays bounded whatever the size of the tree. The tree
-//! is needed only until the last block has been *read*: `read_all` is called then, while the rest is still written.
+//! Workers read and encode blocks in parallel. Into a file they also write them, each to its place, which is known as
+//! soon as all blocks before it are encoded: a block never leaves the cache of the processor that read it. To a
+//! stream the calling thread, which holds the tree by ptrace, appends them in order. At most [`WINDOW`] blocks are in
+//! flight, so memory stays bounded whatever the size of the tree. The tree is needed only until the last block has
+//! been *read*: `read_all` is called then, while the rest is still written.
 
+use super::output::Interruptible;
 use crate::error::{Context, Error, Result};
-use crate::image::{BLOCK_PAGES, Codec, Dedup, Encoded, Owner, PAGE, Pages, Writer, encode};
+use crate::image::{BLOCK_PAGES, Codec, Dedup, Encoded, Owner, PAGE, Pages, Placed, Writer, encode};
 use crate::sys::memory::{self, MemFile};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::FileExt;
-use std::sync::{Condvar, Mutex};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-/// Blocks of at most 1 MiB that may be read but not yet written.
-const WINDOW: usize = 24;
+/// Blocks that may be read but not yet written.
+const WINDOW: usize = 32;
+/// Pages of a block. Half of what the format allows: 512 KiB are hashed twice and written while they are still in the
+/// second-level cache, and zstd's fast levels look back no further.
+const JOB_PAGES: usize = BLOCK_PAGES / 2;
+/// How often the caller hears of the progress, and is asked whether to go on.
+const TELL: Duration = Duration::from_millis(40);
 
 /// Where the bytes of a block are.
 #[derive(Debug, Clone, Copy)]
@@ -47,7 +56,7 @@ pub fn cut(owner: Owner, from: From, elide_zero: bool, ranges: &[(u64, u64)], jo
     for &(start, end) in ranges {
         let mut at = start;
         while at < end {
-            let (list, room) = job.get_or_insert_with(|| (Vec::new(), BLOCK_PAGES as u64));
+            let (list, room) = job.get_or_insert_with(|| (Vec::new(), JOB_PAGES as u64));
             let pages = ((end - at) / page).min(*room);
             list.push((at, pages as u32));
             *room -= pages;
@@ -64,134 +73,253 @@ pub fn cut(owner: Owner, from: From, elide_zero: bool, ranges: &[(u64, u64)], jo
     }
 }
 
-/// What the workers and the writer share.
-#[derive(Default)]
-struct Flow {
+/// About how large an image with so many bytes of memory becomes when nothing of it is left out.
+pub fn image_bytes(memory: u64) -> u64 {
+    let fronts = memory / (JOB_PAGES * PAGE) as u64 + 2;
+    memory + fronts * PAGE as u64
+}
+
+/// What the workers and the calling thread share.
+struct Flow<'w, W: Write> {
+    writer: &'w mut Writer<W>,
     /// Next job to take.
     next: usize,
     /// Jobs whose bytes have been read.
     read: usize,
+    /// Blocks that have their place in the image: all before this one.
+    placed: usize,
     /// Blocks that have been written.
     written: usize,
-    ready: BTreeMap<usize, Result<Encoded>>,
+    /// Pages that have been written.
+    pages: u64,
+    /// Encoded, by number.
+    ready: BTreeMap<usize, Encoded>,
+    /// To be written.
+    due: VecDeque<(Placed, Encoded)>,
     buffers: Vec<Vec<u8>>,
+    failure: Option<Error>,
     stopped: bool,
 }
 
-struct Shared<'a> {
-    flow: Mutex<Flow>,
+struct Shared<'a, 'w, W: Write> {
+    flow: Mutex<Flow<'w, W>>,
+    /// There is room, or something to write, or it is over.
     moved: Condvar,
-    jobs: &'a [Job],
-    objects: &'a [File],
-    codec: Codec,
-    dedup: &'a Dedup,
+    /// Something for the calling thread.
+    news: Condvar,
+    from: Source<'a>,
+    to: Output<'a>,
 }
 
-/// Copies all jobs into `writer`. `progress` is told the pages written so far.
-pub fn copy<W: Write>(
-    jobs: &[Job],
-    objects: &[File],
-    codec: Codec,
-    dedup: &Dedup,
+/// Where blocks are written; the same that the writer has as its output.
+#[derive(Clone, Copy)]
+pub enum Output<'a> {
+    /// At any place of a file, in parallel. Its offset must be set to the writer's position afterwards.
+    File(&'a File),
+    /// One after the other.
+    Stream(&'a File),
+}
+
+/// What is copied, and how.
+#[derive(Clone, Copy)]
+pub struct Source<'a> {
+    /// All blocks to be.
+    pub jobs: &'a [Job],
+    /// The objects that they name.
+    pub objects: &'a [File],
+    /// How data is stored.
+    pub codec: Codec,
+    /// Pages known so far.
+    pub dedup: &'a Dedup,
+}
+
+/// Copies all jobs into `writer`'s image. `progress` is told the pages written so far.
+pub fn copy<W: Write + Send>(
+    from: Source<'_>,
     writer: &mut Writer<W>,
+    to: Output<'_>,
     mut read_all: impl FnMut(),
     mut progress: impl FnMut(u64) -> Result<()>,
 ) -> Result<()> {
-    if jobs.is_empty() {
-        read_all();
-        return Ok(());
-    }
-    let shared = Shared { flow: Mutex::default(), moved: Condvar::new(), jobs, objects, codec, dedup };
-    let workers = rayon::current_num_threads().min(jobs.len());
+    let flow = Flow {
+        writer,
+        next: 0,
+        read: 0,
+        placed: 0,
+        written: 0,
+        pages: 0,
+        ready: BTreeMap::new(),
+        due: VecDeque::new(),
+        buffers: Vec::new(),
+        failure: None,
+        stopped: false,
+    };
+    let shared = Shared { flow: Mutex::new(flow), moved: Condvar::new(), news: Condvar::new(), from, to };
+    let workers = rayon::current_num_threads().min(from.jobs.len());
     rayon::in_place_scope(|scope| {
         for _ in 0..workers {
             scope.spawn(|_| shared.work());
         }
-        let result = shared.write(writer, &mut read_all, &mut progress);
+        let result = shared.attend(&mut read_all, &mut progress);
         shared.lock().stopped = true;
         shared.moved.notify_all();
         result
     })
 }
 
-impl Shared<'_> {
-    fn lock(&self) -> std::sync::MutexGuard<'_, Flow> {
-        self.flow.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+/// What a worker does next.
+enum Step {
+    Read(usize, Vec<u8>),
+    Write(Placed, Encoded),
+}
+
+impl<'w, W: Write + Send> Shared<'_, 'w, W> {
+    fn lock(&self) -> MutexGuard<'_, Flow<'w, W>> {
+        self.flow.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A worker: takes jobs until there are none.
+    /// A worker: reads, encodes and writes until all is done.
     fn work(&self) {
-        loop {
-            let (number, mut buffer) = {
-                let mut flow = self.lock();
-                while !flow.stopped && flow.next < self.jobs.len() && flow.next >= flow.written + WINDOW {
-                    flow = self.moved.wait(flow).unwrap_or_else(std::sync::PoisonError::into_inner);
-                }
-                if flow.stopped || flow.next >= self.jobs.len() {
-                    return;
-                }
-                flow.next += 1;
-                (flow.next - 1, flow.buffers.pop().unwrap_or_default())
+        while let Some(step) = self.step() {
+            let result = match step {
+                Step::Read(number, buffer) => self.read(number, buffer).and_then(|encoded| self.encoded(number, encoded)),
+                Step::Write(placed, block) => self.put(&placed, block),
             };
-            let job = &self.jobs[number];
-            let pages: usize = job.ranges.iter().map(|r| r.1 as usize).sum();
-            buffer.resize(pages * PAGE, 0);
-            let filled = fill(job, self.objects, &mut buffer);
-            {
+            if let Err(e) = result {
                 let mut flow = self.lock();
-                flow.read += 1;
-                if flow.read == self.jobs.len() {
-                    self.moved.notify_all();
-                }
+                flow.failure.get_or_insert(e);
+                flow.stopped = true;
+                self.moved.notify_all();
+                self.news.notify_all();
             }
-            let encoded = filled.map(|()| {
-                let pages = Pages { ranges: &job.ranges, data: buffer, elide_zero: job.elide_zero };
-                encode(number as u32, job.owner, pages, self.codec, Some(self.dedup))
-            });
-            self.lock().ready.insert(number, encoded);
-            self.moved.notify_all();
         }
     }
 
-    /// The writer: appends blocks in order.
-    fn write<W: Write>(
-        &self,
-        writer: &mut Writer<W>,
-        read_all: &mut dyn FnMut(),
-        progress: &mut dyn FnMut(u64) -> Result<()>,
-    ) -> Result<()> {
-        let mut done = 0;
-        let mut told = false;
-        for number in 0..self.jobs.len() {
-            let block = {
-                let mut flow = self.lock();
-                loop {
-                    if flow.read == self.jobs.len() && !told {
-                        told = true;
-                        drop(flow);
-                        read_all();
-                        flow = self.lock();
-                    }
-                    if let Some(block) = flow.ready.remove(&number) {
-                        break block?;
-                    }
-                    flow = self.moved.wait(flow).unwrap_or_else(std::sync::PoisonError::into_inner);
-                }
-            };
-            writer.append(&block)?;
-            done += self.jobs[number].ranges.iter().map(|r| u64::from(r.1)).sum::<u64>();
-            let buffer = block.into_buffer();
-            let mut flow = self.lock();
-            flow.written = number + 1;
-            flow.buffers.push(buffer);
-            drop(flow);
-            self.moved.notify_all();
-            progress(done)?;
+    /// Waits for something to do. Writing comes first: it makes room.
+    fn step(&self) -> Option<Step> {
+        let mut flow = self.lock();
+        loop {
+            if flow.stopped {
+                return None;
+            }
+            if let Some((placed, block)) = flow.due.pop_front() {
+                return Some(Step::Write(placed, block));
+            }
+            if flow.next < self.from.jobs.len() && flow.next < flow.written + WINDOW {
+                flow.next += 1;
+                return Some(Step::Read(flow.next - 1, flow.buffers.pop().unwrap_or_default()));
+            }
+            if flow.next == self.from.jobs.len() && (matches!(self.to, Output::Stream(_)) || flow.placed == flow.next) {
+                return None;
+            }
+            flow = self.moved.wait(flow).unwrap_or_else(PoisonError::into_inner);
         }
-        if !told {
-            read_all();
+    }
+
+    fn read(&self, number: usize, mut buffer: Vec<u8>) -> Result<Encoded> {
+        let job = &self.from.jobs[number];
+        let pages: usize = job.ranges.iter().map(|r| r.1 as usize).sum();
+        buffer.resize(pages * PAGE, 0);
+        fill(job, self.from.objects, &mut buffer)?;
+        let mut flow = self.lock();
+        flow.read += 1;
+        if flow.read == self.from.jobs.len() {
+            self.news.notify_all();
+        }
+        drop(flow);
+        let pages = Pages { ranges: &job.ranges, data: buffer, elide_zero: job.elide_zero };
+        Ok(encode(number as u32, job.owner, pages, self.from.codec, Some(self.from.dedup)))
+    }
+
+    /// Takes an encoded block in, and places all whose turn it is.
+    fn encoded(&self, number: usize, block: Encoded) -> Result<()> {
+        let mut flow = self.lock();
+        flow.ready.insert(number, block);
+        if let Output::Stream(_) = self.to {
+            self.news.notify_all();
+            return Ok(());
+        }
+        loop {
+            let turn = flow.placed;
+            let Some(block) = flow.ready.remove(&turn) else { break };
+            let placed = flow.writer.place(&block)?;
+            flow.placed += 1;
+            flow.due.push_back((placed, block));
+        }
+        // One of them is for this worker. The last one also ends the waiting of the others.
+        if flow.due.len() > 1 || flow.placed == self.from.jobs.len() {
+            self.moved.notify_all();
         }
         Ok(())
+    }
+
+    /// Writes a block to its place.
+    fn put(&self, placed: &Placed, block: Encoded) -> Result<()> {
+        let after = placed.offset + placed.front.len() as u64;
+        match self.to {
+            Output::File(file) => file.write_all_at(&placed.front, placed.offset).and_then(|()| file.write_all_at(block.data(), after)),
+            Output::Stream(file) => {
+                let mut file = Interruptible(file);
+                file.write_all(&placed.front).and_then(|()| file.write_all(block.data()))
+            }
+        }
+        .context(|| "writing the image")?;
+        self.written(block);
+        Ok(())
+    }
+
+    fn written(&self, block: Encoded) {
+        let pages: u64 = self.from.jobs[block.block() as usize].ranges.iter().map(|r| u64::from(r.1)).sum();
+        let mut flow = self.lock();
+        let full = flow.next == flow.written + WINDOW;
+        flow.written += 1;
+        flow.pages += pages;
+        flow.buffers.push(block.into_buffer());
+        if full {
+            self.moved.notify_all();
+        }
+        if flow.written == self.from.jobs.len() {
+            self.news.notify_all();
+        }
+    }
+
+    /// The calling thread: lets the tree go in time, tells the progress, and appends blocks to a stream.
+    fn attend(&self, read_all: &mut dyn FnMut(), progress: &mut dyn FnMut(u64) -> Result<()>) -> Result<()> {
+        let mut told = false;
+        let mut flow = self.lock();
+        loop {
+            if let Some(e) = flow.failure.take() {
+                return Err(e);
+            }
+            if flow.read == self.from.jobs.len() && !told {
+                told = true;
+                drop(flow);
+                read_all();
+                flow = self.lock();
+                continue;
+            }
+            if flow.written == self.from.jobs.len() {
+                return Ok(());
+            }
+            let turn = flow.placed;
+            let block = if matches!(self.to, Output::Stream(_)) { flow.ready.remove(&turn) } else { None };
+            if let Some(block) = block {
+                let placed = flow.writer.place(&block)?;
+                flow.placed += 1;
+                drop(flow);
+                self.put(&placed, block)?;
+            } else {
+                let (back, waited) = self.news.wait_timeout(flow, TELL).unwrap_or_else(PoisonError::into_inner);
+                if !waited.timed_out() {
+                    flow = back;
+                    continue;
+                }
+                drop(back);
+            }
+            let pages = self.lock().pages;
+            progress(pages)?;
+            flow = self.lock();
+        }
     }
 }
 
@@ -252,7 +380,7 @@ mod tests {
         let mut jobs = Vec::new();
         cut(Owner::Process(1), From::Memory(1), true, &ranges, &mut jobs);
         let sizes: Vec<u32> = jobs.iter().map(|j| j.ranges.iter().map(|r| r.1).sum()).collect();
-        assert_eq!(sizes, [256, 256, 256, 133]);
+        assert_eq!(sizes, [128, 128, 128, 128, 128, 128, 128, 5]);
         let mut pages: Vec<u64> =
             jobs.iter().flat_map(|j| &j.ranges).flat_map(|&(a, n)| (0..u64::from(n)).map(move |i| a / page + i)).collect();
         let expected: Vec<u64> = (0..300).chain([400]).chain(1000..1600).collect();

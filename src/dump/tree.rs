@@ -100,6 +100,22 @@ fn refuse_process(pid: i32, running: bool, capture: &mut Capture) -> Result<bool
     Ok(false)
 }
 
+/// About how many bytes of memory of its own the tree below `pid` has now; it may be running.
+pub fn anonymous_memory(pid: i32) -> u64 {
+    let mut pids = vec![pid];
+    let mut pages = 0;
+    while let Some(pid) = pids.pop() {
+        pids.extend(read::children(pid).unwrap_or_default());
+        // proc_pid_statm(5): size, resident, resident shared (of files, and shared memory).
+        let text = read::read(pid, "statm").unwrap_or_default();
+        let mut fields = text.split(|b| *b == b' ').map(|f| std::str::from_utf8(f).ok()?.parse::<u64>().ok());
+        if let (Some(Some(resident)), Some(Some(shared))) = (fields.nth(1), fields.next()) {
+            pages += resident.saturating_sub(shared);
+        }
+    }
+    pages * PAGE
+}
+
 /// Reads everything of a frozen tree. When `capture.refusals` is not empty afterwards, nothing must be written.
 pub fn capture(frozen: &mut Frozen) -> Result<Captured> {
     let mut capture = Capture::default();

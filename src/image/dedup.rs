@@ -47,6 +47,15 @@ pub struct Dedup {
 }
 
 impl Dedup {
+    /// The same with room for so many pages: a table that grows meanwhile costs time.
+    pub fn with_room(id: &[u8; 16], pages: u64) -> Self {
+        let room = pages.min(MAX_ENTRIES as u64) as usize / SHARDS;
+        let dedup = Dedup::new(id);
+        // The parts fill evenly, but not exactly so.
+        dedup.shards.iter().for_each(|s| s.lock().unwrap_or_else(PoisonError::into_inner).reserve((room + room / 16).min(MAX_ENTRIES / SHARDS)));
+        dedup
+    }
+
     /// An empty table. `id` is the image's random id: with it, nobody can prepare two pages that have the same hash.
     pub fn new(id: &[u8; 16]) -> Self {
         let mut secret = [0; 192];

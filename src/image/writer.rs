@@ -33,6 +33,15 @@ pub struct Summary {
     pub pages: Counts,
 }
 
+/// Where a block goes.
+#[derive(Debug)]
+pub struct Placed {
+    /// Offset in the image, in bytes.
+    pub offset: u64,
+    /// What stands there, in front of the data.
+    pub front: Vec<u8>,
+}
+
 /// Writes one image to `W`. Two writes a block; no buffer is needed in front of a file.
 pub struct Writer<W: Write> {
     out: W,
@@ -95,7 +104,9 @@ impl<W: Write> Writer<W> {
             number: self.sections,
             checksum: xxh3_64(payload),
         };
-        self.put_section(header, &[], payload)
+        let front = self.front(header, &[])?;
+        self.out.write_all(&front).context(|| "writing the image")?;
+        self.put(payload)
     }
 
     /// Skips to where blocks may be written, after metadata that the test has written as raw sections.
@@ -107,6 +118,14 @@ impl<W: Write> Writer<W> {
 
     /// Writes a block. They come in the order of their numbers.
     pub fn append(&mut self, block: &Encoded) -> Result<()> {
+        let Placed { front, .. } = self.place(block)?;
+        self.out.write_all(&front).and_then(|()| self.out.write_all(&block.data)).context(|| "writing the image")
+    }
+
+    /// Counts a block as written, in the order of their numbers, and says what must be written where: its front, and
+    /// right behind it its [`Encoded::data`]. So that many can write one file at once; before [`Writer::finish`] the
+    /// output must stand at [`Writer::position`].
+    pub fn place(&mut self, block: &Encoded) -> Result<Placed> {
         if self.next != SectionKind::Pages || block.block != self.blocks {
             return Err(Error::other(format!("block {} written where block {} belongs", block.block, self.blocks)));
         }
@@ -124,10 +143,12 @@ impl<W: Write> Writer<W> {
             let data = self.position + (SECTION + block.meta.len()) as u64;
             header.padding = (data.next_multiple_of(PAGE as u64) - data) as u32;
         }
-        self.put_section(header, &block.meta, &block.data)?;
+        let offset = self.position;
+        let front = self.front(header, &block.meta)?;
+        self.position += block.data.len() as u64;
         self.blocks = self.blocks.checked_add(1).ok_or_else(|| Error::other("too many blocks for one image"))?;
         self.pages.add(block.counts);
-        Ok(())
+        Ok(Placed { offset, front })
     }
 
     /// Writes the trailer and hands the output back, with what was written.
@@ -143,7 +164,13 @@ impl<W: Write> Writer<W> {
         Ok((out, Summary { bytes: position, hash, sections, blocks, pages }))
     }
 
-    fn put_section(&mut self, header: SectionHeader, meta: &[u8], payload: &[u8]) -> Result<()> {
+    /// Bytes written so far.
+    pub fn position(&self) -> u64 {
+        self.position
+    }
+
+    /// Counts a section, up to the first byte after `meta`: what stands there.
+    fn front(&mut self, header: SectionHeader, meta: &[u8]) -> Result<Vec<u8>> {
         let bytes = header.to_bytes();
         self.hash.update(&bytes);
         let padding = header.padding as usize;
@@ -151,10 +178,9 @@ impl<W: Write> Writer<W> {
         front.extend(bytes);
         front.resize(SECTION + padding, 0);
         front.extend(meta);
-        self.put(&front)?;
-        self.put(payload)?;
+        self.position += front.len() as u64;
         self.sections = self.sections.checked_add(1).ok_or_else(|| Error::other("too many sections for one image"))?;
-        Ok(())
+        Ok(front)
     }
 
     fn put(&mut self, bytes: &[u8]) -> Result<()> {

@@ -144,6 +144,7 @@ pub fn fill(reader: &mut Reader<'_>, targets: &Targets<'_>, mut progress: impl F
     let moved = Condvar::new();
     let lock = || flow.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let work = || {
+        let mut buffer = Vec::new();
         loop {
             let mut guard = lock();
             let encoded = loop {
@@ -157,11 +158,12 @@ pub fn fill(reader: &mut Reader<'_>, targets: &Targets<'_>, mut progress: impl F
             };
             drop(guard);
             moved.notify_all();
-            let result = encoded.decode().and_then(|block| targets.place(&block).map(|()| block));
+            let result = encoded.decode_into(std::mem::take(&mut buffer)).and_then(|block| targets.place(&block).map(|()| block));
             let mut guard = lock();
             match result {
-                Ok(block) => {
-                    guard.bytes += block.data.len() as u64;
+                Ok(mut block) => {
+                    buffer = std::mem::take(&mut block.data);
+                    guard.bytes += buffer.len() as u64;
                     guard.placement.note(&block);
                     for run in &block.runs {
                         if let Content::Copy { block: from, page } = run.content {
