@@ -1,6 +1,6 @@
 //! The contract of the commands that hold a tree, on one that only sleeps.
 
-use super::{code, err, fields, last, meio, no_pid, out, undocumented};
+use super::{code, err, fields, json, last, meio, no_pid, out, undocumented};
 use crate::MEIO;
 use serde_json::Value;
 use std::path::Path;
@@ -86,6 +86,36 @@ fn dump_ends_with_what_it_promises() {
     // --kill ends it.
     assert_eq!(last(&run(&["--json", "--kill"]))["source"], "gone");
     assert!(!sleeper.0.wait().expect("wait").success());
+}
+
+#[test]
+fn a_stopped_tree_stays_stopped_and_is_said_to() {
+    use nix::sys::signal::{Signal, kill};
+    let folder = tempfile::tempdir().expect("folder");
+    let sleeper = Sleeper::new();
+    let pid = sleeper.pid();
+    kill(nix::unistd::Pid::from_raw(pid.parse().expect("pid")), Signal::SIGSTOP).expect("it lives");
+    let begin = std::time::Instant::now();
+    while !stopped(&pid) {
+        assert!(begin.elapsed().as_secs() < 20, "it does not stop");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    let image = folder.path().join("stopped.meio");
+    let run = |more: &[&str]| meio(&[&["dump", &pid, "-o", image.to_str().expect("text")], more].concat());
+    let output = run(&["--json", "-v"]);
+    assert_eq!((code(&output), &last(&output)["source"]), (0, &"frozen".into()), "{}", out(&output));
+    let notes: Vec<Value> = json(&output).into_iter().filter(|line| line["event"] == "note").collect();
+    assert!(notes.iter().any(|note| note["text"].as_str().is_some_and(|text| text.contains("stand still: 1;"))), "{notes:?}");
+    assert!(stopped(&pid));
+    let output = run(&[]);
+    assert!(out(&output).contains("stands still as before"), "{}", out(&output));
+    assert!(stopped(&pid));
+}
+
+/// Whether job control has stopped it, with nobody tracing it.
+fn stopped(pid: &str) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    status.contains("State:\tT (stopped)") && !traced(pid)
 }
 
 #[test]
