@@ -141,9 +141,10 @@ fn restore_ends_with_what_it_promises() {
     let end = || nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.parse().expect("pid")), nix::sys::signal::Signal::SIGTERM);
 
     // Detached: the pid alone on standard output, one honest line on standard error.
-    let output = meio(&["restore", "-d", image]);
+    let output = meio(&["restore", "-d", image, "-v"]);
     assert_eq!((code(&output), out(&output).trim()), (0, pid.as_str()), "{}", err(&output));
     assert!(err(&output).lines().last().is_some_and(|l| l.contains("was restored in") && l.contains("goes on")), "{}", err(&output));
+    assert!(err(&output).contains("tasks that were made: 1; processes: 1"), "{}", err(&output));
 
     // The pid is taken now, and its owner is named.
     let again = meio(&["restore", "-d", image, "--json"]);
