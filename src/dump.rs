@@ -9,6 +9,7 @@ use crate::image::{self, Codec, Dedup, SectionKind, Writer};
 use crate::progress::{Report, phase};
 use crate::resource::Manifest;
 use crate::resource::capture::Capture;
+use crate::resource::process::State;
 use crate::sys::proc::{read, stat, status};
 use crate::sys::{arch, signal};
 use crate::tracee::freeze::{Frozen, freeze};
@@ -48,7 +49,7 @@ pub enum Source {
     Running,
     /// It was ended.
     Gone,
-    /// It stands still (it was stopped before, or could not be let go).
+    /// It stands still as before: its root was stopped when it was saved, and still is.
     Frozen,
 }
 
@@ -126,7 +127,12 @@ fn save(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     });
 
     let stopped = Instant::now();
-    let mut frozen = phase(report, &mut phases, "freeze", |_| freeze(options.pid, options.freeze_timeout))?;
+    let mut frozen = phase(report, &mut phases, "freeze", |report| {
+        let frozen = freeze(options.pid, options.freeze_timeout)?;
+        let tasks: usize = frozen.processes.iter().map(|p| p.threads.len()).sum();
+        report.note(&format!("tasks that stand still: {tasks}; processes: {}", frozen.processes.len()));
+        Ok::<_, Error>(frozen)
+    })?;
     let captured = phase(report, &mut phases, "capture", |_| tree::capture(&mut frozen))?;
     if !captured.capture.refusals.is_empty() {
         frozen.release();
@@ -150,11 +156,14 @@ fn save(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
         }
     };
     phase(report, &mut phases, "flush", |_| target.commit())?;
-    let mut source = Source::Running;
-    if let Some(frozen) = held.take() {
-        kill(frozen)?;
-        source = Source::Gone;
-    }
+    let source = match held.take() {
+        Some(frozen) => {
+            kill(frozen)?;
+            Source::Gone
+        }
+        None if matches!(captured.tree.processes.first().map(|root| &root.state), Some(State::Stopped(_))) => Source::Frozen,
+        None => Source::Running,
+    };
     Ok(Outcome {
         pause: pause.unwrap_or_else(|| stopped.elapsed()),
         total: begin.elapsed(),

@@ -87,7 +87,7 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     let mut pool = phase(report, &mut phases, "files", |_| Pool::open(&tree, &terminals))?;
     let namespace = if options.pid_namespace { Some(Namespace::new()?) } else { None };
 
-    let mut planted = phase(report, &mut phases, "processes", |_| {
+    let mut planted = phase(report, &mut phases, "processes", |report| {
         // A pid that has just been given up is in use for an instant longer than /proc shows it.
         let mut tries = 0;
         loop {
@@ -101,7 +101,11 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
                     end_all();
                     return Err(e);
                 }
-                planted => return planted,
+                Ok(planted) => {
+                    let (tasks, processes) = (planted.threads.len(), tree.processes.len());
+                    report.note(&format!("tasks that were made: {tasks}; processes: {processes}"));
+                    return Ok(planted);
+                }
             }
         }
     })?;

@@ -229,7 +229,13 @@ fn an_image_is_shown_every_way() {
     }
     let hash = everything["hash"].as_str().expect("hash");
     assert!(summary.contains(hash));
-    assert_eq!(last(&meio(&["verify", IMAGE, "--json"]))["hash"], hash);
+    let verified = last(&meio(&["verify", IMAGE, "--json"]));
+    assert_eq!(verified["hash"], hash);
+    let manifest = &everything["manifest"];
+    assert_eq!((&verified["root_pid"], &verified["processes"]), (&manifest["root_pid"], &processes.len().into()));
+    let words = meio(&["verify", IMAGE]);
+    let tree = format!("process {} ({} process", manifest["root_pid"], processes.len());
+    assert!(out(&words).contains(&tree) && out(&words).contains(manifest["host"].as_str().expect("host")), "{}", out(&words));
 }
 
 #[test]

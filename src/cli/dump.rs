@@ -15,7 +15,7 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 /// all of it, before anything is touched (exit code 13).
 ///
 /// With --json the last line has "pause_ms", "total_ms", "memory_bytes", "image_bytes", "tasks", "processes",
-/// "source" ("running", "gone" or "frozen"), "image", "phases" and "warnings".
+/// "source" ("running", "gone", or "frozen" when it was stopped before), "image", "phases" and "warnings".
 #[derive(clap::Args)]
 #[command(
     after_long_help = "Examples:\n  meio dump 1234\n  meio dump 1234 -o job.meio --kill\n  meio dump 1234 -o - | ssh host meio restore -d -"
@@ -128,7 +128,7 @@ fn closing(pid: i32, o: &Outcome) -> String {
     let state = match o.source {
         Source::Running => "it goes on running",
         Source::Gone => "it was ended",
-        Source::Frozen => "it stands still: let it go with kill -CONT, or end it",
+        Source::Frozen => "it stands still as before, until kill -CONT",
     };
     format!(
         "{}: process {pid} ({}, {}) stood still for {}; {} of memory in a {} image after {}; {state}",

@@ -1,6 +1,7 @@
 //! `meio verify`.
 
 use super::console::Console;
+use super::table::printable;
 use super::{figures, image};
 use crate::error::Result;
 use crate::image::{Report, verify};
@@ -13,7 +14,7 @@ use std::{path::PathBuf, process::ExitCode};
 /// Every checksum, every reference and the hash of the whole are compared; an image that was cut off or changed is
 /// refused with exit code 14 and the place where it went wrong.
 ///
-/// With --json the line has "hash", "bytes", "blocks", "pages" ({data, zero, copy}) and "sections" (a list of {kind,
+/// With --json the line has "root_pid", "processes" (how many), "hash", "bytes", "blocks", "pages" ({data, zero, copy}) and "sections" (a list of {kind,
 /// version, offset, length}).
 #[derive(clap::Args)]
 pub struct Verify {
@@ -32,8 +33,11 @@ impl Verify {
             return Ok(ExitCode::SUCCESS);
         }
         console.result(&format!(
-            "{}: whole; {} in {}, checked in {}; hash {}",
+            "{}: whole; process {} ({}) of {}; {} in {}, checked in {}; hash {}",
             image::name(&self.image),
+            report.manifest.root_pid,
+            figures::count(report.tree.processes.len() as u64, "process", "processes"),
+            printable(&report.manifest.host),
             figures::bytes(report.bytes),
             figures::count(report.sections.len() as u64, "section", "sections"),
             figures::time(begin.elapsed()),
@@ -51,6 +55,8 @@ fn result(r: &Report<Manifest, Tree>) -> serde_json::Value {
         .collect();
     json!({
         "command": "verify",
+        "root_pid": r.manifest.root_pid,
+        "processes": r.tree.processes.len(),
         "hash": r.hash.to_string(),
         "bytes": r.bytes,
         "blocks": r.blocks,

@@ -1,6 +1,6 @@
 //! The contract of the commands that hold a tree, on one that only sleeps.
 
-use super::{code, err, fields, last, meio, no_pid, out, undocumented};
+use super::{code, err, fields, json, last, meio, no_pid, out, undocumented};
 use crate::MEIO;
 use serde_json::Value;
 use std::path::Path;
@@ -89,6 +89,36 @@ fn dump_ends_with_what_it_promises() {
 }
 
 #[test]
+fn a_stopped_tree_stays_stopped_and_is_said_to() {
+    use nix::sys::signal::{Signal, kill};
+    let folder = tempfile::tempdir().expect("folder");
+    let sleeper = Sleeper::new();
+    let pid = sleeper.pid();
+    kill(nix::unistd::Pid::from_raw(pid.parse().expect("pid")), Signal::SIGSTOP).expect("it lives");
+    let begin = std::time::Instant::now();
+    while !stopped(&pid) {
+        assert!(begin.elapsed().as_secs() < 20, "it does not stop");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    let image = folder.path().join("stopped.meio");
+    let run = |more: &[&str]| meio(&[&["dump", &pid, "-o", image.to_str().expect("text")], more].concat());
+    let output = run(&["--json", "-v"]);
+    assert_eq!((code(&output), &last(&output)["source"]), (0, &"frozen".into()), "{}", out(&output));
+    let notes: Vec<Value> = json(&output).into_iter().filter(|line| line["event"] == "note").collect();
+    assert!(notes.iter().any(|note| note["text"].as_str().is_some_and(|text| text.contains("stand still: 1;"))), "{notes:?}");
+    assert!(stopped(&pid));
+    let output = run(&[]);
+    assert!(out(&output).contains("stands still as before"), "{}", out(&output));
+    assert!(stopped(&pid));
+}
+
+/// Whether job control has stopped it, with nobody tracing it.
+fn stopped(pid: &str) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    status.contains("State:\tT (stopped)") && !traced(pid)
+}
+
+#[test]
 fn check_looks_through_a_tree() {
     let sleeper = Sleeper::new();
     let output = meio(&["check", "--pid", &sleeper.pid(), "--json"]);
@@ -111,9 +141,10 @@ fn restore_ends_with_what_it_promises() {
     let end = || nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.parse().expect("pid")), nix::sys::signal::Signal::SIGTERM);
 
     // Detached: the pid alone on standard output, one honest line on standard error.
-    let output = meio(&["restore", "-d", image]);
+    let output = meio(&["restore", "-d", image, "-v"]);
     assert_eq!((code(&output), out(&output).trim()), (0, pid.as_str()), "{}", err(&output));
     assert!(err(&output).lines().last().is_some_and(|l| l.contains("was restored in") && l.contains("goes on")), "{}", err(&output));
+    assert!(err(&output).contains("tasks that were made: 1; processes: 1"), "{}", err(&output));
 
     // The pid is taken now, and its owner is named.
     let again = meio(&["restore", "-d", image, "--json"]);
