@@ -143,7 +143,9 @@ fn save(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     let written = phase(report, &mut phases, "memory", |report| {
         write(options, &target, &captured, (id, &dedup), report, || {
             if !options.kill {
-                if let Some(a) = held.take() { Frozen::release(a) }
+                if let Some(a) = held.take() {
+                    Frozen::release(a)
+                }
                 pause = Some(stopped.elapsed());
             }
         })

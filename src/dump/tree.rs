@@ -235,9 +235,7 @@ fn pages(pid: i32, space: &AddressSpace, jobs: &mut Vec<Job>) -> Result<()> {
             Backing::Anonymous => &mut plain,
             _ => &mut over_file,
         };
-        pagemap
-            .ranges(mapping.start, mapping.end, Want::Own, list)
-            .context(|| format!("reading the page map of process {pid}"))?;
+        pagemap.ranges(mapping.start, mapping.end, Want::Own, list).context(|| format!("reading the page map of process {pid}"))?;
     }
     let owner = Owner::Process(pid);
     cut(owner, From::Memory(pid), true, &plain, jobs);

@@ -52,7 +52,10 @@ impl Dedup {
         let room = pages.min(MAX_ENTRIES as u64) as usize / SHARDS;
         let dedup = Dedup::new(id);
         // The parts fill evenly, but not exactly so.
-        dedup.shards.iter().for_each(|s| s.lock().unwrap_or_else(PoisonError::into_inner).reserve((room + room / 16).min(MAX_ENTRIES / SHARDS)));
+        dedup
+            .shards
+            .iter()
+            .for_each(|s| s.lock().unwrap_or_else(PoisonError::into_inner).reserve((room + room / 16).min(MAX_ENTRIES / SHARDS)));
         dedup
     }
 

@@ -4,8 +4,8 @@
 use super::elf::ReadMemory;
 use crate::sys::arch::Registers;
 use gimli::{
-    BaseAddresses, CfaRule, DebugFrame, EhFrame, EhFrameHdr, Encoding, EndianSlice, EvaluationResult, Expression,
-    FrameDescriptionEntry, LittleEndian, Location, Register, RegisterRule, UnwindContext, UnwindSection, Value, X86_64,
+    BaseAddresses, CfaRule, DebugFrame, EhFrame, EhFrameHdr, Encoding, EndianSlice, EvaluationResult, Expression, FrameDescriptionEntry,
+    LittleEndian, Location, Register, RegisterRule, UnwindContext, UnwindSection, Value, X86_64,
 };
 use std::cell::OnceCell;
 
@@ -40,10 +40,7 @@ const CLOBBERED: [usize; 9] = [0, 1, 2, 4, 5, 8, 9, 10, 11];
 impl Cpu {
     /// The registers of a stopped thread.
     pub fn of(r: &Registers) -> Cpu {
-        let all = [
-            r.rax, r.rdx, r.rcx, r.rbx, r.rsi, r.rdi, r.rbp, r.rsp, r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14,
-            r.r15, r.rip,
-        ];
+        let all = [r.rax, r.rdx, r.rcx, r.rbx, r.rsi, r.rdi, r.rbp, r.rsp, r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14, r.r15, r.rip];
         Cpu(all.map(Some))
     }
 
@@ -147,12 +144,7 @@ impl Cfi {
     }
 
     /// The entry of the function at an address: by the search table, or by one made here.
-    fn eh_fde<'a>(
-        &self,
-        frame: &EhFrame<Slice<'a>>,
-        bases: &BaseAddresses,
-        address: u64,
-    ) -> Option<FrameDescriptionEntry<Slice<'a>>> {
+    fn eh_fde<'a>(&self, frame: &EhFrame<Slice<'a>>, bases: &BaseAddresses, address: u64) -> Option<FrameDescriptionEntry<Slice<'a>>> {
         if let Some(hdr) = &self.eh_frame_hdr {
             let parsed = EhFrameHdr::new(&hdr.data, LittleEndian).parse(bases, 8);
             if let Ok(parsed) = parsed

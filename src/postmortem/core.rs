@@ -86,9 +86,7 @@ struct Segment {
 fn segments(contents: &Contents, process: &Process, mapping: &Mapping) -> Vec<Segment> {
     let saved = contents.saved(process, mapping);
     let range = mapping.start..mapping.end;
-    let segment = |memory: Range<u64>, filled: Vec<Range<u64>>, length: u64| {
-        Segment { memory, prot: mapping.prot, length, filled }
-    };
+    let segment = |memory: Range<u64>, filled: Vec<Range<u64>>, length: u64| Segment { memory, prot: mapping.prot, length, filled };
     let whole = mapping.end.saturating_sub(mapping.start);
     match mapping.backing {
         Backing::File { file, offset } => {

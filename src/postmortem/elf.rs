@@ -166,12 +166,7 @@ impl ElfFile {
         let loads = programs.iter().filter(|p| p.p_type == PT_LOAD);
         let mut elf = ElfFile {
             loads: loads
-                .map(|p| Load {
-                    offset: p.p_offset,
-                    filesz: p.p_filesz,
-                    vaddr: p.p_vaddr,
-                    executable: p.p_flags & PF_X != 0,
-                })
+                .map(|p| Load { offset: p.p_offset, filesz: p.p_filesz, vaddr: p.p_vaddr, executable: p.p_flags & PF_X != 0 })
                 .collect(),
             build_id: build_id_of(file, &programs),
             ..ElfFile::default()

@@ -112,14 +112,8 @@ fn image_of(pid: i32) -> Vec<u8> {
         processes.push(process);
     }
     assert!(capture.refusals.is_empty(), "{:?}", capture.refusals);
-    let tree = Tree {
-        processes,
-        files: Vec::new(),
-        pipes: Vec::new(),
-        terminals: Vec::new(),
-        mapped: capture.mapped,
-        objects: capture.objects,
-    };
+    let tree =
+        Tree { processes, files: Vec::new(), pipes: Vec::new(), terminals: Vec::new(), mapped: capture.mapped, objects: capture.objects };
     let mut blocks = Blocks::default();
     for process in &tree.processes {
         let live = File::open(format!("/proc/{}/mem", process.pid)).unwrap();
@@ -296,8 +290,7 @@ fn threads_out_of_an_image_and_gdb_agrees() {
             assert!(said.contains(wanted), "{wanted} in {said}");
         }
         assert!(!said.to_lowercase().contains("warning"), "{said}");
-        let ours: HashMap<i32, Vec<u64>> =
-            ours.iter().map(|t| (t.tid, t.frames.iter().map(|f| f.pc).collect())).collect();
+        let ours: HashMap<i32, Vec<u64>> = ours.iter().map(|t| (t.tid, t.frames.iter().map(|f| f.pc).collect())).collect();
         assert_eq!(ours, gdb_stacks(&program.path, &cores[0]), "{:?}", stacks(&contents));
     }
 }

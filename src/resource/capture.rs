@@ -1,6 +1,9 @@
 //! What a capture gathers over all processes: tables of shared things, and everything that stands in the way.
 
-use super::{path::FilePath, descriptor::FileId, descriptor::OpenFile, memory::MappedFile, memory::ObjectId, pipe::Pipe, shared::Object, shared::Origin, terminal::TerminalState};
+use super::{
+    descriptor::FileId, descriptor::OpenFile, memory::MappedFile, memory::ObjectId, path::FilePath, pipe::Pipe, shared::Object,
+    shared::Origin, terminal::TerminalState,
+};
 use crate::error::Refusal;
 use std::collections::HashMap;
 use std::fs::File;

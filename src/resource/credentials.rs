@@ -1,7 +1,7 @@
 //! Identity of a task: user and group ids, groups, capabilities, security bits.
 
-use crate::sys::proc::status::Status;
 use crate::error::Result;
+use crate::sys::proc::status::Status;
 use crate::tracee::stub::Script;
 use serde::{Deserialize, Serialize};
 
@@ -74,7 +74,11 @@ impl Credentials {
         script.attempt("setfsgid", libc::SYS_setfsgid, &[fsgid])?;
         script.call("setresuid", libc::SYS_setresuid, &[ruid, euid, suid])?;
         script.attempt("setfsuid", libc::SYS_setfsuid, &[fsuid])?;
-        script.attempt("prctl PR_SET_SECUREBITS", libc::SYS_prctl, &[libc::PR_SET_SECUREBITS as u64, u64::from(self.securebits), 0, 0, 0])?;
+        script.attempt(
+            "prctl PR_SET_SECUREBITS",
+            libc::SYS_prctl,
+            &[libc::PR_SET_SECUREBITS as u64, u64::from(self.securebits), 0, 0, 0],
+        )?;
         // struct __user_cap_header_struct and two __user_cap_data_struct, capset(2).
         let header = script.data(&[0x2008_0522u32.to_le_bytes(), 0u32.to_le_bytes()].concat());
         let half = |shift: u32| [effective, permitted, inheritable].map(|set| ((set >> shift) as u32).to_le_bytes()).concat();

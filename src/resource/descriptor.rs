@@ -117,15 +117,21 @@ fn identify(found: &Found, locks: Vec<Lock>, capture: &mut Capture) -> Result<Op
     let flags = found.info.flags & !(libc::O_CLOEXEC as u32);
     let key = (found.meta.dev(), found.meta.ino());
     for &id in capture.file_index.get(&key).into_iter().flatten() {
-        let same = task::compare_files((found.pid, found.fd), capture.holders[id as usize])
-            .context(|| "comparing open files (kcmp)")?;
+        let same = task::compare_files((found.pid, found.fd), capture.holders[id as usize]).context(|| "comparing open files (kcmp)")?;
         if same == Ordering::Equal {
             return Ok(Some(id));
         }
     }
     let Some(kind) = kind(found, capture)? else { return Ok(None) };
     let id = capture.files.len() as FileId;
-    capture.files.push(OpenFile { id, flags, pos: found.info.pos as u64, link: String::from_utf8_lossy(&found.link).into_owned(), locks, kind });
+    capture.files.push(OpenFile {
+        id,
+        flags,
+        pos: found.info.pos as u64,
+        link: String::from_utf8_lossy(&found.link).into_owned(),
+        locks,
+        kind,
+    });
     capture.holders.push((found.pid, found.fd));
     capture.file_index.entry(key).or_default().push(id);
     Ok(Some(id))

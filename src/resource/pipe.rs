@@ -48,7 +48,8 @@ pub fn capture(found: &Found, capture: &mut Capture) -> Result<Option<FileKind>>
     let size = file::pipe_size(end.as_fd()).context(|| format!("reading {} of process {}", found.object(), found.pid))?;
     // A read end of our own on the same pipe; it exists for this moment only.
     let link = format!("/proc/{}/fd/{}", found.pid, found.fd);
-    let read_end = std::fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&link).context(|| format!("reading {link}"))?;
+    let read_end =
+        std::fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&link).context(|| format!("reading {link}"))?;
     let content = file::peek_pipe(read_end.as_fd()).context(|| format!("reading {} of process {}", found.object(), found.pid))?;
     capture.pipes.push(Pipe { path, size, content: content.into_iter().map(Bytes).collect() });
     capture.pipe_inodes.push(inode);
@@ -69,8 +70,7 @@ fn below(pid: i32, tree: &HashSet<i32>) -> bool {
 
 /// Refuses pipes that a process outside of the tree holds, too: it would be left with nobody at the other end.
 pub fn refuse_outsiders(tree: &HashSet<i32>, own: i32, capture: &mut Capture) {
-    let inodes: Vec<u64> =
-        capture.pipe_inodes.iter().zip(&capture.pipes).filter(|(_, p)| p.path.is_none()).map(|(&i, _)| i).collect();
+    let inodes: Vec<u64> = capture.pipe_inodes.iter().zip(&capture.pipes).filter(|(_, p)| p.path.is_none()).map(|(&i, _)| i).collect();
     if inodes.is_empty() {
         return;
     }

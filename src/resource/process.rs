@@ -1,6 +1,8 @@
 //! One process: its place in the tree and everything that its threads share.
 
-use super::{descriptor::Descriptor, limits::Limits, memory::AddressSpace, path::FilePath, signals::Signals, thread::Thread, timers::Timers};
+use super::{
+    descriptor::Descriptor, limits::Limits, memory::AddressSpace, path::FilePath, signals::Signals, thread::Thread, timers::Timers,
+};
 use crate::error::{Refusal, Result};
 use crate::sys::proc::{read, stat, status};
 use crate::tracee::inject::Injector;

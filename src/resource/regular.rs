@@ -58,9 +58,8 @@ pub fn capture(found: &Found, capture: &mut Capture) -> Result<Option<FileKind>>
         return Ok(None);
     }
     // Deleted, or its name belongs to another file by now: its content travels.
-    saved.deleted = Some(capture.object((meta.dev(), meta.ino()), || {
-        Ok((Origin::Deleted { path, mode: meta.mode(), owner }, content(found)?))
-    })?);
+    saved.deleted =
+        Some(capture.object((meta.dev(), meta.ino()), || Ok((Origin::Deleted { path, mode: meta.mode(), owner }, content(found)?)))?);
     Ok(Some(FileKind::Regular(saved)))
 }
 

@@ -117,9 +117,7 @@ fn settle_call(held: &mut Held, waiting: Option<Waiting>, signal_waits: bool) ->
         // These fail with EINTR at every ptrace stop (signal(7), "never restarted"). When a signal is about to be
         // delivered, EINTR is the truth.
         e if e == -i64::from(libc::EINTR) && number >= 0 && !signal_waits => {
-            if let (libc::SYS_epoll_wait | libc::SYS_epoll_pwait, Some(ns)) =
-                (number, waiting.as_ref().and_then(|w| w.remaining_ns))
-            {
+            if let (libc::SYS_epoll_wait | libc::SYS_epoll_pwait, Some(ns)) = (number, waiting.as_ref().and_then(|w| w.remaining_ns)) {
                 regs.r10 = ns.div_ceil(1_000_000);
             }
             regs.rip -= 2;
@@ -201,7 +199,6 @@ impl Thread {
     pub fn finish(&self, tid: i32, registers: Option<Registers>) -> Result<()> {
         ptrace::set_xstate(tid, &self.xstate).context(|| format!("setting the vector state of task {}", self.tid))?;
         ptrace::set_sigmask(tid, self.sigmask).context(|| format!("setting the signal mask of task {}", self.tid))?;
-        ptrace::set_registers(tid, &registers.unwrap_or(self.registers))
-            .context(|| format!("setting the registers of task {}", self.tid))
+        ptrace::set_registers(tid, &registers.unwrap_or(self.registers)).context(|| format!("setting the registers of task {}", self.tid))
     }
 }

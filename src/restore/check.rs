@@ -14,8 +14,10 @@ pub fn check(manifest: &Manifest, tree: &Tree, pid_namespace: bool) -> Result<()
     structure(tree)?;
     let missing = manifest.xfeatures & !arch::xfeatures();
     if missing != 0 {
-        return Err(Error::image(format!("the image was made on a processor with vector features that are missing here (XCR0 bits {missing:#x})"))
-            .help("restore it on a machine with the same processor features"));
+        return Err(Error::image(format!(
+            "the image was made on a processor with vector features that are missing here (XCR0 bits {missing:#x})"
+        ))
+        .help("restore it on a machine with the same processor features"));
     }
     if let Some(space) = tree.processes.iter().find_map(|p| p.memory.as_ref()) {
         layout::check_vdso(space)?;
@@ -125,5 +127,6 @@ fn pids(tree: &Tree) -> Result<()> {
     if refusals.is_empty() {
         return Ok(());
     }
-    Err(Error::refused("cannot restore: pids are in use", refusals).help("use --pid-namespace to restore with the same numbers in a fresh pid namespace"))
+    Err(Error::refused("cannot restore: pids are in use", refusals)
+        .help("use --pid-namespace to restore with the same numbers in a fresh pid namespace"))
 }

@@ -71,9 +71,7 @@ pub fn check_vdso(space: &AddressSpace) -> Result<()> {
 pub fn build(stub: &Stub, space: &AddressSpace, pool: &Pool) -> Result<()> {
     let vmas = read::parsed(stub.pid, "maps", maps::parse).context(|| "reading a stub's mappings")?;
     let mut script = stub.script();
-    let munmap = |script: &mut Script<'_>, start: u64, end: u64| {
-        script.call("munmap of the stub", libc::SYS_munmap, &[start, end - start])
-    };
+    let munmap = |script: &mut Script<'_>, start: u64, end: u64| script.call("munmap of the stub", libc::SYS_munmap, &[start, end - start]);
     for vma in &vmas {
         let kernel = kernel_pages(std::slice::from_ref(vma)).next().is_some();
         let own = vma.start >= stub.gadget.start() && vma.end <= stub.gadget.end();

@@ -3,7 +3,6 @@
 
 use super::terminal::Terminals;
 use crate::error::{Context, Error, Kind, Result};
-use crate::resource::{Tree, epoll};
 use crate::resource::descriptor::{FileKind, OpenFile};
 use crate::resource::lock::{Family, Lock};
 use crate::resource::memory::Backing;
@@ -12,6 +11,7 @@ use crate::resource::pipe::Pipe;
 use crate::resource::regular::Regular;
 use crate::resource::shared::{Object, Origin};
 use crate::resource::thread::serde_bytes_vec::Bytes;
+use crate::resource::{Tree, epoll};
 use crate::sys::file;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use std::fs::{File, OpenOptions};
@@ -48,7 +48,8 @@ impl Pool {
     pub fn open(tree: &Tree, terminals: &Terminals) -> Result<Self> {
         let highest = tree.processes.iter().flat_map(|p| &p.descriptors).map(|d| d.fd).max().unwrap_or(2);
         let count = tree.files.len() + 2 * tree.mapped.len() + tree.objects.len() + 64;
-        let mut pool = Pool { base: highest.max(2) + 1, files: vec![], mapped: vec![], executables: vec![], objects: vec![], writers: vec![] };
+        let mut pool =
+            Pool { base: highest.max(2) + 1, files: vec![], mapped: vec![], executables: vec![], objects: vec![], writers: vec![] };
         raise_limit(pool.base as u64 + count as u64)?;
         for object in &tree.objects {
             let writer = make_object(object)?;
@@ -149,9 +150,7 @@ fn is_object(backing: &Backing, id: u32) -> bool {
 /// Whether some shared mapping of the file may be written to.
 fn wants_write(tree: &Tree, number: usize) -> bool {
     tree.processes.iter().filter_map(|p| p.memory.as_ref()).flat_map(|m| &m.mappings).any(|m| {
-        m.shared
-            && m.flags.iter().any(|f| f == "mw")
-            && matches!(m.backing, Backing::File { file, .. } if file as usize == number)
+        m.shared && m.flags.iter().any(|f| f == "mw") && matches!(m.backing, Backing::File { file, .. } if file as usize == number)
     })
 }
 
@@ -291,9 +290,8 @@ impl Ends {
             }
         };
         file::set_pipe_size(write.as_fd(), pipe.size).context(|| "setting the size of a pipe")?;
-        let packets = tree.files.iter().any(|f| {
-            matches!(&f.kind, FileKind::Pipe(end) if end.pipe == number) && f.flags & libc::O_DIRECT as u32 != 0
-        });
+        let packets =
+            tree.files.iter().any(|f| matches!(&f.kind, FileKind::Pipe(end) if end.pipe == number) && f.flags & libc::O_DIRECT as u32 != 0);
         let mut writer: Box<dyn Write> = if packets {
             Box::new(File::from(reopen_pipe(write.as_raw_fd(), (libc::O_WRONLY | libc::O_DIRECT | libc::O_NONBLOCK) as u32)?))
         } else {

@@ -123,9 +123,7 @@ impl<'t> Skeleton<'t> {
     fn lead(&self, script: &mut Script<'_>, pid: i32) -> Result<()> {
         script.expect("setsid", pid as u64, libc::SYS_setsid, &[])?;
         match self.terminal {
-            Some((session, fd)) if session == pid => {
-                script.call("ioctl TIOCSCTTY", libc::SYS_ioctl, &[fd as u64, libc::TIOCSCTTY, 0])
-            }
+            Some((session, fd)) if session == pid => script.call("ioctl TIOCSCTTY", libc::SYS_ioctl, &[fd as u64, libc::TIOCSCTTY, 0]),
             _ => Ok(()),
         }
     }

@@ -35,8 +35,7 @@ pub struct Terminals {
 impl Terminals {
     /// Decides for every terminal of the image what takes its place.
     pub fn prepare(tree: &Tree, detach: bool) -> Result<Self> {
-        let mut all =
-            Terminals { places: vec![], master: None, slave: None, session: None, outer_modes: None, warnings: vec![] };
+        let mut all = Terminals { places: vec![], master: None, slave: None, session: None, outer_modes: None, warnings: vec![] };
         let outer = outer_terminal();
         for state in &tree.terminals {
             let inside = state.session != 0 && tree.processes.iter().any(|p| p.pid == state.session);
@@ -63,8 +62,7 @@ impl Terminals {
     /// A new pseudo-terminal with the old modes and size.
     fn own(&mut self, state: &TerminalState) -> Result<String> {
         if self.master.is_some() {
-            return Err(Error::new(Kind::Unsupported, "the tree holds more than one terminal session")
-                .help("dump the sessions one by one"));
+            return Err(Error::new(Kind::Unsupported, "the tree holds more than one terminal session").help("dump the sessions one by one"));
         }
         let doing = || "making a pseudo-terminal";
         let master = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC).context(doing)?;

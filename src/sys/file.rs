@@ -41,9 +41,7 @@ pub fn peek_pipe(read_end: BorrowedFd<'_>) -> io::Result<Vec<Vec<u8>>> {
     use std::os::fd::AsFd;
     set_pipe_size(to.as_fd(), pipe_size(read_end)?.max(4096))?;
     // SAFETY: descriptors that we own; no memory is passed.
-    let copied = Errno::result(unsafe {
-        libc::tee(read_end.as_raw_fd(), to.as_raw_fd(), i32::MAX as usize, libc::SPLICE_F_NONBLOCK)
-    });
+    let copied = Errno::result(unsafe { libc::tee(read_end.as_raw_fd(), to.as_raw_fd(), i32::MAX as usize, libc::SPLICE_F_NONBLOCK) });
     match copied {
         Ok(0) | Err(Errno::EAGAIN) => return Ok(Vec::new()),
         Ok(_) => {}

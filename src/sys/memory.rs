@@ -26,14 +26,11 @@ pub fn read_u64(pid: i32, address: u64) -> Result<u64, Errno> {
 
 /// Copies several ranges (address, length) one after the other into `buf`; at most `IOV_MAX` at once.
 pub fn read_ranges(pid: i32, ranges: &[(u64, u64)], buf: &mut [u8]) -> Result<usize, Errno> {
-    let remote: Vec<libc::iovec> =
-        ranges.iter().map(|&(a, n)| libc::iovec { iov_base: a as *mut _, iov_len: n as usize }).collect();
+    let remote: Vec<libc::iovec> = ranges.iter().map(|&(a, n)| libc::iovec { iov_base: a as *mut _, iov_len: n as usize }).collect();
     let local = libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: buf.len() };
     // SAFETY: as in `read_some`.
-    Errno::result(unsafe {
-        libc::process_vm_readv(pid, &raw const local, 1, remote.as_ptr(), remote.len() as libc::c_ulong, 0)
-    })
-    .map(|n| n as usize)
+    Errno::result(unsafe { libc::process_vm_readv(pid, &raw const local, 1, remote.as_ptr(), remote.len() as libc::c_ulong, 0) })
+        .map(|n| n as usize)
 }
 
 /// Writes all of `buf` at `address`; the mapping must be writable.

@@ -4,8 +4,10 @@
 
 pub mod arch;
 pub mod clock;
-pub mod file;
+#[cfg(test)]
+pub mod counting_alloc;
 pub mod feature;
+pub mod file;
 pub mod guardian;
 pub mod memory;
 pub mod namespace;
@@ -16,5 +18,3 @@ pub mod signal;
 pub mod spawn;
 pub mod task;
 pub mod workers;
-#[cfg(test)]
-pub mod counting_alloc;

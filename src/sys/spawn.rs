@@ -104,14 +104,7 @@ pub fn spawn(birth: &Birth<'_>) -> Result<i32, Errno> {
         {
             libc::_exit(126);
         }
-        libc::syscall(
-            libc::SYS_execveat,
-            birth.program.as_raw_fd(),
-            c"".as_ptr(),
-            nothing.as_ptr(),
-            nothing.as_ptr(),
-            libc::AT_EMPTY_PATH,
-        );
+        libc::syscall(libc::SYS_execveat, birth.program.as_raw_fd(), c"".as_ptr(), nothing.as_ptr(), nothing.as_ptr(), libc::AT_EMPTY_PATH);
         libc::_exit(127)
     }
 }

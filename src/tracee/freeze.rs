@@ -278,7 +278,9 @@ impl Barrier {
             }
         }
         // Where the report of a stop was taken but not noted, there will be no other.
-        asked.into_iter().for_each(|tid| drop(ptrace::detach(tid)));
+        for tid in asked {
+            let _ = ptrace::detach(tid);
+        }
     }
 
     fn into_frozen(mut self, root: i32) -> Result<Frozen> {

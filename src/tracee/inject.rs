@@ -7,8 +7,8 @@ use super::foothold::{Foothold, OUT, REGION};
 use super::{ALL_SIGNALS, Held};
 use crate::error::{Context, Error, Kind, Result};
 use crate::sys::arch::{Registers, SignalFrame};
-use crate::sys::ptrace::{self, Status};
 use crate::sys::memory;
+use crate::sys::ptrace::{self, Status};
 use nix::errno::Errno;
 
 /// A task that is made to act. [`Injector::end`] gives it back.
@@ -98,8 +98,7 @@ impl<'h> Injector<'h> {
     /// Like [`Injector::call`], with the kernel's refusal as an error.
     pub fn must(&mut self, number: i64, args: [u64; 6]) -> Result<i64> {
         match self.call(number, args)? {
-            e @ -4095..0 => Err(Error::from(Errno::from_raw(-e as i32))
-                .context(format!("system call {number} in task {}", self.held.tid))),
+            e @ -4095..0 => Err(Error::from(Errno::from_raw(-e as i32)).context(format!("system call {number} in task {}", self.held.tid))),
             value => Ok(value),
         }
     }
@@ -118,7 +117,11 @@ impl<'h> Injector<'h> {
 
     fn step(&mut self, until: Status) -> Result<()> {
         let tid = self.held.tid;
-        if until == Status::Syscall { ptrace::syscall(tid)? } else { ptrace::cont(tid, 0)? }
+        if until == Status::Syscall {
+            ptrace::syscall(tid)?
+        } else {
+            ptrace::cont(tid, 0)?
+        }
         loop {
             match ptrace::wait(tid)? {
                 status if status == until => return Ok(()),

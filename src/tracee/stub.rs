@@ -295,13 +295,8 @@ impl Script<'_> {
         let mut bytes: Vec<u8> = self.table.iter().flatten().flat_map(|w| w.to_le_bytes()).collect();
         memory::write(stub.pid, gadget.table(), &bytes).context(doing)?;
         memory::write(stub.pid, gadget.data(), &self.data).context(doing)?;
-        let start = Registers {
-            rip: gadget.start(),
-            rbx: gadget.table(),
-            r12: self.table.len() as u64,
-            orig_rax: u64::MAX,
-            ..stub.registers
-        };
+        let start =
+            Registers { rip: gadget.start(), rbx: gadget.table(), r12: self.table.len() as u64, orig_rax: u64::MAX, ..stub.registers };
         ptrace::set_registers(stub.tid, &start).context(doing)?;
         ptrace::cont(stub.tid, 0).context(doing)?;
         loop {

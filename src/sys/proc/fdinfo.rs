@@ -125,10 +125,7 @@ mod tests {
     fn lines_by_kind() {
         let locks = parse(fixture!("6.18/fdinfo/locks")).unwrap();
         let locks: Vec<_> = locks.all("lock").collect();
-        assert_eq!(locks, [
-            &b"1: FLOCK  ADVISORY  WRITE 11678 00:27:9 0 EOF"[..],
-            b"2: POSIX  ADVISORY  WRITE 11678 00:27:9 5 14",
-        ]);
+        assert_eq!(locks, [&b"1: FLOCK  ADVISORY  WRITE 11678 00:27:9 0 EOF"[..], b"2: POSIX  ADVISORY  WRITE 11678 00:27:9 5 14",]);
         let timer = parse(fixture!("6.18/fdinfo/timerfd")).unwrap();
         assert_eq!(timer.all("it_value").collect::<Vec<_>>(), [b"(99999, 440206590)"]);
         assert_eq!(timer.all("settime flags").collect::<Vec<_>>(), [b"00"]);
@@ -149,14 +146,10 @@ mod tests {
     fn epoll() {
         let new = parse(fixture!("6.18/fdinfo/epoll")).unwrap().epoll_targets().unwrap();
         assert_eq!(new.len(), 2);
-        assert_eq!(new[0], EpollTarget {
-            tfd: 5,
-            events: 0x8000_0019,
-            data: 0x1122_3344_5566_7788,
-            pos: Some(0),
-            ino: Some(18),
-            sdev: Some(16),
-        });
+        assert_eq!(
+            new[0],
+            EpollTarget { tfd: 5, events: 0x8000_0019, data: 0x1122_3344_5566_7788, pos: Some(0), ino: Some(18), sdev: Some(16) }
+        );
         let old = parse(fixture!("5.10/fdinfo/epoll")).unwrap().epoll_targets().unwrap();
         assert_eq!((old[0].tfd, old[0].events, old[0].data, old[0].ino), (12, 0x4000_201d, u64::MAX, None));
         let damaged = FdInfo { extra: vec![(b"tfd".to_vec(), b"5 events: x".to_vec())], ..FdInfo::default() };

@@ -164,8 +164,8 @@ pub fn auxv(pid: i32) -> Result<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use super::super::{fdinfo, maps, stat, status, timer_list};
+    use super::*;
     use std::os::fd::AsRawFd;
 
     fn own() -> i32 {
@@ -255,8 +255,7 @@ mod tests {
         let first = base.as_ptr() as u64;
         for page in (0..pages).step_by(2) {
             // SAFETY: a page of the mapping above, which only grows rights.
-            unsafe { nix::sys::mman::mprotect(base.byte_add(page * 4096), 4096, nix::sys::mman::ProtFlags::PROT_READ) }
-                .unwrap();
+            unsafe { nix::sys::mman::mprotect(base.byte_add(page * 4096), 4096, nix::sys::mman::ProtFlags::PROT_READ) }.unwrap();
         }
         let text = read(own(), "smaps").unwrap();
         let vmas = parsed(own(), "smaps", maps::parse).unwrap();

@@ -79,8 +79,8 @@ pub struct Status {
 
 /// Lines that every kernel shows of every task.
 const REQUIRED: [&str; 18] = [
-    "Name", "State", "Tgid", "Pid", "PPid", "Uid", "Gid", "Threads", "SigQ", "SigPnd", "ShdPnd", "SigBlk", "SigIgn",
-    "SigCgt", "CapInh", "CapPrm", "CapEff", "CapBnd",
+    "Name", "State", "Tgid", "Pid", "PPid", "Uid", "Gid", "Threads", "SigQ", "SigPnd", "ShdPnd", "SigBlk", "SigIgn", "SigCgt", "CapInh",
+    "CapPrm", "CapEff", "CapBnd",
 ];
 
 /// Parses /proc/PID/status. Lines that are not known are skipped.

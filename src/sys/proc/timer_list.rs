@@ -106,11 +106,7 @@ mod tests {
     #[test]
     fn damaged_lists_are_refused() {
         assert_eq!(parse(b"cpu: 0\n").unwrap_err().message, "timer_list: no `now at`");
-        for bad in [
-            &b"now at 1 nsecs\n # expires at 1-2 nsecs [in]\n"[..],
-            b"now at 1 nsecs\n #0: <1>\n",
-            b"now at x nsecs\n",
-        ] {
+        for bad in [&b"now at 1 nsecs\n # expires at 1-2 nsecs [in]\n"[..], b"now at 1 nsecs\n #0: <1>\n", b"now at x nsecs\n"] {
             assert!(parse(bad).is_err());
         }
     }

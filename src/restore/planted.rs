@@ -1,0 +1,283 @@
+//! All tasks of a tree on their way from bare stubs to what they were.
+
+use super::fill;
+use super::layout;
+use super::namespace::Namespace;
+use super::pool::Pool;
+use super::root::plant_root;
+use super::skeleton::Skeleton;
+use super::terminal::Terminals;
+use crate::error::{Context, Result};
+use crate::image::Reader;
+use crate::progress::{Report, phase};
+use crate::resource::credentials::Credentials;
+use crate::resource::descriptor::FileKind;
+use crate::resource::process::{Process, State};
+use crate::resource::{Tree, signals, timers::Timers};
+use crate::sys::guardian::Guardian;
+use crate::sys::proc::{read, status};
+use crate::sys::{ptrace, signal, task};
+use crate::tracee::stub::{Script, Stub};
+use std::collections::HashMap;
+use std::os::fd::AsRawFd;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// All tasks of the tree, stopped, on their way from stubs to what they were.
+pub struct Planted<'t> {
+    tree: &'t Tree,
+    skeleton: Skeleton<'t>,
+    /// Stub of each thread, by its tid in the image.
+    pub threads: HashMap<i32, Stub>,
+}
+
+impl<'t> Planted<'t> {
+    /// Makes all processes and threads.
+    pub fn plant(tree: &'t Tree, terminals: &Terminals, namespace: Option<&Namespace>, detach: bool) -> Result<Self> {
+        let gadget = layout::gadget(tree)?;
+        let root = plant_root(tree, gadget, terminals, namespace, detach)?;
+        let controlling = terminals.session.and_then(|s| Some((s.0, terminals.slave.as_ref()?.as_raw_fd())));
+        let skeleton = Skeleton::grow(tree, root, controlling)?;
+        let mut threads = HashMap::new();
+        for process in &tree.processes {
+            let stub = skeleton.stubs[&process.pid];
+            threads.insert(process.pid, stub);
+            let others: Vec<i32> = process.threads.iter().skip(1).map(|t| t.tid).collect();
+            let flags =
+                libc::CLONE_VM | libc::CLONE_FS | libc::CLONE_FILES | libc::CLONE_SIGHAND | libc::CLONE_THREAD | libc::CLONE_SYSVSEM;
+            let mut script = stub.script();
+            for &tid in &others {
+                script.clone_task(flags as u64, 0, tid)?;
+            }
+            for (tid, born) in others.iter().zip(script.run()?.births) {
+                threads.insert(*tid, stub.born(born, true)?);
+            }
+        }
+        skeleton.settle()?;
+        Ok(Planted { tree, skeleton, threads })
+    }
+
+    pub fn root(&self) -> i32 {
+        self.skeleton.stubs[&self.tree.processes[0].pid].pid
+    }
+
+    fn living(&self) -> impl Iterator<Item = &'t Process> {
+        self.tree.processes.iter().filter(|p| !matches!(p.state, State::Zombie(_)))
+    }
+
+    /// Memory, then everything else, up to the last registers.
+    pub fn rebuild(
+        &mut self,
+        reader: &mut Reader<'_>,
+        pool: &mut Pool,
+        terminals: &Terminals,
+        report: &mut dyn Report,
+        phases: &mut Vec<(&'static str, Duration)>,
+        warnings: &mut Vec<String>,
+    ) -> Result<()> {
+        phase(report, phases, "layout", |_| {
+            self.living().try_for_each(|p| {
+                let Some(space) = &p.memory else { return Ok(()) };
+                layout::build(&self.skeleton.stubs[&p.pid], space, pool).context(|| format!("process {}", p.pid))
+            })
+        })?;
+        phase(report, phases, "memory", |report| {
+            let pids = self.skeleton.stubs.iter().map(|(&pid, stub)| (pid, stub.pid)).collect();
+            let targets = fill::Targets::new(self.tree, &pids, pool)?;
+            fill::fill(reader, &targets, |bytes| {
+                report.bytes(bytes, None);
+                signal::check_interrupted()
+            })
+        })?;
+        pool.seal(self.tree)?;
+        pool.close_writers();
+        phase(report, phases, "state", |_| {
+            let own = own_credentials()?;
+            let chosen = Timers::ids_can_be_chosen();
+            let made = deleted_folders(self.tree)?;
+            let result = self.living().try_for_each(|p| self.finish(p, pool, terminals, &own, chosen, warnings));
+            for folder in made.iter().rev() {
+                let _ = std::fs::remove_dir(folder);
+            }
+            result
+        })
+    }
+
+    /// Everything of one process that is not memory content.
+    fn finish(
+        &self,
+        process: &Process,
+        pool: &Pool,
+        terminals: &Terminals,
+        own: &Credentials,
+        chosen_timers: bool,
+        warnings: &mut Vec<String>,
+    ) -> Result<()> {
+        let stub = &self.skeleton.stubs[&process.pid];
+        let mut script = stub.script();
+        process.tell(&mut script)?;
+        process.fs.tell(&mut script)?;
+        if let (Some((session, foreground)), Some(slave)) = (terminals.session, &terminals.slave)
+            && session == process.pid
+            && self.tree.processes.iter().any(|p| p.pgid == foreground)
+        {
+            let at = script.data(&foreground.to_le_bytes());
+            script.call("ioctl TIOCSPGRP", libc::SYS_ioctl, &[slave.as_raw_fd() as u64, libc::TIOCSPGRP, at])?;
+        }
+        descriptors(&mut script, self.tree, process, pool)?;
+        if let Some(space) = &process.memory {
+            layout::finish(&mut script, space, pool)?;
+        }
+        process.signals.tell(&mut script)?;
+        process.timers.create(&mut script, chosen_timers)?;
+        script.call("close_range", libc::SYS_close_range, &[pool.base() as u64, u64::from(u32::MAX), 0])?;
+        // After the pool has gone: closing any descriptor of a file drops the process's record locks on it.
+        for (d, lock) in process.descriptors.iter().flat_map(|d| d.locks.iter().map(move |lock| (d, lock))) {
+            let at = script.data(&lock.to_flock());
+            script.call("fcntl F_SETLK", libc::SYS_fcntl, &[d.fd as u64, libc::F_SETLK as u64, at])?;
+        }
+        script.run()?;
+        warnings.extend(process.apply(stub.pid));
+        for thread in &process.threads {
+            let stub = &self.threads[&thread.tid];
+            warnings.extend(thread.sched.apply(stub.tid, thread.tid));
+            stub.block_signals()?;
+            let mut script = stub.script();
+            thread.tell(&mut script)?;
+            thread.credentials.tell(&mut script, own)?;
+            thread.tell_last(&mut script)?;
+            signals::queue(&mut script, &thread.pending, process.pid, Some(thread.tid))?;
+            if thread.tid == process.pid {
+                signals::queue(&mut script, &process.signals.pending, process.pid, None)?;
+                // Identity changes make a process undumpable.
+                if process.dumpable <= 1 {
+                    script.call(
+                        "prctl PR_SET_DUMPABLE",
+                        libc::SYS_prctl,
+                        &[libc::PR_SET_DUMPABLE as u64, u64::from(process.dumpable), 0, 0, 0],
+                    )?;
+                }
+                process.timers.arm(&mut script)?;
+            }
+            script.run()?;
+        }
+        let mut entered = HashMap::new();
+        for thread in &process.threads {
+            let stub = &self.threads[&thread.tid];
+            if let Some(registers) = thread.enter_wait(stub).context(|| format!("resuming the wait of task {}", thread.tid))? {
+                entered.insert(thread.tid, registers);
+            }
+        }
+        stub.vanish()?;
+        for thread in &process.threads {
+            thread.finish(self.threads[&thread.tid].tid, entered.get(&thread.tid).copied())?;
+        }
+        Ok(())
+    }
+
+    /// From here on the tree outlives meio, all of it or nothing: a task that is not let go below, because that fails or
+    /// meio is killed just then, is let go by the kernel, not killed.
+    pub fn entrust(&self) -> Result<()> {
+        let pids: Vec<i32> = self.living().map(|p| self.skeleton.stubs[&p.pid].pid).collect();
+        // The threads of one process end together anyway.
+        let guardian = if pids.len() > 1 { Some(Guardian::post(&pids)?) } else { None };
+        let outlive = || -> Result<()> {
+            self.living().flat_map(|p| &p.threads).try_for_each(|thread| {
+                let tid = self.threads[&thread.tid].tid;
+                ptrace::set_options(tid, 0).context(|| format!("letting go of task {}", thread.tid))
+            })
+        };
+        let outlived = outlive();
+        // In any case: meio answers for the tree itself when this has failed.
+        let dismissed = guardian.map_or(Ok(()), Guardian::dismiss);
+        outlived.and(dismissed)
+    }
+
+    /// Lets all tasks go on, children before their parents.
+    pub fn release(&mut self) {
+        for process in self.tree.processes.iter().rev() {
+            for thread in process.threads.iter().rev() {
+                let _ = ptrace::detach(self.threads[&thread.tid].tid);
+            }
+        }
+    }
+
+    /// Ends everything that was made.
+    pub fn destroy(&mut self) {
+        end_all();
+    }
+}
+
+/// Ends all tracees and takes their reports.
+pub fn end_all() {
+    loop {
+        match ptrace::poll(-1) {
+            Ok(Some((_, ptrace::Status::Ended(_)))) => {}
+            Ok(Some((tid, _))) => {
+                let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(tid), nix::sys::signal::SIGKILL);
+            }
+            Ok(None) => {
+                // Those that stand still have reported long ago: ask /proc whom we trace.
+                let own = std::process::id() as i32;
+                let mine = task::tracees(own);
+                if mine.is_empty() {
+                    return;
+                }
+                for pid in mine {
+                    let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL);
+                }
+                std::thread::sleep(Duration::from_micros(200));
+            }
+            Err(_) => return,
+        }
+    }
+}
+
+/// Brings every descriptor to its number and closes all others below the pool.
+fn descriptors(script: &mut Script<'_>, tree: &Tree, process: &Process, pool: &Pool) -> Result<()> {
+    let mut table: Vec<_> = process.descriptors.iter().collect();
+    table.sort_by_key(|d| d.fd);
+    let mut next = 0;
+    for d in table {
+        if d.fd > next {
+            script.call("close_range", libc::SYS_close_range, &[next as u64, d.fd as u64 - 1, 0])?;
+        }
+        next = d.fd + 1;
+        let cloexec = if d.cloexec { libc::O_CLOEXEC as u64 } else { 0 };
+        script.expect("dup3", d.fd as u64, libc::SYS_dup3, &[pool.file(d.file)? as u64, d.fd as u64, cloexec])?;
+    }
+    for d in &process.descriptors {
+        let file = tree.files.get(d.file as usize);
+        // Once, by the first process that holds it.
+        if let Some(FileKind::Epoll(epoll)) = file.map(|f| &f.kind)
+            && epoll.first == (process.pid, d.fd)
+        {
+            epoll.tell(script, d.fd)?;
+        }
+    }
+    if next < pool.base() {
+        script.call("close_range", libc::SYS_close_range, &[next as u64, pool.base() as u64 - 1, 0])?;
+    }
+    Ok(())
+}
+
+/// Makes current directories that had been removed, for the moment in which they are entered.
+fn deleted_folders(tree: &Tree) -> Result<Vec<PathBuf>> {
+    let mut made = Vec::new();
+    for p in tree.processes.iter().filter(|p| p.fs.cwd_deleted) {
+        let path = p.fs.cwd.to_path_buf();
+        match std::fs::create_dir(&path) {
+            Ok(()) => made.push(path),
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
+            Err(e) => return Err(e).context(|| format!("making the removed directory {} again", path.display())),
+        }
+    }
+    Ok(made)
+}
+
+fn own_credentials() -> Result<Credentials> {
+    let own = read::parsed(std::process::id() as i32, "status", status::parse)?;
+    let mut credentials = Credentials::from_status(&own);
+    credentials.securebits = task::securebits();
+    Ok(credentials)
+}
