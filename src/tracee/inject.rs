@@ -160,7 +160,9 @@ impl Drop for Injector<'_> {
         // After an error between begin and end: the registers are what matters. The task may stand at the entry of an
         // injected call, which must not become the one that it was interrupted in.
         let registers = Registers { orig_rax: u64::MAX, ..restarted(&self.held.registers) };
-        let _ = ptrace::set_sigmask(self.held.tid, self.held.sigmask);
-        let _ = ptrace::set_registers(self.held.tid, &registers);
+        // When it has not stopped yet the mask cannot be set: then the registers stay armed, since the frame restores both.
+        if ptrace::set_sigmask(self.held.tid, self.held.sigmask).is_ok() {
+            let _ = ptrace::set_registers(self.held.tid, &registers);
+        }
     }
 }
