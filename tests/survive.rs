@@ -234,6 +234,9 @@ impl Saved {
     /// After a meio that was killed: nothing, or everything.
     fn nothing_or_everything(&self) -> Result<(), String> {
         // what the kernel has to end ends in a moment
+        if until(Duration::from_millis(400), || self.left().is_empty()) {
+            return Ok(());
+        }
         let settled = until(SOON / 4, || self.left().is_empty() || (self.left() == self.pids && self.kind.goes_on(&self.lab).is_ok()));
         if !settled || self.left().is_empty() { self.gone() } else { self.well() }
     }
