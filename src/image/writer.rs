@@ -116,7 +116,8 @@ impl<W: Write> Writer<W> {
         self
     }
 
-    /// Writes a block. They come in the order of their numbers.
+    /// Writes a block where [`Writer::place`] wants it: for tests, which write images one block after the other.
+    #[cfg(test)]
     pub fn append(&mut self, block: &Encoded) -> Result<()> {
         let Placed { front, .. } = self.place(block)?;
         self.out.write_all(&front).and_then(|()| self.out.write_all(&block.data)).context(|| "writing the image")
