@@ -1,7 +1,7 @@
 //! Turns a frozen tree into its saved form, and finds what stands in the way.
 
 use super::copy::{From, Job, cut};
-use crate::error::{Context, Result};
+use crate::error::{Context, Kind, Result};
 use crate::image::Owner;
 use crate::resource::capture::Capture;
 use crate::resource::memory::{AddressSpace, Backing, PAGE};
@@ -47,7 +47,7 @@ pub fn survey(pids: &[i32], capture: &mut Capture) -> Result<()> {
         };
         // A running process changes while it is looked at. What fails here is found again, or not, once it stands still.
         match look(capture) {
-            Err(e) if e.kind == crate::error::Kind::Permission => return Err(e),
+            Err(e) if e.kind == Kind::Permission => return Err(e),
             _ => {}
         }
     }
@@ -74,7 +74,11 @@ fn refuse_process(pid: i32, running: bool, capture: &mut Capture) -> Result<bool
         }
     }
     for tid in read::tasks(pid)? {
-        let status = read::parsed_task(pid, tid, "status", status::parse)?;
+        let status = match read::parsed_task(pid, tid, "status", status::parse) {
+            // A thread on its very last steps when the barrier closed.
+            Err(e) if e.kind == Kind::NotFound && tid != pid => continue,
+            other => other?,
+        };
         if status.seccomp != 0 {
             capture.refuse(pid, format!("task {tid}"), "it runs under seccomp, which is not supported yet", "start it without the filter");
         }
@@ -199,7 +203,7 @@ fn ask(
     let stat = read::parsed(pid, "stat", stat::parse)?;
     let status = read::parsed(pid, "status", status::parse)?;
     let listed = match read::parsed(pid, "timers", timers::parse) {
-        Err(e) if e.kind == crate::error::Kind::NotFound => Vec::new(), // a kernel without CONFIG_CHECKPOINT_RESTORE
+        Err(e) if e.kind == Kind::NotFound => Vec::new(), // a kernel without CONFIG_CHECKPOINT_RESTORE
         listed => listed?,
     };
     let _pinned = Pinned::to(stat.processor.max(0) as usize);

@@ -291,7 +291,7 @@ impl Barrier {
         let mut frozen = Frozen::default();
         for &(pid, ppid) in &self.processes {
             let mut tids = by_process.remove(&pid).unwrap_or_default();
-            if tids.is_empty() && !self.zombies.contains(&pid) {
+            if tids.is_empty() && !(self.zombies.contains(&pid) && is_zombie(pid)) {
                 continue; // ended while the barrier closed
             }
             // The leader first, then in order of birth.
@@ -324,6 +324,11 @@ fn ours(tid: i32) -> bool {
 /// Whether a task has ended, waited for or not.
 fn ended(tid: i32) -> bool {
     read::parsed(tid, "stat", stat::parse).ok().is_none_or(|s| s.state == b'Z' || s.state == b'X')
+}
+
+/// Whether a process that had ended still waits for its parent to take notice.
+fn is_zombie(pid: i32) -> bool {
+    read::parsed(pid, "stat", stat::parse).is_ok_and(|s| s.state == b'Z')
 }
 
 fn resume(tid: i32, signal: i32) -> Result<()> {
