@@ -42,7 +42,7 @@ pub struct Placed {
     pub front: Vec<u8>,
 }
 
-/// Writes one image to `W`. Two writes a block; no buffer is needed in front of a file.
+/// Writes one image to `W`: metadata itself, blocks by whoever has encoded them. No buffer is needed in front of a file.
 pub struct Writer<W: Write> {
     out: W,
     position: u64,
@@ -117,6 +117,7 @@ impl<W: Write> Writer<W> {
     }
 
     /// Writes a block. They come in the order of their numbers.
+    #[cfg(test)]
     pub fn append(&mut self, block: &Encoded) -> Result<()> {
         let Placed { front, .. } = self.place(block)?;
         self.out.write_all(&front).and_then(|()| self.out.write_all(&block.data)).context(|| "writing the image")
