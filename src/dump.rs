@@ -120,11 +120,10 @@ fn save(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     std::io::Read::read_exact(&mut File::open("/dev/urandom")?, &mut id)?;
     let dedup = phase(report, &mut phases, "room", |_| {
         let expected = tree::anonymous_memory(options.pid);
-        if options.level.is_none() {
-            target.reserve(copy::image_bytes(expected));
-        }
+        target.reserve(copy::image_bytes(expected), options.level.is_none());
         Dedup::with_room(&id, expected / image::PAGE as u64)
     });
+    signal::check_interrupted()?;
 
     let stopped = Instant::now();
     let mut frozen = phase(report, &mut phases, "freeze", |report| {

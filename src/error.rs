@@ -112,6 +112,8 @@ impl From<std::io::Error> for Error {
     fn from(e: std::io::Error) -> Self {
         let kind = match e.kind() {
             std::io::ErrorKind::PermissionDenied => Kind::Permission,
+            // The process that was being worked on has ended.
+            _ if e.raw_os_error() == Some(nix::errno::Errno::ESRCH as i32) => Kind::NotFound,
             _ => Kind::Other,
         };
         Error::new(kind, e.to_string())

@@ -52,11 +52,14 @@ impl Target {
         !matches!(self, Target::Stream(_))
     }
 
-    /// Takes room for an image of about this size, so that writing it does not wait for room: in memory (tmpfs) a
-    /// third, on disk half of the time. Nothing is lost when there is none: what is needed may be less.
-    pub fn reserve(&self, bytes: u64) {
-        if self.is_file() {
-            let _ = nix::fcntl::fallocate(self.open(), nix::fcntl::FallocateFlags::FALLOC_FL_KEEP_SIZE, 0, bytes as i64);
+    /// Takes room for an image of about `bytes`, so that the tree need not wait for it while it stands still: blocks
+    /// on a disk, where that costs next to nothing, and pages in memory (tmpfs), where it is most of the cost of
+    /// writing, when the image will really be so large (`exact`). No room is no failure yet: less may be needed.
+    pub fn reserve(&self, bytes: u64, exact: bool) {
+        let file = self.open();
+        let in_memory = || nix::sys::statfs::fstatfs(file).is_ok_and(|s| s.filesystem_type() == nix::sys::statfs::TMPFS_MAGIC);
+        if self.is_file() && (exact || !in_memory()) {
+            let _ = nix::fcntl::fallocate(file, nix::fcntl::FallocateFlags::FALLOC_FL_KEEP_SIZE, 0, bytes as i64);
         }
     }
 

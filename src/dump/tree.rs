@@ -130,7 +130,11 @@ pub fn capture(frozen: &mut Frozen) -> Result<Captured> {
     for process in &mut frozen.processes {
         let pid = process.pid;
         let captured = capture_process(process, &mut capture, &mut known, &mut jobs, &mut warnings);
-        processes.extend(captured.context(|| format!("capturing process {pid}"))?);
+        match captured {
+            // It had ended, and somebody outside of the tree has taken notice since.
+            Err(e) if e.kind == Kind::NotFound && process.threads.is_empty() => {}
+            captured => processes.extend(captured.context(|| format!("capturing process {pid}"))?),
+        }
     }
     let tree: HashSet<i32> = frozen.processes.iter().map(|p| p.pid).collect();
     pipe::refuse_outsiders(&tree, std::process::id() as i32, &mut capture);

@@ -161,30 +161,13 @@ fn push(runs: &mut Vec<Run>, address: u64, content: Content) {
     runs.push(Run { address, pages: 1, content });
 }
 
-/// Pages that are tried before a block is compressed.
-const SAMPLE_PAGES: usize = 8;
-
-/// Some pages out of all parts of a large block.
-fn sample(data: &[u8]) -> Option<Vec<u8>> {
-    let apart = data.len() / PAGE / SAMPLE_PAGES;
-    (apart >= 4).then(|| data.chunks_exact(PAGE).step_by(apart).take(SAMPLE_PAGES).flatten().copied().collect())
-}
-
-/// The data as one zstd frame, if that saves at least a sixteenth of it; else reading it raw costs less. A block of
-/// which no sample gets smaller is not tried: finding that out of all of it costs more than anything else in a dump.
+/// The data as one zstd frame, if that saves at least a sixteenth of it; else reading it raw costs less.
 fn compress(data: &[u8], level: i32) -> Option<Vec<u8>> {
-    if let Some(sample) = sample(data) {
-        compress_into(&sample, level, sample.len() - sample.len() / 32)?;
-    }
-    compress_into(data, level, data.len() - data.len() / 16)
-}
-
-/// The data as one zstd frame of at most `room` bytes.
-fn compress_into(data: &[u8], level: i32, room: usize) -> Option<Vec<u8>> {
     thread_local! {
         // Making a compressor costs more than compressing a block with a fast level.
         static COMPRESSOR: RefCell<Option<(i32, zstd::bulk::Compressor<'static>)>> = const { RefCell::new(None) };
     }
+    let room = data.len() - data.len() / 16;
     COMPRESSOR.with_borrow_mut(|slot| {
         let compressor = match slot.take() {
             Some((known, compressor)) if known == level => compressor,

@@ -42,7 +42,7 @@ pub struct Placed {
     pub front: Vec<u8>,
 }
 
-/// Writes one image to `W`. Two writes a block; no buffer is needed in front of a file.
+/// Writes one image to `W`: metadata itself, blocks by whoever has encoded them. No buffer is needed in front of a file.
 pub struct Writer<W: Write> {
     out: W,
     position: u64,
