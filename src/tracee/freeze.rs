@@ -106,8 +106,12 @@ impl Barrier {
             if !self.settle(deadline)? {
                 return Ok(false);
             }
-            if !self.discover(root)? {
+            // Twice: a list of children loses some when one of them ends while it is read.
+            if !self.discover(root)? && !self.discover(root)? {
                 return Ok(true);
+            }
+            if Instant::now() >= deadline {
+                return Ok(false);
             }
             crate::sys::signal::check_interrupted()?;
         }
@@ -123,8 +127,9 @@ impl Barrier {
     }
 
     fn add_threads(&mut self, pid: i32) -> Result<bool> {
-        let mut new = false;
-        for tid in unless_gone(read::tasks(pid))? {
+        let listed = unless_gone(read::tasks(pid))?;
+        let mut new = !complete(pid, listed.len());
+        for tid in listed {
             if self.tasks.contains_key(&tid) || self.zombies.contains(&tid) {
                 continue;
             }
@@ -324,6 +329,11 @@ fn ours(tid: i32) -> bool {
 /// Whether a task has ended, waited for or not.
 fn ended(tid: i32) -> bool {
     read::parsed(tid, "stat", stat::parse).ok().is_none_or(|s| s.state == b'Z' || s.state == b'X')
+}
+
+/// Whether a list of so many threads is all of a process's. The kernel cuts it off when the thread that it is just at ends.
+fn complete(pid: i32, listed: usize) -> bool {
+    read::parsed(pid, "stat", stat::parse).map_or(true, |s| s.num_threads == listed as i64)
 }
 
 /// Whether a process that had ended still waits for its parent to take notice.

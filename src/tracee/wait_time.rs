@@ -14,6 +14,7 @@ use crate::resource::thread::Waiting;
 use crate::sys::proc::{read, sched, stat, syscall, timer_list};
 use crate::sys::ptrace::{self, Status};
 use crate::sys::{clock, memory};
+use nix::errno::Errno;
 use std::time::{Duration, Instant};
 
 /// A task that was seen to sleep in a call before it was stopped.
@@ -165,16 +166,25 @@ fn deadline_of_restarted(held: &mut Held) -> Result<Option<Waiting>> {
     // A timer of another task that was set meanwhile shows up only once.
     for _ in 0..4 {
         let before = timers();
-        ptrace::cont(held.tid, 0)?;
-        wchan = asleep(held);
+        // From system call stop to system call stop: should its time come just now, it does not get as far as its next instruction,
+        // which would move one thread on while all others stand still.
+        let (asleep_at, returned) = fall_asleep(held)?;
+        wchan = asleep_at;
         let mut new = timers();
+        // Any stop takes a pending interruption with it, so that it is asked for again at each.
         ptrace::interrupt(held.tid)?;
+        if returned {
+            ptrace::cont(held.tid, 0)?;
+        }
         loop {
             match ptrace::wait(held.tid)? {
                 Status::Stop | Status::GroupStop(_) => break,
-                Status::Signal(signal) => ptrace::cont(held.tid, signal)?,
-                _ => ptrace::cont(held.tid, 0)?,
+                Status::Ended(_) => return Err(Errno::ESRCH.into()),
+                Status::Signal(signal) => held.deferred.push(signal),
+                _ => {}
             }
+            ptrace::interrupt(held.tid)?;
+            ptrace::cont(held.tid, 0)?;
         }
         held.registers = ptrace::registers(held.tid)?;
         held.sigmask = ptrace::sigmask(held.tid)?;
@@ -200,13 +210,31 @@ fn deadline_of_restarted(held: &mut Held) -> Result<Option<Waiting>> {
     Ok(Some(Waiting { number, remaining_ns: timer.map(|t| t.softexpires_ns.saturating_sub(now)) }))
 }
 
-/// Lets a task that was just resumed fall asleep; where it sleeps.
-fn asleep(held: &Held) -> Vec<u8> {
+/// Lets a stopped task make its interrupted call again. Where it sleeps, and whether the call has returned already, in which
+/// case it is stopped at its exit.
+fn fall_asleep(held: &mut Held) -> Result<(Vec<u8>, bool)> {
+    let tid = held.tid;
+    loop {
+        ptrace::syscall(tid)?;
+        match ptrace::wait(tid)? {
+            Status::Syscall => break,
+            Status::Ended(_) => return Err(Errno::ESRCH.into()),
+            Status::Signal(signal) => held.deferred.push(signal),
+            _ => {}
+        }
+    }
+    ptrace::syscall(tid)?;
     let until = Instant::now() + Duration::from_millis(5);
     loop {
-        let wchan = read::read_task(held.pid, held.tid, "wchan").unwrap_or_default();
+        if let Some((_, status)) = ptrace::poll(tid)? {
+            return match status {
+                Status::Ended(_) => Err(Errno::ESRCH.into()),
+                _ => Ok((Vec::new(), true)),
+            };
+        }
+        let wchan = read::read_task(held.pid, tid, "wchan").unwrap_or_default();
         if (wchan.len() > 1 && !wchan.starts_with(b"ptrace")) || Instant::now() >= until {
-            return wchan;
+            return Ok((wchan, false));
         }
         std::thread::yield_now();
     }
