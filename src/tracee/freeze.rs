@@ -127,8 +127,12 @@ impl Barrier {
     }
 
     fn add_threads(&mut self, pid: i32) -> Result<bool> {
+        // The kernel cuts the list off when the thread that it is just at ends. The count, the same before and after, says
+        // whether it is whole.
+        let before = count(pid);
         let listed = unless_gone(read::tasks(pid))?;
-        let mut new = !complete(pid, listed.len());
+        let whole = before == count(pid) && before.is_none_or(|n| n == listed.len() as i64);
+        let mut new = !whole;
         for tid in listed {
             if self.tasks.contains_key(&tid) || self.zombies.contains(&tid) {
                 continue;
@@ -331,9 +335,9 @@ fn ended(tid: i32) -> bool {
     read::parsed(tid, "stat", stat::parse).ok().is_none_or(|s| s.state == b'Z' || s.state == b'X')
 }
 
-/// Whether a list of so many threads is all of a process's. The kernel cuts it off when the thread that it is just at ends.
-fn complete(pid: i32, listed: usize) -> bool {
-    read::parsed(pid, "stat", stat::parse).map_or(true, |s| s.num_threads == listed as i64)
+/// How many threads a process has, those that are just ending included; `None` when it has gone.
+fn count(pid: i32) -> Option<i64> {
+    read::parsed(pid, "stat", stat::parse).ok().map(|s| s.num_threads)
 }
 
 /// Whether a process that had ended still waits for its parent to take notice.
