@@ -15,6 +15,16 @@ pub struct Source {
     pub file: File,
 }
 
+/// What the user decided about things that would be refused, each written `KIND:ID`; recorded in the image.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Decisions {
+    /// Kept by name only: the other side lives outside of the tree and is looked for again at the restore.
+    pub external: Vec<String>,
+    /// Left out of the image.
+    pub ignore: Vec<String>,
+}
+
 /// The tables of one capture.
 #[derive(Debug, Default)]
 pub struct Capture {
@@ -42,6 +52,20 @@ pub struct Capture {
     pub object_index: HashMap<(u64, u64), ObjectId>,
     /// Everything that cannot be saved.
     pub refusals: Vec<Refusal>,
+    /// What the user decided about some of it.
+    pub decisions: Decisions,
+}
+
+impl Decisions {
+    /// Whether the user wants `KIND:ID` to be looked for outside of the tree.
+    pub fn external(&self, id: &str) -> bool {
+        self.external.iter().any(|e| e == id)
+    }
+
+    /// Whether the user wants `KIND:ID` to be left out.
+    pub fn ignores(&self, id: &str) -> bool {
+        self.ignore.iter().any(|i| i == id)
+    }
 }
 
 impl Capture {

@@ -40,7 +40,7 @@ pub struct Manifest {
 }
 
 /// The whole tree, all that is not page content.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Tree {
     /// Every process, parents before children, the root first.

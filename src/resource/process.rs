@@ -10,9 +10,10 @@ use crate::tracee::stub::Script;
 use serde::{Deserialize, Serialize};
 
 /// Whether it runs, is stopped by job control, or has ended.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum State {
     /// Running or sleeping.
+    #[default]
     Running,
     /// Stopped by this signal (`SIGSTOP`, `SIGTSTP`, …).
     Stopped(i32),
@@ -35,7 +36,7 @@ pub struct Fs {
 }
 
 /// One process.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Process {
     /// Process id in the tree's pid namespace.

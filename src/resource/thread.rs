@@ -22,7 +22,7 @@ pub struct Waiting {
 }
 
 /// One thread.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Thread {
     /// Thread id in the tree's pid namespace.

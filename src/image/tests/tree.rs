@@ -36,7 +36,7 @@ fn thread(tid: i32) -> Thread {
         rseq: Some((0x7f00_0000_0040, 32, 0x5305_3053, 0)),
         credentials: Credentials { uid: [1000; 4], gid: [100; 4], groups: vec![100, 27], ..Credentials::default() },
         sched: Sched { nice: 5, affinity: vec![3], timer_slack_ns: 50_000, ..Sched::default() },
-        pdeathsig: 0,
+        ..Thread::default()
     }
 }
 
@@ -94,7 +94,7 @@ fn process(pid: i32, ppid: i32, tids: &[i32]) -> Process {
         dumpable: 1,
         subreaper: false,
         thp_disable: false,
-        oom_score_adj: 0,
+        ..Process::default()
     }
 }
 
@@ -117,5 +117,6 @@ pub fn tree() -> Tree {
             build_id: Some(vec![0xab; 20]),
         }],
         objects: vec![Object { id: 0, origin: Origin::Memfd { name: "cache".into(), seals: 0 }, size: 5 * PAGE }],
+        ..Tree::default()
     }
 }
