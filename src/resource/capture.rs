@@ -32,7 +32,7 @@ pub struct Capture {
     pub files: Vec<OpenFile>,
     /// For each of `files`: a process and descriptor that lead to it.
     pub holders: Vec<(i32, i32)>,
-    /// Open file descriptions by (device, inode).
+    /// Open file descriptions by (device, inode), each list in the order of kcmp(2).
     pub file_index: HashMap<(u64, u64), Vec<FileId>>,
     /// Pipes, with their inode.
     pub pipes: Vec<Pipe>,

@@ -116,10 +116,16 @@ pub fn survey(pid: i32, capture: &mut Capture) -> Result<Vec<Descriptor>> {
 fn identify(found: &Found, locks: Vec<Lock>, capture: &mut Capture) -> Result<Option<FileId>> {
     let flags = found.info.flags & !(libc::O_CLOEXEC as u32);
     let key = (found.meta.dev(), found.meta.ino());
-    for &id in capture.file_index.get(&key).into_iter().flatten() {
-        let same = task::compare_files((found.pid, found.fd), capture.holders[id as usize]).context(|| "comparing open files (kcmp)")?;
-        if same == Ordering::Equal {
-            return Ok(Some(id));
+    // Everything without a file has the same inode: the list is kept in kcmp(2)'s own order, and searched by halves.
+    let (mut low, mut high) = (0, capture.file_index.get(&key).map_or(0, Vec::len));
+    while low < high {
+        let middle = (low + high) / 2;
+        let id = capture.file_index[&key][middle];
+        let order = task::compare_files((found.pid, found.fd), capture.holders[id as usize]);
+        match order.context(|| "comparing open files (kcmp)")? {
+            Ordering::Equal => return Ok(Some(id)),
+            Ordering::Less => high = middle,
+            Ordering::Greater => low = middle + 1,
         }
     }
     let Some(kind) = kind(found, capture)? else { return Ok(None) };
@@ -133,7 +139,7 @@ fn identify(found: &Found, locks: Vec<Lock>, capture: &mut Capture) -> Result<Op
         kind,
     });
     capture.holders.push((found.pid, found.fd));
-    capture.file_index.entry(key).or_default().push(id);
+    capture.file_index.entry(key).or_default().insert(low, id);
     Ok(Some(id))
 }
 
