@@ -122,7 +122,7 @@ pub fn anonymous_memory(pid: i32) -> u64 {
 
 /// Reads everything of a frozen tree. When `capture.refusals` is not empty afterwards, nothing must be written.
 pub fn capture(frozen: &mut Frozen) -> Result<Captured> {
-    let mut capture = Capture::default();
+    let mut capture = Capture { standing: true, ..Capture::default() };
     let mut known = Known::default();
     let mut processes = Vec::new();
     let mut jobs = Vec::new();

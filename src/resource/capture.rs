@@ -28,6 +28,8 @@ pub struct Decisions {
 /// The tables of one capture.
 #[derive(Debug, Default)]
 pub struct Capture {
+    /// The tree stands still: what is read stays true, and what only a stopped tree may be asked can be asked.
+    pub standing: bool,
     /// Open file descriptions.
     pub files: Vec<OpenFile>,
     /// For each of `files`: a process and descriptor that lead to it.

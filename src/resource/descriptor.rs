@@ -2,7 +2,7 @@
 
 use super::capture::Capture;
 use super::lock::{Family, Lock};
-use super::{device, epoll, pipe, regular, terminal};
+use super::{device, epoll, eventfd, pipe, regular, signalfd, terminal, timerfd};
 use crate::error::{Context, Result};
 use crate::sys::proc::fdinfo::{self, FdInfo};
 use crate::sys::proc::read;
@@ -63,6 +63,12 @@ pub enum FileKind {
     Epoll(epoll::Epoll),
     /// memfd or shared memory without a name.
     Memory(super::shared::SharedMemory),
+    /// An eventfd counter.
+    EventFd(eventfd::EventFd),
+    /// A timer.
+    TimerFd(timerfd::TimerFd),
+    /// Signals to be read.
+    SignalFd(signalfd::SignalFd),
 }
 
 /// What is known of a descriptor before its kind is decided.
@@ -152,6 +158,9 @@ fn kind(found: &Found, capture: &mut Capture) -> Result<Option<FileKind>> {
         libc::S_IFREG | libc::S_IFDIR if !found.link.starts_with(b"anon_inode:") => regular::capture(found, capture),
         libc::S_IFIFO => pipe::capture(found, capture),
         _ if found.link == b"anon_inode:[eventpoll]" => Ok(epoll::capture(found, capture)),
+        _ if found.link == b"anon_inode:[eventfd]" => Ok(eventfd::capture(found, capture)),
+        _ if found.link == b"anon_inode:[timerfd]" => timerfd::capture(found, capture),
+        _ if found.link == b"anon_inode:[signalfd]" => Ok(signalfd::capture(found, capture)),
         libc::S_IFCHR if terminal::is_terminal(found) => terminal::capture(found, capture),
         libc::S_IFCHR => Ok(device::capture(found, capture)),
         libc::S_IFSOCK => {

@@ -99,7 +99,8 @@ impl<'t> Planted<'t> {
             for folder in made.iter().rev() {
                 let _ = std::fs::remove_dir(folder);
             }
-            result
+            result?;
+            pool.arm(self.tree)
         })
     }
 

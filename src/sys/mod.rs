@@ -2,6 +2,7 @@
 
 #![allow(unsafe_code)]
 
+pub mod anon;
 pub mod arch;
 pub mod clock;
 #[cfg(test)]
