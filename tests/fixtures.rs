@@ -46,6 +46,7 @@ fixtures! {
     locks: "locks";
     memfd: "memfd";
     pipes: "pipes";
+    seccomp: "seccomp";
     signals: "signals";
     sleeps: "sleeps";
     sleeps_in_epoll: "sleeps" "epoll";
