@@ -137,6 +137,7 @@ fn save(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
         frozen.release();
         return Err(Error::refused(&format!("cannot dump process {}", options.pid), captured.capture.refusals));
     }
+    captured.capture.notes.iter().for_each(|note| report.note(note));
     let mut held = Some(frozen);
     let mut pause = None;
     let written = phase(report, &mut phases, "memory", |report| {

@@ -48,6 +48,7 @@ fixtures! {
     memfd: "memfd";
     pipes: "pipes";
     signalfd: "signalfd";
+    seccomp: "seccomp";
     signals: "signals";
     sleeps: "sleeps";
     sleeps_in_epoll: "sleeps" "epoll";

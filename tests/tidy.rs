@@ -195,7 +195,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("epoll", &[]),
     ("terminal", &["path"]),
     ("process", &["limits", "memory", "path", "signals", "thread", "timers"]),
-    ("thread", &["credentials", "sched"]),
+    ("thread", &["credentials", "sched", "seccomp"]),
     ("signals", &["thread"]),
     ("pipe", &["path", "thread"]),
     ("regular", &["memory", "path", "shared"]),

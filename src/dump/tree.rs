@@ -9,7 +9,7 @@ use crate::resource::process::{Fs, Process, State};
 use crate::resource::signals::Signals;
 use crate::resource::thread::Thread;
 use crate::resource::timers::Timers;
-use crate::resource::{Tree, descriptor, memory, pipe};
+use crate::resource::{Tree, descriptor, memory, pipe, seccomp};
 use crate::sys::pagemap::{Pagemap, Want};
 use crate::sys::proc::maps::Vma;
 use crate::sys::proc::{read, stat, status, timers};
@@ -79,8 +79,8 @@ fn refuse_process(pid: i32, running: bool, capture: &mut Capture) -> Result<bool
             Err(e) if e.kind == Kind::NotFound && tid != pid => continue,
             other => other?,
         };
-        if status.seccomp != 0 {
-            capture.refuse(pid, format!("task {tid}"), "it runs under seccomp, which is not supported yet", "start it without the filter");
+        if status.seccomp != 0 && running {
+            seccomp::survey(pid, tid, capture)?;
         }
         if tid != pid {
             for (what, name) in [(Shared::Files, "descriptor table"), (Shared::Fs, "working directory")] {
@@ -151,6 +151,7 @@ pub fn capture(frozen: &mut Frozen) -> Result<Captured> {
         terminals: std::mem::take(&mut capture.terminals),
         mapped: std::mem::take(&mut capture.mapped),
         objects: std::mem::take(&mut capture.objects),
+        filters: capture.filters.take(),
     };
     Ok(Captured { tree, capture, jobs, bytes, warnings })
 }
@@ -174,14 +175,22 @@ fn capture_process(
     }
     let mut threads = Vec::with_capacity(frozen.threads.len());
     for held in &mut frozen.threads {
-        threads.push(Thread::capture(held)?);
+        let mut thread = Thread::capture(held)?;
+        if !thread.seccomp.is_off() {
+            seccomp::capture(held, &mut thread.seccomp, capture)?;
+            warnings.extend(thread.keep_clear_of_restart(held));
+        }
+        threads.push(thread);
+    }
+    if !capture.refusals.is_empty() {
+        return Ok(None);
     }
     let mut saved = Process::capture(pid, frozen.ppid, &threads)?;
     saved.state = frozen.threads[0].group_stop.map_or(State::Running, State::Stopped);
     saved.memory = Some(space);
     saved.descriptors = descriptors;
     saved.fs = fs;
-    ask(frozen, &vmas, &mut saved, &mut threads, known, warnings)?;
+    ask(frozen, &vmas, &mut saved, &mut threads, known, capture, warnings)?;
     saved.threads = threads;
     if let Some(space) = &saved.memory {
         pages(pid, space, jobs)?;
@@ -196,6 +205,7 @@ fn ask(
     saved: &mut Process,
     threads: &mut [Thread],
     known: &mut Known,
+    capture: &mut Capture,
     warnings: &mut Vec<String>,
 ) -> Result<()> {
     let pid = frozen.pid;
@@ -221,6 +231,9 @@ fn ask(
             saved.timers = Timers::capture(&mut run, &listed)?;
         }
         run.end()?;
+        let (warning, note) = seccomp::safety(held, foothold.trampoline.unwrap_or(0));
+        warnings.extend(warning);
+        capture.notes.extend(note);
     }
     Ok(())
 }

@@ -52,8 +52,12 @@ pub struct Capture {
     pub sources: Vec<Source>,
     /// (device, inode) of each of `objects`.
     pub object_index: HashMap<(u64, u64), ObjectId>,
+    /// seccomp(2) filters.
+    pub filters: super::seccomp::Filters,
     /// Everything that cannot be saved.
     pub refusals: Vec<Refusal>,
+    /// What is worth knowing and changes nothing.
+    pub notes: Vec<String>,
     /// What the user decided about some of it.
     pub decisions: Decisions,
 }

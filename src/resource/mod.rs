@@ -14,6 +14,7 @@ pub mod pipe;
 pub mod process;
 pub mod regular;
 pub mod sched;
+pub mod seccomp;
 pub mod shared;
 pub mod signalfd;
 pub mod signals;
@@ -58,4 +59,7 @@ pub struct Tree {
     pub mapped: Vec<memory::MappedFile>,
     /// Memory that belongs to no single address space.
     pub objects: Vec<shared::Object>,
+    /// seccomp(2) filters.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub filters: Vec<seccomp::Filter>,
 }

@@ -15,6 +15,7 @@ pub mod namespace;
 pub mod pagemap;
 pub mod proc;
 pub mod ptrace;
+pub mod seccomp;
 pub mod signal;
 pub mod spawn;
 pub mod task;
