@@ -5,6 +5,8 @@ pub mod credentials;
 pub mod descriptor;
 pub mod device;
 pub mod epoll;
+pub mod graph;
+pub mod kinds;
 pub mod limits;
 pub mod lock;
 pub mod memory;
