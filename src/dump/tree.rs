@@ -34,26 +34,46 @@ pub struct Captured {
     pub warnings: Vec<String>,
 }
 
-/// Looks at everything that can be refused; touches nothing. The processes may be running.
-pub fn survey(pids: &[i32], capture: &mut Capture) -> Result<()> {
+/// Looks at everything that can be refused; touches nothing. The processes may be running; returned is what was seen of
+/// them.
+pub fn survey(pids: &[i32], capture: &mut Capture) -> Result<Vec<Process>> {
+    let mut seen: Vec<Process> = Vec::new();
     for &pid in pids {
-        let look = |capture: &mut Capture| -> Result<()> {
-            if !refuse_process(pid, true, capture)? {
-                memory::survey(pid, capture)?;
-                descriptor::survey(pid, capture)?;
-                Fs::capture(pid, &mut capture.refusals)?;
+        let look = |seen: &mut Vec<Process>, capture: &mut Capture| -> Result<()> {
+            let ended = refuse_process(pid, true, capture)?;
+            let ppid = read::parsed(pid, "stat", stat::parse)?.ppid;
+            let process = Process::capture(pid, if seen.iter().any(|p| p.pid == ppid) { ppid } else { 0 }, &[])?;
+            seen.push(process);
+            if let (false, Some(process)) = (ended, seen.last_mut()) {
+                process.threads = read::tasks(pid)?.into_iter().map(|tid| Thread { tid, ..Thread::default() }).collect();
+                process.memory = Some(memory::survey(pid, capture)?.0);
+                process.descriptors = descriptor::survey(pid, capture)?;
+                process.fs = Fs::capture(pid, &mut capture.refusals)?;
             }
             Ok(())
         };
         // A running process changes while it is looked at. What fails here is found again, or not, once it stands still.
-        match look(capture) {
+        match look(&mut seen, capture) {
             Err(e) if e.kind == Kind::Permission => return Err(e),
             _ => {}
         }
     }
     let tree: HashSet<i32> = pids.iter().copied().collect();
     pipe::refuse_outsiders(&tree, std::process::id() as i32, capture);
-    Ok(())
+    Ok(seen)
+}
+
+/// Processes and all tables of a capture, in their saved form.
+pub fn gather(processes: Vec<Process>, capture: &mut Capture) -> Tree {
+    Tree {
+        processes,
+        files: std::mem::take(&mut capture.files),
+        pipes: std::mem::take(&mut capture.pipes),
+        terminals: std::mem::take(&mut capture.terminals),
+        mapped: std::mem::take(&mut capture.mapped),
+        objects: std::mem::take(&mut capture.objects),
+        filters: capture.filters.take(),
+    }
 }
 
 /// Properties of a whole process that rule it out. True for a zombie, of which there is nothing more to see.
@@ -144,15 +164,7 @@ pub fn capture(frozen: &mut Frozen) -> Result<Captured> {
         cut(Owner::Object(number as u32), From::Object(number), true, &ranges, &mut jobs);
     }
     let bytes = jobs.iter().flat_map(|j| &j.ranges).map(|r| u64::from(r.1) * PAGE).sum();
-    let tree = Tree {
-        processes,
-        files: std::mem::take(&mut capture.files),
-        pipes: std::mem::take(&mut capture.pipes),
-        terminals: std::mem::take(&mut capture.terminals),
-        mapped: std::mem::take(&mut capture.mapped),
-        objects: std::mem::take(&mut capture.objects),
-        filters: capture.filters.take(),
-    };
+    let tree = gather(processes, &mut capture);
     Ok(Captured { tree, capture, jobs, bytes, warnings })
 }
 

@@ -58,6 +58,8 @@ pub struct Capture {
     pub refusals: Vec<Refusal>,
     /// What is worth knowing and changes nothing.
     pub notes: Vec<String>,
+    /// Descriptors among that.
+    pub lost: Vec<super::graph::Lost>,
     /// What the user decided about some of it.
     pub decisions: Decisions,
 }
@@ -77,7 +79,7 @@ impl Decisions {
 impl Capture {
     /// Notes that something cannot be saved.
     pub fn refuse(&mut self, pid: i32, object: impl Into<String>, reason: impl Into<String>, advice: impl Into<String>) {
-        self.refusals.push(Refusal { pid, object: object.into(), reason: reason.into(), advice: advice.into() });
+        self.refusals.push(Refusal { pid, object: object.into(), reason: reason.into(), advice: advice.into(), ..Refusal::default() });
     }
 
     /// The object behind (device, inode); `open` is asked for its content the first time.

@@ -1,6 +1,7 @@
 //! Descriptor tables: which number leads to which open file description.
 
 use super::capture::Capture;
+use super::graph::{Lost, Part};
 use super::lock::{Family, Lock};
 use super::{device, epoll, eventfd, pipe, regular, signalfd, terminal, timerfd};
 use crate::error::{Context, Result};
@@ -85,6 +86,23 @@ pub struct Found {
     pub info: FdInfo,
 }
 
+impl FileKind {
+    /// What the graph shows of it; each kind answers in its own file.
+    pub fn part(&self) -> Part {
+        match self {
+            FileKind::Regular(regular) => regular.part(),
+            FileKind::Pipe(end) => end.part(),
+            FileKind::Device(device) => device.part(),
+            FileKind::Terminal(terminal) => terminal.part(),
+            FileKind::Epoll(epoll) => epoll.part(),
+            FileKind::Memory(memory) => memory.part(),
+            FileKind::EventFd(_) => Part::of("eventfd"),
+            FileKind::TimerFd(_) => Part::of("timerfd"),
+            FileKind::SignalFd(_) => Part::of("signalfd"),
+        }
+    }
+}
+
 impl Found {
     /// For refusals: `fd 5 (socket:[123])`.
     pub fn object(&self) -> String {
@@ -111,7 +129,10 @@ pub fn survey(pid: i32, capture: &mut Capture) -> Result<Vec<Descriptor>> {
             capture.refuse(pid, found.object(), "it holds a lease", "leases are not supported yet; let it end first");
         }
         let (own, shared): (Vec<_>, Vec<_>) = locks.into_iter().partition(|l| l.family == Family::Posix);
-        let Some(file) = identify(&found, shared, capture)? else { continue };
+        let Some(file) = identify(&found, shared, capture)? else {
+            capture.lost.push(Lost { pid, fd, refusal: capture.refusals.len().saturating_sub(1) as u32 });
+            continue;
+        };
         let cloexec = found.info.flags & libc::O_CLOEXEC as u32 != 0;
         table.push(Descriptor { fd, file, cloexec, locks: own });
     }

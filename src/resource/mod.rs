@@ -6,6 +6,8 @@ pub mod descriptor;
 pub mod device;
 pub mod epoll;
 pub mod eventfd;
+pub mod graph;
+pub mod kinds;
 pub mod limits;
 pub mod lock;
 pub mod memory;
