@@ -1,5 +1,6 @@
 //! The dump screenplay: freeze, capture, write, let go.
 
+mod ask;
 mod copy;
 mod output;
 mod tree;

@@ -1,23 +1,20 @@
 //! Turns a frozen tree into its saved form, and finds what stands in the way.
 
+use super::ask::ask;
 use super::copy::{From, Job, cut};
 use crate::error::{Context, Kind, Result};
 use crate::image::Owner;
 use crate::resource::capture::Capture;
 use crate::resource::memory::{AddressSpace, Backing, PAGE};
 use crate::resource::process::{Fs, Process, State};
-use crate::resource::signals::Signals;
 use crate::resource::thread::Thread;
-use crate::resource::timers::Timers;
 use crate::resource::{Tree, descriptor, memory, pipe, seccomp};
+use crate::sys::file;
 use crate::sys::pagemap::{Pagemap, Want};
-use crate::sys::proc::maps::Vma;
-use crate::sys::proc::{read, stat, status, timers};
-use crate::sys::task::{self, Pinned, Shared};
-use crate::sys::{file, ptrace};
-use crate::tracee::foothold::{Foothold, Known};
+use crate::sys::proc::{read, stat, status};
+use crate::sys::task::{self, Shared};
+use crate::tracee::foothold::Known;
 use crate::tracee::freeze::{self, Frozen};
-use crate::tracee::inject::Injector;
 use std::collections::HashSet;
 
 /// Everything of a frozen tree but its pages.
@@ -94,13 +91,12 @@ fn refuse_process(pid: i32, running: bool, capture: &mut Capture) -> Result<bool
         }
     }
     for tid in read::tasks(pid)? {
-        let status = match read::parsed_task(pid, tid, "status", status::parse) {
-            // A thread on its very last steps when the barrier closed.
-            Err(e) if e.kind == Kind::NotFound && tid != pid => continue,
-            other => other?,
-        };
-        if status.seccomp != 0 && running {
-            seccomp::survey(pid, tid, capture)?;
+        if running {
+            match read::parsed_task(pid, tid, "status", status::parse) {
+                Err(e) if e.kind == Kind::NotFound && tid != pid => continue,
+                Ok(status) if status.seccomp == 0 => {}
+                status => status.map(drop).and_then(|()| seccomp::survey(pid, tid, capture))?,
+            }
         }
         if tid != pid {
             for (what, name) in [(Shared::Files, "descriptor table"), (Shared::Fs, "working directory")] {
@@ -208,46 +204,6 @@ fn capture_process(
         pages(pid, space, jobs)?;
     }
     Ok(Some(saved))
-}
-
-/// Lets the stopped tasks tell what only they know.
-fn ask(
-    frozen: &mut freeze::Process,
-    vmas: &[Vma],
-    saved: &mut Process,
-    threads: &mut [Thread],
-    known: &mut Known,
-    capture: &mut Capture,
-    warnings: &mut Vec<String>,
-) -> Result<()> {
-    let pid = frozen.pid;
-    let foothold = Foothold::find(pid, vmas, frozen.threads[0].registers.rsp, known)
-        .ok_or_else(|| crate::error::Error::other(format!("process {pid} holds no system call instruction")))?;
-    if foothold.trampoline.is_none() {
-        warnings.push(format!("process {pid} has no signal trampoline: it was not protected against a sudden death of meio"));
-    }
-    let stat = read::parsed(pid, "stat", stat::parse)?;
-    let status = read::parsed(pid, "status", status::parse)?;
-    let listed = match read::parsed(pid, "timers", timers::parse) {
-        Err(e) if e.kind == Kind::NotFound => Vec::new(), // a kernel without CONFIG_CHECKPOINT_RESTORE
-        listed => listed?,
-    };
-    let _pinned = Pinned::to(stat.processor.max(0) as usize);
-    for (held, thread) in frozen.threads.iter_mut().zip(threads) {
-        let leader = held.tid == pid;
-        let mut run = Injector::begin(held, &foothold, thread.waiting.as_ref().map(|w| w.number))?;
-        thread.ask(&mut run)?;
-        if leader {
-            saved.ask(&mut run)?;
-            saved.signals = Signals::capture(&mut run, status.sig_cgt | status.sig_ign, ptrace::pending(pid, true)?)?;
-            saved.timers = Timers::capture(&mut run, &listed)?;
-        }
-        run.end()?;
-        let (warning, note) = seccomp::safety(held, foothold.trampoline.unwrap_or(0));
-        warnings.extend(warning);
-        capture.notes.extend(note);
-    }
-    Ok(())
 }
 
 /// Finds the pages of a process that must be copied.

@@ -65,6 +65,9 @@ const XFEATURE_TILEDATA: u64 = 1 << 18;
 const TILEDATA_OFFSET: usize = 2816;
 
 impl SignalFrame {
+    /// Bytes of a frame beside the XSAVE area, alignment and closing mark included.
+    pub const SIZE_WITHOUT_XSTATE: u64 = UCONTEXT_END + 64 + 4;
+
     /// A frame that brings back this state. `trampoline` is the code that calls rt_sigreturn(2).
     pub fn new(regs: &Registers, sigmask: u64, xstate: &[u8], trampoline: u64) -> Self {
         SignalFrame { trampoline, regs: *regs, sigmask, xstate: xstate.to_vec() }
