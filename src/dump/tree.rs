@@ -2,14 +2,16 @@
 
 use super::ask::ask;
 use super::copy::{From, Job, cut};
-use crate::error::{Context, Kind, Result};
+use crate::error::{Context, Kind as Failure, Result};
 use crate::image::Owner;
 use crate::resource::capture::Capture;
 use crate::resource::memory::{AddressSpace, Backing, PAGE};
+use crate::resource::namespace::Numbers;
 use crate::resource::process::{Fs, Process, State};
 use crate::resource::thread::Thread;
-use crate::resource::{Tree, descriptor, memory, pipe, seccomp};
+use crate::resource::{Tree, descriptor, memory, namespace, pipe, seccomp};
 use crate::sys::file;
+use crate::sys::namespace::Kind;
 use crate::sys::pagemap::{Pagemap, Want};
 use crate::sys::proc::{read, stat, status};
 use crate::sys::task::{self, Shared};
@@ -42,6 +44,7 @@ pub fn survey(pids: &[i32], capture: &mut Capture) -> Result<Vec<Process>> {
             let process = Process::capture(pid, if seen.iter().any(|p| p.pid == ppid) { ppid } else { 0 }, &[])?;
             seen.push(process);
             if let (false, Some(process)) = (ended, seen.last_mut()) {
+                process.places = namespace::survey(pid, false, capture)?;
                 process.threads = read::tasks(pid)?.into_iter().map(|tid| Thread { tid, ..Thread::default() }).collect();
                 process.memory = Some(memory::survey(pid, capture)?.0);
                 process.descriptors = descriptor::survey(pid, capture)?;
@@ -51,7 +54,7 @@ pub fn survey(pids: &[i32], capture: &mut Capture) -> Result<Vec<Process>> {
         };
         // A running process changes while it is looked at. What fails here is found again, or not, once it stands still.
         match look(&mut seen, capture) {
-            Err(e) if e.kind == Kind::Permission => return Err(e),
+            Err(e) if e.kind == Failure::Permission => return Err(e),
             _ => {}
         }
     }
@@ -82,23 +85,21 @@ fn refuse_process(pid: i32, running: bool, capture: &mut Capture) -> Result<bool
         }
         return Ok(true);
     }
-    for kind in ["net", "ipc", "uts", "mnt", "pid", "user", "time"] {
-        if let (Ok(theirs), Ok(ours)) = (read::namespace(pid, kind), read::namespace(std::process::id() as i32, kind))
-            && theirs != ours
-        {
-            let reason = format!("it lives in a {kind} namespace of its own, which is not supported yet");
-            capture.refuse(pid, format!("{kind} namespace"), reason, "run meio inside of that namespace, with nsenter");
-        }
-    }
     for tid in read::tasks(pid)? {
         if running {
             match read::parsed_task(pid, tid, "status", status::parse) {
-                Err(e) if e.kind == Kind::NotFound && tid != pid => continue,
+                Err(e) if e.kind == Failure::NotFound && tid != pid => continue,
                 Ok(status) if status.seccomp == 0 => {}
                 status => status.map(drop).and_then(|()| seccomp::survey(pid, tid, capture))?,
             }
         }
         if tid != pid {
+            // While the tree stands still only the one that programs do give to single threads.
+            let kinds = if running { &Kind::ALL[3..] } else { &[Kind::Net][..] };
+            if let Some(kind) = namespace::stray_thread(pid, tid, kinds) {
+                let reason = format!("it has left the {} namespace of its process", kind.name());
+                capture.refuse(pid, format!("task {tid}"), reason, "not supported; start the program differently");
+            }
             for (what, name) in [(Shared::Files, "descriptor table"), (Shared::Fs, "working directory")] {
                 if !task::share(pid, tid, what).unwrap_or(true) {
                     let reason = format!("it has a {name} of its own (unshare), apart from its process");
@@ -148,7 +149,7 @@ pub fn capture(frozen: &mut Frozen) -> Result<Captured> {
         let captured = capture_process(process, &mut capture, &mut known, &mut jobs, &mut warnings);
         match captured {
             // It had ended, and somebody outside of the tree has taken notice since.
-            Err(e) if e.kind == Kind::NotFound && process.threads.is_empty() => {}
+            Err(e) if e.kind == Failure::NotFound && process.threads.is_empty() => {}
             captured => processes.extend(captured.context(|| format!("capturing process {pid}"))?),
         }
     }
@@ -160,8 +161,34 @@ pub fn capture(frozen: &mut Frozen) -> Result<Captured> {
         cut(Owner::Object(number as u32), From::Object(number), true, &ranges, &mut jobs);
     }
     let bytes = jobs.iter().flat_map(|j| &j.ranges).map(|r| u64::from(r.1) * PAGE).sum();
-    let tree = gather(processes, &mut capture);
+    let numbers = numbers(&mut processes, &capture)?;
+    let namespaces = namespace::complete(&processes, &mut capture);
+    let mut tree = Tree { namespaces, ..gather(processes, &mut capture) };
+    if !numbers.same() {
+        tree.renumber(|number| numbers.translate(number));
+        for job in &mut jobs {
+            if let Owner::Process(pid) = &mut job.owner {
+                *pid = numbers.translate(*pid);
+            }
+        }
+    }
     Ok(Captured { tree, capture, jobs, bytes, warnings })
+}
+
+/// The numbers of the tree's own pid namespace, by those that meio sees. Notes those of nested namespaces.
+fn numbers(processes: &mut [Process], capture: &Capture) -> Result<Numbers> {
+    let Some(root) = processes.first().map(|root| root.pid) else { return Ok(Numbers::default()) };
+    if capture.namespaces.found.iter().all(|n| n.kind != Kind::Pid) {
+        return Ok(Numbers::default());
+    }
+    let mut numbers = Numbers::of(&read::parsed(root, "status", status::parse)?);
+    for process in processes {
+        process.places.inner = numbers.learn(&read::parsed(process.pid, "status", status::parse)?);
+        for thread in &mut process.threads {
+            thread.inner = numbers.learn(&read::parsed_task(process.pid, thread.tid, "status", status::parse)?);
+        }
+    }
+    Ok(numbers)
 }
 
 fn capture_process(
@@ -173,8 +200,10 @@ fn capture_process(
 ) -> Result<Option<Process>> {
     let pid = frozen.pid;
     if refuse_process(pid, false, capture)? {
-        return Process::capture(pid, frozen.ppid, &[]).map(Some);
+        let places = namespace::survey(pid, true, capture)?;
+        return Process::capture(pid, frozen.ppid, &[]).map(|ended| Some(Process { places, ..ended }));
     }
+    let places = namespace::survey(pid, false, capture)?;
     let (space, vmas) = memory::survey(pid, capture)?;
     let descriptors = descriptor::survey(pid, capture)?;
     let fs = Fs::capture(pid, &mut capture.refusals)?;
@@ -198,6 +227,7 @@ fn capture_process(
     saved.memory = Some(space);
     saved.descriptors = descriptors;
     saved.fs = fs;
+    saved.places = places;
     ask(frozen, &vmas, &mut saved, &mut threads, known, capture, warnings)?;
     saved.threads = threads;
     if let Some(space) = &saved.memory {

@@ -1,7 +1,7 @@
 //! What a capture gathers over all processes: tables of shared things, and everything that stands in the way.
 
 use super::{
-    descriptor::FileId, descriptor::OpenFile, memory::MappedFile, memory::ObjectId, path::FilePath, pipe::Pipe, shared::Object,
+    descriptor::FileId, descriptor::OpenFile, memory::MappedFile, memory::ObjectId, namespace::Table, path::FilePath, pipe::Pipe, shared::Object,
     shared::Origin, terminal::TerminalState,
 };
 use crate::error::Refusal;
@@ -54,6 +54,8 @@ pub struct Capture {
     pub object_index: HashMap<(u64, u64), ObjectId>,
     /// seccomp(2) filters.
     pub filters: super::seccomp::Filters,
+    /// Namespaces that are not those of meio.
+    pub namespaces: Table,
     /// Everything that cannot be saved.
     pub refusals: Vec<Refusal>,
     /// What is worth knowing and changes nothing.

@@ -59,6 +59,9 @@ pub struct Thread {
     /// What confines it.
     #[serde(default, skip_serializing_if = "Seccomp::is_off")]
     pub seccomp: Seccomp,
+    /// Its numbers in the pid namespaces that are nested in the tree's own, the outermost first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub inner: Vec<i32>,
 }
 
 /// Byte strings inside lists, saved as CBOR byte strings.
@@ -76,6 +79,16 @@ pub const QUESTIONS: usize = 4;
 pub const ANSWERS: usize = 40;
 
 impl Thread {
+    /// Its number as it sees it itself.
+    pub fn own_number(&self) -> i32 {
+        self.inner.last().copied().unwrap_or(self.tid)
+    }
+
+    /// All its numbers as clone3(2) takes them (`set_tid`): the innermost pid namespace first.
+    pub fn numbers(&self) -> Vec<i32> {
+        self.inner.iter().rev().copied().chain([self.tid]).collect()
+    }
+
     /// Everything of a stopped task that ptrace(2) and /proc tell without its help.
     pub fn capture(held: &mut Held) -> Result<Self> {
         let status = read::parsed_task(held.pid, held.tid, "status", status::parse)?;
@@ -98,6 +111,7 @@ impl Thread {
             sched: Sched::capture(held.pid, held.tid)?,
             pdeathsig: 0,
             seccomp: Seccomp { mode: status.seccomp, filters: Vec::new() },
+            inner: Vec::new(),
         })
     }
 

@@ -2,9 +2,9 @@
 
 use super::fill;
 use super::layout;
-use super::namespace::Namespace;
+use super::places::Places;
 use super::pool::Pool;
-use super::root::plant_root;
+use super::root::Root;
 use super::skeleton::Skeleton;
 use super::terminal::Terminals;
 use crate::error::{Context, Result};
@@ -13,6 +13,7 @@ use crate::progress::{Report, phase};
 use crate::resource::credentials::Credentials;
 use crate::resource::descriptor::FileKind;
 use crate::resource::process::{Process, State};
+use crate::resource::thread::Thread;
 use crate::resource::{Tree, seccomp, signals, timers::Timers};
 use crate::sys::guardian::Guardian;
 use crate::sys::proc::{read, status};
@@ -33,24 +34,23 @@ pub struct Planted<'t> {
 
 impl<'t> Planted<'t> {
     /// Makes all processes and threads.
-    pub fn plant(tree: &'t Tree, terminals: &Terminals, namespace: Option<&Namespace>, detach: bool) -> Result<Self> {
-        let gadget = layout::gadget(tree)?;
-        let root = plant_root(tree, gadget, terminals, namespace, detach)?;
+    pub fn plant(tree: &'t Tree, root: Root, terminals: &Terminals, places: &'t Places<'t>) -> Result<Self> {
+        let root = root.plant()?;
         let controlling = terminals.session.and_then(|s| Some((s.0, terminals.slave.as_ref()?.as_raw_fd())));
-        let skeleton = Skeleton::grow(tree, root, controlling)?;
+        let skeleton = Skeleton::grow(tree, root, controlling, places)?;
         let mut threads = HashMap::new();
         for process in &tree.processes {
             let stub = skeleton.stubs[&process.pid];
             threads.insert(process.pid, stub);
-            let others: Vec<i32> = process.threads.iter().skip(1).map(|t| t.tid).collect();
+            let others: Vec<&Thread> = process.threads.iter().skip(1).collect();
             let flags =
                 libc::CLONE_VM | libc::CLONE_FS | libc::CLONE_FILES | libc::CLONE_SIGHAND | libc::CLONE_THREAD | libc::CLONE_SYSVSEM;
             let mut script = stub.script();
-            for &tid in &others {
-                script.clone_task(flags as u64, 0, tid)?;
+            for thread in &others {
+                script.clone_task(flags as u64, 0, &thread.numbers(), thread.own_number())?;
             }
-            for (tid, born) in others.iter().zip(script.run()?.births) {
-                threads.insert(*tid, stub.born(born, true)?);
+            for (thread, born) in others.iter().zip(script.run()?.births) {
+                threads.insert(thread.tid, stub.born(born, true)?);
             }
         }
         skeleton.settle()?;
@@ -120,7 +120,7 @@ impl<'t> Planted<'t> {
         process.fs.tell(&mut script)?;
         if let (Some((session, foreground)), Some(slave)) = (terminals.session, &terminals.slave)
             && session == process.pid
-            && self.tree.processes.iter().any(|p| p.pgid == foreground)
+            && let Some(foreground) = self.group_seen(foreground, process.level())
         {
             let at = script.data(&foreground.to_le_bytes());
             script.call("ioctl TIOCSPGRP", libc::SYS_ioctl, &[slave.as_raw_fd() as u64, libc::TIOCSPGRP, at])?;
@@ -130,7 +130,7 @@ impl<'t> Planted<'t> {
             layout::finish(&mut script, space, pool)?;
         }
         process.signals.tell(&mut script)?;
-        process.timers.create(&mut script, chosen_timers)?;
+        process.timers.create(&mut script, chosen_timers, |tid| process.threads.iter().find(|t| t.tid == tid).map_or(tid, Thread::own_number))?;
         script.call("close_range", libc::SYS_close_range, &[pool.base() as u64, u64::from(u32::MAX), 0])?;
         // After the pool has gone: closing any descriptor of a file drops the process's record locks on it.
         for (d, lock) in process.descriptors.iter().flat_map(|d| d.locks.iter().map(move |lock| (d, lock))) {
@@ -152,9 +152,10 @@ impl<'t> Planted<'t> {
             thread.tell(&mut script)?;
             thread.credentials.tell(&mut script, own)?;
             thread.tell_last(&mut script)?;
-            signals::queue(&mut script, &thread.pending, process.pid, Some(thread.tid))?;
+            let own = process.own_number();
+            signals::queue(&mut script, &thread.pending, own, Some(thread.own_number()))?;
             if thread.tid == process.pid {
-                signals::queue(&mut script, &process.signals.pending, process.pid, None)?;
+                signals::queue(&mut script, &process.signals.pending, own, None)?;
                 // Identity changes make a process undumpable.
                 if process.dumpable <= 1 {
                     script.call(
@@ -179,6 +180,16 @@ impl<'t> Planted<'t> {
             thread.finish(self.threads[&thread.tid].tid, entered.get(&thread.tid).copied())?;
         }
         Ok(())
+    }
+
+    /// The number of a process group as it is seen `level` pid namespaces below the base, when somebody is in it.
+    fn group_seen(&self, group: i32, level: usize) -> Option<i32> {
+        self.tree.processes.iter().find(|p| p.pgid == group)?;
+        match self.tree.processes.iter().find(|p| p.pid == group) {
+            Some(leader) => leader.number(level),
+            None if level == 0 => Some(group),
+            None => None,
+        }
     }
 
     /// From here on the tree outlives meio, all of it or nothing: a task that is not let go below, because that fails or

@@ -44,12 +44,16 @@ const KEPT: u32 = (libc::O_ACCMODE
     | libc::O_PATH) as u32;
 
 impl Pool {
+    /// First number above those that the tree uses.
+    pub fn base_of(tree: &Tree) -> i32 {
+        tree.processes.iter().flat_map(|p| &p.descriptors).map(|d| d.fd).max().unwrap_or(2).max(2) + 1
+    }
+
     /// Opens everything.
     pub fn open(tree: &Tree, terminals: &Terminals) -> Result<Self> {
-        let highest = tree.processes.iter().flat_map(|p| &p.descriptors).map(|d| d.fd).max().unwrap_or(2);
         let count = tree.files.len() + 2 * tree.mapped.len() + tree.objects.len() + 64;
         let mut pool =
-            Pool { base: highest.max(2) + 1, files: vec![], mapped: vec![], executables: vec![], objects: vec![], writers: vec![] };
+            Pool { base: Pool::base_of(tree), files: vec![], mapped: vec![], executables: vec![], objects: vec![], writers: vec![] };
         raise_limit(pool.base as u64 + count as u64)?;
         for object in &tree.objects {
             let writer = make_object(object)?;
