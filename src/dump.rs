@@ -233,7 +233,8 @@ fn kill(mut frozen: Frozen) -> Result<()> {
             .or_else(|e| if e == nix::errno::Errno::ESRCH { Ok(()) } else { Err(e) })
             .context(|| format!("ending process {pid}"))?;
     }
-    for process in frozen.processes.drain(..) {
+    // Children first: the init of a pid namespace ends only when all others in it have been waited for.
+    for process in frozen.processes.drain(..).rev() {
         for thread in process.threads.iter().rev() {
             // Reaps the tracer's share; the real parent still gets its own notice.
             while !matches!(crate::sys::ptrace::wait(thread.tid), Ok(crate::sys::ptrace::Status::Ended(_)) | Err(_)) {}
