@@ -12,6 +12,7 @@ pub mod limits;
 pub mod lock;
 pub mod memory;
 pub mod namespace;
+pub mod mount;
 pub mod path;
 pub mod pipe;
 pub mod process;

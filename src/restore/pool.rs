@@ -267,6 +267,7 @@ fn make_object(object: &Object) -> Result<OwnedFd> {
             file::memfd(name.bytes(), MFD_ALLOW_SEALING).context(|| format!("making memfd {name}"))?
         }
         Origin::Deleted { path, mode, owner } => deleted_file(path, *mode, *owner)?,
+        Origin::Mounted { path, .. } => return Err(Error::other(format!("{path} lies in a mount namespace that is not there"))),
     };
     File::from(fd.try_clone()?).set_len(object.size).context(|| "sizing shared memory")?;
     Ok(fd)
