@@ -137,9 +137,9 @@ fn tmpfs_with_everything_in_it() {
         .unwrap();
         // What comes with the pages.
         let Origin::Mounted { path, times, .. } = &capture.objects[0].origin else { panic!() };
-        let mut large = Vec::new();
-        std::io::Read::read_to_end(&mut capture.sources[0].file.try_clone().unwrap(), &mut large).unwrap();
-        assert_eq!((path, large.len()), (&"/mnt/large".into(), 200_000));
+        let mut large = vec![0; 200_000];
+        std::os::unix::fs::FileExt::read_exact_at(&capture.sources[0].file, &mut large, 0).unwrap();
+        assert_eq!(path, &FilePath::from("/mnt/large"));
         let file = std::fs::OpenOptions::new().write(true).open(path).unwrap();
         std::os::unix::fs::FileExt::write_all_at(&file, &large, 0).unwrap();
         let [accessed, modified] = times.map(|t| nix::sys::time::TimeSpec::new(t.0, t.1));
