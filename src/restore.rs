@@ -3,6 +3,8 @@
 mod check;
 mod fill;
 mod foreground;
+mod interest;
+mod late;
 mod layout;
 mod namespace;
 mod planted;

@@ -53,6 +53,8 @@ pub fn survey(pids: &[i32], capture: &mut Capture) -> Result<()> {
     }
     let tree: HashSet<i32> = pids.iter().copied().collect();
     pipe::refuse_outsiders(&tree, std::process::id() as i32, capture);
+    // Likewise.
+    let _ = descriptor::settle(&tree, capture);
     Ok(())
 }
 
@@ -138,6 +140,7 @@ pub fn capture(frozen: &mut Frozen) -> Result<Captured> {
     }
     let tree: HashSet<i32> = frozen.processes.iter().map(|p| p.pid).collect();
     pipe::refuse_outsiders(&tree, std::process::id() as i32, &mut capture);
+    descriptor::settle(&tree, &mut capture)?;
     for (number, source) in capture.sources.iter().enumerate() {
         let ranges = file::data_ranges(&source.file, capture.objects[number].size).context(|| "looking for data in shared memory")?;
         let ranges: Vec<(u64, u64)> = ranges.iter().map(|&(start, len)| (start, start + len)).collect();

@@ -10,6 +10,7 @@ pub mod limits;
 pub mod lock;
 pub mod memory;
 pub mod path;
+pub mod pidfd;
 pub mod pipe;
 pub mod process;
 pub mod regular;
