@@ -4,6 +4,8 @@ mod births;
 mod check;
 mod fill;
 mod foreground;
+mod interest;
+mod late;
 mod layout;
 mod namespace;
 mod places;

@@ -34,6 +34,7 @@ fixtures! {
     deleted: "deleted";
     devices: "devices";
     directory: "directory";
+    epoll: "epoll";
     eventfd: "eventfd";
     fifo: "fifo";
     filemap: "filemap";
@@ -46,6 +47,7 @@ fixtures! {
     itimers: "itimers";
     locks: "locks";
     memfd: "memfd";
+    pidfd: "pidfd";
     pipes: "pipes";
     signalfd: "signalfd";
     seccomp: "seccomp";

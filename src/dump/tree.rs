@@ -60,6 +60,8 @@ pub fn survey(pids: &[i32], capture: &mut Capture) -> Result<Vec<Process>> {
     }
     let tree: HashSet<i32> = pids.iter().copied().collect();
     pipe::refuse_outsiders(&tree, std::process::id() as i32, capture);
+    // Likewise.
+    let _ = descriptor::settle(&tree, capture);
     Ok(seen)
 }
 
@@ -73,6 +75,7 @@ pub fn gather(processes: Vec<Process>, capture: &mut Capture) -> Tree {
         mapped: std::mem::take(&mut capture.mapped),
         objects: std::mem::take(&mut capture.objects),
         filters: capture.filters.take(),
+        namespaces: std::mem::take(&mut capture.namespaces.found),
     }
 }
 
@@ -155,6 +158,7 @@ pub fn capture(frozen: &mut Frozen) -> Result<Captured> {
     }
     let tree: HashSet<i32> = frozen.processes.iter().map(|p| p.pid).collect();
     pipe::refuse_outsiders(&tree, std::process::id() as i32, &mut capture);
+    descriptor::settle(&tree, &mut capture)?;
     for (number, source) in capture.sources.iter().enumerate() {
         let ranges = file::data_ranges(&source.file, capture.objects[number].size).context(|| "looking for data in shared memory")?;
         let ranges: Vec<(u64, u64)> = ranges.iter().map(|&(start, len)| (start, start + len)).collect();
@@ -162,8 +166,8 @@ pub fn capture(frozen: &mut Frozen) -> Result<Captured> {
     }
     let bytes = jobs.iter().flat_map(|j| &j.ranges).map(|r| u64::from(r.1) * PAGE).sum();
     let numbers = numbers(&mut processes, &capture)?;
-    let namespaces = namespace::complete(&processes, &mut capture);
-    let mut tree = Tree { namespaces, ..gather(processes, &mut capture) };
+    namespace::complete(&processes, &mut capture);
+    let mut tree = gather(processes, &mut capture);
     if !numbers.same() {
         tree.renumber(|number| numbers.translate(number));
         for job in &mut jobs {

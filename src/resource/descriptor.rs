@@ -3,13 +3,14 @@
 use super::capture::Capture;
 use super::graph::{Lost, Part};
 use super::lock::{Family, Lock};
-use super::{device, epoll, eventfd, pipe, regular, signalfd, terminal, timerfd};
+use super::{device, epoll, eventfd, pidfd, pipe, regular, signalfd, terminal, timerfd};
 use crate::error::{Context, Result};
 use crate::sys::proc::fdinfo::{self, FdInfo};
 use crate::sys::proc::read;
 use crate::sys::task;
 use serde::{Deserialize, Serialize};
 use std::cmp::Ordering;
+use std::collections::HashSet;
 use std::fs::Metadata;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
@@ -70,6 +71,8 @@ pub enum FileKind {
     TimerFd(timerfd::TimerFd),
     /// Signals to be read.
     SignalFd(signalfd::SignalFd),
+    /// A handle of a task.
+    PidFd(pidfd::PidFd),
 }
 
 /// What is known of a descriptor before its kind is decided.
@@ -99,6 +102,7 @@ impl FileKind {
             FileKind::EventFd(_) => Part::of("eventfd"),
             FileKind::TimerFd(_) => Part::of("timerfd"),
             FileKind::SignalFd(_) => Part::of("signalfd"),
+            FileKind::PidFd(pidfd) => pidfd.part(),
         }
     }
 }
@@ -134,9 +138,16 @@ pub fn survey(pid: i32, capture: &mut Capture) -> Result<Vec<Descriptor>> {
             continue;
         };
         let cloexec = found.info.flags & libc::O_CLOEXEC as u32 != 0;
+        capture.descriptors.insert((pid, fd), file);
         table.push(Descriptor { fd, file, cloexec, locks: own });
     }
     Ok(table)
+}
+
+/// What needs all descriptor tables: who is meant by a handle, what an epoll instance watches. `tree` holds all processes.
+pub fn settle(tree: &HashSet<i32>, capture: &mut Capture) -> Result<()> {
+    pidfd::refuse_outsiders(tree, capture);
+    epoll::resolve(capture)
 }
 
 /// The open file description behind a descriptor: one that is known (kcmp(2)), or a new one. `None` after a refusal.
@@ -176,6 +187,7 @@ fn kind(found: &Found, capture: &mut Capture) -> Result<Option<FileKind>> {
     let path_only = found.info.flags & libc::O_PATH as u32 != 0;
     match mode {
         _ if path_only => regular::capture(found, capture),
+        _ if pidfd::is_pidfd(found) => pidfd::capture(found, capture),
         libc::S_IFREG | libc::S_IFDIR if !found.link.starts_with(b"anon_inode:") => regular::capture(found, capture),
         libc::S_IFIFO => pipe::capture(found, capture),
         _ if found.link == b"anon_inode:[eventpoll]" => Ok(epoll::capture(found, capture)),

@@ -55,6 +55,8 @@ kinds! {
     "eventfd", Supported, "its value, semaphore or not", ["eventfd"];
     "timerfd", Supported, "every clock; time left, interval, expirations not yet read", ["timerfd"];
     "signalfd", Supported, "its mask", ["signalfd"];
+    "pidfd", Supported, "the same process, also one that has ended", ["pidfd"];
+    "file in memory", Supported, "files of a tmpfs of the tree's own", ["mounts"];
     "seccomp", Supported, "strict mode and filters of each thread", ["seccomp"];
     "refused", Refused, "what has no kind of its own yet", [];
 }

@@ -14,6 +14,7 @@ pub mod memory;
 pub mod namespace;
 pub mod mount;
 pub mod path;
+pub mod pidfd;
 pub mod pipe;
 pub mod process;
 pub mod regular;

@@ -1,6 +1,8 @@
 //! All tasks of a tree on their way from bare stubs to what they were.
 
 use super::fill;
+use super::interest;
+use super::late;
 use super::layout;
 use super::places::Places;
 use super::pool::Pool;
@@ -11,7 +13,6 @@ use crate::error::{Context, Result};
 use crate::image::Reader;
 use crate::progress::{Report, phase};
 use crate::resource::credentials::Credentials;
-use crate::resource::descriptor::FileKind;
 use crate::resource::process::{Process, State};
 use crate::resource::thread::Thread;
 use crate::resource::{Tree, seccomp, signals, timers::Timers};
@@ -92,6 +93,7 @@ impl<'t> Planted<'t> {
         pool.seal(self.tree)?;
         pool.close_writers();
         phase(report, phases, "state", |_| {
+            late::make(self.tree, &self.threads, pool)?;
             let own = own_credentials()?;
             let chosen = Timers::ids_can_be_chosen();
             let made = deleted_folders(self.tree)?;
@@ -125,7 +127,13 @@ impl<'t> Planted<'t> {
             let at = script.data(&foreground.to_le_bytes());
             script.call("ioctl TIOCSPGRP", libc::SYS_ioctl, &[slave.as_raw_fd() as u64, libc::TIOCSPGRP, at])?;
         }
-        descriptors(&mut script, self.tree, process, pool)?;
+        if let Some(late) = pool.late() {
+            late.deliver(process, self.tree, pool, &mut script)?;
+        }
+        script.run()?;
+        interest::fill(self.tree, process, pool, stub)?;
+        let mut script = stub.script();
+        descriptors(&mut script, process, pool)?;
         if let Some(space) = &process.memory {
             layout::finish(&mut script, space, pool)?;
         }
@@ -251,7 +259,7 @@ pub fn end_all() {
 }
 
 /// Brings every descriptor to its number and closes all others below the pool.
-fn descriptors(script: &mut Script<'_>, tree: &Tree, process: &Process, pool: &Pool) -> Result<()> {
+fn descriptors(script: &mut Script<'_>, process: &Process, pool: &Pool) -> Result<()> {
     let mut table: Vec<_> = process.descriptors.iter().collect();
     table.sort_by_key(|d| d.fd);
     let mut next = 0;
@@ -262,15 +270,6 @@ fn descriptors(script: &mut Script<'_>, tree: &Tree, process: &Process, pool: &P
         next = d.fd + 1;
         let cloexec = if d.cloexec { libc::O_CLOEXEC as u64 } else { 0 };
         script.expect("dup3", d.fd as u64, libc::SYS_dup3, &[pool.file(d.file)? as u64, d.fd as u64, cloexec])?;
-    }
-    for d in &process.descriptors {
-        let file = tree.files.get(d.file as usize);
-        // Once, by the first process that holds it.
-        if let Some(FileKind::Epoll(epoll)) = file.map(|f| &f.kind)
-            && epoll.first == (process.pid, d.fd)
-        {
-            epoll.tell(script, d.fd)?;
-        }
     }
     if next < pool.base() {
         script.call("close_range", libc::SYS_close_range, &[next as u64, pool.base() as u64 - 1, 0])?;

@@ -1,6 +1,7 @@
 //! Everything that the tree has open is opened here once, in meio. The stubs inherit it, so that descriptors that shared
 //! an open file description share it again, across processes too.
 
+use super::late::{self, Late};
 use super::terminal::Terminals;
 use crate::error::{Context, Error, Kind, Result};
 use crate::resource::descriptor::{FileKind, OpenFile};
@@ -29,6 +30,8 @@ pub struct Pool {
     objects: Vec<OwnedFd>,
     /// The objects open for writing, not inherited.
     writers: Vec<OwnedFd>,
+    /// The way of what can only be opened when the tasks are there.
+    late: Option<Late>,
 }
 
 /// Status flags of open(2) that are given again. Creation flags did their work when the file was opened first.
@@ -46,14 +49,21 @@ const KEPT: u32 = (libc::O_ACCMODE
 impl Pool {
     /// First number above those that the tree uses.
     pub fn base_of(tree: &Tree) -> i32 {
-        tree.processes.iter().flat_map(|p| &p.descriptors).map(|d| d.fd).max().unwrap_or(2).max(2) + 1
+        highest(tree).max(2).saturating_add(1)
     }
 
     /// Opens everything.
     pub fn open(tree: &Tree, terminals: &Terminals) -> Result<Self> {
         let count = tree.files.len() + 2 * tree.mapped.len() + tree.objects.len() + 64;
-        let mut pool =
-            Pool { base: Pool::base_of(tree), files: vec![], mapped: vec![], executables: vec![], objects: vec![], writers: vec![] };
+        let mut pool = Pool {
+            base: Pool::base_of(tree),
+            files: vec![],
+            mapped: vec![],
+            executables: vec![],
+            objects: vec![],
+            writers: vec![],
+            late: None,
+        };
         raise_limit(pool.base as u64 + count as u64)?;
         for object in &tree.objects {
             let writer = make_object(object)?;
@@ -74,6 +84,7 @@ impl Pool {
             let kept = opened.map(|f| pool.keep(f.into())).transpose()?;
             pool.executables.push(kept);
         }
+        pool.late = Late::new(tree)?.map(|late| late.keep(|fd| pool.keep(fd))).transpose()?;
         let pipes: Vec<Ends> = tree.pipes.iter().enumerate().map(|(n, p)| Ends::make(p, n as u32, tree)).collect::<Result<_>>()?;
         for file in &tree.files {
             let fd = open_file(file, &pool, &pipes, terminals).context(|| format!("opening {}", file.link))?;
@@ -98,6 +109,17 @@ impl Pool {
     /// Descriptor of an open file description.
     pub fn file(&self, id: u32) -> Result<i32> {
         number(&self.files, id, "open file")
+    }
+
+    /// Puts what could not be opened before into the place that was kept for it.
+    pub fn replace(&mut self, id: u32, fd: OwnedFd) -> Result<()> {
+        let place = self.files.get_mut(id as usize).ok_or_else(|| Error::image("image damaged: an open file is not there"))?;
+        nix::unistd::dup3(fd, place, OFlag::O_CLOEXEC).context(|| "replacing a descriptor")
+    }
+
+    /// The way of what is opened late, when there is such.
+    pub fn late(&self) -> Option<&Late> {
+        self.late.as_ref()
     }
 
     /// Descriptor of a mapped file.
@@ -151,6 +173,13 @@ impl Pool {
         }
         Ok(())
     }
+}
+
+/// The highest descriptor number that the tree uses, or that an epoll instance of its knows a file by.
+fn highest(tree: &Tree) -> i32 {
+    let watched = tree.files.iter().filter_map(|f| if let FileKind::Epoll(epoll) = &f.kind { Some(&epoll.targets) } else { None });
+    let watched = watched.flatten().map(|t| t.fd);
+    tree.processes.iter().flat_map(|p| &p.descriptors).map(|d| d.fd).chain(watched).max().unwrap_or(0)
 }
 
 fn number(list: &[OwnedFd], id: u32, what: &str) -> Result<i32> {
@@ -228,6 +257,7 @@ fn open_file(file: &OpenFile, pool: &Pool, pipes: &[Ends], terminals: &Terminals
         FileKind::EventFd(eventfd) => return eventfd.make().and_then(|fd| with_flags(fd, file.flags)),
         FileKind::TimerFd(timer) => return timer.make().and_then(|fd| with_flags(fd, file.flags)),
         FileKind::SignalFd(signals) => return signals.make().and_then(|fd| with_flags(fd, file.flags)),
+        FileKind::PidFd(_) => return late::stand_in(),
         FileKind::Terminal(terminal) => return terminals.open(terminal.terminal, file.flags & KEPT),
     };
     if file.flags & libc::O_PATH as u32 == 0 && file.pos != 0 {

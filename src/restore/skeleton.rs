@@ -312,7 +312,7 @@ impl<'t> Skeleton<'t> {
 }
 
 /// Ends a stub with a given status of wait(2).
-fn die(stub: &Stub, status: i32) -> Result<()> {
+pub fn die(stub: &Stub, status: i32) -> Result<()> {
     let signal = status & 0x7f;
     if signal != 0 {
         crate::sys::task::set_limit(stub.pid, libc::RLIMIT_CORE, (0, 0))?;

@@ -51,3 +51,35 @@ pub fn set_ticks(fd: BorrowedFd<'_>, ticks: u64) -> Result<(), Errno> {
     // SAFETY: the kernel reads the eight bytes of `ticks`.
     Errno::result(unsafe { libc::ioctl(fd.as_raw_fd(), TFD_IOC_SET_TICKS, &raw const ticks) }).map(drop)
 }
+
+/// pidfd_open(2): the handle leads to one thread, Linux 6.9.
+pub const PIDFD_THREAD: u32 = libc::O_EXCL as u32;
+
+/// A handle of a task; `flags` are those of pidfd_open(2).
+pub fn pidfd(pid: i32, flags: u32) -> Result<OwnedFd, Errno> {
+    // SAFETY: numbers only; on success the descriptor is new and ours.
+    Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, flags) }).map(|fd| own(fd as i32))
+}
+
+/// `struct pidfd_info`, first version.
+#[repr(C)]
+#[derive(Default)]
+struct PidfdInfo {
+    mask: u64,
+    cgroup: u64,
+    /// pid, tgid, ppid and eight user and group ids.
+    ids: [u32; 11],
+    exit_code: i32,
+}
+/// `_IOWR(0xff, 11, struct pidfd_info)`, Linux 6.13.
+const PIDFD_GET_INFO: libc::c_ulong = 0xc040_ff0b;
+/// Asks for `exit_code`, Linux 6.15.
+const PIDFD_INFO_EXIT: u64 = 1 << 3;
+
+/// The status of wait(2) of a task that has ended and been waited for, where the kernel keeps it.
+pub fn exit_status(pidfd: BorrowedFd<'_>) -> Option<i32> {
+    let mut info = PidfdInfo { mask: PIDFD_INFO_EXIT, ..PidfdInfo::default() };
+    // SAFETY: the structure has the size that the request names, and outlives the call.
+    Errno::result(unsafe { libc::ioctl(pidfd.as_raw_fd(), PIDFD_GET_INFO, &raw mut info) }).ok()?;
+    (info.mask & PIDFD_INFO_EXIT != 0).then_some(info.exit_code)
+}

@@ -70,6 +70,7 @@ fn kind(kind: &FileKind) -> &'static str {
         FileKind::EventFd(_) => "eventfd",
         FileKind::TimerFd(_) => "timerfd",
         FileKind::SignalFd(_) => "signalfd",
+        FileKind::PidFd(_) => "pidfd",
     }
 }
 
