@@ -55,6 +55,7 @@ fixtures! {
     sleeps: "sleeps";
     sleeps_in_epoll: "sleeps" "epoll";
     stopped: "stopped";
+    switches: "switches";
     threads_200: "threads" "200";
     threads_1000: "threads" "1000";
     timerfd: "timerfd";

@@ -2,6 +2,7 @@
 //! together what concerns each of them.
 
 use crate::error::{Error, Kind, Result};
+use crate::resource::attributes::ProcessAttributes;
 use crate::resource::capture::Capture;
 use crate::resource::process::Process;
 use crate::resource::seccomp;
@@ -36,7 +37,7 @@ pub fn ask(
     let stat = read::parsed(pid, "stat", stat::parse)?;
     {
         let _pinned = Pinned::to(stat.processor.max(0) as usize);
-        leader(&mut frozen.threads[0], &mut threads[0], &foothold, saved)?;
+        leader(&mut frozen.threads[0], &mut threads[0], &foothold, saved, capture)?;
     }
     let size = Injector::short_size(threads.iter().map(|t| t.xstate.len()).max().unwrap_or(0));
     let mut tasks: Vec<(&mut Held, &mut Thread)> = frozen.threads.iter_mut().zip(threads).skip(1).collect();
@@ -65,7 +66,7 @@ fn call(thread: &Thread) -> Option<u64> {
     thread.waiting.as_ref().map(|w| w.number)
 }
 
-fn leader(held: &mut Held, thread: &mut Thread, foothold: &Foothold, saved: &mut Process) -> Result<()> {
+fn leader(held: &mut Held, thread: &mut Thread, foothold: &Foothold, saved: &mut Process, capture: &mut Capture) -> Result<()> {
     let pid = held.pid;
     let status = read::parsed(pid, "status", status::parse)?;
     let listed = match read::parsed(pid, "timers", timers::parse) {
@@ -75,6 +76,7 @@ fn leader(held: &mut Held, thread: &mut Thread, foothold: &Foothold, saved: &mut
     let mut run = Injector::begin(held, foothold, call(thread))?;
     thread.ask(&mut run)?;
     saved.ask(&mut run)?;
+    ProcessAttributes::refuse_keyrings(pid, &mut run, capture)?;
     saved.signals = Signals::capture(&mut run, status.sig_cgt | status.sig_ign, ptrace::pending(pid, true)?)?;
     saved.timers = Timers::capture(&mut run, &listed)?;
     run.end()

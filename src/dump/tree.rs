@@ -216,7 +216,7 @@ fn capture_process(
     }
     let mut threads = Vec::with_capacity(frozen.threads.len());
     for held in &mut frozen.threads {
-        let mut thread = Thread::capture(held)?;
+        let mut thread = Thread::capture(held, capture)?;
         if !thread.seccomp.is_off() {
             seccomp::capture(held, &mut thread.seccomp, capture)?;
             warnings.extend(thread.keep_clear_of_restart(held));

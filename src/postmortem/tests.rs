@@ -105,7 +105,7 @@ fn image_of(pid: i32) -> Vec<u8> {
     let mut capture = Capture::default();
     let mut processes = Vec::new();
     for held in &mut frozen.processes {
-        let threads: Vec<Thread> = held.threads.iter_mut().map(|t| Thread::capture(t).unwrap()).collect();
+        let threads: Vec<Thread> = held.threads.iter_mut().map(|t| Thread::capture(t, &mut capture).unwrap()).collect();
         let mut process = Process::capture(held.pid, held.ppid, &threads).unwrap();
         process.memory = Some(memory::survey(held.pid, &mut capture).unwrap().0);
         process.threads = threads;

@@ -182,6 +182,8 @@ fn backing(pid: i32, vma: &Vma, capture: &mut Capture) -> Result<Option<Backing>
     }
     let refused: Option<(&str, &str)> = if vma.has(b"uw") || vma.has(b"um") {
         Some(("it is watched by userfaultfd", "end the program's own use of userfaultfd first"))
+    } else if vma.protection_key.is_some_and(|key| key != 0) {
+        Some(("it has a protection key (pkeys), which is not supported yet", "run the program without protection keys"))
     } else if vma.has(b"ss") {
         Some(("it is a shadow stack", "start the program with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off"))
     } else if vma.name.starts_with(b"/SYSV") {

@@ -1,5 +1,6 @@
 //! What a process tree is made of. One file a kind: its saved type, how it is captured, how it is rebuilt.
 
+pub mod attributes;
 pub mod capture;
 pub mod credentials;
 pub mod descriptor;

@@ -1,7 +1,8 @@
 //! One process: its place in the tree and everything that its threads share.
 
 use super::{
-    descriptor::Descriptor, limits::Limits, memory::AddressSpace, namespace::Places, path::FilePath, signals::Signals, thread::Thread, timers::Timers,
+    attributes::ProcessAttributes, descriptor::Descriptor, limits::Limits, memory::AddressSpace, namespace::Places, path::FilePath,
+    signals::Signals, thread::Thread, timers::Timers,
 };
 use crate::error::{Refusal, Result};
 use crate::sys::proc::{read, stat, status};
@@ -81,6 +82,9 @@ pub struct Process {
     /// Its namespaces, and its numbers in nested pid namespaces.
     #[serde(default, skip_serializing_if = "Places::plain")]
     pub places: Places,
+    /// Other switches.
+    #[serde(default, skip_serializing_if = "ProcessAttributes::is_default")]
+    pub attributes: ProcessAttributes,
 }
 
 impl Process {
@@ -113,6 +117,7 @@ impl Process {
             thp_disable: false,
             oom_score_adj: number("oom_score_adj", 10).unwrap_or(0) as i32,
             places: Places::default(),
+            attributes: if ended { ProcessAttributes::default() } else { ProcessAttributes::capture(pid, stat.session == pid) },
         })
     }
 
@@ -121,7 +126,10 @@ impl Process {
         self.dumpable = run.must(libc::SYS_prctl, [libc::PR_GET_DUMPABLE as u64, 0, 0, 0, 0, 0])? as u32;
         run.must(libc::SYS_prctl, [libc::PR_GET_CHILD_SUBREAPER as u64, run.out(), 0, 0, 0, 0])?;
         self.subreaper = i32::from_le_bytes(run.get(0)?) != 0;
-        self.thp_disable = run.must(libc::SYS_prctl, [libc::PR_GET_THP_DISABLE as u64, 0, 0, 0, 0, 0])? == 1;
+        let thp = run.must(libc::SYS_prctl, [libc::PR_GET_THP_DISABLE as u64, 0, 0, 0, 0, 0])? as u32;
+        self.thp_disable = thp & 1 != 0;
+        self.attributes.thp_flags = thp & !1;
+        self.attributes.ask(run)?;
         if let Some(memory) = &mut self.memory {
             memory.borders.brk = run.must(libc::SYS_brk, [0; 6])? as u64;
         }
@@ -174,7 +182,7 @@ impl Process {
         script.call("personality", libc::SYS_personality, &[u64::from(self.personality)])?;
         let subreaper = u64::from(self.subreaper);
         script.call("prctl PR_SET_CHILD_SUBREAPER", libc::SYS_prctl, &[libc::PR_SET_CHILD_SUBREAPER as u64, subreaper, 0, 0, 0])?;
-        if self.thp_disable {
+        if self.thp_disable && self.attributes.thp_flags == 0 {
             script.call("prctl PR_SET_THP_DISABLE", libc::SYS_prctl, &[libc::PR_SET_THP_DISABLE as u64, 1, 0, 0, 0])?;
         }
         Ok(())
@@ -183,6 +191,7 @@ impl Process {
     /// Sets what is set from outside. Returns a warning for what is not permitted.
     pub fn apply(&self, pid: i32) -> Vec<String> {
         let mut warnings = self.limits.apply(pid, self.pid);
+        warnings.extend(self.attributes.apply(pid, self.pid));
         let path = format!("/proc/{pid}/oom_score_adj");
         let now = std::fs::read_to_string(&path).ok().and_then(|t| t.trim().parse().ok());
         if now != Some(self.oom_score_adj)

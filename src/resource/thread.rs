@@ -1,6 +1,7 @@
 //! One task: registers, vector state, interrupted system call, per-thread pointers.
 
-use super::{credentials::Credentials, sched::Sched, seccomp::Seccomp};
+use super::attributes::{TaskAttributes, refuse_task};
+use super::{capture::Capture, credentials::Credentials, sched::Sched, seccomp::Seccomp};
 use crate::error::{Context, Error, Result};
 use crate::sys::arch::Registers;
 use crate::sys::proc::{read, status};
@@ -62,6 +63,9 @@ pub struct Thread {
     /// Its numbers in the pid namespaces that are nested in the tree's own, the outermost first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub inner: Vec<i32>,
+    /// Switches of its own.
+    #[serde(default, skip_serializing_if = "TaskAttributes::is_default")]
+    pub attributes: TaskAttributes,
 }
 
 /// Byte strings inside lists, saved as CBOR byte strings.
@@ -90,8 +94,9 @@ impl Thread {
     }
 
     /// Everything of a stopped task that ptrace(2) and /proc tell without its help.
-    pub fn capture(held: &mut Held) -> Result<Self> {
+    pub fn capture(held: &mut Held, capture: &mut Capture) -> Result<Self> {
         let status = read::parsed_task(held.pid, held.tid, "status", status::parse)?;
+        refuse_task(held.pid, held.tid, &status, capture);
         let waiting = wait_time::remaining(held)?;
         let unblocked = (status.sig_pnd | status.shd_pnd) & !status.sig_blk;
         let waiting = settle_call(held, waiting, unblocked != 0);
@@ -112,6 +117,7 @@ impl Thread {
             pdeathsig: 0,
             seccomp: Seccomp { mode: status.seccomp, filters: Vec::new() },
             inner: Vec::new(),
+            attributes: TaskAttributes::capture(held.pid, held.tid, &status)?,
         })
     }
 

@@ -139,6 +139,7 @@ impl<'t> Planted<'t> {
         }
         process.signals.tell(&mut script)?;
         process.timers.create(&mut script, chosen_timers, |tid| process.threads.iter().find(|t| t.tid == tid).map_or(tid, Thread::own_number))?;
+        process.attributes.tell(&mut script)?;
         script.call("close_range", libc::SYS_close_range, &[pool.base() as u64, u64::from(u32::MAX), 0])?;
         // After the pool has gone: closing any descriptor of a file drops the process's record locks on it.
         for (d, lock) in process.descriptors.iter().flat_map(|d| d.locks.iter().map(move |lock| (d, lock))) {
@@ -154,10 +155,13 @@ impl<'t> Planted<'t> {
         for thread in &process.threads {
             let stub = &self.threads[&thread.tid];
             warnings.extend(thread.sched.apply(stub.tid, thread.tid));
+            warnings.extend(thread.attributes.apply(stub.tid, thread.tid));
             stub.block_signals()?;
             let mut script = stub.script();
             seccomp::tell(&mut script, thread.tid == process.pid, &thread.seccomp, &confined, &self.tree.filters)?;
             thread.tell(&mut script)?;
+            thread.attributes.tell(&mut script)?;
+            process.attributes.tell_task(&mut script)?;
             thread.credentials.tell(&mut script, own)?;
             thread.tell_last(&mut script)?;
             let own = process.own_number();

@@ -162,6 +162,16 @@ pub fn rseq(tid: i32) -> Result<Option<(u64, u32, u32, u32)>, Errno> {
     }
 }
 
+/// Whether a stopped tracee's system calls are dispatched in user space (Linux 6.4, `PR_SET_SYSCALL_USER_DISPATCH`).
+pub fn syscall_user_dispatch(tid: i32) -> Result<bool, Errno> {
+    const PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG: libc::c_uint = 0x4211;
+    // struct ptrace_sud_config: mode, selector, offset, len.
+    let mut configuration = [0u64; 4];
+    let size = size_of_val(&configuration);
+    request(PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG, tid, size, configuration.as_mut_ptr() as usize)?;
+    Ok(configuration[0] != 0)
+}
+
 fn decode(status: i32) -> Status {
     if !libc::WIFSTOPPED(status) {
         return if libc::WIFEXITED(status) || libc::WIFSIGNALED(status) { Status::Ended(status) } else { Status::Other };

@@ -170,3 +170,30 @@ pub fn tracees(tracer: i32) -> Vec<i32> {
         .filter(|&pid| read::parsed(pid, "status", status::parse).is_ok_and(|s| s.tracer_pid == tracer && s.state != b'Z'))
         .collect()
 }
+
+const IOPRIO_WHO_PROCESS: i32 = 1;
+
+/// I/O priority of a task (ioprio_get(2)), 0 when it was never set.
+pub fn ioprio(tid: i32) -> Result<u32, Errno> {
+    // SAFETY: numbers only.
+    Errno::result(unsafe { libc::syscall(libc::SYS_ioprio_get, IOPRIO_WHO_PROCESS, tid) }).map(|n| n as u32)
+}
+
+/// Sets the I/O priority of a task.
+pub fn set_ioprio(tid: i32, ioprio: u32) -> Result<(), Errno> {
+    // SAFETY: numbers only.
+    Errno::result(unsafe { libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, tid, ioprio) }).map(drop)
+}
+
+/// Whether this processor can make the cpuid instruction an error (arch_prctl(2) `ARCH_SET_CPUID`).
+pub fn cpuid_can_fault() -> bool {
+    const ARCH_SET_CPUID: i32 = 0x1012;
+    // SAFETY: numbers only; it is allowed, as it was.
+    unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_SET_CPUID, 1) == 0 }
+}
+
+/// Our own control over this kind of speculation (prctl(2) `PR_GET_SPECULATION_CTRL`), 0 where there is none.
+pub fn speculation(which: u64) -> u32 {
+    // SAFETY: numbers only.
+    (unsafe { libc::prctl(libc::PR_GET_SPECULATION_CTRL, which, 0, 0, 0) }).max(0) as u32
+}

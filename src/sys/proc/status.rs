@@ -61,6 +61,12 @@ pub struct Status {
     pub seccomp_filters: Option<u32>,
     /// Whether transparent huge pages are allowed, prctl(2) `PR_SET_THP_DISABLE`.
     pub thp_enabled: Option<bool>,
+    /// `thread mitigated` and the like, Linux 4.17.
+    pub speculation_store_bypass: Vec<u8>,
+    /// `conditional enabled` and the like, Linux 5.11.
+    pub speculation_indirect_branch: Vec<u8>,
+    /// Address bits that the processor does not ignore (LAM), Linux 6.4.
+    pub untag_mask: Option<u64>,
     /// Peak resident memory in KiB.
     pub vm_hwm_kib: Option<u64>,
     /// Resident memory in KiB.
@@ -137,6 +143,9 @@ fn set(status: &mut Status, key: &[u8], value: &[u8]) -> Option<()> {
         b"Seccomp" => s.seccomp = small(value)?,
         b"Seccomp_filters" => s.seccomp_filters = Some(small(value)?),
         b"THP_enabled" => s.thp_enabled = Some(decimal(value)? != 0),
+        b"Speculation_Store_Bypass" => s.speculation_store_bypass = value.trim_ascii().to_vec(),
+        b"SpeculationIndirectBranch" => s.speculation_indirect_branch = value.trim_ascii().to_vec(),
+        b"untag_mask" => s.untag_mask = Some(hex(value.trim_ascii().strip_prefix(b"0x")?)?),
         b"VmHWM" => s.vm_hwm_kib = Some(kib(value)?),
         b"VmRSS" => s.vm_rss_kib = Some(kib(value)?),
         b"VmSwap" => s.vm_swap_kib = Some(kib(value)?),
