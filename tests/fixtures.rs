@@ -30,6 +30,7 @@ fixtures! {
     anonymous: "anonymous";
     attributes: "attributes";
     busy: "busy";
+    cgroup: "cgroup";
     credentials: "credentials";
     deleted: "deleted";
     devices: "devices";

@@ -192,6 +192,7 @@ const GROUND: &[&str] = &["capture", "rebuild", "graph", "kinds", "descriptor"];
 /// Kinds that may use another kind: saved types that hold other saved types or their numbers.
 const MAY_USE: &[(&str, &[&str])] = &[
     ("device", &["path"]),
+    ("cgroup", &["path"]),
     ("epoll", &[]),
     ("terminal", &["path"]),
     ("process", &["attributes", "limits", "memory", "path", "signals", "thread", "timers"]),

@@ -9,7 +9,7 @@ use crate::resource::memory::{AddressSpace, Backing, PAGE};
 use crate::resource::namespace::Numbers;
 use crate::resource::process::{Fs, Process, State};
 use crate::resource::thread::Thread;
-use crate::resource::{Tree, descriptor, memory, namespace, pipe, seccomp};
+use crate::resource::{Tree, cgroup, descriptor, memory, namespace, pipe, seccomp};
 use crate::sys::file;
 use crate::sys::namespace::Kind;
 use crate::sys::pagemap::{Pagemap, Want};
@@ -74,6 +74,7 @@ pub fn gather(processes: Vec<Process>, capture: &mut Capture) -> Tree {
         terminals: std::mem::take(&mut capture.terminals),
         mapped: std::mem::take(&mut capture.mapped),
         objects: std::mem::take(&mut capture.objects),
+        cgroups: capture.cgroups.take(),
         filters: capture.filters.take(),
         namespaces: std::mem::take(&mut capture.namespaces.found),
     }
@@ -227,6 +228,11 @@ fn capture_process(
         return Ok(None);
     }
     let mut saved = Process::capture(pid, frozen.ppid, &threads)?;
+    saved.cgroups = cgroup::capture(pid, pid, capture);
+    for thread in threads.iter_mut().skip(1) {
+        thread.cgroups = cgroup::capture(pid, thread.tid, capture).filter(|_| saved.cgroups.is_some());
+        thread.cgroups.take_if(|number| Some(*number) == saved.cgroups);
+    }
     saved.state = frozen.threads[0].group_stop.map_or(State::Running, State::Stopped);
     saved.memory = Some(space);
     saved.descriptors = descriptors;

@@ -54,6 +54,8 @@ pub struct Capture {
     pub sources: Vec<Source>,
     /// (device, inode) of each of `objects`.
     pub object_index: HashMap<(u64, u64), ObjectId>,
+    /// Sets of cgroups.
+    pub cgroups: super::cgroup::Sets,
     /// seccomp(2) filters.
     pub filters: super::seccomp::Filters,
     /// Namespaces that are not those of meio.

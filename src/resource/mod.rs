@@ -2,6 +2,7 @@
 
 pub mod attributes;
 pub mod capture;
+pub mod cgroup;
 pub mod credentials;
 pub mod descriptor;
 pub mod device;
@@ -65,6 +66,9 @@ pub struct Tree {
     pub mapped: Vec<memory::MappedFile>,
     /// Memory that belongs to no single address space.
     pub objects: Vec<shared::Object>,
+    /// Sets of cgroups that tasks are in.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cgroups: Vec<Vec<cgroup::Group>>,
     /// seccomp(2) filters.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub filters: Vec<seccomp::Filter>,

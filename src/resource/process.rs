@@ -82,6 +82,9 @@ pub struct Process {
     /// Its namespaces, and its numbers in nested pid namespaces.
     #[serde(default, skip_serializing_if = "Places::plain")]
     pub places: Places,
+    /// Index into [`crate::resource::Tree::cgroups`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cgroups: Option<u32>,
     /// Other switches.
     #[serde(default, skip_serializing_if = "ProcessAttributes::is_default")]
     pub attributes: ProcessAttributes,
@@ -117,6 +120,7 @@ impl Process {
             thp_disable: false,
             oom_score_adj: number("oom_score_adj", 10).unwrap_or(0) as i32,
             places: Places::default(),
+            cgroups: None,
             attributes: if ended { ProcessAttributes::default() } else { ProcessAttributes::capture(pid, stat.session == pid) },
         })
     }

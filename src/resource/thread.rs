@@ -63,6 +63,9 @@ pub struct Thread {
     /// Its numbers in the pid namespaces that are nested in the tree's own, the outermost first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub inner: Vec<i32>,
+    /// Index into [`crate::resource::Tree::cgroups`], when it is in other groups than its process.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cgroups: Option<u32>,
     /// Switches of its own.
     #[serde(default, skip_serializing_if = "TaskAttributes::is_default")]
     pub attributes: TaskAttributes,
@@ -117,6 +120,7 @@ impl Thread {
             pdeathsig: 0,
             seccomp: Seccomp { mode: status.seccomp, filters: Vec::new() },
             inner: Vec::new(),
+            cgroups: None,
             attributes: TaskAttributes::capture(held.pid, held.tid, &status)?,
         })
     }

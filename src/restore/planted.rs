@@ -9,13 +9,13 @@ use super::pool::Pool;
 use super::root::Root;
 use super::skeleton::Skeleton;
 use super::terminal::Terminals;
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result};
 use crate::image::Reader;
 use crate::progress::{Report, phase};
 use crate::resource::credentials::Credentials;
 use crate::resource::process::{Process, State};
 use crate::resource::thread::Thread;
-use crate::resource::{Tree, seccomp, signals, timers::Timers};
+use crate::resource::{Tree, cgroup, seccomp, signals, timers::Timers};
 use crate::sys::guardian::Guardian;
 use crate::sys::proc::{read, status};
 use crate::sys::{ptrace, signal, task};
@@ -76,6 +76,7 @@ impl<'t> Planted<'t> {
         phases: &mut Vec<(&'static str, Duration)>,
         warnings: &mut Vec<String>,
     ) -> Result<()> {
+        self.join_cgroups(warnings)?; // first of all, so that memory is accounted where it belongs
         phase(report, phases, "layout", |_| {
             self.living().try_for_each(|p| {
                 let Some(space) = &p.memory else { return Ok(()) };
@@ -104,6 +105,23 @@ impl<'t> Planted<'t> {
             result?;
             pool.arm(self.tree)
         })
+    }
+
+    fn join_cgroups(&self, warnings: &mut Vec<String>) -> Result<()> {
+        let mut joining = cgroup::Joining::new();
+        let set = |number: u32| {
+            self.tree.cgroups.get(number as usize).ok_or_else(|| Error::image("image damaged: a task is in impossible cgroups"))
+        };
+        for process in self.living() {
+            if let Some(number) = process.cgroups {
+                joining.join(set(number)?, self.skeleton.stubs[&process.pid].pid, false);
+            }
+            for (number, thread) in process.threads.iter().filter_map(|t| Some((t.cgroups?, t))) {
+                joining.join(set(number)?, self.threads[&thread.tid].tid, true);
+            }
+        }
+        warnings.extend(joining.warnings);
+        Ok(())
     }
 
     /// Everything of one process that is not memory content.
