@@ -1,8 +1,8 @@
 //! What a capture gathers over all processes: tables of shared things, and everything that stands in the way.
 
 use super::{
-    descriptor::FileId, descriptor::OpenFile, memory::MappedFile, memory::ObjectId, namespace::Table, path::FilePath, pipe::Pipe, shared::Object,
-    shared::Origin, terminal::TerminalState,
+    descriptor::FileId, descriptor::OpenFile, memory::MappedFile, memory::ObjectId, namespace::Table, path::FilePath, pipe::Pipe,
+    shared::Object, shared::Origin, terminal::TerminalState,
 };
 use crate::error::Refusal;
 use std::collections::HashMap;

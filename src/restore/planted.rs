@@ -156,7 +156,9 @@ impl<'t> Planted<'t> {
             layout::finish(&mut script, space, pool)?;
         }
         process.signals.tell(&mut script)?;
-        process.timers.create(&mut script, chosen_timers, |tid| process.threads.iter().find(|t| t.tid == tid).map_or(tid, Thread::own_number))?;
+        process
+            .timers
+            .create(&mut script, chosen_timers, |tid| process.threads.iter().find(|t| t.tid == tid).map_or(tid, Thread::own_number))?;
         process.attributes.tell(&mut script)?;
         script.call("close_range", libc::SYS_close_range, &[pool.base() as u64, u64::from(u32::MAX), 0])?;
         // After the pool has gone: closing any descriptor of a file drops the process's record locks on it.
