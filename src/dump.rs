@@ -34,6 +34,8 @@ pub enum Output {
 pub struct Options {
     /// Root of the tree.
     pub pid: i32,
+    /// Name of the capsule that it is.
+    pub capsule: Option<String>,
     /// Where the image goes.
     pub output: Output,
     /// End the tree once the image is safe.
@@ -121,7 +123,7 @@ fn save(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     let mut id = [0u8; 16];
     std::io::Read::read_exact(&mut File::open("/dev/urandom")?, &mut id)?;
     let dedup = phase(report, &mut phases, "room", |_| {
-        let expected = tree::anonymous_memory(options.pid);
+        let expected = tree::extent(options.pid).1;
         target.reserve(copy::image_bytes(expected), options.level.is_none());
         Dedup::with_room(&id, expected / image::PAGE as u64)
     });
@@ -193,7 +195,7 @@ fn write(
 ) -> Result<image::Summary> {
     let mut file = target.open();
     let mut writer = Writer::new(Interruptible(file), image::Options { machine: arch::MACHINE, id })?;
-    writer.section(SectionKind::Manifest, &manifest(captured.tree.processes.first().map_or(options.pid, |root| root.pid)))?;
+    writer.section(SectionKind::Manifest, &manifest(captured.tree.processes.first().map_or(options.pid, |root| root.pid), options.capsule.clone()))?;
     writer.section(SectionKind::Tree, &captured.tree)?;
     let objects: Vec<File> = captured.capture.sources.iter().map(|s| s.file.try_clone()).collect::<std::io::Result<_>>()?;
     let codec = options.level.map_or(Codec::Raw, Codec::Zstd);
@@ -210,7 +212,7 @@ fn write(
     Ok(summary)
 }
 
-fn manifest(root_pid: i32) -> Manifest {
+fn manifest(root_pid: i32, capsule: Option<String>) -> Manifest {
     let uname = nix::sys::utsname::uname();
     let text = |f: fn(&nix::sys::utsname::UtsName) -> &std::ffi::OsStr| {
         uname.as_ref().map(|u| f(u).to_string_lossy().into_owned()).unwrap_or_default()
@@ -222,6 +224,7 @@ fn manifest(root_pid: i32) -> Manifest {
         host: text(|u| u.nodename()),
         root_pid,
         xfeatures: arch::xfeatures(),
+        capsule,
     }
 }
 
@@ -251,6 +254,11 @@ pub struct Look {
     pub refusals: Vec<Refusal>,
     /// The descriptors among that.
     pub lost: Vec<Lost>,
+}
+
+/// How many processes the tree below `pid` has, and about how many bytes of memory of its own; it may be running.
+pub fn extent(pid: i32) -> (usize, u64) {
+    tree::extent(pid)
 }
 
 /// Everything in the tree below `pid` that stands in the way of a dump, found without stopping it.

@@ -14,7 +14,9 @@ mod pool;
 mod root;
 mod skeleton;
 mod terminal;
+mod users;
 
+use crate::capsule::roster::{self, Entry, Roster};
 use crate::error::{Context, Error, Kind, Result};
 use crate::image::Reader;
 use crate::progress::{Report, phase};
@@ -78,6 +80,15 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     let mut reader = open(&options.input)?;
     let manifest: Manifest = reader.manifest()?;
     let tree: Tree = reader.tree()?;
+    let capsule = match &manifest.capsule {
+        Some(name) if !roster::is_name(name) => return Err(Error::image("image damaged: its capsule has no possible name")),
+        Some(name) => {
+            let roster = Roster::open()?;
+            roster.must_be_free(name)?;
+            Some((roster, name))
+        }
+        None => None,
+    };
     phase(report, &mut phases, "check", |_| check::check(&manifest, &tree, options.pid_namespace))?;
     let terminals = Terminals::prepare(&tree, options.detach)?;
     let mut warnings = terminals.warnings.clone();
@@ -137,6 +148,15 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
         planted.destroy();
         return Err(e);
     }
+    let entry = capsule.as_ref().map(|(roster, name)| Entry::of(name, root).and_then(|e| roster.enter(&e).map(|()| e))).transpose();
+    let entry = match entry {
+        Ok(entry) => entry,
+        Err(e) => {
+            drop(namespace);
+            planted.destroy();
+            return Err(e);
+        }
+    };
     if let Err(e) = planted.entrust() {
         drop(namespace);
         planted.destroy();
@@ -146,11 +166,14 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
         namespace.keep();
     }
     report.clear();
-    let session = foreground::Session::begin(&terminals, &tree, root, options.detach);
+    let session = foreground::Session::begin(&terminals, &tree, planted.front(), options.detach);
     drop(pool);
     planted.release();
     let total = begin.elapsed();
     let exit = if options.detach { None } else { Some(session.serve(root, terminals)?) };
+    if let (Some(_), Some((roster, _)), Some(entry)) = (&exit, &capsule, &entry) {
+        roster.leave(entry)?;
+    }
     Ok(Outcome { root_pid: root, total, exit, warnings, phases })
 }
 

@@ -42,7 +42,7 @@ pub fn is_name(text: &str) -> bool {
 }
 
 fn start_of(pid: i32) -> Option<u64> {
-    read::parsed(pid, "stat", stat::parse).ok().filter(|s| !matches!(s.state, b'Z' | b'X')).map(|s| s.starttime)
+    read::parsed(pid, "stat", stat::parse).ok().filter(|s| !matches!(s.state, b'Z' | b'X')).map(|s| s.start_time)
 }
 
 impl Entry {

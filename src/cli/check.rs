@@ -2,6 +2,7 @@
 
 use super::console::{Console, Paint};
 use super::drawing::Drawing;
+use super::target::{self, Target};
 use crate::check::{self, Finding, Outcome, Weight};
 use crate::error::{Error, Kind, Result};
 use serde_json::json;
@@ -22,23 +23,24 @@ Exit codes:
    12  something is missing without which nothing works
    13  the tree of --pid holds something that is not supported")]
 pub struct Check {
-    /// Look through the tree below this process, too
-    #[arg(long, value_name = "PID", value_parser = clap::value_parser!(i32).range(1..))]
-    pid: Option<i32>,
+    /// Look through the tree below this process, or through this capsule, too
+    #[arg(long, value_name = "PID|NAME", value_parser = target::parse)]
+    pid: Option<Target>,
 }
 
 impl Check {
     /// Probes and reports.
     pub fn run(&self, console: &Console) -> Result<ExitCode> {
-        let outcome = check::run(self.pid, &mut Drawing::new(*console))?;
+        let pid = self.pid.as_ref().map(Target::pid).transpose()?;
+        let outcome = check::run(pid, &mut Drawing::new(*console))?;
         let code = code(&outcome);
         if console.json {
             console.json("result", result(&outcome, code));
         } else {
-            console.result(&page(console, self.pid, &outcome));
+            console.result(&page(console, pid, &outcome));
         }
         if !outcome.refusals.is_empty() && !console.json {
-            console.error(&Error::refused(&format!("cannot dump process {}", self.pid.unwrap_or(0)), outcome.refusals));
+            console.error(&Error::refused(&format!("cannot dump process {}", pid.unwrap_or(0)), outcome.refusals));
         }
         Ok(ExitCode::from(code))
     }

@@ -1,6 +1,8 @@
 //! `meio dump`.
 
+use super::target::{self, Target};
 use super::{Console, console, drawing::Drawing, figures};
+use crate::capsule::roster::Roster;
 use crate::dump::{self, Options, Outcome, Output, Source};
 use crate::error::{Context, Error, Kind, Result};
 use serde_json::json;
@@ -9,7 +11,7 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 /// Save a running tree of processes to an image
 ///
-/// Freezes PID and everything below it, copies their state, lets them go on, and writes one file. The tree keeps
+/// Freezes the process PID, or the capsule NAME, and everything below it, copies their state, lets them go on, and writes one file. The tree keeps
 /// running unless --kill is given; with --kill it ends only when the image is complete, on disk and in place. When
 /// anything fails, the tree goes on as before and no half-written image stays. Whatever cannot be saved is listed,
 /// all of it, before anything is touched (exit code 13).
@@ -21,9 +23,9 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
     after_long_help = "Examples:\n  meio dump 1234\n  meio dump 1234 -o job.meio --kill\n  meio dump 1234 -o - | ssh host meio restore -d -"
 )]
 pub struct Dump {
-    /// Root of the tree
-    #[arg(value_name = "PID", value_parser = clap::value_parser!(i32).range(1..))]
-    pid: i32,
+    /// Root of the tree, or the name of a capsule
+    #[arg(value_name = "PID|NAME", value_parser = target::parse)]
+    target: Target,
     /// Where the image goes; - is standard output [default: <comm>-<pid>.meio in the current folder]
     #[arg(short, long, value_name = "IMAGE", value_hint = clap::ValueHint::FilePath)]
     output: Option<PathBuf>,
@@ -58,6 +60,7 @@ impl Dump {
 
     /// Dumps and tells how it went.
     pub fn run(&self, console: &Console) -> Result<ExitCode> {
+        let pid = self.target.pid()?;
         let output = match &self.output {
             Some(_) if self.streams() && std::io::stdout().is_terminal() => {
                 return Err(Error::new(Kind::Usage, "an image is not for a terminal (standard output)")
@@ -65,16 +68,22 @@ impl Dump {
             }
             Some(_) if self.streams() => Output::Stdout,
             Some(path) => Output::Path(path.clone()),
-            None => Output::Path(default_name(self.pid)?),
+            None => Output::Path(match self.target.capsule() {
+                Some(name) => format!("{name}.meio").into(),
+                None => default_name(pid)?,
+            }),
         };
-        let options = Options { pid: self.pid, output, kill: self.kill, level: self.compress.0, freeze_timeout: self.freeze_timeout };
+        let options = Options { pid, capsule: self.target.name_of(pid), output, kill: self.kill, level: self.compress.0, freeze_timeout: self.freeze_timeout };
         let mut drawing = Drawing::new(*console);
         let outcome = dump::run(&options, &mut drawing)?;
+        if let (Output::Path(path), Some(name)) = (&options.output, &options.capsule) {
+            Roster::open()?.saved(name, path)?;
+        }
         drawing.finish(&outcome.warnings);
         if console.json {
             console.json("result", result(&outcome));
         } else {
-            console.result(&closing(self.pid, &outcome));
+            console.result(&closing(pid, &outcome));
         }
         Ok(super::done(&outcome.warnings))
     }

@@ -11,8 +11,11 @@ mod generate;
 mod graph;
 mod image;
 mod inspect;
+mod list;
 mod restore;
+mod run;
 mod table;
+mod target;
 mod verify;
 
 use crate::error::{Error, Kind};
@@ -58,6 +61,8 @@ pub struct Face {
 enum Command {
     Dump(dump::Dump),
     Restore(restore::Restore),
+    Run(run::Run),
+    List(list::List),
     Check(check::Check),
     Inspect(inspect::Inspect),
     Graph(graph::GraphCommand),
@@ -91,6 +96,8 @@ pub fn main() -> ExitCode {
     let done = match &cli.command {
         Command::Dump(c) => c.run(&console),
         Command::Restore(c) => c.run(&console),
+        Command::Run(c) => c.run(&console),
+        Command::List(c) => c.run(&console),
         Command::Check(c) => c.run(&console),
         Command::Inspect(c) => c.run(&console),
         Command::Graph(c) => c.run(&console),

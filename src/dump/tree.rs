@@ -125,11 +125,12 @@ fn refuse_process(pid: i32, running: bool, capture: &mut Capture) -> Result<bool
     Ok(false)
 }
 
-/// About how many bytes of memory of its own the tree below `pid` has now; it may be running.
-pub fn anonymous_memory(pid: i32) -> u64 {
+/// How many processes the tree below `pid` has now, and about how many bytes of memory of its own; it may be running.
+pub fn extent(pid: i32) -> (usize, u64) {
     let mut pids = vec![pid];
-    let mut pages = 0;
+    let (mut count, mut pages) = (0, 0);
     while let Some(pid) = pids.pop() {
+        count += 1;
         pids.extend(read::children(pid).unwrap_or_default());
         // proc_pid_statm(5): size, resident, resident shared (of files, and shared memory).
         let text = read::read(pid, "statm").unwrap_or_default();
@@ -138,7 +139,7 @@ pub fn anonymous_memory(pid: i32) -> u64 {
             pages += resident.saturating_sub(shared);
         }
     }
-    pages * PAGE
+    (count, pages * PAGE)
 }
 
 /// Reads everything of a frozen tree. When `capture.refusals` is not empty afterwards, nothing must be written.

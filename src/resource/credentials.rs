@@ -44,10 +44,13 @@ fn known_capabilities() -> u64 {
 
 impl Credentials {
     /// Makes a stub's task take this identity on. Comes late: afterwards it may have lost its privileges.
-    pub fn tell(&self, script: &mut Script<'_>, own: &Credentials) -> Result<()> {
+    /// `inside`: it is in a user namespace, with these ids, or has them already.
+    pub fn tell(&self, script: &mut Script<'_>, own: &Credentials, inside: Option<Option<Credentials>>) -> Result<()> {
         let same = Credentials { no_new_privs: own.no_new_privs, ..self.clone() } == *own;
-        if !same {
-            self.change(script)?;
+        match inside {
+            Some(ids) => self.change(script, ids.as_ref())?,
+            None if !same => self.change(script, Some(self))?,
+            None => {}
         }
         if self.no_new_privs {
             script.call("prctl PR_SET_NO_NEW_PRIVS", libc::SYS_prctl, &[libc::PR_SET_NO_NEW_PRIVS as u64, 1, 0, 0, 0])?;
@@ -55,25 +58,33 @@ impl Credentials {
         Ok(())
     }
 
-    fn change(&self, script: &mut Script<'_>) -> Result<()> {
+    /// Takes the ids on and keeps all capabilities.
+    pub fn tell_ids(&self, script: &mut Script<'_>) -> Result<()> {
         const SECBIT_KEEP_CAPS: u64 = 1 << 4;
         const SECBIT_NO_SETUID_FIXUP: u64 = 1 << 2;
-        let [inheritable, permitted, effective, bounding, ambient] = self.caps;
         // While ids change, capabilities stay as they are.
         let keep = SECBIT_KEEP_CAPS | SECBIT_NO_SETUID_FIXUP;
         script.attempt("prctl PR_SET_SECUREBITS", libc::SYS_prctl, &[libc::PR_SET_SECUREBITS as u64, keep, 0, 0, 0])?;
         let groups: Vec<u8> = self.groups.iter().flat_map(|g| g.to_le_bytes()).collect();
         let at = script.data(&groups);
         script.call("setgroups", libc::SYS_setgroups, &[self.groups.len() as u64, at])?;
-        for number in (0..known_capabilities()).filter(|n| bounding >> n & 1 == 0) {
-            script.attempt("prctl PR_CAPBSET_DROP", libc::SYS_prctl, &[libc::PR_CAPBSET_DROP as u64, number, 0, 0, 0])?;
-        }
         let [ruid, euid, suid, fsuid] = self.uid.map(u64::from);
         let [rgid, egid, sgid, fsgid] = self.gid.map(u64::from);
         script.call("setresgid", libc::SYS_setresgid, &[rgid, egid, sgid])?;
         script.attempt("setfsgid", libc::SYS_setfsgid, &[fsgid])?;
         script.call("setresuid", libc::SYS_setresuid, &[ruid, euid, suid])?;
         script.attempt("setfsuid", libc::SYS_setfsuid, &[fsuid])?;
+        Ok(())
+    }
+
+    fn change(&self, script: &mut Script<'_>, ids: Option<&Credentials>) -> Result<()> {
+        let [inheritable, permitted, effective, bounding, ambient] = self.caps;
+        if let Some(ids) = ids {
+            ids.tell_ids(script)?;
+        }
+        for number in (0..known_capabilities()).filter(|n| bounding >> n & 1 == 0) {
+            script.attempt("prctl PR_CAPBSET_DROP", libc::SYS_prctl, &[libc::PR_CAPBSET_DROP as u64, number, 0, 0, 0])?;
+        }
         script.attempt(
             "prctl PR_SET_SECUREBITS",
             libc::SYS_prctl,

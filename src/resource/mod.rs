@@ -49,6 +49,9 @@ pub struct Manifest {
     pub root_pid: i32,
     /// XCR0: the vector state components that the tree's threads may hold.
     pub xfeatures: u64,
+    /// Name of the capsule that the tree is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capsule: Option<String>,
 }
 
 /// The whole tree, all that is not page content.

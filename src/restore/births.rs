@@ -108,6 +108,37 @@ impl Skeleton<'_> {
         children.sort_by_key(|&(child, _)| away(child));
     }
 
+    /// In pid namespaces that were made anew, the next numbers are given away behind those that are taken already.
+    pub(super) fn count_on(&self) -> Result<()> {
+        let table = &self.tree.namespaces;
+        for (id, _) in table.iter().enumerate().filter(|(_, n)| n.kind == Kind::Pid) {
+            let home = |p: &&Process| p.places.of(table, Kind::Pid) == Some(id as u32);
+            let living = |p: &&Process| home(p) && p.memory.is_some();
+            let Some(member) = self.tree.processes.iter().find(living) else { continue };
+            // Those below are seen from here, too, when they descend from somebody here.
+            let level = member.level();
+            let below = |p: &Process| {
+                std::iter::successors(Some(p), |p| self.tree.processes.iter().find(|q| q.pid == p.ppid)).any(|p| home(&p))
+            };
+            let seen = self.tree.processes.iter().filter(|p| below(p));
+            let threads = self.tree.processes.iter().filter(home).flat_map(|p| p.threads.iter().map(|t| t.own_number()));
+            let last = seen.filter_map(|p| p.number(level)).chain(threads).max().unwrap_or(1);
+            let stub = &self.stubs[&member.pid];
+            let mut script = stub.script();
+            let path = script.text(b"/proc/sys/kernel/ns_last_pid");
+            // Without a proc file system there the numbers begin again at the first that is free.
+            script.attempt("open", libc::SYS_open, &[path, (libc::O_WRONLY | libc::O_CLOEXEC) as u64])?;
+            let Some(&fd @ 0..) = script.run()?.results.last() else { continue };
+            let mut script = stub.script();
+            let text = last.to_string();
+            let at = script.data(text.as_bytes());
+            script.attempt("write", libc::SYS_write, &[fd as u64, at, text.len() as u64])?;
+            script.call("close", libc::SYS_close, &[fd as u64])?;
+            script.run()?;
+        }
+        Ok(())
+    }
+
     /// Takes a process into its namespaces, all but pid and user, where they are not those of its parent.
     pub(super) fn enter(&self, index: usize) -> Result<()> {
         let process = self.process(index);

@@ -8,7 +8,9 @@ use crate::resource::Tree;
 use crate::resource::mount::Saved;
 use crate::resource::namespace::{Content, Namespace, below};
 use crate::resource::path::FilePath;
+use crate::resource::process::Process;
 use crate::sys::file;
+use crate::tracee::stub::Stub;
 use crate::sys::namespace::{self, Holder, Kind, Making, places, within};
 use nix::fcntl::{FcntlArg, fcntl};
 use std::collections::HashMap;
@@ -185,6 +187,21 @@ impl<'t> Places<'t> {
         // The user namespace last: before, meio may enter the others.
         enter.extend(self.owner(&table[id])?);
         namespace::worker(&enter, || saved.rebuild(prepared, pids.is_some()))
+    }
+
+    /// A proc file system shows the pid namespace of who mounts it. Those of nested ones, whose processes are there only
+    /// now, take the place of what stood for them.
+    pub fn show_nested(&self, stubs: &HashMap<i32, Stub>) -> Result<()> {
+        for (id, namespace) in self.tree.namespaces.iter().enumerate() {
+            let Content::Mounts(saved) = &namespace.content else { continue };
+            let lives = |p: &&Process| p.places.namespaces.contains(&(id as u32)) && p.level() > 0 && p.memory.is_some();
+            let Some(stub) = self.tree.processes.iter().find(lives).and_then(|p| stubs.get(&p.pid)) else { continue };
+            let pids = namespace::open(stub.pid, "pid").context(|| "opening a nested pid namespace")?;
+            let mut enter = vec![(pids.as_fd(), Kind::Pid), (self.fd(Some(id as u32), Kind::Mnt)?.as_fd(), Kind::Mnt)];
+            enter.extend(self.owner(namespace)?);
+            namespace::worker(&enter, || saved.renew_proc())?;
+        }
+        Ok(())
     }
 
     /// The way to a path in a mount namespace, for meio.

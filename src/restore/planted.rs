@@ -9,6 +9,7 @@ use super::pool::Pool;
 use super::root::Root;
 use super::skeleton::Skeleton;
 use super::terminal::Terminals;
+use super::users;
 use crate::error::{Context, Error, Result};
 use crate::image::Reader;
 use crate::progress::{Report, phase};
@@ -39,10 +40,13 @@ impl<'t> Planted<'t> {
         let root = root.plant()?;
         let controlling = terminals.session.and_then(|s| Some((s.0, terminals.slave.as_ref()?.as_raw_fd())));
         let skeleton = Skeleton::grow(tree, root, controlling, places)?;
+        skeleton.count_on()?;
+        places.show_nested(&skeleton.stubs)?;
         let mut threads = HashMap::new();
         for process in &tree.processes {
             let stub = skeleton.stubs[&process.pid];
             threads.insert(process.pid, stub);
+            users::enter(tree, places, process, &stub)?;
             let others: Vec<&Thread> = process.threads.iter().skip(1).collect();
             let flags =
                 libc::CLONE_VM | libc::CLONE_FS | libc::CLONE_FILES | libc::CLONE_SIGHAND | libc::CLONE_THREAD | libc::CLONE_SYSVSEM;
@@ -60,6 +64,12 @@ impl<'t> Planted<'t> {
 
     pub fn root(&self) -> i32 {
         self.skeleton.stubs[&self.tree.processes[0].pid].pid
+    }
+
+    /// Who shall be in front of the terminal that meio runs in: the leader of the group that was, else the root.
+    pub fn front(&self) -> i32 {
+        let groups = self.tree.terminals.iter().map(|t| t.foreground);
+        groups.filter_map(|group| self.skeleton.stubs.get(&group)).map(|stub| stub.pid).next().unwrap_or_else(|| self.root())
     }
 
     fn living(&self) -> impl Iterator<Item = &'t Process> {
@@ -182,7 +192,8 @@ impl<'t> Planted<'t> {
             thread.tell(&mut script)?;
             thread.attributes.tell(&mut script)?;
             process.attributes.tell_task(&mut script)?;
-            thread.credentials.tell(&mut script, own)?;
+            let inside = users::inside(self.tree, process, &thread.credentials, stub.tid)?;
+            thread.credentials.tell(&mut script, own, inside)?;
             thread.tell_last(&mut script)?;
             let own = process.own_number();
             signals::queue(&mut script, &thread.pending, own, Some(thread.own_number()))?;

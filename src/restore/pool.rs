@@ -169,7 +169,8 @@ impl Pool {
                 file::set_times(writer.as_fd(), times).context(|| "setting the times of a file in memory")?;
             }
         }
-        for (object, fd) in tree.objects.iter().zip(&self.objects) {
+        // By the descriptors that may write: what is executed has been opened for reading only.
+        for (object, fd) in tree.objects.iter().zip(&self.writers) {
             if let Origin::Memfd { seals, .. } = object.origin
                 && seals != 0
                 && file::seals(&File::from(fd.try_clone()?)).is_ok_and(|now| now != seals)

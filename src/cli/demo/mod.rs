@@ -100,6 +100,7 @@ fn show(teller: &Teller<'_>) -> Result<Seen> {
 
     let options = dump::Options {
         pid,
+        capsule: None,
         output: dump::Output::Path(program.path("image.meio")),
         kill: true,
         level: Some(1),

@@ -94,6 +94,27 @@ impl Saved {
         mount::change_root(root.as_fd()).context(|| "changing the root of the mount namespace")
     }
 
+    /// Mounts proc file systems of the namespace's own anew, over whose place nothing else is mounted. In a process that has
+    /// entered the namespaces, of which the pid namespace is to be shown.
+    pub fn renew_proc(&self) -> Result<()> {
+        for (number, wanted) in self.mounts.iter().enumerate() {
+            let Shown::Own { number: own, .. } = &wanted.shows else { continue };
+            let Some(fs) = self.own.get(*own as usize).filter(|fs| fs.fstype.bytes() == b"proc") else { continue };
+            if self.mounts.iter().any(|m| m.parent == Some(number as u32)) {
+                continue;
+            }
+            let doing = || format!("mounting {}", wanted.at);
+            let configuration = Configuration::new(b"proc").context(doing)?;
+            configuration.set(b"source", Some(fs.source.bytes())).context(doing)?;
+            let new = configuration.mount().context(doing)?;
+            mount::set_attributes(new.as_fd(), wanted.attributes, libc::MOUNT_ATTR__ATIME, 0).context(doing)?;
+            mount::detach(&wanted.at).context(doing)?;
+            let place = mount::place(None, &wanted.at).context(doing)?;
+            mount::attach(new.as_fd(), place.as_fd()).context(doing)?;
+        }
+        Ok(())
+    }
+
     /// The mount that is to be attached.
     fn source(&self, wanted: &Mount, host: Option<OwnedFd>, fresh_proc: bool, stage: &mut Stage) -> Result<OwnedFd> {
         match (&wanted.shows, host) {

@@ -1,0 +1,66 @@
+//! User namespaces: stubs enter theirs when all processes have been born, since who is inside may not choose numbers
+//! outside; and identities as they are numbered inside.
+
+use super::places::Places;
+use crate::error::{Context, Result};
+use crate::resource::Tree;
+use crate::resource::credentials::Credentials;
+use crate::resource::namespace::Content;
+use crate::resource::process::Process;
+use crate::sys::namespace::Kind;
+use crate::sys::proc::{read, status};
+use crate::tracee::stub::Stub;
+use std::os::fd::AsRawFd;
+
+/// The user namespace that all stubs are born in: the one that owns the tree's own pid namespace.
+fn born_in(tree: &Tree) -> Option<u32> {
+    tree.base().and_then(|base| tree.namespaces.get(base as usize)).and_then(|base| base.owner)
+}
+
+/// Takes a stub without threads into the user namespace of its process.
+pub fn enter(tree: &Tree, places: &Places<'_>, process: &Process, stub: &Stub) -> Result<()> {
+    let user = process.places.of(&tree.namespaces, Kind::User);
+    let (Some(id), Some(leader)) = (user.filter(|_| user != born_in(tree)), process.threads.first()) else { return Ok(()) };
+    let fd = places.fd(Some(id), Kind::User)?.as_raw_fd() as u64;
+    let mut script = stub.script();
+    if born_in(tree).is_none() {
+        // With the numbers of meio's user namespace: those of users who have none inside can be had only here.
+        leader.credentials.tell_ids(&mut script)?;
+    }
+    script.call("setns of user", libc::SYS_setns, &[fd, Kind::User.flag() as u64])?;
+    script.run().map(drop).context(|| format!("process {}", process.pid))
+}
+
+/// The identity of a task as the task itself is to set it: in a user namespace with the numbers there, as far as it
+/// does not have it already.
+pub fn inside(tree: &Tree, process: &Process, wanted: &Credentials, tid: i32) -> Result<Option<Option<Credentials>>> {
+    let Some(user) = process.places.of(&tree.namespaces, Kind::User) else { return Ok(None) };
+    let now = Credentials::from_status(&read::parsed(tid, "status", status::parse)?);
+    if (now.uid, now.gid, &now.groups) == (wanted.uid, wanted.gid, &wanted.groups) {
+        return Ok(Some(None));
+    }
+    let Some(Content::User { uids, gids, .. }) = tree.namespaces.get(user as usize).map(|n| &n.content) else { return Ok(Some(None)) };
+    Ok(Some(Some(Credentials {
+        uid: wanted.uid.map(|id| mapped(uids, id)),
+        gid: wanted.gid.map(|id| mapped(gids, id)),
+        groups: wanted.groups.iter().map(|&id| mapped(gids, id)).collect(),
+        ..wanted.clone()
+    })))
+}
+
+/// The number inside of an id outside; who has none is the overflow user.
+fn mapped(map: &[[u32; 3]], id: u32) -> u32 {
+    let inside = |&[first, outside, count]: &[u32; 3]| id.checked_sub(outside).filter(|n| *n < count).and_then(|n| first.checked_add(n));
+    map.iter().find_map(inside).unwrap_or(65534)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_inside() {
+        let map = [[0, 1000, 1], [1, 100_000, 65_535]];
+        assert_eq!([1000, 100_000, 165_534, 165_535, 0].map(|id| mapped(&map, id)), [0, 1, 65_535, 65_534, 65_534]);
+    }
+}
