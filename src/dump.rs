@@ -195,7 +195,10 @@ fn write(
 ) -> Result<image::Summary> {
     let mut file = target.open();
     let mut writer = Writer::new(Interruptible(file), image::Options { machine: arch::MACHINE, id })?;
-    writer.section(SectionKind::Manifest, &manifest(captured.tree.processes.first().map_or(options.pid, |root| root.pid), options.capsule.clone()))?;
+    writer.section(
+        SectionKind::Manifest,
+        &manifest(captured.tree.processes.first().map_or(options.pid, |root| root.pid), options.capsule.clone()),
+    )?;
     writer.section(SectionKind::Tree, &captured.tree)?;
     let objects: Vec<File> = captured.capture.sources.iter().map(|s| s.file.try_clone()).collect::<std::io::Result<_>>()?;
     let codec = options.level.map_or(Codec::Raw, Codec::Zstd);

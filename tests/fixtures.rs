@@ -49,6 +49,14 @@ fixtures! {
     locks: "locks";
     memfd: "memfd";
     pidfd: "pidfd";
+    namespace_of_cgroups: "namespaces" "C";
+    namespace_of_clocks: "namespaces" "T";
+    namespace_of_ipc: "namespaces" "i";
+    namespace_of_names: "namespaces" "u";
+    namespace_of_pids: "namespaces" "p";
+    namespace_of_users: "namespaces" "Uu";
+    namespaces_all: "namespaces" "uiTCp";
+    namespaces_nested: "namespaces" "uP";
     pipes: "pipes";
     signalfd: "signalfd";
     seccomp: "seccomp";

@@ -1,6 +1,7 @@
 //! Every integration test, in one binary: it links once, and its modules run side by side.
 
 mod bad_input;
+mod capsules;
 mod commands;
 mod demo;
 mod fixtures;

@@ -17,6 +17,8 @@ pub struct Entry {
     pub pid: i32,
     /// When that process began, in clock ticks since boot: another one with the same pid is not it.
     pub start: u64,
+    /// Inode of the pid namespace that the pid belongs to.
+    pub space: u64,
     /// When the capsule was started, or brought back: seconds since 1970.
     pub since: u64,
     /// The last image that was made of it.
@@ -45,12 +47,17 @@ fn start_of(pid: i32) -> Option<u64> {
     read::parsed(pid, "stat", stat::parse).ok().filter(|s| !matches!(s.state, b'Z' | b'X')).map(|s| s.start_time)
 }
 
+/// The pid namespace of meio.
+fn space() -> Result<u64> {
+    read::namespace(std::process::id() as i32, "pid").map(|(_, inode)| inode)
+}
+
 impl Entry {
     /// An entry of a capsule whose init runs.
     pub fn of(name: &str, pid: i32) -> Result<Self> {
         let gone = || Error::new(Kind::NotFound, format!("the capsule {name} ended at once"));
         let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs());
-        Ok(Entry { name: name.to_owned(), pid, start: start_of(pid).ok_or_else(gone)?, since, image: None })
+        Ok(Entry { name: name.to_owned(), pid, start: start_of(pid).ok_or_else(gone)?, space: space()?, since, image: None })
     }
 
     fn lives(&self) -> bool {
@@ -91,6 +98,8 @@ impl Roster {
             text => text.context(|| format!("reading {}", path.display()))?,
         };
         match serde_json::from_slice::<Entry>(&text) {
+            // Somebody else's number: nothing can be said about it from here.
+            Ok(entry) if entry.space != space()? => Ok(None),
             Ok(entry) if entry.lives() && entry.name == name => Ok(Some(entry)),
             _ => {
                 let _ = fs::remove_file(&path);
@@ -181,7 +190,8 @@ impl Roster {
 }
 
 fn in_use(entry: &Entry) -> Error {
-    Error::other(format!("a capsule named {} lives already (pid {})", entry.name, entry.pid)).help("choose another name with --name, or end that capsule; see: meio list")
+    Error::other(format!("a capsule named {} lives already (pid {})", entry.name, entry.pid))
+        .help("choose another name with --name, or end that capsule; see: meio list")
 }
 
 #[cfg(test)]

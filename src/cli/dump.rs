@@ -73,7 +73,14 @@ impl Dump {
                 None => default_name(pid)?,
             }),
         };
-        let options = Options { pid, capsule: self.target.name_of(pid), output, kill: self.kill, level: self.compress.0, freeze_timeout: self.freeze_timeout };
+        let options = Options {
+            pid,
+            capsule: self.target.name_of(pid),
+            output,
+            kill: self.kill,
+            level: self.compress.0,
+            freeze_timeout: self.freeze_timeout,
+        };
         let mut drawing = Drawing::new(*console);
         let outcome = dump::run(&options, &mut drawing)?;
         if let (Output::Path(path), Some(name)) = (&options.output, &options.capsule) {

@@ -45,8 +45,7 @@ fn name(text: &str) -> std::result::Result<String, String> {
 impl Run {
     /// Starts the capsule and serves it.
     pub fn run(&self, console: &Console) -> Result<ExitCode> {
-        let options =
-            Options { name: self.name.clone(), network: self.net.clone(), detach: self.detach, command: self.command.clone() };
+        let options = Options { name: self.name.clone(), network: self.net.clone(), detach: self.detach, command: self.command.clone() };
         let running = capsule::run(&options)?;
         let (name, pid) = (running.entry.name.clone(), running.entry.pid);
         if self.detach {

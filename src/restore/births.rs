@@ -117,9 +117,8 @@ impl Skeleton<'_> {
             let Some(member) = self.tree.processes.iter().find(living) else { continue };
             // Those below are seen from here, too, when they descend from somebody here.
             let level = member.level();
-            let below = |p: &Process| {
-                std::iter::successors(Some(p), |p| self.tree.processes.iter().find(|q| q.pid == p.ppid)).any(|p| home(&p))
-            };
+            let below =
+                |p: &Process| std::iter::successors(Some(p), |p| self.tree.processes.iter().find(|q| q.pid == p.ppid)).any(|p| home(&p));
             let seen = self.tree.processes.iter().filter(|p| below(p));
             let threads = self.tree.processes.iter().filter(home).flat_map(|p| p.threads.iter().map(|t| t.own_number()));
             let last = seen.filter_map(|p| p.number(level)).chain(threads).max().unwrap_or(1);

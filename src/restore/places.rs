@@ -10,8 +10,8 @@ use crate::resource::namespace::{Content, Namespace, below};
 use crate::resource::path::FilePath;
 use crate::resource::process::Process;
 use crate::sys::file;
-use crate::tracee::stub::Stub;
 use crate::sys::namespace::{self, Holder, Kind, Making, places, within};
+use crate::tracee::stub::Stub;
 use nix::fcntl::{FcntlArg, fcntl};
 use std::collections::HashMap;
 use std::fs::File;
@@ -84,7 +84,8 @@ impl<'t> Places<'t> {
     fn open_own(&mut self) -> Result<()> {
         let kinds: Vec<Kind> = self.tree.namespaces.iter().map(|n| n.kind).collect();
         for kind in Kind::ALL.into_iter().filter(|k| kinds.contains(k) && !matches!(k, Kind::User | Kind::Pid)) {
-            let fd = namespace::open(std::process::id() as i32, kind.name()).context(|| format!("opening the own {} namespace", kind.name()))?;
+            let fd =
+                namespace::open(std::process::id() as i32, kind.name()).context(|| format!("opening the own {} namespace", kind.name()))?;
             let fd = self.keep(fd)?;
             self.own.push((kind, fd));
         }

@@ -75,13 +75,18 @@ impl Pool {
             pool.writers.push(writer);
         }
         for file in &tree.mapped {
-            let opened = OpenOptions::new().read(true).write(wants_write(tree, pool.mapped.len())).open(places.path(file.namespace, &file.path));
+            let opened =
+                OpenOptions::new().read(true).write(wants_write(tree, pool.mapped.len())).open(places.path(file.namespace, &file.path));
             pool.mapped.push(pool.keep(opened.context(|| format!("opening {}", file.path))?.into())?);
         }
         for (number, file) in tree.mapped.iter().enumerate() {
             let is_exe = |b: &Backing| matches!(b, Backing::File { file, .. } if *file as usize == number);
             let wanted = tree.processes.iter().filter_map(|p| p.memory.as_ref()).any(|m| is_exe(&m.exe));
-            let opened = if wanted { Some(File::open(places.path(file.namespace, &file.path)).context(|| format!("opening {}", file.path))?) } else { None };
+            let opened = if wanted {
+                Some(File::open(places.path(file.namespace, &file.path)).context(|| format!("opening {}", file.path))?)
+            } else {
+                None
+            };
             let kept = opened.map(|f| pool.keep(f.into())).transpose()?;
             pool.executables.push(kept);
         }

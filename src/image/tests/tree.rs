@@ -18,7 +18,15 @@ use crate::sys::arch::Registers;
 const PAGE: u64 = 4096;
 
 pub fn manifest() -> Manifest {
-    Manifest { meio: "0.1.0".into(), created: 1_700_000_000, kernel: "6.18.0".into(), host: "lab".into(), root_pid: 400, xfeatures: 7, capsule: None }
+    Manifest {
+        meio: "0.1.0".into(),
+        created: 1_700_000_000,
+        kernel: "6.18.0".into(),
+        host: "lab".into(),
+        root_pid: 400,
+        xfeatures: 7,
+        capsule: None,
+    }
 }
 
 fn thread(tid: i32) -> Thread {
