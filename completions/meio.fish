@@ -34,8 +34,11 @@ complete -c meio -n "__fish_meio_needs_command" -s h -l help -d 'Print help (see
 complete -c meio -n "__fish_meio_needs_command" -s V -l version -d 'Print version'
 complete -c meio -n "__fish_meio_needs_command" -f -a "dump" -d 'Save a running tree of processes to an image'
 complete -c meio -n "__fish_meio_needs_command" -f -a "restore" -d 'Bring the tree of an image back'
+complete -c meio -n "__fish_meio_needs_command" -f -a "run" -d 'Start a program in a capsule, with pids and IPC of its own'
+complete -c meio -n "__fish_meio_needs_command" -f -a "list" -d 'List the capsules that live'
 complete -c meio -n "__fish_meio_needs_command" -f -a "check" -d 'Say what this machine allows, what each gap costs, and how to mend it'
 complete -c meio -n "__fish_meio_needs_command" -f -a "inspect" -d 'Show what is in an image, without running it'
+complete -c meio -n "__fish_meio_needs_command" -f -a "graph" -d 'Show processes and what they hold, and who needs whom'
 complete -c meio -n "__fish_meio_needs_command" -f -a "verify" -d 'Read an image to its end and check everything in it'
 complete -c meio -n "__fish_meio_needs_command" -f -a "core" -d 'Write an ELF core file for each process of an image'
 complete -c meio -n "__fish_meio_needs_command" -f -a "demo" -d 'See it work: a program is saved, killed and brought back'
@@ -60,7 +63,24 @@ complete -c meio -n "__fish_meio_using_subcommand restore" -s v -l verbose -d 'S
 complete -c meio -n "__fish_meio_using_subcommand restore" -s q -l quiet -d 'Say less: no progress; results, warnings and errors only'
 complete -c meio -n "__fish_meio_using_subcommand restore" -l json -d 'Write one JSON object a line to standard output'
 complete -c meio -n "__fish_meio_using_subcommand restore" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c meio -n "__fish_meio_using_subcommand check" -l pid -d 'Look through the tree below this process, too' -r
+complete -c meio -n "__fish_meio_using_subcommand run" -l name -d 'Name of the capsule [default: the name of the program]' -r
+complete -c meio -n "__fish_meio_using_subcommand run" -l net -d 'Network: the host\'s, none but a loop-back interface, or eth0 with an address, as a port of a bridge of the host' -r
+complete -c meio -n "__fish_meio_using_subcommand run" -l color -d 'When to colour; auto means on a terminal, unless NO_COLOR is set' -r -f -a "auto\t''
+always\t''
+never\t''"
+complete -c meio -n "__fish_meio_using_subcommand run" -s d -l detach -d 'Return as soon as the program runs, and print the name of the capsule'
+complete -c meio -n "__fish_meio_using_subcommand run" -s v -l verbose -d 'Say more: each phase with its time, and notes'
+complete -c meio -n "__fish_meio_using_subcommand run" -s q -l quiet -d 'Say less: no progress; results, warnings and errors only'
+complete -c meio -n "__fish_meio_using_subcommand run" -l json -d 'Write one JSON object a line to standard output'
+complete -c meio -n "__fish_meio_using_subcommand run" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c meio -n "__fish_meio_using_subcommand list" -l color -d 'When to colour; auto means on a terminal, unless NO_COLOR is set' -r -f -a "auto\t''
+always\t''
+never\t''"
+complete -c meio -n "__fish_meio_using_subcommand list" -s v -l verbose -d 'Say more: each phase with its time, and notes'
+complete -c meio -n "__fish_meio_using_subcommand list" -s q -l quiet -d 'Say less: no progress; results, warnings and errors only'
+complete -c meio -n "__fish_meio_using_subcommand list" -l json -d 'Write one JSON object a line to standard output'
+complete -c meio -n "__fish_meio_using_subcommand list" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c meio -n "__fish_meio_using_subcommand check" -l pid -d 'Look through the tree below this process, or through this capsule, too' -r
 complete -c meio -n "__fish_meio_using_subcommand check" -l color -d 'When to colour; auto means on a terminal, unless NO_COLOR is set' -r -f -a "auto\t''
 always\t''
 never\t''"
@@ -79,6 +99,17 @@ complete -c meio -n "__fish_meio_using_subcommand inspect" -s v -l verbose -d 'S
 complete -c meio -n "__fish_meio_using_subcommand inspect" -s q -l quiet -d 'Say less: no progress; results, warnings and errors only'
 complete -c meio -n "__fish_meio_using_subcommand inspect" -l json -d 'Write one JSON object a line to standard output'
 complete -c meio -n "__fish_meio_using_subcommand inspect" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c meio -n "__fish_meio_using_subcommand graph" -l format -d 'How it is written [default: by the name of FILE, else dot]' -r -f -a "dot\t'For Graphviz'
+json\t'One JSON object'
+svg\t'A picture'"
+complete -c meio -n "__fish_meio_using_subcommand graph" -s o -l output -d 'Write it to this file instead of standard output' -r -F
+complete -c meio -n "__fish_meio_using_subcommand graph" -l color -d 'When to colour; auto means on a terminal, unless NO_COLOR is set' -r -f -a "auto\t''
+always\t''
+never\t''"
+complete -c meio -n "__fish_meio_using_subcommand graph" -s v -l verbose -d 'Say more: each phase with its time, and notes'
+complete -c meio -n "__fish_meio_using_subcommand graph" -s q -l quiet -d 'Say less: no progress; results, warnings and errors only'
+complete -c meio -n "__fish_meio_using_subcommand graph" -l json -d 'Write one JSON object a line to standard output'
+complete -c meio -n "__fish_meio_using_subcommand graph" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c meio -n "__fish_meio_using_subcommand verify" -l color -d 'When to colour; auto means on a terminal, unless NO_COLOR is set' -r -f -a "auto\t''
 always\t''
 never\t''"
