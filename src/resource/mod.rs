@@ -95,8 +95,11 @@ impl Tree {
             [&mut terminal.session, &mut terminal.foreground].into_iter().for_each(to);
         }
         for file in &mut self.files {
-            if let descriptor::FileKind::Epoll(epoll) = &mut file.kind {
-                to(&mut epoll.first.0);
+            match &mut file.kind {
+                descriptor::FileKind::Epoll(epoll) => to(&mut epoll.first.0),
+                // One outside of the tree keeps the number that meio sees.
+                descriptor::FileKind::PidFd(handle) if handle.outside.is_none() => to(&mut handle.target_pid),
+                _ => {}
             }
         }
     }
