@@ -10,7 +10,6 @@ mod rebuild;
 #[cfg(test)]
 mod tests;
 
-
 use super::capture::Capture;
 use super::path::FilePath;
 use crate::error::{Context, Result};

@@ -9,7 +9,6 @@ mod sysctl;
 #[cfg(test)]
 mod tests;
 
-
 use super::capture::Capture;
 use super::thread::serde_bytes_vec::Bytes;
 use crate::error::{Context, Result};

@@ -37,6 +37,9 @@ pub struct Planted<'t> {
 impl<'t> Planted<'t> {
     /// Makes all processes and threads.
     pub fn plant(tree: &'t Tree, root: Root, terminals: &Terminals, places: &'t Places<'t>) -> Result<Self> {
+        if let Some(slave) = &terminals.slave {
+            nix::fcntl::fcntl(slave, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty()))?; // for the stubs
+        }
         let root = root.plant()?;
         let controlling = terminals.session.and_then(|s| Some((s.0, terminals.slave.as_ref()?.as_raw_fd())));
         let skeleton = Skeleton::grow(tree, root, controlling, places)?;

@@ -111,9 +111,10 @@ impl<'t> Skeleton<'t> {
         self.enter(index)?;
         let all: Vec<(usize, i32)> = before.iter().chain(&after).copied().collect();
         let mut births = Births::begin(parent, &self.tree.namespaces, &stub);
-        // Before the children, who may inherit the group from a pid namespace above theirs. The group that the root was in
-        // was led from outside: the root leads it now.
-        if parent.sid != parent.pid && (parent.pgid == parent.pid || index == 0 && !self.pids.contains(&parent.pgid)) {
+        // Before the children, when some live in a pid namespace from which they do not see the group that they are in.
+        let outside = index == 0 && !self.pids.contains(&parent.pgid);
+        let deeper = self.tree.processes.iter().any(|p| p.level() > parent.level());
+        if deeper && parent.sid != parent.pid && (parent.pgid == parent.pid || outside) {
             // A root that was given a session of its own leads its group already.
             births.script.attempt("setpgid", libc::SYS_setpgid, &[0, 0])?;
         }
@@ -216,7 +217,14 @@ impl<'t> Skeleton<'t> {
     /// Puts everyone into their process groups, who have not inherited them.
     fn groups(&self) -> Result<()> {
         let root = self.process(0);
+        for p in self.tree.processes.iter().filter(|p| p.pgid == p.pid && p.sid != p.pid) {
+            self.join_group(p, &self.stubs[&p.pid], p.pid)?;
+        }
+        // The group that the root was in was led from outside: the root leads it now.
         let outside = !self.pids.contains(&root.pgid);
+        if outside && root.sid != root.pid {
+            self.join_group(root, &self.stubs[&root.pid], root.pid)?;
+        }
         let mut led: HashMap<i32, (Stub, Stub, i32)> = HashMap::new();
         for p in self.tree.processes.iter().filter(|p| p.pgid != p.pid) {
             let stub = &self.stubs[&p.pid];
