@@ -73,6 +73,7 @@ pub fn gather(processes: Vec<Process>, capture: &mut Capture) -> Tree {
         mapped: std::mem::take(&mut capture.mapped),
         objects: std::mem::take(&mut capture.objects),
         filters: capture.filters.take(),
+        namespaces: std::mem::take(&mut capture.namespaces.found),
     }
 }
 
@@ -162,8 +163,8 @@ pub fn capture(frozen: &mut Frozen) -> Result<Captured> {
     }
     let bytes = jobs.iter().flat_map(|j| &j.ranges).map(|r| u64::from(r.1) * PAGE).sum();
     let numbers = numbers(&mut processes, &capture)?;
-    let namespaces = namespace::complete(&processes, &mut capture);
-    let mut tree = Tree { namespaces, ..gather(processes, &mut capture) };
+    namespace::complete(&processes, &mut capture);
+    let mut tree = gather(processes, &mut capture);
     if !numbers.same() {
         tree.renumber(|number| numbers.translate(number));
         for job in &mut jobs {

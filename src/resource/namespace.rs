@@ -326,7 +326,7 @@ impl Numbers {
 }
 
 /// Completes the table when all processes are known: owners, and what only the whole tree shows.
-pub fn complete(processes: &[Process], capture: &mut Capture) -> Vec<Namespace> {
+pub fn complete(processes: &[Process], capture: &mut Capture) {
     let owners = std::mem::take(&mut capture.namespaces.owners);
     let mut table = std::mem::take(&mut capture.namespaces.found);
     let holder = |id: usize| processes.iter().find(|p| p.places.namespaces.contains(&(id as u32))).map_or(0, |p| p.pid);
@@ -354,7 +354,7 @@ pub fn complete(processes: &[Process], capture: &mut Capture) -> Vec<Namespace> 
     for (pid, kind, reason) in refusals {
         capture.refuse(pid, format!("{} namespace", kind.name()), reason, "dump a process above all that share the namespace");
     }
-    table
+    capture.namespaces.found = table;
 }
 
 /// A thread that has left the namespaces of its process; only of the kinds that it may leave alone.
