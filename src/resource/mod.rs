@@ -13,6 +13,7 @@ pub mod lock;
 pub mod memory;
 pub mod namespace;
 pub mod mount;
+pub mod network;
 pub mod path;
 pub mod pipe;
 pub mod process;
