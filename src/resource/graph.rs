@@ -177,6 +177,7 @@ impl Graph {
                 Origin::Anonymous => "shared memory".to_owned(),
                 Origin::Memfd { name, .. } => format!("memfd:{name}"),
                 Origin::Deleted { path, .. } => format!("{path} (deleted)"),
+                Origin::Mounted { path, .. } => path.to_string(),
             };
             b.add(Key::Object(n as u32), object.origin.kind(), name, format!("{} bytes", object.size));
         }

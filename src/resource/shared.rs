@@ -61,6 +61,7 @@ impl Origin {
             Origin::Anonymous => "shared memory",
             Origin::Memfd { .. } => "memfd",
             Origin::Deleted { .. } => "deleted file",
+            Origin::Mounted { .. } => "file in memory",
         }
     }
 }

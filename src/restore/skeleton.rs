@@ -114,7 +114,8 @@ impl<'t> Skeleton<'t> {
         // Before the children, who may inherit the group from a pid namespace above theirs. The group that the root was in
         // was led from outside: the root leads it now.
         if parent.sid != parent.pid && (parent.pgid == parent.pid || index == 0 && !self.pids.contains(&parent.pgid)) {
-            births.script.call("setpgid", libc::SYS_setpgid, &[0, 0])?;
+            // A root that was given a session of its own leads its group already.
+            births.script.attempt("setpgid", libc::SYS_setpgid, &[0, 0])?;
         }
         let mut setsid_done = parent.sid != parent.pid;
         for (n, &(child, _)) in all.iter().enumerate() {

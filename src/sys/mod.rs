@@ -4,6 +4,7 @@
 
 pub mod anon;
 pub mod arch;
+pub mod capsule;
 pub mod clock;
 #[cfg(test)]
 pub mod counting_alloc;
