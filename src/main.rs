@@ -14,6 +14,7 @@
 //! ```text
 //! cli          parses, prints, colours, exits; one file a command
 //!   dump, restore, check, postmortem      screenplays: short lists of named, timed phases
+//!     capsule    who lives in namespaces of meio's making, by name
 //!     resource   what a process is made of; one file a kind: saved type, capture, restore
 //!       tracee     holding a task and making it act: freeze, scripts, memory, planting
 //!         image      the format: bytes in, bytes out     (touches no kernel)
@@ -40,6 +41,7 @@
 //! daemon, no plug-ins. No options at restore that repeat what the dump knew. No table of kernel versions: features
 //! are probed, never guessed.
 
+mod capsule;
 mod check;
 mod cli;
 mod dump;

@@ -95,7 +95,8 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     };
     let mut pool = phase(report, &mut phases, "files", |_| {
         places.make_others(root.as_ref().map(|root| root.pid).filter(|_| fresh))?;
-        Pool::open(&tree, &terminals)
+        check::files(&tree, &places)?;
+        Pool::open(&tree, &terminals, &places)
     })?;
     warnings.append(&mut places.warnings);
 

@@ -195,7 +195,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("cgroup", &["path"]),
     ("epoll", &[]),
     ("terminal", &["path"]),
-    ("process", &["attributes", "limits", "memory", "path", "signals", "thread", "timers"]),
+    ("namespace", &["mount", "network", "path", "process"]),
+    ("process", &["attributes", "limits", "memory", "namespace", "path", "signals", "thread", "timers"]),
     ("thread", &["attributes", "credentials", "sched", "seccomp"]),
     ("signals", &["thread"]),
     ("pipe", &["path", "thread"]),
@@ -215,11 +216,11 @@ fn kinds_of_resource_stand_alone() {
         if kind.is_empty() {
             continue;
         }
-        let allowed = MAY_USE.iter().find(|m| m.0 == kind).map_or(&[][..], |m| m.1);
+        let allowed = |other: &str| MAY_USE.iter().any(|m| m.0 == kind && m.1.contains(&other));
         for used in uses(source).iter().filter(|u| u.starts_with("resource::")) {
             let other = kind_of(used);
             let ground = GROUND.contains(&other.as_str()) || GROUND.contains(&kind.as_str());
-            let fine = other == kind || ground || !kinds.contains(&other) || allowed.contains(&other.as_str());
+            let fine = other == kind || ground || !kinds.contains(&other) || allowed(&other);
             if !fine {
                 complaints.push(format!("{} uses resource::{other}; what they share needs a number in Tree, or see MAY_USE", source.path));
             }

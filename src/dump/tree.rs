@@ -6,7 +6,7 @@ use crate::error::{Context, Kind as Failure, Result};
 use crate::image::Owner;
 use crate::resource::capture::Capture;
 use crate::resource::memory::{AddressSpace, Backing, PAGE};
-use crate::resource::namespace::Numbers;
+use crate::resource::namespace::{Look, Numbers};
 use crate::resource::process::{Fs, Process, State};
 use crate::resource::thread::Thread;
 use crate::resource::{Tree, cgroup, descriptor, memory, namespace, pipe, seccomp};
@@ -44,11 +44,11 @@ pub fn survey(pids: &[i32], capture: &mut Capture) -> Result<Vec<Process>> {
             let process = Process::capture(pid, if seen.iter().any(|p| p.pid == ppid) { ppid } else { 0 }, &[])?;
             seen.push(process);
             if let (false, Some(process)) = (ended, seen.last_mut()) {
-                process.places = namespace::survey(pid, false, capture)?;
+                process.places = namespace::survey(pid, Look::Running, capture)?;
                 process.threads = read::tasks(pid)?.into_iter().map(|tid| Thread { tid, ..Thread::default() }).collect();
                 process.memory = Some(memory::survey(pid, capture)?.0);
                 process.descriptors = descriptor::survey(pid, capture)?;
-                process.fs = Fs::capture(pid, &mut capture.refusals)?;
+                process.fs = Fs::capture(pid, capture)?;
             }
             Ok(())
         };
@@ -205,13 +205,13 @@ fn capture_process(
 ) -> Result<Option<Process>> {
     let pid = frozen.pid;
     if refuse_process(pid, false, capture)? {
-        let places = namespace::survey(pid, true, capture)?;
+        let places = namespace::survey(pid, Look::Ended, capture)?;
         return Process::capture(pid, frozen.ppid, &[]).map(|ended| Some(Process { places, ..ended }));
     }
-    let places = namespace::survey(pid, false, capture)?;
+    let places = namespace::survey(pid, Look::Still, capture)?;
     let (space, vmas) = memory::survey(pid, capture)?;
     let descriptors = descriptor::survey(pid, capture)?;
-    let fs = Fs::capture(pid, &mut capture.refusals)?;
+    let fs = Fs::capture(pid, capture)?;
     if !capture.refusals.is_empty() {
         return Ok(None); // only to list all of them
     }

@@ -46,8 +46,8 @@ pub struct Capture {
     pub terminals: Vec<TerminalState>,
     /// Files that are mapped.
     pub mapped: Vec<MappedFile>,
-    /// Place of a path in `mapped`.
-    pub mapped_index: HashMap<FilePath, u32>,
+    /// Place of a path of a mount namespace in `mapped`.
+    pub mapped_index: HashMap<(Option<u32>, FilePath), u32>,
     /// Objects whose content travels in the image.
     pub objects: Vec<Object>,
     /// Content of each of `objects`.

@@ -86,6 +86,9 @@ pub struct MappedFile {
     pub mtime: (i64, u32),
     /// GNU build id of an ELF file.
     pub build_id: Option<Vec<u8>>,
+    /// The mount namespace that the path belongs to, when that is not meio's: an index.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<u32>,
 }
 
 /// `struct prctl_mm_map` of prctl(2) `PR_SET_MM_MAP`: the borders that the kernel keeps of an address space.
@@ -209,9 +212,9 @@ fn backing(pid: i32, vma: &Vma, capture: &mut Capture) -> Result<Option<Backing>
     let path = FilePath::from(path);
     let link = format!("/proc/{pid}/map_files/{:x}-{:x}", vma.start, vma.end);
     let meta = std::fs::metadata(&link).context(|| format!("reading {at} of process {pid}"))?;
-    let same = !deleted && std::fs::metadata(&path).is_ok_and(|now| (now.dev(), now.ino()) == (meta.dev(), meta.ino()));
+    let same = !deleted && std::fs::metadata(capture.place(pid, &path)).is_ok_and(|now| (now.dev(), now.ino()) == (meta.dev(), meta.ino()));
     if same {
-        let file = mapped_file(&path, &meta, capture);
+        let file = mapped_file(pid, &path, &meta, capture);
         return Ok(Some(Backing::File { file, offset: vma.offset }));
     }
     let object = capture.object((meta.dev(), meta.ino()), || {
@@ -230,8 +233,8 @@ fn executable(pid: i32, capture: &mut Capture) -> Result<Backing> {
     let link = format!("/proc/{pid}/exe");
     let meta = std::fs::metadata(&link).context(|| format!("reading {link}"))?;
     let (path, _) = FilePath::from_link(&read::link(pid, "exe")?);
-    if std::fs::metadata(&path).is_ok_and(|now| (now.dev(), now.ino()) == (meta.dev(), meta.ino())) {
-        return Ok(Backing::File { file: mapped_file(&path, &meta, capture), offset: 0 });
+    if std::fs::metadata(capture.place(pid, &path)).is_ok_and(|now| (now.dev(), now.ino()) == (meta.dev(), meta.ino())) {
+        return Ok(Backing::File { file: mapped_file(pid, &path, &meta, capture), offset: 0 });
     }
     let object = capture.object((meta.dev(), meta.ino()), || {
         let origin = Origin::Deleted { path: path.clone(), mode: meta.mode(), owner: (meta.uid(), meta.gid()) };
@@ -240,8 +243,9 @@ fn executable(pid: i32, capture: &mut Capture) -> Result<Backing> {
     Ok(Backing::Object { object, offset: 0 })
 }
 
-fn mapped_file(path: &FilePath, meta: &std::fs::Metadata, capture: &mut Capture) -> u32 {
-    if let Some(&index) = capture.mapped_index.get(path) {
+fn mapped_file(pid: i32, path: &FilePath, meta: &std::fs::Metadata, capture: &mut Capture) -> u32 {
+    let key = (capture.mounts_of(pid), path.clone());
+    if let Some(&index) = capture.mapped_index.get(&key) {
         return index;
     }
     let index = capture.mapped.len() as u32;
@@ -249,14 +253,15 @@ fn mapped_file(path: &FilePath, meta: &std::fs::Metadata, capture: &mut Capture)
         path: path.clone(),
         size: meta.len(),
         mtime: (meta.mtime(), meta.mtime_nsec() as u32),
-        build_id: build_id(path),
+        build_id: build_id(&capture.place(pid, path)),
+        namespace: key.0,
     });
-    capture.mapped_index.insert(path.clone(), index);
+    capture.mapped_index.insert(key, index);
     index
 }
 
 /// The GNU build id of an ELF file, when its notes lie within the first page, where linkers put them.
-pub fn build_id(path: &FilePath) -> Option<Vec<u8>> {
+pub fn build_id(path: &std::path::Path) -> Option<Vec<u8>> {
     const NT_GNU_BUILD_ID: [u8; 4] = 3u32.to_le_bytes();
     let mut head = vec![0u8; PAGE as usize];
     let n = std::os::unix::fs::FileExt::read_at(&File::open(path).ok()?, &mut head, 0).ok()?;

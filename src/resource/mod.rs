@@ -15,6 +15,7 @@ pub mod lock;
 pub mod memory;
 pub mod mount;
 pub mod namespace;
+pub mod network;
 pub mod path;
 pub mod pidfd;
 pub mod pipe;

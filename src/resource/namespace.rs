@@ -5,14 +5,17 @@
 //! namespace nested in it has further ones, [`Places::inner`].
 
 use super::capture::Capture;
+use super::{mount, network};
+use super::path::FilePath;
 use super::process::Process;
 use crate::error::{Context, Kind as Failure, Result};
 use crate::sys::namespace::{self, Kind};
 use crate::sys::proc::{read, status};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 
 /// One namespace.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,6 +65,10 @@ pub enum Content {
         /// Who made it, as meio's user namespace numbers him.
         maker: u32,
     },
+    /// mount_namespaces(7).
+    Mounts(Box<mount::Saved>),
+    /// network_namespaces(7).
+    Net(Box<network::Saved>),
     /// cgroup_namespaces(7): the cgroups that are its roots, by hierarchy as proc_pid_cgroup(5) names it.
     Roots(Vec<(String, String)>),
 }
@@ -114,6 +121,10 @@ pub struct Table {
     index: HashMap<(u64, u64), u32>,
     own: Vec<(u64, u64)>,
     owners: Vec<Option<(u64, u64)>>,
+    /// Root directories of mount namespaces, by index.
+    roots: HashMap<u32, OwnedFd>,
+    /// The mount namespace of each process that is in another than meio.
+    mounts: HashMap<i32, u32>,
 }
 
 impl Table {
@@ -133,10 +144,45 @@ impl Table {
     }
 }
 
+/// In which state a process is looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Look {
+    /// It runs: only what could be refused is of interest.
+    Running,
+    /// It stands still.
+    Still,
+    /// It has ended.
+    Ended,
+}
+
+impl Capture {
+    /// The way to a path of a process, for meio: it may lie in another mount namespace.
+    pub fn place(&self, pid: i32, path: &FilePath) -> PathBuf {
+        let root = self.namespaces.mounts.get(&pid).and_then(|id| self.namespaces.roots.get(id));
+        match root {
+            Some(root) => below(root, path),
+            None => path.to_path_buf(),
+        }
+    }
+
+    /// The mount namespace of a process, `None` for meio's.
+    pub fn mounts_of(&self, pid: i32) -> Option<u32> {
+        self.namespaces.mounts.get(&pid).copied()
+    }
+}
+
+/// An absolute path below a directory that is open.
+pub fn below(root: &OwnedFd, path: &FilePath) -> PathBuf {
+    let rest = path.strip_prefix("/").unwrap_or(path);
+    let root = PathBuf::from(format!("/proc/self/fd/{}", root.as_raw_fd()));
+    if rest.as_os_str().is_empty() { root.join(".") } else { root.join(rest) }
+}
+
 /// Where a process lives; namespaces that were not met yet are read and added to the table. The numbers come later.
-pub fn survey(pid: i32, ended: bool, capture: &mut Capture) -> Result<Places> {
+pub fn survey(pid: i32, look: Look, capture: &mut Capture) -> Result<Places> {
     let mut places = Places::default();
     // A process that has ended has left all but the one in which it keeps its number.
+    let ended = look == Look::Ended;
     for kind in if ended { &[Kind::Pid][..] } else { &Kind::ALL } {
         let kind = *kind;
         let here = match read::namespace(pid, kind.name()) {
@@ -144,7 +190,12 @@ pub fn survey(pid: i32, ended: bool, capture: &mut Capture) -> Result<Places> {
             Err(e) if e.kind == Failure::NotFound => continue,
             here => here?,
         };
-        places.namespaces.extend(look_up(pid, kind, kind.name(), here, capture)?);
+        places.namespaces.extend(look_up(pid, (kind, kind.name()), here, look, capture)?);
+        if let (Kind::Mnt, Some(&id)) = (kind, places.namespaces.last())
+            && capture.namespaces.found[id as usize].kind == Kind::Mnt
+        {
+            capture.namespaces.mounts.insert(pid, id);
+        }
         let name = match kind {
             _ if ended => continue,
             Kind::Pid => "pid_for_children",
@@ -152,7 +203,7 @@ pub fn survey(pid: i32, ended: bool, capture: &mut Capture) -> Result<Places> {
             _ => continue,
         };
         match read::namespace(pid, name) {
-            Ok(theirs) if theirs != here => match look_up(pid, kind, name, theirs, capture)? {
+            Ok(theirs) if theirs != here => match look_up(pid, (kind, name), theirs, look, capture)? {
                 Some(id) => places.for_children.push(id),
                 None => {
                     let reason = format!("its children would be born in meio's {} namespace, not in its own", kind.name());
@@ -168,7 +219,7 @@ pub fn survey(pid: i32, ended: bool, capture: &mut Capture) -> Result<Places> {
     Ok(places)
 }
 
-fn look_up(pid: i32, kind: Kind, name: &str, identity: (u64, u64), capture: &mut Capture) -> Result<Option<u32>> {
+fn look_up(pid: i32, (kind, name): (Kind, &str), identity: (u64, u64), look: Look, capture: &mut Capture) -> Result<Option<u32>> {
     if capture.namespaces.is_own(identity)? {
         return Ok(None);
     }
@@ -182,7 +233,16 @@ fn look_up(pid: i32, kind: Kind, name: &str, identity: (u64, u64), capture: &mut
         _ if kind == Kind::User => namespace::parent(&fd).ok().map(|p| namespace::identity(&p)).transpose()?,
         _ => None,
     };
-    let content = match content(pid, kind, &fd) {
+    let id = capture.namespaces.found.len() as u32;
+    if kind == Kind::Mnt {
+        capture.namespaces.roots.insert(id, mount::View::of(pid)?.root);
+    }
+    let content = match kind {
+        Kind::Mnt => mount::capture(pid, id, look == Look::Still, capture).map(|saved| Content::Mounts(Box::new(saved))),
+        Kind::Net => network::capture(pid, capture).map(|saved| Content::Net(Box::new(saved))),
+        _ => content(pid, kind, &fd),
+    };
+    let content = match content {
         Ok(content) => content,
         Err(e) if e.kind == Failure::Unsupported => {
             capture.refuse(pid, format!("{} namespace", kind.name()), e.message, e.help.unwrap_or_default());
@@ -191,7 +251,6 @@ fn look_up(pid: i32, kind: Kind, name: &str, identity: (u64, u64), capture: &mut
         Err(e) => return Err(e.context(doing())),
     };
     let table = &mut capture.namespaces;
-    let id = table.found.len() as u32;
     table.found.push(Namespace { kind, owner: None, content });
     table.owners.push(owner);
     table.index.insert(identity, id);
@@ -224,7 +283,8 @@ fn content(pid: i32, kind: Kind, fd: &OwnedFd) -> Result<Content> {
             let seen = namespace::within(&inside, || read::read(pid, "cgroup"))??;
             roots(&outside, &seen).map(Content::Roots)
         }
-        Kind::Net | Kind::Mnt => Err(unsupported(format!("it lives in a {} namespace of its own, which is not supported yet", kind.name()))),
+        // These have their own way.
+        Kind::Mnt | Kind::Net => Ok(Content::Nothing),
     }
 }
 

@@ -4,7 +4,8 @@ use super::{
     attributes::ProcessAttributes, descriptor::Descriptor, limits::Limits, memory::AddressSpace, namespace::Places, path::FilePath,
     signals::Signals, thread::Thread, timers::Timers,
 };
-use crate::error::{Refusal, Result};
+use super::capture::Capture;
+use crate::error::Result;
 use crate::sys::proc::{read, stat, status};
 use crate::tracee::inject::Injector;
 use crate::tracee::stub::Script;
@@ -143,20 +144,15 @@ impl Process {
 
 impl Fs {
     /// Directories and umask of a process.
-    pub fn capture(pid: i32, refusals: &mut Vec<Refusal>) -> Result<Self> {
+    pub fn capture(pid: i32, capture: &mut Capture) -> Result<Self> {
         let status = read::parsed(pid, "status", status::parse)?;
         let mut path = |name: &str| -> Result<(FilePath, bool)> {
             let link = read::link(pid, name)?;
             match FilePath::from_link(&link) {
-                (path, deleted) if path.is_absolute() => Ok((path, deleted && !FilePath::from(link.as_slice()).exists())),
+                (path, deleted) if path.is_absolute() => Ok((path, deleted && !capture.place(pid, &FilePath::from(link.as_slice())).exists())),
                 (link, _) => {
-                    refusals.push(Refusal {
-                        pid,
-                        object: format!("{name} ({link})"),
-                        reason: "it lies outside of the mounts that can be seen from here".into(),
-                        advice: "run meio in the mount namespace of the process".into(),
-                        ..Refusal::default()
-                    });
+                    let reason = "it lies outside of the mounts that can be seen from here";
+                    capture.refuse(pid, format!("{name} ({link})"), reason, "run meio in the mount namespace of the process");
                     Ok((link, false))
                 }
             }

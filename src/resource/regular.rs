@@ -59,8 +59,8 @@ pub fn capture(found: &Found, capture: &mut Capture) -> Result<Option<FileKind>>
     }
     // A file may really be called `x (deleted)`.
     let whole = FilePath::from(found.link.as_slice());
-    let path = if deleted && same(&whole, meta) { whole } else { path };
-    let there = same(&path, meta);
+    let path = if deleted && same(&capture.place(found.pid, &whole), meta) { whole } else { path };
+    let there = same(&capture.place(found.pid, &path), meta);
     let mut saved = Regular { path: path.clone(), mode: meta.mode(), size: meta.len(), owner, deleted: None };
     if there {
         return Ok(Some(FileKind::Regular(saved)));
@@ -77,7 +77,7 @@ pub fn capture(found: &Found, capture: &mut Capture) -> Result<Option<FileKind>>
 }
 
 /// Whether the path leads to this very file.
-fn same(path: &FilePath, meta: &std::fs::Metadata) -> bool {
+fn same(path: &std::path::Path, meta: &std::fs::Metadata) -> bool {
     std::fs::symlink_metadata(path).is_ok_and(|now| (now.dev(), now.ino()) == (meta.dev(), meta.ino()))
 }
 

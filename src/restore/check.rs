@@ -1,11 +1,14 @@
 //! Everything that can be known to go wrong is found here, all of it, before anything is started.
 
+use super::places::Places;
 use super::{layout, skeleton};
-use crate::error::{Error, Kind, Refusal, Result};
+use crate::error::{Error, Kind as Failure, Refusal, Result};
 use crate::resource::descriptor::FileKind;
 use crate::resource::path::FilePath;
+use crate::resource::shared::Origin;
 use crate::resource::{Manifest, Tree};
 use crate::sys::arch;
+use crate::sys::namespace::Kind;
 use crate::sys::proc::read;
 use std::os::unix::fs::MetadataExt;
 
@@ -23,7 +26,6 @@ pub fn check(manifest: &Manifest, tree: &Tree, pid_namespace: bool) -> Result<()
     if let Some(space) = tree.processes.iter().find_map(|p| p.memory.as_ref()) {
         layout::check_vdso(space)?;
     }
-    files(tree)?;
     if !pid_namespace && tree.base().is_none() {
         pids(tree)?;
     }
@@ -62,19 +64,20 @@ fn structure(tree: &Tree) -> Result<()> {
 }
 
 /// Files that are mapped must be the same, those that are open must be there.
-fn files(tree: &Tree) -> Result<()> {
+pub fn files(tree: &Tree, places: &Places<'_>) -> Result<()> {
     let mut refusals = Vec::new();
     let pid = tree.processes[0].pid;
     let mut refuse = |object: &FilePath, reason: String, advice: &str| {
         refusals.push(Refusal { pid, object: object.to_string(), reason, advice: advice.to_owned(), ..Refusal::default() });
     };
     for file in &tree.mapped {
-        match std::fs::metadata(&file.path) {
+        let place = places.path(file.namespace, &file.path);
+        match std::fs::metadata(&place) {
             Err(e) => refuse(&file.path, format!("it is mapped by the tree and cannot be opened: {e}"), "bring the file back"),
-            Ok(meta) if !meta.is_file() => {}
+            Ok(meta) if !meta.is_file() || comes_later(tree, file.namespace, &file.path) => {}
             Ok(meta) => {
                 let same_time = (meta.mtime(), meta.mtime_nsec() as u32) == file.mtime;
-                let same_id = file.build_id.is_some() && crate::resource::memory::build_id(&file.path) == file.build_id;
+                let same_id = file.build_id.is_some() && crate::resource::memory::build_id(&place) == file.build_id;
                 let shared_only = !privately_mapped(tree, &file.path);
                 if meta.len() != file.size && !shared_only || !same_time && !same_id && !shared_only {
                     refuse(&file.path, "it is mapped by the tree and has changed since the dump".into(), "bring the old version back");
@@ -87,7 +90,7 @@ fn files(tree: &Tree) -> Result<()> {
         if regular.deleted.is_some() {
             continue;
         }
-        match std::fs::symlink_metadata(&regular.path) {
+        match std::fs::symlink_metadata(places.path(places.mounts_of_file(file.id), &regular.path)) {
             Err(e) => refuse(&regular.path, format!("it was open and cannot be found: {e}"), "bring the file back"),
             Ok(meta) if meta.mode() & libc::S_IFMT != regular.mode & libc::S_IFMT => {
                 refuse(&regular.path, "it was open and is of another type now".into(), "bring the file back");
@@ -96,11 +99,17 @@ fn files(tree: &Tree) -> Result<()> {
         }
     }
     for p in tree.processes.iter().filter(|p| p.memory.is_some() && !p.fs.cwd_deleted) {
-        if !p.fs.cwd.is_dir() {
+        if !places.path(p.places.of(&tree.namespaces, Kind::Mnt), &p.fs.cwd).is_dir() {
             refuse(&p.fs.cwd, format!("the current directory of process {} is not there", p.pid), "make the directory");
         }
     }
-    if refusals.is_empty() { Ok(()) } else { Err(Error { kind: Kind::Image, ..Error::refused("cannot restore here", refusals) }) }
+    if refusals.is_empty() { Ok(()) } else { Err(Error { kind: Failure::Image, ..Error::refused("cannot restore here", refusals) }) }
+}
+
+/// Whether a file is in memory only, and its content comes with the pages.
+fn comes_later(tree: &Tree, mounts: Option<u32>, file: &FilePath) -> bool {
+    let is = |origin: &Origin| matches!(origin, Origin::Mounted { namespace, path, .. } if Some(*namespace) == mounts && path == file);
+    tree.objects.iter().any(|o| is(&o.origin))
 }
 
 fn privately_mapped(tree: &Tree, path: &FilePath) -> bool {

@@ -5,11 +5,16 @@
 
 use crate::error::{Context, Error, Kind as Failure, Result};
 use crate::resource::Tree;
-use crate::resource::namespace::{Content, Namespace};
+use crate::resource::mount::Saved;
+use crate::resource::namespace::{Content, Namespace, below};
+use crate::resource::path::FilePath;
 use crate::sys::file;
 use crate::sys::namespace::{self, Holder, Kind, Making, places, within};
 use nix::fcntl::{FcntlArg, fcntl};
+use std::collections::HashMap;
+use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
 
 /// Descriptors of namespaces, inherited by the stubs.
 pub struct Places<'t> {
@@ -18,6 +23,8 @@ pub struct Places<'t> {
     base: i32,
     made: Vec<Option<OwnedFd>>,
     own: Vec<(Kind, OwnedFd)>,
+    /// Root directories of the mount namespaces.
+    roots: HashMap<u32, OwnedFd>,
     /// What will be different.
     pub warnings: Vec<String>,
 }
@@ -35,7 +42,7 @@ impl<'t> Places<'t> {
     /// Nothing yet. `base`: the tree's own descriptors are below.
     pub fn new(tree: &'t Tree, base: i32) -> Self {
         let made = tree.namespaces.iter().map(|_| None).collect();
-        Places { tree, base, made, own: Vec::new(), warnings: Vec::new() }
+        Places { tree, base, made, own: Vec::new(), roots: HashMap::new(), warnings: Vec::new() }
     }
 
     /// Makes the user namespaces, those above others first.
@@ -60,7 +67,10 @@ impl<'t> Places<'t> {
     /// Makes all others. `init`: a process in the tree's own pid namespace, when that is new.
     pub fn make_others(&mut self, init: Option<i32>) -> Result<()> {
         let others = |n: &Namespace| !matches!(n.kind, Kind::User | Kind::Pid);
-        for id in (0..self.made.len()).filter(|&id| others(&self.tree.namespaces[id])) {
+        // Mounts last: some show what is in others.
+        let mut list: Vec<usize> = (0..self.made.len()).filter(|&id| others(&self.tree.namespaces[id])).collect();
+        list.sort_by_key(|&id| self.tree.namespaces[id].kind == Kind::Mnt);
+        for id in list {
             if self.tree.namespaces[id].kind != Kind::Time || !made_by_parent(self.tree, id) {
                 self.make(id, init)?;
             }
@@ -100,7 +110,7 @@ impl<'t> Places<'t> {
         }
     }
 
-    fn make(&mut self, id: usize, _init: Option<i32>) -> Result<()> {
+    fn make(&mut self, id: usize, init: Option<i32>) -> Result<()> {
         let namespace = &self.tree.namespaces[id];
         let kind = namespace.kind;
         let (mut join, mut owner) = (Vec::new(), 0);
@@ -138,6 +148,17 @@ impl<'t> Places<'t> {
                 namespace::set_domain_name(domain.as_bytes())
             })?
             .context(doing)?,
+            Content::Net(saved) => {
+                let prepared = saved.prepare()?;
+                let mut enter = inside.clone();
+                enter.extend(self.owner(namespace)?);
+                namespace::worker(&enter, || saved.rebuild(&prepared)).context(doing)?;
+            }
+            Content::Mounts(saved) => {
+                self.mount(id, saved, &fd, init).context(doing)?;
+                let root = within(&inside, || File::open("/"))??;
+                self.roots.insert(id as u32, root.into());
+            }
             Content::Ipc { sysctls } => within(&inside, || write_sysctls(sysctls))?.context(doing)?,
             _ => {}
         }
@@ -145,8 +166,43 @@ impl<'t> Places<'t> {
         Ok(())
     }
 
+    /// Makes the mounts of a namespace, as one of those who live in it would see them.
+    fn mount(&self, id: usize, saved: &Saved, fd: &OwnedFd, init: Option<i32>) -> Result<()> {
+        let table = &self.tree.namespaces;
+        let Some(member) = self.tree.processes.iter().find(|p| p.places.namespaces.contains(&(id as u32))) else { return Err(damaged()) };
+        let pids = match init.filter(|_| member.level() == 0) {
+            Some(init) => Some(namespace::open(init, "pid").context(|| "opening the new pid namespace")?),
+            None => None,
+        };
+        let prepared = saved.prepare()?;
+        let mut enter: Vec<(BorrowedFd<'_>, Kind)> = pids.iter().map(|fd| (fd.as_fd(), Kind::Pid)).collect();
+        for kind in [Kind::Net, Kind::Ipc, Kind::Cgroup] {
+            if let Some(other) = member.places.of(table, kind) {
+                enter.push((self.fd(Some(other), kind)?.as_fd(), kind));
+            }
+        }
+        enter.push((fd.as_fd(), Kind::Mnt));
+        // The user namespace last: before, meio may enter the others.
+        enter.extend(self.owner(&table[id])?);
+        namespace::worker(&enter, || saved.rebuild(prepared, pids.is_some()))
+    }
+
+    /// The way to a path in a mount namespace, for meio.
+    pub fn path(&self, namespace: Option<u32>, path: &FilePath) -> PathBuf {
+        match namespace.and_then(|id| self.roots.get(&id)) {
+            Some(root) => below(root, path),
+            None => path.to_path_buf(),
+        }
+    }
+
+    /// The mount namespace that an open file was found in: that of the first process that holds it.
+    pub fn mounts_of_file(&self, file: u32) -> Option<u32> {
+        let holder = self.tree.processes.iter().find(|p| p.descriptors.iter().any(|d| d.file == file))?;
+        holder.places.of(&self.tree.namespaces, Kind::Mnt)
+    }
+
     /// The files by which a process joins the roots of a cgroup namespace; a warning for those that are not there.
-    fn cgroups(&mut self, roots: &[(String, String)]) -> Vec<std::path::PathBuf> {
+    fn cgroups(&mut self, roots: &[(String, String)]) -> Vec<PathBuf> {
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         let mut files = Vec::new();
@@ -154,7 +210,7 @@ impl<'t> Places<'t> {
             if own.lines().any(|line| line.split_once(':').is_some_and(|(_, rest)| rest == format!("{hierarchy}:{path}"))) {
                 continue;
             }
-            let file = mount_point(&mounts, hierarchy).map(|at| std::path::Path::new(&at).join(path.trim_start_matches('/')).join("cgroup.procs"));
+            let file = mount_point(&mounts, hierarchy).map(|at| Path::new(&at).join(path.trim_start_matches('/')).join("cgroup.procs"));
             match file {
                 Some(file) if file.exists() => files.push(file),
                 _ => self.warnings.push(format!("the cgroup {path} ({hierarchy}) is not there: a cgroup namespace begins elsewhere")),
@@ -217,6 +273,19 @@ pub fn check(tree: &Tree) -> Result<()> {
     let count = tree.namespaces.len();
     let bad = |what: &str| Err(Error::image(format!("image damaged: {what}")));
     for namespace in &tree.namespaces {
+        let fits = match &namespace.content {
+            Content::Nothing => Kind::Pid,
+            Content::Names { .. } => Kind::Uts,
+            Content::Clocks { .. } => Kind::Time,
+            Content::Ipc { .. } => Kind::Ipc,
+            Content::User { .. } => Kind::User,
+            Content::Mounts(_) => Kind::Mnt,
+            Content::Net(_) => Kind::Net,
+            Content::Roots(_) => Kind::Cgroup,
+        };
+        if namespace.kind != fits {
+            return bad("a namespace holds what it cannot");
+        }
         if namespace.owner.is_some_and(|o| tree.namespaces.get(o as usize).is_none_or(|o| o.kind != Kind::User)) {
             return bad("a namespace has no owner");
         }

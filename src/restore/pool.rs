@@ -2,6 +2,7 @@
 //! an open file description share it again, across processes too.
 
 use super::late::{self, Late};
+use super::places::Places;
 use super::terminal::Terminals;
 use crate::error::{Context, Error, Kind, Result};
 use crate::resource::descriptor::{FileKind, OpenFile};
@@ -53,7 +54,7 @@ impl Pool {
     }
 
     /// Opens everything.
-    pub fn open(tree: &Tree, terminals: &Terminals) -> Result<Self> {
+    pub fn open(tree: &Tree, terminals: &Terminals, places: &Places<'_>) -> Result<Self> {
         let count = tree.files.len() + 2 * tree.mapped.len() + tree.objects.len() + 64;
         let mut pool = Pool {
             base: Pool::base_of(tree),
@@ -66,7 +67,7 @@ impl Pool {
         };
         raise_limit(pool.base as u64 + count as u64)?;
         for object in &tree.objects {
-            let writer = make_object(object)?;
+            let writer = make_object(object, places)?;
             // An executable must not be open for writing when a process takes it (PR_SET_MM_MAP).
             let exe = tree.processes.iter().filter_map(|p| p.memory.as_ref()).any(|m| is_object(&m.exe, object.id));
             let inherited = if exe { reopen(writer.as_raw_fd(), libc::O_RDONLY as u32)? } else { writer.try_clone()? };
@@ -74,20 +75,20 @@ impl Pool {
             pool.writers.push(writer);
         }
         for file in &tree.mapped {
-            let opened = OpenOptions::new().read(true).write(wants_write(tree, pool.mapped.len())).open(&file.path);
+            let opened = OpenOptions::new().read(true).write(wants_write(tree, pool.mapped.len())).open(places.path(file.namespace, &file.path));
             pool.mapped.push(pool.keep(opened.context(|| format!("opening {}", file.path))?.into())?);
         }
         for (number, file) in tree.mapped.iter().enumerate() {
             let is_exe = |b: &Backing| matches!(b, Backing::File { file, .. } if *file as usize == number);
             let wanted = tree.processes.iter().filter_map(|p| p.memory.as_ref()).any(|m| is_exe(&m.exe));
-            let opened = if wanted { Some(File::open(&file.path).context(|| format!("opening {}", file.path))?) } else { None };
+            let opened = if wanted { Some(File::open(places.path(file.namespace, &file.path)).context(|| format!("opening {}", file.path))?) } else { None };
             let kept = opened.map(|f| pool.keep(f.into())).transpose()?;
             pool.executables.push(kept);
         }
         pool.late = Late::new(tree)?.map(|late| late.keep(|fd| pool.keep(fd))).transpose()?;
-        let pipes: Vec<Ends> = tree.pipes.iter().enumerate().map(|(n, p)| Ends::make(p, n as u32, tree)).collect::<Result<_>>()?;
+        let pipes: Vec<Ends> = tree.pipes.iter().enumerate().map(|(n, p)| Ends::make(p, n as u32, tree, places)).collect::<Result<_>>()?;
         for file in &tree.files {
-            let fd = open_file(file, &pool, &pipes, terminals).context(|| format!("opening {}", file.link))?;
+            let fd = open_file(file, &pool, &pipes, terminals, places).context(|| format!("opening {}", file.link))?;
             let fd = pool.keep(fd)?;
             lock(&fd, file)?;
             pool.files.push(fd);
@@ -163,6 +164,11 @@ impl Pool {
 
     /// Seals memfds again, after they were filled and mapped.
     pub fn seal(&self, tree: &Tree) -> Result<()> {
+        for (object, writer) in tree.objects.iter().zip(&self.writers) {
+            if let Origin::Mounted { times, .. } = object.origin {
+                file::set_times(writer.as_fd(), times).context(|| "setting the times of a file in memory")?;
+            }
+        }
         for (object, fd) in tree.objects.iter().zip(&self.objects) {
             if let Origin::Memfd { seals, .. } = object.origin
                 && seals != 0
@@ -236,17 +242,18 @@ fn with_flags(fd: OwnedFd, flags: u32) -> Result<OwnedFd> {
     Ok(fd)
 }
 
-fn open_file(file: &OpenFile, pool: &Pool, pipes: &[Ends], terminals: &Terminals) -> Result<OwnedFd> {
+fn open_file(file: &OpenFile, pool: &Pool, pipes: &[Ends], terminals: &Terminals, places: &Places<'_>) -> Result<OwnedFd> {
+    let place = |path: &FilePath| places.path(places.mounts_of_file(file.id), path);
     let fd = match &file.kind {
         FileKind::Regular(Regular { deleted: Some(object), .. }) => reopen_object(pool, *object, file.flags)?,
-        FileKind::Regular(regular) => open_path(&regular.path, file.flags)?,
+        FileKind::Regular(regular) => open_path(&place(&regular.path), file.flags)?,
         FileKind::Memory(memory) => reopen_object(pool, memory.object, file.flags)?,
         FileKind::Pipe(end) => {
             let ends = pipes.get(end.pipe as usize).ok_or_else(|| Error::image("image damaged: a pipe is missing"))?;
             return reopen_pipe(ends.of(file.flags), file.flags);
         }
         FileKind::Device(device) => {
-            let fd = open_path(&device.path, file.flags)?;
+            let fd = open_path(&place(&device.path), file.flags)?;
             let rdev = File::from(fd.try_clone()?).metadata()?.rdev();
             if (libc::major(rdev), libc::minor(rdev)) != device.number {
                 return Err(Error::new(Kind::Unsupported, format!("{} is another device here", device.path)));
@@ -289,7 +296,7 @@ fn busy(e: nix::errno::Errno, lock: &Lock, path: &str) -> Error {
 }
 
 /// Makes a memory object; its content comes with the pages.
-fn make_object(object: &Object) -> Result<OwnedFd> {
+fn make_object(object: &Object, places: &Places<'_>) -> Result<OwnedFd> {
     let fd = match &object.origin {
         Origin::Anonymous => return file::shared_anonymous(object.size).context(|| "making shared memory"),
         Origin::Memfd { name, .. } => {
@@ -297,7 +304,10 @@ fn make_object(object: &Object) -> Result<OwnedFd> {
             file::memfd(name.bytes(), MFD_ALLOW_SEALING).context(|| format!("making memfd {name}"))?
         }
         Origin::Deleted { path, mode, owner } => deleted_file(path, *mode, *owner)?,
-        Origin::Mounted { path, .. } => return Err(Error::other(format!("{path} lies in a mount namespace that is not there"))),
+        Origin::Mounted { namespace, path, .. } => {
+            let file = OpenOptions::new().read(true).write(true).open(places.path(Some(*namespace), path));
+            file.context(|| format!("opening {path} in its mount namespace"))?.into()
+        }
     };
     File::from(fd.try_clone()?).set_len(object.size).context(|| "sizing shared memory")?;
     Ok(fd)
@@ -329,13 +339,15 @@ struct Ends {
 }
 
 impl Ends {
-    fn make(pipe: &Pipe, number: u32, tree: &Tree) -> Result<Ends> {
+    fn make(pipe: &Pipe, number: u32, tree: &Tree, places: &Places<'_>) -> Result<Ends> {
         let (read, write) = match &pipe.path {
             Some(path) => {
-                if !std::fs::metadata(path).is_ok_and(|m| m.file_type().is_fifo()) {
+                let is_end = |f: &&OpenFile| matches!(&f.kind, FileKind::Pipe(end) if end.pipe == number);
+                let place = places.path(tree.files.iter().find(is_end).and_then(|f| places.mounts_of_file(f.id)), path);
+                if !std::fs::metadata(&place).is_ok_and(|m| m.file_type().is_fifo()) {
                     return Err(Error::new(Kind::NotFound, format!("the FIFO {path} is not there")).help(format!("make it: mkfifo {path}")));
                 }
-                let both = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+                let both = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(&place)?;
                 (both.try_clone()?, both)
             }
             None => {

@@ -111,9 +111,11 @@ impl<'t> Skeleton<'t> {
         self.enter(index)?;
         let all: Vec<(usize, i32)> = before.iter().chain(&after).copied().collect();
         let mut births = Births::begin(parent, &self.tree.namespaces, &stub);
-        // Before the children, who may inherit the group from a pid namespace above theirs. The group that the root was in
-        // was led from outside: the root leads it now.
-        if parent.sid != parent.pid && (parent.pgid == parent.pid || index == 0 && !self.pids.contains(&parent.pgid)) {
+        // The group that the root was in was led from outside: the root leads it now. Children in a pid namespace below
+        // must inherit the group, others may have to inherit the one that their parent leaves.
+        let leads = parent.sid != parent.pid && (parent.pgid == parent.pid || index == 0 && !self.pids.contains(&parent.pgid));
+        let early = all.iter().any(|&(child, _)| self.process(child).level() != parent.level());
+        if leads && early {
             births.script.call("setpgid", libc::SYS_setpgid, &[0, 0])?;
         }
         let mut setsid_done = parent.sid != parent.pid;
@@ -126,6 +128,9 @@ impl<'t> Skeleton<'t> {
         }
         if !setsid_done {
             self.lead(&mut births.script, parent)?;
+        }
+        if leads && !early {
+            births.script.call("setpgid", libc::SYS_setpgid, &[0, 0])?;
         }
         let births = births.end(&self.stubs, self.tree)?;
         for (&(child, _), &tid) in all.iter().zip(&births) {

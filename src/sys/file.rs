@@ -11,6 +11,12 @@ pub fn seals(file: &File) -> Result<u32, Errno> {
     Errno::result(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GET_SEALS) }).map(|s| s as u32)
 }
 
+/// Sets the times of last access and last change: seconds, nanoseconds.
+pub fn set_times(fd: BorrowedFd<'_>, times: [(i64, i64); 2]) -> Result<(), Errno> {
+    let [access, change] = times.map(|(s, ns)| nix::sys::time::TimeSpec::new(s, ns));
+    nix::sys::stat::futimens(fd, &access, &change)
+}
+
 /// Adds seals to a memfd.
 pub fn add_seals(fd: BorrowedFd<'_>, seals: u32) -> Result<(), Errno> {
     // SAFETY: numbers only.

@@ -4,6 +4,7 @@
 
 pub mod anon;
 pub mod arch;
+pub mod capsule;
 pub mod clock;
 #[cfg(test)]
 pub mod counting_alloc;
@@ -13,6 +14,7 @@ pub mod guardian;
 pub mod memory;
 pub mod mount;
 pub mod namespace;
+pub mod netlink;
 pub mod pagemap;
 pub mod proc;
 pub mod ptrace;
@@ -20,5 +22,6 @@ pub mod seccomp;
 pub mod signal;
 pub mod spawn;
 pub mod task;
+pub mod tun;
 pub mod workers;
 pub mod xattr;

@@ -1,7 +1,7 @@
 //! ^C and SIGTERM to meio itself: noted, and asked for at safe points.
 
 use crate::error::{Error, Kind, Result};
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 
 static CAUGHT: AtomicI32 = AtomicI32::new(0);
 
@@ -40,6 +40,26 @@ pub fn check_interrupted() -> Result<()> {
         0 => Ok(()),
         signal => Err(Error::new(Kind::Interrupted, format!("interrupted by signal {signal}"))),
     }
+}
+
+static PASSED: AtomicU64 = AtomicU64::new(0);
+
+extern "C" fn note_passed(signal: i32) {
+    PASSED.fetch_or(1 << signal, Ordering::Relaxed);
+}
+
+/// From now on the signals that are meant for a program which meio serves are noted, to be handed on.
+pub fn pass() {
+    use nix::sys::signal::{SigHandler, Signal};
+    for signal in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGTERM, Signal::SIGALRM] {
+        let _ = set_handler(signal, SigHandler::Handler(note_passed));
+    }
+}
+
+/// The signals that were noted by [`pass`]; forgets them.
+pub fn passed() -> impl Iterator<Item = i32> {
+    let noted = PASSED.swap(0, Ordering::Relaxed);
+    (1..64).filter(move |signal| noted >> signal & 1 != 0)
 }
 
 static WINDOW: AtomicI32 = AtomicI32::new(0);

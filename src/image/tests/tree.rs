@@ -115,6 +115,7 @@ pub fn tree() -> Tree {
             size: 16384,
             mtime: (1_600_000_000, 5),
             build_id: Some(vec![0xab; 20]),
+            namespace: None,
         }],
         objects: vec![Object { id: 0, origin: Origin::Memfd { name: "cache".into(), seals: 0 }, size: 5 * PAGE }],
         ..Tree::default()

@@ -146,7 +146,7 @@ fn tmpfs_with_everything_in_it() {
         nix::sys::stat::futimens(&file, &accessed, &modified).unwrap();
         assert_eq!(std::fs::metadata("/mnt/sparse").map(|m| std::os::unix::fs::MetadataExt::blocks(&m)).unwrap(), 8);
         mount::detach(Path::new("/mnt/over")).unwrap();
-        assert_eq!(std::fs::read("/mnt/over/3").unwrap(), b"3\n");
+        assert!(Path::new("/mnt/over/3").exists()); // not read: that would change its time
         nix::mount::mount(Some("/mnt/a"), "/mnt/over", None::<&str>, nix::mount::MsFlags::MS_BIND, None::<&str>).unwrap();
         assert!(std::fs::write("/mnt/under/x", "").is_err());
     });

@@ -131,6 +131,17 @@ pub fn within<T: Send>(places: &[(BorrowedFd<'_>, Kind)], work: impl FnOnce() ->
     })
 }
 
+/// Runs `work` in a thread that lives in a network namespace nobody else lives in.
+pub fn fresh_network<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, Errno> {
+    std::thread::scope(|scope| {
+        let inside = scope.spawn(|| {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)?;
+            Ok(work())
+        });
+        inside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
 /// Pairs of descriptor and kind, as [`within`] and [`worker`] take them.
 pub fn places<'a>(list: impl IntoIterator<Item = (&'a OwnedFd, Kind)>) -> Vec<(BorrowedFd<'a>, Kind)> {
     list.into_iter().map(|(fd, kind)| (fd.as_fd(), kind)).collect()

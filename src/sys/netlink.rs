@@ -1,0 +1,130 @@
+//! rtnetlink(7) messages as they are: a head that the kind of message defines, then attributes.
+
+use nix::errno::Errno;
+use nix::sys::socket::{self, AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+/// `struct nlmsghdr`.
+const HEADER: usize = 16;
+
+/// A netlink socket; it belongs to the network namespace in which it was made.
+pub struct Socket(OwnedFd);
+
+fn align(length: usize) -> usize {
+    length.next_multiple_of(4)
+}
+
+impl Socket {
+    /// For links, addresses, routes, rules and neighbours.
+    pub fn route() -> io::Result<Self> {
+        Socket::new(SockProtocol::NetlinkRoute)
+    }
+
+    /// For the packet filter.
+    pub fn netfilter() -> io::Result<Self> {
+        Socket::new(SockProtocol::NetlinkNetFilter)
+    }
+
+    fn new(protocol: SockProtocol) -> io::Result<Self> {
+        let fd = socket::socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)?;
+        socket::bind(fd.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
+        Ok(Socket(fd))
+    }
+
+    fn send(&self, kind: u16, flags: i32, payload: &[u8]) -> io::Result<()> {
+        let mut message = Vec::with_capacity(HEADER + payload.len());
+        message.extend_from_slice(&((HEADER + payload.len()) as u32).to_ne_bytes());
+        message.extend_from_slice(&kind.to_ne_bytes());
+        message.extend_from_slice(&(flags as u16 | libc::NLM_F_REQUEST as u16).to_ne_bytes());
+        message.extend_from_slice(&[1, 0, 0, 0, 0, 0, 0, 0]); // sequence, port
+        message.extend_from_slice(payload);
+        socket::sendto(self.0.as_raw_fd(), &message, &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
+        Ok(())
+    }
+
+    /// Takes what the kernel answers; `each` gets type and payload. Ends with the answer.
+    fn receive(&self, mut each: impl FnMut(u16, &[u8])) -> io::Result<()> {
+        let damaged = || io::Error::other("a netlink message that is cut off");
+        let mut buffer = vec![0u8; 256 << 10];
+        loop {
+            let n = socket::recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
+            let mut left = &buffer[..n];
+            while left.len() >= HEADER {
+                let length = u32_at(left, 0).ok_or_else(damaged)? as usize;
+                let kind = u16_at(left, 4).ok_or_else(damaged)?;
+                let payload = left.get(HEADER..length).ok_or_else(damaged)?;
+                match i32::from(kind) {
+                    libc::NLMSG_DONE => return Ok(()),
+                    libc::NLMSG_ERROR => {
+                        let errno = u32_at(payload, 0).ok_or_else(damaged)? as i32;
+                        return if errno == 0 { Ok(()) } else { Err(Errno::from_raw(-errno).into()) };
+                    }
+                    _ => each(kind, payload),
+                }
+                left = left.get(align(length)..).unwrap_or_default();
+            }
+        }
+    }
+
+    /// All objects of a kind: the payloads of the answers.
+    pub fn dump(&self, kind: u16, head: &[u8]) -> io::Result<Vec<Vec<u8>>> {
+        self.send(kind, libc::NLM_F_DUMP, head)?;
+        let mut found = Vec::new();
+        self.receive(|_, payload| found.push(payload.to_vec()))?;
+        Ok(found)
+    }
+
+    /// Asks for a change and waits until it is done.
+    pub fn change(&self, kind: u16, flags: i32, payload: &[u8]) -> io::Result<()> {
+        self.send(kind, flags | libc::NLM_F_ACK, payload)?;
+        self.receive(|_, _| {})
+    }
+}
+
+/// Four bytes of a message.
+pub fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
+}
+
+/// Two bytes of a message.
+pub fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
+}
+
+/// The attributes in a text of them: type, without the bit that marks nested ones, and value.
+pub fn attributes(mut bytes: &[u8]) -> Vec<(u16, Vec<u8>)> {
+    let mut found = Vec::new();
+    while let (Some(length), Some(kind)) = (u16_at(bytes, 0), u16_at(bytes, 2)) {
+        let Some(value) = bytes.get(4..usize::from(length)) else { break };
+        found.push((kind & 0x3fff, value.to_vec()));
+        bytes = bytes.get(align(usize::from(length))..).unwrap_or_default();
+    }
+    found
+}
+
+/// Adds an attribute to a message. False when its value is too long to be one.
+pub fn put(message: &mut Vec<u8>, kind: u16, value: &[u8]) -> bool {
+    let Ok(length) = u16::try_from(4 + value.len()) else { return false };
+    message.extend_from_slice(&length.to_ne_bytes());
+    message.extend_from_slice(&kind.to_ne_bytes());
+    message.extend_from_slice(value);
+    message.resize(align(message.len()), 0);
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attributes_come_back() {
+        let mut message = Vec::new();
+        assert!(put(&mut message, 3, b"lo\0") && put(&mut message, 4, &1500u32.to_ne_bytes()) && put(&mut message, 9, b""));
+        assert_eq!(message.len() % 4, 0);
+        assert_eq!(attributes(&message), [(3, b"lo\0".to_vec()), (4, vec![0xdc, 5, 0, 0]), (9, vec![])]);
+        assert_eq!(attributes(&message[..9]), [(3, b"lo\0".to_vec())]);
+        assert!(attributes(&[0, 0, 0, 0, 9, 9]).is_empty());
+        assert!(!put(&mut message, 1, &[0; 70000]));
+    }
+}
