@@ -111,11 +111,10 @@ impl<'t> Skeleton<'t> {
         self.enter(index)?;
         let all: Vec<(usize, i32)> = before.iter().chain(&after).copied().collect();
         let mut births = Births::begin(parent, &self.tree.namespaces, &stub);
-        // The group that the root was in was led from outside: the root leads it now. Children in a pid namespace below
-        // must inherit the group, others may have to inherit the one that their parent leaves.
-        let leads = parent.sid != parent.pid && (parent.pgid == parent.pid || index == 0 && !self.pids.contains(&parent.pgid));
-        let early = all.iter().any(|&(child, _)| self.process(child).level() != parent.level());
-        if leads && early {
+        // Children in a pid namespace below must inherit the group. Otherwise groups come last: who is born of this one may
+        // have to inherit the group that it leaves.
+        let nested = all.iter().any(|&(child, _)| self.process(child).level() != parent.level());
+        if nested && self.leads_group(index) {
             births.script.call("setpgid", libc::SYS_setpgid, &[0, 0])?;
         }
         let mut setsid_done = parent.sid != parent.pid;
@@ -129,9 +128,6 @@ impl<'t> Skeleton<'t> {
         if !setsid_done {
             self.lead(&mut births.script, parent)?;
         }
-        if leads && !early {
-            births.script.call("setpgid", libc::SYS_setpgid, &[0, 0])?;
-        }
         let births = births.end(&self.stubs, self.tree)?;
         for (&(child, _), &tid) in all.iter().zip(&births) {
             self.stubs.insert(self.process(child).pid, stub.born(tid, false)?);
@@ -141,6 +137,13 @@ impl<'t> Skeleton<'t> {
             self.bear(child, session)?;
         }
         Ok(())
+    }
+
+    /// Whether a process leads a group, but not as the leader of its session. The group that the root was in was led from
+    /// outside: the root leads it now.
+    fn leads_group(&self, index: usize) -> bool {
+        let p = self.process(index);
+        p.sid != p.pid && (p.pgid == p.pid || index == 0 && !self.pids.contains(&p.pgid))
     }
 
     /// Starts a session, with its terminal.
@@ -218,6 +221,10 @@ impl<'t> Skeleton<'t> {
     /// Puts everyone into their process groups, who have not inherited them.
     fn groups(&self) -> Result<()> {
         let root = self.process(0);
+        for index in (0..self.tree.processes.len()).filter(|&i| self.leads_group(i)) {
+            let p = self.process(index);
+            self.join_group(p, &self.stubs[&p.pid], p.pid)?;
+        }
         let outside = !self.pids.contains(&root.pgid);
         let mut led: HashMap<i32, (Stub, Stub, i32)> = HashMap::new();
         for p in self.tree.processes.iter().filter(|p| p.pgid != p.pid) {
