@@ -77,6 +77,8 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     let mut warnings = terminals.warnings.clone();
     crate::sys::workers::start()?;
     let mut pool = phase(report, &mut phases, "files", |_| Pool::open(&tree, &terminals))?;
+    warnings.append(&mut pool.warnings);
+    warnings.extend(tree.decisions.ignore.iter().map(|id| format!("{id} was left out of the image (--ignore) and has not come back")));
     let namespace = if options.pid_namespace { Some(Namespace::new()?) } else { None };
 
     let mut planted = phase(report, &mut phases, "processes", |report| {

@@ -25,12 +25,16 @@ pub struct Check {
     /// Look through the tree below this process, too
     #[arg(long, value_name = "PID", value_parser = clap::value_parser!(i32).range(1..))]
     pid: Option<i32>,
+    #[command(flatten)]
+    decide: super::decide::Decide,
 }
 
 impl Check {
     /// Probes and reports.
     pub fn run(&self, console: &Console) -> Result<ExitCode> {
-        let outcome = check::run(self.pid, &mut Drawing::new(*console))?;
+        let mut drawing = Drawing::new(*console);
+        let outcome = check::run(self.pid, &self.decide.decisions(), &mut drawing)?;
+        drawing.finish(&outcome.warnings);
         let code = code(&outcome);
         if console.json {
             console.json("result", result(&outcome, code));
@@ -48,7 +52,7 @@ fn code(o: &Outcome) -> u8 {
     let kind = match () {
         () if !o.refusals.is_empty() => Kind::Unsupported,
         () if o.hopeless() => Kind::Kernel,
-        () if o.gaps().next().is_some() => Kind::Warnings,
+        () if o.gaps().next().is_some() || !o.warnings.is_empty() => Kind::Warnings,
         () => return 0,
     };
     kind.code() as u8
@@ -62,6 +66,7 @@ fn result(o: &Outcome, code: u8) -> serde_json::Value {
         "findings": o.findings,
         "gaps": o.gaps().collect::<Vec<_>>(),
         "refusals": o.refusals,
+        "warnings": o.warnings,
     })
 }
 

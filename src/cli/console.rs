@@ -91,6 +91,12 @@ impl Console {
             let _ = writeln!(text, "  {}  {}", self.err(&pid, Paint::Strong), r.object);
             let _ = writeln!(text, "{indent}{}", r.reason);
             let _ = writeln!(text, "{indent}{} {}", self.err("help:", Paint::Good), r.advice);
+            if let Some(id) = &r.id {
+                let _ = writeln!(text, "{indent}      or leave it out: --ignore {id}");
+            }
+            if !r.chain.is_empty() {
+                let _ = writeln!(text, "{indent}{}  {}", self.err("way:", Paint::Faint), r.chain.join(" > "));
+            }
         }
         let _ = write!(text, "{} {}", self.err("help:", Paint::Good), help(e));
         line(true, &text);
@@ -192,7 +198,8 @@ mod tests {
 
     #[test]
     fn refusals_are_all_there() {
-        let r = |pid, object: &str| Refusal { pid, object: object.into(), reason: "why".into(), advice: "what".into(), ..Refusal::default() };
+        let r =
+            |pid, object: &str| Refusal { pid, object: object.into(), reason: "why".into(), advice: "what".into(), ..Refusal::default() };
         let value = error_value(&Error::refused("dump", vec![r(1, "fd 5"), r(2, "task")]));
         assert_eq!(value["refusals"][1], json!({"pid": 2, "object": "task", "reason": "why", "advice": "what"}));
         assert_eq!(value["code"], 13);

@@ -3,7 +3,7 @@
 use super::copy::{From, Job, cut};
 use crate::error::{Context, Kind, Result};
 use crate::image::Owner;
-use crate::resource::capture::Capture;
+use crate::resource::capture::{Capture, Decisions};
 use crate::resource::memory::{AddressSpace, Backing, PAGE};
 use crate::resource::process::{Fs, Process, State};
 use crate::resource::signals::Signals;
@@ -72,6 +72,7 @@ pub fn gather(processes: Vec<Process>, capture: &mut Capture) -> Tree {
         terminals: std::mem::take(&mut capture.terminals),
         mapped: std::mem::take(&mut capture.mapped),
         objects: std::mem::take(&mut capture.objects),
+        decisions: capture.decisions.made(),
     }
 }
 
@@ -140,8 +141,8 @@ pub fn anonymous_memory(pid: i32) -> u64 {
 }
 
 /// Reads everything of a frozen tree. When `capture.refusals` is not empty afterwards, nothing must be written.
-pub fn capture(frozen: &mut Frozen) -> Result<Captured> {
-    let mut capture = Capture::default();
+pub fn capture(frozen: &mut Frozen, decisions: &Decisions) -> Result<Captured> {
+    let mut capture = Capture { decisions: decisions.clone().into(), ..Capture::default() };
     let mut known = Known::default();
     let mut processes = Vec::new();
     let mut jobs = Vec::new();
@@ -164,6 +165,8 @@ pub fn capture(frozen: &mut Frozen) -> Result<Captured> {
     }
     let bytes = jobs.iter().flat_map(|j| &j.ranges).map(|r| u64::from(r.1) * PAGE).sum();
     let tree = gather(processes, &mut capture);
+    capture.settle(&tree);
+    warnings.extend(capture.decisions.unused());
     Ok(Captured { tree, capture, jobs, bytes, warnings })
 }
 

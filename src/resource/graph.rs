@@ -57,6 +57,7 @@ pub enum How {
     /// An epoll instance, or whatever else waits for something, on what it waits for.
     Watches,
     /// Something that carries descriptors inside (`SCM_RIGHTS`) on an open file that waits in it.
+    #[allow(dead_code)] // until sockets are here
     Carries,
     /// Cannot be made before the other is there.
     Needs,
@@ -150,12 +151,14 @@ pub struct Graph {
 }
 
 /// A descriptor that could not be captured, and which refusal says why.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Lost {
     /// Process.
     pub pid: i32,
     /// Descriptor number.
     pub fd: i32,
+    /// `/proc/PID/fd/N`.
+    pub link: Vec<u8>,
     /// Index into the refusals.
     pub refusal: u32,
 }
@@ -197,17 +200,7 @@ impl Graph {
                 b.edges.insert(Edge { from: Key::Session(t.session), to: Key::Terminal(n as u32), how: How::Controls });
             }
         }
-        for (n, refusal) in refusals.iter().enumerate() {
-            let key = Key::Refused(n as u32);
-            b.add(key, "refused", refusal.object.clone(), refusal.reason.clone());
-            b.nodes.last_mut().into_iter().for_each(|node| node.refused = Some(refusal.clone()));
-            b.edges.insert(Edge { from: Key::Process(refusal.pid), to: key, how: How::Needs });
-        }
-        for l in lost {
-            let to = Key::Refused(l.refusal);
-            b.edges.remove(&Edge { from: Key::Process(l.pid), to, how: How::Needs });
-            b.edges.insert(Edge { from: Key::Process(l.pid), to, how: How::Holds(l.fd) });
-        }
+        b.refused(tree, refusals, lost);
         b.finish(tree)
     }
 
@@ -272,6 +265,24 @@ impl Graph {
         chain
     }
 
+    /// A chain in words, one for each thing on the way: `100 make`, `120 cc1`, `fd 5 (pipe:[7])`.
+    pub fn words(&self, chain: &[Edge]) -> Vec<String> {
+        let name = |key: Key| self.node(key).map_or_else(String::new, |n| n.name.clone());
+        let of = |key: Key| match key {
+            Key::Process(pid) => format!("{pid} {}", name(key)),
+            _ => name(key),
+        };
+        let root = chain.first().map(|e| of(if e.how == How::ChildOf { e.to } else { e.from }));
+        let steps = chain.iter().map(|e| match e.how {
+            How::ChildOf => of(e.from),
+            How::Holds(fd) => format!("fd {fd} ({})", of(e.to)),
+            How::Needs if name(e.from) == name(e.to) => String::new(),
+            How::Needs => of(e.to),
+            how => format!("{} {}", how.word(), of(e.to)),
+        });
+        root.into_iter().chain(steps).filter(|w| !w.is_empty()).collect()
+    }
+
     /// The process from which all others descend.
     pub fn root(&self) -> Option<Key> {
         let child: BTreeSet<Key> = self.edges.iter().filter(|e| e.how == How::ChildOf).map(|e| e.from).collect();
@@ -334,6 +345,27 @@ impl<'t> Builder<'t> {
         }
         self.add(Key::File(number), part.kind, file.link.clone(), part.detail);
         self.edges.extend(part.needs.into_iter().map(|(to, how)| Edge { from: Key::File(number), to, how }));
+    }
+
+    /// What stands in the way: a thing that has a node already is marked, anything else gets a node.
+    fn refused(&mut self, tree: &Tree, refusals: &[Refusal], lost: &[Lost]) {
+        for (n, refusal) in refusals.iter().enumerate() {
+            let known = self.nodes.iter_mut().find(|node| matches!(node.key, Key::Pipe(_)) && refusal.id.as_ref() == Some(&node.name));
+            if let Some(node) = known {
+                node.refused = Some(refusal.clone());
+                continue;
+            }
+            let key = Key::Refused(n as u32);
+            let holders: Vec<&Lost> = lost.iter().filter(|l| l.refusal == n as u32).collect();
+            let name = holders.first().map_or_else(|| refusal.object.clone(), |l| String::from_utf8_lossy(&l.link).into_owned());
+            self.add(key, "refused", name, refusal.reason.clone());
+            self.nodes.last_mut().into_iter().for_each(|node| node.refused = Some(refusal.clone()));
+            let edges = holders.iter().map(|l| (l.pid, How::Holds(l.fd)));
+            let edges: Vec<_> = if holders.is_empty() { vec![(refusal.pid, How::Needs)] } else { edges.collect() };
+            for (pid, how) in edges.into_iter().filter(|(pid, _)| tree.processes.iter().any(|p| p.pid == *pid)) {
+                self.edges.insert(Edge { from: Key::Process(pid), to: key, how });
+            }
+        }
     }
 
     /// Resolves descriptors, and finds numbers that lead nowhere.

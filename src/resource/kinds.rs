@@ -52,6 +52,8 @@ kinds! {
     "device", Supported, "null, zero, full, random, urandom", ["devices"];
     "terminal", Partly, "modes, size, session, foreground group; the master side is refused", [];
     "epoll", Supported, "what it watches, with the program's own words", ["waits_in_epoll"];
+    "ignored", Partly, "left out by `--ignore`: `/dev/null` stands in for it", [];
+    "pipe to outside", Partly, "kept by `--external`: connected again where it can be found", [];
     "refused", Refused, "what has no kind of its own yet", [];
 }
 

@@ -6,10 +6,12 @@ pub mod descriptor;
 pub mod device;
 pub mod epoll;
 pub mod graph;
+pub mod ignored;
 pub mod kinds;
 pub mod limits;
 pub mod lock;
 pub mod memory;
+pub mod outside;
 pub mod path;
 pub mod pipe;
 pub mod process;
@@ -57,4 +59,7 @@ pub struct Tree {
     pub mapped: Vec<memory::MappedFile>,
     /// Memory that belongs to no single address space.
     pub objects: Vec<shared::Object>,
+    /// What the user decided about things that would have been refused.
+    #[serde(default, skip_serializing_if = "capture::Decisions::is_empty")]
+    pub decisions: capture::Decisions,
 }

@@ -66,13 +66,16 @@ impl GraphCommand {
     fn graph(&self) -> Result<Graph> {
         match self.subject.parse::<i32>() {
             Ok(pid) if pid > 0 => {
-                let seen = crate::dump::look(pid)?;
+                let seen = crate::dump::preflight(pid, &Default::default())?;
                 Graph::with_refusals(&seen.tree, &seen.refusals, &seen.lost)
             }
             _ => {
                 let path = PathBuf::from(&self.subject);
                 let mut reader = image::open(&path)?;
-                image::about(&path, reader.manifest::<crate::resource::Manifest>().and_then(|_| reader.tree()).and_then(|tree| Graph::new(&tree)))
+                image::about(
+                    &path,
+                    reader.manifest::<crate::resource::Manifest>().and_then(|_| reader.tree()).and_then(|tree| Graph::new(&tree)),
+                )
             }
         }
     }
