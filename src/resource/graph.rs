@@ -125,6 +125,8 @@ pub struct Node {
     pub name: String,
     /// More about it.
     pub detail: String,
+    /// `r`, `w`, `rw` or `path` of an open file, else empty.
+    pub access: &'static str,
     /// Why it cannot be saved, when it cannot.
     pub refused: Option<Refusal>,
 }
@@ -301,7 +303,7 @@ struct Builder<'t> {
 
 impl<'t> Builder<'t> {
     fn add(&mut self, key: Key, kind: &'static str, name: String, detail: String) {
-        self.nodes.push(Node { key, kind, name, detail, refused: None });
+        self.nodes.push(Node { key, kind, name, detail, access: "", refused: None });
     }
 
     fn process(&mut self, p: &Process) {
@@ -343,7 +345,20 @@ impl<'t> Builder<'t> {
         for (to, _) in &part.needs {
             self.links.entry(*to).or_insert(&file.link);
         }
-        self.add(Key::File(number), part.kind, file.link.clone(), part.detail);
+        let access = match file.flags as i32 & libc::O_ACCMODE {
+            _ if file.flags & libc::O_PATH as u32 != 0 => "path",
+            libc::O_RDONLY => "r",
+            libc::O_WRONLY => "w",
+            _ => "rw",
+        };
+        self.nodes.push(Node {
+            key: Key::File(number),
+            kind: part.kind,
+            name: file.link.clone(),
+            detail: part.detail,
+            access,
+            refused: None,
+        });
         self.edges.extend(part.needs.into_iter().map(|(to, how)| Edge { from: Key::File(number), to, how }));
     }
 

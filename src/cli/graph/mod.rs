@@ -2,6 +2,9 @@
 
 mod dot;
 mod json;
+mod layout;
+mod svg;
+mod view;
 
 use super::{Console, image};
 use crate::error::{Context, Result};
@@ -54,7 +57,7 @@ impl GraphCommand {
         let text = match format {
             Format::Dot => dot::text(&graph),
             Format::Json => json::value(&graph)?.to_string(),
-            Format::Svg => dot::text(&graph),
+            Format::Svg => svg::text(&layout::Picture::of(view::View::of(&graph))),
         };
         match &self.output {
             Some(path) => std::fs::write(path, text + "\n").context(|| format!("writing {}", path.display()))?,
