@@ -190,7 +190,8 @@ fn the_image_knows_no_kernel() {
 /// and the walks may use every kind.
 const GROUND: [&str; 5] = ["capture", "rebuild", "graph", "kinds", "descriptor"];
 /// Kinds that may use another kind: saved types that hold other saved types or their numbers.
-const MAY_USE: [(&str, &[&str]); 10] = [
+const MAY_USE: [(&str, &[&str]); 11] = [
+    ("outside", &["ignored"]),
     ("device", &["path"]),
     ("epoll", &[]),
     ("terminal", &["path"]),

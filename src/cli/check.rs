@@ -2,8 +2,10 @@
 
 use super::console::{Console, Paint};
 use super::drawing::Drawing;
+use super::table::{Side, Table};
 use crate::check::{self, Finding, Outcome, Weight};
 use crate::error::{Error, Kind, Result};
+use crate::resource::kinds::{KINDS, Status};
 use serde_json::json;
 use std::process::ExitCode;
 
@@ -27,11 +29,18 @@ pub struct Check {
     pid: Option<i32>,
     #[command(flatten)]
     decide: super::decide::Decide,
+    /// List the kinds of kernel object, and whether meio keeps them
+    #[arg(long, conflicts_with_all = ["pid", "external", "ignore"])]
+    kinds: bool,
 }
 
 impl Check {
     /// Probes and reports.
     pub fn run(&self, console: &Console) -> Result<ExitCode> {
+        if self.kinds {
+            kinds(console);
+            return Ok(ExitCode::SUCCESS);
+        }
         let mut drawing = Drawing::new(*console);
         let outcome = check::run(self.pid, &self.decide.decisions(), &mut drawing)?;
         drawing.finish(&outcome.warnings);
@@ -46,6 +55,23 @@ impl Check {
         }
         Ok(ExitCode::from(code))
     }
+}
+
+/// The list of kinds.
+fn kinds(console: &Console) {
+    if console.json {
+        return console.json("result", json!({"command": "check", "ok": true, "kinds": KINDS}));
+    }
+    let mut table = Table::new([("KIND", Side::Left), ("", Side::Left), ("WHAT COMES BACK, OR WHY NOT", Side::Left)]);
+    for k in KINDS {
+        let status = match k.status {
+            Status::Supported => "supported",
+            Status::Partly => "partly",
+            Status::Refused => "refused",
+        };
+        table.row([k.name.into(), status.into(), k.says.into()]);
+    }
+    console.result(&table.lines(|head| console.out(head, Paint::Faint)).join("\n"));
 }
 
 fn code(o: &Outcome) -> u8 {

@@ -6,7 +6,7 @@
 //! [`FileKind::part`](super::descriptor::FileKind::part) leads there.
 
 use super::descriptor::OpenFile;
-use super::memory::Backing;
+use super::memory::{Backing, Mapping};
 use super::process::{Process, State};
 use super::shared::Origin;
 use super::{Tree, kinds};
@@ -337,7 +337,9 @@ impl<'t> Builder<'t> {
             self.edges.insert(Edge { from: key, to, how });
         };
         maps(&space.exe, How::Runs);
-        space.mappings.iter().for_each(|m| maps(&m.backing, How::Maps(m.shared)));
+        // Those that only read what nobody else can change share nothing but the file.
+        let shares = |m: &Mapping| m.shared && m.flags.iter().any(|f| f == "mw");
+        space.mappings.iter().for_each(|m| maps(&m.backing, How::Maps(shares(m))));
     }
 
     fn file(&mut self, number: u32, file: &'t OpenFile) {

@@ -4,14 +4,17 @@
 
 use super::view::{Row, View, Wire};
 
-/// Height of a line of text; ports stand at odd half lines, the ends of wires at even ones, so that they never coincide.
+/// Height of a line of text. Wires enter their boxes at whole lines and ports stand apart from those, so that they never
+/// coincide.
 pub const LINE: i32 = 16;
 /// Indent of a child.
 pub const INDENT: i32 = 22;
 /// Distance between tracks.
 const TRACK: i32 = 14;
-/// Width of a leaf's box.
-const ROW_WIDTH: i32 = 330;
+/// Width of the deepest process's box.
+const ROW_WIDTH: i32 = 360;
+/// Part of it that ports may take.
+pub const PORTS: i32 = 130;
 /// Width of the boxes on the right.
 pub const BOX_WIDTH: i32 = 300;
 /// Space around the picture.
@@ -85,22 +88,21 @@ impl Picture {
         let boxes = edge + 3 * TRACK + tracks * TRACK;
         let bottom = rows.iter().map(|r| r.y + r.height).chain(wires.iter().map(|w| w.y + w.height)).max().unwrap_or(0);
         let right = if wires.is_empty() { edge } else { boxes + BOX_WIDTH };
-        Picture { rows, wires, edge, boxes, width: right + MARGIN, height: bottom + 4 * LINE }
+        Picture { rows, wires, edge, boxes, width: right + MARGIN, height: bottom + LINE + MARGIN }
     }
 }
 
 fn rows(rows: Vec<Row>) -> Vec<PlacedRow> {
     let mut y = MARGIN + 2 * LINE;
     let place = |row: Row| {
-        let height = (1 + row.lines.len() + row.ports.len()) as i32 * LINE + LINE / 2;
-        // Rounded up to whole lines, and a line between rows.
+        let height = (1 + row.lines.len()).max(row.ports.len()) as i32 * LINE + LINE / 2;
         let placed = PlacedRow { x: MARGIN + row.depth.min(12) as i32 * INDENT, y, height, ports: Vec::new(), row };
-        y += (height + LINE - 1) / LINE * LINE + LINE / 2 + LINE / 2;
+        y += (height / LINE + 1) * LINE;
         placed
     };
     let mut placed: Vec<PlacedRow> = rows.into_iter().map(place).collect();
     for r in &mut placed {
-        let first = r.y + (1 + r.row.lines.len()) as i32 * LINE + LINE / 2;
+        let first = r.y + LINE - 6;
         r.ports = (0..r.row.ports.len() as i32).map(|n| first + n * LINE).collect();
     }
     placed

@@ -1,6 +1,6 @@
 //! The picture as SVG, for light and dark pages.
 
-use super::layout::{BOX_WIDTH, INDENT, LINE, MARGIN, Picture, PlacedRow, PlacedWire};
+use super::layout::{BOX_WIDTH, INDENT, LINE, MARGIN, PORTS, Picture, PlacedRow, PlacedWire};
 use super::view::Family;
 use std::fmt::Write as _;
 
@@ -67,16 +67,23 @@ fn branch(svg: &mut String, picture: &Picture, row: &PlacedRow) {
 
 fn row(svg: &mut String, picture: &Picture, row: &PlacedRow) {
     let width = picture.edge - row.x;
+    let text_width = if row.row.ports.is_empty() { width } else { width - PORTS };
     let gone = if row.row.ended { " gone" } else { "" };
     let _ = writeln!(svg, "<g><title>{}</title>", escaped(&row.row.tip));
     let _ =
         writeln!(svg, "<rect class=\"row{gone}\" x=\"{}\" y=\"{}\" width=\"{width}\" height=\"{}\" rx=\"4\"/>", row.x, row.y, row.height);
-    let _ = writeln!(svg, "<text class=\"h\" x=\"{}\" y=\"{}\">{}</text></g>", row.x + 8, row.y + LINE, fit(&row.row.title, width - 16, 7));
-    let mut y = row.y + LINE;
+    let _ = writeln!(
+        svg,
+        "<text class=\"h\" x=\"{}\" y=\"{}\">{}</text></g>",
+        row.x + 8,
+        row.y + LINE - 1,
+        fit(&row.row.title, text_width - 8, 7)
+    );
+    let mut y = row.y + LINE - 1;
     for line in &row.row.lines {
         y += LINE;
         let bad = if line.refused { " bad" } else { "" };
-        let text = fit(&line.text, width - 24, 6);
+        let text = fit(&line.text, text_width - 16, 6);
         let _ = writeln!(
             svg,
             "<g><title>{}</title><text class=\"s{bad}\" x=\"{}\" y=\"{y}\">{text}</text></g>",
@@ -85,7 +92,7 @@ fn row(svg: &mut String, picture: &Picture, row: &PlacedRow) {
         );
     }
     for (port, y) in row.row.ports.iter().zip(&row.ports) {
-        let text = fit(&port.text, width - 24, 6);
+        let text = fit(&port.text, PORTS - 12, 6);
         let tip = escaped(&picture.wires[port.wire].wire.tip);
         let _ = writeln!(
             svg,
