@@ -106,9 +106,15 @@ fn save(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     let begin = Instant::now();
     let mut phases = Vec::new();
     signal::catch();
-    let refusals = phase(report, &mut phases, "check", |_| preflight(options.pid, &options.decisions))?.refusals;
-    if !refusals.is_empty() {
-        return Err(Error::refused(&format!("cannot dump process {}", options.pid), refusals));
+    let seen = phase(report, &mut phases, "check", |_| preflight(options.pid, &options.decisions))?;
+    if !seen.refusals.is_empty() {
+        let refused = Error::refused(&format!("cannot dump process {}", options.pid), seen.refusals);
+        // A slip in a decision looks like a decision that was not heeded.
+        return Err(if seen.unused.is_empty() {
+            refused
+        } else {
+            refused.help(format!("nothing was changed; {}", seen.unused.join("; ")))
+        });
     }
     crate::sys::workers::start()?;
     let (target, image) = match &options.output {

@@ -134,6 +134,7 @@ pub fn survey(pid: i32, capture: &mut Capture) -> Result<Vec<Descriptor>> {
         let locks: Vec<Lock> = found.info.all("lock").filter_map(Lock::parse).filter(|_| !ignored).collect();
         if !ignored && found.info.all("lock").any(|l| Lock::parse(l).is_none()) {
             capture.refuse(pid, found.object(), "it holds a lease", "leases are not supported yet; let it end first");
+            capture.refusals.last_mut().into_iter().for_each(|r| r.id = Some(format!("fd:{pid}/{fd}")));
         }
         let (own, shared): (Vec<_>, Vec<_>) = locks.into_iter().partition(|l| l.family == Family::Posix);
         let before = capture.refusals.len();

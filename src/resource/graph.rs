@@ -194,7 +194,12 @@ impl Graph {
         for (n, pipe) in tree.pipes.iter().enumerate() {
             let unread: usize = pipe.content.iter().map(|c| c.0.len()).sum();
             let name = b.links.get(&Key::Pipe(n as u32)).map_or_else(|| format!("pipe {n}"), |l| (*l).to_owned());
-            b.add(Key::Pipe(n as u32), if pipe.path.is_some() { "FIFO" } else { "pipe" }, name, format!("{unread} bytes unread"));
+            b.add(
+                Key::Pipe(n as u32),
+                if pipe.path.is_some() { "FIFO" } else { "pipe" },
+                name,
+                if unread == 0 { String::new() } else { format!("{unread} bytes unread") },
+            );
         }
         for (n, t) in tree.terminals.iter().enumerate() {
             b.add(Key::Terminal(n as u32), "terminal", t.path.clone(), format!("{} x {}", t.size.1, t.size.0));
@@ -413,5 +418,84 @@ impl<'t> Builder<'t> {
         edges.dedup();
         debug_assert!(nodes.iter().all(|n| kinds::kind(n.kind).is_some()), "a kind is missing in resource::kinds");
         Ok(Graph { nodes, edges, place })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::resource::descriptor::{Descriptor, FileKind};
+    use crate::resource::epoll::{Epoll, Target};
+    use crate::resource::pipe::{Pipe, PipeEnd};
+
+    fn process(pid: i32, ppid: i32, fds: &[(i32, u32)]) -> Process {
+        let descriptors = fds.iter().map(|&(fd, file)| Descriptor { fd, file, cloexec: false, locks: vec![] }).collect();
+        Process { pid, ppid, pgid: 1, sid: 1, comm: format!("p{pid}").into_bytes(), descriptors, ..Process::default() }
+    }
+
+    fn file(id: u32, kind: FileKind) -> OpenFile {
+        OpenFile { id, flags: 0, pos: 0, link: format!("file {id}"), locks: vec![], kind }
+    }
+
+    fn epoll(pid: i32, fds: &[i32]) -> FileKind {
+        let targets = fds.iter().map(|&fd| Target { fd, events: 1, data: 0 }).collect();
+        FileKind::Epoll(Epoll { first: (pid, 0), targets })
+    }
+
+    /// A parent with an epoll instance over another one, which watches a pipe that the child holds, too.
+    fn tree() -> Tree {
+        Tree {
+            processes: vec![process(1, 0, &[(3, 0), (4, 1), (5, 2)]), process(2, 1, &[(7, 2)])],
+            files: vec![file(0, epoll(1, &[4])), file(1, epoll(1, &[5, 99])), file(2, FileKind::Pipe(PipeEnd { pipe: 0 }))],
+            pipes: vec![Pipe { path: None, size: 4096, content: vec![] }],
+            ..Tree::default()
+        }
+    }
+
+    #[test]
+    fn what_is_needed_comes_first() {
+        let graph = Graph::new(&tree()).expect("whole");
+        let order = graph.order().expect("an order");
+        assert_eq!(order.len(), graph.nodes.len());
+        let at = |key: Key| order.iter().position(|k| *k == key).expect("in the order");
+        for e in graph.edges.iter().filter(|e| e.how.orders()) {
+            assert!(at(e.to) < at(e.from), "{e:?}");
+        }
+        // Against their numbers: the inner instance before the one that watches it.
+        assert!(at(Key::Pipe(0)) < at(Key::File(2)) && at(Key::File(2)) < at(Key::File(1)) && at(Key::File(1)) < at(Key::File(0)));
+        // Nothing is there any more under descriptor 99.
+        assert_eq!(graph.edges.iter().filter(|e| e.how == How::Watches).count(), 2);
+    }
+
+    #[test]
+    fn a_circle_is_damage() {
+        let mut tree = tree();
+        tree.files[1].kind = epoll(1, &[3]);
+        let error = Graph::new(&tree).expect("whole").order().expect_err("a circle");
+        assert!(error.kind == crate::error::Kind::Image && error.message.contains("circle"), "{error}");
+    }
+
+    #[test]
+    fn numbers_that_lead_nowhere_are_damage() {
+        let mut no_pipe = tree();
+        no_pipe.pipes.clear();
+        let mut no_file = tree();
+        no_file.files.pop();
+        let mut no_parent = tree();
+        no_parent.processes[1].ppid = 5;
+        for tree in [no_pipe, no_file, no_parent] {
+            assert_eq!(Graph::new(&tree).expect_err("damage").kind, crate::error::Kind::Image);
+        }
+    }
+
+    #[test]
+    fn refusals_hang_on_those_that_hold_them() {
+        let refusal = Refusal { pid: 2, object: "fd 9 (socket:[7])".into(), id: Some("socket:[7]".into()), ..Refusal::default() };
+        let lost = Lost { pid: 2, fd: 9, link: b"socket:[7]".to_vec(), refusal: 0 };
+        let graph = Graph::with_refusals(&tree(), &[refusal], &[lost]).expect("whole");
+        let chain = graph.chain(Key::Refused(0));
+        assert_eq!(graph.words(&chain), ["1 p1", "2 p2", "fd 9 (socket:[7])"]);
+        assert_eq!(graph.words(&graph.chain(Key::Pipe(0)))[..2], ["1 p1", "fd 5 (file 2)"]);
+        assert!(graph.chain(graph.root().expect("a root")).is_empty());
     }
 }

@@ -126,8 +126,7 @@ fn tie(rows: &[PlacedRow], wires: &mut [PlacedWire]) {
 /// Puts the boxes below each other, each as near to the mean of its ties as the others allow: boxes that would overlap
 /// form a block that stands at the mean of what its members wish.
 fn stack(wires: &mut [PlacedWire]) {
-    const GAP: i32 = LINE;
-    let step = |w: &PlacedWire| (w.height + LINE - 1) / LINE * LINE + GAP;
+    let step = |w: &PlacedWire| (w.height / LINE + 1) * LINE;
     let mean = |w: &PlacedWire| w.ties.iter().sum::<i32>() / w.ties.len().max(1) as i32 - LINE;
     let mut order: Vec<usize> = (0..wires.len()).collect();
     order.sort_by_key(|&n| (mean(&wires[n]), n));

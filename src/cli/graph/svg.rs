@@ -9,7 +9,7 @@ const STYLE: &str = "\
 text{font:12px ui-sans-serif,system-ui,sans-serif;fill:#1b1f24}\
 .h{font-weight:600}.s{font-size:11px;fill:#56606b}.bad{fill:#b3261e}\
 .page{fill:#fff}.row{fill:#f4f6f8;stroke:#8a949e}.gone{stroke-dasharray:4 3}.box{fill:#fff;stroke-width:1.5}\
-.tree{fill:none;stroke:#8a949e}.wire{fill:none;stroke-width:1.5}.wire:hover,g:hover>.wire{stroke-width:3.5}\
+.tree{fill:none;stroke:#8a949e}.wire{fill:none;stroke-width:1.5}.wire:hover,g:hover .wire{stroke-width:3.5}\
 .pipe{stroke:#005fa3}.terminal{stroke:#00705a}.memory{stroke:#8a3f8f}.file{stroke:#6b5b00}.other{stroke:#4d5d73}.refused{stroke:#b3261e}\
 .dot.pipe{fill:#005fa3}.dot.terminal{fill:#00705a}.dot.memory{fill:#8a3f8f}.dot.file{fill:#6b5b00}.dot.other{fill:#4d5d73}.dot.refused{fill:#b3261e}\
 @media(prefers-color-scheme:dark){text{fill:#e6e8ea}.s{fill:#a5afb9}.bad{fill:#ff8a80}.page{fill:#15181c}.row{fill:#22272d;stroke:#7c8791}.box{fill:#15181c}\
@@ -153,4 +153,84 @@ fn escaped(text: &str) -> String {
         }
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::graph::layout::PORTS;
+    use crate::cli::graph::view::{Line, Port, Row, View, Wire};
+
+    /// A pipeline of `n` processes below a shell, all of which share one file.
+    fn pipeline(n: usize) -> Picture {
+        let port = |wire: usize| Port { wire, text: "1 w".into() };
+        let row = |at: usize, ports: Vec<Port>| Row {
+            pid: at as i32,
+            depth: usize::from(at > 0),
+            parent: (at > 0).then_some(0),
+            title: format!("{at} <&\"\u{1}>"),
+            tip: "a < b\n&".into(),
+            ended: false,
+            lines: vec![Line { text: "x".repeat(at * 7), tip: "t".into(), refused: at == 3 }],
+            ports,
+        };
+        let ends = |at: usize| [at.checked_sub(2), Some(at - 1)].into_iter().flatten().filter(|w| *w < n - 1).map(|w| w + 1);
+        let rows = (0..=n).map(|at| row(at, if at == 0 { vec![port(0)] } else { ends(at).chain([0]).map(port).collect() })).collect();
+        let wire = |lines: usize| Wire { family: Family::Pipe, lines: vec!["pipe:[1]".into(); lines], tip: String::new() };
+        Picture::of(View { rows, wires: (0..n).map(|w| wire(1 + w % 3)).collect() })
+    }
+
+    #[test]
+    fn nothing_lies_over_anything_else() {
+        for n in [2, 10, 50] {
+            let p = pipeline(n);
+            assert!(p.rows.windows(2).all(|w| w[0].y + w[0].height < w[1].y));
+            let mut boxes: Vec<(i32, i32)> = p.wires.iter().map(|w| (w.y, w.y + w.height)).collect();
+            boxes.sort_unstable();
+            assert!(boxes.windows(2).all(|w| w[0].1 < w[1].0), "{boxes:?}");
+            for (i, a) in p.wires.iter().enumerate() {
+                assert!(p.edge < a.track && a.track < p.boxes && a.y >= MARGIN && a.y + a.height <= p.height);
+                for b in &p.wires[i + 1..] {
+                    let apart = a.span().1 < b.span().0 || b.span().1 < a.span().0;
+                    assert!(a.track != b.track || apart, "two wires in one place");
+                    // An end never runs along another wire's tie.
+                    assert!(!b.ties.contains(&a.entry()) && !a.ties.contains(&b.entry()));
+                }
+            }
+            for row in &p.rows {
+                assert!(row.ports.iter().all(|y| row.y < *y && *y < row.y + row.height) && p.edge - row.x > PORTS);
+            }
+        }
+    }
+
+    #[test]
+    fn a_pipeline_has_few_crossings() {
+        let p = pipeline(50);
+        let inside = |y: i32, w: &PlacedWire| y > w.span().0 && y < w.span().1;
+        let mut crossings = 0;
+        for a in &p.wires {
+            for b in p.wires.iter().filter(|b| b.track > a.track) {
+                crossings += b.ties.iter().filter(|y| inside(**y, a)).count() + usize::from(inside(a.entry(), b));
+            }
+        }
+        // Each pipe's end has to cross the wire of the file that all share; hardly anything else.
+        assert!(crossings <= 3 * 50, "{crossings} crossings");
+    }
+
+    #[test]
+    fn it_is_xml() {
+        let svg = text(&pipeline(5));
+        assert!(!svg.contains('\u{1}') && svg.contains("&lt;&amp;&quot;"));
+        let mut open = Vec::new();
+        for tag in svg.split('<').skip(1) {
+            let (tag, rest) = tag.split_once('>').expect("a tag ends");
+            assert!(!rest.contains('>') && !tag.contains('<') && tag.matches('"').count() % 2 == 0, "{tag}");
+            match tag.strip_prefix('/') {
+                Some(name) => assert_eq!(open.pop(), Some(name)),
+                None if tag.ends_with('/') => {}
+                None => open.push(tag.split(' ').next().expect("a name")),
+            }
+        }
+        assert!(open.is_empty(), "{open:?}");
+    }
 }

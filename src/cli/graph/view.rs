@@ -60,18 +60,25 @@ pub struct View {
 /// Who holds a thing, and how: `0 r`, `maps`.
 type Holders = BTreeMap<i32, BTreeSet<(i32, String)>>;
 
+/// A thing with those that hold it.
+type Held = (Key, Holders);
+
 impl View {
     /// Sorts a graph into rows, wires and lines.
     pub fn of(graph: &Graph) -> View {
         let mut rows = rows(graph);
         let place: HashMap<i32, usize> = rows.iter().enumerate().map(|(n, r)| (r.pid, n)).collect();
         let mut wires: Vec<Wire> = Vec::new();
-        // Things that the very same processes share become one wire; each pipe keeps its own.
-        let mut bundles: BTreeMap<(Vec<i32>, Option<Key>), Vec<(Key, Holders)>> = BTreeMap::new();
-        let mut private: BTreeMap<i32, Vec<(Key, Holders)>> = BTreeMap::new();
+        // Things that the very same processes share become one wire; a pipe between a few keeps its own.
+        let mut bundles: BTreeMap<(Vec<i32>, Option<Key>), Vec<Held>> = BTreeMap::new();
+        let mut private: BTreeMap<i32, Vec<Held>> = BTreeMap::new();
         for (key, holders) in holders(graph) {
             let pids: Vec<i32> = holders.keys().copied().collect();
-            let alone = matches!(family(graph, key), Family::Pipe | Family::Refused).then_some(key);
+            let alone = match family(graph, key) {
+                Family::Pipe => pids.len() <= 3,
+                family => family == Family::Refused,
+            };
+            let alone = alone.then_some(key);
             match pids[..] {
                 [pid] => private.entry(pid).or_default().push((key, holders)),
                 _ => bundles.entry((pids, alone)).or_default().push((key, holders)),
@@ -109,8 +116,8 @@ fn rows(graph: &Graph) -> Vec<Row> {
         let session = group.and_then(member);
         let mut words = vec![format!("{pid} {}", node.name)];
         words.extend((!node.detail.is_empty()).then(|| node.detail.clone()));
-        words.extend((session == Some(Key::Session(pid))).then(|| "leads a session".into()));
-        words.extend((session != Some(Key::Session(pid)) && group == Some(Key::Group(pid))).then(|| "leads a group".into()));
+        words.extend((session == Some(Key::Session(pid))).then(|| "session".into()));
+        words.extend((session != Some(Key::Session(pid)) && group == Some(Key::Group(pid))).then(|| "group".into()));
         let maps = graph.edges.iter().filter(|e| e.from == node.key && matches!(e.how, How::Maps(_)));
         let mut tip = vec![words.join(", ")];
         tip.extend([group, session].into_iter().flatten().filter_map(|k| Some(graph.node(k)?.name.clone())));
@@ -180,7 +187,7 @@ fn told(graph: &Graph, key: Key) -> String {
 }
 
 /// What only this process has: refusals each, everything else as a list that is cut.
-fn lines(graph: &Graph, pid: i32, things: &[(Key, Holders)]) -> Vec<Line> {
+fn lines(graph: &Graph, pid: i32, things: &[Held]) -> Vec<Line> {
     let ties = |h: &Holders| h[&pid].iter().map(|t| t.1.as_str()).filter(|t| !t.is_empty()).collect::<Vec<_>>().join(", ");
     let mut kept: Vec<(i32, Line)> = Vec::new();
     for (key, holders) in things {
@@ -203,7 +210,7 @@ fn lines(graph: &Graph, pid: i32, things: &[(Key, Holders)]) -> Vec<Line> {
     lines
 }
 
-fn wire(graph: &Graph, things: &[(Key, Holders)]) -> Wire {
+fn wire(graph: &Graph, things: &[Held]) -> Wire {
     let families: BTreeSet<Family> = things.iter().map(|(key, _)| family(graph, *key)).collect();
     let mut lines: Vec<String> = things.iter().filter_map(|(key, _)| Some(graph.node(*key)?.name.clone())).collect();
     lines.dedup();
