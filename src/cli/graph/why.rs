@@ -4,7 +4,7 @@ use crate::cli::table::printable;
 use crate::error::{Error, Kind, Result};
 use crate::resource::graph::{Edge, Graph, How, Key, Node};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Everything that there is to say about one thing.
 pub struct Why<'g> {
@@ -40,8 +40,17 @@ impl<'g> Why<'g> {
         list.into_iter().map(word).collect()
     }
 
+    /// Also through the open files that lead to it: the ends of a pipe.
     fn held(&self) -> Vec<String> {
-        self.edges(|e| e.to == self.node.key)
+        let key = self.node.key;
+        let through: BTreeSet<Key> = self
+            .graph
+            .edges
+            .iter()
+            .filter(|e| e.to == key && e.how == How::Needs && matches!(e.from, Key::File(_)))
+            .map(|e| e.from)
+            .collect();
+        self.edges(|e| (e.to == key && !through.contains(&e.from)) || through.contains(&e.to))
     }
 
     fn needs(&self) -> Vec<String> {
