@@ -1,5 +1,6 @@
 //! The dump screenplay: freeze, capture, write, let go.
 
+mod ask;
 mod copy;
 mod output;
 mod tree;
@@ -146,6 +147,7 @@ fn save(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
         frozen.release();
         return Err(Error::refused(&format!("cannot dump process {}", options.pid), captured.capture.refusals));
     }
+    captured.capture.notes.iter().for_each(|note| report.note(note));
     let mut held = Some(frozen);
     let mut pause = None;
     let written = phase(report, &mut phases, "memory", |report| {
@@ -199,7 +201,7 @@ fn write(
 ) -> Result<image::Summary> {
     let mut file = target.open();
     let mut writer = Writer::new(Interruptible(file), image::Options { machine: arch::MACHINE, id })?;
-    writer.section(SectionKind::Manifest, &manifest(options.pid))?;
+    writer.section(SectionKind::Manifest, &manifest(captured.tree.processes.first().map_or(options.pid, |root| root.pid)))?;
     writer.section(SectionKind::Tree, &captured.tree)?;
     let objects: Vec<File> = captured.capture.sources.iter().map(|s| s.file.try_clone()).collect::<std::io::Result<_>>()?;
     let codec = options.level.map_or(Codec::Raw, Codec::Zstd);
@@ -239,7 +241,8 @@ fn kill(mut frozen: Frozen) -> Result<()> {
             .or_else(|e| if e == nix::errno::Errno::ESRCH { Ok(()) } else { Err(e) })
             .context(|| format!("ending process {pid}"))?;
     }
-    for process in frozen.processes.drain(..) {
+    // Children first: the init of a pid namespace ends only when all others in it have been waited for.
+    for process in frozen.processes.drain(..).rev() {
         for thread in process.threads.iter().rev() {
             // Reaps the tracer's share; the real parent still gets its own notice.
             while !matches!(crate::sys::ptrace::wait(thread.tid), Ok(crate::sys::ptrace::Status::Ended(_)) | Err(_)) {}

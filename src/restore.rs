@@ -1,10 +1,14 @@
 //! The restore screenplay: read, plant, rebuild, release.
 
+mod births;
 mod check;
 mod fill;
 mod foreground;
+mod interest;
+mod late;
 mod layout;
 mod namespace;
+mod places;
 mod planted;
 mod pool;
 mod root;
@@ -17,8 +21,10 @@ use crate::progress::{Report, phase};
 use crate::resource::{Manifest, Tree};
 use crate::sys::{arch, signal};
 use namespace::Namespace;
+use places::Places;
 use planted::{Planted, end_all};
 use pool::Pool;
+use root::Root;
 use std::fs::File;
 use std::time::Instant;
 use std::{path::PathBuf, process::ExitStatus, time::Duration};
@@ -76,17 +82,32 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     let terminals = Terminals::prepare(&tree, options.detach)?;
     let mut warnings = terminals.warnings.clone();
     crate::sys::workers::start()?;
-    let mut pool = phase(report, &mut phases, "files", |_| Pool::open(&tree, &terminals))?;
+    let fresh = options.pid_namespace || tree.base().is_some();
+    let mut places = Places::new(&tree, Pool::base_of(&tree));
+    places.make_users()?;
+    let namespace = if fresh && !Root::is_init(&tree) { Some(Namespace::new()?) } else { None };
+    let gadget = layout::gadget(&tree)?;
+    let bear = |places: &Places<'_>| Root::bear(&tree, gadget, places, namespace.as_ref(), options.detach);
+    let taken = |e: &Error| !fresh && e.message.contains("EEXIST");
+    let mut root = match bear(&places) {
+        Err(e) if taken(&e) => None,
+        born => Some(born?),
+    };
+    let mut pool = phase(report, &mut phases, "files", |_| {
+        places.make_others(root.as_ref().map(|root| root.pid).filter(|_| fresh))?;
+        Pool::open(&tree, &terminals)
+    })?;
+    warnings.append(&mut places.warnings);
     warnings.append(&mut pool.warnings);
     warnings.extend(tree.decisions.ignore.iter().map(|id| format!("{id} was left out of the image (--ignore) and has not come back")));
-    let namespace = if options.pid_namespace { Some(Namespace::new()?) } else { None };
 
     let mut planted = phase(report, &mut phases, "processes", |report| {
         // A pid that has just been given up is in use for an instant longer than /proc shows it.
         let mut tries = 0;
         loop {
-            match Planted::plant(&tree, &terminals, namespace.as_ref(), options.detach) {
-                Err(e) if e.message.contains("EEXIST") && tries < 5 && namespace.is_none() => {
+            let born = root.take().map_or_else(|| bear(&places), Ok);
+            match born.and_then(|root| Planted::plant(&tree, root, &terminals, &places)) {
+                Err(e) if taken(&e) && tries < 5 => {
                     end_all();
                     tries += 1;
                     std::thread::sleep(Duration::from_millis(2 << tries));

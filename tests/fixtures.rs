@@ -34,6 +34,8 @@ fixtures! {
     deleted: "deleted";
     devices: "devices";
     directory: "directory";
+    epoll: "epoll";
+    eventfd: "eventfd";
     fifo: "fifo";
     filemap: "filemap";
     files: "files";
@@ -45,13 +47,17 @@ fixtures! {
     itimers: "itimers";
     locks: "locks";
     memfd: "memfd";
+    pidfd: "pidfd";
     pipes: "pipes";
+    signalfd: "signalfd";
+    seccomp: "seccomp";
     signals: "signals";
     sleeps: "sleeps";
     sleeps_in_epoll: "sleeps" "epoll";
     stopped: "stopped";
     threads_200: "threads" "200";
     threads_1000: "threads" "1000";
+    timerfd: "timerfd";
     timers: "timers";
     tree: "tree";
     vdso: "vdso";

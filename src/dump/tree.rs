@@ -1,23 +1,22 @@
 //! Turns a frozen tree into its saved form, and finds what stands in the way.
 
+use super::ask::ask;
 use super::copy::{From, Job, cut};
-use crate::error::{Context, Kind, Result};
+use crate::error::{Context, Kind as Failure, Result};
 use crate::image::Owner;
 use crate::resource::capture::{Capture, Decisions};
 use crate::resource::memory::{AddressSpace, Backing, PAGE};
+use crate::resource::namespace::Numbers;
 use crate::resource::process::{Fs, Process, State};
-use crate::resource::signals::Signals;
 use crate::resource::thread::Thread;
-use crate::resource::timers::Timers;
-use crate::resource::{Tree, descriptor, memory, pipe};
+use crate::resource::{Tree, descriptor, memory, namespace, pipe, seccomp};
+use crate::sys::file;
+use crate::sys::namespace::Kind;
 use crate::sys::pagemap::{Pagemap, Want};
-use crate::sys::proc::maps::Vma;
-use crate::sys::proc::{read, stat, status, timers};
-use crate::sys::task::{self, Pinned, Shared};
-use crate::sys::{file, ptrace};
-use crate::tracee::foothold::{Foothold, Known};
+use crate::sys::proc::{read, stat, status};
+use crate::sys::task::{self, Shared};
+use crate::tracee::foothold::Known;
 use crate::tracee::freeze::{self, Frozen};
-use crate::tracee::inject::Injector;
 use std::collections::HashSet;
 
 /// Everything of a frozen tree but its pages.
@@ -45,6 +44,7 @@ pub fn survey(pids: &[i32], capture: &mut Capture) -> Result<Vec<Process>> {
             let process = Process::capture(pid, if seen.iter().any(|p| p.pid == ppid) { ppid } else { 0 }, &[])?;
             seen.push(process);
             if let (false, Some(process)) = (ended, seen.last_mut()) {
+                process.places = namespace::survey(pid, false, capture)?;
                 process.threads = read::tasks(pid)?.into_iter().map(|tid| Thread { tid, ..Thread::default() }).collect();
                 process.memory = Some(memory::survey(pid, capture)?.0);
                 process.descriptors = descriptor::survey(pid, capture)?;
@@ -54,12 +54,14 @@ pub fn survey(pids: &[i32], capture: &mut Capture) -> Result<Vec<Process>> {
         };
         // A running process changes while it is looked at. What fails here is found again, or not, once it stands still.
         match look(&mut seen, capture) {
-            Err(e) if e.kind == Kind::Permission => return Err(e),
+            Err(e) if e.kind == Failure::Permission => return Err(e),
             _ => {}
         }
     }
     let tree: HashSet<i32> = pids.iter().copied().collect();
     pipe::refuse_outsiders(&tree, std::process::id() as i32, capture);
+    // Likewise.
+    let _ = descriptor::settle(&tree, capture);
     Ok(seen)
 }
 
@@ -73,6 +75,8 @@ pub fn gather(processes: Vec<Process>, capture: &mut Capture) -> Tree {
         mapped: std::mem::take(&mut capture.mapped),
         objects: std::mem::take(&mut capture.objects),
         decisions: capture.decisions.made(),
+        filters: capture.filters.take(),
+        namespaces: std::mem::take(&mut capture.namespaces.found),
     }
 }
 
@@ -85,24 +89,21 @@ fn refuse_process(pid: i32, running: bool, capture: &mut Capture) -> Result<bool
         }
         return Ok(true);
     }
-    for kind in ["net", "ipc", "uts", "mnt", "pid", "user", "time"] {
-        if let (Ok(theirs), Ok(ours)) = (read::namespace(pid, kind), read::namespace(std::process::id() as i32, kind))
-            && theirs != ours
-        {
-            let reason = format!("it lives in a {kind} namespace of its own, which is not supported yet");
-            capture.refuse(pid, format!("{kind} namespace"), reason, "run meio inside of that namespace, with nsenter");
-        }
-    }
     for tid in read::tasks(pid)? {
-        let status = match read::parsed_task(pid, tid, "status", status::parse) {
-            // A thread on its very last steps when the barrier closed.
-            Err(e) if e.kind == Kind::NotFound && tid != pid => continue,
-            other => other?,
-        };
-        if status.seccomp != 0 {
-            capture.refuse(pid, format!("task {tid}"), "it runs under seccomp, which is not supported yet", "start it without the filter");
+        if running {
+            match read::parsed_task(pid, tid, "status", status::parse) {
+                Err(e) if e.kind == Failure::NotFound && tid != pid => continue,
+                Ok(status) if status.seccomp == 0 => {}
+                status => status.map(drop).and_then(|()| seccomp::survey(pid, tid, capture))?,
+            }
         }
         if tid != pid {
+            // While the tree stands still only the one that programs do give to single threads.
+            let kinds = if running { &Kind::ALL[3..] } else { &[Kind::Net][..] };
+            if let Some(kind) = namespace::stray_thread(pid, tid, kinds) {
+                let reason = format!("it has left the {} namespace of its process", kind.name());
+                capture.refuse(pid, format!("task {tid}"), reason, "not supported; start the program differently");
+            }
             for (what, name) in [(Shared::Files, "descriptor table"), (Shared::Fs, "working directory")] {
                 if !task::share(pid, tid, what).unwrap_or(true) {
                     let reason = format!("it has a {name} of its own (unshare), apart from its process");
@@ -142,7 +143,7 @@ pub fn anonymous_memory(pid: i32) -> u64 {
 
 /// Reads everything of a frozen tree. When `capture.refusals` is not empty afterwards, nothing must be written.
 pub fn capture(frozen: &mut Frozen, decisions: &Decisions) -> Result<Captured> {
-    let mut capture = Capture { decisions: decisions.clone().into(), ..Capture::default() };
+    let mut capture = Capture { standing: true, decisions: decisions.clone().into(), ..Capture::default() };
     let mut known = Known::default();
     let mut processes = Vec::new();
     let mut jobs = Vec::new();
@@ -152,22 +153,49 @@ pub fn capture(frozen: &mut Frozen, decisions: &Decisions) -> Result<Captured> {
         let captured = capture_process(process, &mut capture, &mut known, &mut jobs, &mut warnings);
         match captured {
             // It had ended, and somebody outside of the tree has taken notice since.
-            Err(e) if e.kind == Kind::NotFound && process.threads.is_empty() => {}
+            Err(e) if e.kind == Failure::NotFound && process.threads.is_empty() => {}
             captured => processes.extend(captured.context(|| format!("capturing process {pid}"))?),
         }
     }
     let tree: HashSet<i32> = frozen.processes.iter().map(|p| p.pid).collect();
     pipe::refuse_outsiders(&tree, std::process::id() as i32, &mut capture);
+    descriptor::settle(&tree, &mut capture)?;
     for (number, source) in capture.sources.iter().enumerate() {
         let ranges = file::data_ranges(&source.file, capture.objects[number].size).context(|| "looking for data in shared memory")?;
         let ranges: Vec<(u64, u64)> = ranges.iter().map(|&(start, len)| (start, start + len)).collect();
         cut(Owner::Object(number as u32), From::Object(number), true, &ranges, &mut jobs);
     }
     let bytes = jobs.iter().flat_map(|j| &j.ranges).map(|r| u64::from(r.1) * PAGE).sum();
-    let tree = gather(processes, &mut capture);
+    let numbers = numbers(&mut processes, &capture)?;
+    namespace::complete(&processes, &mut capture);
+    let mut tree = gather(processes, &mut capture);
     capture.settle(&tree);
     warnings.extend(capture.decisions.unused());
+    if !numbers.same() {
+        tree.renumber(|number| numbers.translate(number));
+        for job in &mut jobs {
+            if let Owner::Process(pid) = &mut job.owner {
+                *pid = numbers.translate(*pid);
+            }
+        }
+    }
     Ok(Captured { tree, capture, jobs, bytes, warnings })
+}
+
+/// The numbers of the tree's own pid namespace, by those that meio sees. Notes those of nested namespaces.
+fn numbers(processes: &mut [Process], capture: &Capture) -> Result<Numbers> {
+    let Some(root) = processes.first().map(|root| root.pid) else { return Ok(Numbers::default()) };
+    if capture.namespaces.found.iter().all(|n| n.kind != Kind::Pid) {
+        return Ok(Numbers::default());
+    }
+    let mut numbers = Numbers::of(&read::parsed(root, "status", status::parse)?);
+    for process in processes {
+        process.places.inner = numbers.learn(&read::parsed(process.pid, "status", status::parse)?);
+        for thread in &mut process.threads {
+            thread.inner = numbers.learn(&read::parsed_task(process.pid, thread.tid, "status", status::parse)?);
+        }
+    }
+    Ok(numbers)
 }
 
 fn capture_process(
@@ -179,8 +207,10 @@ fn capture_process(
 ) -> Result<Option<Process>> {
     let pid = frozen.pid;
     if refuse_process(pid, false, capture)? {
-        return Process::capture(pid, frozen.ppid, &[]).map(Some);
+        let places = namespace::survey(pid, true, capture)?;
+        return Process::capture(pid, frozen.ppid, &[]).map(|ended| Some(Process { places, ..ended }));
     }
+    let places = namespace::survey(pid, false, capture)?;
     let (space, vmas) = memory::survey(pid, capture)?;
     let descriptors = descriptor::survey(pid, capture)?;
     let fs = Fs::capture(pid, &mut capture.refusals)?;
@@ -189,55 +219,28 @@ fn capture_process(
     }
     let mut threads = Vec::with_capacity(frozen.threads.len());
     for held in &mut frozen.threads {
-        threads.push(Thread::capture(held)?);
+        let mut thread = Thread::capture(held)?;
+        if !thread.seccomp.is_off() {
+            seccomp::capture(held, &mut thread.seccomp, capture)?;
+            warnings.extend(thread.keep_clear_of_restart(held));
+        }
+        threads.push(thread);
+    }
+    if !capture.refusals.is_empty() {
+        return Ok(None);
     }
     let mut saved = Process::capture(pid, frozen.ppid, &threads)?;
     saved.state = frozen.threads[0].group_stop.map_or(State::Running, State::Stopped);
     saved.memory = Some(space);
     saved.descriptors = descriptors;
     saved.fs = fs;
-    ask(frozen, &vmas, &mut saved, &mut threads, known, warnings)?;
+    saved.places = places;
+    ask(frozen, &vmas, &mut saved, &mut threads, known, capture, warnings)?;
     saved.threads = threads;
     if let Some(space) = &saved.memory {
         pages(pid, space, jobs)?;
     }
     Ok(Some(saved))
-}
-
-/// Lets the stopped tasks tell what only they know.
-fn ask(
-    frozen: &mut freeze::Process,
-    vmas: &[Vma],
-    saved: &mut Process,
-    threads: &mut [Thread],
-    known: &mut Known,
-    warnings: &mut Vec<String>,
-) -> Result<()> {
-    let pid = frozen.pid;
-    let foothold = Foothold::find(pid, vmas, frozen.threads[0].registers.rsp, known)
-        .ok_or_else(|| crate::error::Error::other(format!("process {pid} holds no system call instruction")))?;
-    if foothold.trampoline.is_none() {
-        warnings.push(format!("process {pid} has no signal trampoline: it was not protected against a sudden death of meio"));
-    }
-    let stat = read::parsed(pid, "stat", stat::parse)?;
-    let status = read::parsed(pid, "status", status::parse)?;
-    let listed = match read::parsed(pid, "timers", timers::parse) {
-        Err(e) if e.kind == Kind::NotFound => Vec::new(), // a kernel without CONFIG_CHECKPOINT_RESTORE
-        listed => listed?,
-    };
-    let _pinned = Pinned::to(stat.processor.max(0) as usize);
-    for (held, thread) in frozen.threads.iter_mut().zip(threads) {
-        let leader = held.tid == pid;
-        let mut run = Injector::begin(held, &foothold, thread.waiting.as_ref().map(|w| w.number))?;
-        thread.ask(&mut run)?;
-        if leader {
-            saved.ask(&mut run)?;
-            saved.signals = Signals::capture(&mut run, status.sig_cgt | status.sig_ign, ptrace::pending(pid, true)?)?;
-            saved.timers = Timers::capture(&mut run, &listed)?;
-        }
-        run.end()?;
-    }
-    Ok(())
 }
 
 /// Finds the pages of a process that must be copied.

@@ -149,6 +149,7 @@ fn file_name(tree: &Tree, mapping: &Mapping) -> Option<(String, u64)> {
                 Origin::Anonymous => return None,
                 Origin::Memfd { name, .. } => format!("/memfd:{name} (deleted)"),
                 Origin::Deleted { path, .. } => format!("{path} (deleted)"),
+                Origin::Mounted { path, .. } => path.to_string(),
             };
             (name, offset)
         }

@@ -3,8 +3,8 @@
 use super::Tree;
 use super::graph::{Graph, How};
 use super::{
-    descriptor::FileId, descriptor::OpenFile, memory::MappedFile, memory::ObjectId, path::FilePath, pipe::Pipe, shared::Object,
-    shared::Origin, terminal::TerminalState,
+    descriptor::FileId, descriptor::OpenFile, memory::MappedFile, memory::ObjectId, namespace::Table, path::FilePath, pipe::Pipe,
+    shared::Object, shared::Origin, terminal::TerminalState,
 };
 use crate::error::Refusal;
 use crate::sys::task;
@@ -33,11 +33,15 @@ pub struct Decisions {
 /// The tables of one capture.
 #[derive(Debug, Default)]
 pub struct Capture {
+    /// The tree stands still: what is read stays true, and what only a stopped tree may be asked can be asked.
+    pub standing: bool,
     /// Open file descriptions.
     pub files: Vec<OpenFile>,
     /// For each of `files`: a process and descriptor that lead to it.
     pub holders: Vec<(i32, i32)>,
-    /// Open file descriptions by (device, inode).
+    /// Every (process, descriptor) that leads to one of `files`.
+    pub descriptors: HashMap<(i32, i32), FileId>,
+    /// Open file descriptions by (device, inode), each list in the order of kcmp(2).
     pub file_index: HashMap<(u64, u64), Vec<FileId>>,
     /// Pipes, with their inode.
     pub pipes: Vec<Pipe>,
@@ -55,8 +59,14 @@ pub struct Capture {
     pub sources: Vec<Source>,
     /// (device, inode) of each of `objects`.
     pub object_index: HashMap<(u64, u64), ObjectId>,
+    /// seccomp(2) filters.
+    pub filters: super::seccomp::Filters,
+    /// Namespaces that are not those of meio.
+    pub namespaces: Table,
     /// Everything that cannot be saved.
     pub refusals: Vec<Refusal>,
+    /// What is worth knowing and changes nothing.
+    pub notes: Vec<String>,
     /// Descriptors among that.
     pub lost: Vec<super::graph::Lost>,
     /// What the user decided about some of it.

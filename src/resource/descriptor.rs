@@ -3,13 +3,14 @@
 use super::capture::Capture;
 use super::graph::{Lost, Part};
 use super::lock::{Family, Lock};
-use super::{device, epoll, ignored, outside, pipe, regular, terminal};
+use super::{device, epoll, eventfd, ignored, outside, pidfd, pipe, regular, signalfd, terminal, timerfd};
 use crate::error::{Context, Result};
 use crate::sys::proc::fdinfo::{self, FdInfo};
 use crate::sys::proc::read;
 use crate::sys::task;
 use serde::{Deserialize, Serialize};
 use std::cmp::Ordering;
+use std::collections::HashSet;
 use std::fs::Metadata;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
@@ -68,6 +69,14 @@ pub enum FileKind {
     Ignored(ignored::Ignored),
     /// End of a pipe to somebody outside, kept by name.
     Outside(outside::Outside),
+    /// An eventfd counter.
+    EventFd(eventfd::EventFd),
+    /// A timer.
+    TimerFd(timerfd::TimerFd),
+    /// Signals to be read.
+    SignalFd(signalfd::SignalFd),
+    /// A handle of a task.
+    PidFd(pidfd::PidFd),
 }
 
 /// What is known of a descriptor before its kind is decided.
@@ -96,6 +105,10 @@ impl FileKind {
             FileKind::Memory(memory) => memory.part(),
             FileKind::Ignored(ignored) => ignored.part(),
             FileKind::Outside(outside) => outside.part(),
+            FileKind::EventFd(_) => Part::of("eventfd"),
+            FileKind::TimerFd(_) => Part::of("timerfd"),
+            FileKind::SignalFd(_) => Part::of("signalfd"),
+            FileKind::PidFd(pidfd) => pidfd.part(),
         }
     }
 }
@@ -146,19 +159,32 @@ pub fn survey(pid: i32, capture: &mut Capture) -> Result<Vec<Descriptor>> {
             continue;
         };
         let cloexec = found.info.flags & libc::O_CLOEXEC as u32 != 0;
+        capture.descriptors.insert((pid, fd), file);
         table.push(Descriptor { fd, file, cloexec, locks: own });
     }
     Ok(table)
+}
+
+/// What needs all descriptor tables: who is meant by a handle, what an epoll instance watches. `tree` holds all processes.
+pub fn settle(tree: &HashSet<i32>, capture: &mut Capture) -> Result<()> {
+    pidfd::refuse_outsiders(tree, capture);
+    epoll::resolve(capture)
 }
 
 /// The open file description behind a descriptor: one that is known (kcmp(2)), or a new one. `None` after a refusal.
 fn identify(found: &Found, locks: Vec<Lock>, capture: &mut Capture) -> Result<Option<FileId>> {
     let flags = found.info.flags & !(libc::O_CLOEXEC as u32);
     let key = (found.meta.dev(), found.meta.ino());
-    for &id in capture.file_index.get(&key).into_iter().flatten() {
-        let same = task::compare_files((found.pid, found.fd), capture.holders[id as usize]).context(|| "comparing open files (kcmp)")?;
-        if same == Ordering::Equal {
-            return Ok(Some(id));
+    // Everything without a file has the same inode: the list is kept in kcmp(2)'s own order, and searched by halves.
+    let (mut low, mut high) = (0, capture.file_index.get(&key).map_or(0, Vec::len));
+    while low < high {
+        let middle = (low + high) / 2;
+        let id = capture.file_index[&key][middle];
+        let order = task::compare_files((found.pid, found.fd), capture.holders[id as usize]);
+        match order.context(|| "comparing open files (kcmp)")? {
+            Ordering::Equal => return Ok(Some(id)),
+            Ordering::Less => high = middle,
+            Ordering::Greater => low = middle + 1,
         }
     }
     let Some(kind) = kind(found, capture)? else { return Ok(None) };
@@ -172,7 +198,7 @@ fn identify(found: &Found, locks: Vec<Lock>, capture: &mut Capture) -> Result<Op
         kind,
     });
     capture.holders.push((found.pid, found.fd));
-    capture.file_index.entry(key).or_default().push(id);
+    capture.file_index.entry(key).or_default().insert(low, id);
     Ok(Some(id))
 }
 
@@ -185,9 +211,13 @@ fn kind(found: &Found, capture: &mut Capture) -> Result<Option<FileKind>> {
     }
     match mode {
         _ if path_only => regular::capture(found, capture),
+        _ if pidfd::is_pidfd(found) => pidfd::capture(found, capture),
         libc::S_IFREG | libc::S_IFDIR if !found.link.starts_with(b"anon_inode:") => regular::capture(found, capture),
         libc::S_IFIFO => pipe::capture(found, capture),
         _ if found.link == b"anon_inode:[eventpoll]" => Ok(epoll::capture(found, capture)),
+        _ if found.link == b"anon_inode:[eventfd]" => Ok(eventfd::capture(found, capture)),
+        _ if found.link == b"anon_inode:[timerfd]" => timerfd::capture(found, capture),
+        _ if found.link == b"anon_inode:[signalfd]" => Ok(signalfd::capture(found, capture)),
         libc::S_IFCHR if terminal::is_terminal(found) => terminal::capture(found, capture),
         libc::S_IFCHR => Ok(device::capture(found, capture)),
         libc::S_IFSOCK => {

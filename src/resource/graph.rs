@@ -65,7 +65,7 @@ pub enum How {
 
 impl How {
     /// Whether the other thing must be made first. A socket can wait in its own queue, and is put there when all is made.
-    pub fn orders(self) -> bool {
+    fn orders(self) -> bool {
         !matches!(self, How::MemberOf | How::Carries)
     }
 
@@ -142,6 +142,13 @@ pub struct Edge {
     pub how: How,
 }
 
+impl Edge {
+    /// Whether `to` must be made before `from`. Handles of tasks are sent to those that hold them, when all tasks are there.
+    pub fn orders(self) -> bool {
+        self.how.orders() && !matches!((self.from, self.to), (Key::File(_), Key::Process(_)))
+    }
+}
+
 /// All things of a tree, and what hangs on what.
 #[derive(Debug, Default)]
 pub struct Graph {
@@ -182,6 +189,7 @@ impl Graph {
                 Origin::Anonymous => "shared memory".to_owned(),
                 Origin::Memfd { name, .. } => format!("memfd:{name}"),
                 Origin::Deleted { path, .. } => format!("{path} (deleted)"),
+                Origin::Mounted { path, .. } => path.to_string(),
             };
             b.add(Key::Object(n as u32), object.origin.kind(), name, format!("{} bytes", object.size));
         }
@@ -220,7 +228,7 @@ impl Graph {
     pub fn order(&self) -> Result<Vec<Key>> {
         let mut waits = vec![0usize; self.nodes.len()];
         let mut frees: Vec<Vec<usize>> = vec![Vec::new(); self.nodes.len()];
-        for e in self.edges.iter().filter(|e| e.how.orders()) {
+        for e in self.edges.iter().filter(|e| e.orders()) {
             waits[self.place[&e.from]] += 1;
             frees[self.place[&e.to]].push(self.place[&e.from]);
         }
@@ -409,6 +417,11 @@ impl<'t> Builder<'t> {
                 let Some(&file) = self.descriptors.get(&(pid, fd)) else { continue };
                 e.to = Key::File(file);
             }
+            if let (Key::Process(tid), false) = (e.to, place.contains_key(&e.to)) {
+                // A handle of a thread.
+                let whose = tree.processes.iter().find(|p| p.threads.iter().any(|t| t.tid == tid));
+                e.to = whose.map_or(e.to, |p| Key::Process(p.pid));
+            }
             match (place.get(&e.from), place.get(&e.to)) {
                 (Some(_), Some(_)) => edges.push(e),
                 _ => return Err(Error::image(format!("image damaged: {:?} leads to {:?}, which is not there", e.from, e.to))),
@@ -438,8 +451,8 @@ mod tests {
     }
 
     fn epoll(pid: i32, fds: &[i32]) -> FileKind {
-        let targets = fds.iter().map(|&fd| Target { fd, events: 1, data: 0 }).collect();
-        FileKind::Epoll(Epoll { first: (pid, 0), targets })
+        let targets = fds.iter().map(|&fd| Target { fd, events: 1, ..Target::default() }).collect();
+        FileKind::Epoll(Epoll { first: (pid, 0), targets, ..Epoll::default() })
     }
 
     /// A parent with an epoll instance over another one, which watches a pipe that the child holds, too.
@@ -458,7 +471,7 @@ mod tests {
         let order = graph.order().expect("an order");
         assert_eq!(order.len(), graph.nodes.len());
         let at = |key: Key| order.iter().position(|k| *k == key).expect("in the order");
-        for e in graph.edges.iter().filter(|e| e.how.orders()) {
+        for e in graph.edges.iter().filter(|e| e.orders()) {
             assert!(at(e.to) < at(e.from), "{e:?}");
         }
         // Against their numbers: the inner instance before the one that watches it.

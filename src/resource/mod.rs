@@ -5,22 +5,29 @@ pub mod credentials;
 pub mod descriptor;
 pub mod device;
 pub mod epoll;
+pub mod eventfd;
 pub mod graph;
 pub mod ignored;
 pub mod kinds;
 pub mod limits;
 pub mod lock;
 pub mod memory;
+pub mod mount;
+pub mod namespace;
 pub mod outside;
 pub mod path;
+pub mod pidfd;
 pub mod pipe;
 pub mod process;
 pub mod regular;
 pub mod sched;
+pub mod seccomp;
 pub mod shared;
+pub mod signalfd;
 pub mod signals;
 pub mod terminal;
 pub mod thread;
+pub mod timerfd;
 pub mod timers;
 
 use serde::{Deserialize, Serialize};
@@ -62,4 +69,36 @@ pub struct Tree {
     /// What the user decided about things that would have been refused.
     #[serde(default, skip_serializing_if = "capture::Decisions::is_empty")]
     pub decisions: capture::Decisions,
+    /// seccomp(2) filters.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub filters: Vec<seccomp::Filter>,
+    /// Namespaces that are not those of meio.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub namespaces: Vec<namespace::Namespace>,
+}
+
+impl Tree {
+    /// Gives every process, thread, group and session another number: what meio saw becomes what the tree sees. Each
+    /// kind that keeps such a number has its line here; the numbers of timers and the like are those of the base, too.
+    pub fn renumber(&mut self, number: impl Fn(i32) -> i32) {
+        let to = |n: &mut i32| *n = number(*n);
+        for process in &mut self.processes {
+            [&mut process.pid, &mut process.ppid, &mut process.pgid, &mut process.sid].into_iter().for_each(to);
+            process.threads.iter_mut().for_each(|t| to(&mut t.tid));
+            process.timers.posix.iter_mut().for_each(|t| to(&mut t.tid));
+        }
+        for terminal in &mut self.terminals {
+            [&mut terminal.session, &mut terminal.foreground].into_iter().for_each(to);
+        }
+        for file in &mut self.files {
+            if let descriptor::FileKind::Epoll(epoll) = &mut file.kind {
+                to(&mut epoll.first.0);
+            }
+        }
+    }
+
+    /// The pid namespace that the numbers of the image are of; `None` for the one that meio was in.
+    pub fn base(&self) -> Option<u32> {
+        self.processes.first().and_then(|root| root.places.of(&self.namespaces, crate::sys::namespace::Kind::Pid))
+    }
 }

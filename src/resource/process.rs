@@ -1,7 +1,8 @@
 //! One process: its place in the tree and everything that its threads share.
 
 use super::{
-    descriptor::Descriptor, limits::Limits, memory::AddressSpace, path::FilePath, signals::Signals, thread::Thread, timers::Timers,
+    descriptor::Descriptor, limits::Limits, memory::AddressSpace, namespace::Places, path::FilePath, signals::Signals, thread::Thread,
+    timers::Timers,
 };
 use crate::error::{Refusal, Result};
 use crate::sys::proc::{read, stat, status};
@@ -78,6 +79,9 @@ pub struct Process {
     pub thp_disable: bool,
     /// `/proc/PID/oom_score_adj`.
     pub oom_score_adj: i32,
+    /// Its namespaces, and its numbers in nested pid namespaces.
+    #[serde(default, skip_serializing_if = "Places::plain")]
+    pub places: Places,
 }
 
 impl Process {
@@ -109,6 +113,7 @@ impl Process {
             subreaper: false,
             thp_disable: false,
             oom_score_adj: number("oom_score_adj", 10).unwrap_or(0) as i32,
+            places: Places::default(),
         })
     }
 

@@ -30,7 +30,7 @@ impl Sched {
     /// Reads the attributes of a task.
     pub fn capture(pid: i32, tid: i32) -> Result<Self> {
         let attr = task::sched_attr(tid).context(|| format!("reading the scheduling of task {tid}"))?;
-        let slack = read::read_task(pid, tid, "timerslack_ns").or_else(|_| read::read(tid, "timerslack_ns")).unwrap_or_default();
+        let slack = read::read(tid, "timerslack_ns").or_else(|_| read::read_task(pid, tid, "timerslack_ns")).unwrap_or_default();
         Ok(Sched {
             policy: attr.policy,
             flags: attr.flags,

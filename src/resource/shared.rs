@@ -36,6 +36,15 @@ pub enum Origin {
         /// Owner: uid, gid.
         owner: (u32, u32),
     },
+    /// A file in memory of a mount namespace, which makes it; its times are set when its content is there.
+    Mounted {
+        /// Number of the namespace.
+        namespace: u32,
+        /// Path as the namespace's root sees it.
+        path: FilePath,
+        /// Last access and last change: seconds, nanoseconds.
+        times: [(i64, i64); 2],
+    },
 }
 
 impl SharedMemory {
@@ -52,6 +61,7 @@ impl Origin {
             Origin::Anonymous => "shared memory",
             Origin::Memfd { .. } => "memfd",
             Origin::Deleted { .. } => "deleted file",
+            Origin::Mounted { .. } => "file in memory",
         }
     }
 }

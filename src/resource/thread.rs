@@ -1,13 +1,14 @@
 //! One task: registers, vector state, interrupted system call, per-thread pointers.
 
-use super::{credentials::Credentials, sched::Sched};
-use crate::error::{Context, Result};
+use super::{credentials::Credentials, sched::Sched, seccomp::Seccomp};
+use crate::error::{Context, Error, Result};
 use crate::sys::arch::Registers;
 use crate::sys::proc::{read, status};
 use crate::sys::{memory, ptrace, task};
 use crate::tracee::inject::{ERESTART_RESTARTBLOCK, ERESTARTNOHAND, ERESTARTNOINTR, ERESTARTSYS, Injector};
 use crate::tracee::stub::{Script, Stub};
 use crate::tracee::{Held, wait_time};
+use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
 /// A system call with a relative time-out that was under way. The kernel keeps
@@ -55,6 +56,12 @@ pub struct Thread {
     pub sched: Sched,
     /// Signal sent when the parent dies (prctl(2) `PR_SET_PDEATHSIG`), 0 for none.
     pub pdeathsig: i32,
+    /// What confines it.
+    #[serde(default, skip_serializing_if = "Seccomp::is_off")]
+    pub seccomp: Seccomp,
+    /// Its numbers in the pid namespaces that are nested in the tree's own, the outermost first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub inner: Vec<i32>,
 }
 
 /// Byte strings inside lists, saved as CBOR byte strings.
@@ -66,7 +73,22 @@ pub mod serde_bytes_vec {
     pub struct Bytes(#[serde(with = "crate::image::bytes")] pub Vec<u8>);
 }
 
+/// Calls that each thread must make, [`Thread::questions`].
+pub const QUESTIONS: usize = 4;
+/// Bytes that they leave.
+pub const ANSWERS: usize = 40;
+
 impl Thread {
+    /// Its number as it sees it itself.
+    pub fn own_number(&self) -> i32 {
+        self.inner.last().copied().unwrap_or(self.tid)
+    }
+
+    /// All its numbers as clone3(2) takes them (`set_tid`): the innermost pid namespace first.
+    pub fn numbers(&self) -> Vec<i32> {
+        self.inner.iter().rev().copied().chain([self.tid]).collect()
+    }
+
     /// Everything of a stopped task that ptrace(2) and /proc tell without its help.
     pub fn capture(held: &mut Held) -> Result<Self> {
         let status = read::parsed_task(held.pid, held.tid, "status", status::parse)?;
@@ -88,22 +110,59 @@ impl Thread {
             credentials: Credentials::from_status(&status),
             sched: Sched::capture(held.pid, held.tid)?,
             pdeathsig: 0,
+            seccomp: Seccomp { mode: status.seccomp, filters: Vec::new() },
+            inner: Vec::new(),
         })
     }
 
-    /// What only the task itself can tell.
-    pub fn ask(&mut self, run: &mut Injector<'_>) -> Result<()> {
-        run.must(libc::SYS_sigaltstack, [0, run.out(), 0, 0, 0, 0])?;
-        let raw: [u8; 24] = run.get(0)?;
-        let word = |i: usize| u64::from_le_bytes(raw[i..i + 8].try_into().unwrap_or_default());
+    /// The calls that tell what only the task itself knows. Each leaves its answer at a place of its own at `out`, so that
+    /// all answers are fetched at once.
+    pub fn questions(out: u64) -> [(i64, [u64; 6]); QUESTIONS] {
+        let prctl = |option: i32, at: u64| (libc::SYS_prctl, [option as u64, at, 0, 0, 0, 0]);
+        [
+            (libc::SYS_sigaltstack, [0, out, 0, 0, 0, 0]),
+            // Without CONFIG_CHECKPOINT_RESTORE the pointer stays unknown and a joiner would wait for ever.
+            prctl(libc::PR_GET_TID_ADDRESS, out + 24),
+            prctl(libc::PR_GET_PDEATHSIG, out + 32),
+            prctl(libc::PR_GET_SECUREBITS, 0),
+        ]
+    }
+
+    /// Takes the answers to [`Thread::questions`]: what was left in memory, and what the calls returned.
+    pub fn answers(&mut self, left: [u8; ANSWERS], returned: [i64; QUESTIONS]) -> Result<()> {
+        for (answer, question) in returned.iter().zip(Self::questions(0)) {
+            if let e @ -4095..0 = *answer {
+                let doing = format!("asking task {} (system call {})", self.tid, question.0);
+                return Err(Error::from(Errno::from_raw(-e as i32)).context(doing));
+            }
+        }
+        let word = |i: usize| u64::from_le_bytes(left[i..i + 8].try_into().unwrap_or_default());
         self.altstack = (word(0), word(8) as u32, word(16));
-        // Without CONFIG_CHECKPOINT_RESTORE the pointer stays unknown and a joiner would wait for ever.
-        run.must(libc::SYS_prctl, [libc::PR_GET_TID_ADDRESS as u64, run.out(), 0, 0, 0, 0])?;
-        self.clear_child_tid = u64::from_le_bytes(run.get(0)?);
-        run.must(libc::SYS_prctl, [libc::PR_GET_PDEATHSIG as u64, run.out(), 0, 0, 0, 0])?;
-        self.pdeathsig = i32::from_le_bytes(run.get(0)?);
-        self.credentials.securebits = run.must(libc::SYS_prctl, [libc::PR_GET_SECUREBITS as u64, 0, 0, 0, 0, 0])? as u32;
+        self.clear_child_tid = word(24);
+        self.pdeathsig = word(32) as i32;
+        self.credentials.securebits = returned[3] as u32;
         Ok(())
+    }
+
+    /// Asks one task.
+    pub fn ask(&mut self, run: &mut Injector<'_>) -> Result<()> {
+        let mut returned = [0; QUESTIONS];
+        for (answer, (number, args)) in returned.iter_mut().zip(Self::questions(run.out())) {
+            *answer = run.call(number, args)?;
+        }
+        self.answers(run.get(0)?, returned)
+    }
+}
+
+impl Thread {
+    /// Makes an interrupted call begin anew where the task may not have it restarted. A warning when it loses time by that.
+    pub fn keep_clear_of_restart(&mut self, held: &mut Held) -> Option<String> {
+        let waiting = self.waiting.as_ref();
+        let registers = super::seccomp::restart(held, waiting.map_or(held.registers.orig_rax, |w| w.number))?;
+        held.registers = registers;
+        self.registers = registers;
+        let limited = self.waiting.take().is_some_and(|w| w.remaining_ns.is_some());
+        limited.then(|| format!("task {}: what it waits for begins anew: its seccomp filter forbids restart_syscall", self.tid))
     }
 }
 

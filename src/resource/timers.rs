@@ -77,8 +77,9 @@ const PR_TIMER_CREATE_RESTORE_IDS: u64 = 77;
 
 impl Timers {
     /// Makes the POSIX timers with their old ids. `chosen` says that the kernel can be told the id (Linux 6.15);
-    /// else ids are used up until the right one comes.
-    pub fn create(&self, script: &mut Script<'_>, chosen: bool) -> Result<()> {
+    /// else ids are used up until the right one comes. `own` turns the number of a thread into the one that the process
+    /// itself sees.
+    pub fn create(&self, script: &mut Script<'_>, chosen: bool, own: impl Fn(i32) -> i32) -> Result<()> {
         let mut timers: Vec<&PosixTimer> = self.posix.iter().collect();
         timers.sort_by_key(|t| t.id);
         if chosen && !timers.is_empty() {
@@ -97,7 +98,7 @@ impl Timers {
             event[..8].copy_from_slice(&t.value.to_le_bytes());
             event[8..12].copy_from_slice(&t.signal.to_le_bytes());
             event[12..16].copy_from_slice(&t.notify.to_le_bytes());
-            event[16..20].copy_from_slice(&t.tid.to_le_bytes());
+            event[16..20].copy_from_slice(&own(t.tid).to_le_bytes());
             let event = script.data(&event);
             let id = script.data(&t.id.to_le_bytes());
             script.call("timer_create", libc::SYS_timer_create, &[t.clock as u64, event, id])?;

@@ -12,6 +12,7 @@ use std::os::unix::fs::MetadataExt;
 /// Checks an image against this machine.
 pub fn check(manifest: &Manifest, tree: &Tree, pid_namespace: bool) -> Result<()> {
     structure(tree)?;
+    super::places::check(tree)?;
     let missing = manifest.xfeatures & !arch::xfeatures();
     if missing != 0 {
         return Err(Error::image(format!(
@@ -23,7 +24,7 @@ pub fn check(manifest: &Manifest, tree: &Tree, pid_namespace: bool) -> Result<()
         layout::check_vdso(space)?;
     }
     files(tree)?;
-    if !pid_namespace {
+    if !pid_namespace && tree.base().is_none() {
         pids(tree)?;
     }
     Ok(())

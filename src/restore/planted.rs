@@ -1,19 +1,21 @@
 //! All tasks of a tree on their way from bare stubs to what they were.
 
 use super::fill;
+use super::interest;
+use super::late;
 use super::layout;
-use super::namespace::Namespace;
+use super::places::Places;
 use super::pool::Pool;
-use super::root::plant_root;
+use super::root::Root;
 use super::skeleton::Skeleton;
 use super::terminal::Terminals;
 use crate::error::{Context, Result};
 use crate::image::Reader;
 use crate::progress::{Report, phase};
 use crate::resource::credentials::Credentials;
-use crate::resource::descriptor::FileKind;
 use crate::resource::process::{Process, State};
-use crate::resource::{Tree, signals, timers::Timers};
+use crate::resource::thread::Thread;
+use crate::resource::{Tree, seccomp, signals, timers::Timers};
 use crate::sys::guardian::Guardian;
 use crate::sys::proc::{read, status};
 use crate::sys::{ptrace, signal, task};
@@ -33,24 +35,23 @@ pub struct Planted<'t> {
 
 impl<'t> Planted<'t> {
     /// Makes all processes and threads.
-    pub fn plant(tree: &'t Tree, terminals: &Terminals, namespace: Option<&Namespace>, detach: bool) -> Result<Self> {
-        let gadget = layout::gadget(tree)?;
-        let root = plant_root(tree, gadget, terminals, namespace, detach)?;
+    pub fn plant(tree: &'t Tree, root: Root, terminals: &Terminals, places: &'t Places<'t>) -> Result<Self> {
+        let root = root.plant()?;
         let controlling = terminals.session.and_then(|s| Some((s.0, terminals.slave.as_ref()?.as_raw_fd())));
-        let skeleton = Skeleton::grow(tree, root, controlling)?;
+        let skeleton = Skeleton::grow(tree, root, controlling, places)?;
         let mut threads = HashMap::new();
         for process in &tree.processes {
             let stub = skeleton.stubs[&process.pid];
             threads.insert(process.pid, stub);
-            let others: Vec<i32> = process.threads.iter().skip(1).map(|t| t.tid).collect();
+            let others: Vec<&Thread> = process.threads.iter().skip(1).collect();
             let flags =
                 libc::CLONE_VM | libc::CLONE_FS | libc::CLONE_FILES | libc::CLONE_SIGHAND | libc::CLONE_THREAD | libc::CLONE_SYSVSEM;
             let mut script = stub.script();
-            for &tid in &others {
-                script.clone_task(flags as u64, 0, tid)?;
+            for thread in &others {
+                script.clone_task(flags as u64, 0, &thread.numbers(), thread.own_number())?;
             }
-            for (tid, born) in others.iter().zip(script.run()?.births) {
-                threads.insert(*tid, stub.born(born, true)?);
+            for (thread, born) in others.iter().zip(script.run()?.births) {
+                threads.insert(thread.tid, stub.born(born, true)?);
             }
         }
         skeleton.settle()?;
@@ -92,6 +93,7 @@ impl<'t> Planted<'t> {
         pool.seal(self.tree)?;
         pool.close_writers();
         phase(report, phases, "state", |_| {
+            late::make(self.tree, &self.threads, pool)?;
             let own = own_credentials()?;
             let chosen = Timers::ids_can_be_chosen();
             let made = deleted_folders(self.tree)?;
@@ -99,7 +101,8 @@ impl<'t> Planted<'t> {
             for folder in made.iter().rev() {
                 let _ = std::fs::remove_dir(folder);
             }
-            result
+            result?;
+            pool.arm(self.tree)
         })
     }
 
@@ -119,17 +122,25 @@ impl<'t> Planted<'t> {
         process.fs.tell(&mut script)?;
         if let (Some((session, foreground)), Some(slave)) = (terminals.session, &terminals.slave)
             && session == process.pid
-            && self.tree.processes.iter().any(|p| p.pgid == foreground)
+            && let Some(foreground) = self.group_seen(foreground, process.level())
         {
             let at = script.data(&foreground.to_le_bytes());
             script.call("ioctl TIOCSPGRP", libc::SYS_ioctl, &[slave.as_raw_fd() as u64, libc::TIOCSPGRP, at])?;
         }
-        descriptors(&mut script, self.tree, process, pool)?;
+        if let Some(late) = pool.late() {
+            late.deliver(process, self.tree, pool, &mut script)?;
+        }
+        script.run()?;
+        interest::fill(self.tree, process, pool, stub)?;
+        let mut script = stub.script();
+        descriptors(&mut script, process, pool)?;
         if let Some(space) = &process.memory {
             layout::finish(&mut script, space, pool)?;
         }
         process.signals.tell(&mut script)?;
-        process.timers.create(&mut script, chosen_timers)?;
+        process
+            .timers
+            .create(&mut script, chosen_timers, |tid| process.threads.iter().find(|t| t.tid == tid).map_or(tid, Thread::own_number))?;
         script.call("close_range", libc::SYS_close_range, &[pool.base() as u64, u64::from(u32::MAX), 0])?;
         // After the pool has gone: closing any descriptor of a file drops the process's record locks on it.
         for (d, lock) in process.descriptors.iter().flat_map(|d| d.locks.iter().map(move |lock| (d, lock))) {
@@ -138,17 +149,23 @@ impl<'t> Planted<'t> {
         }
         script.run()?;
         warnings.extend(process.apply(stub.pid));
+        let confined: Vec<_> = process.threads.iter().map(|t| &t.seccomp).collect();
+        for thread in process.threads.iter().filter(|t| !t.seccomp.is_off()) {
+            self.threads[&thread.tid].suspend_seccomp()?;
+        }
         for thread in &process.threads {
             let stub = &self.threads[&thread.tid];
             warnings.extend(thread.sched.apply(stub.tid, thread.tid));
             stub.block_signals()?;
             let mut script = stub.script();
+            seccomp::tell(&mut script, thread.tid == process.pid, &thread.seccomp, &confined, &self.tree.filters)?;
             thread.tell(&mut script)?;
             thread.credentials.tell(&mut script, own)?;
             thread.tell_last(&mut script)?;
-            signals::queue(&mut script, &thread.pending, process.pid, Some(thread.tid))?;
+            let own = process.own_number();
+            signals::queue(&mut script, &thread.pending, own, Some(thread.own_number()))?;
             if thread.tid == process.pid {
-                signals::queue(&mut script, &process.signals.pending, process.pid, None)?;
+                signals::queue(&mut script, &process.signals.pending, own, None)?;
                 // Identity changes make a process undumpable.
                 if process.dumpable <= 1 {
                     script.call(
@@ -173,6 +190,16 @@ impl<'t> Planted<'t> {
             thread.finish(self.threads[&thread.tid].tid, entered.get(&thread.tid).copied())?;
         }
         Ok(())
+    }
+
+    /// The number of a process group as it is seen `level` pid namespaces below the base, when somebody is in it.
+    fn group_seen(&self, group: i32, level: usize) -> Option<i32> {
+        self.tree.processes.iter().find(|p| p.pgid == group)?;
+        match self.tree.processes.iter().find(|p| p.pid == group) {
+            Some(leader) => leader.number(level),
+            None if level == 0 => Some(group),
+            None => None,
+        }
     }
 
     /// From here on the tree outlives meio, all of it or nothing: a task that is not let go below, because that fails or
@@ -234,7 +261,7 @@ pub fn end_all() {
 }
 
 /// Brings every descriptor to its number and closes all others below the pool.
-fn descriptors(script: &mut Script<'_>, tree: &Tree, process: &Process, pool: &Pool) -> Result<()> {
+fn descriptors(script: &mut Script<'_>, process: &Process, pool: &Pool) -> Result<()> {
     let mut table: Vec<_> = process.descriptors.iter().collect();
     table.sort_by_key(|d| d.fd);
     let mut next = 0;
@@ -245,15 +272,6 @@ fn descriptors(script: &mut Script<'_>, tree: &Tree, process: &Process, pool: &P
         next = d.fd + 1;
         let cloexec = if d.cloexec { libc::O_CLOEXEC as u64 } else { 0 };
         script.expect("dup3", d.fd as u64, libc::SYS_dup3, &[pool.file(d.file)? as u64, d.fd as u64, cloexec])?;
-    }
-    for d in &process.descriptors {
-        let file = tree.files.get(d.file as usize);
-        // Once, by the first process that holds it.
-        if let Some(FileKind::Epoll(epoll)) = file.map(|f| &f.kind)
-            && epoll.first == (process.pid, d.fd)
-        {
-            epoll.tell(script, d.fd)?;
-        }
     }
     if next < pool.base() {
         script.call("close_range", libc::SYS_close_range, &[next as u64, pool.base() as u64 - 1, 0])?;

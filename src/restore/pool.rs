@@ -1,6 +1,7 @@
 //! Everything that the tree has open is opened here once, in meio. The stubs inherit it, so that descriptors that shared
 //! an open file description share it again, across processes too.
 
+use super::late::{self, Late};
 use super::terminal::Terminals;
 use crate::error::{Context, Error, Kind, Result};
 use crate::resource::descriptor::{FileKind, OpenFile};
@@ -35,6 +36,8 @@ pub struct Pool {
     writers: HashMap<u32, OwnedFd>,
     /// What is different than it was.
     pub warnings: Vec<String>,
+    /// The way of what can only be opened when the tasks are there.
+    late: Option<Late>,
 }
 
 /// Status flags of open(2) that are given again. Creation flags did their work when the file was opened first.
@@ -50,12 +53,17 @@ const KEPT: u32 = (libc::O_ACCMODE
     | libc::O_PATH) as u32;
 
 impl Pool {
+    /// First number above those that the tree uses.
+    pub fn base_of(tree: &Tree) -> i32 {
+        highest(tree).max(2).saturating_add(1)
+    }
+
     /// Opens everything.
     pub fn open(tree: &Tree, terminals: &Terminals) -> Result<Self> {
-        let highest = tree.processes.iter().flat_map(|p| &p.descriptors).map(|d| d.fd).max().unwrap_or(2);
         let count = tree.files.len() + 2 * tree.mapped.len() + tree.objects.len() + 64;
-        let mut pool = Pool { base: highest.max(2) + 1, ..Pool::default() };
+        let mut pool = Pool { base: Pool::base_of(tree), ..Pool::default() };
         raise_limit(pool.base as u64 + count as u64)?;
+        pool.late = Late::new(tree)?.map(|late| late.keep(|fd| pool.keep(fd))).transpose()?;
         let mut pipes = HashMap::new();
         for key in Graph::new(tree)?.order()? {
             pool.make(key, tree, &mut pipes, terminals)?;
@@ -117,6 +125,17 @@ impl Pool {
         number(&self.files, id, "open file")
     }
 
+    /// Puts what could not be opened before into the place that was kept for it.
+    pub fn replace(&mut self, id: u32, fd: OwnedFd) -> Result<()> {
+        let place = self.files.get_mut(&id).ok_or_else(|| Error::image("image damaged: an open file is not there"))?;
+        nix::unistd::dup3(fd, place, OFlag::O_CLOEXEC).context(|| "replacing a descriptor")
+    }
+
+    /// The way of what is opened late, when there is such.
+    pub fn late(&self) -> Option<&Late> {
+        self.late.as_ref()
+    }
+
     /// Descriptor of a mapped file.
     pub fn mapped(&self, id: u32) -> Result<i32> {
         number(&self.mapped, id, "mapped file")
@@ -143,6 +162,16 @@ impl Pool {
         self.writers.clear();
     }
 
+    /// Starts the timers, whose time goes on from here.
+    pub fn arm(&self, tree: &Tree) -> Result<()> {
+        for (file, fd) in tree.files.iter().enumerate().filter_map(|(n, file)| Some((file, self.files.get(&(n as u32))?))) {
+            if let FileKind::TimerFd(timer) = &file.kind {
+                timer.arm(fd.as_fd())?;
+            }
+        }
+        Ok(())
+    }
+
     /// Seals memfds again, after they were filled and mapped.
     pub fn seal(&self, tree: &Tree) -> Result<()> {
         for (object, fd) in tree.objects.iter().enumerate().filter_map(|(n, o)| Some((o, self.objects.get(&(n as u32))?))) {
@@ -155,6 +184,13 @@ impl Pool {
         }
         Ok(())
     }
+}
+
+/// The highest descriptor number that the tree uses, or that an epoll instance of its knows a file by.
+fn highest(tree: &Tree) -> i32 {
+    let watched = tree.files.iter().filter_map(|f| if let FileKind::Epoll(epoll) = &f.kind { Some(&epoll.targets) } else { None });
+    let watched = watched.flatten().map(|t| t.fd);
+    tree.processes.iter().flat_map(|p| &p.descriptors).map(|d| d.fd).chain(watched).max().unwrap_or(0)
 }
 
 fn number(list: &HashMap<u32, OwnedFd>, id: u32, what: &str) -> Result<i32> {
@@ -205,6 +241,12 @@ fn reopen_pipe(fd: i32, flags: u32) -> Result<OwnedFd> {
     Ok(new)
 }
 
+/// Gives a descriptor without a file its status flags.
+fn with_flags(fd: OwnedFd, flags: u32) -> Result<OwnedFd> {
+    file::set_flags(fd.as_fd(), (flags & KEPT) as i32).context(|| "setting status flags")?;
+    Ok(fd)
+}
+
 impl Pool {
     fn open_file(&mut self, file: &OpenFile, pipes: &HashMap<u32, Ends>, terminals: &Terminals) -> Result<OwnedFd> {
         let fd = match &file.kind {
@@ -225,6 +267,10 @@ impl Pool {
             }
             FileKind::Epoll(_) => return epoll::create(),
             FileKind::Terminal(terminal) => return terminals.open(terminal.terminal, file.flags & KEPT),
+            FileKind::EventFd(eventfd) => return eventfd.make().and_then(|fd| with_flags(fd, file.flags)),
+            FileKind::TimerFd(timer) => return timer.make().and_then(|fd| with_flags(fd, file.flags)),
+            FileKind::SignalFd(signals) => return signals.make().and_then(|fd| with_flags(fd, file.flags)),
+            FileKind::PidFd(_) => return late::stand_in(),
             FileKind::Ignored(_) => return Ignored::open(file.flags),
             FileKind::Outside(outside) => {
                 let (fd, warning) = outside.open(file.flags)?;
@@ -265,6 +311,7 @@ fn make_object(object: &Object) -> Result<OwnedFd> {
             file::memfd(name.bytes(), MFD_ALLOW_SEALING).context(|| format!("making memfd {name}"))?
         }
         Origin::Deleted { path, mode, owner } => deleted_file(path, *mode, *owner)?,
+        Origin::Mounted { path, .. } => return Err(Error::other(format!("{path} lies in a mount namespace that is not there"))),
     };
     File::from(fd.try_clone()?).set_len(object.size).context(|| "sizing shared memory")?;
     Ok(fd)

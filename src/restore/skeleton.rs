@@ -5,16 +5,19 @@
 //! (a process that lost its parent and was adopted by a subreaper, or whose session's leader has ended) is born from a
 //! donor in that session, which then steps out between, so that the kernel hands the child to its adoptive parent.
 
-use crate::error::{Context, Error, Result};
+use super::births::Births;
+use super::places::Places;
+use crate::error::{Context, Error, Kind, Result};
 use crate::resource::Tree;
 use crate::resource::process::{Process, State};
+use crate::sys::proc::{read, status};
 use crate::sys::ptrace;
 use crate::tracee::stub::{self, Script, Stub};
 use std::collections::{HashMap, HashSet};
 
 /// The stubs of a tree.
 pub struct Skeleton<'t> {
-    tree: &'t Tree,
+    pub(super) tree: &'t Tree,
     /// Stub of each process, by its pid in the image.
     pub stubs: HashMap<i32, Stub>,
     /// Children by parent's pid, as indices into `tree.processes`.
@@ -22,6 +25,10 @@ pub struct Skeleton<'t> {
     /// Processes that must be born from a donor: (index, parent, session).
     adopted: Vec<(usize, i32, i32)>,
     pids: HashSet<i32>,
+    /// Namespaces that they enter.
+    pub(super) places: &'t Places<'t>,
+    /// How many pid namespaces of meio's are above the base.
+    depth: usize,
     /// Session and the descriptor of its controlling terminal. It is inherited at birth like the session itself.
     terminal: Option<(i32, i32)>,
 }
@@ -42,13 +49,14 @@ pub fn departed_leaders(tree: &Tree) -> Vec<i32> {
 
 impl<'t> Skeleton<'t> {
     /// Makes all processes below the root's stub.
-    pub fn grow(tree: &'t Tree, root: Stub, terminal: Option<(i32, i32)>) -> Result<Self> {
+    pub fn grow(tree: &'t Tree, root: Stub, terminal: Option<(i32, i32)>, places: &'t Places<'t>) -> Result<Self> {
         let mut children: HashMap<i32, Vec<usize>> = HashMap::new();
         for (i, p) in tree.processes.iter().enumerate().skip(1) {
             children.entry(p.ppid).or_default().push(i);
         }
         let pids = tree.processes.iter().map(|p| p.pid).collect();
-        let mut skeleton = Skeleton { tree, stubs: HashMap::new(), children, adopted: Vec::new(), pids, terminal };
+        let depth = read::parsed(root.pid, "status", status::parse)?.ns_pid.len().saturating_sub(1);
+        let mut skeleton = Skeleton { tree, stubs: HashMap::new(), children, adopted: Vec::new(), pids, places, depth, terminal };
         let first = &tree.processes[0];
         skeleton.stubs.insert(first.pid, root);
         skeleton.bear(0, first.sid)?;
@@ -57,7 +65,7 @@ impl<'t> Skeleton<'t> {
         Ok(skeleton)
     }
 
-    fn process(&self, index: usize) -> &'t Process {
+    pub(super) fn process(&self, index: usize) -> &'t Process {
         &self.tree.processes[index]
     }
 
@@ -96,34 +104,47 @@ impl<'t> Skeleton<'t> {
                 Some(s) => self.adopted.push((child, parent.pid, s)),
             }
         }
+        for list in [&mut before, &mut after] {
+            self.in_order_of_birth(parent, list);
+        }
         let stub = self.stubs[&parent.pid];
+        self.enter(index)?;
         let all: Vec<(usize, i32)> = before.iter().chain(&after).copied().collect();
-        let mut script = stub.script();
+        let mut births = Births::begin(parent, &self.tree.namespaces, &stub);
+        // Before the children, who may inherit the group from a pid namespace above theirs. The group that the root was in
+        // was led from outside: the root leads it now.
+        if parent.sid != parent.pid && (parent.pgid == parent.pid || index == 0 && !self.pids.contains(&parent.pgid)) {
+            births.script.call("setpgid", libc::SYS_setpgid, &[0, 0])?;
+        }
         let mut setsid_done = parent.sid != parent.pid;
         for (n, &(child, _)) in all.iter().enumerate() {
             if n == before.len() && !setsid_done {
-                self.lead(&mut script, parent.pid)?;
+                self.lead(&mut births.script, parent)?;
                 setsid_done = true;
             }
-            let child = self.process(child);
-            script.clone_task(0, child.exit_signal, child.pid)?;
+            births.bear(self.process(child), &self.stubs, self.tree)?;
         }
         if !setsid_done {
-            self.lead(&mut script, parent.pid)?;
+            self.lead(&mut births.script, parent)?;
         }
-        let births = script.run()?.births;
-        for (&(child, session), &tid) in all.iter().zip(&births) {
+        let births = births.end(&self.stubs, self.tree)?;
+        for (&(child, _), &tid) in all.iter().zip(&births) {
             self.stubs.insert(self.process(child).pid, stub.born(tid, false)?);
+        }
+        for &(child, session) in &all {
+            self.join_group_of_outer(parent, child)?;
             self.bear(child, session)?;
         }
         Ok(())
     }
 
     /// Starts a session, with its terminal.
-    fn lead(&self, script: &mut Script<'_>, pid: i32) -> Result<()> {
-        script.expect("setsid", pid as u64, libc::SYS_setsid, &[])?;
+    fn lead(&self, script: &mut Script<'_>, process: &Process) -> Result<()> {
+        script.expect("setsid", process.own_number() as u64, libc::SYS_setsid, &[])?;
         match self.terminal {
-            Some((session, fd)) if session == pid => script.call("ioctl TIOCSCTTY", libc::SYS_ioctl, &[fd as u64, libc::TIOCSCTTY, 0]),
+            Some((session, fd)) if session == process.pid => {
+                script.call("ioctl TIOCSCTTY", libc::SYS_ioctl, &[fd as u64, libc::TIOCSCTTY, 0])
+            }
             _ => Ok(()),
         }
     }
@@ -133,6 +154,9 @@ impl<'t> Skeleton<'t> {
         while let Some((index, parent, session)) = self.adopted.pop() {
             let child = self.process(index);
             let parent_stub = self.stubs[&parent];
+            if child.level() != 0 {
+                return Err(Error::new(Kind::Unsupported, format!("process {} lost its parent in a nested pid namespace", child.pid)));
+            }
             let subreaper = |on: u64| -> Result<()> {
                 let mut script = parent_stub.script();
                 let option = libc::PR_SET_CHILD_SUBREAPER as u64;
@@ -148,7 +172,7 @@ impl<'t> Skeleton<'t> {
             };
             let mut script = donor.script();
             if leads {
-                script.clone_task(0, libc::SIGCHLD, session)?;
+                script.clone_task(0, libc::SIGCHLD, &[session], session)?;
             } else {
                 let args = script.data(&[0u64, 0, 0, 0, libc::SIGCHLD as u64, 0, 0, 0].map(u64::to_le_bytes).concat());
                 script.call("clone3", libc::SYS_clone3, &[args, 64])?;
@@ -160,7 +184,7 @@ impl<'t> Skeleton<'t> {
             if leads {
                 script.call("setsid", libc::SYS_setsid, &[])?;
             }
-            script.clone_task(0, child.exit_signal, child.pid)?;
+            script.clone_task(0, child.exit_signal, &[child.pid], child.pid)?;
             let born = between.born(*script.run()?.births.first().ok_or_else(lost)?, false)?;
             stub::end(&between);
             let mut script = donor.script();
@@ -188,48 +212,33 @@ impl<'t> Skeleton<'t> {
         there.filter_map(|p| self.stubs.get(&p.pid)).next().copied()
     }
 
-    /// Puts everyone into their process groups.
+    /// Puts everyone into their process groups, who have not inherited them.
     fn groups(&self) -> Result<()> {
         let root = self.process(0);
-        let set = |stub: &Stub, group: i32| -> Result<()> {
-            // The leader of a new session leads its group already, and may not be asked again.
-            if group_of(stub)? == group {
-                return Ok(());
-            }
-            let mut script = stub.script();
-            script.call("setpgid", libc::SYS_setpgid, &[0, group as u64])?;
-            script.run().map(drop)
-        };
-        let leaders = self.tree.processes.iter().filter(|p| p.pgid == p.pid && p.sid != p.pid);
-        for p in leaders {
-            set(&self.stubs[&p.pid], p.pid)?;
-        }
-        // The group that the root was in was led from outside: the root leads it now.
         let outside = !self.pids.contains(&root.pgid);
-        if outside && root.sid != root.pid {
-            set(&self.stubs[&root.pid], root.pid)?;
-        }
         let mut led: HashMap<i32, (Stub, Stub, i32)> = HashMap::new();
         for p in self.tree.processes.iter().filter(|p| p.pgid != p.pid) {
             let stub = &self.stubs[&p.pid];
             if outside && p.pgid == root.pgid {
                 if p.pid != root.pid && p.sid == root.sid {
-                    set(stub, root.pid)?;
+                    self.join_group(p, stub, root.pid)?;
                 }
                 continue;
             }
-            if group_of(stub)? == p.pgid {
-                continue; // inherited from a helper that led it
+            if self.group_of(stub)? == p.pgid {
+                continue; // inherited
             }
             if !self.pids.contains(&p.pgid) && !led.contains_key(&p.pgid) {
                 // Its leader has ended: someone takes the number for a moment.
                 let mut script = stub.script();
-                script.clone_task(0, libc::SIGCHLD, p.pgid)?;
+                script.clone_task(0, libc::SIGCHLD, &[p.pgid], p.pgid)?;
                 let helper = stub.born(*script.run()?.births.first().ok_or_else(lost)?, false)?;
-                set(&helper, p.pgid)?;
+                let mut script = helper.script();
+                script.call("setpgid", libc::SYS_setpgid, &[0, 0])?;
+                script.run()?;
                 led.insert(p.pgid, (*stub, helper, p.pgid));
             }
-            set(stub, p.pgid)?;
+            self.join_group(p, stub, p.pgid)?;
         }
         for (parent, helper, number) in led.into_values() {
             stub::end(&helper);
@@ -238,6 +247,51 @@ impl<'t> Skeleton<'t> {
             script.run()?;
         }
         Ok(())
+    }
+
+    /// Lets a process step into a group; it may be there already.
+    fn join_group(&self, process: &Process, stub: &Stub, group: i32) -> Result<()> {
+        if self.group_of(stub)? == group {
+            return Ok(());
+        }
+        let Some(number) = self.number_seen(group, process.level()) else {
+            return Err(Error::new(Kind::Unsupported, format!("process {} is in a group that it cannot see", process.pid)));
+        };
+        let mut script = stub.script();
+        script.call("setpgid", libc::SYS_setpgid, &[0, number as u64])?;
+        script.run().map(drop)
+    }
+
+    /// A new process whose group is led from a pid namespace above its own cannot step into it by itself: its parent, from
+    /// there, puts it in.
+    fn join_group_of_outer(&self, parent: &Process, child: usize) -> Result<()> {
+        let child = self.process(child);
+        if child.level() == parent.level() || self.number_seen(child.pgid, child.level()).is_some() {
+            return Ok(());
+        }
+        let (Some(group), Some(number)) = (self.number_seen(child.pgid, parent.level()), child.number(parent.level())) else {
+            return Ok(());
+        };
+        if self.stubs.contains_key(&child.pgid) && self.group_of(&self.stubs[&child.pid])? != child.pgid {
+            let mut script = self.stubs[&parent.pid].script();
+            script.call("setpgid", libc::SYS_setpgid, &[number as u64, group as u64])?;
+            script.run()?;
+        }
+        Ok(())
+    }
+
+    /// The number of a process or group of the tree for those who live `level` pid namespaces below the base.
+    fn number_seen(&self, number: i32, level: usize) -> Option<i32> {
+        match self.tree.processes.iter().find(|p| p.pid == number) {
+            Some(process) => process.number(level),
+            None => (level == 0).then_some(number),
+        }
+    }
+
+    /// The group that a stub is in, as the base numbers it.
+    fn group_of(&self, stub: &Stub) -> Result<i32> {
+        let status = read::parsed(stub.pid, "status", status::parse)?;
+        Ok(status.ns_pgid.get(self.depth).copied().unwrap_or(0))
     }
 
     /// Ends the processes that had ended, stops those that were stopped. Their parents' notices are swallowed, since
@@ -261,15 +315,8 @@ impl<'t> Skeleton<'t> {
     }
 }
 
-/// The group that a stub is in, in its own pid namespace.
-fn group_of(stub: &Stub) -> Result<i32> {
-    let mut script = stub.script();
-    script.call("getpgrp", libc::SYS_getpgrp, &[])?;
-    Ok(script.run()?.results.last().map_or(0, |&g| g as i32))
-}
-
 /// Ends a stub with a given status of wait(2).
-fn die(stub: &Stub, status: i32) -> Result<()> {
+pub fn die(stub: &Stub, status: i32) -> Result<()> {
     let signal = status & 0x7f;
     if signal != 0 {
         crate::sys::task::set_limit(stub.pid, libc::RLIMIT_CORE, (0, 0))?;
@@ -289,6 +336,6 @@ fn die(stub: &Stub, status: i32) -> Result<()> {
     }
 }
 
-fn lost() -> Error {
+pub(super) fn lost() -> Error {
     Error::other("a process that was just made is missing")
 }

@@ -139,6 +139,12 @@ pub fn own(fd: i32) -> OwnedFd {
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
+/// A descriptor of our own by its number, for a moment.
+pub fn borrow<'a>(fd: i32) -> BorrowedFd<'a> {
+    // SAFETY: the callers hold the descriptor in a pool that outlives the use; -1 alone would be unsound.
+    unsafe { BorrowedFd::borrow_raw(fd.max(0)) }
+}
+
 /// flock(2), without waiting.
 pub fn flock(fd: BorrowedFd<'_>, exclusive: bool) -> Result<(), Errno> {
     let operation = if exclusive { libc::LOCK_EX } else { libc::LOCK_SH };

@@ -2,6 +2,7 @@
 
 #![allow(unsafe_code)]
 
+pub mod anon;
 pub mod arch;
 pub mod clock;
 #[cfg(test)]
@@ -10,11 +11,14 @@ pub mod feature;
 pub mod file;
 pub mod guardian;
 pub mod memory;
+pub mod mount;
 pub mod namespace;
 pub mod pagemap;
 pub mod proc;
 pub mod ptrace;
+pub mod seccomp;
 pub mod signal;
 pub mod spawn;
 pub mod task;
 pub mod workers;
+pub mod xattr;

@@ -38,18 +38,22 @@ pub fn stub_program(base: u64, room: u64) -> Vec<u8> {
 
 /// What a stub shall be at birth.
 pub struct Birth<'a> {
-    /// Its pid in its pid namespace; 0 for any.
+    /// Its number in its pid namespace; 0 for any.
     pub pid: i32,
+    /// It is the first process of a new pid namespace.
+    pub init: bool,
+    /// User namespace that it is born in, and the user, group and groups that it has when it enters.
+    pub user: Option<(BorrowedFd<'a>, u32, u32, &'a [u32])>,
     /// The stub program.
     pub program: &'a OwnedFd,
     /// It starts a session of its own.
     pub new_session: bool,
     /// Mount namespace to enter.
     pub mounts: Option<BorrowedFd<'a>>,
-    /// A child of the new one that goes on only when this end of a pipe is closed by the parent.
+    /// It executes the stub program when a byte comes from here.
     pub gate: BorrowedFd<'a>,
-    /// The parent's end of the gate, to be closed in the child.
-    pub gate_other_end: BorrowedFd<'a>,
+    /// A pidfd of meio: what is born after meio has ended must end.
+    pub meio: BorrowedFd<'a>,
 }
 
 /// `struct clone_args` of clone3(2), the part that is used.
@@ -70,23 +74,71 @@ pub struct CloneArgs {
 }
 
 /// Makes a child with a chosen pid (clone3(2) `set_tid`, Linux 5.5) that waits at its gate and then executes the stub.
+/// Until then it shares meio's descriptors: it inherits whatever meio opens before the gate opens.
 pub fn spawn(birth: &Birth<'_>) -> Result<i32, Errno> {
+    let Some((user, uid, gid, groups)) = birth.user else { return bear(birth, 0) };
+    // It must be made by somebody in that user namespace: a child of meio, that gives it to meio.
+    let (answers, answer) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+    let between = clone(&CloneArgs { flags: libc::CLONE_FILES as u64, exit_signal: libc::SIGCHLD as u64, ..CloneArgs::default() })?;
+    if between == 0 {
+        // SAFETY: numbers, and a list that outlives the call. Raw calls: this thread is alone in the child.
+        let entered = unsafe {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr());
+            libc::syscall(libc::SYS_setresgid, gid, gid, gid);
+            // Capabilities are needed up to setns(2), which gives its own.
+            libc::prctl(libc::PR_SET_SECUREBITS, 1 << 2 | 1 << 4);
+            libc::syscall(libc::SYS_setresuid, uid, uid, uid);
+            libc::setns(user.as_raw_fd(), libc::CLONE_NEWUSER)
+        };
+        let born = Errno::result(entered).and_then(|_| bear(birth, libc::CLONE_PARENT as u64));
+        let said = born.unwrap_or_else(|e| -(e as i32)).to_le_bytes();
+        // SAFETY: a descriptor and a buffer of our own.
+        unsafe {
+            libc::write(answer.as_raw_fd(), said.as_ptr().cast(), said.len());
+            libc::_exit(0)
+        }
+    }
+    while let Err(Errno::EINTR) = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(between), None) {}
+    // The table is shared, so that the pipe never ends by itself.
+    drop(answer);
+    let mut said = [0u8; 4];
+    match nix::unistd::read(&answers, &mut said)? {
+        4 => match i32::from_le_bytes(said) {
+            e @ ..0 => Err(Errno::from_raw(-e)),
+            pid => Ok(pid),
+        },
+        _ => Err(Errno::ECHILD),
+    }
+}
+
+fn clone(args: &CloneArgs) -> Result<i32, Errno> {
+    // SAFETY: the arguments outlive the call; callers ask for no shared memory.
+    Errno::result(unsafe { libc::syscall(libc::SYS_clone3, &raw const *args, size_of::<CloneArgs>()) }).map(|pid| pid as i32)
+}
+
+fn bear(birth: &Birth<'_>, flags: u64) -> Result<i32, Errno> {
     let tid = birth.pid;
     let args = CloneArgs {
-        exit_signal: libc::SIGCHLD as u64,
+        flags: flags | libc::CLONE_FILES as u64 | if birth.init { libc::CLONE_NEWPID as u64 } else { 0 },
+        // With CLONE_PARENT it is the one of the parent.
+        exit_signal: if flags == 0 { libc::SIGCHLD as u64 } else { 0 },
         set_tid: if tid == 0 { 0 } else { (&raw const tid) as u64 },
         set_tid_size: u64::from(tid != 0),
         ..CloneArgs::default()
     };
-    // SAFETY: without CLONE_VM the child has a copy of everything; it makes only system calls until execveat(2).
-    let pid = Errno::result(unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) })?;
+    let pid = clone(&args)?;
     if pid != 0 {
-        return Ok(pid as i32);
+        return Ok(pid);
     }
     let nothing: [*const libc::c_char; 1] = [std::ptr::null()];
     // SAFETY: system calls on numbers and static strings; the child never returns to Rust code.
     unsafe {
         libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+        let mut ended = libc::pollfd { fd: birth.meio.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        if libc::poll(&raw mut ended, 1, 0) != 0 {
+            libc::_exit(125);
+        }
         for signal in 1..65 {
             libc::signal(signal, libc::SIG_DFL);
         }
@@ -94,8 +146,9 @@ pub fn spawn(birth: &Birth<'_>) -> Result<i32, Errno> {
         libc::sigemptyset(&raw mut none);
         libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
         let mut byte = 0u8;
-        libc::close(birth.gate_other_end.as_raw_fd());
-        libc::read(birth.gate.as_raw_fd(), (&raw mut byte).cast(), 1);
+        if libc::read(birth.gate.as_raw_fd(), (&raw mut byte).cast(), 1) != 1 {
+            libc::_exit(125);
+        }
         if birth.new_session {
             libc::setsid();
         }

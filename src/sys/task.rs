@@ -34,6 +34,15 @@ pub fn compare_files(a: (i32, i32), b: (i32, i32)) -> Result<Ordering, Errno> {
     kcmp(a.0, b.0, 0, a.1 as u64, b.1 as u64)
 }
 
+/// Orders a descriptor and an entry of an epoll instance by their open file description (`KCMP_EPOLL_TFD`, Linux 4.13).
+/// An entry is the number under which it was added, and which of several with that number it is.
+pub fn compare_epoll_target(a: (i32, i32), epoll: (i32, i32), entry: (i32, u32)) -> Result<Ordering, Errno> {
+    /// `struct kcmp_epoll_slot`: the instance's number, the entry's number, its place.
+    const KCMP_EPOLL_TFD: i32 = 7;
+    let slot = [epoll.1 as u32, entry.0 as u32, entry.1];
+    kcmp(a.0, epoll.0, KCMP_EPOLL_TFD, a.1 as u64, (&raw const slot) as u64)
+}
+
 /// A handle of the process (pidfd_open(2)).
 pub fn pidfd(pid: i32) -> Result<OwnedFd, Errno> {
     // SAFETY: on success the kernel gives a new descriptor that nobody else owns.

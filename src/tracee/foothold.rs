@@ -82,6 +82,23 @@ impl Foothold {
         }
     }
 
+    /// Places for many threads at once, none of which is on the initial stack: `size` bytes each, at most `wanted` of
+    /// them. Empty when there is no room that is surely dead.
+    pub fn places(&self, wanted: usize, size: u64) -> Vec<u64> {
+        match (self.stack, self.main_rsp) {
+            (Some((low, _)), Some(main)) => {
+                let room = (main - low).saturating_sub(DISTANCE) / size;
+                (0..room.min(wanted as u64)).map(|n| low + n * size).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// Whether a stack pointer lies on the initial stack.
+    pub fn on_stack(&self, rsp: u64) -> bool {
+        self.stack.is_some_and(|(low, high)| (low..high).contains(&rsp))
+    }
+
     /// The dead bytes to use for a task with this stack pointer: below its own pointer for the main
     /// thread; far below the main thread's for the others, since that one runs again, too, when meio dies.
     pub fn region(&self, pid: i32, rsp: u64) -> Option<u64> {

@@ -17,8 +17,13 @@ pub struct Injector<'h> {
     armed: Registers,
     region: u64,
     saved: Vec<u8>,
+    /// The call that is under way, for messages.
+    number: i64,
     given_back: bool,
 }
+
+/// What a thread needs at least to be asked together with others: [`SHORT_OUT`] bytes, the frame, its `ret`.
+const SHORT_OUT: u64 = 256;
 
 /// Kernel error numbers that mean "restart this call" and never reach a program (include/linux/errno.h).
 pub const ERESTARTSYS: i64 = -512;
@@ -46,14 +51,28 @@ impl<'h> Injector<'h> {
     /// # Errors
     /// When the task has gone, or its stack leaves no room.
     pub fn begin(held: &'h mut Held, foothold: &Foothold, call: Option<u64>) -> Result<Self> {
-        let gone = |e: Errno| Error::from(e).context(format!("preparing task {}", held.tid));
         let region = foothold.region(held.pid, held.registers.rsp).ok_or_else(|| {
             Error::new(Kind::Unsupported, format!("no room on the stack of process {} to work with", held.pid))
                 .help("try again a moment later: the program is deep in its stack just now")
         })?;
-        let mut saved = vec![0u8; REGION as usize];
+        Self::begin_at(held, foothold, call, (region, OUT, REGION))
+    }
+
+    /// Bytes that a thread needs to be asked together with others, given the size of its vector state.
+    pub fn short_size(xstate: usize) -> u64 {
+        (SHORT_OUT + SignalFrame::SIZE_WITHOUT_XSTATE + xstate as u64 + 64).next_multiple_of(64)
+    }
+
+    /// The same in a short place of `size` bytes at `region`, for few results.
+    pub fn begin_short(held: &'h mut Held, foothold: &Foothold, call: Option<u64>, region: u64, size: u64) -> Result<Self> {
+        Self::begin_at(held, foothold, call, (region, SHORT_OUT, size))
+    }
+
+    fn begin_at(held: &'h mut Held, foothold: &Foothold, call: Option<u64>, (region, out, size): (u64, u64, u64)) -> Result<Self> {
+        let gone = |e: Errno| Error::from(e).context(format!("preparing task {}", held.tid));
+        let mut saved = vec![0u8; size as usize];
         memory::read(held.pid, region, &mut saved).map_err(gone)?;
-        let mut rsp = region + REGION - 64;
+        let mut rsp = region + size - 64;
         if let Some(trampoline) = foothold.trampoline {
             let xstate = ptrace::xstate(held.tid).map_err(gone)?;
             let mut back = restarted(&held.registers);
@@ -63,19 +82,43 @@ impl<'h> Injector<'h> {
                 back.rax = call.unwrap_or(back.rax);
             }
             let frame = SignalFrame::new(&back, held.sigmask, &xstate, trampoline);
-            rsp = region + OUT;
-            memory::write(held.pid, rsp, &frame.at(rsp)).map_err(gone)?;
+            rsp = region + out;
+            let bytes = frame.at(rsp);
+            if out + bytes.len() as u64 > size {
+                return Err(Error::other(format!("the vector state of task {} does not fit", held.tid)));
+            }
+            memory::write(held.pid, rsp, &bytes).map_err(gone)?;
         }
         let armed = Registers { rip: foothold.syscall, rsp, rax: libc::SYS_getpid as u64, orig_rax: u64::MAX, ..held.registers };
         // First the registers, then the mask: the frame restores both, the mask alone would stay changed.
-        ptrace::set_registers(held.tid, &armed).map_err(gone)?;
+        let first = match foothold.trampoline {
+            // A filter that is in force again when meio dies must see nothing but the return.
+            Some(trampoline) if held.confined.is_some() => Registers { rip: trampoline, rsp: rsp + 8, ..armed },
+            _ => armed,
+        };
+        ptrace::set_registers(held.tid, &first).map_err(gone)?;
         ptrace::set_sigmask(held.tid, ALL_SIGNALS).map_err(gone)?;
-        Ok(Injector { held, armed, region, saved, given_back: false })
+        Ok(Injector { held, armed, region, saved, number: 0, given_back: false })
     }
 
     /// Runs one call. The kernel's answer, -errno on failure.
     pub fn call(&mut self, number: i64, args: [u64; 6]) -> Result<i64> {
-        let tid = self.held.tid;
+        self.start(number, args)?;
+        self.enter()?;
+        self.collect()
+    }
+
+    fn doing(&self) -> String {
+        format!("running system call {} in task {}", self.number, self.held.tid)
+    }
+
+    /// Sends the task on its way to one call. [`Injector::enter`] and [`Injector::collect`] must follow: many tasks
+    /// that take each step together need far less time than one after the other.
+    pub fn start(&mut self, number: i64, args: [u64; 6]) -> Result<()> {
+        if let Some(confined) = &self.held.confined {
+            self.held.exposed |= !confined.survives(number, &args, self.armed.rip + 2);
+        }
+        self.number = number;
         let regs = Registers {
             rax: number as u64,
             rdi: args[0],
@@ -86,13 +129,21 @@ impl<'h> Injector<'h> {
             r9: args[5],
             ..self.armed
         };
-        let mut run = || -> Result<i64> {
-            ptrace::set_registers(tid, &regs)?;
-            self.step(Status::Syscall)?;
-            self.step(Status::Syscall)?;
-            Ok(ptrace::registers(tid)?.rax as i64)
-        };
-        run().context(|| format!("running system call {number} in task {tid}"))
+        let tid = self.held.tid;
+        let run = || ptrace::set_registers(tid, &regs).and_then(|()| ptrace::syscall(tid));
+        run().context(|| self.doing())
+    }
+
+    /// Lets the task make the call that was started.
+    pub fn enter(&mut self) -> Result<()> {
+        let tid = self.held.tid;
+        self.until(Status::Syscall).and_then(|()| Ok(ptrace::syscall(tid)?)).context(|| self.doing())
+    }
+
+    /// Waits for the answer of the call that was entered.
+    pub fn collect(&mut self) -> Result<i64> {
+        let tid = self.held.tid;
+        self.until(Status::Syscall).and_then(|()| Ok(ptrace::registers(tid)?.rax as i64)).context(|| self.doing())
     }
 
     /// Like [`Injector::call`], with the kernel's refusal as an error.
@@ -103,7 +154,7 @@ impl<'h> Injector<'h> {
         }
     }
 
-    /// Address of [`OUT`] bytes that calls may use.
+    /// Address of [`OUT`] bytes (fewer in a short place) that calls may use.
     pub fn out(&self) -> u64 {
         self.region
     }
@@ -115,13 +166,9 @@ impl<'h> Injector<'h> {
         Ok(bytes)
     }
 
-    fn step(&mut self, until: Status) -> Result<()> {
+    /// Waits for a stop of this kind.
+    fn until(&mut self, until: Status) -> Result<()> {
         let tid = self.held.tid;
-        if until == Status::Syscall {
-            ptrace::syscall(tid)?
-        } else {
-            ptrace::cont(tid, 0)?
-        }
         loop {
             match ptrace::wait(tid)? {
                 status if status == until => return Ok(()),
@@ -137,11 +184,21 @@ impl<'h> Injector<'h> {
 
     /// Gives the task back exactly as it was taken, stopped where the kernel handles interrupted calls itself.
     pub fn end(mut self) -> Result<()> {
+        self.leave()?;
+        self.give_back()
+    }
+
+    /// Back to a stop inside signal handling first, still armed; only from there the kernel restarts calls.
+    pub fn leave(&mut self) -> Result<()> {
+        let tid = self.held.tid;
+        ptrace::interrupt(tid).and_then(|()| ptrace::cont(tid, 0)).context(|| format!("giving back task {tid}"))
+    }
+
+    /// What follows [`Injector::leave`].
+    pub fn give_back(mut self) -> Result<()> {
         let tid = self.held.tid;
         let mut run = || -> Result<()> {
-            // Back to a stop inside signal handling first, still armed; only from there the kernel restarts calls.
-            ptrace::interrupt(tid)?;
-            self.step(Status::Stop)?;
+            self.until(Status::Stop)?;
             ptrace::set_sigmask(tid, self.held.sigmask)?;
             ptrace::set_registers(tid, &self.held.registers)?;
             self.given_back = true;

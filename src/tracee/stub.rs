@@ -201,6 +201,12 @@ impl Stub {
         }
     }
 
+    /// No seccomp(2) filter is asked until the task is let go.
+    pub fn suspend_seccomp(&self) -> Result<()> {
+        let doing = || format!("keeping the seccomp filters of task {} out of force", self.tid);
+        ptrace::set_options(self.tid, Stub::OPTIONS | ptrace::SUSPEND_SECCOMP).context(doing)
+    }
+
     /// Blocks all signals, so that queued ones stay pending.
     pub fn block_signals(&self) -> Result<()> {
         ptrace::set_sigmask(self.tid, ALL_SIGNALS).map_err(Into::into)
@@ -244,10 +250,10 @@ impl Script<'_> {
         self.push(what, number, args, Expect::Anything)
     }
 
-    /// Appends a clone3(2) with a chosen id.
-    pub fn clone_task(&mut self, flags: u64, exit_signal: i32, tid: i32) -> Result<()> {
-        let set_tid = self.data(&tid.to_le_bytes());
-        let args = CloneArgs { flags, exit_signal: exit_signal as u64, set_tid, set_tid_size: 1, ..CloneArgs::default() };
+    /// Appends a clone3(2) with chosen ids, the innermost pid namespace first; the one that clone3 returns is `seen`.
+    pub fn clone_task(&mut self, flags: u64, exit_signal: i32, ids: &[i32], seen: i32) -> Result<()> {
+        let set_tid = self.data(&ids.iter().flat_map(|id| id.to_le_bytes()).collect::<Vec<u8>>());
+        let args = CloneArgs { flags, exit_signal: exit_signal as u64, set_tid, set_tid_size: ids.len() as u64, ..CloneArgs::default() };
         let words = [
             args.flags,
             args.pidfd,
@@ -262,7 +268,7 @@ impl Script<'_> {
         ];
         let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
         let at = self.data(&bytes);
-        self.expect("clone3 with its old id", tid as u64, libc::SYS_clone3, &[at, bytes.len() as u64])
+        self.expect("clone3 with its old id", seen as u64, libc::SYS_clone3, &[at, bytes.len() as u64])
     }
 
     fn push(&mut self, what: &'static str, number: i64, args: &[u64], expect: Expect) -> Result<()> {

@@ -4,6 +4,8 @@ use serde::{Deserialize, Serialize};
 
 /// Architecture number in the image header (ELF `e_machine`: `EM_X86_64`).
 pub const MACHINE: u16 = 62;
+/// The same for seccomp(2): `AUDIT_ARCH_X86_64`.
+pub const AUDIT: u32 = 0xc000_003e;
 
 /// The general registers of a task, as `PTRACE_GETREGSET` with `NT_PRSTATUS`
 /// (ptrace(2)) returns them: `struct user_regs_struct`, field by field.
@@ -63,6 +65,9 @@ const XFEATURE_TILEDATA: u64 = 1 << 18;
 const TILEDATA_OFFSET: usize = 2816;
 
 impl SignalFrame {
+    /// Bytes of a frame beside the XSAVE area, alignment and closing mark included.
+    pub const SIZE_WITHOUT_XSTATE: u64 = UCONTEXT_END + 64 + 4;
+
     /// A frame that brings back this state. `trampoline` is the code that calls rt_sigreturn(2).
     pub fn new(regs: &Registers, sigmask: u64, xstate: &[u8], trampoline: u64) -> Self {
         SignalFrame { trampoline, regs: *regs, sigmask, xstate: xstate.to_vec() }

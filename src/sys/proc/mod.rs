@@ -15,6 +15,7 @@ pub mod children;
 pub mod fdinfo;
 pub mod limits;
 pub mod maps;
+pub mod mountinfo;
 pub mod read;
 pub mod sched;
 pub mod stat;

@@ -1,0 +1,108 @@
+//! Lets the stopped tasks of a process tell what only they know: one by one what concerns the whole process, all threads
+//! together what concerns each of them.
+
+use crate::error::{Error, Kind, Result};
+use crate::resource::capture::Capture;
+use crate::resource::process::Process;
+use crate::resource::seccomp;
+use crate::resource::signals::Signals;
+use crate::resource::thread::{QUESTIONS, Thread};
+use crate::resource::timers::Timers;
+use crate::sys::proc::maps::Vma;
+use crate::sys::proc::{read, stat, status, timers};
+use crate::sys::ptrace;
+use crate::sys::task::Pinned;
+use crate::tracee::Held;
+use crate::tracee::foothold::{Foothold, Known};
+use crate::tracee::freeze;
+use crate::tracee::inject::Injector;
+
+/// Completes what was captured of a process and its threads.
+pub fn ask(
+    frozen: &mut freeze::Process,
+    vmas: &[Vma],
+    saved: &mut Process,
+    threads: &mut [Thread],
+    known: &mut Known,
+    capture: &mut Capture,
+    warnings: &mut Vec<String>,
+) -> Result<()> {
+    let pid = frozen.pid;
+    let foothold = Foothold::find(pid, vmas, frozen.threads[0].registers.rsp, known)
+        .ok_or_else(|| Error::other(format!("process {pid} holds no system call instruction")))?;
+    if foothold.trampoline.is_none() {
+        warnings.push(format!("process {pid} has no signal trampoline: it was not protected against a sudden death of meio"));
+    }
+    let stat = read::parsed(pid, "stat", stat::parse)?;
+    {
+        let _pinned = Pinned::to(stat.processor.max(0) as usize);
+        leader(&mut frozen.threads[0], &mut threads[0], &foothold, saved)?;
+    }
+    let size = Injector::short_size(threads.iter().map(|t| t.xstate.len()).max().unwrap_or(0));
+    let mut tasks: Vec<(&mut Held, &mut Thread)> = frozen.threads.iter_mut().zip(threads).skip(1).collect();
+    let places = foothold.places(tasks.len(), size);
+    // One for which there is no such place is asked alone, at a place that is surely dead.
+    let (alone, mut together): (Vec<_>, Vec<_>) =
+        tasks.drain(..).partition(|(held, _)| places.is_empty() || foothold.on_stack(held.registers.rsp));
+    for (held, thread) in alone {
+        let mut run = Injector::begin(held, &foothold, call(thread))?;
+        thread.ask(&mut run)?;
+        run.end()?;
+    }
+    for group in together.chunks_mut(places.len().max(1)) {
+        chorus(group, &foothold, &places, size)?;
+    }
+    for held in &frozen.threads {
+        let (warning, note) = seccomp::safety(held, foothold.trampoline.unwrap_or(0));
+        warnings.extend(warning);
+        capture.notes.extend(note);
+    }
+    Ok(())
+}
+
+/// The system call that a thread waits in, when it is known.
+fn call(thread: &Thread) -> Option<u64> {
+    thread.waiting.as_ref().map(|w| w.number)
+}
+
+fn leader(held: &mut Held, thread: &mut Thread, foothold: &Foothold, saved: &mut Process) -> Result<()> {
+    let pid = held.pid;
+    let status = read::parsed(pid, "status", status::parse)?;
+    let listed = match read::parsed(pid, "timers", timers::parse) {
+        Err(e) if e.kind == Kind::NotFound => Vec::new(), // a kernel without CONFIG_CHECKPOINT_RESTORE
+        listed => listed?,
+    };
+    let mut run = Injector::begin(held, foothold, call(thread))?;
+    thread.ask(&mut run)?;
+    saved.ask(&mut run)?;
+    saved.signals = Signals::capture(&mut run, status.sig_cgt | status.sig_ign, ptrace::pending(pid, true)?)?;
+    saved.timers = Timers::capture(&mut run, &listed)?;
+    run.end()
+}
+
+/// Asks threads together, step by step: each step is started for all before anyone is waited for, so that meio sleeps
+/// and wakes once a step and not once a thread. Each has a frame of its own to heal by.
+fn chorus(group: &mut [(&mut Held, &mut Thread)], foothold: &Foothold, places: &[u64], size: u64) -> Result<()> {
+    let mut threads = Vec::with_capacity(group.len());
+    let mut runs = Vec::with_capacity(group.len());
+    for ((held, thread), &place) in group.iter_mut().zip(places) {
+        runs.push(Injector::begin_short(held, foothold, call(thread), place, size)?);
+        threads.push(thread);
+    }
+    let mut returned = vec![[0; QUESTIONS]; runs.len()];
+    for question in 0..QUESTIONS {
+        for run in &mut runs {
+            let (number, args) = Thread::questions(run.out())[question];
+            run.start(number, args)?;
+        }
+        runs.iter_mut().try_for_each(Injector::enter)?;
+        for (run, returned) in runs.iter_mut().zip(&mut returned) {
+            returned[question] = run.collect()?;
+        }
+    }
+    for ((run, thread), returned) in runs.iter().zip(threads).zip(returned) {
+        thread.answers(run.get(0)?, returned)?;
+    }
+    runs.iter_mut().try_for_each(Injector::leave)?;
+    runs.into_iter().try_for_each(Injector::give_back)
+}

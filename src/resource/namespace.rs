@@ -1,0 +1,444 @@
+//! Namespaces that the tree does not share with meio, which process lives in which, and the numbers that processes
+//! have in nested pid namespaces.
+//!
+//! Numbers in the image are those of the *base*: the pid namespace that the tree's root lives in. A process in a
+//! namespace nested in it has further ones, [`Places::inner`].
+
+use super::capture::Capture;
+use super::process::Process;
+use crate::error::{Context, Kind as Failure, Result};
+use crate::sys::namespace::{self, Kind};
+use crate::sys::proc::{read, status};
+use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+
+/// One namespace.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Namespace {
+    /// Which kind.
+    pub kind: Kind,
+    /// The user namespace that owns it, an index into [`super::Tree::namespaces`]; `None` for the one that meio was in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<u32>,
+    /// What distinguishes it.
+    pub content: Content,
+}
+
+/// What is in a namespace, or is its own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Content {
+    /// Nothing but what lives in it.
+    Nothing,
+    /// uts_namespaces(7).
+    Names {
+        /// sethostname(2).
+        host: String,
+        /// setdomainname(2).
+        domain: String,
+    },
+    /// time_namespaces(7): offsets of `CLOCK_MONOTONIC` and `CLOCK_BOOTTIME` in seconds and nanoseconds.
+    Clocks {
+        /// Of `CLOCK_MONOTONIC`.
+        monotonic: (i64, i64),
+        /// Of `CLOCK_BOOTTIME`.
+        boottime: (i64, i64),
+    },
+    /// ipc_namespaces(7): files below `/proc/sys` with their text.
+    Ipc {
+        /// `kernel/shmmax` and the like.
+        sysctls: Vec<(String, String)>,
+    },
+    /// user_namespaces(7).
+    User {
+        /// `uid_map`: first id inside, first id in the parent, number of ids.
+        uids: Vec<[u32; 3]>,
+        /// `gid_map`.
+        gids: Vec<[u32; 3]>,
+        /// setgroups(2) is forbidden for good.
+        no_setgroups: bool,
+        /// Who made it, as meio's user namespace numbers him.
+        maker: u32,
+    },
+    /// cgroup_namespaces(7): the cgroups that are its roots, by hierarchy as proc_pid_cgroup(5) names it.
+    Roots(Vec<(String, String)>),
+}
+
+/// Where one process lives.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Places {
+    /// Its namespaces that are not meio's, at most one a kind: indices into [`super::Tree::namespaces`].
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub namespaces: Vec<u32>,
+    /// Those that its children will be born in, where they differ from its own (`pid_for_children`, `time_for_children`).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub for_children: Vec<u32>,
+    /// It has called unshare(2) with `CLONE_NEWPID` and has no child since: that will be the init of a new pid namespace.
+    #[serde(skip_serializing_if = "is_false")]
+    pub unborn: bool,
+    /// Its numbers in the pid namespaces that are nested in the base, the outermost first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub inner: Vec<i32>,
+}
+
+fn is_false(b: &bool) -> bool {
+    !b
+}
+
+impl Places {
+    /// Whether it lives where meio does.
+    pub fn plain(&self) -> bool {
+        *self == Places::default()
+    }
+
+    /// Its namespace of a kind, `None` for meio's.
+    pub fn of(&self, table: &[Namespace], kind: Kind) -> Option<u32> {
+        self.namespaces.iter().copied().find(|&n| table.get(n as usize).is_some_and(|n| n.kind == kind))
+    }
+
+    /// The namespace of a kind that its children are born in.
+    pub fn of_children(&self, table: &[Namespace], kind: Kind) -> Option<u32> {
+        let other = self.for_children.iter().copied().find(|&n| table.get(n as usize).is_some_and(|n| n.kind == kind));
+        other.or_else(|| self.of(table, kind))
+    }
+}
+
+/// Namespaces as they are found.
+#[derive(Debug, Default)]
+pub struct Table {
+    /// In order of discovery; each user namespace before those that it owns.
+    pub found: Vec<Namespace>,
+    index: HashMap<(u64, u64), u32>,
+    own: Vec<(u64, u64)>,
+    owners: Vec<Option<(u64, u64)>>,
+}
+
+impl Table {
+    fn is_own(&mut self, identity: (u64, u64)) -> Result<bool> {
+        if self.own.is_empty() {
+            let own = std::process::id() as i32;
+            for kind in Kind::ALL {
+                match read::namespace(own, kind.name()) {
+                    Ok(identity) => self.own.push(identity),
+                    // A kernel without this kind.
+                    Err(e) if e.kind == Failure::NotFound => {}
+                    Err(e) => return Err(e),
+                }
+            }
+        }
+        Ok(self.own.contains(&identity))
+    }
+}
+
+/// Where a process lives; namespaces that were not met yet are read and added to the table. The numbers come later.
+pub fn survey(pid: i32, ended: bool, capture: &mut Capture) -> Result<Places> {
+    let mut places = Places::default();
+    // A process that has ended has left all but the one in which it keeps its number.
+    for kind in if ended { &[Kind::Pid][..] } else { &Kind::ALL } {
+        let kind = *kind;
+        let here = match read::namespace(pid, kind.name()) {
+            Err(e) if e.kind == Failure::NotFound && std::path::Path::new("/proc/self/ns").join(kind.name()).exists() => return Err(e),
+            Err(e) if e.kind == Failure::NotFound => continue,
+            here => here?,
+        };
+        places.namespaces.extend(look_up(pid, kind, kind.name(), here, capture)?);
+        let name = match kind {
+            _ if ended => continue,
+            Kind::Pid => "pid_for_children",
+            Kind::Time => "time_for_children",
+            _ => continue,
+        };
+        match read::namespace(pid, name) {
+            Ok(theirs) if theirs != here => match look_up(pid, kind, name, theirs, capture)? {
+                Some(id) => places.for_children.push(id),
+                None => {
+                    let reason = format!("its children would be born in meio's {} namespace, not in its own", kind.name());
+                    capture.refuse(pid, format!("{} namespace", kind.name()), reason, "not supported; start the program differently");
+                }
+            },
+            Ok(_) => {}
+            // unshare(2) was called; the first child will be the namespace's init.
+            Err(e) if e.kind == Failure::NotFound && kind == Kind::Pid => places.unborn = true,
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(places)
+}
+
+fn look_up(pid: i32, kind: Kind, name: &str, identity: (u64, u64), capture: &mut Capture) -> Result<Option<u32>> {
+    if capture.namespaces.is_own(identity)? {
+        return Ok(None);
+    }
+    if let Some(&id) = capture.namespaces.index.get(&identity) {
+        return Ok(Some(id));
+    }
+    let doing = || format!("reading the {} namespace of process {pid}", kind.name());
+    let fd = namespace::open(pid, name).context(doing)?;
+    let owner = match namespace::owner(&fd) {
+        Ok(owner) if kind != Kind::User => Some(namespace::identity(&owner)?),
+        _ if kind == Kind::User => namespace::parent(&fd).ok().map(|p| namespace::identity(&p)).transpose()?,
+        _ => None,
+    };
+    let content = match content(pid, kind, &fd) {
+        Ok(content) => content,
+        Err(e) if e.kind == Failure::Unsupported => {
+            capture.refuse(pid, format!("{} namespace", kind.name()), e.message, e.help.unwrap_or_default());
+            Content::Nothing
+        }
+        Err(e) => return Err(e.context(doing())),
+    };
+    let table = &mut capture.namespaces;
+    let id = table.found.len() as u32;
+    table.found.push(Namespace { kind, owner: None, content });
+    table.owners.push(owner);
+    table.index.insert(identity, id);
+    Ok(Some(id))
+}
+
+fn unsupported(reason: impl Into<String>) -> crate::error::Error {
+    crate::error::Error::new(Failure::Unsupported, reason).help("run meio inside of that namespace, with nsenter")
+}
+
+fn content(pid: i32, kind: Kind, fd: &OwnedFd) -> Result<Content> {
+    let inside = namespace::places([(fd, kind)]);
+    match kind {
+        Kind::Pid => Ok(Content::Nothing),
+        Kind::Uts => namespace::within(&inside, || {
+            let uname = nix::sys::utsname::uname()?;
+            let text = |s: &std::ffi::OsStr| s.to_string_lossy().into_owned();
+            Ok(Content::Names { host: text(uname.nodename()), domain: text(uname.domainname()) })
+        })?,
+        Kind::Ipc => namespace::within(&inside, || Content::Ipc { sysctls: ipc_sysctls() }).map_err(Into::into),
+        Kind::Time => clocks(&read::read(pid, "timens_offsets")?),
+        Kind::User => Ok(Content::User {
+            uids: id_map(&read::read(pid, "uid_map")?)?,
+            gids: id_map(&read::read(pid, "gid_map")?)?,
+            no_setgroups: read::read(pid, "setgroups")?.starts_with(b"deny"),
+            maker: namespace::owner_uid(fd).unwrap_or(0),
+        }),
+        Kind::Cgroup => {
+            let outside = read::read(pid, "cgroup")?;
+            let seen = namespace::within(&inside, || read::read(pid, "cgroup"))??;
+            roots(&outside, &seen).map(Content::Roots)
+        }
+        Kind::Net | Kind::Mnt => {
+            Err(unsupported(format!("it lives in a {} namespace of its own, which is not supported yet", kind.name())))
+        }
+    }
+}
+
+/// Limits that each ipc namespace has for itself (ipc_namespaces(7)).
+const IPC: [&str; 13] = [
+    "kernel/shmmax",
+    "kernel/shmall",
+    "kernel/shmmni",
+    "kernel/shm_rmid_forced",
+    "kernel/msgmax",
+    "kernel/msgmnb",
+    "kernel/msgmni",
+    "kernel/sem",
+    "fs/mqueue/queues_max",
+    "fs/mqueue/msg_max",
+    "fs/mqueue/msgsize_max",
+    "fs/mqueue/msg_default",
+    "fs/mqueue/msgsize_default",
+];
+
+fn ipc_sysctls() -> Vec<(String, String)> {
+    let read = |name: &&str| Some((name.to_string(), std::fs::read_to_string(format!("/proc/sys/{name}")).ok()?.trim().to_owned()));
+    IPC.iter().filter_map(read).collect()
+}
+
+/// `/proc/PID/timens_offsets`: `monotonic  1000  5`, `boottime  0  0`.
+fn clocks(text: &[u8]) -> Result<Content> {
+    let text = String::from_utf8_lossy(text);
+    let of = |name: &str| -> Option<(i64, i64)> {
+        let mut words = text.lines().find_map(|line| line.trim_start().strip_prefix(name))?.split_whitespace();
+        Some((words.next()?.parse().ok()?, words.next()?.parse().ok()?))
+    };
+    match (of("monotonic"), of("boottime")) {
+        (Some(monotonic), Some(boottime)) => Ok(Content::Clocks { monotonic, boottime }),
+        _ => Err(crate::error::Error::other(format!("timens_offsets is not understood: {}", text.trim()))),
+    }
+}
+
+/// user_namespaces(7) `uid_map`: three numbers a line.
+fn id_map(text: &[u8]) -> Result<Vec<[u32; 3]>> {
+    let text = String::from_utf8_lossy(text);
+    let line = |line: &str| -> Option<[u32; 3]> {
+        let numbers: Vec<u32> = line.split_whitespace().map(|w| w.parse().ok()).collect::<Option<_>>()?;
+        numbers.try_into().ok()
+    };
+    let parsed: Option<Vec<_>> = text.lines().map(line).collect();
+    parsed.ok_or_else(|| crate::error::Error::other(format!("a map of ids is not understood: {}", text.trim())))
+}
+
+/// The roots of a cgroup namespace, out of one process's cgroups as they are seen from outside and from inside.
+fn roots(outside: &[u8], inside: &[u8]) -> Result<Vec<(String, String)>> {
+    let (outside, inside) = (String::from_utf8_lossy(outside), String::from_utf8_lossy(inside));
+    let split = |line: &str| line.split_once(':').and_then(|(_, rest)| rest.split_once(':')).map(|(a, b)| (a.to_owned(), b.to_owned()));
+    let seen: HashMap<String, String> = inside.lines().filter_map(split).collect();
+    let mut roots = Vec::new();
+    for (hierarchy, path) in outside.lines().filter_map(split) {
+        let below = seen.get(&hierarchy).map_or("/", String::as_str);
+        let root = if below == "/" { Some(path.as_str()) } else { path.strip_suffix(below) };
+        match root {
+            Some(root) => roots.push((hierarchy, if root.is_empty() { "/".into() } else { root.to_owned() })),
+            None => {
+                return Err(unsupported(format!(
+                    "the root of its cgroup namespace cannot be told: it is at {below} there, at {path} here"
+                )));
+            }
+        }
+    }
+    Ok(roots)
+}
+
+/// Numbers of the processes and threads of a tree in the base pid namespace, by those that meio sees.
+#[derive(Debug, Default)]
+pub struct Numbers {
+    base: usize,
+    known: HashMap<i32, i32>,
+}
+
+impl Numbers {
+    /// The numbers of a tree whose root has `root` in its status.
+    pub fn of(root: &status::Status) -> Self {
+        Numbers { base: root.ns_pid.len().saturating_sub(1), known: HashMap::new() }
+    }
+
+    /// Whether meio's own numbers are those of the image.
+    pub fn same(&self) -> bool {
+        self.base == 0
+    }
+
+    /// Learns the numbers of a task, its group and session; those that it has below the base.
+    pub fn learn(&mut self, status: &status::Status) -> Vec<i32> {
+        for list in [&status.ns_tgid, &status.ns_pid, &status.ns_pgid, &status.ns_sid] {
+            if let (Some(&host), Some(&number)) = (list.first(), list.get(self.base)) {
+                self.known.insert(host, number);
+            }
+        }
+        status.ns_pid.get(self.base + 1..).unwrap_or_default().to_vec()
+    }
+
+    /// The number in the base; 0 when it has none there.
+    pub fn translate(&self, number: i32) -> i32 {
+        if self.same() { number } else { self.known.get(&number).copied().unwrap_or(0) }
+    }
+}
+
+/// Completes the table when all processes are known: owners, and what only the whole tree shows.
+pub fn complete(processes: &[Process], capture: &mut Capture) {
+    let owners = std::mem::take(&mut capture.namespaces.owners);
+    let mut table = std::mem::take(&mut capture.namespaces.found);
+    let holder = |id: usize| processes.iter().find(|p| p.places.namespaces.contains(&(id as u32))).map_or(0, |p| p.pid);
+    let mut refusals = Vec::new();
+    for (id, owner) in owners.into_iter().enumerate() {
+        let Some(identity) = owner else { continue };
+        if capture.namespaces.own.contains(&identity) {
+            continue;
+        }
+        match capture.namespaces.index.get(&identity) {
+            Some(&owner) => table[id].owner = Some(owner),
+            None => refusals.push((holder(id), table[id].kind, "the user namespace that owns it holds no process of the tree")),
+        }
+    }
+    let base = processes.first().and_then(|root| root.places.of(&table, Kind::Pid));
+    for (id, namespace) in table.iter().enumerate().filter(|(id, n)| n.kind == Kind::Pid && Some(*id as u32) != base) {
+        let here = |p: &&Process| p.places.of(&table, Kind::Pid) == Some(id as u32);
+        if processes.iter().filter(here).count() > 0 && !processes.iter().filter(here).any(|p| p.places.inner.last() == Some(&1)) {
+            refusals.push((holder(id), namespace.kind, "its first process is outside of the tree"));
+        }
+    }
+    // Their threads were born before: at a restore they could not be, clone(2).
+    let torn = processes.iter().filter(|p| p.threads.len() > 1 && (p.places.unborn || !p.places.for_children.is_empty()));
+    refusals.extend(torn.map(|p| (p.pid, Kind::Pid, "a process of several threads would have its children elsewhere")));
+    for (pid, kind, reason) in refusals {
+        capture.refuse(pid, format!("{} namespace", kind.name()), reason, "dump a process above all that share the namespace");
+    }
+    capture.namespaces.found = table;
+}
+
+/// A thread that has left the namespaces of its process; only of the kinds that it may leave alone.
+pub fn stray_thread(pid: i32, tid: i32, kinds: &[Kind]) -> Option<Kind> {
+    let identity = |path: String| std::fs::metadata(path).map(|m| (m.dev(), m.ino())).ok();
+    kinds.iter().copied().find(|kind| {
+        let own = identity(format!("/proc/{pid}/ns/{}", kind.name()));
+        let theirs = identity(format!("/proc/{pid}/task/{tid}/ns/{}", kind.name()));
+        own.is_some() && theirs.is_some() && own != theirs
+    })
+}
+
+impl Process {
+    /// How many pid namespaces deep below the base it lives.
+    pub fn level(&self) -> usize {
+        self.places.inner.len()
+    }
+
+    /// Its number as those see it who live `level` pid namespaces below the base; `None` when they cannot.
+    pub fn number(&self, level: usize) -> Option<i32> {
+        if level == 0 { Some(self.pid) } else { self.places.inner.get(level - 1).copied() }
+    }
+
+    /// All its numbers as clone3(2) takes them (`set_tid`): the innermost pid namespace first.
+    pub fn numbers(&self) -> Vec<i32> {
+        self.places.inner.iter().rev().copied().chain([self.pid]).collect()
+    }
+
+    /// Its number as it sees it itself.
+    pub fn own_number(&self) -> i32 {
+        self.places.inner.last().copied().unwrap_or(self.pid)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn maps_of_ids() {
+        assert_eq!(id_map(b"         0       1000          1\n 1 100000 65536\n").unwrap(), [[0, 1000, 1], [1, 100_000, 65536]]);
+        assert_eq!(id_map(b"").unwrap(), [[0u32; 3]; 0]);
+        assert!(id_map(b"0 1\n").is_err());
+        assert!(id_map(b"0 1 x\n").is_err());
+    }
+
+    #[test]
+    fn offsets_of_clocks() {
+        let text = b"monotonic         -86400       500000000\nboottime               7               0\n";
+        assert_eq!(clocks(text).unwrap(), Content::Clocks { monotonic: (-86400, 500_000_000), boottime: (7, 0) });
+        assert!(clocks(b"monotonic 1 2\n").is_err());
+    }
+
+    #[test]
+    fn roots_of_cgroup_namespaces() {
+        let outside = b"4:memory:/a/b\n1:name=systemd:/\n0::/x/y/z\n";
+        let inside = b"4:memory:/\n1:name=systemd:/\n0::/y/z\n";
+        let want = [("memory", "/a/b"), ("name=systemd", "/"), ("", "/x")].map(|(a, b)| (a.to_owned(), b.to_owned()));
+        assert_eq!(roots(outside, inside).unwrap(), want);
+        assert_eq!(roots(b"0::/x\n", b"0::/../q\n").unwrap_err().kind, Failure::Unsupported);
+    }
+
+    #[test]
+    fn numbers_of_the_base() {
+        let task = |pid: &[i32], group: &[i32], session: &[i32]| status::Status {
+            ns_tgid: pid.into(),
+            ns_pid: pid.into(),
+            ns_pgid: group.into(),
+            ns_sid: session.into(),
+            ..Default::default()
+        };
+        let root = task(&[500, 1], &[499, 0], &[400, 0]);
+        let mut numbers = Numbers::of(&root);
+        assert!(!numbers.same());
+        assert!(numbers.learn(&root).is_empty());
+        assert_eq!(numbers.learn(&task(&[510, 7, 1], &[510, 7, 1], &[400, 0, 0])), [1]);
+        assert_eq!([500, 510, 400, 499, 12345].map(|n| numbers.translate(n)), [1, 7, 0, 0, 0]);
+        let plain = Numbers::of(&task(&[500], &[500], &[500]));
+        assert_eq!((plain.same(), plain.translate(77)), (true, 77));
+    }
+}

@@ -1,0 +1,261 @@
+//! The namespaces of a tree, all but the pid namespaces, made and furnished before anything is opened in them.
+//!
+//! A child of meio makes each, owned by the user namespace that shall own it; meio holds it by a descriptor, which the
+//! stubs inherit and enter it by. When meio ends early the descriptors close, and with them it has gone.
+
+use crate::error::{Context, Error, Kind as Failure, Result};
+use crate::resource::Tree;
+use crate::resource::namespace::{Content, Namespace};
+use crate::sys::file;
+use crate::sys::namespace::{self, Holder, Kind, Making, places, within};
+use nix::fcntl::{FcntlArg, fcntl};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// Descriptors of namespaces, inherited by the stubs.
+pub struct Places<'t> {
+    tree: &'t Tree,
+    /// Lowest descriptor number.
+    base: i32,
+    made: Vec<Option<OwnedFd>>,
+    own: Vec<(Kind, OwnedFd)>,
+    /// What will be different.
+    pub warnings: Vec<String>,
+}
+
+fn damaged() -> Error {
+    Error::image("image damaged: a namespace is missing")
+}
+
+/// Whether some process is to make this time namespace itself, for its children.
+fn made_by_parent(tree: &Tree, id: usize) -> bool {
+    tree.processes.iter().any(|p| p.places.for_children.contains(&(id as u32)))
+}
+
+impl<'t> Places<'t> {
+    /// Nothing yet. `base`: the tree's own descriptors are below.
+    pub fn new(tree: &'t Tree, base: i32) -> Self {
+        let made = tree.namespaces.iter().map(|_| None).collect();
+        Places { tree, base, made, own: Vec::new(), warnings: Vec::new() }
+    }
+
+    /// Makes the user namespaces, those above others first.
+    pub fn make_users(&mut self) -> Result<()> {
+        let users = self.tree.namespaces.iter().enumerate().filter(|(_, n)| n.kind == Kind::User);
+        let mut left: Vec<usize> = users.map(|(id, _)| id).collect();
+        while !left.is_empty() {
+            let before = left.len();
+            for id in std::mem::take(&mut left) {
+                match self.tree.namespaces[id].owner {
+                    Some(owner) if self.made.get(owner as usize).is_none_or(Option::is_none) => left.push(id),
+                    _ => self.make(id, None)?,
+                }
+            }
+            if left.len() == before {
+                return Err(Error::image("image damaged: user namespaces own each other"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes all others. `init`: a process in the tree's own pid namespace, when that is new.
+    pub fn make_others(&mut self, init: Option<i32>) -> Result<()> {
+        let others = |n: &Namespace| !matches!(n.kind, Kind::User | Kind::Pid);
+        for id in (0..self.made.len()).filter(|&id| others(&self.tree.namespaces[id])) {
+            if self.tree.namespaces[id].kind != Kind::Time || !made_by_parent(self.tree, id) {
+                self.make(id, init)?;
+            }
+        }
+        self.open_own()
+    }
+
+    /// Those of meio that some process has gone back to although its parent lives elsewhere.
+    fn open_own(&mut self) -> Result<()> {
+        let kinds: Vec<Kind> = self.tree.namespaces.iter().map(|n| n.kind).collect();
+        for kind in Kind::ALL.into_iter().filter(|k| kinds.contains(k) && !matches!(k, Kind::User | Kind::Pid)) {
+            let fd =
+                namespace::open(std::process::id() as i32, kind.name()).context(|| format!("opening the own {} namespace", kind.name()))?;
+            let fd = self.keep(fd)?;
+            self.own.push((kind, fd));
+        }
+        Ok(())
+    }
+
+    fn keep(&self, fd: OwnedFd) -> Result<OwnedFd> {
+        let new = fcntl(fd.as_fd(), FcntlArg::F_DUPFD(self.base)).context(|| "duplicating a descriptor")?;
+        Ok(file::own(new))
+    }
+
+    /// The descriptor of a namespace; of meio's own for `None`.
+    pub fn fd(&self, id: Option<u32>, kind: Kind) -> Result<&OwnedFd> {
+        match id {
+            Some(id) => self.made.get(id as usize).and_then(Option::as_ref).ok_or_else(damaged),
+            None => self.own.iter().find(|o| o.0 == kind).map(|o| &o.1).ok_or_else(damaged),
+        }
+    }
+
+    /// What a worker enters to be among the owners of a namespace.
+    fn owner(&self, namespace: &Namespace) -> Result<Vec<(BorrowedFd<'_>, Kind)>> {
+        match namespace.owner {
+            Some(owner) => Ok(places([(self.fd(Some(owner), Kind::User)?, Kind::User)])),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    fn make(&mut self, id: usize, _init: Option<i32>) -> Result<()> {
+        let namespace = &self.tree.namespaces[id];
+        let kind = namespace.kind;
+        let (mut join, mut owner) = (Vec::new(), 0);
+        match &namespace.content {
+            Content::Roots(roots) => join = self.cgroups(roots),
+            // In a nested one the number means another user; its own first user stands for him.
+            Content::User { maker, .. } if namespace.owner.is_none() => owner = *maker,
+            _ => {}
+        }
+        let enter = self.owner(namespace)?;
+        let holder = Holder::make(&Making { enter: &enter, owner, join }, &[kind])?;
+        let doing = || format!("furnishing a {} namespace", kind.name());
+        match &namespace.content {
+            Content::Clocks { monotonic, boottime } => {
+                let text = offsets(*monotonic, *boottime);
+                std::fs::write(format!("/proc/{}/timens_offsets", holder.pid), text).context(doing)?;
+            }
+            Content::User { uids, gids, no_setgroups, .. } => {
+                let maps = (uids.as_slice(), gids.as_slice(), *no_setgroups);
+                let pid = holder.pid;
+                match namespace.owner {
+                    // Only who is in the parent may write them.
+                    Some(_) => namespace::worker(&enter, || write_maps(pid, maps)).context(doing)?,
+                    None => write_maps(pid, maps).context(doing)?,
+                }
+            }
+            _ => {}
+        }
+        let fd = self.keep(holder.open(kind)?)?;
+        drop(holder);
+        let inside = places([(&fd, kind)]);
+        match &namespace.content {
+            Content::Names { host, domain } => within(&inside, || {
+                nix::unistd::sethostname(host)?;
+                namespace::set_domain_name(domain.as_bytes())
+            })?
+            .context(doing)?,
+            Content::Ipc { sysctls } => within(&inside, || write_sysctls(sysctls))?.context(doing)?,
+            _ => {}
+        }
+        self.made[id] = Some(fd);
+        Ok(())
+    }
+
+    /// The files by which a process joins the roots of a cgroup namespace; a warning for those that are not there.
+    fn cgroups(&mut self, roots: &[(String, String)]) -> Vec<std::path::PathBuf> {
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        let mut files = Vec::new();
+        for (hierarchy, path) in roots {
+            if own.lines().any(|line| line.split_once(':').is_some_and(|(_, rest)| rest == format!("{hierarchy}:{path}"))) {
+                continue;
+            }
+            let file =
+                mount_point(&mounts, hierarchy).map(|at| std::path::Path::new(&at).join(path.trim_start_matches('/')).join("cgroup.procs"));
+            match file {
+                Some(file) if file.exists() => files.push(file),
+                _ => self.warnings.push(format!("the cgroup {path} ({hierarchy}) is not there: a cgroup namespace begins elsewhere")),
+            }
+        }
+        files
+    }
+}
+
+/// What `/proc/PID/timens_offsets` takes.
+pub fn offsets(monotonic: (i64, i64), boottime: (i64, i64)) -> String {
+    format!("monotonic {} {}\nboottime {} {}\n", monotonic.0, monotonic.1, boottime.0, boottime.1)
+}
+
+/// Where a cgroup hierarchy is mounted whole, by proc_pid_mountinfo(5).
+fn mount_point(mounts: &str, hierarchy: &str) -> Option<String> {
+    mounts.lines().find_map(|line| {
+        let (front, back) = line.split_once(" - ")?;
+        let mut back = back.split(' ');
+        let (kind, options) = (back.next()?, back.nth(1)?);
+        let fits = match hierarchy {
+            "" => kind == "cgroup2",
+            names => kind == "cgroup" && names.split(',').all(|name| options.split(',').any(|o| o == name)),
+        };
+        let mut front = front.split(' ').skip(3);
+        (fits && front.next() == Some("/")).then(|| front.next().map(str::to_owned)).flatten()
+    })
+}
+
+/// user_namespaces(7): setgroups first, then the maps, each in a single write.
+fn write_maps(pid: i32, (uids, gids, no_setgroups): (&[[u32; 3]], &[[u32; 3]], bool)) -> Result<()> {
+    let text = |map: &[[u32; 3]]| map.iter().map(|[a, b, n]| format!("{a} {b} {n}\n")).collect::<String>();
+    let write = |name: &str, text: String| {
+        let path = format!("/proc/{pid}/{name}");
+        if text.is_empty() { Ok(()) } else { std::fs::write(&path, text).context(|| format!("writing {path}")) }
+    };
+    write("setgroups", if no_setgroups { "deny".into() } else { String::new() })?;
+    write("uid_map", text(uids))?;
+    write("gid_map", text(gids))
+}
+
+fn write_sysctls(sysctls: &[(String, String)]) -> Result<()> {
+    for (name, text) in sysctls {
+        if name.contains("..") || !(name.starts_with("kernel/") || name.starts_with("fs/mqueue/")) {
+            return Err(Error::image(format!("image damaged: {name} is not of an ipc namespace")));
+        }
+        let path = format!("/proc/sys/{name}");
+        match std::fs::read_to_string(&path) {
+            Ok(now) if now.trim() == text => {}
+            Ok(_) => std::fs::write(&path, text).context(|| format!("writing {path}"))?,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            Err(e) => return Err(Error::from(e).context(path)),
+        }
+    }
+    Ok(())
+}
+
+/// What a restore takes for granted about namespaces.
+pub fn check(tree: &Tree) -> Result<()> {
+    let count = tree.namespaces.len();
+    let bad = |what: &str| Err(Error::image(format!("image damaged: {what}")));
+    for namespace in &tree.namespaces {
+        if namespace.owner.is_some_and(|o| tree.namespaces.get(o as usize).is_none_or(|o| o.kind != Kind::User)) {
+            return bad("a namespace has no owner");
+        }
+    }
+    for p in &tree.processes {
+        let lists = [&p.places.namespaces, &p.places.for_children];
+        if lists.iter().any(|l| l.len() > Kind::ALL.len() || l.iter().any(|&n| n as usize >= count)) {
+            return bad(&format!("process {} lives nowhere", p.pid));
+        }
+        let odd = |inner: &[i32]| inner.len() > 32 || inner.iter().any(|&n| n <= 0);
+        if odd(&p.places.inner) || p.threads.iter().any(|t| odd(&t.inner) || t.inner.len() != p.places.inner.len()) {
+            return bad(&format!("process {} has impossible numbers", p.pid));
+        }
+    }
+    let base = tree.base();
+    if let Some(base) = base
+        && tree.processes[0].pid != 1
+        && tree.namespaces[base as usize].owner.is_some()
+    {
+        return Err(Error::new(Failure::Unsupported, "the tree lives in a pid namespace of a user namespace, without its first process"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_cgroups_are_mounted() {
+        let mounts = "30 20 0:25 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n\
+                      31 20 0:26 /sub /mnt rw - cgroup2 none rw\n\
+                      32 20 0:26 / /sys/fs/cgroup/unified rw,relatime shared:4 - cgroup2 cgroup2 rw\n\
+                      33 20 0:27 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,name=systemd\n";
+        assert_eq!(mount_point(mounts, "memory").as_deref(), Some("/sys/fs/cgroup/memory"));
+        assert_eq!(mount_point(mounts, "").as_deref(), Some("/sys/fs/cgroup/unified"));
+        assert_eq!(mount_point(mounts, "name=systemd").as_deref(), Some("/sys/fs/cgroup/systemd"));
+        assert_eq!(mount_point(mounts, "cpu"), None);
+    }
+}
