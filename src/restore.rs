@@ -21,8 +21,8 @@ use crate::progress::{Report, phase};
 use crate::resource::{Manifest, Tree};
 use crate::sys::{arch, signal};
 use namespace::Namespace;
-use planted::{Planted, end_all};
 use places::Places;
+use planted::{Planted, end_all};
 use pool::Pool;
 use root::Root;
 use std::fs::File;
@@ -99,6 +99,8 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
         Pool::open(&tree, &terminals, &places)
     })?;
     warnings.append(&mut places.warnings);
+    warnings.append(&mut pool.warnings);
+    warnings.extend(tree.decisions.ignore.iter().map(|id| format!("{id} was left out of the image (--ignore) and has not come back")));
 
     let mut planted = phase(report, &mut phases, "processes", |report| {
         // A pid that has just been given up is in use for an instant longer than /proc shows it.

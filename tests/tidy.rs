@@ -191,6 +191,7 @@ fn the_image_knows_no_kernel() {
 const GROUND: &[&str] = &["capture", "rebuild", "graph", "kinds", "descriptor"];
 /// Kinds that may use another kind: saved types that hold other saved types or their numbers.
 const MAY_USE: &[(&str, &[&str])] = &[
+    ("outside", &["ignored"]),
     ("device", &["path"]),
     ("cgroup", &["path"]),
     ("epoll", &[]),

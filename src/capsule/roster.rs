@@ -181,7 +181,8 @@ impl Roster {
 }
 
 fn in_use(entry: &Entry) -> Error {
-    Error::other(format!("a capsule named {} lives already (pid {})", entry.name, entry.pid)).help("choose another name with --name, or end that capsule; see: meio list")
+    Error::other(format!("a capsule named {} lives already (pid {})", entry.name, entry.pid))
+        .help("choose another name with --name, or end that capsule; see: meio list")
 }
 
 #[cfg(test)]

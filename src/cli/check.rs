@@ -2,8 +2,10 @@
 
 use super::console::{Console, Paint};
 use super::drawing::Drawing;
+use super::table::{Side, Table};
 use crate::check::{self, Finding, Outcome, Weight};
 use crate::error::{Error, Kind, Result};
+use crate::resource::kinds::{KINDS, Status};
 use serde_json::json;
 use std::process::ExitCode;
 
@@ -25,12 +27,23 @@ pub struct Check {
     /// Look through the tree below this process, too
     #[arg(long, value_name = "PID", value_parser = clap::value_parser!(i32).range(1..))]
     pid: Option<i32>,
+    #[command(flatten)]
+    decide: super::decide::Decide,
+    /// List the kinds of kernel object, and whether meio keeps them
+    #[arg(long, conflicts_with_all = ["pid", "external", "ignore"])]
+    kinds: bool,
 }
 
 impl Check {
     /// Probes and reports.
     pub fn run(&self, console: &Console) -> Result<ExitCode> {
-        let outcome = check::run(self.pid, &mut Drawing::new(*console))?;
+        if self.kinds {
+            kinds(console);
+            return Ok(ExitCode::SUCCESS);
+        }
+        let mut drawing = Drawing::new(*console);
+        let outcome = check::run(self.pid, &self.decide.decisions(), &mut drawing)?;
+        drawing.finish(&outcome.warnings);
         let code = code(&outcome);
         if console.json {
             console.json("result", result(&outcome, code));
@@ -44,11 +57,28 @@ impl Check {
     }
 }
 
+/// The list of kinds.
+fn kinds(console: &Console) {
+    if console.json {
+        return console.json("result", json!({"command": "check", "ok": true, "kinds": KINDS}));
+    }
+    let mut table = Table::new([("KIND", Side::Left), ("", Side::Left), ("WHAT COMES BACK, OR WHY NOT", Side::Left)]);
+    for k in KINDS {
+        let status = match k.status {
+            Status::Supported => "supported",
+            Status::Partly => "partly",
+            Status::Refused => "refused",
+        };
+        table.row([k.name.into(), status.into(), k.says.into()]);
+    }
+    console.result(&table.lines(|head| console.out(head, Paint::Faint)).join("\n"));
+}
+
 fn code(o: &Outcome) -> u8 {
     let kind = match () {
         () if !o.refusals.is_empty() => Kind::Unsupported,
         () if o.hopeless() => Kind::Kernel,
-        () if o.gaps().next().is_some() => Kind::Warnings,
+        () if o.gaps().next().is_some() || !o.warnings.is_empty() => Kind::Warnings,
         () => return 0,
     };
     kind.code() as u8
@@ -62,6 +92,7 @@ fn result(o: &Outcome, code: u8) -> serde_json::Value {
         "findings": o.findings,
         "gaps": o.gaps().collect::<Vec<_>>(),
         "refusals": o.refusals,
+        "warnings": o.warnings,
     })
 }
 

@@ -36,6 +36,8 @@ pub struct Dump {
     /// How long to wait for every task to stand still, such as 5s or 500ms
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = figures::parse_time)]
     freeze_timeout: Duration,
+    #[command(flatten)]
+    decide: super::decide::Decide,
 }
 
 /// zstd level, `None` for raw.
@@ -67,7 +69,14 @@ impl Dump {
             Some(path) => Output::Path(path.clone()),
             None => Output::Path(default_name(self.pid)?),
         };
-        let options = Options { pid: self.pid, output, kill: self.kill, level: self.compress.0, freeze_timeout: self.freeze_timeout };
+        let options = Options {
+            pid: self.pid,
+            output,
+            kill: self.kill,
+            level: self.compress.0,
+            freeze_timeout: self.freeze_timeout,
+            decisions: self.decide.decisions(),
+        };
         let mut drawing = Drawing::new(*console);
         let outcome = dump::run(&options, &mut drawing)?;
         drawing.finish(&outcome.warnings);

@@ -9,6 +9,7 @@ pub mod device;
 pub mod epoll;
 pub mod eventfd;
 pub mod graph;
+pub mod ignored;
 pub mod kinds;
 pub mod limits;
 pub mod lock;
@@ -16,6 +17,7 @@ pub mod memory;
 pub mod mount;
 pub mod namespace;
 pub mod network;
+pub mod outside;
 pub mod path;
 pub mod pidfd;
 pub mod pipe;
@@ -70,6 +72,9 @@ pub struct Tree {
     /// Sets of cgroups that tasks are in.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub cgroups: Vec<Vec<cgroup::Group>>,
+    /// What the user decided about things that would have been refused.
+    #[serde(default, skip_serializing_if = "capture::Decisions::is_empty")]
+    pub decisions: capture::Decisions,
     /// seccomp(2) filters.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub filters: Vec<seccomp::Filter>,

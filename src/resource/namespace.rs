@@ -5,9 +5,9 @@
 //! namespace nested in it has further ones, [`Places::inner`].
 
 use super::capture::Capture;
-use super::{mount, network};
 use super::path::FilePath;
 use super::process::Process;
+use super::{mount, network};
 use crate::error::{Context, Kind as Failure, Result};
 use crate::sys::namespace::{self, Kind};
 use crate::sys::proc::{read, status};
@@ -345,7 +345,11 @@ fn roots(outside: &[u8], inside: &[u8]) -> Result<Vec<(String, String)>> {
         let root = if below == "/" { Some(path.as_str()) } else { path.strip_suffix(below) };
         match root {
             Some(root) => roots.push((hierarchy, if root.is_empty() { "/".into() } else { root.to_owned() })),
-            None => return Err(unsupported(format!("the root of its cgroup namespace cannot be told: it is at {below} there, at {path} here"))),
+            None => {
+                return Err(unsupported(format!(
+                    "the root of its cgroup namespace cannot be told: it is at {below} there, at {path} here"
+                )));
+            }
         }
     }
     Ok(roots)

@@ -168,9 +168,7 @@ fn lasting(mut record: Record, kinds: Kinds) -> Option<Record> {
 
 /// All that is looked at in one namespace.
 fn read_tables(socket: &Socket) -> io::Result<Saved> {
-    let both = |kinds: Kinds| -> io::Result<Vec<Record>> {
-        Ok([table(socket, kinds, INET, 0)?, table(socket, kinds, INET6, 0)?].concat())
-    };
+    let both = |kinds: Kinds| -> io::Result<Vec<Record>> { Ok([table(socket, kinds, INET, 0)?, table(socket, kinds, INET6, 0)?].concat()) };
     const NTF_PROXY: u8 = 0x08;
     let proxies = [table(socket, NEIGHBOUR, INET, NTF_PROXY)?, table(socket, NEIGHBOUR, INET6, NTF_PROXY)?].concat();
     let mut neighbours = both(NEIGHBOUR)?;

@@ -1,10 +1,10 @@
 //! One process: its place in the tree and everything that its threads share.
 
+use super::capture::Capture;
 use super::{
     attributes::ProcessAttributes, descriptor::Descriptor, limits::Limits, memory::AddressSpace, namespace::Places, path::FilePath,
     signals::Signals, thread::Thread, timers::Timers,
 };
-use super::capture::Capture;
 use crate::error::Result;
 use crate::sys::proc::{read, stat, status};
 use crate::tracee::inject::Injector;
@@ -149,7 +149,9 @@ impl Fs {
         let mut path = |name: &str| -> Result<(FilePath, bool)> {
             let link = read::link(pid, name)?;
             match FilePath::from_link(&link) {
-                (path, deleted) if path.is_absolute() => Ok((path, deleted && !capture.place(pid, &FilePath::from(link.as_slice())).exists())),
+                (path, deleted) if path.is_absolute() => {
+                    Ok((path, deleted && !capture.place(pid, &FilePath::from(link.as_slice())).exists()))
+                }
                 (link, _) => {
                     let reason = "it lies outside of the mounts that can be seen from here";
                     capture.refuse(pid, format!("{name} ({link})"), reason, "run meio in the mount namespace of the process");

@@ -82,7 +82,8 @@ impl<'t> Places<'t> {
     fn open_own(&mut self) -> Result<()> {
         let kinds: Vec<Kind> = self.tree.namespaces.iter().map(|n| n.kind).collect();
         for kind in Kind::ALL.into_iter().filter(|k| kinds.contains(k) && !matches!(k, Kind::User | Kind::Pid)) {
-            let fd = namespace::open(std::process::id() as i32, kind.name()).context(|| format!("opening the own {} namespace", kind.name()))?;
+            let fd =
+                namespace::open(std::process::id() as i32, kind.name()).context(|| format!("opening the own {} namespace", kind.name()))?;
             let fd = self.keep(fd)?;
             self.own.push((kind, fd));
         }

@@ -165,9 +165,7 @@ pub fn complete(pid: i32, links: &mut [Link], here: &[Link], capture: &mut Captu
             continue;
         }
         if link.elsewhere && link.kind == "veth" {
-            let other = here.iter().find(|l| {
-                l.kind == "veth" && l.elsewhere && l.index as u32 == link.link && l.link == link.index as u32
-            });
+            let other = here.iter().find(|l| l.kind == "veth" && l.elsewhere && l.index as u32 == link.link && l.link == link.index as u32);
             let Some(other) = other else {
                 capture.refuse(pid, object, "its other end lies in a third namespace", "include that namespace in the tree, or remove it");
                 continue;

@@ -124,7 +124,9 @@ impl Saved {
                     .with(a::ADDRESS, &outside.address)?
                     .number(a::MTU, outside.mtu)?
                     .number(a::NAMESPACE, prepared.namespace.as_raw_fd() as u32)?,
-                (None, Some(peer)) => Message::link(peer.index, 0, 0).with(a::NAME, &zero_ended(&peer.name))?.with(a::ADDRESS, &peer.address)?,
+                (None, Some(peer)) => {
+                    Message::link(peer.index, 0, 0).with(a::NAME, &zero_ended(&peer.name))?.with(a::ADDRESS, &peer.address)?
+                }
                 (None, None) => return Err(Error::image("image damaged: a veth without its other end")),
             };
             data = Message::empty().with(PEER, &peer.0)?;
