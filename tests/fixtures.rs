@@ -45,6 +45,7 @@ fixtures! {
     folders: "folders";
     growth: "growth";
     hugetlb: "hugetlb";
+    inotify: "inotify";
     itimers: "itimers";
     locks: "locks";
     memfd: "memfd";

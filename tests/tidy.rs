@@ -194,6 +194,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("device", &["path"]),
     ("cgroup", &["path"]),
     ("epoll", &[]),
+    ("inotify", &["path"]),
     ("terminal", &["path"]),
     ("process", &["attributes", "limits", "memory", "path", "signals", "thread", "timers"]),
     ("thread", &["attributes", "credentials", "sched", "seccomp"]),

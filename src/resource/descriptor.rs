@@ -3,7 +3,7 @@
 use super::capture::Capture;
 use super::graph::{Lost, Part};
 use super::lock::{Family, Lock};
-use super::{device, epoll, eventfd, pidfd, pipe, regular, signalfd, terminal, timerfd};
+use super::{device, epoll, eventfd, inotify, pidfd, pipe, regular, signalfd, terminal, timerfd};
 use crate::error::{Context, Result};
 use crate::sys::proc::fdinfo::{self, FdInfo};
 use crate::sys::proc::read;
@@ -73,6 +73,8 @@ pub enum FileKind {
     SignalFd(signalfd::SignalFd),
     /// A handle of a task.
     PidFd(pidfd::PidFd),
+    /// Watches on files.
+    Inotify(inotify::Inotify),
 }
 
 /// What is known of a descriptor before its kind is decided.
@@ -192,6 +194,7 @@ fn kind(found: &Found, capture: &mut Capture) -> Result<Option<FileKind>> {
         libc::S_IFIFO => pipe::capture(found, capture),
         _ if found.link == b"anon_inode:[eventpoll]" => Ok(epoll::capture(found, capture)),
         _ if found.link == b"anon_inode:[eventfd]" => Ok(eventfd::capture(found, capture)),
+        _ if found.link == b"anon_inode:inotify" => inotify::capture(found, capture),
         _ if found.link == b"anon_inode:[timerfd]" => timerfd::capture(found, capture),
         _ if found.link == b"anon_inode:[signalfd]" => Ok(signalfd::capture(found, capture)),
         libc::S_IFCHR if terminal::is_terminal(found) => terminal::capture(found, capture),

@@ -10,6 +10,7 @@ pub mod epoll;
 pub mod eventfd;
 pub mod graph;
 pub mod kinds;
+pub mod inotify;
 pub mod limits;
 pub mod lock;
 pub mod memory;

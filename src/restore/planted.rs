@@ -102,8 +102,7 @@ impl<'t> Planted<'t> {
             for folder in made.iter().rev() {
                 let _ = std::fs::remove_dir(folder);
             }
-            result?;
-            pool.arm(self.tree)
+            result
         })
     }
 

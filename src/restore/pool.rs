@@ -151,11 +151,16 @@ impl Pool {
         self.writers.clear();
     }
 
-    /// Starts the timers, whose time goes on from here.
-    pub fn arm(&self, tree: &Tree) -> Result<()> {
+    /// Starts what notices the time or what is done to files. Closes whatever the tree has of its own by now.
+    pub fn arm(&mut self, tree: &Tree) -> Result<()> {
+        self.mapped.clear();
+        self.executables.clear();
+        self.objects.clear();
         for (file, fd) in tree.files.iter().zip(&self.files) {
-            if let FileKind::TimerFd(timer) = &file.kind {
-                timer.arm(fd.as_fd())?;
+            match &file.kind {
+                FileKind::TimerFd(timer) => timer.arm(fd.as_fd())?,
+                FileKind::Inotify(inotify) => inotify.arm(fd.as_fd())?,
+                _ => {}
             }
         }
         Ok(())
@@ -257,6 +262,7 @@ fn open_file(file: &OpenFile, pool: &Pool, pipes: &[Ends], terminals: &Terminals
         FileKind::EventFd(eventfd) => return eventfd.make().and_then(|fd| with_flags(fd, file.flags)),
         FileKind::TimerFd(timer) => return timer.make().and_then(|fd| with_flags(fd, file.flags)),
         FileKind::SignalFd(signals) => return signals.make().and_then(|fd| with_flags(fd, file.flags)),
+        FileKind::Inotify(inotify) => return inotify.make().and_then(|fd| with_flags(fd, file.flags)),
         FileKind::PidFd(_) => return late::stand_in(),
         FileKind::Terminal(terminal) => return terminals.open(terminal.terminal, file.flags & KEPT),
     };

@@ -71,6 +71,7 @@ fn kind(kind: &FileKind) -> &'static str {
         FileKind::TimerFd(_) => "timerfd",
         FileKind::SignalFd(_) => "signalfd",
         FileKind::PidFd(_) => "pidfd",
+        FileKind::Inotify(_) => "inotify",
     }
 }
 
