@@ -49,6 +49,7 @@ fixtures! {
     itimers: "itimers";
     locks: "locks";
     memfd: "memfd";
+    owners: "owners";
     pidfd: "pidfd";
     pipes: "pipes";
     signalfd: "signalfd";

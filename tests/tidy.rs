@@ -191,7 +191,7 @@ fn the_image_knows_no_kernel() {
 const GROUND: &[&str] = &["capture", "rebuild", "graph", "kinds", "descriptor"];
 /// Kinds that may use another kind: saved types that hold other saved types or their numbers.
 const MAY_USE: &[(&str, &[&str])] = &[
-    ("device", &["path"]),
+    ("device", &["path", "unsupported"]),
     ("cgroup", &["path"]),
     ("epoll", &[]),
     ("inotify", &["path"]),
@@ -202,7 +202,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("pipe", &["path", "thread"]),
     ("regular", &["memory", "path", "shared"]),
     ("shared", &["memory", "path"]),
-    ("memory", &["path", "shared"]),
+    ("memory", &["path", "shared", "unsupported"]),
 ];
 
 #[test]

@@ -3,7 +3,7 @@
 use super::capture::Capture;
 use super::graph::{Lost, Part};
 use super::lock::{Family, Lock};
-use super::{device, epoll, eventfd, inotify, pidfd, pipe, regular, signalfd, terminal, timerfd};
+use super::{device, epoll, eventfd, inotify, owner, pidfd, pipe, regular, signalfd, terminal, timerfd, unsupported};
 use crate::error::{Context, Result};
 use crate::sys::proc::fdinfo::{self, FdInfo};
 use crate::sys::proc::read;
@@ -105,6 +105,7 @@ impl FileKind {
             FileKind::TimerFd(_) => Part::of("timerfd"),
             FileKind::SignalFd(_) => Part::of("signalfd"),
             FileKind::PidFd(pidfd) => pidfd.part(),
+            FileKind::Inotify(_) => Part::of("inotify"),
         }
     }
 }
@@ -131,9 +132,6 @@ pub fn survey(pid: i32, capture: &mut Capture) -> Result<Vec<Descriptor>> {
         let info = read::parsed(pid, &format!("fdinfo/{fd}"), fdinfo::parse)?;
         let found = Found { pid, fd, link, meta, info };
         let locks: Vec<Lock> = found.info.all("lock").filter_map(Lock::parse).collect();
-        if found.info.all("lock").any(|l| Lock::parse(l).is_none()) {
-            capture.refuse(pid, found.object(), "it holds a lease", "leases are not supported yet; let it end first");
-        }
         let (own, shared): (Vec<_>, Vec<_>) = locks.into_iter().partition(|l| l.family == Family::Posix);
         let Some(file) = identify(&found, shared, capture)? else {
             capture.lost.push(Lost { pid, fd, refusal: capture.refusals.len().saturating_sub(1) as u32 });
@@ -149,6 +147,7 @@ pub fn survey(pid: i32, capture: &mut Capture) -> Result<Vec<Descriptor>> {
 /// What needs all descriptor tables: who is meant by a handle, what an epoll instance watches. `tree` holds all processes.
 pub fn settle(tree: &HashSet<i32>, capture: &mut Capture) -> Result<()> {
     pidfd::refuse_outsiders(tree, capture);
+    owner::refuse_outsiders(tree, capture);
     epoll::resolve(capture)
 }
 
@@ -179,6 +178,7 @@ fn identify(found: &Found, locks: Vec<Lock>, capture: &mut Capture) -> Result<Op
         kind,
     });
     capture.holders.push((found.pid, found.fd));
+    owner::capture(found, id, capture)?;
     capture.file_index.entry(key).or_default().insert(low, id);
     Ok(Some(id))
 }
@@ -187,6 +187,10 @@ fn identify(found: &Found, locks: Vec<Lock>, capture: &mut Capture) -> Result<Op
 fn kind(found: &Found, capture: &mut Capture) -> Result<Option<FileKind>> {
     let mode = found.meta.mode() & libc::S_IFMT;
     let path_only = found.info.flags & libc::O_PATH as u32 != 0;
+    if let Some((reason, advice)) = unsupported::by_name(&found.link) {
+        capture.refuse(found.pid, found.object(), reason, advice);
+        return Ok(None);
+    }
     match mode {
         _ if path_only => regular::capture(found, capture),
         _ if pidfd::is_pidfd(found) => pidfd::capture(found, capture),

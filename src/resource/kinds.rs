@@ -56,6 +56,8 @@ kinds! {
     "timerfd", Supported, "every clock; time left, interval, expirations not yet read", ["timerfd"];
     "signalfd", Supported, "its mask", ["signalfd"];
     "pidfd", Supported, "the same process, also one that has ended", ["pidfd"];
+    "inotify", Partly, "watches with their numbers; unread events become one that says that events were lost", ["inotify"];
+    "owner", Supported, "who gets which signal for an open file, leases; dnotify is refused", ["owners"];
     "file in memory", Supported, "files of a tmpfs of the tree's own", ["mounts"];
     "seccomp", Supported, "strict mode and filters of each thread", ["seccomp"];
     "refused", Refused, "what has no kind of its own yet", [];

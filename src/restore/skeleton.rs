@@ -142,7 +142,9 @@ impl<'t> Skeleton<'t> {
     fn lead(&self, script: &mut Script<'_>, process: &Process) -> Result<()> {
         script.expect("setsid", process.own_number() as u64, libc::SYS_setsid, &[])?;
         match self.terminal {
-            Some((session, fd)) if session == process.pid => script.call("ioctl TIOCSCTTY", libc::SYS_ioctl, &[fd as u64, libc::TIOCSCTTY, 0]),
+            Some((session, fd)) if session == process.pid => {
+                script.call("ioctl TIOCSCTTY", libc::SYS_ioctl, &[fd as u64, libc::TIOCSCTTY, 0])
+            }
             _ => Ok(()),
         }
     }
@@ -267,7 +269,9 @@ impl<'t> Skeleton<'t> {
         if child.level() == parent.level() || self.number_seen(child.pgid, child.level()).is_some() {
             return Ok(());
         }
-        let (Some(group), Some(number)) = (self.number_seen(child.pgid, parent.level()), child.number(parent.level())) else { return Ok(()) };
+        let (Some(group), Some(number)) = (self.number_seen(child.pgid, parent.level()), child.number(parent.level())) else {
+            return Ok(());
+        };
         if self.stubs.contains_key(&child.pgid) && self.group_of(&self.stubs[&child.pid])? != child.pgid {
             let mut script = self.stubs[&parent.pid].script();
             script.call("setpgid", libc::SYS_setpgid, &[number as u64, group as u64])?;

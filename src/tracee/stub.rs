@@ -253,8 +253,7 @@ impl Script<'_> {
     /// Appends a clone3(2) with chosen ids, the innermost pid namespace first; the one that clone3 returns is `seen`.
     pub fn clone_task(&mut self, flags: u64, exit_signal: i32, ids: &[i32], seen: i32) -> Result<()> {
         let set_tid = self.data(&ids.iter().flat_map(|id| id.to_le_bytes()).collect::<Vec<u8>>());
-        let args =
-            CloneArgs { flags, exit_signal: exit_signal as u64, set_tid, set_tid_size: ids.len() as u64, ..CloneArgs::default() };
+        let args = CloneArgs { flags, exit_signal: exit_signal as u64, set_tid, set_tid_size: ids.len() as u64, ..CloneArgs::default() };
         let words = [
             args.flags,
             args.pidfd,
