@@ -137,7 +137,7 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
         return Err(e);
     }
     // Last: from here on no file is opened any more.
-    if let Err(e) = pool.arm(&tree).and_then(|()| planted.entrust()) {
+    if let Err(e) = pool.arm(&tree, root).and_then(|()| planted.entrust()) {
         drop(namespace);
         planted.destroy();
         return Err(e);

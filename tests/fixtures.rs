@@ -37,6 +37,7 @@ fixtures! {
     directory: "directory";
     epoll: "epoll";
     eventfd: "eventfd";
+    fanotify: "fanotify";
     fifo: "fifo";
     filemap: "filemap";
     files: "files";

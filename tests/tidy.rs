@@ -194,6 +194,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("device", &["path", "unsupported"]),
     ("cgroup", &["path"]),
     ("epoll", &[]),
+    ("fanotify", &["path"]),
     ("inotify", &["path"]),
     ("terminal", &["path"]),
     ("process", &["attributes", "limits", "memory", "path", "signals", "thread", "timers"]),

@@ -3,7 +3,7 @@
 use super::capture::Capture;
 use super::graph::{Lost, Part};
 use super::lock::{Family, Lock};
-use super::{device, epoll, eventfd, inotify, owner, pidfd, pipe, regular, signalfd, terminal, timerfd, unsupported};
+use super::{device, epoll, eventfd, fanotify, inotify, owner, pidfd, pipe, regular, signalfd, terminal, timerfd, unsupported};
 use crate::error::{Context, Result};
 use crate::sys::proc::fdinfo::{self, FdInfo};
 use crate::sys::proc::read;
@@ -75,6 +75,8 @@ pub enum FileKind {
     PidFd(pidfd::PidFd),
     /// Watches on files.
     Inotify(inotify::Inotify),
+    /// Marks on files, mounts and file systems.
+    Fanotify(fanotify::Fanotify),
 }
 
 /// What is known of a descriptor before its kind is decided.
@@ -106,6 +108,7 @@ impl FileKind {
             FileKind::SignalFd(_) => Part::of("signalfd"),
             FileKind::PidFd(pidfd) => pidfd.part(),
             FileKind::Inotify(_) => Part::of("inotify"),
+            FileKind::Fanotify(_) => Part::of("fanotify"),
         }
     }
 }
@@ -198,6 +201,7 @@ fn kind(found: &Found, capture: &mut Capture) -> Result<Option<FileKind>> {
         libc::S_IFIFO => pipe::capture(found, capture),
         _ if found.link == b"anon_inode:[eventpoll]" => Ok(epoll::capture(found, capture)),
         _ if found.link == b"anon_inode:[eventfd]" => Ok(eventfd::capture(found, capture)),
+        _ if found.link == b"anon_inode:[fanotify]" => fanotify::capture(found, capture),
         _ if found.link == b"anon_inode:inotify" => inotify::capture(found, capture),
         _ if found.link == b"anon_inode:[timerfd]" => timerfd::capture(found, capture),
         _ if found.link == b"anon_inode:[signalfd]" => Ok(signalfd::capture(found, capture)),

@@ -14,6 +14,7 @@ use crate::sys::proc::fdinfo::NotifyMark;
 use serde::{Deserialize, Serialize};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 /// One watch.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,7 +58,7 @@ pub fn capture(found: &Found, capture: &mut Capture) -> Result<Option<FileKind>>
     listed.sort_by_key(|w| w.wd);
     let wanted: Vec<Handle> = listed.iter().map(NotifyMark::file).collect();
     let mut watches = Vec::new();
-    for (w, path) in listed.iter().zip(handle::paths(&handle::mounts(found.pid)?, &wanted)) {
+    for (w, path) in listed.iter().zip(handle::paths(found.pid, &handle::mounts(found.pid)?, &wanted)) {
         match path {
             Some(path) => {
                 watches.push(Watch { wd: w.wd, mask: w.mask & MASK, path: FilePath::from(path.as_os_str().as_bytes()) });
@@ -77,15 +78,15 @@ impl Inotify {
         notify::inotify(libc::IN_CLOEXEC).context(|| "making an inotify instance")
     }
 
-    /// Watches again, when everything else has been opened and closed.
-    pub fn arm(&self, fd: BorrowedFd<'_>) -> Result<()> {
+    /// Watches again, when everything else has been opened and closed. Paths are those below `root`.
+    pub fn arm(&self, fd: BorrowedFd<'_>, root: &Path) -> Result<()> {
         if self.unread != 0 {
             notify::lose_events(fd).context(|| "telling an inotify instance that events were lost")?;
         }
         for w in &self.watches {
             let doing = || format!("watching {}", w.path);
             notify::set_next_watch(fd, w.wd).context(doing)?;
-            let wd = notify::watch(fd, &w.path, w.mask | libc::IN_DONT_FOLLOW).context(doing)?;
+            let wd = notify::watch(fd, &w.path.below(root), w.mask | libc::IN_DONT_FOLLOW).context(doing)?;
             if wd != w.wd {
                 return Err(Error::new(Kind::Other, format!("watching {} gave number {wd} instead of {}", w.path, w.wd)));
             }

@@ -8,6 +8,7 @@ pub mod descriptor;
 pub mod device;
 pub mod epoll;
 pub mod eventfd;
+pub mod fanotify;
 pub mod graph;
 pub mod inotify;
 pub mod kinds;

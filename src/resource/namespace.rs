@@ -288,7 +288,9 @@ fn roots(outside: &[u8], inside: &[u8]) -> Result<Vec<(String, String)>> {
         match root {
             Some(root) => roots.push((hierarchy, if root.is_empty() { "/".into() } else { root.to_owned() })),
             None => {
-                return Err(unsupported(format!("the root of its cgroup namespace cannot be told: it is at {below} there, at {path} here")));
+                return Err(unsupported(format!(
+                    "the root of its cgroup namespace cannot be told: it is at {below} there, at {path} here"
+                )));
             }
         }
     }

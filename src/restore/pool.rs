@@ -151,15 +151,17 @@ impl Pool {
         self.writers.clear();
     }
 
-    /// Starts what notices the time or what is done to files. Closes whatever the tree has of its own by now.
-    pub fn arm(&mut self, tree: &Tree) -> Result<()> {
+    /// Starts what notices the time or what is done to files, as process `root` sees them. Closes whatever the tree has of its own by now.
+    pub fn arm(&mut self, tree: &Tree, root: i32) -> Result<()> {
         self.mapped.clear();
         self.executables.clear();
         self.objects.clear();
+        let root = std::path::PathBuf::from(format!("/proc/{root}/root"));
         for (file, fd) in tree.files.iter().zip(&self.files) {
             match &file.kind {
                 FileKind::TimerFd(timer) => timer.arm(fd.as_fd())?,
-                FileKind::Inotify(inotify) => inotify.arm(fd.as_fd())?,
+                FileKind::Inotify(inotify) => inotify.arm(fd.as_fd(), &root)?,
+                FileKind::Fanotify(fanotify) => fanotify.arm(fd.as_fd(), &root)?,
                 _ => {}
             }
         }
@@ -263,6 +265,7 @@ fn open_file(file: &OpenFile, pool: &Pool, pipes: &[Ends], terminals: &Terminals
         FileKind::TimerFd(timer) => return timer.make().and_then(|fd| with_flags(fd, file.flags)),
         FileKind::SignalFd(signals) => return signals.make().and_then(|fd| with_flags(fd, file.flags)),
         FileKind::Inotify(inotify) => return inotify.make().and_then(|fd| with_flags(fd, file.flags)),
+        FileKind::Fanotify(fanotify) => return fanotify.make().and_then(|fd| with_flags(fd, file.flags)),
         FileKind::PidFd(_) => return late::stand_in(),
         FileKind::Terminal(terminal) => return terminals.open(terminal.terminal, file.flags & KEPT),
     };

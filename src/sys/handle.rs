@@ -49,42 +49,64 @@ fn mount(line: &[u8]) -> Option<Mount> {
     })
 }
 
-/// Present paths of files; `None` for one that has none, or that cannot be found. Nothing is opened in a way that
-/// anybody who watches the files could notice.
-pub fn paths(mounts: &[Mount], wanted: &[Handle]) -> Vec<Option<PathBuf>> {
+/// Present paths of files as process `pid` sees them; `None` for one that has none, or that cannot be found. Nothing is
+/// opened in a way that anybody who watches the files could notice.
+pub fn paths(pid: i32, mounts: &[Mount], wanted: &[Handle]) -> Vec<Option<PathBuf>> {
     // The kernel takes the file system from a descriptor, whose opening would be noticed, or from the current
     // directory: a thread has one of its own.
-    let find = || {
+    let search = || {
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS).ok()?;
-        Some(wanted.iter().map(|file| path(mounts, file)).collect())
+        let root = PathBuf::from(format!("/proc/{pid}/root"));
+        // A link to a file shows its path up to the root of its mount namespace.
+        let shown = std::fs::read_link(&root).ok()?;
+        Some(wanted.iter().map(|file| Search { mounts, root: &root, shown: &shown, file }.path()).collect())
     };
     let none = || vec![None; wanted.len()];
-    std::thread::scope(|scope| scope.spawn(find).join().ok().flatten()).unwrap_or_else(none)
+    std::thread::scope(|scope| scope.spawn(search).join().ok().flatten()).unwrap_or_else(none)
 }
 
-fn path(mounts: &[Mount], file: &Handle) -> Option<PathBuf> {
-    let there = || mounts.iter().filter(|m| m.device == file.device);
-    let is_it = |path: &Path| {
-        std::fs::symlink_metadata(path).is_ok_and(|meta| {
+struct Search<'a> {
+    mounts: &'a [Mount],
+    /// The process's root directory, as we reach it.
+    root: &'a Path,
+    /// The same as links show it.
+    shown: &'a Path,
+    file: &'a Handle,
+}
+
+impl Search<'_> {
+    /// A path of the process as we reach it.
+    fn reach(&self, path: &Path) -> PathBuf {
+        self.root.join(path.strip_prefix("/").unwrap_or(path))
+    }
+
+    fn is_it(&self, path: &Path) -> bool {
+        std::fs::symlink_metadata(self.reach(path)).is_ok_and(|meta| {
             let device = std::os::unix::fs::MetadataExt::dev(&meta);
-            let same = (u64::from(libc::major(device)) << 20 | u64::from(libc::minor(device))) == file.device;
-            same && std::os::unix::fs::MetadataExt::ino(&meta) == file.inode
+            let same = (u64::from(libc::major(device)) << 20 | u64::from(libc::minor(device))) == self.file.device;
+            same && std::os::unix::fs::MetadataExt::ino(&meta) == self.file.inode
         })
-    };
-    // Some file systems give no handles that can be opened, like proc(5), but their roots are known.
-    if let Some(root) = there().find(|m| is_it(&m.path)) {
-        return Some(root.path.clone());
     }
-    let (kind, bytes) = file.handle.as_ref()?;
-    for mount in there() {
-        let opened = nix::unistd::chdir(&mount.path).and_then(|()| open_here(*kind, bytes));
-        let Ok(fd) = opened else { continue };
-        let path = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).ok()?;
-        if path.is_absolute() && is_it(&path) {
-            return Some(path);
+
+    fn path(&self) -> Option<PathBuf> {
+        let there = || self.mounts.iter().filter(|m| m.device == self.file.device);
+        // Some file systems give no handles that can be opened, like proc(5), but their roots are known.
+        if let Some(root) = there().find(|m| self.is_it(&m.path)) {
+            return Some(root.path.clone());
         }
+        let (kind, bytes) = self.file.handle.as_ref()?;
+        for mount in there() {
+            let opened = nix::unistd::chdir(&self.reach(&mount.path)).and_then(|()| open_here(*kind, bytes));
+            let Ok(fd) = opened else { continue };
+            let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).ok()?;
+            let Ok(below) = link.strip_prefix(self.shown) else { continue };
+            let path = Path::new("/").join(below);
+            if self.is_it(&path) {
+                return Some(path);
+            }
+        }
+        None
     }
-    None
 }
 
 /// open_by_handle_at(2) on the file system of the current directory, as a mere path.

@@ -66,3 +66,16 @@ pub fn lose_events(fd: BorrowedFd<'_>) -> std::io::Result<()> {
         reader.read_exact(&mut room[..part])?;
     }
 }
+
+/// A new fanotify group.
+pub fn fanotify(flags: u32, event_flags: u32) -> Result<OwnedFd, Errno> {
+    // SAFETY: numbers only; on success the descriptor is new and ours.
+    Errno::result(unsafe { libc::fanotify_init(flags, event_flags) }).map(own)
+}
+
+/// Adds a mark to a fanotify group.
+pub fn mark(fd: BorrowedFd<'_>, flags: u32, mask: u64, path: &Path) -> Result<(), Errno> {
+    let path = c_path(path)?;
+    // SAFETY: the path is a valid C string.
+    Errno::result(unsafe { libc::fanotify_mark(fd.as_raw_fd(), flags, mask, libc::AT_FDCWD, path.as_ptr()) }).map(drop)
+}

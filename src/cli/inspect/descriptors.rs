@@ -72,6 +72,7 @@ fn kind(kind: &FileKind) -> &'static str {
         FileKind::SignalFd(_) => "signalfd",
         FileKind::PidFd(_) => "pidfd",
         FileKind::Inotify(_) => "inotify",
+        FileKind::Fanotify(_) => "fanotify",
     }
 }
 
