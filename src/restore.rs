@@ -139,7 +139,8 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
         planted.destroy();
         return Err(e);
     }
-    if let Err(e) = planted.entrust() {
+    // Last: from here on no file is opened any more.
+    if let Err(e) = pool.arm(&tree, root).and_then(|()| planted.entrust()) {
         drop(namespace);
         planted.destroy();
         return Err(e);

@@ -193,8 +193,11 @@ const GROUND: &[&str] = &["capture", "rebuild", "graph", "kinds", "descriptor"];
 const MAY_USE: &[(&str, &[&str])] = &[
     ("outside", &["ignored"]),
     ("device", &["path"]),
+    ("device", &["path", "unsupported"]),
     ("cgroup", &["path"]),
     ("epoll", &[]),
+    ("fanotify", &["path"]),
+    ("inotify", &["path"]),
     ("terminal", &["path"]),
     ("namespace", &["mount", "network", "path", "process"]),
     ("process", &["attributes", "limits", "memory", "namespace", "path", "signals", "thread", "timers"]),
@@ -203,7 +206,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("pipe", &["path", "thread"]),
     ("regular", &["memory", "path", "shared"]),
     ("shared", &["memory", "path"]),
-    ("memory", &["path", "shared"]),
+    ("memory", &["path", "shared", "unsupported"]),
 ];
 
 #[test]

@@ -74,6 +74,7 @@ pub fn gather(processes: Vec<Process>, capture: &mut Capture) -> Tree {
         terminals: std::mem::take(&mut capture.terminals),
         mapped: std::mem::take(&mut capture.mapped),
         objects: std::mem::take(&mut capture.objects),
+        owners: std::mem::take(&mut capture.owners),
         cgroups: capture.cgroups.take(),
         decisions: capture.decisions.made(),
         filters: capture.filters.take(),

@@ -39,6 +39,8 @@ pub struct Capture {
     pub files: Vec<OpenFile>,
     /// For each of `files`: a process and descriptor that lead to it.
     pub holders: Vec<(i32, i32)>,
+    /// Owners and leases of some of `files`.
+    pub owners: Vec<super::owner::Owner>,
     /// Every (process, descriptor) that leads to one of `files`.
     pub descriptors: HashMap<(i32, i32), FileId>,
     /// Open file descriptions by (device, inode), each list in the order of kcmp(2).

@@ -3,7 +3,9 @@
 use super::capture::Capture;
 use super::graph::{Lost, Part};
 use super::lock::{Family, Lock};
-use super::{device, epoll, eventfd, ignored, outside, pidfd, pipe, regular, signalfd, terminal, timerfd};
+use super::{
+    device, epoll, eventfd, fanotify, ignored, inotify, outside, owner, pidfd, pipe, regular, signalfd, terminal, timerfd, unsupported,
+};
 use crate::error::{Context, Result};
 use crate::sys::proc::fdinfo::{self, FdInfo};
 use crate::sys::proc::read;
@@ -77,6 +79,10 @@ pub enum FileKind {
     SignalFd(signalfd::SignalFd),
     /// A handle of a task.
     PidFd(pidfd::PidFd),
+    /// Watches on files.
+    Inotify(inotify::Inotify),
+    /// Marks on files, mounts and file systems.
+    Fanotify(fanotify::Fanotify),
 }
 
 /// What is known of a descriptor before its kind is decided.
@@ -109,6 +115,8 @@ impl FileKind {
             FileKind::TimerFd(_) => Part::of("timerfd"),
             FileKind::SignalFd(_) => Part::of("signalfd"),
             FileKind::PidFd(pidfd) => pidfd.part(),
+            FileKind::Inotify(_) => Part::of("inotify"),
+            FileKind::Fanotify(_) => Part::of("fanotify"),
         }
     }
 }
@@ -145,10 +153,6 @@ pub fn survey(pid: i32, capture: &mut Capture) -> Result<Vec<Descriptor>> {
         }
         let ignored = ignored::capture(&found, capture).is_some();
         let locks: Vec<Lock> = found.info.all("lock").filter_map(Lock::parse).filter(|_| !ignored).collect();
-        if !ignored && found.info.all("lock").any(|l| Lock::parse(l).is_none()) {
-            capture.refuse(pid, found.object(), "it holds a lease", "leases are not supported yet; let it end first");
-            capture.refusals.last_mut().into_iter().for_each(|r| r.id = Some(format!("fd:{pid}/{fd}")));
-        }
         let (own, shared): (Vec<_>, Vec<_>) = locks.into_iter().partition(|l| l.family == Family::Posix);
         let before = capture.refusals.len();
         let Some(file) = identify(&found, shared, capture)? else {
@@ -168,6 +172,7 @@ pub fn survey(pid: i32, capture: &mut Capture) -> Result<Vec<Descriptor>> {
 /// What needs all descriptor tables: who is meant by a handle, what an epoll instance watches. `tree` holds all processes.
 pub fn settle(tree: &HashSet<i32>, capture: &mut Capture) -> Result<()> {
     pidfd::refuse_outsiders(tree, capture);
+    owner::refuse_outsiders(tree, capture);
     epoll::resolve(capture)
 }
 
@@ -198,6 +203,7 @@ fn identify(found: &Found, locks: Vec<Lock>, capture: &mut Capture) -> Result<Op
         kind,
     });
     capture.holders.push((found.pid, found.fd));
+    owner::capture(found, id, capture)?;
     capture.file_index.entry(key).or_default().insert(low, id);
     Ok(Some(id))
 }
@@ -209,6 +215,10 @@ fn kind(found: &Found, capture: &mut Capture) -> Result<Option<FileKind>> {
     if let Some(decided) = ignored::capture(found, capture).or_else(|| outside::capture(found, capture)) {
         return Ok(Some(decided));
     }
+    if let Some((reason, advice)) = unsupported::by_name(&found.link) {
+        capture.refuse(found.pid, found.object(), reason, advice);
+        return Ok(None);
+    }
     match mode {
         _ if path_only => regular::capture(found, capture),
         _ if pidfd::is_pidfd(found) => pidfd::capture(found, capture),
@@ -216,6 +226,8 @@ fn kind(found: &Found, capture: &mut Capture) -> Result<Option<FileKind>> {
         libc::S_IFIFO => pipe::capture(found, capture),
         _ if found.link == b"anon_inode:[eventpoll]" => Ok(epoll::capture(found, capture)),
         _ if found.link == b"anon_inode:[eventfd]" => Ok(eventfd::capture(found, capture)),
+        _ if found.link == b"anon_inode:[fanotify]" => fanotify::capture(found, capture),
+        _ if found.link == b"anon_inode:inotify" => inotify::capture(found, capture),
         _ if found.link == b"anon_inode:[timerfd]" => timerfd::capture(found, capture),
         _ if found.link == b"anon_inode:[signalfd]" => Ok(signalfd::capture(found, capture)),
         libc::S_IFCHR if terminal::is_terminal(found) => terminal::capture(found, capture),

@@ -58,6 +58,9 @@ kinds! {
     "timerfd", Supported, "every clock; time left, interval, expirations not yet read", ["timerfd"];
     "signalfd", Supported, "its mask", ["signalfd"];
     "pidfd", Supported, "the same process, also one that has ended", ["pidfd"];
+    "inotify", Partly, "watches with their numbers; unread events become one that says that events were lost", ["inotify"];
+    "fanotify", Partly, "marks on files, mounts and file systems; unread events and groups asked for permission are refused", ["fanotify"];
+    "owner", Supported, "who gets which signal for an open file, leases; dnotify is refused", ["owners"];
     "file in memory", Supported, "files of a tmpfs of the tree's own", ["mounts"];
     "seccomp", Supported, "strict mode and filters of each thread", ["seccomp"];
     "terminal master", Refused, "the master side of a terminal", ["terminal_master"];

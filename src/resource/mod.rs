@@ -8,8 +8,10 @@ pub mod descriptor;
 pub mod device;
 pub mod epoll;
 pub mod eventfd;
+pub mod fanotify;
 pub mod graph;
 pub mod ignored;
+pub mod inotify;
 pub mod kinds;
 pub mod limits;
 pub mod lock;
@@ -18,6 +20,7 @@ pub mod mount;
 pub mod namespace;
 pub mod network;
 pub mod outside;
+pub mod owner;
 pub mod path;
 pub mod pidfd;
 pub mod pipe;
@@ -32,6 +35,7 @@ pub mod terminal;
 pub mod thread;
 pub mod timerfd;
 pub mod timers;
+pub mod unsupported;
 
 use serde::{Deserialize, Serialize};
 
@@ -69,6 +73,9 @@ pub struct Tree {
     pub mapped: Vec<memory::MappedFile>,
     /// Memory that belongs to no single address space.
     pub objects: Vec<shared::Object>,
+    /// Owners and leases of open files.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub owners: Vec<owner::Owner>,
     /// Sets of cgroups that tasks are in.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub cgroups: Vec<Vec<cgroup::Group>>,
@@ -97,8 +104,16 @@ impl Tree {
             [&mut terminal.session, &mut terminal.foreground].into_iter().for_each(to);
         }
         for file in &mut self.files {
-            if let descriptor::FileKind::Epoll(epoll) = &mut file.kind {
-                to(&mut epoll.first.0);
+            match &mut file.kind {
+                descriptor::FileKind::Epoll(epoll) => to(&mut epoll.first.0),
+                descriptor::FileKind::PidFd(handle) if handle.departed.is_none() && handle.outside.is_none() => to(&mut handle.target_pid),
+                _ => {}
+            }
+        }
+        for owner in self.owners.iter_mut() {
+            to(&mut owner.holder.0);
+            if owner.target_pid != 0 {
+                to(&mut owner.target_pid);
             }
         }
     }

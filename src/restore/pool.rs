@@ -170,11 +170,19 @@ impl Pool {
         self.writers.clear();
     }
 
-    /// Starts the timers, whose time goes on from here.
-    pub fn arm(&self, tree: &Tree) -> Result<()> {
+    /// Starts what notices the time or what is done to files, as process `root` sees them. Closes whatever the tree has of
+    /// its own by now.
+    pub fn arm(&mut self, tree: &Tree, root: i32) -> Result<()> {
+        self.mapped.clear();
+        self.executables.clear();
+        self.objects.clear();
+        let root = std::path::PathBuf::from(format!("/proc/{root}/root"));
         for (file, fd) in tree.files.iter().enumerate().filter_map(|(n, file)| Some((file, self.files.get(&(n as u32))?))) {
-            if let FileKind::TimerFd(timer) = &file.kind {
-                timer.arm(fd.as_fd())?;
+            match &file.kind {
+                FileKind::TimerFd(timer) => timer.arm(fd.as_fd())?,
+                FileKind::Inotify(inotify) => inotify.arm(fd.as_fd(), &root)?,
+                FileKind::Fanotify(fanotify) => fanotify.arm(fd.as_fd(), &root)?,
+                _ => {}
             }
         }
         Ok(())
@@ -285,6 +293,8 @@ impl Pool {
             FileKind::TimerFd(timer) => return timer.make().and_then(|fd| with_flags(fd, file.flags)),
             FileKind::SignalFd(signals) => return signals.make().and_then(|fd| with_flags(fd, file.flags)),
             FileKind::PidFd(_) => return late::stand_in(),
+            FileKind::Inotify(inotify) => return inotify.make().and_then(|fd| with_flags(fd, file.flags)),
+            FileKind::Fanotify(fanotify) => return fanotify.make().and_then(|fd| with_flags(fd, file.flags)),
             FileKind::Ignored(_) => return Ignored::open(file.flags),
             FileKind::Outside(outside) => {
                 let (fd, warning) = outside.open(file.flags)?;
