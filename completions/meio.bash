@@ -71,13 +71,21 @@ _meio() {
             return 0
             ;;
         meio__subcmd__check)
-            opts="-v -q -h --pid --verbose --quiet --json --color --help"
+            opts="-v -q -h --pid --external --ignore --kinds --verbose --quiet --json --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
                 --pid)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --external)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --ignore)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -143,7 +151,7 @@ _meio() {
             return 0
             ;;
         meio__subcmd__dump)
-            opts="-o -v -q -h --output --kill --compress --freeze-timeout --verbose --quiet --json --color --help"
+            opts="-o -v -q -h --output --kill --compress --freeze-timeout --external --ignore --verbose --quiet --json --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -187,6 +195,14 @@ _meio() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --external)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --ignore)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --color)
                     COMPREPLY=($(compgen -W "auto always never" -- "${cur}"))
                     return 0
@@ -199,7 +215,7 @@ _meio() {
             return 0
             ;;
         meio__subcmd__graph)
-            opts="-o -v -q -h --format --output --verbose --quiet --json --color --help"
+            opts="-o -v -q -h --format --output --why --verbose --quiet --json --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -237,6 +253,10 @@ _meio() {
                     if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
                         compopt -o filenames
                     fi
+                    return 0
+                    ;;
+                --why)
+                    COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 --color)

@@ -45,6 +45,8 @@ complete -c meio -n "__fish_meio_needs_command" -f -a "demo" -d 'See it work: a 
 complete -c meio -n "__fish_meio_using_subcommand dump" -s o -l output -d 'Where the image goes; - is standard output [default: <comm>-<pid>.meio in the current folder]' -r -F
 complete -c meio -n "__fish_meio_using_subcommand dump" -l compress -d 'How memory is packed: none (fastest), or a zstd level from 1 (fast) to 19 (small)' -r
 complete -c meio -n "__fish_meio_using_subcommand dump" -l freeze-timeout -d 'How long to wait for every task to stand still, such as 5s or 500ms' -r
+complete -c meio -n "__fish_meio_using_subcommand dump" -l external -d 'Keep it by name only; its other side lives outside, and is looked for again at the restore' -r
+complete -c meio -n "__fish_meio_using_subcommand dump" -l ignore -d 'Leave it out of the image; a descriptor comes back as one of /dev/null' -r
 complete -c meio -n "__fish_meio_using_subcommand dump" -l color -d 'When to colour; auto means on a terminal, unless NO_COLOR is set' -r -f -a "auto\t''
 always\t''
 never\t''"
@@ -81,9 +83,12 @@ complete -c meio -n "__fish_meio_using_subcommand list" -s q -l quiet -d 'Say le
 complete -c meio -n "__fish_meio_using_subcommand list" -l json -d 'Write one JSON object a line to standard output'
 complete -c meio -n "__fish_meio_using_subcommand list" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c meio -n "__fish_meio_using_subcommand check" -l pid -d 'Look through the tree below this process, or through this capsule, too' -r
+complete -c meio -n "__fish_meio_using_subcommand check" -l external -d 'Keep it by name only; its other side lives outside, and is looked for again at the restore' -r
+complete -c meio -n "__fish_meio_using_subcommand check" -l ignore -d 'Leave it out of the image; a descriptor comes back as one of /dev/null' -r
 complete -c meio -n "__fish_meio_using_subcommand check" -l color -d 'When to colour; auto means on a terminal, unless NO_COLOR is set' -r -f -a "auto\t''
 always\t''
 never\t''"
+complete -c meio -n "__fish_meio_using_subcommand check" -l kinds -d 'List the kinds of kernel object, and whether meio keeps them'
 complete -c meio -n "__fish_meio_using_subcommand check" -s v -l verbose -d 'Say more: each phase with its time, and notes'
 complete -c meio -n "__fish_meio_using_subcommand check" -s q -l quiet -d 'Say less: no progress; results, warnings and errors only'
 complete -c meio -n "__fish_meio_using_subcommand check" -l json -d 'Write one JSON object a line to standard output'
@@ -103,6 +108,7 @@ complete -c meio -n "__fish_meio_using_subcommand graph" -l format -d 'How it is
 json\t'One JSON object'
 svg\t'A picture'"
 complete -c meio -n "__fish_meio_using_subcommand graph" -s o -l output -d 'Write it to this file instead of standard output' -r -F
+complete -c meio -n "__fish_meio_using_subcommand graph" -l why -d 'Say how the root leads to this, who holds it, what it needs, and why it would be refused' -r
 complete -c meio -n "__fish_meio_using_subcommand graph" -l color -d 'When to colour; auto means on a terminal, unless NO_COLOR is set' -r -f -a "auto\t''
 always\t''
 never\t''"

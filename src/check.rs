@@ -6,6 +6,7 @@ mod probes;
 
 use crate::error::{Refusal, Result};
 use crate::progress::Report;
+use crate::resource::capture::Decisions;
 use serde::Serialize;
 
 /// How much a gap matters.
@@ -46,6 +47,8 @@ pub struct Outcome {
     pub findings: Vec<Finding>,
     /// What stands in the way in the tree that was asked about.
     pub refusals: Vec<Refusal>,
+    /// Decisions that concerned nothing in it, each a sentence.
+    pub warnings: Vec<String>,
 }
 
 impl Outcome {
@@ -61,12 +64,16 @@ impl Outcome {
 }
 
 /// Probes the machine, and looks through the tree below `pid`.
-pub fn run(pid: Option<i32>, report: &mut dyn Report) -> Result<Outcome> {
+pub fn run(pid: Option<i32>, decisions: &Decisions, report: &mut dyn Report) -> Result<Outcome> {
     let mut phases = Vec::new();
     // The tree first: a wrong pid is known at once.
-    let refusals = match pid {
-        Some(pid) => crate::progress::phase(report, &mut phases, "look through the tree", |_| crate::dump::preflight(pid))?,
-        None => Vec::new(),
+    let (refusals, warnings) = match pid {
+        Some(pid) => {
+            let look = || crate::dump::preflight(pid, decisions);
+            let seen = crate::progress::phase(report, &mut phases, "look through the tree", |_| look())?;
+            (seen.refusals, seen.unused)
+        }
+        None => Default::default(),
     };
     let findings = crate::progress::phase(report, &mut phases, "probe the machine", |_| {
         let capabilities = privileges::Capabilities::own();
@@ -76,5 +83,5 @@ pub fn run(pid: Option<i32>, report: &mut dyn Report) -> Result<Outcome> {
     });
     let kernel =
         nix::sys::utsname::uname().map(|u| format!("Linux {} {}", u.release().to_string_lossy(), u.machine().to_string_lossy()))?;
-    Ok(Outcome { kernel, findings, refusals })
+    Ok(Outcome { kernel, findings, refusals, warnings })
 }

@@ -8,7 +8,7 @@ mod tree;
 use crate::error::{Context, Error, Kind, Refusal, Result};
 use crate::image::{self, Codec, Dedup, SectionKind, Writer};
 use crate::progress::{Report, phase};
-use crate::resource::capture::Capture;
+use crate::resource::capture::{Capture, Decisions};
 use crate::resource::graph::Lost;
 use crate::resource::process::State;
 use crate::resource::{Manifest, Tree};
@@ -44,6 +44,8 @@ pub struct Options {
     pub level: Option<i32>,
     /// How long to wait for every task to stop.
     pub freeze_timeout: Duration,
+    /// What was decided about things that would be refused.
+    pub decisions: Decisions,
 }
 
 /// What became of the tree that was saved.
@@ -107,9 +109,15 @@ fn save(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     let begin = Instant::now();
     let mut phases = Vec::new();
     signal::catch();
-    let refusals = phase(report, &mut phases, "check", |_| preflight(options.pid))?;
-    if !refusals.is_empty() {
-        return Err(Error::refused(&format!("cannot dump process {}", options.pid), refusals));
+    let seen = phase(report, &mut phases, "check", |_| preflight(options.pid, &options.decisions))?;
+    if !seen.refusals.is_empty() {
+        let refused = Error::refused(&format!("cannot dump process {}", options.pid), seen.refusals);
+        // A slip in a decision looks like a decision that was not heeded.
+        return Err(if seen.unused.is_empty() {
+            refused
+        } else {
+            refused.help(format!("nothing was changed; {}", seen.unused.join("; ")))
+        });
     }
     crate::sys::workers::start()?;
     let (target, image) = match &options.output {
@@ -136,7 +144,7 @@ fn save(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
         report.note(&format!("tasks that stand still: {tasks}; processes: {}", frozen.processes.len()));
         Ok::<_, Error>(frozen)
     })?;
-    let captured = phase(report, &mut phases, "capture", |_| tree::capture(&mut frozen))?;
+    let captured = phase(report, &mut phases, "capture", |_| tree::capture(&mut frozen, &options.decisions))?;
     if !captured.capture.refusals.is_empty() {
         frozen.release();
         return Err(Error::refused(&format!("cannot dump process {}", options.pid), captured.capture.refusals));
@@ -257,6 +265,8 @@ pub struct Look {
     pub refusals: Vec<Refusal>,
     /// The descriptors among that.
     pub lost: Vec<Lost>,
+    /// Decisions that concerned nothing, each a sentence.
+    pub unused: Vec<String>,
 }
 
 /// How many processes the tree below `pid` has, and about how many bytes of memory of its own; it may be running.
@@ -265,12 +275,7 @@ pub fn extent(pid: i32) -> (usize, u64) {
 }
 
 /// Everything in the tree below `pid` that stands in the way of a dump, found without stopping it.
-pub fn preflight(pid: i32) -> Result<Vec<Refusal>> {
-    Ok(look(pid)?.refusals)
-}
-
-/// Looks at everything in the tree below `pid` without stopping it.
-pub fn look(pid: i32) -> Result<Look> {
+pub fn preflight(pid: i32, decisions: &Decisions) -> Result<Look> {
     let own = std::process::id() as i32;
     let stat = read::parsed(pid, "stat", stat::parse)?;
     if stat.is_kernel_thread() {
@@ -295,7 +300,7 @@ pub fn look(pid: i32) -> Result<Look> {
         pids.extend(read::children(pids[next]).unwrap_or_default());
         next += 1;
     }
-    let mut capture = Capture::default();
+    let mut capture = Capture { decisions: decisions.clone().into(), ..Capture::default() };
     for &pid in &pids {
         let tracer = read::parsed(pid, "status", status::parse).map_or(0, |s| s.tracer_pid);
         if tracer != 0 {
@@ -308,5 +313,6 @@ pub fn look(pid: i32) -> Result<Look> {
     // Of a tree that is traced or foreign there is nothing more to see.
     let processes = if capture.refusals.is_empty() { tree::survey(&pids, &mut capture)? } else { Vec::new() };
     let tree = tree::gather(processes, &mut capture);
-    Ok(Look { tree, refusals: capture.refusals, lost: capture.lost })
+    capture.settle(&tree);
+    Ok(Look { tree, refusals: capture.refusals, lost: capture.lost, unused: capture.decisions.unused() })
 }

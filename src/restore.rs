@@ -110,6 +110,8 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
         Pool::open(&tree, &terminals, &places)
     })?;
     warnings.append(&mut places.warnings);
+    warnings.append(&mut pool.warnings);
+    warnings.extend(tree.decisions.ignore.iter().map(|id| format!("{id} was left out of the image (--ignore) and has not come back")));
 
     let mut planted = phase(report, &mut phases, "processes", |report| {
         // A pid that has just been given up is in use for an instant longer than /proc shows it.
@@ -157,7 +159,8 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
             return Err(e);
         }
     };
-    if let Err(e) = planted.entrust() {
+    // Last: from here on no file is opened any more.
+    if let Err(e) = pool.arm(&tree, root).and_then(|()| planted.entrust()) {
         drop(namespace);
         planted.destroy();
         return Err(e);

@@ -239,6 +239,37 @@ fn an_image_is_shown_every_way() {
 }
 
 #[test]
+fn an_image_is_drawn_every_way() {
+    let folder = tempfile::tempdir().expect("folder");
+    let graph = last(&meio(&["graph", IMAGE, "--json"]));
+    let ids: Vec<&str> = graph["nodes"].as_array().expect("nodes").iter().map(|n| n["id"].as_str().expect("id")).collect();
+    let mut order: Vec<&str> = graph["order"].as_array().expect("order").iter().map(|n| n.as_str().expect("id")).collect();
+    for edge in graph["edges"].as_array().expect("edges") {
+        assert!(["from", "to"].iter().all(|end| ids.contains(&edge[end].as_str().expect("id"))), "{edge}");
+    }
+    order.sort_unstable();
+    let mut sorted = ids.clone();
+    sorted.sort_unstable();
+    assert_eq!(order, sorted);
+    let dot = meio(&["graph", IMAGE]);
+    assert!(out(&dot).starts_with("digraph") && ids.iter().all(|id| out(&dot).contains(&format!("\"{id}\""))));
+    for (name, begin) in [("a.svg", "<svg"), ("a.dot", "digraph"), ("a.json", "{")] {
+        let path = folder.path().join(name);
+        assert_eq!(code(&meio(&["graph", IMAGE, "-o", path.to_str().expect("text")])), 0);
+        let text = std::fs::read_to_string(&path).expect("written");
+        assert!(text.starts_with(begin) && text.contains("400"), "{text}");
+    }
+    // Why a thing is there: by descriptor, by name, by pid.
+    let why = meio(&["graph", IMAGE, "--why", "400/0"]);
+    assert!(out(&why).contains("400 counter") && out(&why).contains("fd 0") && out(&why).contains("/dev/null"), "{}", out(&why));
+    let why = last(&meio(&["graph", IMAGE, "--why", "pipe:[77]", "--json"]));
+    assert_eq!(why["why"].as_array().expect("one thing").len(), 1);
+    assert!(why["why"][0]["held_by"].as_array().is_some_and(|h| h.len() == 2), "{why}");
+    assert_eq!(code(&meio(&["graph", IMAGE, "--why", "402"])), 0);
+    assert_eq!(code(&meio(&["graph", IMAGE, "--why", "no/such"])), 10);
+}
+
+#[test]
 fn a_cut_off_image_is_shown_and_refused() {
     let folder = tempfile::tempdir().expect("folder");
     let whole = std::fs::read(Path::new(super::ROOT).join(IMAGE)).expect("image");
@@ -284,7 +315,16 @@ fn undocumented(names: &[String]) {
 #[test]
 fn every_json_field_is_documented() {
     let mut names = Vec::new();
-    for arguments in [&["check"][..], &["inspect", IMAGE], &["verify", IMAGE], &["verify", "no/such"], &["dump", &no_pid()]] {
+    for arguments in [
+        &["check"][..],
+        &["check", "--kinds"],
+        &["graph", IMAGE],
+        &["graph", IMAGE, "--why", "400"],
+        &["inspect", IMAGE],
+        &["verify", IMAGE],
+        &["verify", "no/such"],
+        &["dump", &no_pid()],
+    ] {
         json(&meio(&[arguments, &["--json", "-v"]].concat())).iter().for_each(|line| fields(line, &mut names));
     }
     assert!(names.len() > 20);

@@ -37,6 +37,7 @@ fixtures! {
     directory: "directory";
     epoll: "epoll";
     eventfd: "eventfd";
+    fanotify: "fanotify";
     fifo: "fifo";
     filemap: "filemap";
     files: "files";
@@ -45,9 +46,11 @@ fixtures! {
     folders: "folders";
     growth: "growth";
     hugetlb: "hugetlb";
+    inotify: "inotify";
     itimers: "itimers";
     locks: "locks";
     memfd: "memfd";
+    owners: "owners";
     pidfd: "pidfd";
     namespace_of_cgroups: "namespaces" "C";
     namespace_of_clocks: "namespaces" "T";

@@ -44,7 +44,7 @@ fn committed_files_are_the_generated_ones() {
 #[test]
 fn every_command_has_a_page_and_no_hidden_one_has() {
     let root = files(Path::new(super::ROOT));
-    for command in ["dump", "restore", "check", "inspect", "verify", "core", "demo"] {
+    for command in ["dump", "restore", "check", "inspect", "graph", "verify", "core", "demo"] {
         let page = root.get(Path::new(&format!("man/meio-{command}.1"))).unwrap_or_else(|| panic!("page of {command}"));
         assert!(page.contains(".SH EXIT CODES"), "{command}");
         for shell in ["_meio", "meio.bash", "meio.fish"] {

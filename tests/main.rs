@@ -10,6 +10,7 @@ mod lab;
 mod postmortem;
 mod programs;
 mod readme;
+mod refusals;
 mod survive;
 mod terminal;
 mod tidy;

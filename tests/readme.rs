@@ -23,6 +23,61 @@ fn the_readme_lists_exactly_the_exit_codes() {
     assert_eq!(listed, expected);
 }
 
+const BEGIN: &str = "<!-- kinds: made by UPDATE=1 cargo test readme -->\n";
+const END: &str = "<!-- end of kinds -->";
+
+/// `meio check --kinds`, as the JSON has it.
+fn kinds() -> Vec<serde_json::Value> {
+    let said: serde_json::Value = serde_json::from_str(out(&meio(&["check", "--kinds", "--json"]))).expect("JSON");
+    said["kinds"].as_array().expect("kinds").clone()
+}
+
+#[test]
+fn the_readmes_table_of_kinds_is_the_programs() {
+    let kinds = kinds();
+    let count = |status: &str| kinds.iter().filter(|k| k["status"] == status).count();
+    let mut table = format!(
+        "{} kinds of kernel object come back, {} in part, {} are refused.\n\n| kind | | |\n|---|---|---|\n",
+        count("supported"),
+        count("partly"),
+        count("refused")
+    );
+    for k in &kinds {
+        let text = |field: &str| k[field].as_str().expect("text").replace('|', "\\|");
+        table += &format!("| {} | {} | {} |\n", text("name"), text("status"), text("says"));
+    }
+    let readme = text_of("README.md");
+    let (before, rest) = readme.split_once(BEGIN).expect("the mark before the table");
+    let (shown, after) = rest.split_once(END).expect("the mark behind the table");
+    if std::env::var_os("UPDATE").is_some() {
+        let path = std::path::Path::new(super::ROOT).join("README.md");
+        std::fs::write(path, format!("{before}{BEGIN}{table}{END}{after}")).expect("README is written");
+        return;
+    }
+    assert_eq!(shown, table, "run UPDATE=1 cargo test readme");
+}
+
+#[test]
+fn every_kind_is_shown_by_a_test() {
+    let (fixtures, refusals) = (text_of("tests/fixtures.rs"), text_of("tests/refusals.rs"));
+    let kinds = kinds();
+    let mut names: Vec<&str> = kinds.iter().map(|k| k["name"].as_str().expect("name")).collect();
+    names.sort_unstable();
+    assert!(names.windows(2).all(|w| w[0] != w[1]), "a kind is listed twice: {names:?}");
+    for kind in &kinds {
+        let tests = kind["shown_by"].as_array().expect("tests");
+        assert!(!tests.is_empty(), "nothing shows {kind}");
+        for test in tests.iter().map(|t| t.as_str().expect("text")) {
+            let there = match test.split_once("::") {
+                Some((module, function)) => text_of(&format!("tests/{module}.rs")).contains(&format!("fn {function}(")),
+                None if kind["status"] == "refused" => refusals.contains(&format!("\n    {test}: \"")),
+                None => fixtures.contains(&format!("\n    {test}: \"")),
+            };
+            assert!(there, "{}: there is no test {test}", kind["name"]);
+        }
+    }
+}
+
 #[test]
 fn the_readmes_commands_exist() {
     let readme = text_of("README.md");

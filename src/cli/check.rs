@@ -2,9 +2,11 @@
 
 use super::console::{Console, Paint};
 use super::drawing::Drawing;
+use super::table::{Side, Table};
 use super::target::{self, Target};
 use crate::check::{self, Finding, Outcome, Weight};
 use crate::error::{Error, Kind, Result};
+use crate::resource::kinds::{KINDS, Status};
 use serde_json::json;
 use std::process::ExitCode;
 
@@ -26,13 +28,24 @@ pub struct Check {
     /// Look through the tree below this process, or through this capsule, too
     #[arg(long, value_name = "PID|NAME", value_parser = target::parse)]
     pid: Option<Target>,
+    #[command(flatten)]
+    decide: super::decide::Decide,
+    /// List the kinds of kernel object, and whether meio keeps them
+    #[arg(long, conflicts_with_all = ["pid", "external", "ignore"])]
+    kinds: bool,
 }
 
 impl Check {
     /// Probes and reports.
     pub fn run(&self, console: &Console) -> Result<ExitCode> {
+        if self.kinds {
+            kinds(console);
+            return Ok(ExitCode::SUCCESS);
+        }
         let pid = self.pid.as_ref().map(Target::pid).transpose()?;
-        let outcome = check::run(pid, &mut Drawing::new(*console))?;
+        let mut drawing = Drawing::new(*console);
+        let outcome = check::run(pid, &self.decide.decisions(), &mut drawing)?;
+        drawing.finish(&outcome.warnings);
         let code = code(&outcome);
         if console.json {
             console.json("result", result(&outcome, code));
@@ -46,11 +59,28 @@ impl Check {
     }
 }
 
+/// The list of kinds.
+fn kinds(console: &Console) {
+    if console.json {
+        return console.json("result", json!({"command": "check", "ok": true, "kinds": KINDS}));
+    }
+    let mut table = Table::new([("KIND", Side::Left), ("", Side::Left), ("WHAT COMES BACK, OR WHY NOT", Side::Left)]);
+    for k in KINDS {
+        let status = match k.status {
+            Status::Supported => "supported",
+            Status::Partly => "partly",
+            Status::Refused => "refused",
+        };
+        table.row([k.name.into(), status.into(), k.says.into()]);
+    }
+    console.result(&table.lines(|head| console.out(head, Paint::Faint)).join("\n"));
+}
+
 fn code(o: &Outcome) -> u8 {
     let kind = match () {
         () if !o.refusals.is_empty() => Kind::Unsupported,
         () if o.hopeless() => Kind::Kernel,
-        () if o.gaps().next().is_some() => Kind::Warnings,
+        () if o.gaps().next().is_some() || !o.warnings.is_empty() => Kind::Warnings,
         () => return 0,
     };
     kind.code() as u8
@@ -64,6 +94,7 @@ fn result(o: &Outcome, code: u8) -> serde_json::Value {
         "findings": o.findings,
         "gaps": o.gaps().collect::<Vec<_>>(),
         "refusals": o.refusals,
+        "warnings": o.warnings,
     })
 }
 

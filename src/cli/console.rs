@@ -91,6 +91,12 @@ impl Console {
             let _ = writeln!(text, "  {}  {}", self.err(&pid, Paint::Strong), r.object);
             let _ = writeln!(text, "{indent}{}", r.reason);
             let _ = writeln!(text, "{indent}{} {}", self.err("help:", Paint::Good), r.advice);
+            if let Some(id) = &r.id {
+                let _ = writeln!(text, "{indent}      or leave it out: --ignore {id}");
+            }
+            if !r.chain.is_empty() {
+                let _ = writeln!(text, "{indent}{}  {}", self.err("way:", Paint::Faint), r.chain.join(" > "));
+            }
         }
         let _ = write!(text, "{} {}", self.err("help:", Paint::Good), help(e));
         line(true, &text);

@@ -38,6 +38,8 @@ pub struct Dump {
     /// How long to wait for every task to stand still, such as 5s or 500ms
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = figures::parse_time)]
     freeze_timeout: Duration,
+    #[command(flatten)]
+    decide: super::decide::Decide,
 }
 
 /// zstd level, `None` for raw.
@@ -80,6 +82,7 @@ impl Dump {
             kill: self.kill,
             level: self.compress.0,
             freeze_timeout: self.freeze_timeout,
+            decisions: self.decide.decisions(),
         };
         let mut drawing = Drawing::new(*console);
         let outcome = dump::run(&options, &mut drawing)?;

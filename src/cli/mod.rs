@@ -3,6 +3,7 @@
 mod check;
 mod console;
 mod core;
+mod decide;
 mod demo;
 mod drawing;
 mod dump;

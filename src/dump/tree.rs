@@ -4,7 +4,7 @@ use super::ask::ask;
 use super::copy::{From, Job, cut};
 use crate::error::{Context, Kind as Failure, Result};
 use crate::image::Owner;
-use crate::resource::capture::Capture;
+use crate::resource::capture::{Capture, Decisions};
 use crate::resource::memory::{AddressSpace, Backing, PAGE};
 use crate::resource::namespace::{Look, Numbers};
 use crate::resource::process::{Fs, Process, State};
@@ -74,7 +74,9 @@ pub fn gather(processes: Vec<Process>, capture: &mut Capture) -> Tree {
         terminals: std::mem::take(&mut capture.terminals),
         mapped: std::mem::take(&mut capture.mapped),
         objects: std::mem::take(&mut capture.objects),
+        owners: std::mem::take(&mut capture.owners),
         cgroups: capture.cgroups.take(),
+        decisions: capture.decisions.made(),
         filters: capture.filters.take(),
         namespaces: std::mem::take(&mut capture.namespaces.found),
     }
@@ -143,8 +145,8 @@ pub fn extent(pid: i32) -> (usize, u64) {
 }
 
 /// Reads everything of a frozen tree. When `capture.refusals` is not empty afterwards, nothing must be written.
-pub fn capture(frozen: &mut Frozen) -> Result<Captured> {
-    let mut capture = Capture { standing: true, ..Capture::default() };
+pub fn capture(frozen: &mut Frozen, decisions: &Decisions) -> Result<Captured> {
+    let mut capture = Capture { standing: true, decisions: decisions.clone().into(), ..Capture::default() };
     let mut known = Known::default();
     let mut processes = Vec::new();
     let mut jobs = Vec::new();
@@ -170,6 +172,8 @@ pub fn capture(frozen: &mut Frozen) -> Result<Captured> {
     let numbers = numbers(&mut processes, &capture)?;
     namespace::complete(&processes, &mut capture);
     let mut tree = gather(processes, &mut capture);
+    capture.settle(&tree);
+    warnings.extend(capture.decisions.unused());
     if !numbers.same() {
         tree.renumber(|number| numbers.translate(number));
         for job in &mut jobs {

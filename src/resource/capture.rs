@@ -1,11 +1,16 @@
 //! What a capture gathers over all processes: tables of shared things, and everything that stands in the way.
 
+use super::Tree;
+use super::graph::{Graph, How};
 use super::{
     descriptor::FileId, descriptor::OpenFile, memory::MappedFile, memory::ObjectId, namespace::Table, path::FilePath, pipe::Pipe,
     shared::Object, shared::Origin, terminal::TerminalState,
 };
 use crate::error::Refusal;
-use std::collections::HashMap;
+use crate::sys::task;
+use std::cell::RefCell;
+use std::cmp::Ordering;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 
 /// Where the content of an object is read from while the tree is stopped.
@@ -34,6 +39,8 @@ pub struct Capture {
     pub files: Vec<OpenFile>,
     /// For each of `files`: a process and descriptor that lead to it.
     pub holders: Vec<(i32, i32)>,
+    /// Owners and leases of some of `files`.
+    pub owners: Vec<super::owner::Owner>,
     /// Every (process, descriptor) that leads to one of `files`.
     pub descriptors: HashMap<(i32, i32), FileId>,
     /// Open file descriptions by (device, inode), each list in the order of kcmp(2).
@@ -67,18 +74,60 @@ pub struct Capture {
     /// Descriptors among that.
     pub lost: Vec<super::graph::Lost>,
     /// What the user decided about some of it.
-    pub decisions: Decisions,
+    pub decisions: Choices,
+}
+
+/// The user's decisions, and which of them were of use.
+#[derive(Debug, Default)]
+pub struct Choices {
+    made: Decisions,
+    used: RefCell<HashSet<String>>,
 }
 
 impl Decisions {
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.external.is_empty() && self.ignore.is_empty()
+    }
+}
+
+impl From<Decisions> for Choices {
+    fn from(made: Decisions) -> Self {
+        Choices { made, used: RefCell::default() }
+    }
+}
+
+impl Choices {
     /// Whether the user wants `KIND:ID` to be looked for outside of the tree.
     pub fn external(&self, id: &str) -> bool {
-        self.external.iter().any(|e| e == id)
+        self.chosen(&self.made.external, id)
     }
 
     /// Whether the user wants `KIND:ID` to be left out.
     pub fn ignores(&self, id: &str) -> bool {
-        self.ignore.iter().any(|i| i == id)
+        self.chosen(&self.made.ignore, id)
+    }
+
+    fn chosen(&self, list: &[String], id: &str) -> bool {
+        let chosen = list.iter().any(|c| c == id);
+        if chosen {
+            self.used.borrow_mut().insert(id.to_owned());
+        }
+        chosen
+    }
+
+    /// Those that concerned something in the tree, for the image.
+    pub fn made(&self) -> Decisions {
+        let used = self.used.borrow();
+        let kept = |list: &[String]| list.iter().filter(|c| used.contains(*c)).cloned().collect();
+        Decisions { external: kept(&self.made.external), ignore: kept(&self.made.ignore) }
+    }
+
+    /// A sentence for each that concerned nothing.
+    pub fn unused(&self) -> Vec<String> {
+        let used = self.used.borrow();
+        let all = self.made.external.iter().map(|c| ("external", c)).chain(self.made.ignore.iter().map(|c| ("ignore", c)));
+        all.filter(|(_, c)| !used.contains(*c)).map(|(option, c)| format!("--{option} {c}: the tree holds nothing of that name")).collect()
     }
 }
 
@@ -86,6 +135,38 @@ impl Capture {
     /// Notes that something cannot be saved.
     pub fn refuse(&mut self, pid: i32, object: impl Into<String>, reason: impl Into<String>, advice: impl Into<String>) {
         self.refusals.push(Refusal { pid, object: object.into(), reason: reason.into(), advice: advice.into(), ..Refusal::default() });
+    }
+
+    /// The refusal of an open file description that was met before, through another descriptor.
+    pub fn lost_before(&self, found: &super::descriptor::Found) -> crate::error::Result<Option<u32>> {
+        for l in self.lost.iter().filter(|l| l.link == found.link) {
+            if task::compare_files((found.pid, found.fd), (l.pid, l.fd)).is_ok_and(|o| o == Ordering::Equal) {
+                return Ok(Some(l.refusal));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Brings the refusals into the form in which they are told: each thing once with all that hold it, and how the root
+    /// leads to it.
+    pub fn settle(&mut self, tree: &Tree) {
+        const NAMED: usize = 4;
+        for (n, refusal) in self.refusals.iter_mut().enumerate() {
+            let also: Vec<String> =
+                self.lost.iter().filter(|l| l.refusal as usize == n).skip(1).map(|l| format!("{}/{}", l.pid, l.fd)).collect();
+            let more = if also.len() > NAMED { format!(" and {} more", also.len() - NAMED) } else { String::new() };
+            if !also.is_empty() {
+                refusal.object += &format!(", also {}{more}", also[..also.len().min(NAMED)].join(", "));
+            }
+        }
+        let Ok(graph) = Graph::with_refusals(tree, &self.refusals, &self.lost) else { return };
+        for refusal in &mut self.refusals {
+            let Some(node) = graph.nodes.iter().find(|n| n.refused.as_ref() == Some(refusal)) else { continue };
+            let chain = graph.chain(node.key);
+            if chain.iter().any(|e| e.how == How::ChildOf) {
+                refusal.chain = graph.words(&chain);
+            }
+        }
     }
 
     /// The object behind (device, inode); `open` is asked for its content the first time.

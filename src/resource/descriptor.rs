@@ -3,7 +3,9 @@
 use super::capture::Capture;
 use super::graph::{Lost, Part};
 use super::lock::{Family, Lock};
-use super::{device, epoll, eventfd, pidfd, pipe, regular, signalfd, terminal, timerfd};
+use super::{
+    device, epoll, eventfd, fanotify, ignored, inotify, outside, owner, pidfd, pipe, regular, signalfd, terminal, timerfd, unsupported,
+};
 use crate::error::{Context, Result};
 use crate::sys::proc::fdinfo::{self, FdInfo};
 use crate::sys::proc::read;
@@ -65,6 +67,10 @@ pub enum FileKind {
     Epoll(epoll::Epoll),
     /// memfd or shared memory without a name.
     Memory(super::shared::SharedMemory),
+    /// Left out by the user.
+    Ignored(ignored::Ignored),
+    /// End of a pipe to somebody outside, kept by name.
+    Outside(outside::Outside),
     /// An eventfd counter.
     EventFd(eventfd::EventFd),
     /// A timer.
@@ -73,6 +79,10 @@ pub enum FileKind {
     SignalFd(signalfd::SignalFd),
     /// A handle of a task.
     PidFd(pidfd::PidFd),
+    /// Watches on files.
+    Inotify(inotify::Inotify),
+    /// Marks on files, mounts and file systems.
+    Fanotify(fanotify::Fanotify),
 }
 
 /// What is known of a descriptor before its kind is decided.
@@ -99,10 +109,14 @@ impl FileKind {
             FileKind::Terminal(terminal) => terminal.part(),
             FileKind::Epoll(epoll) => epoll.part(),
             FileKind::Memory(memory) => memory.part(),
+            FileKind::Ignored(ignored) => ignored.part(),
+            FileKind::Outside(outside) => outside.part(),
             FileKind::EventFd(_) => Part::of("eventfd"),
             FileKind::TimerFd(_) => Part::of("timerfd"),
             FileKind::SignalFd(_) => Part::of("signalfd"),
             FileKind::PidFd(pidfd) => pidfd.part(),
+            FileKind::Inotify(_) => Part::of("inotify"),
+            FileKind::Fanotify(_) => Part::of("fanotify"),
         }
     }
 }
@@ -111,6 +125,11 @@ impl Found {
     /// For refusals: `fd 5 (socket:[123])`.
     pub fn object(&self) -> String {
         format!("fd {} ({})", self.fd, String::from_utf8_lossy(&self.link))
+    }
+
+    /// For the graph, when it cannot be saved.
+    fn lost(&self, refusal: u32) -> Lost {
+        Lost { pid: self.pid, fd: self.fd, link: self.link.clone(), refusal }
     }
 
     /// The open file description itself, duplicated into meio.
@@ -128,13 +147,19 @@ pub fn survey(pid: i32, capture: &mut Capture) -> Result<Vec<Descriptor>> {
         let meta = std::fs::metadata(format!("/proc/{pid}/fd/{fd}")).context(|| format!("reading fd {fd} of process {pid}"))?;
         let info = read::parsed(pid, &format!("fdinfo/{fd}"), fdinfo::parse)?;
         let found = Found { pid, fd, link, meta, info };
-        let locks: Vec<Lock> = found.info.all("lock").filter_map(Lock::parse).collect();
-        if found.info.all("lock").any(|l| Lock::parse(l).is_none()) {
-            capture.refuse(pid, found.object(), "it holds a lease", "leases are not supported yet; let it end first");
+        if let Some(refusal) = capture.lost_before(&found)? {
+            capture.lost.push(found.lost(refusal));
+            continue;
         }
+        let ignored = ignored::capture(&found, capture).is_some();
+        let locks: Vec<Lock> = found.info.all("lock").filter_map(Lock::parse).filter(|_| !ignored).collect();
         let (own, shared): (Vec<_>, Vec<_>) = locks.into_iter().partition(|l| l.family == Family::Posix);
+        let before = capture.refusals.len();
         let Some(file) = identify(&found, shared, capture)? else {
-            capture.lost.push(Lost { pid, fd, refusal: capture.refusals.len().saturating_sub(1) as u32 });
+            capture.lost.push(found.lost(before as u32));
+            for refusal in &mut capture.refusals[before..] {
+                refusal.id.get_or_insert_with(|| ignored::ids(&found).swap_remove(0));
+            }
             continue;
         };
         let cloexec = found.info.flags & libc::O_CLOEXEC as u32 != 0;
@@ -147,6 +172,7 @@ pub fn survey(pid: i32, capture: &mut Capture) -> Result<Vec<Descriptor>> {
 /// What needs all descriptor tables: who is meant by a handle, what an epoll instance watches. `tree` holds all processes.
 pub fn settle(tree: &HashSet<i32>, capture: &mut Capture) -> Result<()> {
     pidfd::refuse_outsiders(tree, capture);
+    owner::refuse_outsiders(tree, capture);
     epoll::resolve(capture)
 }
 
@@ -177,6 +203,7 @@ fn identify(found: &Found, locks: Vec<Lock>, capture: &mut Capture) -> Result<Op
         kind,
     });
     capture.holders.push((found.pid, found.fd));
+    owner::capture(found, id, capture)?;
     capture.file_index.entry(key).or_default().insert(low, id);
     Ok(Some(id))
 }
@@ -185,6 +212,13 @@ fn identify(found: &Found, locks: Vec<Lock>, capture: &mut Capture) -> Result<Op
 fn kind(found: &Found, capture: &mut Capture) -> Result<Option<FileKind>> {
     let mode = found.meta.mode() & libc::S_IFMT;
     let path_only = found.info.flags & libc::O_PATH as u32 != 0;
+    if let Some(decided) = ignored::capture(found, capture).or_else(|| outside::capture(found, capture)) {
+        return Ok(Some(decided));
+    }
+    if let Some((reason, advice)) = unsupported::by_name(&found.link) {
+        capture.refuse(found.pid, found.object(), reason, advice);
+        return Ok(None);
+    }
     match mode {
         _ if path_only => regular::capture(found, capture),
         _ if pidfd::is_pidfd(found) => pidfd::capture(found, capture),
@@ -192,6 +226,8 @@ fn kind(found: &Found, capture: &mut Capture) -> Result<Option<FileKind>> {
         libc::S_IFIFO => pipe::capture(found, capture),
         _ if found.link == b"anon_inode:[eventpoll]" => Ok(epoll::capture(found, capture)),
         _ if found.link == b"anon_inode:[eventfd]" => Ok(eventfd::capture(found, capture)),
+        _ if found.link == b"anon_inode:[fanotify]" => fanotify::capture(found, capture),
+        _ if found.link == b"anon_inode:inotify" => inotify::capture(found, capture),
         _ if found.link == b"anon_inode:[timerfd]" => timerfd::capture(found, capture),
         _ if found.link == b"anon_inode:[signalfd]" => Ok(signalfd::capture(found, capture)),
         libc::S_IFCHR if terminal::is_terminal(found) => terminal::capture(found, capture),

@@ -121,6 +121,10 @@ fn find(id: FileId, holder: (i32, i32), capture: &mut Capture) -> Result<Epoll> 
             capture.refuse(holder.0, object, reason, "close the epoll instance first");
             continue;
         }
+        let leads = file.or_else(|| capture.descriptors.get(&(first.0, t.tfd)).copied());
+        if leads.is_some_and(|id| matches!(capture.files[id as usize].kind, FileKind::Ignored(_))) {
+            continue; // what stands in for it cannot be watched
+        }
         epoll.targets.push(Target { fd: t.tfd, events: t.events, data: t.data, file });
     }
     epoll.quiet = capture.standing && quiet(&epoll, capture)?;
@@ -164,7 +168,7 @@ impl Epoll {
     /// For the graph.
     pub fn part(&self) -> Part {
         let pid = self.first.0;
-        let needs = self.targets.iter().map(|t| (Key::Descriptor(pid, t.fd), How::Watches)).collect();
+        let needs = self.targets.iter().map(|t| (t.file.map_or(Key::Descriptor(pid, t.fd), Key::File), How::Watches)).collect();
         Part { needs, ..Part::of("epoll") }
     }
 }

@@ -6,7 +6,7 @@
 //! [`FileKind::part`](super::descriptor::FileKind::part) leads there.
 
 use super::descriptor::OpenFile;
-use super::memory::Backing;
+use super::memory::{Backing, Mapping};
 use super::process::{Process, State};
 use super::shared::Origin;
 use super::{Tree, kinds};
@@ -57,6 +57,7 @@ pub enum How {
     /// An epoll instance, or whatever else waits for something, on what it waits for.
     Watches,
     /// Something that carries descriptors inside (`SCM_RIGHTS`) on an open file that waits in it.
+    #[allow(dead_code)] // until sockets are here
     Carries,
     /// Cannot be made before the other is there.
     Needs,
@@ -64,7 +65,7 @@ pub enum How {
 
 impl How {
     /// Whether the other thing must be made first. A socket can wait in its own queue, and is put there when all is made.
-    pub fn orders(self) -> bool {
+    fn orders(self) -> bool {
         !matches!(self, How::MemberOf | How::Carries)
     }
 
@@ -124,6 +125,8 @@ pub struct Node {
     pub name: String,
     /// More about it.
     pub detail: String,
+    /// `r`, `w`, `rw` or `path` of an open file, else empty.
+    pub access: &'static str,
     /// Why it cannot be saved, when it cannot.
     pub refused: Option<Refusal>,
 }
@@ -139,6 +142,13 @@ pub struct Edge {
     pub how: How,
 }
 
+impl Edge {
+    /// Whether `to` must be made before `from`. Handles of tasks are sent to those that hold them, when all tasks are there.
+    pub fn orders(self) -> bool {
+        self.how.orders() && !matches!((self.from, self.to), (Key::File(_), Key::Process(_)))
+    }
+}
+
 /// All things of a tree, and what hangs on what.
 #[derive(Debug, Default)]
 pub struct Graph {
@@ -150,12 +160,14 @@ pub struct Graph {
 }
 
 /// A descriptor that could not be captured, and which refusal says why.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Lost {
     /// Process.
     pub pid: i32,
     /// Descriptor number.
     pub fd: i32,
+    /// `/proc/PID/fd/N`.
+    pub link: Vec<u8>,
     /// Index into the refusals.
     pub refusal: u32,
 }
@@ -190,7 +202,12 @@ impl Graph {
         for (n, pipe) in tree.pipes.iter().enumerate() {
             let unread: usize = pipe.content.iter().map(|c| c.0.len()).sum();
             let name = b.links.get(&Key::Pipe(n as u32)).map_or_else(|| format!("pipe {n}"), |l| (*l).to_owned());
-            b.add(Key::Pipe(n as u32), if pipe.path.is_some() { "FIFO" } else { "pipe" }, name, format!("{unread} bytes unread"));
+            b.add(
+                Key::Pipe(n as u32),
+                if pipe.path.is_some() { "FIFO" } else { "pipe" },
+                name,
+                if unread == 0 { String::new() } else { format!("{unread} bytes unread") },
+            );
         }
         for (n, t) in tree.terminals.iter().enumerate() {
             b.add(Key::Terminal(n as u32), "terminal", t.path.clone(), format!("{} x {}", t.size.1, t.size.0));
@@ -198,17 +215,7 @@ impl Graph {
                 b.edges.insert(Edge { from: Key::Session(t.session), to: Key::Terminal(n as u32), how: How::Controls });
             }
         }
-        for (n, refusal) in refusals.iter().enumerate() {
-            let key = Key::Refused(n as u32);
-            b.add(key, "refused", refusal.object.clone(), refusal.reason.clone());
-            b.nodes.last_mut().into_iter().for_each(|node| node.refused = Some(refusal.clone()));
-            b.edges.insert(Edge { from: Key::Process(refusal.pid), to: key, how: How::Needs });
-        }
-        for l in lost {
-            let to = Key::Refused(l.refusal);
-            b.edges.remove(&Edge { from: Key::Process(l.pid), to, how: How::Needs });
-            b.edges.insert(Edge { from: Key::Process(l.pid), to, how: How::Holds(l.fd) });
-        }
+        b.refused(tree, refusals, lost);
         b.finish(tree)
     }
 
@@ -221,7 +228,7 @@ impl Graph {
     pub fn order(&self) -> Result<Vec<Key>> {
         let mut waits = vec![0usize; self.nodes.len()];
         let mut frees: Vec<Vec<usize>> = vec![Vec::new(); self.nodes.len()];
-        for e in self.edges.iter().filter(|e| e.how.orders()) {
+        for e in self.edges.iter().filter(|e| e.orders()) {
             waits[self.place[&e.from]] += 1;
             frees[self.place[&e.to]].push(self.place[&e.from]);
         }
@@ -273,6 +280,24 @@ impl Graph {
         chain
     }
 
+    /// A chain in words, one for each thing on the way: `100 make`, `120 cc1`, `fd 5 (pipe:[7])`.
+    pub fn words(&self, chain: &[Edge]) -> Vec<String> {
+        let name = |key: Key| self.node(key).map_or_else(String::new, |n| n.name.clone());
+        let of = |key: Key| match key {
+            Key::Process(pid) => format!("{pid} {}", name(key)),
+            _ => name(key),
+        };
+        let root = chain.first().map(|e| of(if e.how == How::ChildOf { e.to } else { e.from }));
+        let steps = chain.iter().map(|e| match e.how {
+            How::ChildOf => of(e.from),
+            How::Holds(fd) => format!("fd {fd} ({})", of(e.to)),
+            How::Needs if name(e.from) == name(e.to) => String::new(),
+            How::Needs => of(e.to),
+            how => format!("{} {}", how.word(), of(e.to)),
+        });
+        root.into_iter().chain(steps).filter(|w| !w.is_empty()).collect()
+    }
+
     /// The process from which all others descend.
     pub fn root(&self) -> Option<Key> {
         let child: BTreeSet<Key> = self.edges.iter().filter(|e| e.how == How::ChildOf).map(|e| e.from).collect();
@@ -291,7 +316,7 @@ struct Builder<'t> {
 
 impl<'t> Builder<'t> {
     fn add(&mut self, key: Key, kind: &'static str, name: String, detail: String) {
-        self.nodes.push(Node { key, kind, name, detail, refused: None });
+        self.nodes.push(Node { key, kind, name, detail, access: "", refused: None });
     }
 
     fn process(&mut self, p: &Process) {
@@ -325,7 +350,9 @@ impl<'t> Builder<'t> {
             self.edges.insert(Edge { from: key, to, how });
         };
         maps(&space.exe, How::Runs);
-        space.mappings.iter().for_each(|m| maps(&m.backing, How::Maps(m.shared)));
+        // Those that only read what nobody else can change share nothing but the file.
+        let shares = |m: &Mapping| m.shared && m.flags.iter().any(|f| f == "mw");
+        space.mappings.iter().for_each(|m| maps(&m.backing, How::Maps(shares(m))));
     }
 
     fn file(&mut self, number: u32, file: &'t OpenFile) {
@@ -333,8 +360,42 @@ impl<'t> Builder<'t> {
         for (to, _) in &part.needs {
             self.links.entry(*to).or_insert(&file.link);
         }
-        self.add(Key::File(number), part.kind, file.link.clone(), part.detail);
+        let access = match file.flags as i32 & libc::O_ACCMODE {
+            _ if file.flags & libc::O_PATH as u32 != 0 => "path",
+            libc::O_RDONLY => "r",
+            libc::O_WRONLY => "w",
+            _ => "rw",
+        };
+        self.nodes.push(Node {
+            key: Key::File(number),
+            kind: part.kind,
+            name: file.link.clone(),
+            detail: part.detail,
+            access,
+            refused: None,
+        });
         self.edges.extend(part.needs.into_iter().map(|(to, how)| Edge { from: Key::File(number), to, how }));
+    }
+
+    /// What stands in the way: a thing that has a node already is marked, anything else gets a node.
+    fn refused(&mut self, tree: &Tree, refusals: &[Refusal], lost: &[Lost]) {
+        for (n, refusal) in refusals.iter().enumerate() {
+            let known = self.nodes.iter_mut().find(|node| matches!(node.key, Key::Pipe(_)) && refusal.id.as_ref() == Some(&node.name));
+            if let Some(node) = known {
+                node.refused = Some(refusal.clone());
+                continue;
+            }
+            let key = Key::Refused(n as u32);
+            let holders: Vec<&Lost> = lost.iter().filter(|l| l.refusal == n as u32).collect();
+            let name = holders.first().map_or_else(|| refusal.object.clone(), |l| String::from_utf8_lossy(&l.link).into_owned());
+            self.add(key, "refused", name, refusal.reason.clone());
+            self.nodes.last_mut().into_iter().for_each(|node| node.refused = Some(refusal.clone()));
+            let edges = holders.iter().map(|l| (l.pid, How::Holds(l.fd)));
+            let edges: Vec<_> = if holders.is_empty() { vec![(refusal.pid, How::Needs)] } else { edges.collect() };
+            for (pid, how) in edges.into_iter().filter(|(pid, _)| tree.processes.iter().any(|p| p.pid == *pid)) {
+                self.edges.insert(Edge { from: Key::Process(pid), to: key, how });
+            }
+        }
     }
 
     /// Resolves descriptors, and finds numbers that lead nowhere.
@@ -356,6 +417,11 @@ impl<'t> Builder<'t> {
                 let Some(&file) = self.descriptors.get(&(pid, fd)) else { continue };
                 e.to = Key::File(file);
             }
+            if let (Key::Process(tid), false) = (e.to, place.contains_key(&e.to)) {
+                // A handle of a thread.
+                let whose = tree.processes.iter().find(|p| p.threads.iter().any(|t| t.tid == tid));
+                e.to = whose.map_or(e.to, |p| Key::Process(p.pid));
+            }
             match (place.get(&e.from), place.get(&e.to)) {
                 (Some(_), Some(_)) => edges.push(e),
                 _ => return Err(Error::image(format!("image damaged: {:?} leads to {:?}, which is not there", e.from, e.to))),
@@ -365,5 +431,84 @@ impl<'t> Builder<'t> {
         edges.dedup();
         debug_assert!(nodes.iter().all(|n| kinds::kind(n.kind).is_some()), "a kind is missing in resource::kinds");
         Ok(Graph { nodes, edges, place })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::resource::descriptor::{Descriptor, FileKind};
+    use crate::resource::epoll::{Epoll, Target};
+    use crate::resource::pipe::{Pipe, PipeEnd};
+
+    fn process(pid: i32, ppid: i32, fds: &[(i32, u32)]) -> Process {
+        let descriptors = fds.iter().map(|&(fd, file)| Descriptor { fd, file, cloexec: false, locks: vec![] }).collect();
+        Process { pid, ppid, pgid: 1, sid: 1, comm: format!("p{pid}").into_bytes(), descriptors, ..Process::default() }
+    }
+
+    fn file(id: u32, kind: FileKind) -> OpenFile {
+        OpenFile { id, flags: 0, pos: 0, link: format!("file {id}"), locks: vec![], kind }
+    }
+
+    fn epoll(pid: i32, fds: &[i32]) -> FileKind {
+        let targets = fds.iter().map(|&fd| Target { fd, events: 1, ..Target::default() }).collect();
+        FileKind::Epoll(Epoll { first: (pid, 0), targets, ..Epoll::default() })
+    }
+
+    /// A parent with an epoll instance over another one, which watches a pipe that the child holds, too.
+    fn tree() -> Tree {
+        Tree {
+            processes: vec![process(1, 0, &[(3, 0), (4, 1), (5, 2)]), process(2, 1, &[(7, 2)])],
+            files: vec![file(0, epoll(1, &[4])), file(1, epoll(1, &[5, 99])), file(2, FileKind::Pipe(PipeEnd { pipe: 0 }))],
+            pipes: vec![Pipe { path: None, size: 4096, content: vec![] }],
+            ..Tree::default()
+        }
+    }
+
+    #[test]
+    fn what_is_needed_comes_first() {
+        let graph = Graph::new(&tree()).expect("whole");
+        let order = graph.order().expect("an order");
+        assert_eq!(order.len(), graph.nodes.len());
+        let at = |key: Key| order.iter().position(|k| *k == key).expect("in the order");
+        for e in graph.edges.iter().filter(|e| e.orders()) {
+            assert!(at(e.to) < at(e.from), "{e:?}");
+        }
+        // Against their numbers: the inner instance before the one that watches it.
+        assert!(at(Key::Pipe(0)) < at(Key::File(2)) && at(Key::File(2)) < at(Key::File(1)) && at(Key::File(1)) < at(Key::File(0)));
+        // Nothing is there any more under descriptor 99.
+        assert_eq!(graph.edges.iter().filter(|e| e.how == How::Watches).count(), 2);
+    }
+
+    #[test]
+    fn a_circle_is_damage() {
+        let mut tree = tree();
+        tree.files[1].kind = epoll(1, &[3]);
+        let error = Graph::new(&tree).expect("whole").order().expect_err("a circle");
+        assert!(error.kind == crate::error::Kind::Image && error.message.contains("circle"), "{error}");
+    }
+
+    #[test]
+    fn numbers_that_lead_nowhere_are_damage() {
+        let mut no_pipe = tree();
+        no_pipe.pipes.clear();
+        let mut no_file = tree();
+        no_file.files.pop();
+        let mut no_parent = tree();
+        no_parent.processes[1].ppid = 5;
+        for tree in [no_pipe, no_file, no_parent] {
+            assert_eq!(Graph::new(&tree).expect_err("damage").kind, crate::error::Kind::Image);
+        }
+    }
+
+    #[test]
+    fn refusals_hang_on_those_that_hold_them() {
+        let refusal = Refusal { pid: 2, object: "fd 9 (socket:[7])".into(), id: Some("socket:[7]".into()), ..Refusal::default() };
+        let lost = Lost { pid: 2, fd: 9, link: b"socket:[7]".to_vec(), refusal: 0 };
+        let graph = Graph::with_refusals(&tree(), &[refusal], &[lost]).expect("whole");
+        let chain = graph.chain(Key::Refused(0));
+        assert_eq!(graph.words(&chain), ["1 p1", "2 p2", "fd 9 (socket:[7])"]);
+        assert_eq!(graph.words(&graph.chain(Key::Pipe(0)))[..2], ["1 p1", "fd 5 (file 2)"]);
+        assert!(graph.chain(graph.root().expect("a root")).is_empty());
     }
 }

@@ -50,15 +50,30 @@ kinds! {
     "pipe", Supported, "unread content, packet borders, size", ["pipes"];
     "FIFO", Supported, "the same, through its path", ["fifo"];
     "device", Supported, "null, zero, full, random, urandom", ["devices"];
-    "terminal", Partly, "modes, size, session, foreground group; the master side is refused", [];
     "epoll", Supported, "what it watches, with the program's own words", ["waits_in_epoll"];
+    "terminal", Partly, "modes, size, session, foreground group; one session with a terminal of its own", ["terminal::a_restored_job_can_be_suspended"];
+    "ignored", Partly, "left out by `--ignore`: `/dev/null` stands in for it", ["refusals::what_is_left_out_is_dev_null"];
+    "pipe to outside", Partly, "kept by `--external`: the same pipe, or standard input or output", ["refusals::a_pipe_to_outside_is_found_again"];
     "eventfd", Supported, "its value, semaphore or not", ["eventfd"];
     "timerfd", Supported, "every clock; time left, interval, expirations not yet read", ["timerfd"];
     "signalfd", Supported, "its mask", ["signalfd"];
     "pidfd", Supported, "the same process, also one that has ended", ["pidfd"];
+    "inotify", Partly, "watches with their numbers; unread events become one that says that events were lost", ["inotify"];
+    "fanotify", Partly, "marks on files, mounts and file systems; unread events and groups asked for permission are refused", ["fanotify"];
+    "owner", Supported, "who gets which signal for an open file, leases; dnotify is refused", ["owners"];
     "file in memory", Supported, "files of a tmpfs of the tree's own", ["mounts"];
     "seccomp", Supported, "strict mode and filters of each thread", ["seccomp"];
-    "refused", Refused, "what has no kind of its own yet", [];
+    "terminal master", Refused, "the master side of a terminal", ["terminal_master"];
+    "socket", Refused, "its peer and what is under way cannot be read", ["socket"];
+    "inotify", Refused, "not yet", ["inotify"];
+    "io_uring", Refused, "what is under way in its rings cannot be read", ["io_uring"];
+    "userfaultfd", Refused, "another process answers for the memory", ["userfaultfd"];
+    "perf", Refused, "counters of the processor cannot be put back", ["perf"];
+    "bpf", Refused, "programs and maps live in the kernel", ["bpf"];
+    "lease", Refused, "not yet", ["lease"];
+    "System V shared memory", Refused, "not yet", ["system_v_shared_memory"];
+    "traced process", Refused, "somebody else holds it by ptrace(2)", ["traced"];
+    "refused", Refused, "what meio does not know", ["inotify"];
 }
 
 /// The kind of this name.

@@ -191,7 +191,9 @@ fn backing(pid: i32, vma: &Vma, capture: &mut Capture) -> Result<Option<Backing>
         Some(("it is a shadow stack", "start the program with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off"))
     } else if vma.name.starts_with(b"/SYSV") {
         Some(("System V shared memory is not supported yet", "use POSIX shared memory, or wait for a later version"))
-    } else if vma.name.starts_with(b"/[aio]") || vma.name.starts_with(b"anon_inode:") {
+    } else if let Some(refused) = super::unsupported::by_name(&vma.name) {
+        Some(refused)
+    } else if vma.name.starts_with(b"anon_inode:") {
         Some(("it belongs to a kernel object that is not supported yet", "end the program's use of it first"))
     } else if vma.has(b"pf") || vma.has(b"io") {
         Some(("it maps a device", "the device's state cannot be read; close it first"))

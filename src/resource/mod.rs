@@ -8,7 +8,10 @@ pub mod descriptor;
 pub mod device;
 pub mod epoll;
 pub mod eventfd;
+pub mod fanotify;
 pub mod graph;
+pub mod ignored;
+pub mod inotify;
 pub mod kinds;
 pub mod limits;
 pub mod lock;
@@ -16,6 +19,8 @@ pub mod memory;
 pub mod mount;
 pub mod namespace;
 pub mod network;
+pub mod outside;
+pub mod owner;
 pub mod path;
 pub mod pidfd;
 pub mod pipe;
@@ -30,6 +35,7 @@ pub mod terminal;
 pub mod thread;
 pub mod timerfd;
 pub mod timers;
+pub mod unsupported;
 
 use serde::{Deserialize, Serialize};
 
@@ -70,9 +76,15 @@ pub struct Tree {
     pub mapped: Vec<memory::MappedFile>,
     /// Memory that belongs to no single address space.
     pub objects: Vec<shared::Object>,
+    /// Owners and leases of open files.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub owners: Vec<owner::Owner>,
     /// Sets of cgroups that tasks are in.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub cgroups: Vec<Vec<cgroup::Group>>,
+    /// What the user decided about things that would have been refused.
+    #[serde(default, skip_serializing_if = "capture::Decisions::is_empty")]
+    pub decisions: capture::Decisions,
     /// seccomp(2) filters.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub filters: Vec<seccomp::Filter>,
@@ -98,8 +110,14 @@ impl Tree {
             match &mut file.kind {
                 descriptor::FileKind::Epoll(epoll) => to(&mut epoll.first.0),
                 // One outside of the tree keeps the number that meio sees.
-                descriptor::FileKind::PidFd(handle) if handle.outside.is_none() => to(&mut handle.target_pid),
+                descriptor::FileKind::PidFd(handle) if handle.departed.is_none() && handle.outside.is_none() => to(&mut handle.target_pid),
                 _ => {}
+            }
+        }
+        for owner in self.owners.iter_mut() {
+            to(&mut owner.holder.0);
+            if owner.target_pid != 0 {
+                to(&mut owner.target_pid);
             }
         }
     }

@@ -17,6 +17,12 @@ impl FilePath {
         &self.0
     }
 
+    /// An absolute path as it is seen from outside of the root directory `root`.
+    pub fn below(&self, root: &Path) -> std::path::PathBuf {
+        let start = self.0.iter().take_while(|b| **b == b'/').count();
+        root.join(OsStr::from_bytes(&self.0[start..]))
+    }
+
     /// Splits the kernel's ` (deleted)` off a link of /proc.
     pub fn from_link(link: &[u8]) -> (Self, bool) {
         match link.strip_suffix(b" (deleted)") {

@@ -1,7 +1,7 @@
 //! Pipes and FIFOs with what is inside them.
 
 use super::capture::Capture;
-use super::descriptor::{FileKind, Found};
+use super::descriptor::{FileKind, Found, OpenFile};
 use super::graph::{Key, Part};
 use super::path::FilePath;
 use super::thread::serde_bytes_vec::Bytes;
@@ -9,7 +9,7 @@ use crate::error::{Context, Result};
 use crate::sys::file;
 use crate::sys::proc::{read, stat};
 use serde::{Deserialize, Serialize};
-use std::collections::HashSet;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 
@@ -76,41 +76,60 @@ fn below(pid: i32, tree: &HashSet<i32>) -> bool {
     false
 }
 
-/// Refuses pipes that a process outside of the tree holds, too: it would be left with nobody at the other end.
+/// Refuses pipes that a process outside of the tree holds, too: it would be left with nobody at the other end. And those
+/// that are to be kept by name but lead nowhere outside.
 pub fn refuse_outsiders(tree: &HashSet<i32>, own: i32, capture: &mut Capture) {
-    let inodes: Vec<u64> = capture.pipe_inodes.iter().zip(&capture.pipes).filter(|(_, p)| p.path.is_none()).map(|(&i, _)| i).collect();
-    if inodes.is_empty() {
+    let inside = capture.pipe_inodes.iter().zip(&capture.pipes).filter(|(_, p)| p.path.is_none()).map(|(i, _)| format!("pipe:[{i}]"));
+    let mut outsiders: BTreeMap<String, Vec<i32>> = inside.map(|link| (link, Vec::new())).collect();
+    let outside = |f: &OpenFile| if let FileKind::Outside(o) = &f.kind { Some(o.id.clone()) } else { None };
+    let by_name: BTreeSet<String> = capture.files.iter().filter_map(outside).collect();
+    outsiders.extend(by_name.iter().map(|link| (link.clone(), Vec::new())));
+    if outsiders.is_empty() {
         return;
     }
     let all = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    let outsiders = all.filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok()).filter(|p| !tree.contains(p) && *p != own);
-    for pid in outsiders {
+    let others = all.filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok()).filter(|p| !tree.contains(p) && *p != own);
+    for pid in others {
         if below(pid, tree) {
             continue; // born since the tree was listed
         }
         for fd in read::fds(pid).unwrap_or_default() {
             let Ok(link) = read::fd_link(pid, fd) else { continue };
-            let Some(inode) = link.strip_prefix(b"pipe:[").and_then(|l| std::str::from_utf8(l).ok()?.trim_end_matches(']').parse().ok())
-            else {
-                continue;
-            };
-            if !inodes.contains(&inode) {
-                continue;
-            }
-            let name = read::read(pid, "comm").unwrap_or_default();
-            let name = String::from_utf8_lossy(&name).trim().to_owned();
-            let held: Vec<(i32, String)> = capture
-                .files
-                .iter()
-                .zip(&capture.holders)
-                .filter(|(f, _)| f.link == format!("pipe:[{inode}]"))
-                .map(|(f, h)| (h.0, format!("fd {} ({})", h.1, f.link)))
-                .collect();
-            for (holder, object) in held {
-                let reason = format!("the pipe is also held by process {pid} ({name}), outside of the tree");
-                capture.refuse(holder, object, reason, "dump a process above both, or redirect into a file instead");
+            if let Some(found) = std::str::from_utf8(&link).ok().and_then(|l| outsiders.get_mut(l))
+                && found.last() != Some(&pid)
+            {
+                found.push(pid);
             }
         }
     }
-    capture.refusals.dedup();
+    for (link, pids) in outsiders {
+        let held = capture.files.iter().zip(&capture.holders).filter(|(f, _)| f.link == link).map(|(_, h)| *h);
+        let held: Vec<(i32, i32)> = held.collect();
+        let Some(&(holder, fd)) = held.first() else { continue };
+        let (reason, advice) = match (pids.as_slice(), by_name.contains(&link)) {
+            ([], true) => ("nobody outside of the tree holds the pipe".to_owned(), format!("leave --external {link} away")),
+            ([], false) | (_, true) => continue,
+            (pids, false) => (
+                format!("the pipe is also held by {}, outside of the tree", named(pids)),
+                format!("dump a process above both, redirect into a file instead, or connect it again at the restore: --external {link}"),
+            ),
+        };
+        let also: Vec<String> = held[1..].iter().map(|(pid, fd)| format!(", also {pid}/{fd}")).collect();
+        capture.refuse(holder, format!("fd {fd} ({link}){}", also.concat()), reason, advice);
+        if let Some(refusal) = capture.refusals.last_mut() {
+            refusal.id = Some(link);
+        }
+    }
+}
+
+/// `process 12 (tee), 13 (sort) and 2 more`.
+fn named(pids: &[i32]) -> String {
+    const NAMED: usize = 3;
+    let name = |pid: &i32| {
+        let comm = read::read(*pid, "comm").unwrap_or_default();
+        format!("{pid} ({})", String::from_utf8_lossy(&comm).trim())
+    };
+    let shown: Vec<String> = pids.iter().take(NAMED).map(name).collect();
+    let more = if pids.len() > NAMED { format!(" and {} more", pids.len() - NAMED) } else { String::new() };
+    format!("process{} {}{more}", if pids.len() == 1 { "" } else { "es" }, shown.join(", "))
 }

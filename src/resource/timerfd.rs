@@ -117,7 +117,7 @@ mod tests {
     use super::*;
 
     fn shown(name: &str, value: &str) -> Option<TimerFd> {
-        let mut lines = vec![("clockid", "1"), ("ticks", "0"), ("settime flags", "00"), ("it_value", "(0, 1)"), ("it_interval", "(0, 0)")];
+        let mut lines = [("clockid", "1"), ("ticks", "0"), ("settime flags", "00"), ("it_value", "(0, 1)"), ("it_interval", "(0, 0)")];
         for line in lines.iter_mut().filter(|l| l.0 == name) {
             line.1 = value;
         }

@@ -14,6 +14,7 @@ use crate::error::{Context, Error, Result};
 use crate::image::Reader;
 use crate::progress::{Report, phase};
 use crate::resource::credentials::Credentials;
+use crate::resource::owner::Owner;
 use crate::resource::process::{Process, State};
 use crate::resource::thread::Thread;
 use crate::resource::{Tree, cgroup, seccomp, signals, timers::Timers};
@@ -115,8 +116,7 @@ impl<'t> Planted<'t> {
             for folder in made.iter().rev() {
                 let _ = std::fs::remove_dir(folder);
             }
-            result?;
-            pool.arm(self.tree)
+            result
         })
     }
 
@@ -197,6 +197,9 @@ impl<'t> Planted<'t> {
             process.attributes.tell_task(&mut script)?;
             let inside = users::inside(self.tree, process, &thread.credentials, stub.tid)?;
             thread.credentials.tell(&mut script, own, inside)?;
+            if thread.tid == process.pid {
+                self.owners(&mut script, process)?;
+            }
             thread.tell_last(&mut script)?;
             let own = process.own_number();
             signals::queue(&mut script, &thread.pending, own, Some(thread.own_number()))?;
@@ -236,6 +239,34 @@ impl<'t> Planted<'t> {
             None if level == 0 => Some(group),
             None => None,
         }
+    }
+
+    /// Owners and leases of the open files that fall to this process.
+    fn owners(&self, script: &mut Script<'_>, process: &Process) -> Result<()> {
+        for owner in self.tree.owners.iter().filter(|o| o.holder.0 == process.pid) {
+            let flags = self.tree.files.get(owner.file as usize).map_or(0, |f| f.flags);
+            let target = self.owner_seen(owner, process.level());
+            owner.tell(script, flags, target.ok_or_else(|| Error::image("image damaged: the owner of an open file is not there"))?)?;
+        }
+        Ok(())
+    }
+
+    /// The number of who gets the signals of an open file, as it is seen `level` pid namespaces below the base.
+    fn owner_seen(&self, owner: &Owner, level: usize) -> Option<i32> {
+        let (root, target) = (&self.tree.processes[0], owner.target_pid);
+        if target == 0 {
+            return Some(0);
+        }
+        if owner.is_group() {
+            let led_outside = target == root.pgid && !self.tree.processes.iter().any(|p| p.pid == target);
+            // Such a group is led by the root by now.
+            return if led_outside { root.number(level) } else { self.group_seen(target, level) };
+        }
+        if level == 0 {
+            return Some(target);
+        }
+        let thread = self.tree.processes.iter().flat_map(|p| &p.threads).find(|t| t.tid == target)?;
+        thread.inner.get(level - 1).copied()
     }
 
     /// From here on the tree outlives meio, all of it or nothing: a task that is not let go below, because that fails or

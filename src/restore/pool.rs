@@ -6,6 +6,8 @@ use super::places::Places;
 use super::terminal::Terminals;
 use crate::error::{Context, Error, Kind, Result};
 use crate::resource::descriptor::{FileKind, OpenFile};
+use crate::resource::graph::{Graph, Key};
+use crate::resource::ignored::Ignored;
 use crate::resource::lock::{Family, Lock};
 use crate::resource::memory::Backing;
 use crate::resource::path::FilePath;
@@ -16,21 +18,25 @@ use crate::resource::thread::serde_bytes_vec::Bytes;
 use crate::resource::{Tree, epoll};
 use crate::sys::file;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
-/// Descriptors of meio that the stubs inherit, all above every number that the tree uses.
+/// Descriptors of meio that the stubs inherit, all above every number that the tree uses; each by its number in the image.
+#[derive(Default)]
 pub struct Pool {
     base: i32,
-    files: Vec<OwnedFd>,
-    mapped: Vec<OwnedFd>,
-    executables: Vec<Option<OwnedFd>>,
-    objects: Vec<OwnedFd>,
+    files: HashMap<u32, OwnedFd>,
+    mapped: HashMap<u32, OwnedFd>,
+    executables: HashMap<u32, OwnedFd>,
+    objects: HashMap<u32, OwnedFd>,
     /// The objects open for writing, not inherited.
-    writers: Vec<OwnedFd>,
+    writers: HashMap<u32, OwnedFd>,
+    /// What is different than it was.
+    pub warnings: Vec<String>,
     /// The way of what can only be opened when the tasks are there.
     late: Option<Late>,
 }
@@ -56,49 +62,59 @@ impl Pool {
     /// Opens everything.
     pub fn open(tree: &Tree, terminals: &Terminals, places: &Places<'_>) -> Result<Self> {
         let count = tree.files.len() + 2 * tree.mapped.len() + tree.objects.len() + 64;
-        let mut pool = Pool {
-            base: Pool::base_of(tree),
-            files: vec![],
-            mapped: vec![],
-            executables: vec![],
-            objects: vec![],
-            writers: vec![],
-            late: None,
-        };
+        let mut pool = Pool { base: Pool::base_of(tree), ..Pool::default() };
         raise_limit(pool.base as u64 + count as u64)?;
-        for object in &tree.objects {
-            let writer = make_object(object, places)?;
-            // An executable must not be open for writing when a process takes it (PR_SET_MM_MAP).
-            let exe = tree.processes.iter().filter_map(|p| p.memory.as_ref()).any(|m| is_object(&m.exe, object.id));
-            let inherited = if exe { reopen(writer.as_raw_fd(), libc::O_RDONLY as u32)? } else { writer.try_clone()? };
-            pool.objects.push(pool.keep(inherited)?);
-            pool.writers.push(writer);
-        }
-        for file in &tree.mapped {
-            let opened =
-                OpenOptions::new().read(true).write(wants_write(tree, pool.mapped.len())).open(places.path(file.namespace, &file.path));
-            pool.mapped.push(pool.keep(opened.context(|| format!("opening {}", file.path))?.into())?);
-        }
-        for (number, file) in tree.mapped.iter().enumerate() {
-            let is_exe = |b: &Backing| matches!(b, Backing::File { file, .. } if *file as usize == number);
-            let wanted = tree.processes.iter().filter_map(|p| p.memory.as_ref()).any(|m| is_exe(&m.exe));
-            let opened = if wanted {
-                Some(File::open(places.path(file.namespace, &file.path)).context(|| format!("opening {}", file.path))?)
-            } else {
-                None
-            };
-            let kept = opened.map(|f| pool.keep(f.into())).transpose()?;
-            pool.executables.push(kept);
-        }
         pool.late = Late::new(tree)?.map(|late| late.keep(|fd| pool.keep(fd))).transpose()?;
-        let pipes: Vec<Ends> = tree.pipes.iter().enumerate().map(|(n, p)| Ends::make(p, n as u32, tree, places)).collect::<Result<_>>()?;
-        for file in &tree.files {
-            let fd = open_file(file, &pool, &pipes, terminals, places).context(|| format!("opening {}", file.link))?;
-            let fd = pool.keep(fd)?;
-            lock(&fd, file)?;
-            pool.files.push(fd);
+        let mut pipes = HashMap::new();
+        for key in Graph::new(tree)?.order()? {
+            pool.make(key, tree, &mut pipes, (terminals, places))?;
         }
         Ok(pool)
+    }
+
+    /// Makes one thing; whatever it needs is there.
+    fn make(
+        &mut self,
+        key: Key,
+        tree: &Tree,
+        pipes: &mut HashMap<u32, Ends>,
+        (terminals, places): (&Terminals, &Places<'_>),
+    ) -> Result<()> {
+        match key {
+            Key::Object(n) => {
+                let object = &tree.objects[n as usize];
+                let writer = make_object(object, places)?;
+                // An executable must not be open for writing when a process takes it (PR_SET_MM_MAP).
+                let exe = tree.processes.iter().filter_map(|p| p.memory.as_ref()).any(|m| is_object(&m.exe, n));
+                let inherited = if exe { reopen(writer.as_raw_fd(), libc::O_RDONLY as u32)? } else { writer.try_clone()? };
+                self.objects.insert(n, self.keep(inherited)?);
+                self.writers.insert(n, writer);
+            }
+            Key::Mapped(n) => {
+                let file = &tree.mapped[n as usize];
+                let path = places.path(file.namespace, &file.path);
+                let open =
+                    |write: bool| OpenOptions::new().read(true).write(write).open(&path).context(|| format!("opening {}", file.path));
+                self.mapped.insert(n, self.keep(open(wants_write(tree, n as usize))?.into())?);
+                let is_exe = |b: &Backing| matches!(b, Backing::File { file, .. } if *file == n);
+                if tree.processes.iter().filter_map(|p| p.memory.as_ref()).any(|m| is_exe(&m.exe)) {
+                    self.executables.insert(n, self.keep(open(false)?.into())?);
+                }
+            }
+            Key::Pipe(n) => {
+                pipes.insert(n, Ends::make(&tree.pipes[n as usize], n, tree, places)?);
+            }
+            Key::File(n) => {
+                let file = &tree.files[n as usize];
+                let fd = self.open_file(file, pipes, terminals, places).context(|| format!("opening {}", file.link))?;
+                let fd = self.keep(fd)?;
+                lock(&fd, file)?;
+                self.files.insert(n, fd);
+            }
+            // Made by the stubs, or by whoever runs meio.
+            Key::Terminal(_) | Key::Refused(_) | Key::Session(_) | Key::Group(_) | Key::Process(_) | Key::Descriptor(..) => {}
+        }
+        Ok(())
     }
 
     /// Moves a descriptor above those of the tree and lets the stubs inherit it.
@@ -119,7 +135,7 @@ impl Pool {
 
     /// Puts what could not be opened before into the place that was kept for it.
     pub fn replace(&mut self, id: u32, fd: OwnedFd) -> Result<()> {
-        let place = self.files.get_mut(id as usize).ok_or_else(|| Error::image("image damaged: an open file is not there"))?;
+        let place = self.files.get_mut(&id).ok_or_else(|| Error::image("image damaged: an open file is not there"))?;
         nix::unistd::dup3(fd, place, OFlag::O_CLOEXEC).context(|| "replacing a descriptor")
     }
 
@@ -135,10 +151,7 @@ impl Pool {
 
     /// Read-only descriptor of a mapped file that is an executable.
     pub fn executable(&self, id: u32) -> Result<i32> {
-        self.executables
-            .get(id as usize)
-            .and_then(|f| f.as_ref().map(AsRawFd::as_raw_fd))
-            .ok_or_else(|| Error::image(format!("image damaged: executable {id} is not there")))
+        number(&self.executables, id, "executable")
     }
 
     /// Descriptor of an object.
@@ -148,7 +161,7 @@ impl Pool {
 
     /// An object, to fill it.
     pub fn object_file(&self, id: u32) -> Result<File> {
-        let fd = self.writers.get(id as usize).ok_or_else(|| Error::image(format!("image damaged: object {id} is not there")))?;
+        let fd = self.writers.get(&id).ok_or_else(|| Error::image(format!("image damaged: object {id} is not there")))?;
         Ok(File::from(fd.try_clone()?))
     }
 
@@ -157,11 +170,19 @@ impl Pool {
         self.writers.clear();
     }
 
-    /// Starts the timers, whose time goes on from here.
-    pub fn arm(&self, tree: &Tree) -> Result<()> {
-        for (file, fd) in tree.files.iter().zip(&self.files) {
-            if let FileKind::TimerFd(timer) = &file.kind {
-                timer.arm(fd.as_fd())?;
+    /// Starts what notices the time or what is done to files, as process `root` sees them. Closes whatever the tree has of
+    /// its own by now.
+    pub fn arm(&mut self, tree: &Tree, root: i32) -> Result<()> {
+        self.mapped.clear();
+        self.executables.clear();
+        self.objects.clear();
+        let root = std::path::PathBuf::from(format!("/proc/{root}/root"));
+        for (file, fd) in tree.files.iter().enumerate().filter_map(|(n, file)| Some((file, self.files.get(&(n as u32))?))) {
+            match &file.kind {
+                FileKind::TimerFd(timer) => timer.arm(fd.as_fd())?,
+                FileKind::Inotify(inotify) => inotify.arm(fd.as_fd(), &root)?,
+                FileKind::Fanotify(fanotify) => fanotify.arm(fd.as_fd(), &root)?,
+                _ => {}
             }
         }
         Ok(())
@@ -169,13 +190,13 @@ impl Pool {
 
     /// Seals memfds again, after they were filled and mapped.
     pub fn seal(&self, tree: &Tree) -> Result<()> {
-        for (object, writer) in tree.objects.iter().zip(&self.writers) {
-            if let Origin::Mounted { times, .. } = object.origin {
-                file::set_times(writer.as_fd(), times).context(|| "setting the times of a file in memory")?;
+        for (number, object) in tree.objects.iter().enumerate() {
+            if let (Origin::Mounted { times, .. }, Some(writer)) = (&object.origin, self.writers.get(&(number as u32))) {
+                file::set_times(writer.as_fd(), *times).context(|| "setting the times of a file in memory")?;
             }
         }
         // By the descriptors that may write: what is executed has been opened for reading only.
-        for (object, fd) in tree.objects.iter().zip(&self.writers) {
+        for (object, fd) in tree.objects.iter().enumerate().filter_map(|(n, o)| Some((o, self.writers.get(&(n as u32))?))) {
             if let Origin::Memfd { seals, .. } = object.origin
                 && seals != 0
                 && file::seals(&File::from(fd.try_clone()?)).is_ok_and(|now| now != seals)
@@ -194,8 +215,8 @@ fn highest(tree: &Tree) -> i32 {
     tree.processes.iter().flat_map(|p| &p.descriptors).map(|d| d.fd).chain(watched).max().unwrap_or(0)
 }
 
-fn number(list: &[OwnedFd], id: u32, what: &str) -> Result<i32> {
-    list.get(id as usize).map(AsRawFd::as_raw_fd).ok_or_else(|| Error::image(format!("image damaged: {what} {id} is not there")))
+fn number(list: &HashMap<u32, OwnedFd>, id: u32, what: &str) -> Result<i32> {
+    list.get(&id).map(AsRawFd::as_raw_fd).ok_or_else(|| Error::image(format!("image damaged: {what} {id} is not there")))
 }
 
 fn is_object(backing: &Backing, id: u32) -> bool {
@@ -248,40 +269,45 @@ fn with_flags(fd: OwnedFd, flags: u32) -> Result<OwnedFd> {
     Ok(fd)
 }
 
-fn open_file(file: &OpenFile, pool: &Pool, pipes: &[Ends], terminals: &Terminals, places: &Places<'_>) -> Result<OwnedFd> {
-    let place = |path: &FilePath| places.path(places.mounts_of_file(file.id), path);
-    let fd = match &file.kind {
-        FileKind::Regular(Regular { deleted: Some(object), .. }) => reopen_object(pool, *object, file.flags)?,
-        FileKind::Regular(regular) => open_path(&place(&regular.path), file.flags)?,
-        FileKind::Memory(memory) => reopen_object(pool, memory.object, file.flags)?,
-        FileKind::Pipe(end) => {
-            let ends = pipes.get(end.pipe as usize).ok_or_else(|| Error::image("image damaged: a pipe is missing"))?;
-            return reopen_pipe(ends.of(file.flags), file.flags);
-        }
-        FileKind::Device(device) => {
-            let fd = open_path(&place(&device.path), file.flags)?;
-            let rdev = File::from(fd.try_clone()?).metadata()?.rdev();
-            if (libc::major(rdev), libc::minor(rdev)) != device.number {
-                return Err(Error::new(Kind::Unsupported, format!("{} is another device here", device.path)));
+impl Pool {
+    fn open_file(&mut self, file: &OpenFile, pipes: &HashMap<u32, Ends>, terminals: &Terminals, places: &Places<'_>) -> Result<OwnedFd> {
+        let place = |path: &FilePath| places.path(places.mounts_of_file(file.id), path);
+        let fd = match &file.kind {
+            FileKind::Regular(Regular { deleted: Some(object), .. }) => reopen(self.object(*object)?, file.flags)?,
+            FileKind::Regular(regular) => open_path(&place(&regular.path), file.flags)?,
+            FileKind::Memory(memory) => reopen(self.object(memory.object)?, file.flags)?,
+            FileKind::Pipe(end) => {
+                let ends = pipes.get(&end.pipe).ok_or_else(|| Error::image("image damaged: a pipe is missing"))?;
+                return reopen_pipe(ends.of(file.flags), file.flags);
             }
-            return Ok(fd);
+            FileKind::Device(device) => {
+                let fd = open_path(&place(&device.path), file.flags)?;
+                let rdev = File::from(fd.try_clone()?).metadata()?.rdev();
+                if (libc::major(rdev), libc::minor(rdev)) != device.number {
+                    return Err(Error::new(Kind::Unsupported, format!("{} is another device here", device.path)));
+                }
+                return Ok(fd);
+            }
+            FileKind::Epoll(_) => return epoll::create(),
+            FileKind::Terminal(terminal) => return terminals.open(terminal.terminal, file.flags & KEPT),
+            FileKind::EventFd(eventfd) => return eventfd.make().and_then(|fd| with_flags(fd, file.flags)),
+            FileKind::TimerFd(timer) => return timer.make().and_then(|fd| with_flags(fd, file.flags)),
+            FileKind::SignalFd(signals) => return signals.make().and_then(|fd| with_flags(fd, file.flags)),
+            FileKind::PidFd(_) => return late::stand_in(),
+            FileKind::Inotify(inotify) => return inotify.make().and_then(|fd| with_flags(fd, file.flags)),
+            FileKind::Fanotify(fanotify) => return fanotify.make().and_then(|fd| with_flags(fd, file.flags)),
+            FileKind::Ignored(_) => return Ignored::open(file.flags),
+            FileKind::Outside(outside) => {
+                let (fd, warning) = outside.open(file.flags)?;
+                self.warnings.extend(warning);
+                return Ok(fd);
+            }
+        };
+        if file.flags & libc::O_PATH as u32 == 0 && file.pos != 0 {
+            nix::unistd::lseek(fd.as_fd(), file.pos as i64, nix::unistd::Whence::SeekSet).context(|| "setting the file offset")?;
         }
-        FileKind::Epoll(_) => return epoll::create(),
-        FileKind::EventFd(eventfd) => return eventfd.make().and_then(|fd| with_flags(fd, file.flags)),
-        FileKind::TimerFd(timer) => return timer.make().and_then(|fd| with_flags(fd, file.flags)),
-        FileKind::SignalFd(signals) => return signals.make().and_then(|fd| with_flags(fd, file.flags)),
-        FileKind::PidFd(_) => return late::stand_in(),
-        FileKind::Terminal(terminal) => return terminals.open(terminal.terminal, file.flags & KEPT),
-    };
-    if file.flags & libc::O_PATH as u32 == 0 && file.pos != 0 {
-        nix::unistd::lseek(fd.as_fd(), file.pos as i64, nix::unistd::Whence::SeekSet).context(|| "setting the file offset")?;
+        Ok(fd)
     }
-    Ok(fd)
-}
-
-fn reopen_object(pool: &Pool, object: u32, flags: u32) -> Result<OwnedFd> {
-    let fd = pool.objects.get(object as usize).ok_or_else(|| Error::image("image damaged: an object is missing"))?;
-    reopen(fd.as_raw_fd(), flags)
 }
 
 /// Takes the locks again that belong to an open file description.

@@ -111,10 +111,10 @@ impl<'t> Skeleton<'t> {
         self.enter(index)?;
         let all: Vec<(usize, i32)> = before.iter().chain(&after).copied().collect();
         let mut births = Births::begin(parent, &self.tree.namespaces, &stub);
-        // Before the children, when some live in a pid namespace from which they do not see the group that they are in.
-        let outside = index == 0 && !self.pids.contains(&parent.pgid);
-        let deeper = self.tree.processes.iter().any(|p| p.level() > parent.level());
-        if deeper && parent.sid != parent.pid && (parent.pgid == parent.pid || outside) {
+        // Children in a pid namespace below must inherit the group. Otherwise groups come last: who is born of this one may
+        // have to inherit the group that it leaves.
+        let nested = all.iter().any(|&(child, _)| self.process(child).level() != parent.level());
+        if nested && self.leads_group(index) {
             // A root that was given a session of its own leads its group already.
             births.script.attempt("setpgid", libc::SYS_setpgid, &[0, 0])?;
         }
@@ -138,6 +138,13 @@ impl<'t> Skeleton<'t> {
             self.bear(child, session)?;
         }
         Ok(())
+    }
+
+    /// Whether a process leads a group, but not as the leader of its session. The group that the root was in was led from
+    /// outside: the root leads it now.
+    fn leads_group(&self, index: usize) -> bool {
+        let p = self.process(index);
+        p.sid != p.pid && (p.pgid == p.pid || index == 0 && !self.pids.contains(&p.pgid))
     }
 
     /// Starts a session, with its terminal.
@@ -217,10 +224,10 @@ impl<'t> Skeleton<'t> {
     /// Puts everyone into their process groups, who have not inherited them.
     fn groups(&self) -> Result<()> {
         let root = self.process(0);
-        for p in self.tree.processes.iter().filter(|p| p.pgid == p.pid && p.sid != p.pid) {
+        for index in (0..self.tree.processes.len()).filter(|&i| self.leads_group(i)) {
+            let p = self.process(index);
             self.join_group(p, &self.stubs[&p.pid], p.pid)?;
         }
-        // The group that the root was in was led from outside: the root leads it now.
         let outside = !self.pids.contains(&root.pgid);
         if outside && root.sid != root.pid {
             self.join_group(root, &self.stubs[&root.pid], root.pid)?;

@@ -196,3 +196,33 @@ pub fn raw_modes(modes: &[u8]) -> Vec<u8> {
     clear(12, libc::ECHO | libc::ECHONL | libc::ICANON | libc::ISIG | libc::IEXTEN);
     raw
 }
+
+/// `F_SETSIG` of fcntl(2).
+pub const F_SETSIG: i32 = 10;
+const F_GETSIG: i32 = 11;
+/// `F_SETOWN_EX` of fcntl(2), with a `struct f_owner_ex`: kind and number.
+pub const F_SETOWN_EX: i32 = 15;
+const F_GETOWN_EX: i32 = 16;
+/// The owner is a process group.
+pub const F_OWNER_PGRP: i32 = 2;
+
+/// Who gets a signal when something happens to an open file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileOwner {
+    /// `F_OWNER_TID`, `F_OWNER_PID` or `F_OWNER_PGRP`.
+    pub kind: i32,
+    /// Thread, process or process group; 0 for nobody.
+    pub pid: i32,
+    /// `F_GETSIG`: 0 for `SIGIO`.
+    pub signal: i32,
+}
+
+/// The owner of an open file (fcntl(2) `F_GETOWN_EX`).
+pub fn owner(fd: BorrowedFd<'_>) -> Result<FileOwner, Errno> {
+    let mut owner = [0i32; 2];
+    // SAFETY: the kernel writes a `struct f_owner_ex`, two numbers.
+    Errno::result(unsafe { libc::fcntl(fd.as_raw_fd(), F_GETOWN_EX, owner.as_mut_ptr()) })?;
+    // SAFETY: numbers only.
+    let signal = Errno::result(unsafe { libc::fcntl(fd.as_raw_fd(), F_GETSIG) })?;
+    Ok(FileOwner { kind: owner[0], pid: owner[1], signal })
+}

@@ -105,6 +105,7 @@ fn show(teller: &Teller<'_>) -> Result<Seen> {
         kill: true,
         level: Some(1),
         freeze_timeout: Duration::from_secs(5),
+        decisions: Default::default(),
     };
     let mut drawing = Drawing::new(*teller.console);
     let dumped = dump::run(&options, &mut drawing)?;

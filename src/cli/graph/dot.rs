@@ -18,7 +18,7 @@ pub fn text(graph: &Graph) -> String {
             how => how.word().into(),
         };
         let (from, to) = (quoted(&id(e.from)), quoted(&id(e.to)));
-        let style = if e.how.orders() { "solid" } else { "dashed" };
+        let style = if e.orders() { "solid" } else { "dashed" };
         let _ = writeln!(text, "  {from} -> {to} [label={}, style={style}];", quoted(&label));
     }
     text + "}"

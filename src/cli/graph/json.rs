@@ -9,6 +9,9 @@ use serde_json::{Value, json};
 pub fn value(graph: &Graph) -> Result<Value> {
     let nodes = graph.nodes.iter().map(|n| {
         let mut node = json!({"id": id(n.key), "kind": n.kind, "name": n.name, "detail": n.detail});
+        if !n.access.is_empty() {
+            node["access"] = n.access.into();
+        }
         if let Some(refusal) = &n.refused {
             node["refused"] = json!(refusal);
         }

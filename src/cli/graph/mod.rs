@@ -2,6 +2,10 @@
 
 mod dot;
 mod json;
+mod layout;
+mod svg;
+mod view;
+mod why;
 
 use super::{Console, image};
 use crate::error::{Context, Result};
@@ -29,6 +33,11 @@ pub struct GraphCommand {
     /// Write it to this file instead of standard output
     #[arg(short, long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
     output: Option<PathBuf>,
+    /// Say how the root leads to this, who holds it, what it needs, and why it would be refused
+    ///
+    /// OBJECT is a pid, PID/FD, a path, or what /proc/PID/fd shows, for example pipe:[123].
+    #[arg(long, value_name = "OBJECT", conflicts_with_all = ["format", "output"])]
+    why: Option<String>,
 }
 
 /// How a graph is written.
@@ -46,6 +55,15 @@ impl GraphCommand {
     /// Builds the graph and writes it.
     pub fn run(&self, console: &Console) -> Result<ExitCode> {
         let graph = self.graph()?;
+        if let Some(object) = &self.why {
+            let why = why::Why::of(&graph, object)?;
+            if console.json {
+                console.json("result", serde_json::json!({"command": "graph", "why": why.iter().map(why::Why::value).collect::<Vec<_>>()}));
+            } else {
+                console.result(&why.iter().map(why::Why::page).collect::<Vec<_>>().join("\n\n"));
+            }
+            return Ok(ExitCode::SUCCESS);
+        }
         let format = self.format.unwrap_or_else(|| self.by_name());
         if console.json || format == Format::Json && self.output.is_none() {
             console.json("result", json::value(&graph)?);
@@ -54,7 +72,7 @@ impl GraphCommand {
         let text = match format {
             Format::Dot => dot::text(&graph),
             Format::Json => json::value(&graph)?.to_string(),
-            Format::Svg => dot::text(&graph),
+            Format::Svg => svg::text(&layout::Picture::of(view::View::of(&graph))),
         };
         match &self.output {
             Some(path) => std::fs::write(path, text + "\n").context(|| format!("writing {}", path.display()))?,
@@ -66,7 +84,7 @@ impl GraphCommand {
     fn graph(&self) -> Result<Graph> {
         match self.subject.parse::<i32>() {
             Ok(pid) if pid > 0 => {
-                let seen = crate::dump::look(pid)?;
+                let seen = crate::dump::preflight(pid, &Default::default())?;
                 Graph::with_refusals(&seen.tree, &seen.refusals, &seen.lost)
             }
             _ => {

@@ -4,7 +4,7 @@ use super::section;
 use crate::cli::console::Console;
 use crate::cli::table::{Side, Table, printable};
 use crate::resource::Tree;
-use crate::resource::descriptor::{Descriptor, FileKind, OpenFile};
+use crate::resource::descriptor::{Descriptor, OpenFile};
 use std::collections::HashMap;
 
 /// The whole page.
@@ -30,7 +30,7 @@ pub fn page(console: &Console, tree: &Tree) -> String {
                 d.fd.to_string(),
                 mode(d, file),
                 file.pos.to_string(),
-                kind(&file.kind).into(),
+                file.kind.part().kind.into(),
                 printable(&file.link),
                 shared(&holders[&d.file], (p.pid, d.fd)),
             ]);
@@ -55,23 +55,6 @@ fn mode(d: &Descriptor, file: &OpenFile) -> String {
         words.push("cloexec");
     }
     words.join(",")
-}
-
-fn kind(kind: &FileKind) -> &'static str {
-    match kind {
-        FileKind::Regular(r) if r.deleted.is_some() => "deleted file",
-        FileKind::Regular(r) if r.mode & libc::S_IFMT == libc::S_IFDIR => "folder",
-        FileKind::Regular(_) => "file",
-        FileKind::Pipe(_) => "pipe",
-        FileKind::Device(_) => "device",
-        FileKind::Terminal(_) => "terminal",
-        FileKind::Epoll(_) => "epoll",
-        FileKind::Memory(_) => "memory",
-        FileKind::EventFd(_) => "eventfd",
-        FileKind::TimerFd(_) => "timerfd",
-        FileKind::SignalFd(_) => "signalfd",
-        FileKind::PidFd(_) => "pidfd",
-    }
 }
 
 /// Other holders of the same open file: `7:3` is descriptor 3 of process 7. A long list is cut.

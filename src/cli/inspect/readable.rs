@@ -3,70 +3,68 @@
 use super::Seen;
 use crate::error::{Error, Result};
 use crate::postmortem::ThreadStack;
+use ciborium::Value as Cbor;
 use serde_json::{Value, json};
 
 /// Fields whose bytes are a name.
 const NAMES: [&str; 1] = ["comm"];
-/// Fields that are byte strings, or lists of them.
-const BYTES: [&str; 7] = ["xstate", "auxv", "termios", "affinity", "content", "pending", "build_id"];
+/// Fields that are bytes but are saved as lists of numbers.
+const LISTS: [&str; 2] = ["build_id", "affinity"];
 
 /// The fields of the result.
 pub fn value(seen: &Seen, stacks: Option<&[ThreadStack]>) -> Result<Value> {
-    let as_json = |value: serde_json::Result<Value>| value.map_err(|e| Error::other(format!("cannot write the image as JSON: {e}")));
-    let mut tree = as_json(serde_json::to_value(&seen.tree))?;
-    rewrite(&mut tree);
-    let mut result = json!({
-        "command": "inspect",
-        "manifest": as_json(serde_json::to_value(&seen.manifest))?,
-        "tree": tree,
-    });
+    let mut result = json!({"command": "inspect", "manifest": readable(&seen.manifest)?, "tree": readable(&seen.tree)?});
     if let Some(rest) = &seen.rest {
         result["image_bytes"] = rest.bytes.into();
         result["blocks"] = rest.blocks.into();
         result["hash"] = rest.hash.clone().ok().into();
     }
     if let Some(stacks) = stacks {
-        result["stacks"] = as_json(serde_json::to_value(stacks))?;
+        result["stacks"] = serde_json::to_value(stacks).map_err(unwritable)?;
     }
     Ok(result)
 }
 
-fn rewrite(value: &mut Value) {
+fn unwritable(e: impl std::fmt::Display) -> Error {
+    Error::other(format!("cannot write the image as JSON: {e}"))
+}
+
+/// By way of the image's own encoding, which tells byte strings from lists of numbers.
+fn readable(value: &impl serde::Serialize) -> Result<Value> {
+    Ok(json("", Cbor::serialized(value).map_err(unwritable)?))
+}
+
+fn json(name: &str, value: Cbor) -> Value {
     match value {
-        Value::Object(fields) => {
-            for (name, field) in fields.iter_mut() {
-                match () {
-                    () if NAMES.contains(&name.as_str()) => *field = text(field),
-                    () if BYTES.contains(&name.as_str()) => hex(field),
-                    () => rewrite(field),
-                }
-            }
-        }
-        Value::Array(items) => items.iter_mut().for_each(rewrite),
-        _ => {}
+        Cbor::Bytes(b) if NAMES.contains(&name) => String::from_utf8_lossy(&b).into(),
+        Cbor::Bytes(b) => hex(&b),
+        Cbor::Array(items) if LISTS.contains(&name) => match items.iter().map(byte).collect::<Option<Vec<u8>>>() {
+            Some(b) => hex(&b),
+            None => items.into_iter().map(|item| json("", item)).collect(),
+        },
+        Cbor::Array(items) => items.into_iter().map(|item| json("", item)).collect(),
+        Cbor::Map(fields) => Value::Object(fields.into_iter().map(field).collect()),
+        Cbor::Integer(n) => u64::try_from(n).map(Value::from).or_else(|_| i64::try_from(n).map(Value::from)).unwrap_or_default(),
+        Cbor::Float(n) => n.into(),
+        Cbor::Text(text) => text.into(),
+        Cbor::Bool(b) => b.into(),
+        Cbor::Tag(_, inner) => json(name, *inner),
+        _ => Value::Null,
     }
 }
 
-/// The bytes of an array of numbers; `None` when it is something else.
-fn bytes(value: &Value) -> Option<Vec<u8>> {
-    value.as_array()?.iter().map(|n| u8::try_from(n.as_u64()?).ok()).collect()
+fn field((name, value): (Cbor, Cbor)) -> (String, Value) {
+    let name = name.into_text().unwrap_or_else(|other| json("", other).to_string());
+    let value = json(&name, value);
+    (name, value)
 }
 
-fn text(value: &Value) -> Value {
-    bytes(value).map_or(Value::Null, |b| String::from_utf8_lossy(&b).into())
+fn byte(value: &Cbor) -> Option<u8> {
+    value.as_integer().and_then(|n| u8::try_from(n).ok())
 }
 
-/// A byte string becomes digits; in a list of byte strings, each does.
-fn hex(value: &mut Value) {
-    let list = value.as_array().is_some_and(|items| items.iter().any(Value::is_array));
-    match value {
-        Value::Array(items) if list => items.iter_mut().for_each(hex),
-        _ => {
-            if let Some(b) = bytes(value) {
-                *value = b.iter().map(|b| format!("{b:02x}")).collect::<String>().into();
-            }
-        }
-    }
+fn hex(bytes: &[u8]) -> Value {
+    bytes.iter().map(|b| format!("{b:02x}")).collect::<String>().into()
 }
 
 #[cfg(test)]
@@ -75,8 +73,17 @@ mod tests {
 
     #[test]
     fn bytes_become_readable() {
-        let mut v = json!([{"comm": [97, 98], "xstate": [0, 255], "pending": [[1], [2, 3]], "nice": [1, 2], "build_id": null}]);
-        rewrite(&mut v);
-        assert_eq!(v, json!([{"comm": "ab", "xstate": "00ff", "pending": ["01", "0203"], "nice": [1, 2], "build_id": null}]));
+        let text = |t: &str| Cbor::Text(t.into());
+        let list = |n: &[i32]| Cbor::Array(n.iter().map(|n| (*n).into()).collect());
+        let v = Cbor::Map(vec![
+            (text("comm"), Cbor::Bytes(b"ab".to_vec())),
+            (text("xstate"), Cbor::Bytes(vec![0, 255])),
+            (text("pending"), Cbor::Array(vec![Cbor::Bytes(vec![1]), Cbor::Bytes(vec![2, 3])])),
+            (text("nice"), list(&[1, -2])),
+            (text("build_id"), list(&[1, 2])),
+            (text("path"), Cbor::Null),
+        ]);
+        let wanted = json!({"comm": "ab", "xstate": "00ff", "pending": ["01", "0203"], "nice": [1, -2], "build_id": "0102", "path": null});
+        assert_eq!(json("", v), wanted);
     }
 }

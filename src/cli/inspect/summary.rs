@@ -36,6 +36,10 @@ pub fn page(console: &Console, name: &str, seen: &Seen) -> String {
     ];
     let mut lines: Vec<String> =
         facts.iter().map(|(label, fact)| format!("{} {fact}", console.out(&format!("{label:<8}"), Paint::Faint))).collect();
+    let decided = [("external", &t.decisions.external), ("ignored", &t.decisions.ignore)];
+    for (label, ids) in decided.iter().filter(|(_, ids)| !ids.is_empty()) {
+        lines.push(format!("{} {}", console.out(&format!("{label:<8}"), Paint::Faint), printable(&ids.join(", "))));
+    }
     lines.push(String::new());
     lines.extend(processes(&t.processes).lines(|head| console.out(head, Paint::Faint)));
     lines.join("\n")

@@ -69,6 +69,61 @@ pub struct EpollTarget {
     pub sdev: Option<u64>,
 }
 
+/// A line of inotify or fanotify: what is watched, and for what. Numbers are hexadecimal.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NotifyMark {
+    /// Number of an inotify watch.
+    pub wd: i32,
+    /// Inode of what is watched; 0 for a whole mount or file system.
+    pub inode: u64,
+    /// Device of what is watched, in the kernel's own coding (`major << 20 | minor`).
+    pub sdev: u64,
+    /// Id of a whole mount that is watched.
+    pub mnt_id: Option<i32>,
+    /// `IN_*` or `FAN_*` mask.
+    pub mask: u32,
+    /// Events that are ignored (fanotify).
+    pub ignored_mask: u32,
+    /// `FAN_MARK_*` of fanotify.
+    pub mflags: u32,
+    /// Type of the handle for open_by_handle_at(2), and its bytes.
+    pub handle: Option<(i32, Vec<u8>)>,
+}
+
+impl NotifyMark {
+    /// Parses `wd:2 ino:7ef82a sdev:800001 mask:800afff ignored_mask:0 fhandle-bytes:8 fhandle-type:1 f_handle:2af87e00220ffd73`.
+    /// proc_pid_fdinfo(5) calls the watch descriptor decimal, but it is hexadecimal like all of the line.
+    pub fn parse(value: &[u8]) -> Option<NotifyMark> {
+        let number = |name: &str| within(value, name.as_bytes()).map_or(Some(0), hex);
+        let small = |name: &str| u32::try_from(number(name)?).ok();
+        Some(NotifyMark {
+            wd: i32::try_from(number("wd")?).ok()?,
+            inode: number("ino")?,
+            sdev: number("sdev")?,
+            mnt_id: match within(value, b"mnt_id") {
+                Some(id) => Some(i32::try_from(hex(id)?).ok()?),
+                None => None,
+            },
+            mask: small("mask")?,
+            ignored_mask: small("ignored_mask")?,
+            mflags: small("mflags")?,
+            handle: match within(value, b"f_handle").zip(within(value, b"fhandle-type")) {
+                Some((bytes, kind)) => Some((i32::try_from(hex(kind)?).ok()?, hex_bytes(bytes)?)),
+                None => None,
+            },
+        })
+    }
+
+    /// The inode that is watched.
+    pub fn file(&self) -> crate::sys::handle::Handle {
+        crate::sys::handle::Handle { device: self.sdev, inode: self.inode, handle: self.handle.clone() }
+    }
+}
+
+fn hex_bytes(digits: &[u8]) -> Option<Vec<u8>> {
+    digits.chunks(2).map(|pair| if pair.len() == 2 { u8::try_from(hex(pair)?).ok() } else { None }).collect()
+}
+
 /// Parses /proc/PID/fdinfo/N.
 pub fn parse(text: &[u8]) -> Result<FdInfo> {
     let (mut pos, mut flags) = (None, None);
@@ -152,6 +207,21 @@ mod tests {
         let ring = parse(fixture!("6.1/fdinfo/io_uring")).unwrap();
         assert_eq!(ring.all("PollList").collect::<Vec<_>>(), [b""]);
         assert_eq!(parse(fixture!("6.18/fdinfo/inotify")).unwrap().all("inotify").count(), 2);
+    }
+
+    #[test]
+    fn marks_of_inotify_and_fanotify() {
+        let inotify = parse(fixture!("6.18/fdinfo/inotify")).unwrap();
+        let marks: Vec<_> = inotify.all("inotify").map(|l| NotifyMark::parse(l).unwrap()).collect();
+        let handle = Some((1, vec![0xbe, 0xc4, 3, 0, 0, 0, 0, 0]));
+        assert_eq!(marks[0], NotifyMark { wd: 2, inode: 0x3c4be, sdev: 0xfe0_0000, mask: 0x100, handle, ..NotifyMark::default() });
+        assert_eq!((marks[1].wd, marks[1].mask), (1, 0xfff));
+        let fanotify = parse(fixture!("6.1/fdinfo/fanotify")).unwrap();
+        let mark = NotifyMark::parse(fanotify.all("fanotify").nth(1).unwrap()).unwrap();
+        let wanted = NotifyMark { mnt_id: Some(0x12), mflags: 0x40, mask: 0x38, ignored_mask: 0x4000_0003, ..NotifyMark::default() };
+        assert_eq!(mark, wanted);
+        assert_eq!(NotifyMark::parse(b"wd:1 mask:x"), None);
+        assert_eq!(NotifyMark::parse(b"wd:1 f_handle:123 fhandle-type:1"), None);
     }
 
     #[test]

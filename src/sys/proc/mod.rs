@@ -21,7 +21,7 @@ pub mod sched;
 pub mod stat;
 pub mod status;
 pub mod syscall;
-mod text;
+pub mod text;
 pub mod timer_list;
 pub mod timers;
 

@@ -1,0 +1,46 @@
+//! `--external` and `--ignore`, the same wherever a tree is looked through.
+
+use crate::resource::capture::Decisions;
+
+/// What to do about things that would be refused. A refusal names its KIND:ID.
+#[derive(clap::Args, Clone, Default)]
+pub struct Decide {
+    /// Keep it by name only; its other side lives outside, and is looked for again at the restore
+    ///
+    /// KIND:ID is what the refusal proposes, for example pipe:[1234]. May be given more than once.
+    #[arg(long, value_name = "KIND:ID", value_parser = id)]
+    external: Vec<String>,
+    /// Leave it out of the image; a descriptor comes back as one of /dev/null
+    ///
+    /// KIND:ID is what the refusal proposes: fd:PID/N for a descriptor, pipe:[1234], socket:[1234], file:PATH. It is
+    /// recorded in the image, and the restore warns of it. May be given more than once.
+    #[arg(long, value_name = "KIND:ID", value_parser = id)]
+    ignore: Vec<String>,
+}
+
+fn id(text: &str) -> Result<String, String> {
+    match text.split_once(':') {
+        Some((kind, id)) if !id.is_empty() && !kind.is_empty() && kind.chars().all(|c| c.is_ascii_alphanumeric() || c == '-') => {
+            Ok(text.into())
+        }
+        _ => Err("write KIND:ID as the refusal has it, for example fd:1234/5 or pipe:[678]".into()),
+    }
+}
+
+impl Decide {
+    /// For the screenplays.
+    pub fn decisions(&self) -> Decisions {
+        Decisions { external: self.external.clone(), ignore: self.ignore.clone() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::id;
+
+    #[test]
+    fn a_decision_names_kind_and_thing() {
+        assert!(["fd:1/2", "pipe:[7]", "file:/a:b", "unix:@x"].iter().all(|t| id(t).is_ok()));
+        assert!(["", ":", "fd", "fd:", ":5", "/a:b", "1234"].iter().all(|t| id(t).is_err()));
+    }
+}
