@@ -194,14 +194,16 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("device", &["path"]),
     ("cgroup", &["path"]),
     ("epoll", &[]),
-    ("terminal", &["path"]),
-    ("process", &["attributes", "limits", "memory", "path", "signals", "thread", "timers"]),
+    ("terminal", &["path", "pty"]),
+    ("pty", &["terminal"]),
+    ("process", &["attributes", "limits", "memory", "path", "signals", "system_v", "thread", "timers"]),
     ("thread", &["attributes", "credentials", "sched", "seccomp"]),
     ("signals", &["thread"]),
     ("pipe", &["path", "thread"]),
     ("regular", &["memory", "path", "shared"]),
     ("shared", &["memory", "path"]),
-    ("memory", &["path", "shared"]),
+    ("system_v", &["memory", "process", "shared", "thread"]),
+    ("memory", &["path", "shared", "system_v"]),
 ];
 
 #[test]

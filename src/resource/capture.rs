@@ -2,7 +2,7 @@
 
 use super::{
     descriptor::FileId, descriptor::OpenFile, memory::MappedFile, memory::ObjectId, namespace::Table, path::FilePath, pipe::Pipe,
-    shared::Object, shared::Origin, terminal::TerminalState,
+    shared::Object, shared::Origin, system_v::SystemV, terminal::TerminalState,
 };
 use crate::error::Refusal;
 use std::collections::HashMap;
@@ -44,6 +44,8 @@ pub struct Capture {
     pub pipe_inodes: Vec<u64>,
     /// Terminals.
     pub terminals: Vec<TerminalState>,
+    /// Masters of pseudo-terminals.
+    pub masters: Vec<super::pty::Master>,
     /// Files that are mapped.
     pub mapped: Vec<MappedFile>,
     /// Place of a path in `mapped`.
@@ -60,6 +62,8 @@ pub struct Capture {
     pub filters: super::seccomp::Filters,
     /// Namespaces that are not those of meio.
     pub namespaces: Table,
+    /// System V objects that may belong to the tree.
+    pub system_v: SystemV,
     /// Everything that cannot be saved.
     pub refusals: Vec<Refusal>,
     /// What is worth knowing and changes nothing.

@@ -3,7 +3,7 @@
 use super::capture::Capture;
 use super::graph::{Lost, Part};
 use super::lock::{Family, Lock};
-use super::{device, epoll, eventfd, pidfd, pipe, regular, signalfd, terminal, timerfd};
+use super::{device, epoll, eventfd, pidfd, pipe, pty, regular, signalfd, terminal, timerfd};
 use crate::error::{Context, Result};
 use crate::sys::proc::fdinfo::{self, FdInfo};
 use crate::sys::proc::read;
@@ -61,6 +61,8 @@ pub enum FileKind {
     Device(device::Device),
     /// A terminal.
     Terminal(terminal::Terminal),
+    /// The master side of a pseudo-terminal.
+    Master(terminal::Terminal),
     /// An epoll instance.
     Epoll(epoll::Epoll),
     /// memfd or shared memory without a name.
@@ -96,7 +98,7 @@ impl FileKind {
             FileKind::Regular(regular) => regular.part(),
             FileKind::Pipe(end) => end.part(),
             FileKind::Device(device) => device.part(),
-            FileKind::Terminal(terminal) => terminal.part(),
+            FileKind::Terminal(terminal) | FileKind::Master(terminal) => terminal.part(),
             FileKind::Epoll(epoll) => epoll.part(),
             FileKind::Memory(memory) => memory.part(),
             FileKind::EventFd(_) => Part::of("eventfd"),
@@ -195,6 +197,7 @@ fn kind(found: &Found, capture: &mut Capture) -> Result<Option<FileKind>> {
         _ if found.link == b"anon_inode:[timerfd]" => timerfd::capture(found, capture),
         _ if found.link == b"anon_inode:[signalfd]" => Ok(signalfd::capture(found, capture)),
         libc::S_IFCHR if terminal::is_terminal(found) => terminal::capture(found, capture),
+        libc::S_IFCHR if pty::is_master(found) => pty::capture(found, capture),
         libc::S_IFCHR => Ok(device::capture(found, capture)),
         libc::S_IFSOCK => {
             capture.refuse(found.pid, found.object(), "sockets are not supported yet", "close it, or wait for a later version");

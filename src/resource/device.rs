@@ -33,10 +33,7 @@ pub fn capture(found: &Found, capture: &mut Capture) -> Option<FileKind> {
     if number.0 == 1 && STATELESS.contains(&number.1) && !found.link.ends_with(b" (deleted)") {
         return Some(FileKind::Device(Device { path: FilePath::from(found.link.as_slice()), number }));
     }
-    let reason = match number {
-        (5, 2) => "the master side of a terminal is not supported yet".to_owned(),
-        (major, minor) => format!("character device {major}:{minor} keeps a state that cannot be read"),
-    };
+    let reason = format!("character device {}:{} keeps a state that cannot be read", number.0, number.1);
     capture.refuse(found.pid, found.object(), reason, "close it first");
     None
 }

@@ -3,6 +3,7 @@
 use super::capture::Capture;
 use super::path::FilePath;
 use super::shared::Origin;
+use super::system_v;
 use crate::error::{Context, Result};
 use crate::sys::memory;
 use crate::sys::proc::maps::Vma;
@@ -186,8 +187,6 @@ fn backing(pid: i32, vma: &Vma, capture: &mut Capture) -> Result<Option<Backing>
         Some(("it has a protection key (pkeys), which is not supported yet", "run the program without protection keys"))
     } else if vma.has(b"ss") {
         Some(("it is a shadow stack", "start the program with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off"))
-    } else if vma.name.starts_with(b"/SYSV") {
-        Some(("System V shared memory is not supported yet", "use POSIX shared memory, or wait for a later version"))
     } else if vma.name.starts_with(b"/[aio]") || vma.name.starts_with(b"anon_inode:") {
         Some(("it belongs to a kernel object that is not supported yet", "end the program's use of it first"))
     } else if vma.has(b"pf") || vma.has(b"io") {
@@ -202,7 +201,9 @@ fn backing(pid: i32, vma: &Vma, capture: &mut Capture) -> Result<Option<Backing>
         return Ok(None);
     }
     // Private huge pages show the kernel's internal file.
-    if vma.inode == 0 || (vma.has(b"ht") && vma.name.starts_with(b"/anon_hugepage")) {
+    // The first segment of an ipc namespace has the number 0.
+    let segment = vma.name.starts_with(b"/SYSV");
+    if vma.inode == 0 && !segment || (vma.has(b"ht") && vma.name.starts_with(b"/anon_hugepage")) {
         return Ok(Some(Backing::Anonymous));
     }
     let (path, deleted) = vma.path();
@@ -213,6 +214,11 @@ fn backing(pid: i32, vma: &Vma, capture: &mut Capture) -> Result<Option<Backing>
     if same {
         let file = mapped_file(&path, &meta, capture);
         return Ok(Some(Backing::File { file, offset: vma.offset }));
+    }
+    if segment {
+        let open = || File::open(&link).context(|| format!("reading {at} of process {pid}"));
+        let object = system_v::object(vma.inode as i32, meta.dev(), capture, open)?;
+        return Ok(Some(Backing::Object { object, offset: vma.offset }));
     }
     let object = capture.object((meta.dev(), meta.ino()), || {
         let file = File::open(&link).context(|| format!("reading {at} of process {pid}"))?;

@@ -224,7 +224,9 @@ fn content(pid: i32, kind: Kind, fd: &OwnedFd) -> Result<Content> {
             let seen = namespace::within(&inside, || read::read(pid, "cgroup"))??;
             roots(&outside, &seen).map(Content::Roots)
         }
-        Kind::Net | Kind::Mnt => Err(unsupported(format!("it lives in a {} namespace of its own, which is not supported yet", kind.name()))),
+        Kind::Net | Kind::Mnt => {
+            Err(unsupported(format!("it lives in a {} namespace of its own, which is not supported yet", kind.name())))
+        }
     }
 }
 
@@ -285,7 +287,11 @@ fn roots(outside: &[u8], inside: &[u8]) -> Result<Vec<(String, String)>> {
         let root = if below == "/" { Some(path.as_str()) } else { path.strip_suffix(below) };
         match root {
             Some(root) => roots.push((hierarchy, if root.is_empty() { "/".into() } else { root.to_owned() })),
-            None => return Err(unsupported(format!("the root of its cgroup namespace cannot be told: it is at {below} there, at {path} here"))),
+            None => {
+                return Err(unsupported(format!(
+                    "the root of its cgroup namespace cannot be told: it is at {below} there, at {path} here"
+                )));
+            }
         }
     }
     Ok(roots)

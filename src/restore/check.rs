@@ -1,6 +1,6 @@
 //! Everything that can be known to go wrong is found here, all of it, before anything is started.
 
-use super::{layout, skeleton};
+use super::{layout, skeleton, system_v};
 use crate::error::{Error, Kind, Refusal, Result};
 use crate::resource::descriptor::FileKind;
 use crate::resource::path::FilePath;
@@ -24,6 +24,7 @@ pub fn check(manifest: &Manifest, tree: &Tree, pid_namespace: bool) -> Result<()
         layout::check_vdso(space)?;
     }
     files(tree)?;
+    system_v::check(tree)?;
     if !pid_namespace && tree.base().is_none() {
         pids(tree)?;
     }

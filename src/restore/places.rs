@@ -72,7 +72,8 @@ impl<'t> Places<'t> {
     fn open_own(&mut self) -> Result<()> {
         let kinds: Vec<Kind> = self.tree.namespaces.iter().map(|n| n.kind).collect();
         for kind in Kind::ALL.into_iter().filter(|k| kinds.contains(k) && !matches!(k, Kind::User | Kind::Pid)) {
-            let fd = namespace::open(std::process::id() as i32, kind.name()).context(|| format!("opening the own {} namespace", kind.name()))?;
+            let fd =
+                namespace::open(std::process::id() as i32, kind.name()).context(|| format!("opening the own {} namespace", kind.name()))?;
             let fd = self.keep(fd)?;
             self.own.push((kind, fd));
         }
@@ -154,7 +155,8 @@ impl<'t> Places<'t> {
             if own.lines().any(|line| line.split_once(':').is_some_and(|(_, rest)| rest == format!("{hierarchy}:{path}"))) {
                 continue;
             }
-            let file = mount_point(&mounts, hierarchy).map(|at| std::path::Path::new(&at).join(path.trim_start_matches('/')).join("cgroup.procs"));
+            let file =
+                mount_point(&mounts, hierarchy).map(|at| std::path::Path::new(&at).join(path.trim_start_matches('/')).join("cgroup.procs"));
             match file {
                 Some(file) if file.exists() => files.push(file),
                 _ => self.warnings.push(format!("the cgroup {path} ({hierarchy}) is not there: a cgroup namespace begins elsewhere")),

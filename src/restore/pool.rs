@@ -15,6 +15,7 @@ use crate::resource::thread::serde_bytes_vec::Bytes;
 use crate::resource::{Tree, epoll};
 use crate::sys::file;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -32,6 +33,8 @@ pub struct Pool {
     writers: Vec<OwnedFd>,
     /// The way of what can only be opened when the tasks are there.
     late: Option<Late>,
+    /// Id and size of those objects that are System V segments: a process attaches them itself.
+    segments: HashMap<u32, (i32, u64)>,
 }
 
 /// Status flags of open(2) that are given again. Creation flags did their work when the file was opened first.
@@ -63,6 +66,7 @@ impl Pool {
             objects: vec![],
             writers: vec![],
             late: None,
+            segments: HashMap::new(),
         };
         raise_limit(pool.base as u64 + count as u64)?;
         for object in &tree.objects {
@@ -72,6 +76,9 @@ impl Pool {
             let inherited = if exe { reopen(writer.as_raw_fd(), libc::O_RDONLY as u32)? } else { writer.try_clone()? };
             pool.objects.push(pool.keep(inherited)?);
             pool.writers.push(writer);
+            if let Origin::SystemV { id } = object.origin {
+                pool.segments.insert(object.id, (id, object.size));
+            }
         }
         for file in &tree.mapped {
             let opened = OpenOptions::new().read(true).write(wants_write(tree, pool.mapped.len())).open(&file.path);
@@ -138,6 +145,20 @@ impl Pool {
     /// Descriptor of an object.
     pub fn object(&self, id: u32) -> Result<i32> {
         number(&self.objects, id, "object")
+    }
+
+    /// Id and size of an object that is a System V segment.
+    pub fn segment(&self, object: u32) -> Option<(i32, u64)> {
+        self.segments.get(&object).copied()
+    }
+
+    /// The memory of a System V segment has been made.
+    pub fn put_segment(&mut self, object: u32, memory: File) -> Result<()> {
+        match (self.segments.contains_key(&object), self.writers.get_mut(object as usize)) {
+            (true, Some(writer)) => *writer = memory.into(),
+            _ => return Err(Error::image(format!("image damaged: object {object} is no shared memory segment"))),
+        }
+        Ok(())
     }
 
     /// An object, to fill it.
@@ -259,6 +280,7 @@ fn open_file(file: &OpenFile, pool: &Pool, pipes: &[Ends], terminals: &Terminals
         FileKind::SignalFd(signals) => return signals.make().and_then(|fd| with_flags(fd, file.flags)),
         FileKind::PidFd(_) => return late::stand_in(),
         FileKind::Terminal(terminal) => return terminals.open(terminal.terminal, file.flags & KEPT),
+        FileKind::Master(terminal) => return terminals.master(terminal.terminal, file.flags & KEPT),
     };
     if file.flags & libc::O_PATH as u32 == 0 && file.pos != 0 {
         nix::unistd::lseek(fd.as_fd(), file.pos as i64, nix::unistd::Whence::SeekSet).context(|| "setting the file offset")?;
@@ -298,6 +320,8 @@ fn make_object(object: &Object) -> Result<OwnedFd> {
         }
         Origin::Deleted { path, mode, owner } => deleted_file(path, *mode, *owner)?,
         Origin::Mounted { path, .. } => return Err(Error::other(format!("{path} lies in a mount namespace that is not there"))),
+        // A stub makes it later: see `restore::system_v`. This one stands in its place.
+        Origin::SystemV { .. } => return File::open("/dev/null").map(OwnedFd::from).context(|| "opening /dev/null"),
     };
     File::from(fd.try_clone()?).set_len(object.size).context(|| "sizing shared memory")?;
     Ok(fd)

@@ -65,6 +65,7 @@ fn kind(kind: &FileKind) -> &'static str {
         FileKind::Pipe(_) => "pipe",
         FileKind::Device(_) => "device",
         FileKind::Terminal(_) => "terminal",
+        FileKind::Master(_) => "terminal, master side",
         FileKind::Epoll(_) => "epoll",
         FileKind::Memory(_) => "memory",
         FileKind::EventFd(_) => "eventfd",

@@ -101,9 +101,9 @@ pub fn worker(places: &[(BorrowedFd<'_>, Kind)], work: impl FnOnce() -> Result<(
         let (pids, others): (Vec<_>, Vec<_>) = places.iter().copied().partition(|p| p.1 == Kind::Pid);
         let run = || -> Result<()> {
             // The pid namespace first: who has entered another user namespace may not any more. Its children are in it.
-            pids.iter().chain(&others).try_for_each(|&(fd, kind)| {
-                enter(fd, kind).context(|| format!("entering a {} namespace", kind.name()))
-            })?;
+            pids.iter()
+                .chain(&others)
+                .try_for_each(|&(fd, kind)| enter(fd, kind).context(|| format!("entering a {} namespace", kind.name())))?;
             if pids.is_empty() {
                 return work();
             }
