@@ -190,6 +190,11 @@ fn kind(found: &Found, capture: &mut Capture) -> Result<Option<FileKind>> {
     match mode {
         _ if path_only => regular::capture(found, capture),
         _ if pidfd::is_pidfd(found) => pidfd::capture(found, capture),
+        libc::S_IFREG if is_queue(found) => {
+            let reason = "it is a POSIX message queue, whose messages can only be read by taking them out";
+            capture.refuse(found.pid, found.object(), reason, "close it first (mq_close)");
+            Ok(None)
+        }
         libc::S_IFREG | libc::S_IFDIR if !found.link.starts_with(b"anon_inode:") => regular::capture(found, capture),
         libc::S_IFIFO => pipe::capture(found, capture),
         _ if found.link == b"anon_inode:[eventpoll]" => Ok(epoll::capture(found, capture)),
@@ -211,4 +216,14 @@ fn kind(found: &Found, capture: &mut Capture) -> Result<Option<FileKind>> {
             Ok(None)
         }
     }
+}
+
+/// Whether it is a POSIX message queue, mq_overview(7): a file of another kind of file system, whose path leads nowhere.
+fn is_queue(found: &Found) -> bool {
+    const MQUEUE_MAGIC: nix::sys::statfs::FsType = nix::sys::statfs::FsType(0x1980_0202);
+    if found.link.iter().filter(|b| **b == b'/').count() > 1 {
+        return false; // its names have one slash
+    }
+    let link = format!("/proc/{}/fd/{}", found.pid, found.fd);
+    nix::sys::statfs::statfs(link.as_str()).is_ok_and(|s| s.filesystem_type() == MQUEUE_MAGIC)
 }
