@@ -85,7 +85,7 @@ pub enum Standing {
 }
 
 /// What is there, or why it is in the way.
-pub type Verdict = std::result::Result<Standing, Refusal>;
+pub type Verdict = std::result::Result<Standing, Box<Refusal>>;
 
 impl SystemV {
     /// Whether there is nothing.
@@ -120,13 +120,13 @@ impl SystemV {
     pub fn check(&self, pids: &HashSet<i32>) -> Result<Vec<Refusal>> {
         let mut refusals = Vec::new();
         for segment in &self.segments {
-            refusals.extend(segment.standing(pids)?.err());
+            refusals.extend(segment.standing(pids)?.err().map(|r| *r));
         }
         for set in &self.sets {
-            refusals.extend(set.standing(pids)?.err());
+            refusals.extend(set.standing(pids)?.err().map(|r| *r));
         }
         for queue in &self.queues {
-            refusals.extend(queue.standing(pids)?.err());
+            refusals.extend(queue.standing(pids)?.err().map(|r| *r));
         }
         Ok(refusals)
     }
@@ -204,13 +204,13 @@ impl Perm {
     /// `option` the one of ipcrm(1).
     fn standing(&self, rows: &[sysvipc::Row], id: &str, kind: &str, option: &str) -> Verdict {
         let refuse = |there: &Perm, reason: &str| {
-            Err(Refusal {
+            Err(Box::new(Refusal {
                 pid: 0,
                 object: format!("{kind} {} (key {:#x})", self.id, self.key),
                 reason: format!("{reason}: id {}, key {:#x}, made by uid {}", there.id, there.key, there.creator.0),
                 advice: format!("if nobody needs it: ipcrm -{option} {}; else restore in an ipc namespace of its own", there.id),
                 ..Refusal::default()
-            })
+            }))
         };
         // The low bits are the place in the kernel's table, the others count how often it was used.
         let slot = |id: i32| id & 0x7fff;
@@ -229,14 +229,14 @@ impl Perm {
         Ok(Standing::Absent)
     }
 
-    fn used_since(&self, kind: &str, option: &str, pid: i32) -> Refusal {
-        Refusal {
+    fn used_since(&self, kind: &str, option: &str, pid: i32) -> Box<Refusal> {
+        Box::new(Refusal {
             pid,
             object: format!("{kind} {} (key {:#x})", self.id, self.key),
             reason: format!("process {pid}, outside of the tree, has used it since the dump"),
             advice: format!("if its content is not needed: ipcrm -{option} {}", self.id),
             ..Refusal::default()
-        }
+        })
     }
 }
 

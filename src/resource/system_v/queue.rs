@@ -104,7 +104,7 @@ impl Queue {
     pub fn make(&self, actors: &Actors, pids: &HashSet<i32>, warnings: &mut Vec<String>) -> Result<bool> {
         let id = self.perm.id;
         let doing = || format!("making message queue {id} again");
-        let there = self.standing(pids)?.map_err(|r| Error::refused("cannot restore", vec![r]))?;
+        let there = self.standing(pids)?.map_err(|r| Error::refused("cannot restore", vec![*r]))?;
         let new = there == Standing::Absent;
         if new {
             choose_next_id("msg", id)?;

@@ -170,13 +170,13 @@ impl Segment {
         let Some(now) = list()?.into_iter().find(|s| s.perm.id == self.perm.id) else { return Ok(Ok(Standing::Absent)) };
         if now.attached > 0 {
             let (pid, name) = outsider(self.perm.id, &HashSet::new()).unwrap_or_default();
-            return Ok(Err(Refusal {
+            return Ok(Err(Box::new(Refusal {
                 pid,
                 object: format!("shared memory segment {} (key {:#x})", self.perm.id, self.perm.key),
                 reason: format!("it exists, and process {pid} ({name}) has it attached"),
                 advice: "end that process, or restore in an ipc namespace of its own".into(),
                 ..Refusal::default()
-            }));
+            })));
         }
         if ![self.lpid, self.reader].contains(&now.lpid) && !pids.contains(&now.lpid) {
             return Ok(Err(self.perm.used_since("shared memory segment", "m", now.lpid)));
@@ -188,7 +188,7 @@ impl Segment {
     pub fn make(&self, actors: &Actors, pids: &HashSet<i32>) -> Result<(File, bool)> {
         let id = self.perm.id;
         let doing = || format!("making shared memory segment {id} again");
-        let there = self.standing(pids)?.map_err(|r| Error::refused("cannot restore", vec![r]))?;
+        let there = self.standing(pids)?.map_err(|r| Error::refused("cannot restore", vec![*r]))?;
         if there == Standing::Absent {
             let made = actors.act(self.cpid, |stub| {
                 choose_next_id("shm", id)?;

@@ -107,7 +107,7 @@ impl SemaphoreSet {
         if self.semaphores.len() > SEMMSL || self.semaphores.iter().any(|s| !(0..=LARGEST).contains(&s.0)) {
             return Err(Error::image(format!("image damaged: semaphore set {id} has impossible values")));
         }
-        let there = self.standing(pids)?.map_err(|r| Error::refused("cannot restore", vec![r]))?;
+        let there = self.standing(pids)?.map_err(|r| Error::refused("cannot restore", vec![*r]))?;
         let new = there == Standing::Absent;
         if new {
             choose_next_id("sem", id)?;
