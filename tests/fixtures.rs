@@ -53,6 +53,7 @@ fixtures! {
     owners: "owners";
     pidfd: "pidfd";
     pipes: "pipes";
+    pty: "pty";
     signalfd: "signalfd";
     seccomp: "seccomp";
     signals: "signals";
@@ -60,6 +61,9 @@ fixtures! {
     sleeps_in_epoll: "sleeps" "epoll";
     stopped: "stopped";
     switches: "switches";
+    sysvmsg: "sysvmsg";
+    sysvsem: "sysvsem";
+    sysvshm: "sysvshm";
     threads_200: "threads" "200";
     threads_1000: "threads" "1000";
     timerfd: "timerfd";

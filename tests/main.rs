@@ -5,6 +5,7 @@ mod commands;
 mod demo;
 mod fixtures;
 mod generated;
+mod ipc;
 mod lab;
 mod postmortem;
 mod programs;

@@ -201,12 +201,17 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("terminal", &["path"]),
     ("namespace", &["mount", "network", "path", "process"]),
     ("process", &["attributes", "limits", "memory", "namespace", "path", "signals", "thread", "timers"]),
+    ("terminal", &["path", "pty"]),
+    ("pty", &["terminal"]),
+    ("process", &["attributes", "limits", "memory", "path", "signals", "system_v", "thread", "timers"]),
     ("thread", &["attributes", "credentials", "sched", "seccomp"]),
     ("signals", &["thread"]),
     ("pipe", &["path", "thread"]),
     ("regular", &["memory", "path", "shared"]),
     ("shared", &["memory", "path"]),
     ("memory", &["path", "shared", "unsupported"]),
+    ("system_v", &["memory", "process", "shared", "thread"]),
+    ("memory", &["path", "shared", "system_v"]),
 ];
 
 #[test]
