@@ -1,5 +1,6 @@
 //! The restore screenplay: read, plant, rebuild, release.
 
+mod attach;
 mod births;
 mod check;
 mod fill;
@@ -11,8 +12,10 @@ mod namespace;
 mod places;
 mod planted;
 mod pool;
+mod ptys;
 mod root;
 mod skeleton;
+mod system_v;
 mod terminal;
 mod users;
 
@@ -90,7 +93,7 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
         None => None,
     };
     phase(report, &mut phases, "check", |_| check::check(&manifest, &tree, options.pid_namespace))?;
-    let terminals = Terminals::prepare(&tree, options.detach)?;
+    let mut terminals = Terminals::prepare(&tree, options.detach)?;
     let mut warnings = terminals.warnings.clone();
     crate::sys::workers::start()?;
     let fresh = options.pid_namespace || tree.base().is_some();
@@ -107,7 +110,9 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     let mut pool = phase(report, &mut phases, "files", |_| {
         places.make_others(root.as_ref().map(|root| root.pid).filter(|_| fresh))?;
         check::files(&tree, &places)?;
-        Pool::open(&tree, &terminals, &places)
+        let pool = Pool::open(&tree, &terminals, &places)?;
+        terminals.close()?;
+        Ok::<_, Error>(pool)
     })?;
     warnings.append(&mut places.warnings);
     warnings.append(&mut pool.warnings);
@@ -171,6 +176,7 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     report.clear();
     let session = foreground::Session::begin(&terminals, &tree, planted.front(), options.detach);
     drop(pool);
+    terminals.let_go();
     planted.release();
     let total = begin.elapsed();
     let exit = if options.detach { None } else { Some(session.serve(root, terminals)?) };

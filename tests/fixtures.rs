@@ -61,6 +61,7 @@ fixtures! {
     namespaces_all: "namespaces" "uiTCp";
     namespaces_nested: "namespaces" "uP";
     pipes: "pipes";
+    pty: "pty";
     signalfd: "signalfd";
     seccomp: "seccomp";
     signals: "signals";
@@ -68,6 +69,9 @@ fixtures! {
     sleeps_in_epoll: "sleeps" "epoll";
     stopped: "stopped";
     switches: "switches";
+    sysvmsg: "sysvmsg";
+    sysvsem: "sysvsem";
+    sysvshm: "sysvshm";
     threads_200: "threads" "200";
     threads_1000: "threads" "1000";
     timerfd: "timerfd";

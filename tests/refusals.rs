@@ -78,15 +78,12 @@ macro_rules! refused {
 }
 
 refused! {
-    terminal_master: "master, slave = os.openpty(); os.close(slave)" => "master side";
     socket: "s = socket.create_server(('127.0.0.1', 0))" => "sockets";
-    inotify: "i = syscall(294, 0)" => "inotify";
     io_uring: "p = ctypes.create_string_buffer(120); i = syscall(425, 4, p)" => "io_uring";
     userfaultfd: "u = syscall(323, 1)" => "userfaultfd";
     perf: "p = ctypes.create_string_buffer(b'\\x01\\0\\0\\0\\x80\\0\\0\\0', 128); syscall(298, p, 0, -1, -1, 0)" => "perf";
     bpf: "import struct; p = ctypes.create_string_buffer(struct.pack('IIII', 2, 4, 4, 1), 128); b = syscall(321, 0, p, 128)" => "bpf";
-    lease: "f = open('leased', 'w'); f.close(); f = os.open('leased', os.O_RDONLY); fcntl.fcntl(f, fcntl.F_SETLEASE, fcntl.F_RDLCK)" => "lease";
-    system_v_shared_memory: "i = syscall(29, 0, 4096, 0o1600); libc.shmat.restype = ctypes.c_void_p; libc.shmat(i, None, 0); libc.shmctl(i, 0, None)" => "System V";
+    message_queue: "q = syscall(240, b'meio-test', 0o102, 0o600, None); syscall(241, b'meio-test')" => "message queue";
     traced: "
 child = os.fork()
 if child == 0:
@@ -104,7 +101,7 @@ b.close()
 for n in range(2):
     if os.fork() == 0:
         if n:
-            e = syscall(294, 0)
+            e = syscall(323, 1)
         time.sleep(1000)
 time.sleep(0.2)";
         let mut running = start(&lab, program).expect("sockets are everywhere");
@@ -115,12 +112,12 @@ time.sleep(0.2)";
         let find = |what: &str| list.iter().find(|r| r["object"].as_str().is_some_and(|o| o.contains(what))).expect(what).clone();
         let socket = find("socket:[");
         assert_eq!(socket["object"].as_str().expect("object").matches('/').count(), 2, "two more holders: {socket}");
-        let inotify = find("inotify");
-        let chain: Vec<&str> = inotify["chain"].as_array().expect("a way").iter().map(|c| c.as_str().expect("text")).collect();
-        assert!(chain.len() == 3 && chain[0].starts_with(&pid) && chain[2].contains("inotify"), "{chain:?}");
+        let fault = find("userfaultfd");
+        let chain: Vec<&str> = fault["chain"].as_array().expect("a way").iter().map(|c| c.as_str().expect("text")).collect();
+        assert!(chain.len() == 3 && chain[0].starts_with(&pid) && chain[2].contains("userfaultfd"), "{chain:?}");
         let unused = check["warnings"].as_array().expect("warnings");
         assert!(unused.len() == 2 && unused[1].as_str().is_some_and(|w| w.contains("fd:1/77")), "{unused:?}");
-        let id = inotify["id"].as_str().expect("id");
+        let id = fault["id"].as_str().expect("id");
         assert!(id.starts_with("fd:"), "{id}");
         let (code, why) = told(&lab, &["graph", &pid, "--why", id]);
         assert_eq!((code, &why["why"][0]["refused"]["id"]), (0, &id.into()), "{why}");

@@ -200,6 +200,9 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("terminal", &["path"]),
     ("namespace", &["mount", "network", "path", "process"]),
     ("process", &["attributes", "limits", "memory", "namespace", "path", "signals", "thread", "timers"]),
+    ("terminal", &["path", "pty"]),
+    ("pty", &["terminal"]),
+    ("process", &["attributes", "limits", "memory", "path", "signals", "system_v", "thread", "timers"]),
     ("thread", &["attributes", "credentials", "sched", "seccomp"]),
     ("mount", &["memory", "path", "shared", "thread"]),
     ("network", &["thread"]),
@@ -208,6 +211,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("regular", &["memory", "path", "shared"]),
     ("shared", &["memory", "path"]),
     ("memory", &["path", "shared", "unsupported"]),
+    ("system_v", &["memory", "process", "shared", "thread"]),
+    ("memory", &["path", "shared", "system_v"]),
 ];
 
 #[test]

@@ -7,6 +7,7 @@ use crate::resource::capture::Capture;
 use crate::resource::process::Process;
 use crate::resource::seccomp;
 use crate::resource::signals::Signals;
+use crate::resource::system_v;
 use crate::resource::thread::{QUESTIONS, Thread};
 use crate::resource::timers::Timers;
 use crate::sys::proc::maps::Vma;
@@ -78,6 +79,7 @@ fn leader(held: &mut Held, thread: &mut Thread, foothold: &Foothold, saved: &mut
     saved.ask(&mut run)?;
     ProcessAttributes::refuse_keyrings(pid, &mut run, capture)?;
     saved.signals = Signals::capture(&mut run, status.sig_cgt | status.sig_ign, ptrace::pending(pid, true)?)?;
+    saved.undo = system_v::probe(&mut run, pid, &capture.system_v.sets)?;
     saved.timers = Timers::capture(&mut run, &listed)?;
     run.end()
 }

@@ -8,8 +8,9 @@ use crate::resource::capture::{Capture, Decisions};
 use crate::resource::memory::{AddressSpace, Backing, PAGE};
 use crate::resource::namespace::{Look, Numbers};
 use crate::resource::process::{Fs, Process, State};
+use crate::resource::system_v::{self, SystemV};
 use crate::resource::thread::Thread;
-use crate::resource::{Tree, cgroup, descriptor, memory, namespace, pipe, seccomp};
+use crate::resource::{Tree, cgroup, descriptor, memory, namespace, pipe, pty, seccomp};
 use crate::sys::file;
 use crate::sys::namespace::Kind;
 use crate::sys::pagemap::{Pagemap, Want};
@@ -59,6 +60,7 @@ pub fn survey(pids: &[i32], capture: &mut Capture) -> Result<Vec<Process>> {
         }
     }
     let tree: HashSet<i32> = pids.iter().copied().collect();
+    pty::finish(&tree, capture)?;
     pipe::refuse_outsiders(&tree, std::process::id() as i32, capture);
     // Likewise.
     let _ = descriptor::settle(&tree, capture);
@@ -79,6 +81,7 @@ pub fn gather(processes: Vec<Process>, capture: &mut Capture) -> Tree {
         decisions: capture.decisions.made(),
         filters: capture.filters.take(),
         namespaces: std::mem::take(&mut capture.namespaces.found),
+        system_v: std::mem::take(&mut capture.system_v),
     }
 }
 
@@ -147,6 +150,9 @@ pub fn extent(pid: i32) -> (usize, u64) {
 /// Reads everything of a frozen tree. When `capture.refusals` is not empty afterwards, nothing must be written.
 pub fn capture(frozen: &mut Frozen, decisions: &Decisions) -> Result<Captured> {
     let mut capture = Capture { standing: true, decisions: decisions.clone().into(), ..Capture::default() };
+    let root = frozen.processes.first().map_or(0, |p| p.pid);
+    let own_ipc;
+    (capture.system_v, own_ipc) = system_v::within(root, SystemV::list)?;
     let mut known = Known::default();
     let mut processes = Vec::new();
     let mut jobs = Vec::new();
@@ -163,6 +169,14 @@ pub fn capture(frozen: &mut Frozen, decisions: &Decisions) -> Result<Captured> {
     let tree: HashSet<i32> = frozen.processes.iter().map(|p| p.pid).collect();
     pipe::refuse_outsiders(&tree, std::process::id() as i32, &mut capture);
     descriptor::settle(&tree, &mut capture)?;
+    let listed = std::mem::take(&mut capture.system_v);
+    let (kept, _) = system_v::within(root, || {
+        let owner = system_v::Tree::new(tree.iter().copied(), own_ipc);
+        listed.capture(&owner, &processes, &mut capture)
+    })?;
+    system_v::refuse_outsiders(&kept.segments, &processes, &tree, &mut capture);
+    capture.system_v = kept;
+    pty::finish(&tree, &mut capture)?;
     for (number, source) in capture.sources.iter().enumerate() {
         let ranges = file::data_ranges(&source.file, capture.objects[number].size).context(|| "looking for data in shared memory")?;
         let ranges: Vec<(u64, u64)> = ranges.iter().map(|&(start, len)| (start, start + len)).collect();
@@ -216,6 +230,7 @@ fn capture_process(
     let places = namespace::survey(pid, Look::Still, capture)?;
     let (space, vmas) = memory::survey(pid, capture)?;
     let descriptors = descriptor::survey(pid, capture)?;
+    system_v::survey(pid, capture)?;
     let fs = Fs::capture(pid, capture)?;
     if !capture.refusals.is_empty() {
         return Ok(None); // only to list all of them

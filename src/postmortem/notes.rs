@@ -150,6 +150,7 @@ fn file_name(tree: &Tree, mapping: &Mapping) -> Option<(String, u64)> {
                 Origin::Memfd { name, .. } => format!("/memfd:{name} (deleted)"),
                 Origin::Deleted { path, .. } => format!("{path} (deleted)"),
                 Origin::Mounted { path, .. } => path.to_string(),
+                Origin::SystemV { .. } => mapping.name.clone(),
             };
             (name, offset)
         }

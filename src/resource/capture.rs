@@ -4,7 +4,7 @@ use super::Tree;
 use super::graph::{Graph, How};
 use super::{
     descriptor::FileId, descriptor::OpenFile, memory::MappedFile, memory::ObjectId, namespace::Table, path::FilePath, pipe::Pipe,
-    shared::Object, shared::Origin, terminal::TerminalState,
+    shared::Object, shared::Origin, system_v::SystemV, terminal::TerminalState,
 };
 use crate::error::Refusal;
 use crate::sys::task;
@@ -51,6 +51,8 @@ pub struct Capture {
     pub pipe_inodes: Vec<u64>,
     /// Terminals.
     pub terminals: Vec<TerminalState>,
+    /// Masters of pseudo-terminals.
+    pub masters: Vec<super::pty::Master>,
     /// Files that are mapped.
     pub mapped: Vec<MappedFile>,
     /// Place of a path of a mount namespace in `mapped`.
@@ -67,6 +69,8 @@ pub struct Capture {
     pub filters: super::seccomp::Filters,
     /// Namespaces that are not those of meio.
     pub namespaces: Table,
+    /// System V objects that may belong to the tree.
+    pub system_v: SystemV,
     /// Everything that cannot be saved.
     pub refusals: Vec<Refusal>,
     /// What is worth knowing and changes nothing.

@@ -4,7 +4,7 @@ use super::capture::Capture;
 use super::graph::{Lost, Part};
 use super::lock::{Family, Lock};
 use super::{
-    device, epoll, eventfd, fanotify, ignored, inotify, outside, owner, pidfd, pipe, regular, signalfd, terminal, timerfd, unsupported,
+    device, epoll, eventfd, fanotify, ignored, inotify, outside, owner, pidfd, pipe, pty, regular, signalfd, terminal, timerfd, unsupported,
 };
 use crate::error::{Context, Result};
 use crate::sys::proc::fdinfo::{self, FdInfo};
@@ -63,6 +63,8 @@ pub enum FileKind {
     Device(device::Device),
     /// A terminal.
     Terminal(terminal::Terminal),
+    /// The master side of a pseudo-terminal.
+    Master(terminal::Terminal),
     /// An epoll instance.
     Epoll(epoll::Epoll),
     /// memfd or shared memory without a name.
@@ -106,7 +108,7 @@ impl FileKind {
             FileKind::Regular(regular) => regular.part(),
             FileKind::Pipe(end) => end.part(),
             FileKind::Device(device) => device.part(),
-            FileKind::Terminal(terminal) => terminal.part(),
+            FileKind::Terminal(terminal) | FileKind::Master(terminal) => terminal.part(),
             FileKind::Epoll(epoll) => epoll.part(),
             FileKind::Memory(memory) => memory.part(),
             FileKind::Ignored(ignored) => ignored.part(),
@@ -222,6 +224,11 @@ fn kind(found: &Found, capture: &mut Capture) -> Result<Option<FileKind>> {
     match mode {
         _ if path_only => regular::capture(found, capture),
         _ if pidfd::is_pidfd(found) => pidfd::capture(found, capture),
+        libc::S_IFREG if is_queue(found) => {
+            let reason = "it is a POSIX message queue, whose messages can only be read by taking them out";
+            capture.refuse(found.pid, found.object(), reason, "close it first (mq_close)");
+            Ok(None)
+        }
         libc::S_IFREG | libc::S_IFDIR if !found.link.starts_with(b"anon_inode:") => regular::capture(found, capture),
         libc::S_IFIFO => pipe::capture(found, capture),
         _ if found.link == b"anon_inode:[eventpoll]" => Ok(epoll::capture(found, capture)),
@@ -231,6 +238,7 @@ fn kind(found: &Found, capture: &mut Capture) -> Result<Option<FileKind>> {
         _ if found.link == b"anon_inode:[timerfd]" => timerfd::capture(found, capture),
         _ if found.link == b"anon_inode:[signalfd]" => Ok(signalfd::capture(found, capture)),
         libc::S_IFCHR if terminal::is_terminal(found) => terminal::capture(found, capture),
+        libc::S_IFCHR if pty::is_master(found) => pty::capture(found, capture),
         libc::S_IFCHR => Ok(device::capture(found, capture)),
         libc::S_IFSOCK => {
             capture.refuse(found.pid, found.object(), "sockets are not supported yet", "close it, or wait for a later version");
@@ -244,4 +252,14 @@ fn kind(found: &Found, capture: &mut Capture) -> Result<Option<FileKind>> {
             Ok(None)
         }
     }
+}
+
+/// Whether it is a POSIX message queue, mq_overview(7): a file of another kind of file system, whose path leads nowhere.
+fn is_queue(found: &Found) -> bool {
+    const MQUEUE_MAGIC: nix::sys::statfs::FsType = nix::sys::statfs::FsType(0x1980_0202);
+    if found.link.iter().filter(|b| **b == b'/').count() > 1 {
+        return false; // its names have one slash
+    }
+    let link = format!("/proc/{}/fd/{}", found.pid, found.fd);
+    nix::sys::statfs::statfs(link.as_str()).is_ok_and(|s| s.filesystem_type() == MQUEUE_MAGIC)
 }

@@ -37,10 +37,7 @@ pub fn capture(found: &Found, capture: &mut Capture) -> Option<FileKind> {
         capture.refuse(found.pid, found.object(), reason, advice);
         return None;
     }
-    let reason = match number {
-        (5, 2) => "the master side of a terminal is not supported yet".to_owned(),
-        (major, minor) => format!("character device {major}:{minor} keeps a state that cannot be read"),
-    };
+    let reason = format!("character device {}:{} keeps a state that cannot be read", number.0, number.1);
     capture.refuse(found.pid, found.object(), reason, "close it first");
     None
 }

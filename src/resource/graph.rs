@@ -190,6 +190,7 @@ impl Graph {
                 Origin::Memfd { name, .. } => format!("memfd:{name}"),
                 Origin::Deleted { path, .. } => format!("{path} (deleted)"),
                 Origin::Mounted { path, .. } => path.to_string(),
+                Origin::SystemV { id } => format!("shared memory segment {id}"),
             };
             b.add(Key::Object(n as u32), object.origin.kind(), name, format!("{} bytes", object.size));
         }

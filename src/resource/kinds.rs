@@ -50,7 +50,7 @@ kinds! {
     "pipe", Supported, "unread content, packet borders, size", ["pipes"];
     "FIFO", Supported, "the same, through its path", ["fifo"];
     "device", Supported, "null, zero, full, random, urandom", ["devices"];
-    "epoll", Supported, "what it watches, with the program's own words", ["waits_in_epoll"];
+    "epoll", Supported, "nested, edge-triggered, one-shot, numbers that were closed or lead elsewhere", ["epoll", "waits_in_epoll"];
     "terminal", Partly, "modes, size, session, foreground group; one session with a terminal of its own", ["terminal::a_restored_job_can_be_suspended"];
     "ignored", Partly, "left out by `--ignore`: `/dev/null` stands in for it", ["refusals::what_is_left_out_is_dev_null"];
     "pipe to outside", Partly, "kept by `--external`: the same pipe, or standard input or output", ["refusals::a_pipe_to_outside_is_found_again"];
@@ -62,18 +62,21 @@ kinds! {
     "fanotify", Partly, "marks on files, mounts and file systems; unread events and groups asked for permission are refused", ["fanotify"];
     "owner", Supported, "who gets which signal for an open file, leases; dnotify is refused", ["owners"];
     "file in memory", Supported, "files of a tmpfs of the tree's own", ["mounts"];
+    "pseudo-terminal", Supported, "both sides in the tree: number, modes, sessions, what is unread either way", ["pty"];
+    "System V shared memory", Supported, "same id, key, owner and content; attached where it was", ["sysvshm"];
+    "System V semaphores", Supported, "same id, values, who acted last, what is undone at the end of a process", ["sysvsem"];
+    "System V messages", Supported, "same id, content, types, counters", ["sysvmsg"];
+    "attributes", Partly, "I/O priority, memory policy, MDWE, membarrier, THP, core dump filter, speculation and more", ["switches"];
+    "cgroup", Supported, "version 1 and 2, threads too: joined again where they are there", ["cgroup"];
     "seccomp", Supported, "strict mode and filters of each thread", ["seccomp"];
-    "terminal master", Refused, "the master side of a terminal", ["terminal_master"];
     "socket", Refused, "its peer and what is under way cannot be read", ["socket"];
-    "inotify", Refused, "not yet", ["inotify"];
     "io_uring", Refused, "what is under way in its rings cannot be read", ["io_uring"];
     "userfaultfd", Refused, "another process answers for the memory", ["userfaultfd"];
     "perf", Refused, "counters of the processor cannot be put back", ["perf"];
     "bpf", Refused, "programs and maps live in the kernel", ["bpf"];
-    "lease", Refused, "not yet", ["lease"];
-    "System V shared memory", Refused, "not yet", ["system_v_shared_memory"];
     "traced process", Refused, "somebody else holds it by ptrace(2)", ["traced"];
-    "refused", Refused, "what meio does not know", ["inotify"];
+    "POSIX message queue", Refused, "its messages cannot be read without being taken", ["message_queue"];
+    "refused", Refused, "what meio does not know", ["userfaultfd"];
 }
 
 /// The kind of this name.

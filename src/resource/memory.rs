@@ -3,6 +3,7 @@
 use super::capture::Capture;
 use super::path::FilePath;
 use super::shared::Origin;
+use super::system_v;
 use crate::error::{Context, Result};
 use crate::sys::memory;
 use crate::sys::proc::maps::Vma;
@@ -189,8 +190,6 @@ fn backing(pid: i32, vma: &Vma, capture: &mut Capture) -> Result<Option<Backing>
         Some(("it has a protection key (pkeys), which is not supported yet", "run the program without protection keys"))
     } else if vma.has(b"ss") {
         Some(("it is a shadow stack", "start the program with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off"))
-    } else if vma.name.starts_with(b"/SYSV") {
-        Some(("System V shared memory is not supported yet", "use POSIX shared memory, or wait for a later version"))
     } else if let Some(refused) = super::unsupported::by_name(&vma.name) {
         Some(refused)
     } else if vma.name.starts_with(b"anon_inode:") {
@@ -207,7 +206,9 @@ fn backing(pid: i32, vma: &Vma, capture: &mut Capture) -> Result<Option<Backing>
         return Ok(None);
     }
     // Private huge pages show the kernel's internal file.
-    if vma.inode == 0 || (vma.has(b"ht") && vma.name.starts_with(b"/anon_hugepage")) {
+    // The first segment of an ipc namespace has the number 0.
+    let segment = vma.name.starts_with(b"/SYSV");
+    if vma.inode == 0 && !segment || (vma.has(b"ht") && vma.name.starts_with(b"/anon_hugepage")) {
         return Ok(Some(Backing::Anonymous));
     }
     let (path, deleted) = vma.path();
@@ -218,6 +219,11 @@ fn backing(pid: i32, vma: &Vma, capture: &mut Capture) -> Result<Option<Backing>
     if same {
         let file = mapped_file(pid, &path, &meta, capture);
         return Ok(Some(Backing::File { file, offset: vma.offset }));
+    }
+    if segment {
+        let open = || File::open(&link).context(|| format!("reading {at} of process {pid}"));
+        let object = system_v::object(vma.inode as i32, meta.dev(), capture, open)?;
+        return Ok(Some(Backing::Object { object, offset: vma.offset }));
     }
     let object = capture.object((meta.dev(), meta.ino()), || {
         let file = File::open(&link).context(|| format!("reading {at} of process {pid}"))?;

@@ -25,12 +25,14 @@ pub mod path;
 pub mod pidfd;
 pub mod pipe;
 pub mod process;
+pub mod pty;
 pub mod regular;
 pub mod sched;
 pub mod seccomp;
 pub mod shared;
 pub mod signalfd;
 pub mod signals;
+pub mod system_v;
 pub mod terminal;
 pub mod thread;
 pub mod timerfd;
@@ -91,6 +93,9 @@ pub struct Tree {
     /// Namespaces that are not those of meio.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub namespaces: Vec<namespace::Namespace>,
+    /// System V shared memory, semaphores and message queues.
+    #[serde(default, skip_serializing_if = "system_v::SystemV::is_empty")]
+    pub system_v: system_v::SystemV,
 }
 
 impl Tree {
@@ -106,6 +111,7 @@ impl Tree {
         for terminal in &mut self.terminals {
             [&mut terminal.session, &mut terminal.foreground].into_iter().for_each(to);
         }
+        self.system_v.pids().for_each(to);
         for file in &mut self.files {
             match &mut file.kind {
                 descriptor::FileKind::Epoll(epoll) => to(&mut epoll.first.0),

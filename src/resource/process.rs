@@ -3,7 +3,7 @@
 use super::capture::Capture;
 use super::{
     attributes::ProcessAttributes, descriptor::Descriptor, limits::Limits, memory::AddressSpace, namespace::Places, path::FilePath,
-    signals::Signals, thread::Thread, timers::Timers,
+    signals::Signals, system_v::Undo, thread::Thread, timers::Timers,
 };
 use crate::error::Result;
 use crate::sys::proc::{read, stat, status};
@@ -89,6 +89,9 @@ pub struct Process {
     /// Other switches.
     #[serde(default, skip_serializing_if = "ProcessAttributes::is_default")]
     pub attributes: ProcessAttributes,
+    /// What the kernel adds to System V semaphores when it ends.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub undo: Vec<Undo>,
 }
 
 impl Process {
@@ -123,6 +126,7 @@ impl Process {
             places: Places::default(),
             cgroups: None,
             attributes: if ended { ProcessAttributes::default() } else { ProcessAttributes::capture(pid, stat.session == pid) },
+            undo: Vec::new(),
         })
     }
 

@@ -45,6 +45,11 @@ pub enum Origin {
         /// Last access and last change: seconds, nanoseconds.
         times: [(i64, i64); 2],
     },
+    /// A System V segment: see [`super::system_v`].
+    SystemV {
+        /// Its id.
+        id: i32,
+    },
 }
 
 impl SharedMemory {
@@ -62,6 +67,7 @@ impl Origin {
             Origin::Memfd { .. } => "memfd",
             Origin::Deleted { .. } => "deleted file",
             Origin::Mounted { .. } => "file in memory",
+            Origin::SystemV { .. } => "System V shared memory",
         }
     }
 }

@@ -4,9 +4,10 @@ use super::capture::Capture;
 use super::descriptor::{FileKind, Found};
 use super::graph::{Key, Part};
 use super::path::FilePath;
+use super::pty::Pair;
 use crate::error::Result;
-use crate::sys::file;
 use crate::sys::proc::{read, stat};
+use crate::sys::{file, pty};
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 use std::os::fd::AsFd;
@@ -21,7 +22,7 @@ pub struct Terminal {
 }
 
 /// One terminal that the tree uses.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TerminalState {
     /// Where it was, `/dev/pts/3`.
@@ -35,6 +36,9 @@ pub struct TerminalState {
     pub session: i32,
     /// The foreground process group, 0 for none.
     pub foreground: i32,
+    /// The master side, when that is in the tree, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pair: Option<Pair>,
 }
 
 impl Terminal {
@@ -55,7 +59,7 @@ pub fn is_terminal(found: &Found) -> bool {
 
 /// Saves a terminal: its modes and size, and whose controlling terminal it is.
 pub fn capture(found: &Found, capture: &mut Capture) -> Result<Option<FileKind>> {
-    let path = String::from_utf8_lossy(FilePath::from_link(&found.link).0.bytes()).into_owned();
+    let path = path(found, capture)?;
     if let Some(known) = capture.terminals.iter().position(|t| t.path == path) {
         return Ok(Some(FileKind::Terminal(Terminal { terminal: known as u32 })));
     }
@@ -78,8 +82,24 @@ pub fn capture(found: &Found, capture: &mut Capture) -> Result<Option<FileKind>>
         size,
         session: if controlling { stat.session } else { 0 },
         foreground: if controlling { stat.tpgid.max(0) } else { 0 },
+        pair: None,
     });
     Ok(Some(FileKind::Terminal(Terminal { terminal: capture.terminals.len() as u32 - 1 })))
+}
+
+/// The terminal's path. What was opened as `/dev/tty` is a slave of the tree's own when its master is in the tree.
+fn path(found: &Found, capture: &Capture) -> Result<String> {
+    let path = String::from_utf8_lossy(FilePath::from_link(&found.link).0.bytes()).into_owned();
+    if libc::major(found.meta.rdev()) == 5
+        && let Ok((major, minor)) = pty::device(found.duplicate()?.as_fd())
+        && PTS.contains(&major)
+    {
+        let real = format!("/dev/pts/{}", (major - PTS.start()) << 20 | minor);
+        if capture.terminals.iter().any(|t| t.path == real && t.pair.is_some()) {
+            return Ok(real);
+        }
+    }
+    Ok(path)
 }
 
 /// `tty_nr` of proc_pid_stat(5) as a `dev_t`: minor in bits 31-20 and 7-0, major in bits 15-8.

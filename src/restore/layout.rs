@@ -1,6 +1,7 @@
 //! An address space is laid out in a stub by scripts: everything of the stub away, the kernel's own pages to their old
 //! place, then every mapping. Content comes later.
 
+use super::attach;
 use super::pool::Pool;
 use crate::error::{Context, Error, Result};
 use crate::resource::Tree;
@@ -80,6 +81,9 @@ pub fn build(stub: &Stub, space: &AddressSpace, pool: &Pool) -> Result<()> {
         }
     }
     move_kernel_pages(&mut script, stub.gadget, &vmas, space)?;
+    script.run()?;
+    attach::attach(stub, space, pool)?;
+    let mut script = stub.script();
     for mapping in space.mappings.iter().filter(|m| m.backing != Backing::Kernel) {
         map(&mut script, mapping, pool)?;
     }
@@ -128,11 +132,18 @@ fn map(script: &mut Script<'_>, mapping: &Mapping, pool: &Pool) -> Result<()> {
             (-1, 0)
         }
         Backing::File { file, offset } => (pool.mapped(file)?, offset),
+        Backing::Object { object, .. } if pool.segment(object).is_some() => return Ok(()),
         Backing::Object { object, offset } => (pool.object(object)?, offset),
         Backing::Kernel => return Ok(()),
     };
     let args = [mapping.start, mapping.len(), u64::from(mapping.prot), flags as u64, fd as u64, offset];
     script.expect("mmap", mapping.start, libc::SYS_mmap, &args)?;
+    advise(script, mapping)
+}
+
+/// Gives a mapping what madvise(2) had set.
+pub fn advise(script: &mut Script<'_>, mapping: &Mapping) -> Result<()> {
+    let has = |flag: &str| mapping.flags.iter().any(|f| f == flag);
     for (flag, advice) in [
         ("sr", libc::MADV_SEQUENTIAL),
         ("rr", libc::MADV_RANDOM),

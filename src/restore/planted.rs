@@ -8,6 +8,7 @@ use super::places::Places;
 use super::pool::Pool;
 use super::root::Root;
 use super::skeleton::Skeleton;
+use super::system_v::{self, Made};
 use super::terminal::Terminals;
 use super::users;
 use crate::error::{Context, Error, Result};
@@ -16,6 +17,7 @@ use crate::progress::{Report, phase};
 use crate::resource::credentials::Credentials;
 use crate::resource::owner::Owner;
 use crate::resource::process::{Process, State};
+use crate::resource::system_v::Actors;
 use crate::resource::thread::Thread;
 use crate::resource::{Tree, cgroup, seccomp, signals, timers::Timers};
 use crate::sys::guardian::Guardian;
@@ -23,7 +25,6 @@ use crate::sys::proc::{read, status};
 use crate::sys::{ptrace, signal, task};
 use crate::tracee::stub::{Script, Stub};
 use std::collections::HashMap;
-use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -33,6 +34,8 @@ pub struct Planted<'t> {
     skeleton: Skeleton<'t>,
     /// Stub of each thread, by its tid in the image.
     pub threads: HashMap<i32, Stub>,
+    /// System V objects that were made; they go again when the tree does not come to life.
+    made: Made,
 }
 
 impl<'t> Planted<'t> {
@@ -42,7 +45,7 @@ impl<'t> Planted<'t> {
             nix::fcntl::fcntl(slave, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty()))?; // for the stubs
         }
         let root = root.plant()?;
-        let controlling = terminals.session.and_then(|s| Some((s.0, terminals.slave.as_ref()?.as_raw_fd())));
+        let controlling = terminals.sessions().into_iter().map(|(session, _, fd)| (session, fd)).collect();
         let skeleton = Skeleton::grow(tree, root, controlling, places)?;
         skeleton.count_on()?;
         places.show_nested(&skeleton.stubs)?;
@@ -63,7 +66,7 @@ impl<'t> Planted<'t> {
             }
         }
         skeleton.settle()?;
-        Ok(Planted { tree, skeleton, threads })
+        Ok(Planted { tree, skeleton, threads, made: Made::new(tree) })
     }
 
     pub fn root(&self) -> i32 {
@@ -91,7 +94,9 @@ impl<'t> Planted<'t> {
         warnings: &mut Vec<String>,
     ) -> Result<()> {
         self.join_cgroups(warnings)?; // first of all, so that memory is accounted where it belongs
+        let actors = self.actors()?;
         phase(report, phases, "layout", |_| {
+            self.made.make(&self.tree.system_v, &actors, pool, warnings)?;
             self.living().try_for_each(|p| {
                 let Some(space) = &p.memory else { return Ok(()) };
                 layout::build(&self.skeleton.stubs[&p.pid], space, pool).context(|| format!("process {}", p.pid))
@@ -111,6 +116,7 @@ impl<'t> Planted<'t> {
             late::make(self.tree, &self.threads, pool)?;
             let own = own_credentials()?;
             let chosen = Timers::ids_can_be_chosen();
+            system_v::finish(self.tree, &actors)?;
             let made = deleted_folders(self.tree)?;
             let result = self.living().try_for_each(|p| self.finish(p, pool, terminals, &own, chosen, warnings));
             for folder in made.iter().rev() {
@@ -137,6 +143,13 @@ impl<'t> Planted<'t> {
         Ok(())
     }
 
+    /// Those who make System V objects.
+    fn actors(&self) -> Result<Actors> {
+        let own = own_credentials()?;
+        let stubs = self.living().map(|p| (p.pid, self.skeleton.stubs[&p.pid])).collect();
+        Ok(Actors { stubs, root: self.skeleton.stubs[&self.tree.processes[0].pid], own: (own.uid[1], own.gid[1]) })
+    }
+
     /// Everything of one process that is not memory content.
     fn finish(
         &self,
@@ -151,12 +164,11 @@ impl<'t> Planted<'t> {
         let mut script = stub.script();
         process.tell(&mut script)?;
         process.fs.tell(&mut script)?;
-        if let (Some((session, foreground)), Some(slave)) = (terminals.session, &terminals.slave)
-            && session == process.pid
-            && let Some(foreground) = self.group_seen(foreground, process.level())
-        {
-            let at = script.data(&foreground.to_le_bytes());
-            script.call("ioctl TIOCSPGRP", libc::SYS_ioctl, &[slave.as_raw_fd() as u64, libc::TIOCSPGRP, at])?;
+        for (_, foreground, slave) in terminals.sessions().into_iter().filter(|s| s.0 == process.pid) {
+            if let Some(foreground) = self.group_seen(foreground, process.level()) {
+                let at = script.data(&foreground.to_le_bytes());
+                script.call("ioctl TIOCSPGRP", libc::SYS_ioctl, &[slave as u64, libc::TIOCSPGRP, at])?;
+            }
         }
         if let Some(late) = pool.late() {
             late.deliver(process, self.tree, pool, &mut script)?;
@@ -289,6 +301,7 @@ impl<'t> Planted<'t> {
 
     /// Lets all tasks go on, children before their parents.
     pub fn release(&mut self) {
+        self.made.keep();
         for process in self.tree.processes.iter().rev() {
             for thread in process.threads.iter().rev() {
                 let _ = ptrace::detach(self.threads[&thread.tid].tid);

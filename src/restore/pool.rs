@@ -39,6 +39,8 @@ pub struct Pool {
     pub warnings: Vec<String>,
     /// The way of what can only be opened when the tasks are there.
     late: Option<Late>,
+    /// Id and size of those objects that are System V segments: a process attaches them itself.
+    segments: HashMap<u32, (i32, u64)>,
 }
 
 /// Status flags of open(2) that are given again. Creation flags did their work when the file was opened first.
@@ -89,6 +91,9 @@ impl Pool {
                 let inherited = if exe { reopen(writer.as_raw_fd(), libc::O_RDONLY as u32)? } else { writer.try_clone()? };
                 self.objects.insert(n, self.keep(inherited)?);
                 self.writers.insert(n, writer);
+                if let Origin::SystemV { id } = object.origin {
+                    self.segments.insert(n, (id, object.size));
+                }
             }
             Key::Mapped(n) => {
                 let file = &tree.mapped[n as usize];
@@ -157,6 +162,20 @@ impl Pool {
     /// Descriptor of an object.
     pub fn object(&self, id: u32) -> Result<i32> {
         number(&self.objects, id, "object")
+    }
+
+    /// Id and size of an object that is a System V segment.
+    pub fn segment(&self, object: u32) -> Option<(i32, u64)> {
+        self.segments.get(&object).copied()
+    }
+
+    /// The memory of a System V segment has been made.
+    pub fn put_segment(&mut self, object: u32, memory: File) -> Result<()> {
+        match (self.segments.contains_key(&object), self.writers.get_mut(&object)) {
+            (true, Some(writer)) => *writer = memory.into(),
+            _ => return Err(Error::image(format!("image damaged: object {object} is no shared memory segment"))),
+        }
+        Ok(())
     }
 
     /// An object, to fill it.
@@ -296,6 +315,7 @@ impl Pool {
             FileKind::PidFd(_) => return late::stand_in(),
             FileKind::Inotify(inotify) => return inotify.make().and_then(|fd| with_flags(fd, file.flags)),
             FileKind::Fanotify(fanotify) => return fanotify.make().and_then(|fd| with_flags(fd, file.flags)),
+            FileKind::Master(terminal) => return terminals.master(terminal.terminal, file.flags & KEPT),
             FileKind::Ignored(_) => return Ignored::open(file.flags),
             FileKind::Outside(outside) => {
                 let (fd, warning) = outside.open(file.flags)?;
@@ -340,6 +360,8 @@ fn make_object(object: &Object, places: &Places<'_>) -> Result<OwnedFd> {
             let file = OpenOptions::new().read(true).write(true).open(places.path(Some(*namespace), path));
             file.context(|| format!("opening {path} in its mount namespace"))?.into()
         }
+        // A stub makes it later: see `restore::system_v`. This one stands in its place.
+        Origin::SystemV { .. } => return File::open("/dev/null").map(OwnedFd::from).context(|| "opening /dev/null"),
     };
     File::from(fd.try_clone()?).set_len(object.size).context(|| "sizing shared memory")?;
     Ok(fd)

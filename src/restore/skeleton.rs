@@ -29,8 +29,8 @@ pub struct Skeleton<'t> {
     pub(super) places: &'t Places<'t>,
     /// How many pid namespaces of meio's are above the base.
     depth: usize,
-    /// Session and the descriptor of its controlling terminal. It is inherited at birth like the session itself.
-    terminal: Option<(i32, i32)>,
+    /// Sessions and the descriptors of their controlling terminals, which are inherited at birth like the session itself.
+    terminals: Vec<(i32, i32)>,
 }
 
 /// Pids that do not belong to a process of the tree but must be free for a moment: leaders of sessions and groups that have ended.
@@ -49,14 +49,14 @@ pub fn departed_leaders(tree: &Tree) -> Vec<i32> {
 
 impl<'t> Skeleton<'t> {
     /// Makes all processes below the root's stub.
-    pub fn grow(tree: &'t Tree, root: Stub, terminal: Option<(i32, i32)>, places: &'t Places<'t>) -> Result<Self> {
+    pub fn grow(tree: &'t Tree, root: Stub, terminals: Vec<(i32, i32)>, places: &'t Places<'t>) -> Result<Self> {
         let mut children: HashMap<i32, Vec<usize>> = HashMap::new();
         for (i, p) in tree.processes.iter().enumerate().skip(1) {
             children.entry(p.ppid).or_default().push(i);
         }
         let pids = tree.processes.iter().map(|p| p.pid).collect();
         let depth = read::parsed(root.pid, "status", status::parse)?.ns_pid.len().saturating_sub(1);
-        let mut skeleton = Skeleton { tree, stubs: HashMap::new(), children, adopted: Vec::new(), pids, places, depth, terminal };
+        let mut skeleton = Skeleton { tree, stubs: HashMap::new(), children, adopted: Vec::new(), pids, places, depth, terminals };
         let first = &tree.processes[0];
         skeleton.stubs.insert(first.pid, root);
         skeleton.bear(0, first.sid)?;
@@ -150,10 +150,8 @@ impl<'t> Skeleton<'t> {
     /// Starts a session, with its terminal.
     fn lead(&self, script: &mut Script<'_>, process: &Process) -> Result<()> {
         script.expect("setsid", process.own_number() as u64, libc::SYS_setsid, &[])?;
-        match self.terminal {
-            Some((session, fd)) if session == process.pid => {
-                script.call("ioctl TIOCSCTTY", libc::SYS_ioctl, &[fd as u64, libc::TIOCSCTTY, 0])
-            }
+        match self.terminals.iter().find(|t| t.0 == process.pid) {
+            Some(&(_, fd)) => script.call("ioctl TIOCSCTTY", libc::SYS_ioctl, &[fd as u64, libc::TIOCSCTTY, 0]),
             _ => Ok(()),
         }
     }

@@ -1,13 +1,14 @@
 //! The terminals of a restored tree. A terminal whose session belongs to the tree is a new pseudo-terminal that meio relays
 //! to its own; a job of somebody else's session gets the terminal that meio runs in.
 
+use super::ptys::{self, Made, Ptys};
 use crate::error::{Context, Error, Kind, Result};
 use crate::resource::Tree;
 use crate::resource::terminal::TerminalState;
 use crate::sys::file;
 use nix::fcntl::OFlag;
 use nix::pty::{PtyMaster, grantpt, posix_openpt, ptsname_r, unlockpt};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 /// What takes a terminal's place.
 enum Place {
@@ -15,6 +16,8 @@ enum Place {
     Path(String),
     /// There is none.
     Nowhere,
+    /// A pair of the tree's own.
+    Pair,
 }
 
 /// The terminals of one restore.
@@ -28,6 +31,8 @@ pub struct Terminals {
     pub session: Option<(i32, i32)>,
     /// Modes to be set on the terminal that meio runs in.
     pub outer_modes: Option<Vec<u8>>,
+    /// Those with both sides in the tree.
+    ptys: Ptys,
     /// What will be different.
     pub warnings: Vec<String>,
 }
@@ -35,9 +40,15 @@ pub struct Terminals {
 impl Terminals {
     /// Decides for every terminal of the image what takes its place.
     pub fn prepare(tree: &Tree, detach: bool) -> Result<Self> {
-        let mut all = Terminals { places: vec![], master: None, slave: None, session: None, outer_modes: None, warnings: vec![] };
+        let mut warnings = vec![];
+        let ptys = ptys::make(&tree.terminals, &mut warnings)?;
+        let mut all = Terminals { places: vec![], master: None, slave: None, session: None, outer_modes: None, ptys, warnings };
         let outer = outer_terminal();
         for state in &tree.terminals {
+            if state.pair.is_some() {
+                all.places.push(Place::Pair);
+                continue;
+            }
             let inside = state.session != 0 && tree.processes.iter().any(|p| p.pid == state.session);
             let place = match (&outer, inside) {
                 (_, true) if detach => {
@@ -80,11 +91,37 @@ impl Terminals {
         Ok(path)
     }
 
+    fn pair(&self, number: u32) -> Result<&Made> {
+        self.ptys.get(&number).ok_or_else(|| Error::image("image damaged: a terminal has no master"))
+    }
+
+    /// The master of a terminal whose both sides are in the tree.
+    pub fn master(&self, number: u32, flags: u32) -> Result<OwnedFd> {
+        self.pair(number)?.master(flags)
+    }
+
+    /// Sessions of the tree with a terminal: session, its foreground group, and a descriptor of the terminal in every stub.
+    pub fn sessions(&self) -> Vec<(i32, i32, i32)> {
+        let own = self.session.and_then(|s| Some((s.0, s.1, self.slave.as_ref()?.as_raw_fd())));
+        own.into_iter().chain(self.ptys.values().filter_map(Made::session)).collect()
+    }
+
+    /// When everything has been opened.
+    pub fn close(&self) -> Result<()> {
+        self.ptys.values().try_for_each(Made::close)
+    }
+
+    /// The tree has what it needs: nobody else may hold a side of a pair, or its end would never be seen.
+    pub fn let_go(&mut self) {
+        self.ptys.clear();
+    }
+
     /// Opens what takes the place of terminal `number`.
     pub fn open(&self, number: u32, flags: u32) -> Result<OwnedFd> {
         let path = match self.places.get(number as usize) {
             Some(Place::Path(path)) => path.as_str(),
             Some(Place::Nowhere) => "/dev/null",
+            Some(Place::Pair) => return self.pair(number)?.slave(flags),
             None => return Err(Error::image("image damaged: a terminal is missing")),
         };
         let flags = OFlag::from_bits_truncate(flags as i32) | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;

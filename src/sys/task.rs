@@ -13,6 +13,8 @@ pub enum Shared {
     Files = 2,
     /// Root, cwd, umask.
     Fs = 3,
+    /// Adjustments of System V semaphores; also equal when neither task ever had any.
+    SemUndo = 6,
 }
 
 fn kcmp(a: i32, b: i32, kind: i32, x: u64, y: u64) -> Result<Ordering, Errno> {

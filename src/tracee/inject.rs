@@ -159,6 +159,11 @@ impl<'h> Injector<'h> {
         self.region
     }
 
+    /// Writes arguments at `offset` of the scratch bytes.
+    pub fn put(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        memory::write(self.held.pid, self.region + offset, bytes).map_err(Into::into)
+    }
+
     /// Reads results at `offset` of the scratch bytes.
     pub fn get<const N: usize>(&self, offset: u64) -> Result<[u8; N]> {
         let mut bytes = [0; N];

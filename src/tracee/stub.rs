@@ -252,6 +252,17 @@ impl Script<'_> {
 
     /// Appends a clone3(2) with chosen ids, the innermost pid namespace first; the one that clone3 returns is `seen`.
     pub fn clone_task(&mut self, flags: u64, exit_signal: i32, ids: &[i32], seen: i32) -> Result<()> {
+        let args = self.clone_args(flags, exit_signal, ids);
+        self.expect("clone3 with its old id", seen as u64, libc::SYS_clone3, &args)
+    }
+
+    /// Appends a clone3(2) with a chosen id, which may be in use.
+    pub fn attempt_clone(&mut self, flags: u64, exit_signal: i32, tid: i32) -> Result<()> {
+        let args = self.clone_args(flags, exit_signal, &[tid]);
+        self.attempt("clone3 with a chosen id", libc::SYS_clone3, &args)
+    }
+
+    fn clone_args(&mut self, flags: u64, exit_signal: i32, ids: &[i32]) -> [u64; 2] {
         let set_tid = self.data(&ids.iter().flat_map(|id| id.to_le_bytes()).collect::<Vec<u8>>());
         let args = CloneArgs { flags, exit_signal: exit_signal as u64, set_tid, set_tid_size: ids.len() as u64, ..CloneArgs::default() };
         let words = [
@@ -267,8 +278,7 @@ impl Script<'_> {
             args.set_tid_size,
         ];
         let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
-        let at = self.data(&bytes);
-        self.expect("clone3 with its old id", seen as u64, libc::SYS_clone3, &[at, bytes.len() as u64])
+        [self.data(&bytes), bytes.len() as u64]
     }
 
     fn push(&mut self, what: &'static str, number: i64, args: &[u64], expect: Expect) -> Result<()> {

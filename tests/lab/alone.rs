@@ -16,10 +16,10 @@ fn limit() -> Duration {
     Duration::from_secs(if std::env::var_os("SURVIVE").is_some() { 24 * 3600 } else { 300 })
 }
 
-/// The first process of the namespace: it reaps orphans while it waits for the
+/// The first process of the namespace: it has terminals of its own, whose numbers no other test takes, reaps orphans while it waits for the
 /// test, and keeps descriptors out that whoever runs the tests may have left
 /// open, since a pipe to somebody outside is a thing that no tree can take along.
-const INIT: &str = r#"for fd in /proc/self/fd/*; do [ "${fd##*/}" -gt 2 ] && eval "exec ${fd##*/}>&-"; done; "$@"; exit $?"#;
+const INIT: &str = r#"mount -t devpts -o ptmxmode=666,mode=600 devpts /dev/pts || exit 9; for fd in /proc/self/fd/*; do [ "${fd##*/}" -gt 2 ] && eval "exec ${fd##*/}>&-"; done; "$@"; exit $?"#;
 
 /// Runs `body` in a fresh pid and mount namespace; `name` is the test's full path.
 pub fn alone(name: &str, body: impl FnOnce()) {

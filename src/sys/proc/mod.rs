@@ -21,6 +21,7 @@ pub mod sched;
 pub mod stat;
 pub mod status;
 pub mod syscall;
+pub mod sysvipc;
 pub mod text;
 pub mod timer_list;
 pub mod timers;
