@@ -160,6 +160,9 @@ fn lasting(mut record: Record, kinds: Kinds) -> Option<Record> {
             return None;
         }
         record.without(&[3, 4]); // NDA_CACHEINFO, NDA_PROBES
+    } else if kinds.ask == NEXTHOP.ask {
+        record.head.0[1] = 0; // its scope follows from the gateway, and must not be told
+        record.head.0[4] &= 0x4; // RTNH_F_ONLINK; other flags tell how it is now
     } else if kinds.ask == RULE.ask {
         record.without(&[18]); // padding
     }
@@ -171,13 +174,17 @@ fn read_tables(socket: &Socket) -> io::Result<Saved> {
     let both = |kinds: Kinds| -> io::Result<Vec<Record>> { Ok([table(socket, kinds, INET, 0)?, table(socket, kinds, INET6, 0)?].concat()) };
     const NTF_PROXY: u8 = 0x08;
     let proxies = [table(socket, NEIGHBOUR, INET, NTF_PROXY)?, table(socket, NEIGHBOUR, INET6, NTF_PROXY)?].concat();
-    let mut neighbours = both(NEIGHBOUR)?;
-    neighbours.extend(proxies);
+    // Where the order means nothing, it is the order of the bytes.
+    let key = |r: &Record| (r.head.0.clone(), r.message());
+    let mut neighbours = [both(NEIGHBOUR)?, proxies].concat();
+    neighbours.sort_by_key(key);
+    let mut routes = table(socket, ROUTE, INET6, 0)?;
+    routes.sort_by_key(key);
     Ok(Saved {
         links: links::read(socket)?,
         addresses: both(ADDRESS)?,
         nexthops: [table(socket, NEXTHOP, INET, 0)?, table(socket, NEXTHOP, INET6, 0)?, table(socket, NEXTHOP, 0, 0)?].concat(),
-        routes: both(ROUTE)?,
+        routes: [table(socket, ROUTE, INET, 0)?, routes].concat(),
         rules: both(RULE)?,
         neighbours,
         sysctls: Vec::new(),
