@@ -138,7 +138,8 @@ impl Saved {
         }
         let info = Message::empty().with(a::INFO_KIND, link.kind.as_bytes())?.with(a::INFO_DATA, &data.0)?;
         let mut message = Message::link(link.index, 0, 0).with(a::NAME, &zero_ended(&link.name))?.with(a::INFO, &info.0)?;
-        if !link.address.is_empty() {
+        // A bridge takes that of a port for its own, unless it was given one.
+        if !link.address.is_empty() && link.kind != "bridge" {
             message = message.with(a::ADDRESS, &link.address)?;
         }
         if link.link != 0 && link.kind != "veth" {
@@ -235,7 +236,7 @@ fn configure(link: &Link, index: i32) -> Result<Vec<u8>> {
     if !link.alias.is_empty() {
         message = message.with(a::ALIAS, link.alias.as_bytes())?;
     }
-    if !link.kind.is_empty() && !link.address.is_empty() {
+    if !matches!(link.kind.as_str(), "" | "bridge") && !link.address.is_empty() {
         message = message.with(a::ADDRESS, &link.address)?;
     }
     if link.master != 0 {
@@ -246,6 +247,10 @@ fn configure(link: &Link, index: i32) -> Result<Vec<u8>> {
 
 /// Sets what a bridge, or a port of one, is not born with; one at a time.
 fn adjust(link: &Link, now: &Link, socket: &Socket) -> Result<()> {
+    if link.kind == "bridge" && link.address != now.address {
+        let message = Message::link(link.index, 0, 0).with(a::ADDRESS, &link.address)?;
+        socket.change(libc::RTM_NEWLINK, 0, &message.0).context(|| "setting the address of a bridge")?;
+    }
     let bridge = if link.kind == "bridge" { &link.data[..] } else { &[] };
     for (kinds, wanted, now) in
         [((a::INFO_KIND, a::INFO_DATA), bridge, &now.data), ((a::INFO_SLAVE_KIND, a::INFO_SLAVE_DATA), &link.port[..], &now.port)]
