@@ -10,8 +10,6 @@ mod rebuild;
 #[cfg(test)]
 mod tests;
 
-pub use rebuild::Prepared;
-
 use super::capture::Capture;
 use super::path::FilePath;
 use crate::error::{Context, Result};

@@ -9,8 +9,6 @@ mod sysctl;
 #[cfg(test)]
 mod tests;
 
-pub use rebuild::Prepared;
-
 use super::capture::Capture;
 use super::thread::serde_bytes_vec::Bytes;
 use crate::error::{Context, Result};
