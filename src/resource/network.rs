@@ -194,7 +194,7 @@ pub fn capture(pid: i32, capture: &mut Capture) -> Result<Saved> {
     let doing = || format!("reading the network namespace of process {pid}");
     let fd = namespace::open(pid, "net").context(doing)?;
     let inside = namespace::places([(&fd, Kind::Net)]);
-    let look = || -> io::Result<(Saved, sysctl::Values, Vec<(&'static str, &'static str)>)> {
+    let look = || -> io::Result<(Saved, sysctl::Values, NotKept)> {
         let socket = Socket::route()?;
         Ok((read_tables(&socket)?, sysctl::read(), not_kept(&socket)?))
     };
@@ -208,8 +208,11 @@ pub fn capture(pid: i32, capture: &mut Capture) -> Result<Saved> {
     Ok(saved)
 }
 
-/// What a network namespace holds that is not kept: object and reason.
-fn not_kept(route: &Socket) -> io::Result<Vec<(&'static str, &'static str)>> {
+/// Objects and reasons.
+type NotKept = Vec<(&'static str, &'static str)>;
+
+/// What a network namespace holds that is not kept.
+fn not_kept(route: &Socket) -> io::Result<NotKept> {
     let mut found = Vec::new();
     // nfnetlink: subsystem 10 (nftables), NFT_MSG_GETTABLE.
     const NFT_GETTABLE: u16 = 10 << 8 | 1;

@@ -91,7 +91,7 @@ impl Saved {
         sysctl::write(&self.settings(|key| !key.ends_with("/accept_dad")), &muted(&fresh))?;
         for link in &self.links {
             let known = born.iter().find(|b| b.name == link.name).map_or(link.index, |b| b.index);
-            let up = Message::link(known, link.flags, u32::MAX & (link.flags | 0x1 | 0x1000));
+            let up = Message::link(known, link.flags, link.flags | 0x1 | 0x1000);
             socket.change(libc::RTM_NEWLINK, 0, &up.0).context(|| format!("starting the interface {}", link.name))?;
             if let Some(outside) = &link.outside {
                 attach_outside(outside, prepared).context(|| format!("attaching {}", outside.name))?;
