@@ -163,6 +163,7 @@ fn unread(mut saved: Saved) -> Saved {
             inode.modified = (0, 0);
         }
     }
+    saved.own.iter_mut().for_each(|own| own.inodes.retain(|inode| !inode.names.is_empty()));
     saved
 }
 
