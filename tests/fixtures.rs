@@ -60,6 +60,8 @@ fixtures! {
     namespace_of_users: "namespaces" "Uu";
     namespaces_all: "namespaces" "uiTCp";
     namespaces_nested: "namespaces" "uP";
+    mounts: "mounts";
+    network: "network";
     pipes: "pipes";
     pty: "pty";
     signalfd: "signalfd";

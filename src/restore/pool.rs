@@ -355,7 +355,7 @@ fn make_object(object: &Object, places: &Places<'_>) -> Result<OwnedFd> {
             const MFD_ALLOW_SEALING: u32 = 2;
             file::memfd(name.bytes(), MFD_ALLOW_SEALING).context(|| format!("making memfd {name}"))?
         }
-        Origin::Deleted { path, mode, owner } => deleted_file(path, *mode, *owner)?,
+        Origin::Deleted { path, mode, owner, namespace } => deleted_file(&places.path(*namespace, path), *mode, *owner)?,
         Origin::Mounted { namespace, path, .. } => {
             let file = OpenOptions::new().read(true).write(true).open(places.path(Some(*namespace), path));
             file.context(|| format!("opening {path} in its mount namespace"))?.into()
@@ -368,10 +368,9 @@ fn make_object(object: &Object, places: &Places<'_>) -> Result<OwnedFd> {
 }
 
 /// A file without a name, made where the old one was.
-fn deleted_file(path: &FilePath, mode: u32, owner: (u32, u32)) -> Result<OwnedFd> {
-    let wanted: &Path = path;
+fn deleted_file(wanted: &Path, mode: u32, owner: (u32, u32)) -> Result<OwnedFd> {
     let there = |p: &Path| OpenOptions::new().read(true).write(true).create_new(true).mode(mode & 0o7777).open(p);
-    let doing = || format!("making the deleted file {path} again");
+    let doing = || format!("making the deleted file {} again", wanted.display());
     let (file, name) = match there(wanted) {
         Ok(file) => (file, wanted.to_owned()),
         Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
