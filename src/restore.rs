@@ -13,6 +13,7 @@ mod planted;
 mod pool;
 mod root;
 mod skeleton;
+mod sockets;
 mod terminal;
 
 use crate::error::{Context, Error, Kind, Result};
@@ -24,6 +25,7 @@ use namespace::Namespace;
 use places::Places;
 use planted::{Planted, end_all};
 use pool::Pool;
+use sockets::Sockets;
 use root::Root;
 use std::fs::File;
 use std::time::Instant;
@@ -86,6 +88,8 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     let mut places = Places::new(&tree, Pool::base_of(&tree));
     places.make_users()?;
     let namespace = if fresh && !Root::is_init(&tree) { Some(Namespace::new()?) } else { None };
+    // Before the root takes its pid, which somebody may have to have had.
+    let sockets = Sockets::make(&tree)?;
     let gadget = layout::gadget(&tree)?;
     let bear = |places: &Places<'_>| Root::bear(&tree, gadget, places, namespace.as_ref(), options.detach);
     let taken = |e: &Error| !fresh && e.message.contains("EEXIST");
@@ -94,9 +98,10 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
         born => Some(born?),
     };
     let mut pool = phase(report, &mut phases, "files", |_| {
-        places.make_others(root.as_ref().map(|root| root.pid).filter(|_| fresh))?;
+        let home = root.as_ref().map(|root| root.pid).filter(|_| fresh);
+        places.make_others(home)?;
         check::files(&tree, &places)?;
-        Pool::open(&tree, &terminals, &places)
+        Pool::open(&tree, &terminals, &places, sockets, home)
     })?;
     warnings.append(&mut places.warnings);
     warnings.append(&mut pool.warnings);

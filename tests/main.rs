@@ -9,6 +9,7 @@ mod lab;
 mod postmortem;
 mod programs;
 mod readme;
+mod sockets;
 mod refusals;
 mod survive;
 mod terminal;

@@ -207,6 +207,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("regular", &["memory", "path", "shared"]),
     ("shared", &["memory", "path"]),
     ("memory", &["path", "shared", "unsupported"]),
+    ("socket", &["path", "thread"]),
+    ("memory", &["path", "shared"]),
 ];
 
 #[test]

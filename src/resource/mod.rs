@@ -31,6 +31,7 @@ pub mod seccomp;
 pub mod shared;
 pub mod signalfd;
 pub mod signals;
+pub mod socket;
 pub mod terminal;
 pub mod thread;
 pub mod timerfd;
@@ -106,6 +107,7 @@ impl Tree {
         for file in &mut self.files {
             match &mut file.kind {
                 descriptor::FileKind::Epoll(epoll) => to(&mut epoll.first.0),
+                descriptor::FileKind::Unix(socket) => socket.pids().for_each(to),
                 descriptor::FileKind::PidFd(handle) if handle.departed.is_none() && handle.outside.is_none() => to(&mut handle.target_pid),
                 _ => {}
             }
