@@ -79,7 +79,7 @@ macro_rules! refused {
 
 refused! {
     terminal_master: "master, slave = os.openpty(); os.close(slave)" => "master side";
-    socket: "s = socket.create_server(('127.0.0.1', 0))" => "sockets";
+    socket: "s = socket.create_server(('127.0.0.1', 0))" => "TCP socket (listening)";
     inotify: "i = syscall(294, 0)" => "inotify";
     io_uring: "p = ctypes.create_string_buffer(120); i = syscall(425, 4, p)" => "io_uring";
     userfaultfd: "u = syscall(323, 1)" => "userfaultfd";
@@ -99,8 +99,7 @@ crate::alone! {
     fn a_refusal_names_everybody_and_the_way() {
         let lab = Lab::new("holders");
         let program = "
-a, b = socket.socketpair()
-b.close()
+a = socket.socket(type=socket.SOCK_DGRAM)
 for n in range(2):
     if os.fork() == 0:
         if n:
@@ -131,7 +130,7 @@ time.sleep(0.2)";
     fn what_is_left_out_is_dev_null() {
         let mut lab = Lab::new("ignored");
         let program = "
-a, b = socket.socketpair()
+a, b = (socket.socket(type=socket.SOCK_DGRAM) for _ in range(2))
 import select
 watching = select.epoll()
 watching.register(a, select.EPOLLIN)
