@@ -79,6 +79,12 @@ fixtures! {
     timerfd: "timerfd";
     timers: "timers";
     tree: "tree";
+    unix_dgram: "unix_dgram";
+    unix_ends: "unix_ends";
+    unix_names: "unix_names";
+    unix_options: "unix_options";
+    unix_pairs: "unix_pairs";
+    unix_rights: "unix_rights";
     vdso: "vdso";
     vectors_blocked: "vectors" "blocked";
     vectors_spinning: "vectors" "spin";

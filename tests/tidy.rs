@@ -216,6 +216,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("memory", &["path", "shared", "unsupported"]),
     ("system_v", &["memory", "process", "shared", "thread"]),
     ("memory", &["path", "shared", "system_v"]),
+    ("socket", &["path", "thread"]),
+    ("memory", &["path", "shared"]),
 ];
 
 #[test]

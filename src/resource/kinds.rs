@@ -56,6 +56,8 @@ kinds! {
     "pipe to outside", Partly, "kept by `--external`: the same pipe, or standard input or output", ["refusals::a_pipe_to_outside_is_found_again"];
     "eventfd", Supported, "its value, semaphore or not", ["eventfd"];
     "timerfd", Supported, "every clock; time left, interval, expirations not yet read", ["timerfd"];
+    "unix socket", Partly, "names, peers, unread messages with descriptors and credentials, waiting connections, ends, options; refused: a peer outside, bytes in a connection not accepted yet",
+        ["unix_pairs", "unix_names", "unix_rights", "unix_ends", "unix_dgram", "unix_options"];
     "signalfd", Supported, "its mask", ["signalfd"];
     "pidfd", Supported, "the same process, also one that has ended", ["pidfd"];
     "inotify", Partly, "watches with their numbers; unread events become one that says that events were lost", ["inotify"];

@@ -3,6 +3,7 @@
 
 use super::late::{self, Late};
 use super::places::Places;
+use super::sockets::Sockets;
 use super::terminal::Terminals;
 use crate::error::{Context, Error, Kind, Result};
 use crate::resource::descriptor::{FileKind, OpenFile};
@@ -62,15 +63,17 @@ impl Pool {
     }
 
     /// Opens everything.
-    pub fn open(tree: &Tree, terminals: &Terminals, places: &Places<'_>) -> Result<Self> {
+    pub fn open(tree: &Tree, terminals: &Terminals, places: &Places<'_>, sockets: Sockets<'_>, home: Option<i32>) -> Result<Self> {
         let count = tree.files.len() + 2 * tree.mapped.len() + tree.objects.len() + 64;
         let mut pool = Pool { base: Pool::base_of(tree), ..Pool::default() };
         raise_limit(pool.base as u64 + count as u64)?;
         pool.late = Late::new(tree)?.map(|late| late.keep(|fd| pool.keep(fd))).transpose()?;
         let mut pipes = HashMap::new();
         for key in Graph::new(tree)?.order()? {
-            pool.make(key, tree, &mut pipes, (terminals, places))?;
+            pool.make(key, tree, &mut pipes, (terminals, places, &sockets))?;
         }
+        let mut changed = sockets.finish(&|id| pool.file(id), home)?;
+        pool.warnings.append(&mut changed);
         Ok(pool)
     }
 
@@ -80,7 +83,7 @@ impl Pool {
         key: Key,
         tree: &Tree,
         pipes: &mut HashMap<u32, Ends>,
-        (terminals, places): (&Terminals, &Places<'_>),
+        (terminals, places, sockets): (&Terminals, &Places<'_>, &Sockets<'_>),
     ) -> Result<()> {
         match key {
             Key::Object(n) => {
@@ -111,7 +114,11 @@ impl Pool {
             }
             Key::File(n) => {
                 let file = &tree.files[n as usize];
-                let fd = self.open_file(file, pipes, terminals, places).context(|| format!("opening {}", file.link))?;
+                let fd = match &file.kind {
+                    FileKind::Unix(_) => sockets.open(n),
+                    _ => self.open_file(file, pipes, terminals, places),
+                };
+                let fd = fd.context(|| format!("opening {}", file.link))?;
                 let fd = self.keep(fd)?;
                 lock(&fd, file)?;
                 self.files.insert(n, fd);
@@ -249,7 +256,7 @@ fn wants_write(tree: &Tree, number: usize) -> bool {
     })
 }
 
-fn raise_limit(need: u64) -> Result<()> {
+pub fn raise_limit(need: u64) -> Result<()> {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     if soft >= need {
@@ -312,7 +319,8 @@ impl Pool {
             FileKind::EventFd(eventfd) => return eventfd.make().and_then(|fd| with_flags(fd, file.flags)),
             FileKind::TimerFd(timer) => return timer.make().and_then(|fd| with_flags(fd, file.flags)),
             FileKind::SignalFd(signals) => return signals.make().and_then(|fd| with_flags(fd, file.flags)),
-            FileKind::PidFd(_) => return late::stand_in(),
+            // The others are made by those who know more of them.
+            FileKind::PidFd(_) | FileKind::Unix(_) => return late::stand_in(),
             FileKind::Inotify(inotify) => return inotify.make().and_then(|fd| with_flags(fd, file.flags)),
             FileKind::Fanotify(fanotify) => return fanotify.make().and_then(|fd| with_flags(fd, file.flags)),
             FileKind::Master(terminal) => return terminals.master(terminal.terminal, file.flags & KEPT),
