@@ -7,9 +7,10 @@ mod tree;
 use crate::error::{Context, Error, Kind, Refusal, Result};
 use crate::image::{self, Codec, Dedup, SectionKind, Writer};
 use crate::progress::{Report, phase};
-use crate::resource::Manifest;
 use crate::resource::capture::Capture;
+use crate::resource::graph::Lost;
 use crate::resource::process::State;
+use crate::resource::{Manifest, Tree};
 use crate::sys::proc::{read, stat, status};
 use crate::sys::{arch, signal};
 use crate::tracee::freeze::{Frozen, freeze};
@@ -137,6 +138,7 @@ fn save(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
         frozen.release();
         return Err(Error::refused(&format!("cannot dump process {}", options.pid), captured.capture.refusals));
     }
+    captured.capture.notes.iter().for_each(|note| report.note(note));
     let mut held = Some(frozen);
     let mut pause = None;
     let written = phase(report, &mut phases, "memory", |report| {
@@ -239,8 +241,23 @@ fn kill(mut frozen: Frozen) -> Result<()> {
     Ok(())
 }
 
+/// A tree that was only looked at.
+pub struct Look {
+    /// What an image would hold, but for what only a stopped task can tell.
+    pub tree: Tree,
+    /// What stands in the way of a dump.
+    pub refusals: Vec<Refusal>,
+    /// The descriptors among that.
+    pub lost: Vec<Lost>,
+}
+
 /// Everything in the tree below `pid` that stands in the way of a dump, found without stopping it.
 pub fn preflight(pid: i32) -> Result<Vec<Refusal>> {
+    Ok(look(pid)?.refusals)
+}
+
+/// Looks at everything in the tree below `pid` without stopping it.
+pub fn look(pid: i32) -> Result<Look> {
     let own = std::process::id() as i32;
     let stat = read::parsed(pid, "stat", stat::parse)?;
     if stat.is_kernel_thread() {
@@ -275,8 +292,8 @@ pub fn preflight(pid: i32) -> Result<Vec<Refusal>> {
             capture.refuse(pid, "process", "it is a 32-bit program", "only 64-bit programs are supported");
         }
     }
-    if capture.refusals.is_empty() {
-        tree::survey(&pids, &mut capture)?;
-    }
-    Ok(capture.refusals)
+    // Of a tree that is traced or foreign there is nothing more to see.
+    let processes = if capture.refusals.is_empty() { tree::survey(&pids, &mut capture)? } else { Vec::new() };
+    let tree = tree::gather(processes, &mut capture);
+    Ok(Look { tree, refusals: capture.refusals, lost: capture.lost })
 }

@@ -37,7 +37,7 @@ impl Kind {
 }
 
 /// One thing that cannot be saved or restored, named so that a user can act.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Refusal {
     /// The process that holds it.
     pub pid: i32,
@@ -47,6 +47,12 @@ pub struct Refusal {
     pub reason: String,
     /// What the user can do.
     pub advice: String,
+    /// What to give to `--ignore` to leave it out, `KIND:ID`; `None` where that would ruin the program.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// How the root of the tree leads to it; empty where the root itself holds it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub chain: Vec<String>,
 }
 
 /// A failure: kind, sentence, advice, and the complete list of refusals when

@@ -34,6 +34,7 @@ fixtures! {
     deleted: "deleted";
     devices: "devices";
     directory: "directory";
+    eventfd: "eventfd";
     fifo: "fifo";
     filemap: "filemap";
     files: "files";
@@ -46,12 +47,15 @@ fixtures! {
     locks: "locks";
     memfd: "memfd";
     pipes: "pipes";
+    signalfd: "signalfd";
+    seccomp: "seccomp";
     signals: "signals";
     sleeps: "sleeps";
     sleeps_in_epoll: "sleeps" "epoll";
     stopped: "stopped";
     threads_200: "threads" "200";
     threads_1000: "threads" "1000";
+    timerfd: "timerfd";
     timers: "timers";
     tree: "tree";
     vdso: "vdso";

@@ -123,7 +123,7 @@ fn uses(source: &Source) -> Vec<String> {
 const LAYERS: [&[&str]; 6] =
     [&["main", "cli"], &["dump", "restore", "check", "postmortem"], &["resource"], &["tracee"], &["image"], &["sys"]];
 /// Uses beside or against the arrows, each with its reason.
-const EXCEPTIONS: [(&str, &str); 2] = [
+const EXCEPTIONS: &[(&str, &str)] = &[
     // check says what a dump of this very tree would refuse, and only dump knows.
     ("check", "dump::preflight"),
     // The saved form of an interrupted call is what holding a task finds out about it.
@@ -188,14 +188,14 @@ fn the_image_knows_no_kernel() {
 
 /// What the kinds stand on: the walk over all of them, and the table that leads to them. Every kind may use these,
 /// and the walks may use every kind.
-const GROUND: [&str; 4] = ["capture", "rebuild", "graph", "descriptor"];
+const GROUND: &[&str] = &["capture", "rebuild", "graph", "kinds", "descriptor"];
 /// Kinds that may use another kind: saved types that hold other saved types or their numbers.
-const MAY_USE: [(&str, &[&str]); 10] = [
+const MAY_USE: &[(&str, &[&str])] = &[
     ("device", &["path"]),
     ("epoll", &[]),
     ("terminal", &["path"]),
     ("process", &["limits", "memory", "path", "signals", "thread", "timers"]),
-    ("thread", &["credentials", "sched"]),
+    ("thread", &["credentials", "sched", "seccomp"]),
     ("signals", &["thread"]),
     ("pipe", &["path", "thread"]),
     ("regular", &["memory", "path", "shared"]),

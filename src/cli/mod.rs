@@ -8,6 +8,7 @@ mod drawing;
 mod dump;
 mod figures;
 mod generate;
+mod graph;
 mod image;
 mod inspect;
 mod restore;
@@ -59,6 +60,7 @@ enum Command {
     Restore(restore::Restore),
     Check(check::Check),
     Inspect(inspect::Inspect),
+    Graph(graph::GraphCommand),
     Verify(verify::Verify),
     Core(core::Core),
     Demo(demo::Demo),
@@ -91,6 +93,7 @@ pub fn main() -> ExitCode {
         Command::Restore(c) => c.run(&console),
         Command::Check(c) => c.run(&console),
         Command::Inspect(c) => c.run(&console),
+        Command::Graph(c) => c.run(&console),
         Command::Verify(c) => c.run(&console),
         Command::Core(c) => c.run(&console),
         Command::Demo(c) => c.run(&console),

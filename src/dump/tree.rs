@@ -9,7 +9,7 @@ use crate::resource::process::{Fs, Process, State};
 use crate::resource::signals::Signals;
 use crate::resource::thread::Thread;
 use crate::resource::timers::Timers;
-use crate::resource::{Tree, descriptor, memory, pipe};
+use crate::resource::{Tree, descriptor, memory, pipe, seccomp};
 use crate::sys::pagemap::{Pagemap, Want};
 use crate::sys::proc::maps::Vma;
 use crate::sys::proc::{read, stat, status, timers};
@@ -34,26 +34,46 @@ pub struct Captured {
     pub warnings: Vec<String>,
 }
 
-/// Looks at everything that can be refused; touches nothing. The processes may be running.
-pub fn survey(pids: &[i32], capture: &mut Capture) -> Result<()> {
+/// Looks at everything that can be refused; touches nothing. The processes may be running; returned is what was seen of
+/// them.
+pub fn survey(pids: &[i32], capture: &mut Capture) -> Result<Vec<Process>> {
+    let mut seen: Vec<Process> = Vec::new();
     for &pid in pids {
-        let look = |capture: &mut Capture| -> Result<()> {
-            if !refuse_process(pid, true, capture)? {
-                memory::survey(pid, capture)?;
-                descriptor::survey(pid, capture)?;
-                Fs::capture(pid, &mut capture.refusals)?;
+        let look = |seen: &mut Vec<Process>, capture: &mut Capture| -> Result<()> {
+            let ended = refuse_process(pid, true, capture)?;
+            let ppid = read::parsed(pid, "stat", stat::parse)?.ppid;
+            let process = Process::capture(pid, if seen.iter().any(|p| p.pid == ppid) { ppid } else { 0 }, &[])?;
+            seen.push(process);
+            if let (false, Some(process)) = (ended, seen.last_mut()) {
+                process.threads = read::tasks(pid)?.into_iter().map(|tid| Thread { tid, ..Thread::default() }).collect();
+                process.memory = Some(memory::survey(pid, capture)?.0);
+                process.descriptors = descriptor::survey(pid, capture)?;
+                process.fs = Fs::capture(pid, &mut capture.refusals)?;
             }
             Ok(())
         };
         // A running process changes while it is looked at. What fails here is found again, or not, once it stands still.
-        match look(capture) {
+        match look(&mut seen, capture) {
             Err(e) if e.kind == Kind::Permission => return Err(e),
             _ => {}
         }
     }
     let tree: HashSet<i32> = pids.iter().copied().collect();
     pipe::refuse_outsiders(&tree, std::process::id() as i32, capture);
-    Ok(())
+    Ok(seen)
+}
+
+/// Processes and all tables of a capture, in their saved form.
+pub fn gather(processes: Vec<Process>, capture: &mut Capture) -> Tree {
+    Tree {
+        processes,
+        files: std::mem::take(&mut capture.files),
+        pipes: std::mem::take(&mut capture.pipes),
+        terminals: std::mem::take(&mut capture.terminals),
+        mapped: std::mem::take(&mut capture.mapped),
+        objects: std::mem::take(&mut capture.objects),
+        filters: capture.filters.take(),
+    }
 }
 
 /// Properties of a whole process that rule it out. True for a zombie, of which there is nothing more to see.
@@ -79,8 +99,8 @@ fn refuse_process(pid: i32, running: bool, capture: &mut Capture) -> Result<bool
             Err(e) if e.kind == Kind::NotFound && tid != pid => continue,
             other => other?,
         };
-        if status.seccomp != 0 {
-            capture.refuse(pid, format!("task {tid}"), "it runs under seccomp, which is not supported yet", "start it without the filter");
+        if status.seccomp != 0 && running {
+            seccomp::survey(pid, tid, capture)?;
         }
         if tid != pid {
             for (what, name) in [(Shared::Files, "descriptor table"), (Shared::Fs, "working directory")] {
@@ -122,7 +142,7 @@ pub fn anonymous_memory(pid: i32) -> u64 {
 
 /// Reads everything of a frozen tree. When `capture.refusals` is not empty afterwards, nothing must be written.
 pub fn capture(frozen: &mut Frozen) -> Result<Captured> {
-    let mut capture = Capture::default();
+    let mut capture = Capture { standing: true, ..Capture::default() };
     let mut known = Known::default();
     let mut processes = Vec::new();
     let mut jobs = Vec::new();
@@ -144,14 +164,7 @@ pub fn capture(frozen: &mut Frozen) -> Result<Captured> {
         cut(Owner::Object(number as u32), From::Object(number), true, &ranges, &mut jobs);
     }
     let bytes = jobs.iter().flat_map(|j| &j.ranges).map(|r| u64::from(r.1) * PAGE).sum();
-    let tree = Tree {
-        processes,
-        files: std::mem::take(&mut capture.files),
-        pipes: std::mem::take(&mut capture.pipes),
-        terminals: std::mem::take(&mut capture.terminals),
-        mapped: std::mem::take(&mut capture.mapped),
-        objects: std::mem::take(&mut capture.objects),
-    };
+    let tree = gather(processes, &mut capture);
     Ok(Captured { tree, capture, jobs, bytes, warnings })
 }
 
@@ -174,14 +187,22 @@ fn capture_process(
     }
     let mut threads = Vec::with_capacity(frozen.threads.len());
     for held in &mut frozen.threads {
-        threads.push(Thread::capture(held)?);
+        let mut thread = Thread::capture(held)?;
+        if !thread.seccomp.is_off() {
+            seccomp::capture(held, &mut thread.seccomp, capture)?;
+            warnings.extend(thread.keep_clear_of_restart(held));
+        }
+        threads.push(thread);
+    }
+    if !capture.refusals.is_empty() {
+        return Ok(None);
     }
     let mut saved = Process::capture(pid, frozen.ppid, &threads)?;
     saved.state = frozen.threads[0].group_stop.map_or(State::Running, State::Stopped);
     saved.memory = Some(space);
     saved.descriptors = descriptors;
     saved.fs = fs;
-    ask(frozen, &vmas, &mut saved, &mut threads, known, warnings)?;
+    ask(frozen, &vmas, &mut saved, &mut threads, known, capture, warnings)?;
     saved.threads = threads;
     if let Some(space) = &saved.memory {
         pages(pid, space, jobs)?;
@@ -196,6 +217,7 @@ fn ask(
     saved: &mut Process,
     threads: &mut [Thread],
     known: &mut Known,
+    capture: &mut Capture,
     warnings: &mut Vec<String>,
 ) -> Result<()> {
     let pid = frozen.pid;
@@ -221,6 +243,9 @@ fn ask(
             saved.timers = Timers::capture(&mut run, &listed)?;
         }
         run.end()?;
+        let (warning, note) = seccomp::safety(held, foothold.trampoline.unwrap_or(0));
+        warnings.extend(warning);
+        capture.notes.extend(note);
     }
     Ok(())
 }

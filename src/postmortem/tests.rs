@@ -112,8 +112,7 @@ fn image_of(pid: i32) -> Vec<u8> {
         processes.push(process);
     }
     assert!(capture.refusals.is_empty(), "{:?}", capture.refusals);
-    let tree =
-        Tree { processes, files: Vec::new(), pipes: Vec::new(), terminals: Vec::new(), mapped: capture.mapped, objects: capture.objects };
+    let tree = Tree { processes, mapped: capture.mapped, objects: capture.objects, ..Tree::default() };
     let mut blocks = Blocks::default();
     for process in &tree.processes {
         let live = File::open(format!("/proc/{}/mem", process.pid)).unwrap();

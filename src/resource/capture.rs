@@ -28,6 +28,8 @@ pub struct Decisions {
 /// The tables of one capture.
 #[derive(Debug, Default)]
 pub struct Capture {
+    /// The tree stands still: what is read stays true, and what only a stopped tree may be asked can be asked.
+    pub standing: bool,
     /// Open file descriptions.
     pub files: Vec<OpenFile>,
     /// For each of `files`: a process and descriptor that lead to it.
@@ -50,8 +52,14 @@ pub struct Capture {
     pub sources: Vec<Source>,
     /// (device, inode) of each of `objects`.
     pub object_index: HashMap<(u64, u64), ObjectId>,
+    /// seccomp(2) filters.
+    pub filters: super::seccomp::Filters,
     /// Everything that cannot be saved.
     pub refusals: Vec<Refusal>,
+    /// What is worth knowing and changes nothing.
+    pub notes: Vec<String>,
+    /// Descriptors among that.
+    pub lost: Vec<super::graph::Lost>,
     /// What the user decided about some of it.
     pub decisions: Decisions,
 }
@@ -71,7 +79,7 @@ impl Decisions {
 impl Capture {
     /// Notes that something cannot be saved.
     pub fn refuse(&mut self, pid: i32, object: impl Into<String>, reason: impl Into<String>, advice: impl Into<String>) {
-        self.refusals.push(Refusal { pid, object: object.into(), reason: reason.into(), advice: advice.into() });
+        self.refusals.push(Refusal { pid, object: object.into(), reason: reason.into(), advice: advice.into(), ..Refusal::default() });
     }
 
     /// The object behind (device, inode); `open` is asked for its content the first time.

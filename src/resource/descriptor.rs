@@ -1,8 +1,9 @@
 //! Descriptor tables: which number leads to which open file description.
 
 use super::capture::Capture;
+use super::graph::{Lost, Part};
 use super::lock::{Family, Lock};
-use super::{device, epoll, pipe, regular, terminal};
+use super::{device, epoll, eventfd, pipe, regular, signalfd, terminal, timerfd};
 use crate::error::{Context, Result};
 use crate::sys::proc::fdinfo::{self, FdInfo};
 use crate::sys::proc::read;
@@ -63,6 +64,12 @@ pub enum FileKind {
     Epoll(epoll::Epoll),
     /// memfd or shared memory without a name.
     Memory(super::shared::SharedMemory),
+    /// An eventfd counter.
+    EventFd(eventfd::EventFd),
+    /// A timer.
+    TimerFd(timerfd::TimerFd),
+    /// Signals to be read.
+    SignalFd(signalfd::SignalFd),
 }
 
 /// What is known of a descriptor before its kind is decided.
@@ -77,6 +84,23 @@ pub struct Found {
     pub meta: Metadata,
     /// proc_pid_fdinfo(5).
     pub info: FdInfo,
+}
+
+impl FileKind {
+    /// What the graph shows of it; each kind answers in its own file.
+    pub fn part(&self) -> Part {
+        match self {
+            FileKind::Regular(regular) => regular.part(),
+            FileKind::Pipe(end) => end.part(),
+            FileKind::Device(device) => device.part(),
+            FileKind::Terminal(terminal) => terminal.part(),
+            FileKind::Epoll(epoll) => epoll.part(),
+            FileKind::Memory(memory) => memory.part(),
+            FileKind::EventFd(_) => Part::of("eventfd"),
+            FileKind::TimerFd(_) => Part::of("timerfd"),
+            FileKind::SignalFd(_) => Part::of("signalfd"),
+        }
+    }
 }
 
 impl Found {
@@ -105,7 +129,10 @@ pub fn survey(pid: i32, capture: &mut Capture) -> Result<Vec<Descriptor>> {
             capture.refuse(pid, found.object(), "it holds a lease", "leases are not supported yet; let it end first");
         }
         let (own, shared): (Vec<_>, Vec<_>) = locks.into_iter().partition(|l| l.family == Family::Posix);
-        let Some(file) = identify(&found, shared, capture)? else { continue };
+        let Some(file) = identify(&found, shared, capture)? else {
+            capture.lost.push(Lost { pid, fd, refusal: capture.refusals.len().saturating_sub(1) as u32 });
+            continue;
+        };
         let cloexec = found.info.flags & libc::O_CLOEXEC as u32 != 0;
         table.push(Descriptor { fd, file, cloexec, locks: own });
     }
@@ -152,6 +179,9 @@ fn kind(found: &Found, capture: &mut Capture) -> Result<Option<FileKind>> {
         libc::S_IFREG | libc::S_IFDIR if !found.link.starts_with(b"anon_inode:") => regular::capture(found, capture),
         libc::S_IFIFO => pipe::capture(found, capture),
         _ if found.link == b"anon_inode:[eventpoll]" => Ok(epoll::capture(found, capture)),
+        _ if found.link == b"anon_inode:[eventfd]" => Ok(eventfd::capture(found, capture)),
+        _ if found.link == b"anon_inode:[timerfd]" => timerfd::capture(found, capture),
+        _ if found.link == b"anon_inode:[signalfd]" => Ok(signalfd::capture(found, capture)),
         libc::S_IFCHR if terminal::is_terminal(found) => terminal::capture(found, capture),
         libc::S_IFCHR => Ok(device::capture(found, capture)),
         libc::S_IFSOCK => {

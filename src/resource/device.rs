@@ -2,6 +2,7 @@
 
 use super::capture::Capture;
 use super::descriptor::{FileKind, Found};
+use super::graph::Part;
 use super::path::FilePath;
 use serde::{Deserialize, Serialize};
 use std::os::unix::fs::MetadataExt;
@@ -14,6 +15,13 @@ pub struct Device {
     pub path: FilePath,
     /// Major and minor number, checked at restore.
     pub number: (u32, u32),
+}
+
+impl Device {
+    /// For the graph.
+    pub fn part(&self) -> Part {
+        Part::of("device")
+    }
 }
 
 /// Memory devices (major 1) that keep nothing for their openers: null, zero, full, random, urandom.

@@ -2,6 +2,7 @@
 
 use super::capture::Capture;
 use super::descriptor::{FileKind, Found};
+use super::graph::{How, Key, Part};
 use crate::error::{Context, Result};
 use crate::tracee::stub::Script;
 use nix::sys::epoll::{Epoll as Instance, EpollCreateFlags};
@@ -56,6 +57,13 @@ pub fn create() -> Result<OwnedFd> {
 }
 
 impl Epoll {
+    /// For the graph.
+    pub fn part(&self) -> Part {
+        let pid = self.first.0;
+        let needs = self.targets.iter().map(|t| (Key::Descriptor(pid, t.fd), How::Watches)).collect();
+        Part { needs, ..Part::of("epoll") }
+    }
+
     /// Fills the instance, in a process that has all its descriptors again.
     pub fn tell(&self, script: &mut Script<'_>, epoll: i32) -> Result<()> {
         for t in &self.targets {

@@ -5,6 +5,9 @@ pub mod credentials;
 pub mod descriptor;
 pub mod device;
 pub mod epoll;
+pub mod eventfd;
+pub mod graph;
+pub mod kinds;
 pub mod limits;
 pub mod lock;
 pub mod memory;
@@ -13,10 +16,13 @@ pub mod pipe;
 pub mod process;
 pub mod regular;
 pub mod sched;
+pub mod seccomp;
 pub mod shared;
+pub mod signalfd;
 pub mod signals;
 pub mod terminal;
 pub mod thread;
+pub mod timerfd;
 pub mod timers;
 
 use serde::{Deserialize, Serialize};
@@ -55,4 +61,7 @@ pub struct Tree {
     pub mapped: Vec<memory::MappedFile>,
     /// Memory that belongs to no single address space.
     pub objects: Vec<shared::Object>,
+    /// seccomp(2) filters.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub filters: Vec<seccomp::Filter>,
 }

@@ -2,6 +2,7 @@
 
 use super::capture::Capture;
 use super::descriptor::{FileKind, Found};
+use super::graph::{Key, Part};
 use super::path::FilePath;
 use super::thread::serde_bytes_vec::Bytes;
 use crate::error::{Context, Result};
@@ -30,6 +31,13 @@ pub struct Pipe {
     pub size: u32,
     /// Unread content; in packet mode (`O_DIRECT`) one element a packet.
     pub content: Vec<Bytes>,
+}
+
+impl PipeEnd {
+    /// For the graph.
+    pub fn part(&self) -> Part {
+        Part::of("pipe").needs(Key::Pipe(self.pipe))
+    }
 }
 
 /// Saves one end of a pipe or FIFO, and with the first end the pipe itself.

@@ -139,6 +139,7 @@ impl Fs {
                         object: format!("{name} ({link})"),
                         reason: "it lies outside of the mounts that can be seen from here".into(),
                         advice: "run meio in the mount namespace of the process".into(),
+                        ..Refusal::default()
                     });
                     Ok((link, false))
                 }

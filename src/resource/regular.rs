@@ -2,6 +2,7 @@
 
 use super::capture::Capture;
 use super::descriptor::{FileKind, Found};
+use super::graph::{Key, Part};
 use super::memory::ObjectId;
 use super::path::FilePath;
 use super::shared::{Origin, SharedMemory};
@@ -25,6 +26,18 @@ pub struct Regular {
     pub owner: (u32, u32),
     /// When the file was deleted while open: its content.
     pub deleted: Option<ObjectId>,
+}
+
+impl Regular {
+    /// For the graph.
+    pub fn part(&self) -> Part {
+        match self.deleted {
+            Some(object) => Part::of("deleted file").needs(Key::Object(object)),
+            None if self.mode & libc::S_IFMT == libc::S_IFDIR => Part::of("directory"),
+            None if self.mode & libc::S_IFMT == libc::S_IFREG => Part::of("file"),
+            None => Part::of("path"),
+        }
+    }
 }
 
 /// Saves a regular file, a directory, or an `O_PATH` descriptor.

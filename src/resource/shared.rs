@@ -1,6 +1,7 @@
 //! Memory that has no file: shared anonymous mappings, memfd, and files deleted while in use.
 //! Each is an [`Object`] whose pages travel in the image.
 
+use super::graph::{Key, Part};
 use super::memory::ObjectId;
 use super::path::FilePath;
 use serde::{Deserialize, Serialize};
@@ -35,6 +36,24 @@ pub enum Origin {
         /// Owner: uid, gid.
         owner: (u32, u32),
     },
+}
+
+impl SharedMemory {
+    /// For the graph.
+    pub fn part(&self) -> Part {
+        Part::of("memfd").needs(Key::Object(self.object))
+    }
+}
+
+impl Origin {
+    /// Name of its kind, for the graph.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Origin::Anonymous => "shared memory",
+            Origin::Memfd { .. } => "memfd",
+            Origin::Deleted { .. } => "deleted file",
+        }
+    }
 }
 
 /// Bytes that belong to no single address space.

@@ -2,6 +2,7 @@
 
 use super::capture::Capture;
 use super::descriptor::{FileKind, Found};
+use super::graph::{Key, Part};
 use super::path::FilePath;
 use crate::error::Result;
 use crate::sys::file;
@@ -34,6 +35,13 @@ pub struct TerminalState {
     pub session: i32,
     /// The foreground process group, 0 for none.
     pub foreground: i32,
+}
+
+impl Terminal {
+    /// For the graph.
+    pub fn part(&self) -> Part {
+        Part::of("terminal").needs(Key::Terminal(self.terminal))
+    }
 }
 
 /// Major numbers of pseudo-terminal slaves.

@@ -1,6 +1,6 @@
 //! One task: registers, vector state, interrupted system call, per-thread pointers.
 
-use super::{credentials::Credentials, sched::Sched};
+use super::{credentials::Credentials, sched::Sched, seccomp::Seccomp};
 use crate::error::{Context, Result};
 use crate::sys::arch::Registers;
 use crate::sys::proc::{read, status};
@@ -55,6 +55,9 @@ pub struct Thread {
     pub sched: Sched,
     /// Signal sent when the parent dies (prctl(2) `PR_SET_PDEATHSIG`), 0 for none.
     pub pdeathsig: i32,
+    /// What confines it.
+    #[serde(default, skip_serializing_if = "Seccomp::is_off")]
+    pub seccomp: Seccomp,
 }
 
 /// Byte strings inside lists, saved as CBOR byte strings.
@@ -88,6 +91,7 @@ impl Thread {
             credentials: Credentials::from_status(&status),
             sched: Sched::capture(held.pid, held.tid)?,
             pdeathsig: 0,
+            seccomp: Seccomp { mode: status.seccomp, filters: Vec::new() },
         })
     }
 
@@ -104,6 +108,18 @@ impl Thread {
         self.pdeathsig = i32::from_le_bytes(run.get(0)?);
         self.credentials.securebits = run.must(libc::SYS_prctl, [libc::PR_GET_SECUREBITS as u64, 0, 0, 0, 0, 0])? as u32;
         Ok(())
+    }
+}
+
+impl Thread {
+    /// Makes an interrupted call begin anew where the task may not have it restarted. A warning when it loses time by that.
+    pub fn keep_clear_of_restart(&mut self, held: &mut Held) -> Option<String> {
+        let waiting = self.waiting.as_ref();
+        let registers = super::seccomp::restart(held, waiting.map_or(held.registers.orig_rax, |w| w.number))?;
+        held.registers = registers;
+        self.registers = registers;
+        let limited = self.waiting.take().is_some_and(|w| w.remaining_ns.is_some());
+        limited.then(|| format!("task {}: what it waits for begins anew: its seccomp filter forbids restart_syscall", self.tid))
     }
 }
 

@@ -65,7 +65,7 @@ fn files(tree: &Tree) -> Result<()> {
     let mut refusals = Vec::new();
     let pid = tree.processes[0].pid;
     let mut refuse = |object: &FilePath, reason: String, advice: &str| {
-        refusals.push(Refusal { pid, object: object.to_string(), reason, advice: advice.to_owned() });
+        refusals.push(Refusal { pid, object: object.to_string(), reason, advice: advice.to_owned(), ..Refusal::default() });
     };
     for file in &tree.mapped {
         match std::fs::metadata(&file.path) {
@@ -122,6 +122,7 @@ fn pids(tree: &Tree) -> Result<()> {
             object: format!("pid {pid}"),
             reason: format!("it is in use by {name}"),
             advice: "end that process, or use --pid-namespace".into(),
+            ..Refusal::default()
         });
     }
     if refusals.is_empty() {

@@ -13,7 +13,7 @@ use crate::progress::{Report, phase};
 use crate::resource::credentials::Credentials;
 use crate::resource::descriptor::FileKind;
 use crate::resource::process::{Process, State};
-use crate::resource::{Tree, signals, timers::Timers};
+use crate::resource::{Tree, seccomp, signals, timers::Timers};
 use crate::sys::guardian::Guardian;
 use crate::sys::proc::{read, status};
 use crate::sys::{ptrace, signal, task};
@@ -99,7 +99,8 @@ impl<'t> Planted<'t> {
             for folder in made.iter().rev() {
                 let _ = std::fs::remove_dir(folder);
             }
-            result
+            result?;
+            pool.arm(self.tree)
         })
     }
 
@@ -138,11 +139,16 @@ impl<'t> Planted<'t> {
         }
         script.run()?;
         warnings.extend(process.apply(stub.pid));
+        let confined: Vec<_> = process.threads.iter().map(|t| &t.seccomp).collect();
+        for thread in process.threads.iter().filter(|t| !t.seccomp.is_off()) {
+            self.threads[&thread.tid].suspend_seccomp()?;
+        }
         for thread in &process.threads {
             let stub = &self.threads[&thread.tid];
             warnings.extend(thread.sched.apply(stub.tid, thread.tid));
             stub.block_signals()?;
             let mut script = stub.script();
+            seccomp::tell(&mut script, thread.tid == process.pid, &thread.seccomp, &confined, &self.tree.filters)?;
             thread.tell(&mut script)?;
             thread.credentials.tell(&mut script, own)?;
             thread.tell_last(&mut script)?;

@@ -125,6 +125,16 @@ impl Pool {
         self.writers.clear();
     }
 
+    /// Starts the timers, whose time goes on from here.
+    pub fn arm(&self, tree: &Tree) -> Result<()> {
+        for (file, fd) in tree.files.iter().zip(&self.files) {
+            if let FileKind::TimerFd(timer) = &file.kind {
+                timer.arm(fd.as_fd())?;
+            }
+        }
+        Ok(())
+    }
+
     /// Seals memfds again, after they were filled and mapped.
     pub fn seal(&self, tree: &Tree) -> Result<()> {
         for (object, fd) in tree.objects.iter().zip(&self.objects) {
@@ -187,6 +197,12 @@ fn reopen_pipe(fd: i32, flags: u32) -> Result<OwnedFd> {
     Ok(new)
 }
 
+/// Gives a descriptor without a file its status flags.
+fn with_flags(fd: OwnedFd, flags: u32) -> Result<OwnedFd> {
+    file::set_flags(fd.as_fd(), (flags & KEPT) as i32).context(|| "setting status flags")?;
+    Ok(fd)
+}
+
 fn open_file(file: &OpenFile, pool: &Pool, pipes: &[Ends], terminals: &Terminals) -> Result<OwnedFd> {
     let fd = match &file.kind {
         FileKind::Regular(Regular { deleted: Some(object), .. }) => reopen_object(pool, *object, file.flags)?,
@@ -205,6 +221,9 @@ fn open_file(file: &OpenFile, pool: &Pool, pipes: &[Ends], terminals: &Terminals
             return Ok(fd);
         }
         FileKind::Epoll(_) => return epoll::create(),
+        FileKind::EventFd(eventfd) => return eventfd.make().and_then(|fd| with_flags(fd, file.flags)),
+        FileKind::TimerFd(timer) => return timer.make().and_then(|fd| with_flags(fd, file.flags)),
+        FileKind::SignalFd(signals) => return signals.make().and_then(|fd| with_flags(fd, file.flags)),
         FileKind::Terminal(terminal) => return terminals.open(terminal.terminal, file.flags & KEPT),
     };
     if file.flags & libc::O_PATH as u32 == 0 && file.pos != 0 {

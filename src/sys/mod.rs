@@ -2,6 +2,7 @@
 
 #![allow(unsafe_code)]
 
+pub mod anon;
 pub mod arch;
 pub mod clock;
 #[cfg(test)]
@@ -14,6 +15,7 @@ pub mod namespace;
 pub mod pagemap;
 pub mod proc;
 pub mod ptrace;
+pub mod seccomp;
 pub mod signal;
 pub mod spawn;
 pub mod task;

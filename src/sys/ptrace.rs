@@ -13,6 +13,9 @@ pub const EXEC: i32 = libc::PTRACE_O_TRACEEXEC;
 /// Kill the tracee when its tracer ends.
 pub const EXITKILL: i32 = libc::PTRACE_O_EXITKILL;
 
+/// No seccomp(2) filter is asked as long as the tracee is held (needs `CAP_SYS_ADMIN` and a tracer without a filter).
+pub const SUSPEND_SECCOMP: i32 = 1 << 21;
+
 const NT_X86_XSTATE: usize = 0x202;
 
 /// Size of `siginfo_t` in the kernel.
@@ -37,7 +40,7 @@ pub enum Status {
     Other,
 }
 
-fn request(what: libc::c_uint, tid: i32, addr: usize, data: usize) -> Result<i64, Errno> {
+pub(super) fn request(what: libc::c_uint, tid: i32, addr: usize, data: usize) -> Result<i64, Errno> {
     // SAFETY: the callers below pass addresses of live, correctly sized objects for the requests that read or write memory.
     Errno::result(unsafe { libc::ptrace(what, tid, addr, data) })
 }

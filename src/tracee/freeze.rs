@@ -255,6 +255,7 @@ impl Barrier {
                     object: format!("task {tid}"),
                     reason: format!("does not stop: state {state}, waiting in the kernel at {at}"),
                     advice: "wait until it leaves the uninterruptible sleep, or give it longer with --freeze-timeout".into(),
+                    ..Refusal::default()
                 }
             })
             .collect()
@@ -370,6 +371,7 @@ fn denied(e: Errno, pid: i32, tid: i32) -> Error {
                 object: format!("task {tid}"),
                 reason: format!("it is being traced by process {tracer}"),
                 advice: "end the debugger or tracer first".into(),
+                ..Refusal::default()
             }],
         );
     }

@@ -68,7 +68,12 @@ impl<'h> Injector<'h> {
         }
         let armed = Registers { rip: foothold.syscall, rsp, rax: libc::SYS_getpid as u64, orig_rax: u64::MAX, ..held.registers };
         // First the registers, then the mask: the frame restores both, the mask alone would stay changed.
-        ptrace::set_registers(held.tid, &armed).map_err(gone)?;
+        let first = match foothold.trampoline {
+            // A filter that is in force again when meio dies must see nothing but the return.
+            Some(trampoline) if held.confined.is_some() => Registers { rip: trampoline, rsp: rsp + 8, ..armed },
+            _ => armed,
+        };
+        ptrace::set_registers(held.tid, &first).map_err(gone)?;
         ptrace::set_sigmask(held.tid, ALL_SIGNALS).map_err(gone)?;
         Ok(Injector { held, armed, region, saved, given_back: false })
     }
@@ -76,6 +81,9 @@ impl<'h> Injector<'h> {
     /// Runs one call. The kernel's answer, -errno on failure.
     pub fn call(&mut self, number: i64, args: [u64; 6]) -> Result<i64> {
         let tid = self.held.tid;
+        if let Some(confined) = &self.held.confined {
+            self.held.exposed |= !confined.survives(number, &args, self.armed.rip + 2);
+        }
         let regs = Registers {
             rax: number as u64,
             rdi: args[0],

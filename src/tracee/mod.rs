@@ -11,6 +11,7 @@ pub mod wait_time;
 use crate::error::{Context, Result};
 use crate::sys::arch::Registers;
 use crate::sys::ptrace;
+use crate::sys::seccomp::Confinement;
 
 /// All signals but those that cannot be blocked.
 pub const ALL_SIGNALS: u64 = !0;
@@ -32,6 +33,10 @@ pub struct Held {
     pub waiting: Option<wait_time::Blocked>,
     /// Signals that came while calls were injected and could not be blocked.
     pub deferred: Vec<i32>,
+    /// seccomp(2), when it is under it; out of force while the task is held.
+    pub confined: Option<Confinement>,
+    /// A call was injected that would have ended it, had meio died just then.
+    pub exposed: bool,
 }
 
 impl Held {
@@ -39,7 +44,7 @@ impl Held {
     pub fn new(pid: i32, tid: i32, group_stop: Option<i32>) -> Result<Self> {
         let registers = ptrace::registers(tid).context(|| format!("reading the registers of task {tid}"))?;
         let sigmask = ptrace::sigmask(tid).context(|| format!("reading the signal mask of task {tid}"))?;
-        Ok(Held { pid, tid, registers, sigmask, group_stop, waiting: None, deferred: Vec::new() })
+        Ok(Held { pid, tid, registers, sigmask, group_stop, waiting: None, deferred: Vec::new(), confined: None, exposed: false })
     }
 
     /// Lets the task go on. What it receives afterwards it receives as if nothing had been.

@@ -201,6 +201,12 @@ impl Stub {
         }
     }
 
+    /// No seccomp(2) filter is asked until the task is let go.
+    pub fn suspend_seccomp(&self) -> Result<()> {
+        let doing = || format!("keeping the seccomp filters of task {} out of force", self.tid);
+        ptrace::set_options(self.tid, Stub::OPTIONS | ptrace::SUSPEND_SECCOMP).context(doing)
+    }
+
     /// Blocks all signals, so that queued ones stay pending.
     pub fn block_signals(&self) -> Result<()> {
         ptrace::set_sigmask(self.tid, ALL_SIGNALS).map_err(Into::into)

@@ -67,6 +67,9 @@ fn kind(kind: &FileKind) -> &'static str {
         FileKind::Terminal(_) => "terminal",
         FileKind::Epoll(_) => "epoll",
         FileKind::Memory(_) => "memory",
+        FileKind::EventFd(_) => "eventfd",
+        FileKind::TimerFd(_) => "timerfd",
+        FileKind::SignalFd(_) => "signalfd",
     }
 }
 

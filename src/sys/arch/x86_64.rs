@@ -4,6 +4,8 @@ use serde::{Deserialize, Serialize};
 
 /// Architecture number in the image header (ELF `e_machine`: `EM_X86_64`).
 pub const MACHINE: u16 = 62;
+/// The same for seccomp(2): `AUDIT_ARCH_X86_64`.
+pub const AUDIT: u32 = 0xc000_003e;
 
 /// The general registers of a task, as `PTRACE_GETREGSET` with `NT_PRSTATUS`
 /// (ptrace(2)) returns them: `struct user_regs_struct`, field by field.

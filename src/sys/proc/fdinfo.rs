@@ -26,6 +26,26 @@ impl FdInfo {
         self.extra.iter().filter(move |(k, _)| k == key.as_bytes()).map(|(_, value)| value.as_slice())
     }
 
+    /// The value of the first further line with this key.
+    pub fn value(&self, key: &str) -> Option<&[u8]> {
+        self.all(key).next()
+    }
+
+    /// Such a value that is a decimal number.
+    pub fn decimal(&self, key: &str) -> Option<u64> {
+        self.value(key).and_then(decimal)
+    }
+
+    /// Such a value that is a hexadecimal number.
+    pub fn hex(&self, key: &str) -> Option<u64> {
+        self.value(key).and_then(hex)
+    }
+
+    /// Such a value that is an octal number.
+    pub fn octal(&self, key: &str) -> Option<u64> {
+        self.value(key).and_then(octal)
+    }
+
     /// The targets of an epoll, in their order. `None` when a line is not understood.
     pub fn epoll_targets(&self) -> Option<Vec<EpollTarget>> {
         self.all("tfd").map(epoll_target).collect()
