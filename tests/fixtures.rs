@@ -46,6 +46,8 @@ fixtures! {
     itimers: "itimers";
     locks: "locks";
     memfd: "memfd";
+    mixed: "mixed" "100";
+    objects: "objects";
     pipes: "pipes";
     signalfd: "signalfd";
     seccomp: "seccomp";

@@ -192,7 +192,8 @@ mod tests {
 
     #[test]
     fn refusals_are_all_there() {
-        let r = |pid, object: &str| Refusal { pid, object: object.into(), reason: "why".into(), advice: "what".into(), ..Refusal::default() };
+        let r =
+            |pid, object: &str| Refusal { pid, object: object.into(), reason: "why".into(), advice: "what".into(), ..Refusal::default() };
         let value = error_value(&Error::refused("dump", vec![r(1, "fd 5"), r(2, "task")]));
         assert_eq!(value["refusals"][1], json!({"pid": 2, "object": "task", "reason": "why", "advice": "what"}));
         assert_eq!(value["code"], 13);

@@ -72,7 +72,10 @@ impl GraphCommand {
             _ => {
                 let path = PathBuf::from(&self.subject);
                 let mut reader = image::open(&path)?;
-                image::about(&path, reader.manifest::<crate::resource::Manifest>().and_then(|_| reader.tree()).and_then(|tree| Graph::new(&tree)))
+                image::about(
+                    &path,
+                    reader.manifest::<crate::resource::Manifest>().and_then(|_| reader.tree()).and_then(|tree| Graph::new(&tree)),
+                )
             }
         }
     }
