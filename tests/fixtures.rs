@@ -62,6 +62,8 @@ fixtures! {
     namespaces_nested: "namespaces" "uP";
     mounts: "mounts";
     network: "network";
+    mixed: "mixed" "100";
+    objects: "objects";
     pipes: "pipes";
     pty: "pty";
     signalfd: "signalfd";
