@@ -131,7 +131,7 @@ crate::alone! {
         let before = observe::snapshot(&pids);
         let error = refused(&lab, &["dump", &running.pid.to_string()], 13);
         let refusals = error["refusals"].as_array().expect("refusals");
-        for (pid, object) in [(pids[0], "fd 50 (socket:["), (pids[0], "fd 51 (socket:["), (pids[1], "fd 60 (anon_inode:inotify)")] {
+        for (pid, object) in [(pids[0], "fd 50 (socket:["), (pids[0], "fd 51 (socket:["), (pids[1], "fd 60 (anon_inode:[userfaultfd])")] {
             let found = refusals.iter().filter(|r| r["pid"] == pid && r["object"].as_str().is_some_and(|o| o.starts_with(object)));
             assert_eq!(found.count(), 1, "{pid} {object} in {error}");
         }
@@ -193,8 +193,8 @@ const HOLDER: &str = r#"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/inotify.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -221,7 +221,7 @@ int main(int argc, char **argv)
     (void) argc;
     int pair[2];
     if (fork() == 0) {
-        dup2(inotify_init(), 60);
+        dup2(syscall(SYS_userfaultfd, 1), 60);
         while (access(named(argv[1], "go"), F_OK)) usleep(10000);
         _exit(0);
     }
