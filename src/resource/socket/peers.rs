@@ -65,7 +65,8 @@ pub fn resolve(tree: &HashSet<i32>, capture: &mut Capture) -> Result<()> {
     let sockets = Sockets::list(tree, capture)?;
     for id in 0..capture.files.len() as FileId {
         let Some(entry) = unix(capture, id).and_then(|_| sockets.listed.get(&inode(capture, id))) else {
-            if unix(capture, id).is_some() {
+            // What runs closes sockets at any time, and those are not in the list either.
+            if unix(capture, id).is_some() && capture.standing {
                 let (pid, object) = object(capture, id);
                 capture.refuse(pid, object, "it lives in another network namespace", "not supported yet");
             }
@@ -177,7 +178,11 @@ impl Sockets {
     /// A socket with a peer.
     fn connected(&self, id: FileId, entry: &Unix, capture: &mut Capture) -> Result<Option<Role>> {
         let Some(peer) = entry.peer else { return Ok(Some(Role::Alone)) };
-        let name = socket::peer_name(duplicate(capture, id)?.as_fd()).unwrap_or_default();
+        let fd = match duplicate(capture, id) {
+            Err(_) if !self.complete => return Ok(None), // closed in the meantime
+            fd => fd?,
+        };
+        let name = socket::peer_name(fd.as_fd()).unwrap_or_default();
         let accepted = self.accepted(entry, name.as_deref());
         if let Some(&file) = self.own.get(&peer) {
             return Ok(Some(Role::Connected { peer: Peer::File(file), accepted }));
