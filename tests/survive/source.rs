@@ -21,6 +21,8 @@ pub enum Kind {
     Storm,
     /// A shell with children that wait for each other.
     Family,
+    /// Bytes that wait in terminals, messages that wait in a queue: looked at when it is asked to.
+    Unread,
 }
 
 /// Commands and subshells, counted; the status of each must come back as it was. What is said appears all at once.
@@ -77,6 +79,7 @@ impl Kind {
             Kind::Busy => lab.fixture("busy", &[]),
             Kind::Sleeper => lab.fixture("sleepers", &["alone"]),
             Kind::Sleepers => lab.fixture("sleepers", &["many"]),
+            Kind::Unread => lab.fixture("unread", &[]),
             Kind::Storm => script(STORM),
             Kind::Family => script(FAMILY),
         }
@@ -91,7 +94,7 @@ impl Kind {
         let number = |name: &str| fs::read_to_string(lab.path(name)).ok()?.trim().parse::<u64>().ok();
         match self {
             Kind::Busy | Kind::Sleepers => words(7),
-            Kind::Sleeper => words(1),
+            Kind::Sleeper | Kind::Unread => words(1),
             Kind::Storm => number("x.count").into_iter().collect(),
             Kind::Family => [number("x.count4"), number("x.count5")].into_iter().flatten().collect(),
         }
@@ -101,7 +104,7 @@ impl Kind {
         match self {
             Kind::Busy | Kind::Sleepers => 7,
             Kind::Family => 2,
-            Kind::Sleeper | Kind::Storm => 1,
+            Kind::Sleeper | Kind::Storm | Kind::Unread => 1,
         }
     }
 
@@ -117,6 +120,11 @@ impl Kind {
             seen
         };
         let begin = read();
+        if self == Kind::Unread {
+            // What a killed meio has left to its keeper is done in a moment.
+            std::thread::sleep(Duration::from_millis(20));
+            fs::write(lab.path("x.check"), "").expect("check");
+        }
         let mut last = Vec::new();
         let grown = until(WELL, || {
             last = read();
