@@ -53,8 +53,13 @@ fn main() {
         println!();
     }
     println!("| program | pause | dump, exec to exit | restore, exec to exit |\n|---|--:|--:|--:|");
-    for (name, mib, threads) in [("1 MiB of memory", 1, 1), ("1 MiB of memory, 200 threads", 1, 200)] {
-        let runs: Vec<Run> = (0..=plan.rounds).map(|_| bench.round(mib, threads, "1", Path::new("/dev/shm"))).skip(1).collect();
+    let loads = [
+        ("1 MiB of memory", Load::Memory(1, 1)),
+        ("1 MiB of memory, 200 threads", Load::Memory(1, 200)),
+        ("1,000 descriptors of eight kinds", Load::Descriptors(1000)),
+    ];
+    for (name, load) in loads {
+        let runs: Vec<Run> = (0..=plan.rounds).map(|_| bench.round(load, "1", Path::new("/dev/shm"))).skip(1).collect();
         let time = |what: fn(&Run) -> f64| ms(median(runs.iter().map(what).collect()));
         println!("| {name} | {} | {} | {} |", time(|r| r.pause), time(|r| r.dump_command), time(|r| r.restore_command));
     }
@@ -80,6 +85,15 @@ fn plan() -> Plan {
     plan
 }
 
+/// What the program that is dumped holds.
+#[derive(Clone, Copy)]
+enum Load {
+    /// MiB of random bytes, and threads.
+    Memory(u64, u32),
+    /// Files, pipes, event and timer descriptors, sockets, epoll instances, devices.
+    Descriptors(u32),
+}
+
 /// One dump and one restore; times in milliseconds.
 struct Run {
     pause: f64,
@@ -92,20 +106,26 @@ struct Run {
     phases: String,
 }
 
-/// A folder on disk and the program that is dumped.
+/// A folder on disk and the programs that are dumped.
 struct Bench {
     folder: tempfile::TempDir,
     program: PathBuf,
+    mixed: PathBuf,
 }
 
 impl Bench {
     fn new() -> Bench {
         let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("folder");
-        let program = folder.path().join("memory");
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/memory.c");
-        let made = Command::new("cc").args(["-O2", "-Wall", "-pthread", "-o"]).arg(&program).arg(source).status();
-        assert!(made.expect("cc starts").success(), "memory.c does not compile");
-        Bench { folder, program }
+        let compile = |name: &str, source: &str| {
+            let program = folder.path().join(name);
+            let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(source);
+            let made = Command::new("cc").args(["-O2", "-Wall", "-pthread", "-o"]).arg(&program).arg(source).status();
+            assert!(made.expect("cc starts").success(), "{name} does not compile");
+            program
+        };
+        let program = compile("memory", "benches/memory.c");
+        let mixed = compile("mixed", "fixtures/programs/mixed.c");
+        Bench { folder, program, mixed }
     }
 
     /// One row of the large table.
@@ -115,7 +135,7 @@ impl Bench {
         for round in 0..=rounds {
             // The first one counts for nothing: a virtual machine's memory is often not there before it was used.
             let speed = self.speed(mib);
-            let run = self.round(mib, 1, level, folder);
+            let run = self.round(Load::Memory(mib, 1), level, folder);
             if std::env::var_os("MEIO_BENCH_PHASES").is_some() {
                 eprintln!("pause {:.0} ms: {}", run.pause, run.phases);
             }
@@ -156,19 +176,15 @@ impl Bench {
     }
 
     /// A program is started, dumped, killed, restored and killed.
-    fn round(&self, mib: u64, threads: u32, level: &str, folder: &Path) -> Run {
-        let (ready, image) = (self.folder.path().join("ready"), folder.join("bench.meio"));
+    fn round(&self, load: Load, level: &str, folder: &Path) -> Run {
+        let (prefix, ready, image) = (self.folder.path().join("x"), self.folder.path().join("x.ready"), folder.join("bench.meio"));
         let _ = fs::remove_file(&ready);
-        let mut child = Command::new("setsid")
-            .arg(&self.program)
-            .arg("hold")
-            .arg(&ready)
-            .args([mib.to_string(), threads.to_string()])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("setsid(1) starts");
+        let mut command = Command::new("setsid");
+        match load {
+            Load::Memory(mib, threads) => command.arg(&self.program).arg("hold").arg(&ready).args([mib.to_string(), threads.to_string()]),
+            Load::Descriptors(count) => command.arg(&self.mixed).arg(&prefix).arg(count.to_string()),
+        };
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("setsid(1) starts");
         until(|| ready.exists());
         let pid = child.id().to_string();
         let image_name = image.to_str().expect("path");

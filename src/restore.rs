@@ -17,6 +17,7 @@ mod queues;
 mod rings;
 mod root;
 mod skeleton;
+mod sockets;
 mod system_v;
 mod terminal;
 mod users;
@@ -32,6 +33,7 @@ use places::Places;
 use planted::{Planted, end_all};
 use pool::Pool;
 use root::Root;
+use sockets::Sockets;
 use std::fs::File;
 use std::time::Instant;
 use std::{path::PathBuf, process::ExitStatus, time::Duration};
@@ -102,6 +104,8 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     let mut places = Places::new(&tree, Pool::base_of(&tree));
     places.make_users()?;
     let namespace = if fresh && !Root::is_init(&tree) { Some(Namespace::new()?) } else { None };
+    // Before the root takes its pid, which somebody may have to have had.
+    let sockets = Sockets::make(&tree)?;
     let gadget = layout::gadget(&tree)?;
     let bear = |places: &Places<'_>| Root::bear(&tree, gadget, places, namespace.as_ref(), options.detach);
     let taken = |e: &Error| !fresh && e.message.contains("EEXIST");
@@ -110,9 +114,10 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
         born => Some(born?),
     };
     let mut pool = phase(report, &mut phases, "files", |_| {
-        places.make_others(root.as_ref().map(|root| root.pid).filter(|_| fresh))?;
+        let home = root.as_ref().map(|root| root.pid).filter(|_| fresh);
+        places.make_others(home)?;
         check::files(&tree, &places)?;
-        let pool = Pool::open(&tree, &terminals, &places)?;
+        let pool = Pool::open(&tree, &terminals, &places, sockets, home)?;
         terminals.close()?;
         Ok::<_, Error>(pool)
     })?;

@@ -54,7 +54,7 @@ fn a_wrong_command_line_is_2() {
         &[],
         &["nothing"],
         &["dump"],
-        &["dump", "x"],
+        &["dump", "a/b"],
         &["dump", "0"],
         &["dump", "-1"],
         &["dump", "1", "--compress", "20"],
@@ -82,7 +82,7 @@ fn help_and_version_are_results() {
 
 #[test]
 fn a_wrong_command_line_is_json_when_asked() {
-    let output = meio(&["dump", "x", "--json"]);
+    let output = meio(&["dump", "1", "--compress", "x", "--json"]);
     let error = last(&output);
     assert_eq!((code(&output), &error["code"], &error["type"]), (2, &2.into(), &"error".into()));
     assert!(error["message"].as_str().is_some_and(|m| m.contains("'x'")), "{error}");

@@ -62,6 +62,10 @@ fixtures! {
     namespace_of_users: "namespaces" "Uu";
     namespaces_all: "namespaces" "uiTCp";
     namespaces_nested: "namespaces" "uP";
+    mounts: "mounts";
+    network: "network";
+    mixed: "mixed" "100";
+    objects: "objects";
     pipes: "pipes";
     pty: "pty";
     signalfd: "signalfd";
@@ -80,6 +84,12 @@ fixtures! {
     timers: "timers";
     tree: "tree";
     unread: "unread";
+    unix_dgram: "unix_dgram";
+    unix_ends: "unix_ends";
+    unix_names: "unix_names";
+    unix_options: "unix_options";
+    unix_pairs: "unix_pairs";
+    unix_rights: "unix_rights";
     vdso: "vdso";
     vectors_blocked: "vectors" "blocked";
     vectors_spinning: "vectors" "spin";

@@ -328,7 +328,12 @@ impl Running {
     /// The tree below a child of this process.
     pub fn child(lab: &Lab, child: Child) -> Running {
         let pid = child.id() as i32;
-        Running { pid, prefix: lab.path("x"), skipped: None, child: Some(child), dumped: (0, 0), away: (0, 0), back: 0 }
+        Running { child: Some(child), ..Running::of(lab, pid) }
+    }
+
+    /// The tree below a process that somebody else started.
+    pub fn of(lab: &Lab, pid: i32) -> Running {
+        Running { pid, prefix: lab.path("x"), skipped: None, child: None, dumped: (0, 0), away: (0, 0), back: 0 }
     }
 
     /// The file that the fixture knows by this suffix.

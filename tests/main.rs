@@ -12,6 +12,7 @@ mod postmortem;
 mod programs;
 mod readme;
 mod refusals;
+mod sockets;
 mod survive;
 mod terminal;
 mod tidy;

@@ -4,6 +4,7 @@
 
 mod batch;
 mod interactive;
+mod services;
 
 use crate::lab::{Lab, Running, observe, until};
 use std::path::Path;

@@ -78,7 +78,7 @@ macro_rules! refused {
 }
 
 refused! {
-    socket: "s = socket.create_server(('127.0.0.1', 0))" => "sockets";
+    socket: "s = socket.create_server(('127.0.0.1', 0))" => "TCP socket (listening)";
     io_uring: "p = ctypes.create_string_buffer(120); i = syscall(425, 4, p)" => "io_uring";
     userfaultfd: "u = syscall(323, 1)" => "userfaultfd";
     perf: "p = ctypes.create_string_buffer(b'\\x01\\0\\0\\0\\x80\\0\\0\\0', 128); syscall(298, p, 0, -1, -1, 0)" => "perf";
@@ -103,8 +103,7 @@ crate::alone! {
     fn a_refusal_names_everybody_and_the_way() {
         let lab = Lab::new("holders");
         let program = "
-a, b = socket.socketpair()
-b.close()
+a = socket.socket(type=socket.SOCK_DGRAM)
 for n in range(2):
     if os.fork() == 0:
         if n:
@@ -135,7 +134,7 @@ time.sleep(0.2)";
     fn what_is_left_out_is_dev_null() {
         let mut lab = Lab::new("ignored");
         let program = "
-a, b = socket.socketpair()
+a, b = (socket.socket(type=socket.SOCK_DGRAM) for _ in range(2))
 import select
 watching = select.epoll()
 watching.register(a, select.EPOLLIN)

@@ -314,6 +314,9 @@ crate::alone! {
     fn dump_of_a_family_when_a_call_fails() { dump(Kind::Family, Injury::Fails) }
     fn dump_of_a_family_killed_at_a_call() { dump(Kind::Family, Injury::Killed) }
     fn dump_of_a_storm_killed_at_a_call() { dump(Kind::Storm, Injury::Killed) }
+    fn dump_of_objects_when_a_call_fails() { dump(Kind::Objects, Injury::Fails) }
+    fn dump_of_objects_killed_at_a_call() { dump(Kind::Objects, Injury::Killed) }
+    fn dump_of_objects_killed_at_random() { killed_at_random(Kind::Objects, if all() { 500 } else { 40 }) }
     fn dump_of_busy_killed_at_random() { killed_at_random(Kind::Busy, if all() { 1000 } else { 60 }) }
     fn dump_of_sleepers_killed_at_random() { killed_at_random(Kind::Sleepers, if all() { 500 } else { 40 }) }
     fn dump_of_what_is_unread_killed_at_random() { killed_at_random(Kind::Unread, if all() { 1000 } else { 60 }) }
@@ -321,5 +324,7 @@ crate::alone! {
     fn restore_of_busy_killed_at_a_call() { restore(Kind::Busy, Injury::Killed) }
     fn restore_of_a_family_when_a_call_fails() { restore(Kind::Family, Injury::Fails) }
     fn restore_of_a_family_killed_at_a_call() { restore(Kind::Family, Injury::Killed) }
+    fn restore_of_objects_when_a_call_fails() { restore(Kind::Objects, Injury::Fails) }
+    fn restore_of_objects_killed_at_a_call() { restore(Kind::Objects, Injury::Killed) }
     fn restore_of_busy_killed_at_random() { restore_killed_at_random(Kind::Busy, if all() { 500 } else { 40 }) }
 }

@@ -207,6 +207,9 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("pty", &["terminal", "thread"]),
     ("process", &["attributes", "limits", "memory", "path", "signals", "system_v", "thread", "timers"]),
     ("thread", &["attributes", "credentials", "sched", "seccomp"]),
+    ("process", &["attributes", "limits", "memory", "namespace", "path", "signals", "thread", "timers"]),
+    ("thread", &["attributes", "credentials", "sched", "seccomp"]),
+    ("namespace", &["mount", "network", "path", "process"]),
     ("mount", &["memory", "path", "shared", "thread"]),
     ("network", &["thread"]),
     ("signals", &["thread"]),
@@ -216,6 +219,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("memory", &["path", "shared", "unsupported"]),
     ("system_v", &["memory", "process", "shared", "thread"]),
     ("memory", &["path", "shared", "system_v"]),
+    ("socket", &["path", "thread"]),
+    ("memory", &["path", "shared"]),
 ];
 
 #[test]

@@ -169,6 +169,7 @@ pub fn capture(frozen: &mut Frozen, decisions: &Decisions) -> Result<Captured> {
         }
     }
     let tree: HashSet<i32> = frozen.processes.iter().map(|p| p.pid).collect();
+    descriptor::find_unheld(&mut capture)?;
     pipe::refuse_outsiders(&tree, std::process::id() as i32, &mut capture);
     descriptor::settle(&tree, &mut capture)?;
     let listed = std::mem::take(&mut capture.system_v);
@@ -180,6 +181,7 @@ pub fn capture(frozen: &mut Frozen, decisions: &Decisions) -> Result<Captured> {
     capture.system_v = kept;
     pty::finish(&tree, &mut capture)?;
     mqueue::finish(&tree, &processes, &mut capture)?;
+    warnings.append(&mut capture.warnings);
     for (number, source) in capture.sources.iter().enumerate() {
         let ranges = file::data_ranges(&source.file, capture.objects[number].size).context(|| "looking for data in shared memory")?;
         let ranges: Vec<(u64, u64)> = ranges.iter().map(|&(start, len)| (start, start + len)).collect();

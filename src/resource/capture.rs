@@ -77,6 +77,10 @@ pub struct Capture {
     pub namespaces: Table,
     /// System V objects that may belong to the tree.
     pub system_v: SystemV,
+    /// Descriptors of meio's own that lead to open files which no process has a descriptor of.
+    pub kept: Vec<std::os::fd::OwnedFd>,
+    /// What will be different after a restore.
+    pub warnings: Vec<String>,
     /// Everything that cannot be saved.
     pub refusals: Vec<Refusal>,
     /// What is worth knowing and changes nothing.

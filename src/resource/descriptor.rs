@@ -4,8 +4,8 @@ use super::capture::Capture;
 use super::graph::{Lost, Part};
 use super::lock::{Family, Lock};
 use super::{
-    device, epoll, eventfd, fanotify, ignored, inotify, mqueue, outside, owner, pidfd, pipe, pty, regular, signalfd, terminal, timerfd,
-    unsupported,
+    device, epoll, eventfd, fanotify, ignored, inotify, mqueue, outside, owner, pidfd, pipe, pty, regular, signalfd, socket, terminal,
+    timerfd, unsupported,
 };
 use crate::error::{Context, Result};
 use crate::sys::proc::fdinfo::{self, FdInfo};
@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use std::cmp::Ordering;
 use std::collections::HashSet;
 use std::fs::Metadata;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 
 /// Number of an [`OpenFile`] in the image.
@@ -88,6 +88,8 @@ pub enum FileKind {
     Fanotify(fanotify::Fanotify),
     /// A POSIX message queue.
     MessageQueue(mqueue::QueueEnd),
+    /// A unix socket.
+    Unix(Box<socket::unix::UnixSocket>),
 }
 
 /// What is known of a descriptor before its kind is decided.
@@ -123,6 +125,7 @@ impl FileKind {
             FileKind::Inotify(_) => Part::of("inotify"),
             FileKind::Fanotify(_) => Part::of("fanotify"),
             FileKind::MessageQueue(queue) => queue.part(),
+            FileKind::Unix(socket) => socket.part(),
         }
     }
 }
@@ -149,10 +152,7 @@ impl Found {
 pub fn survey(pid: i32, capture: &mut Capture) -> Result<Vec<Descriptor>> {
     let mut table = Vec::new();
     for fd in read::fds(pid)? {
-        let link = read::fd_link(pid, fd)?;
-        let meta = std::fs::metadata(format!("/proc/{pid}/fd/{fd}")).context(|| format!("reading fd {fd} of process {pid}"))?;
-        let info = read::parsed(pid, &format!("fdinfo/{fd}"), fdinfo::parse)?;
-        let found = Found { pid, fd, link, meta, info };
+        let found = look(pid, fd)?;
         if let Some(refusal) = capture.lost_before(&found)? {
             capture.lost.push(found.lost(refusal));
             continue;
@@ -175,8 +175,34 @@ pub fn survey(pid: i32, capture: &mut Capture) -> Result<Vec<Descriptor>> {
     Ok(table)
 }
 
+/// Finds the open files that no process has a descriptor of: those in messages that nobody has received.
+pub fn find_unheld(capture: &mut Capture) -> Result<()> {
+    socket::peers::read_queues(capture)
+}
+
+/// The open file description of a descriptor of meio's own, which need not be in any table of the tree: a message that
+/// nobody has received yet holds it. `None` after a refusal in the name of meio's pid.
+pub fn held(fd: OwnedFd, capture: &mut Capture) -> Result<Option<FileId>> {
+    let found = look(std::process::id() as i32, fd.as_raw_fd())?;
+    let locks = found.info.all("lock").filter_map(Lock::parse).filter(|l| l.family != Family::Posix).collect();
+    let known = capture.files.len();
+    let file = identify(&found, locks, capture)?;
+    if capture.files.len() > known {
+        capture.kept.push(fd); // others are compared with it
+    }
+    Ok(file)
+}
+
+fn look(pid: i32, fd: i32) -> Result<Found> {
+    let link = read::fd_link(pid, fd)?;
+    let meta = std::fs::metadata(format!("/proc/{pid}/fd/{fd}")).context(|| format!("reading fd {fd} of process {pid}"))?;
+    let info = read::parsed(pid, &format!("fdinfo/{fd}"), fdinfo::parse)?;
+    Ok(Found { pid, fd, link, meta, info })
+}
+
 /// What needs all descriptor tables: who is meant by a handle, what an epoll instance watches. `tree` holds all processes.
 pub fn settle(tree: &HashSet<i32>, capture: &mut Capture) -> Result<()> {
+    socket::peers::resolve(tree, capture)?;
     pidfd::refuse_outsiders(tree, capture);
     owner::refuse_outsiders(tree, capture);
     epoll::resolve(capture)
@@ -240,10 +266,7 @@ fn kind(found: &Found, capture: &mut Capture) -> Result<Option<FileKind>> {
         libc::S_IFCHR if terminal::is_terminal(found) => terminal::capture(found, capture),
         libc::S_IFCHR if pty::is_master(found) => pty::capture(found, capture),
         libc::S_IFCHR => Ok(device::capture(found, capture)),
-        libc::S_IFSOCK => {
-            capture.refuse(found.pid, found.object(), "sockets are not supported yet", "close it, or wait for a later version");
-            Ok(None)
-        }
+        libc::S_IFSOCK => socket::capture(found, capture),
         _ => {
             let link = String::from_utf8_lossy(&found.link);
             let what = link.trim_start_matches("anon_inode:").trim_matches(['[', ']']);

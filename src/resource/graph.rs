@@ -59,6 +59,8 @@ pub enum How {
     /// Something that carries descriptors inside (`SCM_RIGHTS`) on an open file that waits in it.
     #[allow(dead_code)] // until sockets are here
     Carries,
+    /// A socket on its peer.
+    Connected,
     /// Cannot be made before the other is there.
     Needs,
 }
@@ -66,7 +68,7 @@ pub enum How {
 impl How {
     /// Whether the other thing must be made first. A socket can wait in its own queue, and is put there when all is made.
     fn orders(self) -> bool {
-        !matches!(self, How::MemberOf | How::Carries)
+        !matches!(self, How::MemberOf | How::Carries | How::Connected)
     }
 
     /// The word for it, stable: part of the JSON.
@@ -80,6 +82,7 @@ impl How {
             How::Controls => "controlled by",
             How::Watches => "watches",
             How::Carries => "carries",
+            How::Connected => "connected to",
             How::Needs => "needs",
         }
     }

@@ -225,12 +225,13 @@ fn backing(pid: i32, vma: &Vma, capture: &mut Capture) -> Result<Option<Backing>
         let object = system_v::object(vma.inode as i32, meta.dev(), capture, open)?;
         return Ok(Some(Backing::Object { object, offset: vma.offset }));
     }
+    let namespace = capture.mounts_of(pid);
     let object = capture.object((meta.dev(), meta.ino()), || {
         let file = File::open(&link).context(|| format!("reading {at} of process {pid}"))?;
         let origin = match path.bytes().strip_prefix(b"/memfd:") {
             Some(name) => Origin::Memfd { name: FilePath::from(name), seals: crate::sys::file::seals(&file).unwrap_or(0) },
             None if path.bytes() == b"/dev/zero" => Origin::Anonymous,
-            None => Origin::Deleted { path: path.clone(), mode: meta.mode(), owner: (meta.uid(), meta.gid()) },
+            None => Origin::Deleted { path: path.clone(), mode: meta.mode(), owner: (meta.uid(), meta.gid()), namespace },
         };
         Ok((origin, file))
     })?;
@@ -244,8 +245,9 @@ fn executable(pid: i32, capture: &mut Capture) -> Result<Backing> {
     if std::fs::metadata(capture.place(pid, &path)).is_ok_and(|now| (now.dev(), now.ino()) == (meta.dev(), meta.ino())) {
         return Ok(Backing::File { file: mapped_file(pid, &path, &meta, capture), offset: 0 });
     }
+    let namespace = capture.mounts_of(pid);
     let object = capture.object((meta.dev(), meta.ino()), || {
-        let origin = Origin::Deleted { path: path.clone(), mode: meta.mode(), owner: (meta.uid(), meta.gid()) };
+        let origin = Origin::Deleted { path: path.clone(), mode: meta.mode(), owner: (meta.uid(), meta.gid()), namespace };
         Ok((origin, File::open(&link).context(|| format!("reading {link}"))?))
     })?;
     Ok(Backing::Object { object, offset: 0 })

@@ -34,6 +34,7 @@ pub mod seccomp;
 pub mod shared;
 pub mod signalfd;
 pub mod signals;
+pub mod socket;
 pub mod system_v;
 pub mod terminal;
 pub mod thread;
@@ -122,6 +123,7 @@ impl Tree {
             match &mut file.kind {
                 descriptor::FileKind::Epoll(epoll) => to(&mut epoll.first.0),
                 // One outside of the tree keeps the number that meio sees.
+                descriptor::FileKind::Unix(socket) => socket.pids().for_each(to),
                 descriptor::FileKind::PidFd(handle) if handle.departed.is_none() && handle.outside.is_none() => to(&mut handle.target_pid),
                 _ => {}
             }

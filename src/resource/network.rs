@@ -158,6 +158,9 @@ fn lasting(mut record: Record, kinds: Kinds) -> Option<Record> {
             return None;
         }
         record.without(&[3, 4]); // NDA_CACHEINFO, NDA_PROBES
+    } else if kinds.ask == NEXTHOP.ask {
+        record.head.0[1] = 0; // its scope follows from the gateway, and must not be told
+        record.head.0[4] &= 0x4; // RTNH_F_ONLINK; other flags tell how it is now
     } else if kinds.ask == RULE.ask {
         record.without(&[18]); // padding
     }
@@ -169,13 +172,17 @@ fn read_tables(socket: &Socket) -> io::Result<Saved> {
     let both = |kinds: Kinds| -> io::Result<Vec<Record>> { Ok([table(socket, kinds, INET, 0)?, table(socket, kinds, INET6, 0)?].concat()) };
     const NTF_PROXY: u8 = 0x08;
     let proxies = [table(socket, NEIGHBOUR, INET, NTF_PROXY)?, table(socket, NEIGHBOUR, INET6, NTF_PROXY)?].concat();
-    let mut neighbours = both(NEIGHBOUR)?;
-    neighbours.extend(proxies);
+    // Where the order means nothing, it is the order of the bytes.
+    let key = |r: &Record| (r.head.0.clone(), r.message());
+    let mut neighbours = [both(NEIGHBOUR)?, proxies].concat();
+    neighbours.sort_by_key(key);
+    let mut routes = table(socket, ROUTE, INET6, 0)?;
+    routes.sort_by_key(key);
     Ok(Saved {
         links: links::read(socket)?,
         addresses: both(ADDRESS)?,
         nexthops: [table(socket, NEXTHOP, INET, 0)?, table(socket, NEXTHOP, INET6, 0)?, table(socket, NEXTHOP, 0, 0)?].concat(),
-        routes: both(ROUTE)?,
+        routes: [table(socket, ROUTE, INET, 0)?, routes].concat(),
         rules: both(RULE)?,
         neighbours,
         sysctls: Vec::new(),
@@ -187,7 +194,7 @@ pub fn capture(pid: i32, capture: &mut Capture) -> Result<Saved> {
     let doing = || format!("reading the network namespace of process {pid}");
     let fd = namespace::open(pid, "net").context(doing)?;
     let inside = namespace::places([(&fd, Kind::Net)]);
-    let look = || -> io::Result<(Saved, sysctl::Values, Vec<(&'static str, &'static str)>)> {
+    let look = || -> io::Result<(Saved, sysctl::Values, NotKept)> {
         let socket = Socket::route()?;
         Ok((read_tables(&socket)?, sysctl::read(), not_kept(&socket)?))
     };
@@ -201,8 +208,11 @@ pub fn capture(pid: i32, capture: &mut Capture) -> Result<Saved> {
     Ok(saved)
 }
 
-/// What a network namespace holds that is not kept: object and reason.
-fn not_kept(route: &Socket) -> io::Result<Vec<(&'static str, &'static str)>> {
+/// Objects and reasons.
+type NotKept = Vec<(&'static str, &'static str)>;
+
+/// What a network namespace holds that is not kept.
+fn not_kept(route: &Socket) -> io::Result<NotKept> {
     let mut found = Vec::new();
     // nfnetlink: subsystem 10 (nftables), NFT_MSG_GETTABLE.
     const NFT_GETTABLE: u16 = 10 << 8 | 1;

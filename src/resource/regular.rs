@@ -71,8 +71,11 @@ pub fn capture(found: &Found, capture: &mut Capture) -> Result<Option<FileKind>>
         return Ok(None);
     }
     // Deleted, or its name belongs to another file by now: its content travels.
-    saved.deleted =
-        Some(capture.object((meta.dev(), meta.ino()), || Ok((Origin::Deleted { path, mode: meta.mode(), owner }, content(found)?)))?);
+    let namespace = capture.mounts_of(found.pid);
+    saved.deleted = Some(
+        capture
+            .object((meta.dev(), meta.ino()), || Ok((Origin::Deleted { path, mode: meta.mode(), owner, namespace }, content(found)?)))?,
+    );
     Ok(Some(FileKind::Regular(saved)))
 }
 

@@ -35,6 +35,9 @@ pub enum Origin {
         mode: u32,
         /// Owner: uid, gid.
         owner: (u32, u32),
+        /// The mount namespace that the path belongs to, when that is not meio's: its number.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        namespace: Option<u32>,
     },
     /// A file in memory of a mount namespace, which makes it; its times are set when its content is there.
     Mounted {

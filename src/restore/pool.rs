@@ -4,6 +4,7 @@
 use super::late::{self, Late};
 use super::places::Places;
 use super::queues::Queues;
+use super::sockets::Sockets;
 use super::terminal::Terminals;
 use crate::error::{Context, Error, Kind, Result};
 use crate::resource::descriptor::{FileKind, OpenFile};
@@ -65,7 +66,7 @@ impl Pool {
     }
 
     /// Opens everything.
-    pub fn open(tree: &Tree, terminals: &Terminals, places: &Places<'_>) -> Result<Self> {
+    pub fn open(tree: &Tree, terminals: &Terminals, places: &Places<'_>, sockets: Sockets<'_>, home: Option<i32>) -> Result<Self> {
         let count = tree.files.len() + 2 * tree.mapped.len() + tree.objects.len() + 64;
         let mut pool = Pool { base: Pool::base_of(tree), ..Pool::default() };
         raise_limit(pool.base as u64 + count as u64)?;
@@ -73,8 +74,10 @@ impl Pool {
         pool.queues = Queues::make(tree, places)?;
         let mut pipes = HashMap::new();
         for key in Graph::new(tree)?.order()? {
-            pool.make(key, tree, &mut pipes, (terminals, places))?;
+            pool.make(key, tree, &mut pipes, (terminals, places, &sockets))?;
         }
+        let mut changed = sockets.finish(&|id| pool.file(id), home)?;
+        pool.warnings.append(&mut changed);
         Ok(pool)
     }
 
@@ -84,7 +87,7 @@ impl Pool {
         key: Key,
         tree: &Tree,
         pipes: &mut HashMap<u32, Ends>,
-        (terminals, places): (&Terminals, &Places<'_>),
+        (terminals, places, sockets): (&Terminals, &Places<'_>, &Sockets<'_>),
     ) -> Result<()> {
         match key {
             Key::Object(n) => {
@@ -115,7 +118,11 @@ impl Pool {
             }
             Key::File(n) => {
                 let file = &tree.files[n as usize];
-                let fd = self.open_file(file, pipes, terminals, places).context(|| format!("opening {}", file.link))?;
+                let fd = match &file.kind {
+                    FileKind::Unix(_) => sockets.open(n),
+                    _ => self.open_file(file, pipes, terminals, places),
+                };
+                let fd = fd.context(|| format!("opening {}", file.link))?;
                 let fd = self.keep(fd)?;
                 lock(&fd, file)?;
                 self.files.insert(n, fd);
@@ -253,7 +260,7 @@ fn wants_write(tree: &Tree, number: usize) -> bool {
     })
 }
 
-fn raise_limit(need: u64) -> Result<()> {
+pub fn raise_limit(need: u64) -> Result<()> {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     if soft >= need {
@@ -316,7 +323,8 @@ impl Pool {
             FileKind::EventFd(eventfd) => return eventfd.make().and_then(|fd| with_flags(fd, file.flags)),
             FileKind::TimerFd(timer) => return timer.make().and_then(|fd| with_flags(fd, file.flags)),
             FileKind::SignalFd(signals) => return signals.make().and_then(|fd| with_flags(fd, file.flags)),
-            FileKind::PidFd(_) => return late::stand_in(),
+            // The others are made by those who know more of them.
+            FileKind::PidFd(_) | FileKind::Unix(_) => return late::stand_in(),
             FileKind::Inotify(inotify) => return inotify.make().and_then(|fd| with_flags(fd, file.flags)),
             FileKind::Fanotify(fanotify) => return fanotify.make().and_then(|fd| with_flags(fd, file.flags)),
             FileKind::Master(terminal) => return terminals.master(terminal.terminal, file.flags & KEPT),
@@ -360,7 +368,7 @@ fn make_object(object: &Object, places: &Places<'_>) -> Result<OwnedFd> {
             const MFD_ALLOW_SEALING: u32 = 2;
             file::memfd(name.bytes(), MFD_ALLOW_SEALING).context(|| format!("making memfd {name}"))?
         }
-        Origin::Deleted { path, mode, owner } => deleted_file(path, *mode, *owner)?,
+        Origin::Deleted { path, mode, owner, namespace } => deleted_file(&places.path(*namespace, path), *mode, *owner)?,
         Origin::Mounted { namespace, path, .. } => {
             let file = OpenOptions::new().read(true).write(true).open(places.path(Some(*namespace), path));
             file.context(|| format!("opening {path} in its mount namespace"))?.into()
@@ -373,10 +381,9 @@ fn make_object(object: &Object, places: &Places<'_>) -> Result<OwnedFd> {
 }
 
 /// A file without a name, made where the old one was.
-fn deleted_file(path: &FilePath, mode: u32, owner: (u32, u32)) -> Result<OwnedFd> {
-    let wanted: &Path = path;
+fn deleted_file(wanted: &Path, mode: u32, owner: (u32, u32)) -> Result<OwnedFd> {
     let there = |p: &Path| OpenOptions::new().read(true).write(true).create_new(true).mode(mode & 0o7777).open(p);
-    let doing = || format!("making the deleted file {path} again");
+    let doing = || format!("making the deleted file {} again", wanted.display());
     let (file, name) = match there(wanted) {
         Ok(file) => (file, wanted.to_owned()),
         Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {

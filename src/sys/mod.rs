@@ -3,6 +3,7 @@
 #![allow(unsafe_code)]
 
 pub mod anon;
+pub mod apart;
 pub mod arch;
 pub mod capsule;
 pub mod clock;
@@ -26,6 +27,8 @@ pub mod ptrace;
 pub mod pty;
 pub mod seccomp;
 pub mod signal;
+pub mod sock_diag;
+pub mod socket;
 pub mod spawn;
 pub mod task;
 pub mod tun;

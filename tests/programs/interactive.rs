@@ -45,6 +45,9 @@ impl Screen {
         let meio = terminal.start(&command);
         let there = until(SOON, || pidfile.exists() && matches!(observe::state(running.pid), Some('S' | 'R' | 'T')));
         assert!(there, "the tree is not restored: {}", terminal.shown());
+        // It is told to draw itself anew (SIGWINCH), as after every change of terminals. A key that comes at that very moment
+        // may be lost by the program itself: less jumps out of a read(2) that has just taken the key.
+        std::thread::sleep(std::time::Duration::from_millis(300));
         Screen { terminal, running, meio: Some(meio) }
     }
 

@@ -17,6 +17,8 @@ pub enum Kind {
     Sleeper,
     /// A thread for each call that waits for a limited time.
     Sleepers,
+    /// Sockets, counters, timers, signals to be read, a filter for system calls.
+    Objects,
     /// A shell that starts processes all the time.
     Storm,
     /// A shell with children that wait for each other.
@@ -80,6 +82,7 @@ impl Kind {
             Kind::Sleeper => lab.fixture("sleepers", &["alone"]),
             Kind::Sleepers => lab.fixture("sleepers", &["many"]),
             Kind::Unread => lab.fixture("unread", &[]),
+            Kind::Objects => lab.fixture("objects", &[]),
             Kind::Storm => script(STORM),
             Kind::Family => script(FAMILY),
         }
@@ -93,7 +96,7 @@ impl Kind {
         };
         let number = |name: &str| fs::read_to_string(lab.path(name)).ok()?.trim().parse::<u64>().ok();
         match self {
-            Kind::Busy | Kind::Sleepers => words(7),
+            Kind::Busy | Kind::Sleepers | Kind::Objects => words(7),
             Kind::Sleeper | Kind::Unread => words(1),
             Kind::Storm => number("x.count").into_iter().collect(),
             Kind::Family => [number("x.count4"), number("x.count5")].into_iter().flatten().collect(),
@@ -102,7 +105,7 @@ impl Kind {
 
     fn wanted(self) -> usize {
         match self {
-            Kind::Busy | Kind::Sleepers => 7,
+            Kind::Busy | Kind::Sleepers | Kind::Objects => 7,
             Kind::Family => 2,
             Kind::Sleeper | Kind::Storm | Kind::Unread => 1,
         }

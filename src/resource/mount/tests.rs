@@ -64,7 +64,7 @@ fn root() -> bool {
     nix::unistd::geteuid().is_root()
 }
 
-/// What differs, without the times at which folders were read last.
+/// Both are the same; the first difference is told.
 fn same(before: &Saved, after: &Saved) {
     for (a, b) in before.mounts.iter().zip(&after.mounts) {
         assert_eq!(a, b);
@@ -151,4 +151,81 @@ fn tmpfs_with_everything_in_it() {
         assert!(std::fs::write("/mnt/under/x", "").is_err());
     });
     same(&before, &after);
+}
+
+/// Without the times at which something was read, after a look at it.
+fn unread(mut saved: Saved) -> Saved {
+    for inode in saved.own.iter_mut().flat_map(|own| &mut own.inodes) {
+        inode.accessed = (0, 0);
+        // What overlay clears at each start, and its folder.
+        inode.names.retain(|name| !name.starts_with("work/work"));
+        if inode.names == [FilePath::from("work")] {
+            inode.modified = (0, 0);
+        }
+    }
+    saved.own.iter_mut().for_each(|own| own.inodes.retain(|inode| !inode.names.is_empty()));
+    saved
+}
+
+#[test]
+fn proc_devpts_overlay_and_propagation() {
+    if !root() {
+        return;
+    }
+    let shell = Shell::new(
+        "-m",
+        r"mount -t tmpfs base /mnt; cd /mnt; mkdir -p low up work over pts mq s1/t s2 s3 s4 u
+        echo low > low/a; echo low > low/b; mkdir low/d; echo x > low/d/x
+        mount -t overlay -o lowerdir=/mnt/low,upperdir=/mnt/up,workdir=/mnt/work layers over
+        echo up > over/a; rm over/b; rm -r over/d; mkdir over/d; echo y > over/d/y
+        mount -t devpts -o newinstance,mode=620,ptmxmode=666,max=9 pts pts; mount -t mqueue mq mq
+        mount --bind s1 s1; mount --make-shared s1; mount --bind s1 s2; mount --bind s1 s3; mount --make-slave s3; mount --make-shared s3
+        mount --bind s3 s4; mount --make-slave s4; mount --bind u u; mount --make-unbindable u; cd /",
+    );
+    let (before, capture) = save(shell.pid());
+    assert!(capture.refusals.is_empty(), "{:?}", capture.refusals);
+    let (after, ()) = again(&before, || {
+        assert_eq!(std::fs::read("/mnt/over/a").unwrap(), b"up\n");
+        assert!(!Path::new("/mnt/over/b").exists() && !Path::new("/mnt/over/d/x").exists() && Path::new("/mnt/over/d/y").exists());
+        assert!(Path::new("/mnt/pts/ptmx").exists());
+        // s1 and s2 are peers, s3 hears from them, s4 from s3.
+        let tmpfs = |at: &str| nix::mount::mount(Some("t"), at, Some("tmpfs"), nix::mount::MsFlags::empty(), None::<&str>).unwrap();
+        let seen = || ["/mnt/s1/t/x", "/mnt/s2/t/x", "/mnt/s3/t/x", "/mnt/s4/t/x"].map(|p| Path::new(p).exists());
+        for (at, who) in [("/mnt/s2/t", [true, true, true, true]), ("/mnt/s3/t", [false, false, true, true])] {
+            tmpfs(at);
+            std::fs::write(Path::new(at).join("x"), "").unwrap();
+            assert_eq!(seen(), who);
+            nix::mount::umount(at).unwrap();
+            assert_eq!(seen(), [false; 4]);
+        }
+    });
+    same(&unread(before), &unread(after));
+}
+
+#[test]
+fn a_root_of_its_own() {
+    if !root() {
+        return;
+    }
+    // What a container has: its own root in memory, with a few places of the host in it.
+    let shell = Shell::new(
+        "-mp --fork --mount-proc",
+        r"mount -t tmpfs -o mode=755 root /mnt; cd /mnt; mkdir -p usr proc dev tmp old etc var; for d in bin lib lib64 sbin; do ln -s usr/$d; done
+        echo box > etc/hostname
+        mount --bind -o ro /usr usr; mount -t proc proc proc; mount -t tmpfs dev dev; mknod dev/null c 1 3; touch dev/tty0
+        mount --bind /dev/zero dev/tty0
+        pivot_root . old; umount -l /old; rmdir /old; cd /",
+    );
+    let child: i32 = {
+        let text = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", shell.pid())).unwrap();
+        text.trim().parse().unwrap()
+    };
+    let (before, capture) = save(child);
+    assert!(capture.refusals.is_empty(), "{:?}", capture.refusals);
+    assert_eq!(before.mounts.len(), 5);
+    let (after, ()) = again(&before, || {
+        assert_eq!(std::fs::read("/etc/hostname").unwrap(), b"box\n");
+        assert!(Path::new("/usr/bin/sh").exists() && !Path::new("/root").exists() && Path::new("/proc/self/stat").exists());
+    });
+    same(&unread(before), &unread(after));
 }

@@ -129,7 +129,13 @@ fn link(record: &Record) -> Option<Link> {
     let mut port = if text(part(a::INFO_SLAVE_KIND)) == "bridge" { list(a::INFO_SLAVE_DATA) } else { Vec::new() };
     match kind.as_str() {
         // Protocol timers, what was learned, and what follows from the rest.
-        "bridge" => data.retain(|d| matches!(d.0, 1..=9 | 15 | 22..=30 | 32..=46) && d.0 != 31),
+        "bridge" => {
+            data.retain(|d| matches!(d.0, 1..=9 | 22..=39 | 41..=46 | 49));
+            // IFLA_BR_MULTI_BOOLOPT, value and mask: a switch that this kernel lacks cannot even be switched off.
+            for (_, Bytes(value)) in data.iter_mut().filter(|d| d.0 == 46 && d.1.0.len() == 8) {
+                value.copy_within(..4, 4);
+            }
+        }
         "tun" => data.retain(|d| d.0 <= 7),
         "veth" => data.clear(),
         "macvlan" => data.retain(|d| d.0 <= 2),

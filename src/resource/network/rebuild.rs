@@ -84,10 +84,14 @@ impl Saved {
             let set = configure(link, known)?;
             socket.change(libc::RTM_NEWLINK, 0, &set).context(|| format!("configuring the interface {}", link.name))?;
         }
+        let made = links::read(&socket).context(|| "reading links")?;
+        for (link, now) in self.links.iter().filter_map(|l| Some((l, made.iter().find(|m| m.name == l.name)?))) {
+            adjust(link, now, &socket).context(|| format!("configuring the interface {}", link.name))?;
+        }
         sysctl::write(&self.settings(|key| !key.ends_with("/accept_dad")), &muted(&fresh))?;
         for link in &self.links {
             let known = born.iter().find(|b| b.name == link.name).map_or(link.index, |b| b.index);
-            let up = Message::link(known, link.flags, u32::MAX & (link.flags | 0x1 | 0x1000));
+            let up = Message::link(known, link.flags, link.flags | 0x1 | 0x1000);
             socket.change(libc::RTM_NEWLINK, 0, &up.0).context(|| format!("starting the interface {}", link.name))?;
             if let Some(outside) = &link.outside {
                 attach_outside(outside, prepared).context(|| format!("attaching {}", outside.name))?;
@@ -115,7 +119,8 @@ impl Saved {
         if link.kind == "tun" {
             return tun(link);
         }
-        let mut data = Message::empty().all(&link.data)?;
+        // A kernel does not even take the value that a switch has when it lacks what it switches.
+        let mut data = if link.kind == "bridge" { Message::empty() } else { Message::empty().all(&link.data)? };
         if link.kind == "veth" {
             const PEER: u16 = 1;
             let peer = match (&link.outside, self.links.iter().find(|l| l.index as u32 == link.link)) {
@@ -133,7 +138,8 @@ impl Saved {
         }
         let info = Message::empty().with(a::INFO_KIND, link.kind.as_bytes())?.with(a::INFO_DATA, &data.0)?;
         let mut message = Message::link(link.index, 0, 0).with(a::NAME, &zero_ended(&link.name))?.with(a::INFO, &info.0)?;
-        if !link.address.is_empty() {
+        // A bridge takes that of a port for its own, unless it was given one.
+        if !link.address.is_empty() && link.kind != "bridge" {
             message = message.with(a::ADDRESS, &link.address)?;
         }
         if link.link != 0 && link.kind != "veth" {
@@ -155,6 +161,11 @@ impl Saved {
     fn make(&self, what: &str, kinds: Kinds, wanted: &[Record], socket: &Socket) -> Result<()> {
         let there = [super::table(socket, kinds, INET, 0)?, super::table(socket, kinds, INET6, 0)?].concat();
         let mut left: Vec<&Record> = wanted.iter().filter(|r| !there.contains(r)).collect();
+        if kinds.make == ADDRESS.make {
+            // A new address of IPv6 is put before the others of its scope, one of IPv4 behind them.
+            let six = left.iter().position(|r| r.byte(0) == INET6).unwrap_or(left.len());
+            left[six..].reverse();
+        }
         while !left.is_empty() {
             let mut failed = Vec::new();
             let mut error = None;
@@ -225,16 +236,33 @@ fn configure(link: &Link, index: i32) -> Result<Vec<u8>> {
     if !link.alias.is_empty() {
         message = message.with(a::ALIAS, link.alias.as_bytes())?;
     }
-    if !link.kind.is_empty() && !link.address.is_empty() && link.kind != "tun" {
+    if !matches!(link.kind.as_str(), "" | "bridge") && !link.address.is_empty() {
         message = message.with(a::ADDRESS, &link.address)?;
     }
     if link.master != 0 {
         message = message.number(a::MASTER, link.master)?;
-        let port = Message::empty().all(&link.port)?;
-        let info = Message::empty().with(a::INFO_SLAVE_KIND, b"bridge")?.with(a::INFO_SLAVE_DATA, &port.0)?;
-        message = message.with(a::INFO, &info.0)?;
     }
     Ok(message.0)
+}
+
+/// Sets what a bridge, or a port of one, is not born with; one at a time.
+fn adjust(link: &Link, now: &Link, socket: &Socket) -> Result<()> {
+    if link.kind == "bridge" && link.address != now.address {
+        let message = Message::link(link.index, 0, 0).with(a::ADDRESS, &link.address)?;
+        socket.change(libc::RTM_NEWLINK, 0, &message.0).context(|| "setting the address of a bridge")?;
+    }
+    let bridge = if link.kind == "bridge" { &link.data[..] } else { &[] };
+    for (kinds, wanted, now) in
+        [((a::INFO_KIND, a::INFO_DATA), bridge, &now.data), ((a::INFO_SLAVE_KIND, a::INFO_SLAVE_DATA), &link.port[..], &now.port)]
+    {
+        for one in wanted.iter().filter(|d| !now.contains(d)) {
+            let data = Message::empty().with(one.0, &one.1.0)?;
+            let info = Message::empty().with(kinds.0, b"bridge")?.with(kinds.1, &data.0)?;
+            let message = Message::link(link.index, 0, 0).with(a::INFO, &info.0)?;
+            socket.change(libc::RTM_NEWLINK, 0, &message.0).context(|| format!("setting {} of a bridge", one.0))?;
+        }
+    }
+    Ok(())
 }
 
 /// Puts the end that lies where meio is into its bridge, and starts it.

@@ -62,7 +62,8 @@ fn same(before: &Saved, after: &Saved) {
         assert_eq!(a.len(), b.len(), "\n{a:#?}\n{b:#?}");
         a.iter().zip(b).for_each(|(a, b)| assert_eq!(a, b));
     };
-    assert_eq!(before.links, after.links);
+    before.links.iter().zip(&after.links).for_each(|(a, b)| assert_eq!(a, b));
+    assert_eq!(before.links.len(), after.links.len());
     each(&before.addresses, &after.addresses);
     each(&before.nexthops, &after.nexthops);
     each(&before.routes, &after.routes);
@@ -89,12 +90,12 @@ fn interfaces_addresses_routes_rules_neighbours_sysctls() {
         return;
     }
     let shell = Shell::new(
-        "ip link set lo up; ip link add d0 type dummy; ip link set d0 mtu 1400 address 02:00:00:00:00:11 up alias second
+        "ip link set lo up; ip link add d0 type veth peer name e0; ip link set e0 up; ip link set d0 mtu 1400 address 02:00:00:00:00:11 up alias second
         ip addr add 10.1.2.3/24 brd + dev d0 label d0:x; ip addr add 10.9.0.1/32 peer 10.9.0.2 dev d0 scope link
-        ip addr add fd00::1/64 dev d0; ip addr add 10.1.2.4/24 dev d0 valid_lft 9000 preferred_lft 8000
+        ip addr add fd00::1/64 dev d0; ip addr add fd00::5/64 dev d0; ip addr add fd00::3/64 dev d0; ip addr add 10.1.2.4/24 dev d0 valid_lft 9000 preferred_lft 8000
         ip link add br0 type bridge stp_state 1 forward_delay 400; ip link add v0 type veth peer name v1
         ip link set v0 master br0 up; ip link set v1 up; ip link set br0 up; ip addr add 192.0.2.1/24 dev br0
-        ip link add m0 link d0 type macvlan mode bridge; ip link add d1 type dummy
+        ip link add m0 link d0 type macvlan mode bridge; ip link add d1 type bridge; ip tuntap add dev t0 mode tap user 7
         ip route add default via 10.1.2.254 metric 7; ip route add 198.51.100.0/24 via 10.1.2.253 table 77
         ip route add unreachable 203.0.113.0/24; ip route add 172.16.0.0/12 nexthop via 10.1.2.250 nexthop via 10.1.2.251 weight 3
         ip -6 route add fd01::/32 via fd00::2; ip -6 route add blackhole fd02::/32 table 9

@@ -130,3 +130,43 @@ pub fn xfeatures() -> u64 {
 pub fn is_32_bit(auxv: &[u8]) -> bool {
     auxv.len() >= 8 && auxv[4..8] != [0; 4]
 }
+
+/// clone3(2) whose child calls `entry(argument)` on the stack that `args` names and ends with what it returns.
+/// The kernel's answer, -errno on failure.
+///
+/// # Safety
+/// `args` is a `struct clone_args` of `size` bytes with a stack; `entry` may do what the flags leave possible.
+pub unsafe fn clone3_on_stack(
+    args: *const std::ffi::c_void,
+    size: usize,
+    entry: extern "C" fn(*mut std::ffi::c_void) -> i32,
+    argument: *mut std::ffi::c_void,
+) -> i64 {
+    let answer: i64;
+    // SAFETY: the child never comes back to here: it leaves by exit_group(2). The parent finds its registers as the
+    // system call leaves them.
+    unsafe {
+        std::arch::asm!(
+            "syscall",
+            "test rax, rax",
+            "jnz 2f",
+            "xor ebp, ebp",
+            "mov rdi, r13",
+            "call r12",
+            "mov edi, eax",
+            "mov eax, {exit}",
+            "syscall",
+            "ud2",
+            "2:",
+            exit = const libc::SYS_exit_group,
+            inlateout("rax") libc::SYS_clone3 => answer,
+            in("rdi") args,
+            in("rsi") size,
+            in("r12") entry,
+            in("r13") argument,
+            lateout("rcx") _,
+            lateout("r11") _,
+        );
+    }
+    answer
+}

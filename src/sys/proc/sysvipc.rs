@@ -27,7 +27,7 @@ pub fn parse(text: &[u8]) -> Result<Vec<Row>> {
             let number = |(name, value): (&String, &String)| {
                 let radix = if name == "perms" { 8 } else { 10 };
                 // Sizes are unsigned.
-                let value = i64::from_str_radix(value, radix).ok().or_else(|| Some(value.parse::<u64>().ok()? as i64))?;
+                let value = i64::from_str_radix(value, radix).ok().or_else(|| Some(u64::from_str_radix(value, radix).ok()? as i64))?;
                 Some((name.clone(), value))
             };
             let values: Option<Vec<_>> = names.iter().zip(&values).map(number).collect();

@@ -1,0 +1,68 @@
+//! Sockets. Those of the unix family come back; the others are named and refused.
+
+pub mod options;
+pub mod outside;
+pub mod peers;
+pub mod queue;
+pub mod unix;
+
+use super::capture::Capture;
+use super::descriptor::{FileKind, Found};
+use crate::error::{Context, Result};
+use crate::sys::socket;
+use std::os::fd::AsFd;
+
+/// Saves a socket as far as it can be seen without its peer and its queue, which [`peers::complete`] adds.
+pub fn capture(found: &Found, capture: &mut Capture) -> Result<Option<FileKind>> {
+    let doing = || format!("reading {} of process {}", found.object(), found.pid);
+    let fd = found.duplicate()?;
+    let domain = socket::number(fd.as_fd(), libc::SO_DOMAIN).context(doing)?;
+    if domain == libc::AF_UNIX {
+        return unix::capture(found, fd.as_fd(), capture).context(doing);
+    }
+    let kind = socket::number(fd.as_fd(), libc::SO_TYPE).context(doing)?;
+    let protocol = socket::number(fd.as_fd(), libc::SO_PROTOCOL).context(doing)?;
+    let listening = socket::number(fd.as_fd(), libc::SO_ACCEPTCONN).is_ok_and(|l| l != 0);
+    let connected = socket::peer_name(fd.as_fd()).is_ok();
+    let state = match (listening, connected) {
+        (true, _) => "listening",
+        (_, true) => "connected",
+        _ => "not connected",
+    };
+    let what = describe(domain, kind, protocol);
+    capture.refuse(
+        found.pid,
+        found.object(),
+        format!("it is a {what} ({state}), which is not supported yet"),
+        "close it, or wait for a later version",
+    );
+    Ok(None)
+}
+
+/// `TCP socket`, `netlink socket of protocol 15`.
+fn describe(domain: i32, kind: i32, protocol: i32) -> String {
+    let version = if domain == libc::AF_INET6 { " over IPv6" } else { "" };
+    match (domain, protocol) {
+        (libc::AF_INET | libc::AF_INET6, libc::IPPROTO_TCP) => format!("TCP socket{version}"),
+        (libc::AF_INET | libc::AF_INET6, libc::IPPROTO_UDP) => format!("UDP socket{version}"),
+        (libc::AF_INET | libc::AF_INET6, _) if kind == libc::SOCK_RAW => format!("raw socket of protocol {protocol}{version}"),
+        (libc::AF_INET | libc::AF_INET6, _) => format!("socket of protocol {protocol}{version}"),
+        (libc::AF_NETLINK, _) => format!("netlink socket of protocol {protocol}"),
+        (libc::AF_PACKET, _) => "packet socket".into(),
+        (libc::AF_ALG, _) => "crypto socket (AF_ALG)".into(),
+        (libc::AF_VSOCK, _) => "vsock socket".into(),
+        _ => format!("socket of address family {domain}, type {kind}, protocol {protocol}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    #[test]
+    fn families_have_names() {
+        assert_eq!(describe(libc::AF_INET6, libc::SOCK_STREAM, libc::IPPROTO_TCP), "TCP socket over IPv6");
+        assert_eq!(describe(libc::AF_INET, libc::SOCK_RAW, 1), "raw socket of protocol 1");
+        assert_eq!(describe(libc::AF_NETLINK, libc::SOCK_RAW, 15), "netlink socket of protocol 15");
+        assert_eq!(describe(99, 1, 2), "socket of address family 99, type 1, protocol 2");
+    }
+}

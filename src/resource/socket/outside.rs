@@ -1,0 +1,58 @@
+//! Who outside of the tree has a hand on its sockets.
+
+use crate::sys::proc::{read, stat};
+use std::collections::{HashMap, HashSet};
+
+/// Processes outside of the tree by the inode of a socket that they hold. `tree` are the pids inside; meio itself and
+/// what the tree has born since it was listed do not count.
+pub fn holders(tree: &HashSet<i32>) -> HashMap<u64, Vec<i32>> {
+    let own = std::process::id() as i32;
+    let mut found: HashMap<u64, Vec<i32>> = HashMap::new();
+    let all = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = all.filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok());
+    for pid in pids.filter(|p| !tree.contains(p) && *p != own) {
+        if below(pid, tree) {
+            continue;
+        }
+        for fd in read::fds(pid).unwrap_or_default() {
+            if let Some(inode) = read::fd_link(pid, fd).ok().as_deref().and_then(inode) {
+                found.entry(inode).or_default().push(pid);
+            }
+        }
+    }
+    found
+}
+
+/// `process 12 (sshd)`, or what can be said when nobody was found.
+pub fn describe(pids: Option<&Vec<i32>>) -> String {
+    let Some(&pid) = pids.and_then(|p| p.first()) else { return "a process that meio does not see".into() };
+    let comm = read::read(pid, "comm").unwrap_or_default();
+    format!("process {pid} ({})", String::from_utf8_lossy(&comm).trim())
+}
+
+/// `socket:[123]`
+fn inode(link: &[u8]) -> Option<u64> {
+    std::str::from_utf8(link.strip_prefix(b"socket:[")?).ok()?.trim_end_matches(']').parse().ok()
+}
+
+fn below(pid: i32, tree: &HashSet<i32>) -> bool {
+    let mut at = pid;
+    while at > 1 {
+        at = read::parsed(at, "stat", stat::parse).map_or(0, |s| s.ppid);
+        if tree.contains(&at) {
+            return true;
+        }
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    #[test]
+    fn links() {
+        assert_eq!(inode(b"socket:[77]"), Some(77));
+        assert_eq!(inode(b"pipe:[77]"), None);
+        assert_eq!(describe(None), "a process that meio does not see");
+    }
+}

@@ -1,0 +1,377 @@
+//! Unix sockets on their way back: made, bound and connected before any other file needs them, filled when all files
+//! are there, and shut down last.
+//!
+//! Who connected or listened is a property of a connection (`SO_PEERCRED`), so these calls are made by a child with that
+//! very pid and user ([`apart`]), which is gone before the tree takes its pids.
+
+mod bind;
+mod fill;
+
+use super::pool::{Pool, raise_limit};
+use crate::error::{Context, Error, Kind, Result};
+use crate::resource::Tree;
+use crate::resource::descriptor::{FileId, FileKind};
+use crate::resource::socket::options;
+use crate::resource::socket::unix::{Identity, Peer, Role, UnixSocket, readable};
+use crate::resource::thread::serde_bytes_vec::Bytes;
+use crate::sys::{apart, socket};
+use bind::Reach;
+use nix::errno::Errno;
+use std::collections::HashMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// Connections that may wait while they are made.
+const ROOM: i32 = 65535;
+
+/// All unix sockets of a tree.
+pub struct Sockets<'t> {
+    tree: &'t Tree,
+    made: HashMap<FileId, OwnedFd>,
+    /// The other ends of sockets whose peers had gone, for as long as they are needed.
+    ghosts: HashMap<FileId, OwnedFd>,
+    /// What comes back differently.
+    warnings: Vec<String>,
+    /// The root as meio sees it, when the tree has pids of its own.
+    home: Option<i32>,
+}
+
+/// Network namespaces matter to sockets at birth and to abstract names only: the tree's is that of whoever makes them.
+fn new_socket(kind: i32) -> nix::Result<OwnedFd> {
+    let made = socket::socket(libc::AF_UNIX, kind)?;
+    options::widen(made.as_fd());
+    Ok(made)
+}
+
+fn new_pair(kind: i32) -> nix::Result<(OwnedFd, OwnedFd)> {
+    let (a, b) = socket::pair(kind)?;
+    options::widen(a.as_fd());
+    options::widen(b.as_fd());
+    Ok((a, b))
+}
+
+/// From now on children of meio are born in the pid namespace of a process.
+fn enter(pid: i32) -> Result<()> {
+    let doing = || format!("entering the pid namespace of process {pid}");
+    let namespace = std::fs::File::open(format!("/proc/{pid}/ns/pid")).context(doing)?;
+    nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWPID).context(doing)
+}
+
+fn damaged(id: FileId, what: &str) -> Error {
+    Error::image(format!("image damaged: socket {id} {what}"))
+}
+
+impl<'t> Sockets<'t> {
+    /// Makes all of them, with their names and connections, and nothing in them.
+    pub fn make(tree: &'t Tree) -> Result<Sockets<'t>> {
+        let mut sockets = Sockets { tree, made: HashMap::new(), ghosts: HashMap::new(), warnings: Vec::new(), home: None };
+        raise_limit(Pool::base_of(tree) as u64 + 4 * tree.files.len() as u64 + 64)?;
+        let all: Vec<(FileId, &UnixSocket)> = sockets.all().collect();
+        for &(id, socket) in &all {
+            sockets.check(id, socket)?;
+        }
+        for &(id, socket) in &all {
+            sockets.pair_up(id, socket).context(|| format!("making {}", sockets.called(id)))?;
+        }
+        // Listening sockets that have gone left connections with their names, which others may use by now.
+        for &(id, socket) in &all {
+            if socket.accepted() && sockets.listener(socket).is_none() {
+                sockets.accepted(id, socket).context(|| format!("connecting {}", sockets.called(id)))?;
+            }
+        }
+        for &(id, socket) in &all {
+            sockets.single(id, socket).context(|| format!("making {}", sockets.called(id)))?;
+        }
+        for &(id, socket) in &all {
+            if matches!(socket.role, Role::Listening { .. }) {
+                socket::listen(sockets.fd(id)?, ROOM).context(|| format!("listening on {}", sockets.called(id)))?;
+            }
+        }
+        for &(id, socket) in &all {
+            if socket.accepted() && !sockets.made.contains_key(&id) {
+                sockets.accepted(id, socket).context(|| format!("connecting {}", sockets.called(id)))?;
+            }
+        }
+        for &(id, socket) in &all {
+            sockets.lost_peer(id, socket).context(|| format!("connecting {}", sockets.called(id)))?;
+        }
+        for &(id, socket) in all.iter().filter(|(_, s)| matches!(s.role, Role::Listening { .. })) {
+            // Connections inherit from the listening socket while they wait.
+            sockets.settle(id, socket)?;
+            sockets.waiting(id, socket).context(|| format!("connecting to {}", sockets.called(id)))?;
+        }
+        Ok(sockets)
+    }
+
+    /// A duplicate of one socket.
+    pub fn open(&self, id: FileId) -> Result<OwnedFd> {
+        Ok(self.fd(id)?.try_clone_to_owned()?)
+    }
+
+    fn all(&self) -> impl Iterator<Item = (FileId, &'t UnixSocket)> + use<'t> {
+        self.tree.files.iter().enumerate().filter_map(|(id, file)| match &file.kind {
+            FileKind::Unix(socket) => Some((id as FileId, &**socket)),
+            _ => None,
+        })
+    }
+
+    fn socket(&self, id: FileId) -> Result<&'t UnixSocket> {
+        match self.tree.files.get(id as usize).map(|f| &f.kind) {
+            Some(FileKind::Unix(socket)) => Ok(socket),
+            _ => Err(damaged(id, "is not there")),
+        }
+    }
+
+    fn fd(&self, id: FileId) -> Result<BorrowedFd<'_>> {
+        self.made.get(&id).map(AsFd::as_fd).ok_or_else(|| damaged(id, "cannot be made"))
+    }
+
+    /// For people: `socket:[77] (/run/x)`.
+    fn called(&self, id: FileId) -> String {
+        let link = self.tree.files.get(id as usize).map_or("socket", |f| f.link.as_str());
+        match self.socket(id).ok().and_then(|s| s.name.as_ref()) {
+            Some(Bytes(name)) => format!("{link} ({})", readable(name)),
+            None => link.to_owned(),
+        }
+    }
+
+    /// What the rest takes for granted.
+    fn check(&self, id: FileId, socket: &UnixSocket) -> Result<()> {
+        if ![libc::SOCK_STREAM, libc::SOCK_DGRAM, libc::SOCK_SEQPACKET].contains(&socket.kind) {
+            return Err(damaged(id, "is of no known type"));
+        }
+        let datagrams = socket.kind == libc::SOCK_DGRAM;
+        match &socket.role {
+            Role::Connected { peer: Peer::File(other), accepted } => {
+                let other = self.socket(*other)?;
+                let mutual = matches!(other.role, Role::Connected { peer: Peer::File(back), .. } if back == id);
+                if other.kind != socket.kind
+                    || !datagrams && !mutual
+                    || *accepted && (datagrams || socket.name.is_none() || other.accepted())
+                {
+                    return Err(damaged(id, "has an impossible peer"));
+                }
+            }
+            Role::Connected { peer: Peer::Waiting(listener), .. } => {
+                let Role::Listening { pending, .. } = &self.socket(*listener)?.role else { return Err(damaged(id, "waits for nobody")) };
+                if !pending.contains(&Some(id)) {
+                    return Err(damaged(id, "waits at nobody's door"));
+                }
+            }
+            Role::Listening { pending, .. } => {
+                for client in pending.iter().flatten() {
+                    if !matches!(self.socket(*client)?.role, Role::Connected { peer: Peer::Waiting(l), .. } if l == id) {
+                        return Err(damaged(id, "has an impossible client"));
+                    }
+                }
+                if datagrams || socket.name.is_none() {
+                    return Err(damaged(id, "cannot listen"));
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Both ends at once, for ends that were made so.
+    fn pair_up(&mut self, id: FileId, socket: &UnixSocket) -> Result<()> {
+        let Some(other) = socket.peer() else { return Ok(()) };
+        if self.made.contains_key(&id) || self.made.contains_key(&other) {
+            return Ok(());
+        }
+        let mate = self.socket(other)?;
+        let wanted = match socket.kind {
+            // A peer without a name can only have been there from the beginning.
+            libc::SOCK_DGRAM => other != id && (mate.name.is_none() || socket.name.is_none() && mate.peer() == Some(id)),
+            _ => !socket.accepted() && !mate.accepted(),
+        };
+        if wanted {
+            let (a, b) = self.act(id, socket.peer_identity.as_ref(), || new_pair(socket.kind))?;
+            self.made.insert(id, a);
+            self.made.insert(other, b);
+            self.name(id)?;
+            self.name(other)?;
+        }
+        Ok(())
+    }
+
+    /// A socket that begins without a peer.
+    fn single(&mut self, id: FileId, socket: &UnixSocket) -> Result<()> {
+        if self.made.contains_key(&id) || socket.accepted() {
+            return Ok(());
+        }
+        // Those whose peers have gone come with a ghost, but for the ones that had to find it by its name.
+        if matches!(socket.role, Role::Connected { peer: Peer::Gone(None), .. })
+            && (socket.kind != libc::SOCK_DGRAM || socket.name.is_none())
+        {
+            let (a, ghost) = self.act(id, socket.peer_identity.as_ref(), || new_pair(socket.kind))?;
+            self.made.insert(id, a);
+            self.ghosts.insert(id, ghost);
+        } else {
+            self.made.insert(id, new_socket(socket.kind)?);
+        }
+        self.name(id)
+    }
+
+    /// Gives a socket its name.
+    fn name(&self, id: FileId) -> Result<()> {
+        let socket = self.socket(id)?;
+        match &socket.name {
+            Some(Bytes(name)) => bind::bind(self.fd(id)?, name, socket.file.as_ref()),
+            None => Ok(()),
+        }
+    }
+
+    /// The listening socket of the tree that an accepted one has its name from.
+    fn listener(&self, accepted: &UnixSocket) -> Option<FileId> {
+        let alike = |s: &UnixSocket| {
+            matches!(s.role, Role::Listening { .. }) && (s.kind, &s.name, &s.file) == (accepted.kind, &accepted.name, &accepted.file)
+        };
+        self.all().find(|(_, s)| alike(s)).map(|(id, _)| id)
+    }
+
+    /// A connection made as it was made first: somebody connects to a listening socket, which accepts.
+    fn accepted(&mut self, id: FileId, socket: &'t UnixSocket) -> Result<()> {
+        let (client, client_identity, client_id) = match &socket.role {
+            Role::Connected { peer: Peer::File(other), .. } => {
+                let other_socket = self.socket(*other)?;
+                if !self.made.contains_key(other) {
+                    self.made.insert(*other, new_socket(socket.kind)?);
+                    self.name(*other)?;
+                }
+                (self.open(*other)?, other_socket.peer_identity.as_ref(), Some(*other))
+            }
+            Role::Connected { peer: Peer::Gone(name), .. } => {
+                let ghost = new_socket(socket.kind)?;
+                if let Some(Bytes(name)) = name {
+                    self.name_for_a_while(id, ghost.as_fd(), name)?;
+                }
+                (ghost, None, None)
+            }
+            _ => return Err(damaged(id, "was accepted from nobody")),
+        };
+        let listener = match self.listener(socket) {
+            Some(listener) => self.open(listener)?,
+            None => {
+                let listener = new_socket(socket.kind)?;
+                let Some(Bytes(name)) = &socket.name else { return Err(damaged(id, "has no name")) };
+                bind::bind(listener.as_fd(), name, None)?;
+                listener
+            }
+        };
+        let accepted = self.connect_and_accept(id, client.as_fd(), client_identity, listener.as_fd(), socket.peer_identity.as_ref())?;
+        self.made.insert(id, accepted);
+        if client_id.is_none() {
+            self.ghosts.insert(id, client);
+        }
+        Ok(())
+    }
+
+    fn connect_and_accept(
+        &mut self,
+        id: FileId,
+        client: BorrowedFd<'_>,
+        listened: Option<&Identity>,
+        listener: BorrowedFd<'_>,
+        connected: Option<&Identity>,
+    ) -> Result<OwnedFd> {
+        self.act(id, listened, || socket::listen(listener, ROOM))?;
+        let reach = Reach::of(listener)?;
+        self.act(id, connected, || reach.connect(client))?;
+        let accepted = socket::accept(listener).context(|| "accepting a connection")?;
+        options::widen(accepted.as_fd());
+        Ok(accepted)
+    }
+
+    /// Clients of accepted sockets that have gone, and of sockets outside of the tree.
+    fn lost_peer(&mut self, id: FileId, socket: &'t UnixSocket) -> Result<()> {
+        let stream = socket.kind != libc::SOCK_DGRAM;
+        match &socket.role {
+            Role::Connected { peer: Peer::Gone(Some(Bytes(name))), accepted: false } if stream => {
+                let namesake = |s: &UnixSocket| {
+                    matches!(s.role, Role::Listening { .. }) && s.kind == socket.kind && s.name.as_ref().is_some_and(|n| n.0 == *name)
+                };
+                let listener = match self.all().find(|(_, s)| namesake(s)) {
+                    Some((listener, _)) => self.open(listener)?,
+                    None => new_socket(socket.kind)?,
+                };
+                if socket::name(listener.as_fd())?.is_none() {
+                    self.name_for_a_while(id, listener.as_fd(), name)?;
+                }
+                let client = self.open(id)?;
+                let ghost = self.connect_and_accept(id, client.as_fd(), socket.peer_identity.as_ref(), listener.as_fd(), None)?;
+                self.ghosts.insert(id, ghost);
+            }
+            Role::Connected { peer: Peer::Outside(Bytes(name)), .. } => {
+                let client = self.open(id)?;
+                let who = self.holder(id);
+                self.act(id, who.as_ref(), || socket::connect(client.as_fd(), name)).map_err(|e| {
+                    Error::new(Kind::NotFound, format!("{} outside of the tree cannot be connected to: {}", readable(name), e.message))
+                        .help("start the program that listens there")
+                })?;
+                if !socket.queue.is_empty() {
+                    self.warnings.push(format!("{}: what was not read from {} is lost", self.called(id), readable(name)));
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Binds the socket of somebody who has gone. His name may be another's by now: then it comes back without.
+    fn name_for_a_while(&mut self, id: FileId, fd: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
+        if let Err(e) = bind::bind(fd, name, None) {
+            self.warnings.push(format!(
+                "{}: its peer that has gone was {}, which is taken: {}",
+                self.called(id),
+                readable(name),
+                e.message
+            ));
+            socket::bind(fd, &[]).context(|| "naming a socket")?;
+        }
+        Ok(())
+    }
+
+    /// Who has the socket open, first in the tree.
+    fn holder(&self, id: FileId) -> Option<Identity> {
+        let process = self.tree.processes.iter().find(|p| p.descriptors.iter().any(|d| d.file == id))?;
+        let credentials = &process.threads.first()?.credentials;
+        let (uid, gid) = (credentials.uid[1], credentials.gid[1]);
+        Some(Identity { pid: process.pid, uid, gid, groups: credentials.groups.clone() })
+    }
+
+    /// Does something as somebody else.
+    fn act<R>(&mut self, id: FileId, who: Option<&Identity>, act: impl Fn() -> nix::Result<R>) -> Result<R> {
+        let Some(who) = who else { return act().map_err(Into::into) };
+        let run = |pid| {
+            apart::run(pid, || {
+                let user = apart::become_user(who.uid, who.gid, &who.groups);
+                (user, act())
+            })
+        };
+        let mut done = run(who.pid);
+        if matches!(done, Err(Errno::EEXIST | Errno::EPERM | Errno::EINVAL)) {
+            let why = "that number cannot be had here";
+            self.warnings.push(format!("{}: its peer was process {} (SO_PEERCRED); {why}", self.called(id), who.pid));
+            done = run(0);
+        }
+        let (user, done) = done.context(|| "starting a helper")?;
+        if let Err(e) = user {
+            self.warnings.push(format!("{}: its peer was user {} (SO_PEERCRED): {e}", self.called(id), who.uid));
+        }
+        done.map_err(Into::into)
+    }
+}
+
+impl UnixSocket {
+    /// Number of its peer in the tree.
+    fn peer(&self) -> Option<FileId> {
+        match self.role {
+            Role::Connected { peer: Peer::File(id), .. } => Some(id),
+            _ => None,
+        }
+    }
+
+    fn accepted(&self) -> bool {
+        matches!(self.role, Role::Connected { accepted: true, .. })
+    }
+}

@@ -1,0 +1,112 @@
+//! Names. That of a path is what bind(2) was given, wherever the file is now: it is made below a folder that is the
+//! root of whoever binds, and then moved to its place, or away.
+
+use crate::error::{Context, Error, Kind, Result};
+use crate::resource::path::FilePath;
+use crate::resource::socket::unix::{BoundFile, readable};
+use crate::sys::{apart, sock_diag, socket};
+use nix::errno::Errno;
+use std::ffi::OsStr;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// How a bound socket is reached whatever has become of its path.
+pub struct Reach {
+    name: Vec<u8>,
+    _file: Option<OwnedFd>,
+}
+
+impl Reach {
+    /// The way to a socket of our own.
+    pub fn of(fd: BorrowedFd<'_>) -> Result<Reach> {
+        let name = socket::name(fd)?.ok_or_else(|| Error::image("image damaged: a socket without a name cannot be reached"))?;
+        if name.first() == Some(&0) {
+            return Ok(Reach { name, _file: None });
+        }
+        let file = socket::bound_file(fd).context(|| format!("looking for the file of {}", readable(&name)))?;
+        Ok(Reach { name: format!("/proc/self/fd/{}", file.as_raw_fd()).into_bytes(), _file: Some(file) })
+    }
+
+    /// connect(2).
+    pub fn connect(&self, fd: BorrowedFd<'_>) -> nix::Result<()> {
+        socket::connect(fd, &self.name)
+    }
+
+    /// The address, to send to.
+    pub fn address(&self) -> Vec<u8> {
+        self.name.clone()
+    }
+}
+
+/// Gives a socket its name; the file of a path ends up where `file` says, or nowhere.
+pub fn bind(fd: BorrowedFd<'_>, name: &[u8], file: Option<&BoundFile>) -> Result<()> {
+    if name.first() == Some(&0) {
+        return socket::bind(fd, name).map_err(|e| match e {
+            Errno::EADDRINUSE => Error::new(Kind::Image, format!("the abstract name {} is in use", readable(name)))
+                .help("end the program that has it, or restore in a network namespace of its own"),
+            e => Error::from(e).context(format!("binding {}", readable(name))),
+        });
+    }
+    let place = file.and_then(|f| f.path.as_ref());
+    if let Some(place) = place {
+        free(place)?;
+    }
+    let folder = place.and_then(|p| p.parent()).map_or_else(std::env::temp_dir, Path::to_owned);
+    let root = Root::make(&folder)?;
+    apart::run(0, || {
+        nix::unistd::chroot(&root.0)?;
+        nix::unistd::chdir("/")?;
+        for (at, _) in name.iter().enumerate().filter(|&(at, b)| at > 0 && *b == b'/') {
+            match nix::unistd::mkdir(OsStr::from_bytes(&name[..at]), nix::sys::stat::Mode::S_IRWXU) {
+                Ok(()) | Err(Errno::EEXIST) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        socket::bind(fd, name)
+    })
+    .and_then(|done| done)
+    .context(|| format!("binding {}", readable(name)))?;
+    let (Some(place), Some(file)) = (place, file) else { return Ok(()) };
+    let doing = || format!("putting the socket {place} into its place");
+    let made = socket::bound_file(fd).context(doing)?;
+    let made = std::fs::read_link(format!("/proc/self/fd/{}", made.as_raw_fd())).context(doing)?;
+    std::os::unix::fs::lchown(&made, Some(file.owner.0), Some(file.owner.1)).context(doing)?;
+    std::fs::set_permissions(&made, std::fs::Permissions::from_mode(file.mode & 0o7777)).context(doing)?;
+    std::fs::rename(&made, place).context(doing)
+}
+
+/// Whether a socket may be put at a path: nothing is there, or a socket that nobody is bound to any more.
+fn free(place: &FilePath) -> Result<()> {
+    let taken =
+        |what: &str| Err(Error::new(Kind::Image, format!("{place} is {what}")).help("move it away, or end the program that has it"));
+    let Ok(meta) = std::fs::symlink_metadata(place) else { return Ok(()) };
+    if !meta.file_type().is_socket() {
+        return taken("there and is not a socket");
+    }
+    let device = libc::major(meta.dev()) << 20 | libc::minor(meta.dev());
+    let identity = Some((meta.ino() as u32, device));
+    let all = sock_diag::unix_sockets().context(|| "listing unix sockets (sock_diag)")?;
+    if all.iter().any(|s| s.file == identity) { taken("in use by another program") } else { Ok(()) }
+}
+
+/// A folder that is a root for a moment.
+struct Root(PathBuf);
+
+impl Root {
+    fn make(folder: &Path) -> Result<Root> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let path = folder.join(format!(".meio-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
+        let made = std::fs::DirBuilder::new().mode(0o700).create(&path);
+        made.context(|| format!("making a folder in {}", folder.display()))?;
+        Ok(Root(path))
+    }
+}
+
+impl Drop for Root {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
