@@ -13,6 +13,8 @@ mod places;
 mod planted;
 mod pool;
 mod ptys;
+mod queues;
+mod rings;
 mod root;
 mod skeleton;
 mod sockets;
@@ -180,6 +182,7 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     }
     report.clear();
     let session = foreground::Session::begin(&terminals, &tree, planted.front(), options.detach);
+    pool.queues.keep();
     drop(pool);
     terminals.let_go();
     planted.release();

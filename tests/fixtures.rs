@@ -27,6 +27,7 @@ fn through(name: &str, program: &str, arguments: &[&str], way: Way) {
 
 fixtures! {
     advice: "advice";
+    aio: "aio";
     anonymous: "anonymous";
     attributes: "attributes";
     busy: "busy";
@@ -50,6 +51,7 @@ fixtures! {
     itimers: "itimers";
     locks: "locks";
     memfd: "memfd";
+    mqueue: "mqueue";
     owners: "owners";
     pidfd: "pidfd";
     namespace_of_cgroups: "namespaces" "C";
@@ -81,6 +83,7 @@ fixtures! {
     timerfd: "timerfd";
     timers: "timers";
     tree: "tree";
+    unread: "unread";
     unix_dgram: "unix_dgram";
     unix_ends: "unix_ends";
     unix_names: "unix_names";

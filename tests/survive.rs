@@ -319,6 +319,7 @@ crate::alone! {
     fn dump_of_objects_killed_at_random() { killed_at_random(Kind::Objects, if all() { 500 } else { 40 }) }
     fn dump_of_busy_killed_at_random() { killed_at_random(Kind::Busy, if all() { 1000 } else { 60 }) }
     fn dump_of_sleepers_killed_at_random() { killed_at_random(Kind::Sleepers, if all() { 500 } else { 40 }) }
+    fn dump_of_what_is_unread_killed_at_random() { killed_at_random(Kind::Unread, if all() { 1000 } else { 60 }) }
     fn restore_of_busy_when_a_call_fails() { restore(Kind::Busy, Injury::Fails) }
     fn restore_of_busy_killed_at_a_call() { restore(Kind::Busy, Injury::Killed) }
     fn restore_of_a_family_when_a_call_fails() { restore(Kind::Family, Injury::Fails) }

@@ -10,7 +10,7 @@ use crate::resource::namespace::{Look, Numbers};
 use crate::resource::process::{Fs, Process, State};
 use crate::resource::system_v::{self, SystemV};
 use crate::resource::thread::Thread;
-use crate::resource::{Tree, cgroup, descriptor, memory, namespace, pipe, pty, seccomp};
+use crate::resource::{Tree, cgroup, descriptor, memory, mqueue, namespace, pipe, pty, seccomp};
 use crate::sys::file;
 use crate::sys::namespace::Kind;
 use crate::sys::pagemap::{Pagemap, Want};
@@ -61,6 +61,7 @@ pub fn survey(pids: &[i32], capture: &mut Capture) -> Result<Vec<Process>> {
     }
     let tree: HashSet<i32> = pids.iter().copied().collect();
     pty::finish(&tree, capture)?;
+    mqueue::finish(&tree, &seen, capture)?;
     pipe::refuse_outsiders(&tree, std::process::id() as i32, capture);
     // Likewise.
     let _ = descriptor::settle(&tree, capture);
@@ -82,6 +83,7 @@ pub fn gather(processes: Vec<Process>, capture: &mut Capture) -> Tree {
         filters: capture.filters.take(),
         namespaces: std::mem::take(&mut capture.namespaces.found),
         system_v: std::mem::take(&mut capture.system_v),
+        message_queues: std::mem::take(&mut capture.message_queues),
     }
 }
 
@@ -178,6 +180,7 @@ pub fn capture(frozen: &mut Frozen, decisions: &Decisions) -> Result<Captured> {
     system_v::refuse_outsiders(&kept.segments, &processes, &tree, &mut capture);
     capture.system_v = kept;
     pty::finish(&tree, &mut capture)?;
+    mqueue::finish(&tree, &processes, &mut capture)?;
     warnings.append(&mut capture.warnings);
     for (number, source) in capture.sources.iter().enumerate() {
         let ranges = file::data_ranges(&source.file, capture.objects[number].size).context(|| "looking for data in shared memory")?;

@@ -53,6 +53,12 @@ pub struct Capture {
     pub terminals: Vec<TerminalState>,
     /// Masters of pseudo-terminals.
     pub masters: Vec<super::pty::Master>,
+    /// POSIX message queues.
+    pub message_queues: Vec<super::mqueue::Queue>,
+    /// The same, open.
+    pub queues_held: Vec<super::mqueue::Held>,
+    /// Rings of asynchronous I/O.
+    pub rings: Vec<super::aio::Seen>,
     /// Files that are mapped.
     pub mapped: Vec<MappedFile>,
     /// Place of a path of a mount namespace in `mapped`.

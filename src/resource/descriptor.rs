@@ -4,8 +4,8 @@ use super::capture::Capture;
 use super::graph::{Lost, Part};
 use super::lock::{Family, Lock};
 use super::{
-    device, epoll, eventfd, fanotify, ignored, inotify, outside, owner, pidfd, pipe, pty, regular, signalfd, socket, terminal, timerfd,
-    unsupported,
+    device, epoll, eventfd, fanotify, ignored, inotify, mqueue, outside, owner, pidfd, pipe, pty, regular, signalfd, socket, terminal,
+    timerfd, unsupported,
 };
 use crate::error::{Context, Result};
 use crate::sys::proc::fdinfo::{self, FdInfo};
@@ -86,6 +86,8 @@ pub enum FileKind {
     Inotify(inotify::Inotify),
     /// Marks on files, mounts and file systems.
     Fanotify(fanotify::Fanotify),
+    /// A POSIX message queue.
+    MessageQueue(mqueue::QueueEnd),
     /// A unix socket.
     Unix(Box<socket::unix::UnixSocket>),
 }
@@ -122,6 +124,7 @@ impl FileKind {
             FileKind::PidFd(pidfd) => pidfd.part(),
             FileKind::Inotify(_) => Part::of("inotify"),
             FileKind::Fanotify(_) => Part::of("fanotify"),
+            FileKind::MessageQueue(queue) => queue.part(),
             FileKind::Unix(socket) => socket.part(),
         }
     }
@@ -251,11 +254,7 @@ fn kind(found: &Found, capture: &mut Capture) -> Result<Option<FileKind>> {
     match mode {
         _ if path_only => regular::capture(found, capture),
         _ if pidfd::is_pidfd(found) => pidfd::capture(found, capture),
-        libc::S_IFREG if is_queue(found) => {
-            let reason = "it is a POSIX message queue, whose messages can only be read by taking them out";
-            capture.refuse(found.pid, found.object(), reason, "close it first (mq_close)");
-            Ok(None)
-        }
+        libc::S_IFREG if mqueue::is_queue(found) => mqueue::capture(found, capture),
         libc::S_IFREG | libc::S_IFDIR if !found.link.starts_with(b"anon_inode:") => regular::capture(found, capture),
         libc::S_IFIFO => pipe::capture(found, capture),
         _ if found.link == b"anon_inode:[eventpoll]" => Ok(epoll::capture(found, capture)),
@@ -276,14 +275,4 @@ fn kind(found: &Found, capture: &mut Capture) -> Result<Option<FileKind>> {
             Ok(None)
         }
     }
-}
-
-/// Whether it is a POSIX message queue, mq_overview(7): a file of another kind of file system, whose path leads nowhere.
-fn is_queue(found: &Found) -> bool {
-    const MQUEUE_MAGIC: nix::sys::statfs::FsType = nix::sys::statfs::FsType(0x1980_0202);
-    if found.link.iter().filter(|b| **b == b'/').count() > 1 {
-        return false; // its names have one slash
-    }
-    let link = format!("/proc/{}/fd/{}", found.pid, found.fd);
-    nix::sys::statfs::statfs(link.as_str()).is_ok_and(|s| s.filesystem_type() == MQUEUE_MAGIC)
 }

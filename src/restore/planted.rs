@@ -6,6 +6,8 @@ use super::late;
 use super::layout;
 use super::places::Places;
 use super::pool::Pool;
+use super::queues;
+use super::rings;
 use super::root::Root;
 use super::skeleton::Skeleton;
 use super::system_v::{self, Made};
@@ -99,7 +101,9 @@ impl<'t> Planted<'t> {
             self.made.make(&self.tree.system_v, &actors, pool, warnings)?;
             self.living().try_for_each(|p| {
                 let Some(space) = &p.memory else { return Ok(()) };
-                layout::build(&self.skeleton.stubs[&p.pid], space, pool).context(|| format!("process {}", p.pid))
+                let stub = &self.skeleton.stubs[&p.pid];
+                let built = layout::build(stub, space, pool).and_then(|()| rings::make(stub, space, &p.rings));
+                built.context(|| format!("process {}", p.pid))
             })
         })?;
         phase(report, phases, "memory", |report| {
@@ -191,6 +195,7 @@ impl<'t> Planted<'t> {
             let at = script.data(&lock.to_flock());
             script.call("fcntl F_SETLK", libc::SYS_fcntl, &[d.fd as u64, libc::F_SETLK as u64, at])?;
         }
+        queues::notify(&mut script, process, self.tree)?;
         script.run()?;
         warnings.extend(process.apply(stub.pid));
         let confined: Vec<_> = process.threads.iter().map(|t| &t.seccomp).collect();

@@ -23,6 +23,8 @@ pub enum Kind {
     Storm,
     /// A shell with children that wait for each other.
     Family,
+    /// Bytes that wait in terminals, messages that wait in a queue: looked at when it is asked to.
+    Unread,
 }
 
 /// Commands and subshells, counted; the status of each must come back as it was. What is said appears all at once.
@@ -79,6 +81,7 @@ impl Kind {
             Kind::Busy => lab.fixture("busy", &[]),
             Kind::Sleeper => lab.fixture("sleepers", &["alone"]),
             Kind::Sleepers => lab.fixture("sleepers", &["many"]),
+            Kind::Unread => lab.fixture("unread", &[]),
             Kind::Objects => lab.fixture("objects", &[]),
             Kind::Storm => script(STORM),
             Kind::Family => script(FAMILY),
@@ -94,7 +97,7 @@ impl Kind {
         let number = |name: &str| fs::read_to_string(lab.path(name)).ok()?.trim().parse::<u64>().ok();
         match self {
             Kind::Busy | Kind::Sleepers | Kind::Objects => words(7),
-            Kind::Sleeper => words(1),
+            Kind::Sleeper | Kind::Unread => words(1),
             Kind::Storm => number("x.count").into_iter().collect(),
             Kind::Family => [number("x.count4"), number("x.count5")].into_iter().flatten().collect(),
         }
@@ -104,7 +107,7 @@ impl Kind {
         match self {
             Kind::Busy | Kind::Sleepers | Kind::Objects => 7,
             Kind::Family => 2,
-            Kind::Sleeper | Kind::Storm => 1,
+            Kind::Sleeper | Kind::Storm | Kind::Unread => 1,
         }
     }
 
@@ -120,6 +123,11 @@ impl Kind {
             seen
         };
         let begin = read();
+        if self == Kind::Unread {
+            // What a killed meio has left to its keeper is done in a moment.
+            std::thread::sleep(Duration::from_millis(20));
+            fs::write(lab.path("x.check"), "").expect("check");
+        }
         let mut last = Vec::new();
         let grown = until(WELL, || {
             last = read();
