@@ -127,6 +127,8 @@ fn find(id: FileId, holder: (i32, i32), capture: &mut Capture) -> Result<Epoll> 
         }
         epoll.targets.push(Target { fd: t.tfd, events: t.events, data: t.data, file });
     }
+    // The kernel lists them in the order of addresses.
+    epoll.targets.sort_by_key(|t| (t.fd, t.file, t.data, t.events));
     epoll.quiet = capture.standing && quiet(&epoll, capture)?;
     Ok(epoll)
 }

@@ -83,6 +83,9 @@ pub fn apply(fd: BorrowedFd<'_>, options: &[SocketOption], what: &str, warnings:
             warnings.push(format!("{what}: option {} of socket(7) could not be set: {e}", option.name));
         }
     }
+    if options.iter().all(|o| o.name != SO_BUF_LOCK) {
+        unlock_buffers(fd); // setting a size locks it
+    }
 }
 
 /// getsockopt(2) tells twice of what setsockopt(2) was told. Only the privileged call goes beyond the machine's limit.
