@@ -97,6 +97,9 @@ pub struct Tree {
     /// System V shared memory, semaphores and message queues.
     #[serde(default, skip_serializing_if = "system_v::SystemV::is_empty")]
     pub system_v: system_v::SystemV,
+    /// Those of other ipc namespaces than the root's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub system_v_elsewhere: Vec<system_v::Elsewhere>,
 }
 
 impl Tree {
@@ -112,7 +115,8 @@ impl Tree {
         for terminal in &mut self.terminals {
             [&mut terminal.session, &mut terminal.foreground].into_iter().for_each(to);
         }
-        self.system_v.pids().for_each(to);
+        let elsewhere = self.system_v_elsewhere.iter_mut().map(|e| &mut e.objects);
+        std::iter::once(&mut self.system_v).chain(elsewhere).flat_map(system_v::SystemV::pids).for_each(to);
         for file in &mut self.files {
             match &mut file.kind {
                 descriptor::FileKind::Epoll(epoll) => to(&mut epoll.first.0),
