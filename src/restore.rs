@@ -162,7 +162,12 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
         planted.destroy();
         return Err(e);
     }
-    let entry = capsule.as_ref().map(|(roster, name)| Entry::of(name, root).and_then(|e| roster.enter(&e).map(|()| e))).transpose();
+    let image = match &options.input {
+        Input::Path(path) => std::fs::canonicalize(path).ok(),
+        Input::Stdin => None,
+    };
+    let entry = |name: &str| Entry::of(name, root).map(|entry| Entry { image, ..entry });
+    let entry = capsule.as_ref().map(|(roster, name)| entry(name).and_then(|e| roster.enter(&e).map(|()| e))).transpose();
     let entry = match entry {
         Ok(entry) => entry,
         Err(e) => {

@@ -4,7 +4,7 @@ use super::Tree;
 use super::graph::{Graph, How};
 use super::{
     descriptor::FileId, descriptor::OpenFile, memory::MappedFile, memory::ObjectId, namespace::Table, path::FilePath, pipe::Pipe,
-    shared::Object, shared::Origin, system_v::SystemV, terminal::TerminalState,
+    shared::Object, shared::Origin, system_v::Listed, terminal::TerminalState,
 };
 use crate::error::Refusal;
 use crate::sys::task;
@@ -76,7 +76,7 @@ pub struct Capture {
     /// Namespaces that are not those of meio.
     pub namespaces: Table,
     /// System V objects that may belong to the tree.
-    pub system_v: SystemV,
+    pub system_v: Listed,
     /// Descriptors of meio's own that lead to open files which no process has a descriptor of.
     pub kept: Vec<std::os::fd::OwnedFd>,
     /// What will be different after a restore.

@@ -125,6 +125,8 @@ pub struct Table {
     roots: HashMap<u32, OwnedFd>,
     /// The mount namespace of each process that is in another than meio.
     mounts: HashMap<i32, u32>,
+    /// The ipc namespace, likewise.
+    ipcs: HashMap<i32, u32>,
 }
 
 impl Table {
@@ -169,6 +171,11 @@ impl Capture {
     pub fn mounts_of(&self, pid: i32) -> Option<u32> {
         self.namespaces.mounts.get(&pid).copied()
     }
+
+    /// The ipc namespace of a process, `None` for meio's.
+    pub fn ipc_of(&self, pid: i32) -> Option<u32> {
+        self.namespaces.ipcs.get(&pid).copied()
+    }
 }
 
 /// An absolute path below a directory that is open.
@@ -195,6 +202,11 @@ pub fn survey(pid: i32, look: Look, capture: &mut Capture) -> Result<Places> {
             && capture.namespaces.found[id as usize].kind == Kind::Mnt
         {
             capture.namespaces.mounts.insert(pid, id);
+        }
+        if let (Kind::Ipc, Some(&id)) = (kind, places.namespaces.last())
+            && capture.namespaces.found[id as usize].kind == Kind::Ipc
+        {
+            capture.namespaces.ipcs.insert(pid, id);
         }
         let name = match kind {
             _ if ended => continue,
