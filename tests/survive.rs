@@ -91,6 +91,8 @@ fn promised(case: &Case, outcome: &Outcome) -> Result<(), String> {
         (Injury::Killed, KILLED) => Ok(()),
         // Slowed down by strace, a storm may outlast the time for stopping it: a clear refusal, and it goes on.
         (Injury::Killed, 13) if stderr.contains("does not stop") => Ok(()),
+        // A helper of meio's was killed, and meio itself tells of it.
+        (Injury::Killed, 1) if stderr.contains("Operation canceled") => Ok(()),
         (Injury::Fails, ABORTED) if case.may_abort() => Ok(()),
         (Injury::Fails, code) if PROMISED.contains(&code) && (code == 3 || stderr.contains("error:")) => Ok(()),
         _ => Err(format!("meio ended with {code} and said: {stderr}")),

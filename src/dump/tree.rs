@@ -127,7 +127,7 @@ fn refuse_process(pid: i32, running: bool, capture: &mut Capture) -> Result<bool
     for (what, name) in [(Shared::Vm, "memory"), (Shared::Files, "descriptor table"), (Shared::Fs, "working directory")] {
         if task::share(pid, parent, what).unwrap_or(false) {
             let reason = format!("it shares its {name} with its parent {parent} (clone, vfork)");
-            capture.refuse(pid, "process", reason, "wait until the child has called execve");
+            capture.refuse_for_now(pid, "process", reason, "wait until the child has called execve");
         }
     }
     Ok(false)

@@ -151,6 +151,12 @@ impl Capture {
         self.refusals.push(Refusal { pid, object: object.into(), reason: reason.into(), advice: advice.into(), ..Refusal::default() });
     }
 
+    /// The same for a state that passes by itself: `meio dump` looks again a moment later.
+    pub fn refuse_for_now(&mut self, pid: i32, object: impl Into<String>, reason: impl Into<String>, advice: impl Into<String>) {
+        self.refuse(pid, object, reason, advice);
+        self.refusals.last_mut().into_iter().for_each(|r| r.transient = true);
+    }
+
     /// The refusal of an open file description that was met before, through another descriptor.
     pub fn lost_before(&self, found: &super::descriptor::Found) -> crate::error::Result<Option<u32>> {
         for l in self.lost.iter().filter(|l| l.link == found.link) {

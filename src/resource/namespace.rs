@@ -130,6 +130,11 @@ pub struct Table {
 }
 
 impl Table {
+    /// The one with this device and inode.
+    pub fn known(&self, identity: (u64, u64)) -> Option<u32> {
+        self.index.get(&identity).copied()
+    }
+
     fn is_own(&mut self, identity: (u64, u64)) -> Result<bool> {
         if self.own.is_empty() {
             let own = std::process::id() as i32;

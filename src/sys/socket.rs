@@ -9,6 +9,8 @@ pub const MOST_FDS: usize = 253;
 const NAME: usize = 108;
 /// ioctl(2) on a unix socket: the file that it is bound to, as an `O_PATH` descriptor.
 const SIOCUNIXFILE: libc::c_ulong = 0x89e0;
+/// ioctl(2): the network namespace of a socket.
+const SIOCGSKNS: libc::c_ulong = 0x894c;
 /// ioctl(2): bytes that can be read.
 const SIOCINQ: libc::c_ulong = 0x541b;
 /// ioctl(2): whether the next byte is the one that was sent out of band.
@@ -219,6 +221,12 @@ pub fn at_mark(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
 pub fn bound_file(fd: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
     // SAFETY: no memory is passed; on success the descriptor is new and ours.
     Errno::result(unsafe { libc::ioctl(fd.as_raw_fd(), SIOCUNIXFILE, 0) }).map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// The network namespace that a socket lives in, which is that of whoever made it (Linux 4.10).
+pub fn network(fd: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    // SAFETY: no memory is passed; on success the descriptor is new and ours.
+    Errno::result(unsafe { libc::ioctl(fd.as_raw_fd(), SIOCGSKNS, 0) }).map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// What poll(2) says at once: a pending error (`POLLERR`), a byte out of band (`POLLPRI`), the end (`POLLRDHUP`).
