@@ -218,7 +218,7 @@ mod tests {
         // Another process has the pid by now.
         let stale = Entry { name: "stale".into(), start: own.start + 1, ..own.clone() };
         roster.write(&stale).unwrap();
-        std::fs::write(roster.path("broken"), "{").unwrap();
+        fs::write(roster.path("broken"), "{").unwrap();
         assert_eq!(roster.all().unwrap().iter().map(|e| e.name.as_str()).collect::<Vec<_>>(), ["own"]);
         assert!(!roster.path("stale").exists() && !roster.path("broken").exists());
         roster.leave(&own).unwrap();

@@ -62,7 +62,10 @@ kinds! {
     "pidfd", Supported, "the same process, also one that has ended", ["pidfd"];
     "inotify", Partly, "watches with their numbers; unread events become one that says that events were lost", ["inotify"];
     "fanotify", Partly, "marks on files, mounts and file systems; unread events and groups asked for permission are refused", ["fanotify"];
-    "owner", Supported, "who gets which signal for an open file, leases; dnotify is refused", ["owners"];
+    "file owner", Supported, "who gets which signal for an open file, leases; dnotify is refused", ["owners"];
+    "namespace", Partly, "pid (nested too), ipc, uts, time, user, cgroup: names, limits, offsets, id maps; user namespaces inside one another are refused", ["namespaces_all", "namespaces_nested", "namespace_of_users", "namespace_of_cgroups"];
+    "mount namespace", Supported, "its whole table: binds, tmpfs with contents, proc, devpts, overlay, flags, propagation", ["mounts"];
+    "network namespace", Partly, "interfaces, addresses, routes, rules, neighbours, sysctls; packet filters and traffic control are refused", ["network"];
     "file in memory", Supported, "files of a tmpfs of the tree's own", ["mounts"];
     "pseudo-terminal", Supported, "both sides in the tree: number, modes, sessions, what is unread either way", ["pty"];
     "System V shared memory", Supported, "same id, key, owner and content; attached where it was", ["sysvshm"];
