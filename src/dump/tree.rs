@@ -97,6 +97,8 @@ fn refuse_process(pid: i32, running: bool, capture: &mut Capture) -> Result<bool
         }
         return Ok(true);
     }
+    // While the tree stands still only the one that programs do give to single threads.
+    let own = namespace::of_process(pid, if running { &Kind::ALL[3..] } else { &[Kind::Net] });
     for tid in read::tasks(pid)? {
         if running {
             match read::parsed_task(pid, tid, "status", status::parse) {
@@ -106,9 +108,7 @@ fn refuse_process(pid: i32, running: bool, capture: &mut Capture) -> Result<bool
             }
         }
         if tid != pid {
-            // While the tree stands still only the one that programs do give to single threads.
-            let kinds = if running { &Kind::ALL[3..] } else { &[Kind::Net][..] };
-            if let Some(kind) = namespace::stray_thread(pid, tid, kinds) {
+            if let Some(kind) = namespace::stray_thread(pid, tid, &own) {
                 let reason = format!("it has left the {} namespace of its process", kind.name());
                 capture.refuse(pid, format!("task {tid}"), reason, "not supported; start the program differently");
             }

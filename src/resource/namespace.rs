@@ -451,13 +451,24 @@ pub fn complete(processes: &[Process], capture: &mut Capture) {
 }
 
 /// A thread that has left the namespaces of its process; only of the kinds that it may leave alone.
-pub fn stray_thread(pid: i32, tid: i32, kinds: &[Kind]) -> Option<Kind> {
-    let identity = |path: String| std::fs::metadata(path).map(|m| (m.dev(), m.ino())).ok();
-    kinds.iter().copied().find(|kind| {
-        let own = identity(format!("/proc/{pid}/ns/{}", kind.name()));
+pub fn stray_thread(pid: i32, tid: i32, kinds: &[(Kind, Option<Identity>)]) -> Option<Kind> {
+    let differs = |(kind, own): &&(Kind, Option<Identity>)| {
         let theirs = identity(format!("/proc/{pid}/task/{tid}/ns/{}", kind.name()));
-        own.is_some() && theirs.is_some() && own != theirs
-    })
+        own.is_some() && theirs.is_some() && *own != theirs
+    };
+    kinds.iter().find(differs).map(|k| k.0)
+}
+
+/// Device and inode of a namespace.
+pub type Identity = (u64, u64);
+
+fn identity(path: String) -> Option<Identity> {
+    std::fs::metadata(path).map(|m| (m.dev(), m.ino())).ok()
+}
+
+/// Which namespaces of these kinds a process is in, to compare its threads with.
+pub fn of_process(pid: i32, kinds: &[Kind]) -> Vec<(Kind, Option<Identity>)> {
+    kinds.iter().map(|&kind| (kind, identity(format!("/proc/{pid}/ns/{}", kind.name())))).collect()
 }
 
 impl Process {

@@ -8,7 +8,7 @@ use crate::resource::capture::Capture;
 use crate::resource::descriptor::{self, FileId, FileKind};
 use crate::resource::thread::serde_bytes_vec::Bytes;
 use crate::sys::sock_diag::{self, Unix};
-use crate::sys::{namespace, socket, task};
+use crate::sys::{namespace, socket};
 use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -70,9 +70,7 @@ fn object(capture: &Capture, id: FileId) -> (i32, String) {
 }
 
 fn duplicate(capture: &Capture, id: FileId) -> Result<OwnedFd> {
-    let (pid, fd) = capture.holders.get(id as usize).copied().unwrap_or_default();
-    let run = || task::get_fd(&task::pidfd(pid)?, fd);
-    run().context(|| format!("duplicating fd {fd} of process {pid}"))
+    capture.duplicate(capture.holders.get(id as usize).copied().unwrap_or_default())
 }
 
 /// Finds the peer of every unix socket of the tree, and refuses what leads out of it. Nothing is changed; the tree may
@@ -194,11 +192,17 @@ impl Sockets {
                 }
             }
         }
-        let unread = self.embryos.iter().filter(|e| e.name == entry.name && e.file == entry.file && e.network == entry.network && e.readable > 0);
+        let unread =
+            self.embryos.iter().filter(|e| e.name == entry.name && e.file == entry.file && e.network == entry.network && e.readable > 0);
         let unread = unread.filter(|e| e.peer.is_some_and(|p| entry.pending.contains(&p))).map(|e| e.readable).sum::<u32>();
         if unread > 0 {
             let reason = format!("{unread} bytes were sent over a connection that is not accepted yet, where nobody can read them");
-            capture.refuse_for_now(pid, object.as_str(), reason, "dump again a moment later: the program has not accepted the connection yet");
+            capture.refuse_for_now(
+                pid,
+                object.as_str(),
+                reason,
+                "dump again a moment later: the program has not accepted the connection yet",
+            );
             return None;
         }
         Some(Role::Listening { backlog: entry.written as i32, pending })
@@ -207,11 +211,13 @@ impl Sockets {
     /// A socket with a peer.
     fn connected(&self, id: FileId, entry: &Unix, capture: &mut Capture) -> Result<Option<Role>> {
         let Some(peer) = entry.peer else { return Ok(Some(Role::Alone)) };
-        let fd = match duplicate(capture, id) {
-            Err(_) if !self.complete => return Ok(None), // closed in the meantime
-            fd => fd?,
+        let name = match self.listed.get(&peer) {
+            Some(peer) => peer.name.clone(),
+            None => match duplicate(capture, id) {
+                Err(_) if !self.complete => return Ok(None), // closed in the meantime
+                fd => socket::peer_name(fd?.as_fd()).unwrap_or_default(),
+            },
         };
-        let name = socket::peer_name(fd.as_fd()).unwrap_or_default();
         let accepted = self.accepted(entry, name.as_deref());
         if let Some(&file) = self.own.get(&peer) {
             return Ok(Some(Role::Connected { peer: Peer::File(file), accepted }));
