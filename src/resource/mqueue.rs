@@ -271,18 +271,15 @@ impl Notify {
 }
 
 impl Queue {
-    /// A queue of these properties, empty, under its name in our ipc namespace.
-    pub fn make(&self) -> Result<OwnedFd> {
-        let fd = mqueue::make(self.name.bytes(), self.max_messages.into(), self.message_size.into())?;
-        let finish = || -> Result<()> {
-            nix::unistd::fchown(fd.as_fd(), Some(self.owner.0.into()), Some(self.owner.1.into()))?;
-            nix::sys::stat::fchmod(fd.as_fd(), nix::sys::stat::Mode::from_bits_truncate(self.mode))?;
-            Ok(())
-        };
-        if let Err(e) = finish() {
-            let _ = mqueue::unlink(self.name.bytes());
-            return Err(e);
-        }
+    /// A queue of these properties, empty, in our ipc namespace; nobody there has this name.
+    pub fn make(&self, name: &[u8]) -> std::result::Result<OwnedFd, Errno> {
+        let fd = mqueue::make(name, self.max_messages.into(), self.message_size.into())?;
+        let mode = nix::sys::stat::Mode::from_bits_truncate(self.mode);
+        let finished = nix::unistd::fchown(fd.as_fd(), Some(self.owner.0.into()), Some(self.owner.1.into()))
+            .and_then(|()| nix::sys::stat::fchmod(fd.as_fd(), mode));
+        finished.inspect_err(|_| {
+            let _ = mqueue::unlink(name);
+        })?;
         Ok(fd)
     }
 
@@ -293,7 +290,7 @@ impl Queue {
     }
 
     /// The one of this name in our ipc namespace, if any: whether it is the same one with the same content (or none), or else in
-    /// what it differs.
+    /// what it differs. Nobody must have it open.
     pub fn standing(&self) -> Result<Option<std::result::Result<OwnedFd, String>>> {
         let fd = match mqueue::open(self.name.bytes(), libc::O_RDWR | libc::O_NONBLOCK) {
             Err(Errno::ENOENT) => return Ok(None),
@@ -307,13 +304,16 @@ impl Queue {
         if (meta.mode() & 0o7777, meta.uid(), meta.gid()) != (self.mode, self.owner.0, self.owner.1) {
             return Ok(Some(Err(format!("its owner is {}:{}, its mode {:o}", meta.uid(), meta.gid(), meta.mode() & 0o7777))));
         }
-        if let Some((pid, _)) = holders(&[(meta.dev(), meta.ino())], |_| false).first() {
-            return Ok(Some(Err(format!("process {pid} has it open"))));
-        }
         if there.waiting > 0 && keeper::keep(|| turn_over(fd.as_fd()))? != self.messages {
             return Ok(Some(Err("other messages wait in it".to_owned())));
         }
         Ok(Some(Ok(fd)))
+    }
+
+    /// Who else has this queue open.
+    pub fn held_by(fd: &OwnedFd) -> Result<Option<i32>> {
+        let meta = File::from(fd.try_clone()?).metadata()?;
+        Ok(holders(&[(meta.dev(), meta.ino())], |_| false).first().map(|h| h.0))
     }
 }
 

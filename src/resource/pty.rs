@@ -313,12 +313,24 @@ pub fn put_input(slave: BorrowedFd<'_>, input: &[u8], termios: &[u8]) -> Result<
     }
     let modes = Modes(termios.to_vec());
     let lines = modes.has(Modes::LOCAL, libc::ICANON);
-    // Something that is not in there.
-    let end = (1..=255u8).rev().find(|b| *b != b'\n' && !input.contains(b)).ok_or_else(|| Error::other("too many kinds of bytes"))?;
-    file::set_termios(slave, &modes.literal(end).0)?;
-    let typed = input.iter().try_for_each(|&b| pty::type_byte(slave, if lines && b == 0 { end } else { b }));
+    let plain = modes.clone().literal(0);
+    file::set_termios(slave, &plain.0)?;
+    let type_all = || -> Result<()> {
+        for &b in input {
+            if lines && b == 0 {
+                // Only for that instant a byte has the meaning of an end: any may be in there.
+                file::set_termios(slave, &modes.clone().literal(1).0)?;
+                pty::type_byte(slave, 1)?;
+                file::set_termios(slave, &plain.0)?;
+            } else {
+                pty::type_byte(slave, b)?;
+            }
+        }
+        Ok(())
+    };
+    let typed = type_all();
     file::set_termios(slave, termios)?;
-    typed.map_err(Into::into)
+    typed
 }
 
 /// A `struct termios2`.
@@ -358,7 +370,7 @@ impl Modes {
         self
     }
 
-    /// No translation, no echo, no signals, no editing; lines as before, `end` closes one without a byte of its own.
+    /// No translation, no echo, no signals, no editing; lines as before, `end`, if not 0, closes one without a byte of its own.
     fn literal(self, end: u8) -> Self {
         let local = self.word(Self::LOCAL) & libc::ICANON;
         // Output that was stopped would go on without IXON.

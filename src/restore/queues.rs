@@ -34,7 +34,16 @@ pub fn check(tree: &Tree) -> Result<()> {
         if queue.unlinked || queue.namespace.is_some() {
             continue; // nobody else can have it
         }
-        if let Some(Err(reason)) = queue.standing().context(|| format!("looking for message queue {}", queue.name))? {
+        let doing = || format!("looking for message queue {}", queue.name);
+        let other = match mqueue::open(name, libc::O_RDWR) {
+            Err(_) => None,
+            Ok(there) => Queue::held_by(&there).context(doing)?,
+        };
+        let reason = match other {
+            Some(pid) => Some(format!("process {pid} has it open")),
+            None => queue.standing().context(doing)?.and_then(std::result::Result::err),
+        };
+        if let Some(reason) = reason {
             let holder = tree.processes.iter().find(|p| held(tree, p, n).is_some());
             refusals.push(Refusal {
                 pid: holder.map_or(0, |p| p.pid),
@@ -123,28 +132,20 @@ fn one(queue: &Queue) -> Result<(OwnedFd, bool)> {
         }
         return Ok((fd, false));
     }
-    let made = match queue.make() {
-        // Its name is somebody else's by now.
-        Err(e) if queue.unlinked && e.message.contains("EEXIST") => {
-            let name = format!("meio-{}-{}", std::process::id(), queue.name);
-            let other = Queue { name: crate::resource::path::FilePath::from(name.as_bytes()), ..queue.clone() };
-            other.make().inspect(|_| {
-                let _ = mqueue::unlink(other.name.bytes());
-            })
+    let mut name = queue.name.bytes().to_vec();
+    let fd = match queue.make(&name) {
+        // Its name is another one's by now.
+        Err(Errno::EEXIST) if queue.unlinked => {
+            name = format!("meio-{}", std::process::id()).into_bytes();
+            queue.make(&name)
         }
-        made => made.inspect(|_| {
-            if queue.unlinked {
-                let _ = mqueue::unlink(queue.name.bytes());
-            }
-        }),
-    };
-    let fd = made?;
-    queue.fill(fd.as_fd()).inspect_err(|_| {
-        if !queue.unlinked {
-            let _: std::result::Result<(), Errno> = mqueue::unlink(queue.name.bytes());
-        }
-    })?;
-    Ok((fd, !queue.unlinked))
+        made => made,
+    }?;
+    let filled = queue.fill(fd.as_fd());
+    if queue.unlinked || filled.is_err() {
+        mqueue::unlink(&name)?;
+    }
+    filled.map(|()| (fd, !queue.unlinked))
 }
 
 /// Lets a process be told of messages again. Closing any descriptor of the queue would end that.

@@ -178,7 +178,8 @@ impl Kind {
         let begin = read();
         if self == Kind::Unread {
             // What a killed meio has left to its keeper is done in a moment.
-            std::thread::sleep(Duration::from_millis(20));
+            let is_meio = |pid: i32| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "meio\n");
+            until(WELL, || !observe::processes().into_iter().any(is_meio));
             fs::write(lab.path("x.check"), "").expect("check");
         }
         let mut last = Vec::new();
