@@ -49,10 +49,18 @@ pub const ALLOWED: &[Allowed] = &[
     Allowed { sure: Some("pipes"), ..allow("tree.files[].link", How::InodeNumber, "a new pipe or socket has another inode") },
     Allowed {
         sure: Some("pipes"),
-        ..allow("tree.files[].flags", How::Bit(O_LARGEFILE), "open(2) sets O_LARGEFILE, pipe(2) and TIOCGPTPEER do not; it means nothing in 64 bits")
+        ..allow(
+            "tree.files[].flags",
+            How::Bit(O_LARGEFILE),
+            "open(2) sets O_LARGEFILE, pipe(2) and TIOCGPTPEER do not; it means nothing in 64 bits",
+        )
     },
     Allowed { sure: Some("timerfd"), ..allow("tree.files[].kind.TimerFd.remaining_ns", How::RanOn, "its clock runs") },
-    allow("tree.files[].kind.TimerFd.deadline_ns", How::Near(50_000_000), "the instant is the clock plus the time left, read one after the other"),
+    allow(
+        "tree.files[].kind.TimerFd.deadline_ns",
+        How::Near(50_000_000),
+        "the instant is the clock plus the time left, read one after the other",
+    ),
     allow("tree.processes[].timers.posix[].remaining_ns", How::RanOn, "its clock runs"),
     allow("tree.processes[].timers.interval[][]", How::RanOn, "its clock runs"),
     Allowed {
@@ -64,7 +72,10 @@ pub const ALLOWED: &[Allowed] = &[
     Allowed { only: &["objects"], ..allow("tree.files[].kind.Unix.queue[].data", How::Free, "it sends itself numbers all the time") },
     Allowed { only: &["objects"], ..allow("tree.files[].kind.TimerFd.ticks", How::Free, "its timer rings all the time") },
     Allowed { only: &["objects"], ..allow("tree.files[].kind.EventFd", How::Free, "it counts all the time") },
-    Allowed { only: &["busy", "objects"], ..allow("tree.mapped[].mtime", How::Free, "it writes to a file that it has mapped, all the time") },
+    Allowed {
+        only: &["busy", "objects"],
+        ..allow("tree.mapped[].mtime", How::Free, "it writes to a file that it has mapped, all the time")
+    },
     Allowed {
         only: &["deleted"],
         sure: Some("deleted"),
@@ -101,11 +112,19 @@ pub const ALLOWED: &[Allowed] = &[
     Allowed { only: &["mounts"], ..allow("tree.objects[].origin.Mounted.times[]", How::Later, "the restore or the dump has read it") },
     Allowed {
         only: &["mounts"],
-        ..allow("tree.namespaces[].content.Mounts.own[].inodes[].modified", How::Later, "overlayfs works in its folders, also when it is mounted")
+        ..allow(
+            "tree.namespaces[].content.Mounts.own[].inodes[].modified",
+            How::Later,
+            "overlayfs works in its folders, also when it is mounted",
+        )
     },
     Allowed {
         only: &["mounts"],
-        ..allow("tree.namespaces[].content.Mounts.own[].inodes[].names", How::Free, "overlayfs keeps a second name of its whiteouts at hand")
+        ..allow(
+            "tree.namespaces[].content.Mounts.own[].inodes[].names",
+            How::Free,
+            "overlayfs keeps a second name of its whiteouts at hand",
+        )
     },
 ];
 
@@ -175,7 +194,9 @@ impl Walk<'_> {
         let numbers = before.as_u64().zip(after.as_u64());
         match how {
             How::Free => true,
-            How::InodeNumber => before.as_str().zip(after.as_str()).is_some_and(|(a, b)| nameless(a).is_some() && nameless(a) == nameless(b)),
+            How::InodeNumber => {
+                before.as_str().zip(after.as_str()).is_some_and(|(a, b)| nameless(a).is_some() && nameless(a) == nameless(b))
+            }
             How::Bit(bit) => numbers.is_some_and(|(a, b)| a ^ b == bit),
             How::Near(most) => numbers.is_some_and(|(a, b)| a.abs_diff(b) <= most),
             How::Later if around.0.is_array() => instant(around.0).zip(instant(around.1)).is_some_and(|(a, b)| a <= b),
@@ -308,7 +329,8 @@ mod tests {
             v["tree"]["processes"][0]["threads"][0]["registers"]["rip"] = 2.into();
             v["tree"]["files"][0]["link"] = "pipe:[6]".into();
             v["tree"]["files"][0]["flags"] = (2 | O_LARGEFILE).into();
-            v["tree"]["processes"][0]["timers"] = json!({"interval": [[0, 498], [100, 99]], "posix": [{"interval_ns": 0, "remaining_ns": 4_000}]});
+            v["tree"]["processes"][0]["timers"] =
+                json!({"interval": [[0, 498], [100, 99]], "posix": [{"interval_ns": 0, "remaining_ns": 4_000}]});
             let whole = json!({"start": 0, "end": 8192, "prot": 1, "backing": {"File": {"file": 0, "offset": 0}}});
             v["tree"]["processes"][0]["memory"]["mappings"] = json!([whole]);
         });
