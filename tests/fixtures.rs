@@ -104,7 +104,7 @@ crate::alone! {
     /// A program whose file is gone is restored all the same.
     fn deleted_executable() {
         for way in [Way::DumpOnly, Way::KillRestore, Way::TwiceRestored, Way::PidNamespace] {
-            let mut lab = Lab::new("deleted-executable");
+            let mut lab = Lab::new("busy");
             let copy = lab.path("program");
             std::fs::copy(crate::lab::compile("busy"), &copy).expect("copy");
             let running = lab.ready(&copy, &[]);

@@ -6,6 +6,7 @@ mod commands;
 mod demo;
 mod fixtures;
 mod generated;
+mod hostile;
 mod ipc;
 mod lab;
 mod postmortem;

@@ -5,6 +5,7 @@ use crate::error::{Error, Kind, Result};
 use crate::resource::aio;
 use crate::resource::attributes::ProcessAttributes;
 use crate::resource::capture::Capture;
+use crate::resource::descriptor::FileKind;
 use crate::resource::process::Process;
 use crate::resource::seccomp;
 use crate::resource::signals::Signals;
@@ -78,6 +79,12 @@ fn leader(held: &mut Held, thread: &mut Thread, foothold: &Foothold, saved: &mut
     let mut run = Injector::begin(held, foothold, call(thread))?;
     thread.ask(&mut run)?;
     saved.ask(&mut run)?;
+    // TIOCGPTPEER leaves O_CLOEXEC among the flags of the file itself: fdinfo shows it for every descriptor.
+    for d in saved.descriptors.iter_mut().filter(|d| d.cloexec) {
+        if matches!(capture.files.get(d.file as usize).map(|f| &f.kind), Some(FileKind::Terminal(_))) {
+            d.cloexec = run.must(libc::SYS_fcntl, [d.fd as u64, libc::F_GETFD as u64, 0, 0, 0, 0])? & i64::from(libc::FD_CLOEXEC) != 0;
+        }
+    }
     ProcessAttributes::refuse_keyrings(pid, &mut run, capture)?;
     saved.signals = Signals::capture(&mut run, status.sig_cgt | status.sig_ign, ptrace::pending(pid, true)?)?;
     saved.undo = system_v::probe(&mut run, pid, capture.system_v.sets(pid))?;

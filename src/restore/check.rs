@@ -39,6 +39,11 @@ fn structure(tree: &Tree) -> Result<()> {
     let bad = |what: String| Err(Error::image(format!("image damaged: {what}")));
     let Some(root) = tree.processes.first() else { return bad("it holds no process".into()) };
     let mut seen = std::collections::HashSet::new();
+    let mut tids = std::collections::HashSet::new();
+    let misplaced = |(n, id): (usize, u32)| n != id as usize;
+    if tree.files.iter().map(|f| f.id).enumerate().any(misplaced) || tree.objects.iter().map(|o| o.id).enumerate().any(misplaced) {
+        return bad("what it lists is not where its number says".into());
+    }
     for (i, p) in tree.processes.iter().enumerate() {
         if p.pid <= 0 || !seen.insert(p.pid) {
             return bad(format!("process {} is listed twice or has an impossible pid", p.pid));
@@ -52,6 +57,9 @@ fn structure(tree: &Tree) -> Result<()> {
         }
         if p.descriptors.iter().any(|d| d.fd < 0 || d.file as usize >= tree.files.len()) {
             return bad(format!("process {} has an impossible descriptor", p.pid));
+        }
+        if let Some(t) = p.threads.iter().find(|t| t.tid <= 0 || !tids.insert(t.tid)) {
+            return bad(format!("task {} is listed twice or has an impossible tid", t.tid));
         }
         let mappings = p.memory.iter().flat_map(|m| &m.mappings);
         let mut end = 0;

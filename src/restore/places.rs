@@ -307,6 +307,10 @@ pub fn check(tree: &Tree) -> Result<()> {
         if namespace.owner.is_some_and(|o| tree.namespaces.get(o as usize).is_none_or(|o| o.kind != Kind::User)) {
             return bad("a namespace has no owner");
         }
+        let mut chain = std::iter::successors(Some(namespace), |n| tree.namespaces.get(n.owner? as usize));
+        if chain.nth(count).is_some() {
+            return bad("a namespace owns itself");
+        }
     }
     for p in &tree.processes {
         let lists = [&p.places.namespaces, &p.places.for_children];

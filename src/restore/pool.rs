@@ -368,7 +368,18 @@ fn make_object(object: &Object, places: &Places<'_>) -> Result<OwnedFd> {
             const MFD_ALLOW_SEALING: u32 = 2;
             file::memfd(name.bytes(), MFD_ALLOW_SEALING).context(|| format!("making memfd {name}"))?
         }
-        Origin::Deleted { path, mode, owner, namespace } => deleted_file(&places.path(*namespace, path), *mode, *owner)?,
+        Origin::Deleted { path, mode, owner, namespace } => {
+            let wanted = places.path(*namespace, path);
+            // In the tree's own mounts nobody else works in the folder: its time is the tree's.
+            let folder = wanted.parent().filter(|_| namespace.is_some()).and_then(|folder| File::open(folder).ok());
+            let times = folder.as_ref().and_then(|f| f.metadata().ok()).and_then(|m| Some((m.accessed().ok()?, m.modified().ok()?)));
+            let made = deleted_file(&wanted, *mode, *owner)?;
+            if let (Some(folder), Some((accessed, modified))) = (folder, times) {
+                let times = std::fs::FileTimes::new().set_accessed(accessed).set_modified(modified);
+                folder.set_times(times).context(|| format!("setting the times of the folder of {path}"))?;
+            }
+            made
+        }
         Origin::Mounted { namespace, path, .. } => {
             let file = OpenOptions::new().read(true).write(true).open(places.path(Some(*namespace), path));
             file.context(|| format!("opening {path} in its mount namespace"))?.into()
