@@ -48,6 +48,8 @@ fixtures! {
     growth: "growth";
     hugetlb: "hugetlb";
     inotify: "inotify";
+    ipc_inside: "ipcspaces";
+    ipc_twice: "ipcspaces" "apart";
     itimers: "itimers";
     locks: "locks";
     memfd: "memfd";

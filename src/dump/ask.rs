@@ -80,7 +80,7 @@ fn leader(held: &mut Held, thread: &mut Thread, foothold: &Foothold, saved: &mut
     saved.ask(&mut run)?;
     ProcessAttributes::refuse_keyrings(pid, &mut run, capture)?;
     saved.signals = Signals::capture(&mut run, status.sig_cgt | status.sig_ign, ptrace::pending(pid, true)?)?;
-    saved.undo = system_v::probe(&mut run, pid, &capture.system_v.sets)?;
+    saved.undo = system_v::probe(&mut run, pid, capture.system_v.sets(pid))?;
     let mappings = saved.memory.as_ref().map_or(&[][..], |m| &m.mappings);
     saved.rings = aio::capture(&mut run, pid, mappings, capture)?;
     saved.timers = Timers::capture(&mut run, &listed)?;

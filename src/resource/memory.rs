@@ -222,7 +222,7 @@ fn backing(pid: i32, vma: &Vma, capture: &mut Capture) -> Result<Option<Backing>
     }
     if segment {
         let open = || File::open(&link).context(|| format!("reading {at} of process {pid}"));
-        let object = system_v::object(vma.inode as i32, meta.dev(), capture, open)?;
+        let object = system_v::object(vma.inode as i32, (meta.dev(), capture.ipc_of(pid)), capture, open)?;
         return Ok(Some(Backing::Object { object, offset: vma.offset }));
     }
     let namespace = capture.mounts_of(pid);

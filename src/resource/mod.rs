@@ -102,6 +102,9 @@ pub struct Tree {
     /// POSIX message queues.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub message_queues: Vec<mqueue::Queue>,
+    /// Those of other ipc namespaces than the root's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub system_v_elsewhere: Vec<system_v::Elsewhere>,
 }
 
 impl Tree {
@@ -119,6 +122,8 @@ impl Tree {
         }
         self.system_v.pids().for_each(to);
         self.message_queues.iter_mut().filter_map(|q| q.notify.as_mut()).for_each(|n| to(&mut n.pid));
+        let elsewhere = self.system_v_elsewhere.iter_mut().map(|e| &mut e.objects);
+        std::iter::once(&mut self.system_v).chain(elsewhere).flat_map(system_v::SystemV::pids).for_each(to);
         for file in &mut self.files {
             match &mut file.kind {
                 descriptor::FileKind::Epoll(epoll) => to(&mut epoll.first.0),

@@ -98,7 +98,7 @@ impl<'t> Planted<'t> {
         self.join_cgroups(warnings)?; // first of all, so that memory is accounted where it belongs
         let actors = self.actors()?;
         phase(report, phases, "layout", |_| {
-            self.made.make(&self.tree.system_v, &actors, pool, warnings)?;
+            self.made.make(self.tree, &actors, pool, warnings)?;
             self.living().try_for_each(|p| {
                 let Some(space) = &p.memory else { return Ok(()) };
                 let stub = &self.skeleton.stubs[&p.pid];
@@ -151,7 +151,7 @@ impl<'t> Planted<'t> {
     fn actors(&self) -> Result<Actors> {
         let own = own_credentials()?;
         let stubs = self.living().map(|p| (p.pid, self.skeleton.stubs[&p.pid])).collect();
-        Ok(Actors { stubs, root: self.skeleton.stubs[&self.tree.processes[0].pid], own: (own.uid[1], own.gid[1]) })
+        Ok(Actors { stubs, root: self.skeleton.stubs[&self.tree.processes[0].pid], helpers: true, own: (own.uid[1], own.gid[1]) })
     }
 
     /// Everything of one process that is not memory content.
