@@ -113,6 +113,8 @@ pub fn capture(found: &Found, capture: &mut Capture) -> Result<Option<FileKind>>
     let attributes = mqueue::attributes(fd.as_fd()).context(doing)?;
     let mut status = String::new();
     File::from(fd.try_clone()?).read_to_string(&mut status).context(doing)?;
+    // The kernel takes that for an access.
+    let _ = file::set_times(fd.as_fd(), [(meta.atime(), meta.atime_nsec()), (0, libc::UTIME_OMIT)]);
     let notify = match Notify::parse(&status) {
         Ok(notify) => notify,
         Err(reason) => {

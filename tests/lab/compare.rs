@@ -55,6 +55,11 @@ pub const ALLOWED: &[Allowed] = &[
             "open(2) sets O_LARGEFILE, pipe(2) and TIOCGPTPEER do not; it means nothing in 64 bits",
         )
     },
+    Allowed {
+        only: &["mqueue"],
+        ..allow("tree.message_queues[].name", How::Free, "a queue whose name was removed, and is another one's by now")
+    },
+    Allowed { only: &["mqueue"], ..allow("tree.files[].link", How::Free, "the same, as its descriptor shows it") },
     Allowed { sure: Some("timerfd"), ..allow("tree.files[].kind.TimerFd.remaining_ns", How::RanOn, "its clock runs") },
     allow(
         "tree.files[].kind.TimerFd.deadline_ns",
