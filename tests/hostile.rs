@@ -145,7 +145,7 @@ fn change(value: &mut Value, random: &mut Random) {
             _ => items.reverse(),
         },
         Value::Map(fields) if !fields.is_empty() => drop(fields.remove(random.below(fields.len()))),
-        other => *other = Value::from(random.below(5)),
+        other => *other = Value::from(random.below(5) as u64),
     }
 }
 
