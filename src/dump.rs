@@ -8,6 +8,7 @@ mod tree;
 use crate::error::{Context, Error, Kind, Refusal, Result};
 use crate::image::{self, Codec, Dedup, SectionKind, Writer};
 use crate::progress::{Report, phase};
+use crate::resource::aio;
 use crate::resource::capture::{Capture, Decisions};
 use crate::resource::graph::Lost;
 use crate::resource::process::State;
@@ -110,7 +111,8 @@ fn save(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     let mut phases = Vec::new();
     signal::catch();
     let seen = phase(report, &mut phases, "check", |_| preflight(options.pid, &options.decisions))?;
-    if !seen.refusals.is_empty() {
+    // What passes by itself may have passed when the tree stands still.
+    if !seen.refusals.iter().all(|r| r.transient) {
         let refused = Error::refused(&format!("cannot dump process {}", options.pid), seen.refusals);
         // A slip in a decision looks like a decision that was not heeded.
         return Err(if seen.unused.is_empty() {
@@ -137,23 +139,14 @@ fn save(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     });
     signal::check_interrupted()?;
 
-    let stopped = Instant::now();
-    let mut frozen = phase(report, &mut phases, "freeze", |report| {
-        let frozen = freeze(options.pid, options.freeze_timeout)?;
-        let tasks: usize = frozen.processes.iter().map(|p| p.threads.len()).sum();
-        report.note(&format!("tasks that stand still: {tasks}; processes: {}", frozen.processes.len()));
-        Ok::<_, Error>(frozen)
-    })?;
-    let captured = phase(report, &mut phases, "capture", |_| tree::capture(&mut frozen, &options.decisions))?;
-    if !captured.capture.refusals.is_empty() {
-        frozen.release();
-        return Err(Error::refused(&format!("cannot dump process {}", options.pid), captured.capture.refusals));
-    }
+    let Still { stopped, frozen, captured } = hold_still(options, report, &mut phases)?;
     captured.capture.notes.iter().for_each(|note| report.note(note));
     let mut held = Some(frozen);
     let mut pause = None;
+    let mut late = false;
     let written = phase(report, &mut phases, "memory", |report| {
         write(options, &target, &captured, (id, &dedup), report, || {
+            late |= aio::moved(&captured.capture.rings);
             if !options.kill {
                 if let Some(a) = held.take() {
                     Frozen::release(a)
@@ -169,6 +162,9 @@ fn save(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
             return Err(e);
         }
     };
+    if late {
+        return Err(Error::other("asynchronous I/O was under way and has ended while the tree was being saved").help("try again"));
+    }
     phase(report, &mut phases, "flush", |_| target.commit())?;
     let source = match held.take() {
         Some(frozen) => {
@@ -190,6 +186,50 @@ fn save(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
         phases,
         warnings: captured.warnings,
     })
+}
+
+/// A tree that stands still and holds nothing that is refused.
+struct Still {
+    stopped: Instant,
+    frozen: Frozen,
+    captured: tree::Captured,
+}
+
+/// Freezes and captures. Where only such things stand in the way as pass by themselves, the tree is let go for a moment
+/// and looked at again, for as long as it may take to stop it.
+fn hold_still(options: &Options, report: &mut dyn Report, phases: &mut Vec<(&'static str, Duration)>) -> Result<Still> {
+    const TRIES: u32 = 20;
+    const MOMENT: Duration = Duration::from_millis(5);
+    let begin = Instant::now();
+    let known = phases.len();
+    let mut tried = 0;
+    loop {
+        tried += 1;
+        // Only the try that counts is shown.
+        phases.truncate(known);
+        let stopped = Instant::now();
+        let mut frozen = phase(report, phases, "freeze", |report| {
+            let frozen = freeze(options.pid, options.freeze_timeout)?;
+            let tasks: usize = frozen.processes.iter().map(|p| p.threads.len()).sum();
+            report.note(&format!("tasks that stand still: {tasks}; processes: {}", frozen.processes.len()));
+            Ok::<_, Error>(frozen)
+        })?;
+        let captured = phase(report, phases, "capture", |_| tree::capture(&mut frozen, &options.decisions))?;
+        let refusals = captured.capture.refusals.len();
+        if refusals == 0 {
+            return Ok(Still { stopped, frozen, captured });
+        }
+        frozen.release();
+        let passes = captured.capture.refusals.iter().all(|r| r.transient);
+        let pause = MOMENT * tried;
+        if !passes || tried == TRIES || begin.elapsed() + pause > options.freeze_timeout {
+            return Err(Error::refused(&format!("cannot dump process {}", options.pid), captured.capture.refusals));
+        }
+        drop(captured);
+        report.note(&format!("{refusals} things that pass by themselves are in the way: looking again"));
+        std::thread::sleep(pause);
+        signal::check_interrupted()?;
+    }
 }
 
 /// Writes all sections. `read_all` is called as soon as the tree is not needed any more.

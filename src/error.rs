@@ -53,6 +53,9 @@ pub struct Refusal {
     /// How the root of the tree leads to it; empty where the root itself holds it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub chain: Vec<String>,
+    /// It is a state that passes by itself, as a rule within milliseconds.
+    #[serde(skip)]
+    pub transient: bool,
 }
 
 /// A failure: kind, sentence, advice, and the complete list of refusals when

@@ -13,6 +13,8 @@ mod places;
 mod planted;
 mod pool;
 mod ptys;
+mod queues;
+mod rings;
 mod root;
 mod skeleton;
 mod sockets;
@@ -102,8 +104,14 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     let mut places = Places::new(&tree, Pool::base_of(&tree));
     places.make_users()?;
     let namespace = if fresh && !Root::is_init(&tree) { Some(Namespace::new()?) } else { None };
-    // Before the root takes its pid, which somebody may have to have had.
-    let sockets = Sockets::make(&tree)?;
+    // Before the root takes its pid, which somebody may have to have had; but where it is to be the first process of a
+    // pid namespace there are no others before it, and where namespaces matter these come first.
+    let furnish = sockets::need_places(&tree);
+    let inside = fresh && (furnish || Root::is_init(&tree));
+    if furnish && !inside {
+        places.make_others(None)?;
+    }
+    let mut sockets = if inside { None } else { Some(Sockets::make(&tree, &places, None)?) };
     let gadget = layout::gadget(&tree)?;
     let bear = |places: &Places<'_>| Root::bear(&tree, gadget, places, namespace.as_ref(), options.detach);
     let taken = |e: &Error| !fresh && e.message.contains("EEXIST");
@@ -113,8 +121,11 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     };
     let mut pool = phase(report, &mut phases, "files", |_| {
         let home = root.as_ref().map(|root| root.pid).filter(|_| fresh);
-        places.make_others(home)?;
+        if inside || !furnish {
+            places.make_others(home)?;
+        }
         check::files(&tree, &places)?;
+        let sockets = sockets.take().map_or_else(|| Sockets::make(&tree, &places, home), Ok)?;
         let pool = Pool::open(&tree, &terminals, &places, sockets, home)?;
         terminals.close()?;
         Ok::<_, Error>(pool)
@@ -160,7 +171,12 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
         planted.destroy();
         return Err(e);
     }
-    let entry = capsule.as_ref().map(|(roster, name)| Entry::of(name, root).and_then(|e| roster.enter(&e).map(|()| e))).transpose();
+    let image = match &options.input {
+        Input::Path(path) => std::fs::canonicalize(path).ok(),
+        Input::Stdin => None,
+    };
+    let entry = |name: &str| Entry::of(name, root).map(|entry| Entry { image, ..entry });
+    let entry = capsule.as_ref().map(|(roster, name)| entry(name).and_then(|e| roster.enter(&e).map(|()| e))).transpose();
     let entry = match entry {
         Ok(entry) => entry,
         Err(e) => {
@@ -180,6 +196,7 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     }
     report.clear();
     let session = foreground::Session::begin(&terminals, &tree, planted.front(), options.detach);
+    pool.queues.keep();
     drop(pool);
     terminals.let_go();
     planted.release();

@@ -74,13 +74,14 @@ kinds! {
     "attributes", Partly, "I/O priority, memory policy, MDWE, membarrier, THP, core dump filter, speculation and more", ["switches"];
     "cgroup", Supported, "version 1 and 2, threads too: joined again where they are there", ["cgroup"];
     "seccomp", Supported, "strict mode and filters of each thread", ["seccomp"];
+    "POSIX message queue", Partly, "name, sizes, owner, unread messages; who is told of the next by signal, but for SIGEV_THREAD", ["mqueue"];
+    "AIO context", Partly, "the same number, its ring with completions not yet fetched; what is polled for is not kept", ["aio"];
     "socket", Refused, "its peer and what is under way cannot be read", ["socket"];
     "io_uring", Refused, "what is under way in its rings cannot be read", ["io_uring"];
     "userfaultfd", Refused, "another process answers for the memory", ["userfaultfd"];
     "perf", Refused, "counters of the processor cannot be put back", ["perf"];
     "bpf", Refused, "programs and maps live in the kernel", ["bpf"];
     "traced process", Refused, "somebody else holds it by ptrace(2)", ["traced"];
-    "POSIX message queue", Refused, "its messages cannot be read without being taken", ["message_queue"];
     "refused", Refused, "what meio does not know", ["userfaultfd"];
 }
 

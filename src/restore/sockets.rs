@@ -7,21 +7,27 @@
 mod bind;
 mod fill;
 
+use super::places::Places;
 use super::pool::{Pool, raise_limit};
 use crate::error::{Context, Error, Kind, Result};
 use crate::resource::Tree;
-use crate::resource::descriptor::{FileId, FileKind};
+use crate::resource::descriptor::{FileId, FileKind, OpenFile};
+use crate::resource::namespace::Namespace;
 use crate::resource::socket::options;
 use crate::resource::socket::unix::{Identity, Peer, Role, UnixSocket, readable};
 use crate::resource::thread::serde_bytes_vec::Bytes;
-use crate::sys::{apart, socket};
+use crate::sys::{apart, namespace, socket};
 use bind::Reach;
 use nix::errno::Errno;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 
 /// Connections that may wait while they are made.
 const ROOM: i32 = 65535;
+
+/// Two ends and their type.
+type Pair = (FileId, FileId, i32);
 
 /// All unix sockets of a tree.
 pub struct Sockets<'t> {
@@ -33,9 +39,19 @@ pub struct Sockets<'t> {
     warnings: Vec<String>,
     /// The root as meio sees it, when the tree has pids of its own.
     home: Option<i32>,
+    /// Network namespaces of sockets, by their place in the tree's table.
+    networks: HashMap<u32, OwnedFd>,
+    /// Where files of sockets are put that lie in a mount namespace of the tree.
+    files: HashMap<FileId, PathBuf>,
 }
 
-/// Network namespaces matter to sockets at birth and to abstract names only: the tree's is that of whoever makes them.
+/// Whether the namespaces of a tree must be there before its sockets are made.
+pub fn need_places(tree: &Tree) -> bool {
+    let unix = |file: &OpenFile| matches!(file.kind, FileKind::Unix(_));
+    let apart = |namespace: &Namespace| matches!(namespace.kind, namespace::Kind::Net | namespace::Kind::Mnt);
+    tree.files.iter().any(unix) && tree.namespaces.iter().any(apart)
+}
+
 fn new_socket(kind: i32) -> nix::Result<OwnedFd> {
     let made = socket::socket(libc::AF_UNIX, kind)?;
     options::widen(made.as_fd());
@@ -61,17 +77,43 @@ fn damaged(id: FileId, what: &str) -> Error {
 }
 
 impl<'t> Sockets<'t> {
-    /// Makes all of them, with their names and connections, and nothing in them.
-    pub fn make(tree: &'t Tree) -> Result<Sockets<'t>> {
-        let mut sockets = Sockets { tree, made: HashMap::new(), ghosts: HashMap::new(), warnings: Vec::new(), home: None };
+    /// Makes all of them, with their names and connections, and nothing in them. `home` is the root of a tree with pids
+    /// of its own that is there already: who made the connections is then made to have lived there.
+    pub fn make(tree: &'t Tree, places: &Places<'_>, home: Option<i32>) -> Result<Sockets<'t>> {
+        if let Some(root) = home {
+            enter(root)?;
+        }
+        let made = Sockets::make_here(tree, places);
+        if home.is_some() {
+            enter(std::process::id() as i32)?;
+        }
+        made
+    }
+
+    fn make_here(tree: &'t Tree, places: &Places<'_>) -> Result<Sockets<'t>> {
+        let mut sockets = Sockets {
+            tree,
+            made: HashMap::new(),
+            ghosts: HashMap::new(),
+            warnings: Vec::new(),
+            home: None,
+            networks: HashMap::new(),
+            files: HashMap::new(),
+        };
+        for (id, socket) in sockets.all() {
+            if let Some(network) = socket.network {
+                sockets.networks.insert(network, places.fd(Some(network), namespace::Kind::Net)?.try_clone()?);
+            }
+            if let Some(path) = socket.file.as_ref().and_then(|f| f.path.as_ref()) {
+                sockets.files.insert(id, places.path(places.mounts_of_file(id), path));
+            }
+        }
         raise_limit(Pool::base_of(tree) as u64 + 4 * tree.files.len() as u64 + 64)?;
         let all: Vec<(FileId, &UnixSocket)> = sockets.all().collect();
         for &(id, socket) in &all {
             sockets.check(id, socket)?;
         }
-        for &(id, socket) in &all {
-            sockets.pair_up(id, socket).context(|| format!("making {}", sockets.called(id)))?;
-        }
+        sockets.pair_up(&all)?;
         // Listening sockets that have gone left connections with their names, which others may use by now.
         for &(id, socket) in &all {
             if socket.accepted() && sockets.listener(socket).is_none() {
@@ -172,26 +214,46 @@ impl<'t> Sockets<'t> {
         Ok(())
     }
 
-    /// Both ends at once, for ends that were made so.
-    fn pair_up(&mut self, id: FileId, socket: &UnixSocket) -> Result<()> {
-        let Some(other) = socket.peer() else { return Ok(()) };
-        if self.made.contains_key(&id) || self.made.contains_key(&other) {
-            return Ok(());
+    /// Both ends at once, for ends that were made so: those of one maker in one network namespace all together, since a helper
+    /// takes its time.
+    fn pair_up(&mut self, all: &[(FileId, &'t UnixSocket)]) -> Result<()> {
+        let mut makers: Vec<(Option<&Identity>, Vec<Pair>)> = Vec::new();
+        let mut number_of = HashMap::new();
+        let mut paired = HashSet::new();
+        for &(id, socket) in all {
+            let Some(other) = self.born_with(id, socket)?.filter(|other| !paired.contains(&id) && !paired.contains(other)) else {
+                continue;
+            };
+            paired.extend([id, other]);
+            let who = socket.peer_identity.as_ref();
+            let number = *number_of.entry((who, socket.network)).or_insert(makers.len());
+            if number == makers.len() {
+                makers.push((who, Vec::new()));
+            }
+            makers[number].1.push((id, other, socket.kind));
         }
+        for (who, pairs) in makers {
+            let make = || pairs.iter().map(|&(_, _, kind)| new_pair(kind)).collect::<nix::Result<Vec<_>>>();
+            let made = self.make_as(pairs[0].0, who, make).context(|| format!("making {}", self.called(pairs[0].0)))?;
+            for (&(id, other, _), (a, b)) in pairs.iter().zip(made) {
+                self.made.insert(id, a);
+                self.made.insert(other, b);
+                self.name(id).and_then(|()| self.name(other)).context(|| format!("making {}", self.called(id)))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The other end, where both were made at once.
+    fn born_with(&self, id: FileId, socket: &UnixSocket) -> Result<Option<FileId>> {
+        let Some(other) = socket.peer() else { return Ok(None) };
         let mate = self.socket(other)?;
         let wanted = match socket.kind {
             // A peer without a name can only have been there from the beginning.
             libc::SOCK_DGRAM => other != id && (mate.name.is_none() || socket.name.is_none() && mate.peer() == Some(id)),
             _ => !socket.accepted() && !mate.accepted(),
         };
-        if wanted {
-            let (a, b) = self.act(id, socket.peer_identity.as_ref(), || new_pair(socket.kind))?;
-            self.made.insert(id, a);
-            self.made.insert(other, b);
-            self.name(id)?;
-            self.name(other)?;
-        }
-        Ok(())
+        Ok(wanted.then_some(other))
     }
 
     /// A socket that begins without a peer.
@@ -203,11 +265,12 @@ impl<'t> Sockets<'t> {
         if matches!(socket.role, Role::Connected { peer: Peer::Gone(None), .. })
             && (socket.kind != libc::SOCK_DGRAM || socket.name.is_none())
         {
-            let (a, ghost) = self.act(id, socket.peer_identity.as_ref(), || new_pair(socket.kind))?;
+            let (a, ghost) = self.make_as(id, socket.peer_identity.as_ref(), || new_pair(socket.kind))?;
             self.made.insert(id, a);
             self.ghosts.insert(id, ghost);
         } else {
-            self.made.insert(id, new_socket(socket.kind)?);
+            let made = self.new_socket(id)?;
+            self.made.insert(id, made);
         }
         self.name(id)
     }
@@ -216,7 +279,9 @@ impl<'t> Sockets<'t> {
     fn name(&self, id: FileId) -> Result<()> {
         let socket = self.socket(id)?;
         match &socket.name {
-            Some(Bytes(name)) => bind::bind(self.fd(id)?, name, socket.file.as_ref()),
+            Some(Bytes(name)) => {
+                bind::bind(self.fd(id)?, name, socket.file.as_ref().and_then(|f| Some((f, self.files.get(&id)?.as_path()))))
+            }
             None => Ok(()),
         }
     }
@@ -224,7 +289,8 @@ impl<'t> Sockets<'t> {
     /// The listening socket of the tree that an accepted one has its name from.
     fn listener(&self, accepted: &UnixSocket) -> Option<FileId> {
         let alike = |s: &UnixSocket| {
-            matches!(s.role, Role::Listening { .. }) && (s.kind, &s.name, &s.file) == (accepted.kind, &accepted.name, &accepted.file)
+            matches!(s.role, Role::Listening { .. })
+                && (s.kind, &s.name, &s.file, s.network) == (accepted.kind, &accepted.name, &accepted.file, accepted.network)
         };
         self.all().find(|(_, s)| alike(s)).map(|(id, _)| id)
     }
@@ -235,13 +301,14 @@ impl<'t> Sockets<'t> {
             Role::Connected { peer: Peer::File(other), .. } => {
                 let other_socket = self.socket(*other)?;
                 if !self.made.contains_key(other) {
-                    self.made.insert(*other, new_socket(socket.kind)?);
+                    let made = self.new_socket(*other)?;
+                    self.made.insert(*other, made);
                     self.name(*other)?;
                 }
                 (self.open(*other)?, other_socket.peer_identity.as_ref(), Some(*other))
             }
             Role::Connected { peer: Peer::Gone(name), .. } => {
-                let ghost = new_socket(socket.kind)?;
+                let ghost = self.new_socket(id)?;
                 if let Some(Bytes(name)) = name {
                     self.name_for_a_while(id, ghost.as_fd(), name)?;
                 }
@@ -252,7 +319,7 @@ impl<'t> Sockets<'t> {
         let listener = match self.listener(socket) {
             Some(listener) => self.open(listener)?,
             None => {
-                let listener = new_socket(socket.kind)?;
+                let listener = self.new_socket(id)?;
                 let Some(Bytes(name)) = &socket.name else { return Err(damaged(id, "has no name")) };
                 bind::bind(listener.as_fd(), name, None)?;
                 listener
@@ -292,7 +359,7 @@ impl<'t> Sockets<'t> {
                 };
                 let listener = match self.all().find(|(_, s)| namesake(s)) {
                     Some((listener, _)) => self.open(listener)?,
-                    None => new_socket(socket.kind)?,
+                    None => self.new_socket(id)?,
                 };
                 if socket::name(listener.as_fd())?.is_none() {
                     self.name_for_a_while(id, listener.as_fd(), name)?;
@@ -339,20 +406,51 @@ impl<'t> Sockets<'t> {
         Some(Identity { pid: process.pid, uid, gid, groups: credentials.groups.clone() })
     }
 
+    /// A socket like this one.
+    fn new_socket(&mut self, id: FileId) -> Result<OwnedFd> {
+        let kind = self.socket(id)?.kind;
+        self.make_as(id, None, || new_socket(kind))
+    }
+
+    /// Makes something as somebody else in the network namespace of a socket. That matters at birth only: whoever
+    /// connects and binds later does so in the socket's own.
+    fn make_as<R>(&mut self, id: FileId, who: Option<&Identity>, make: impl Fn() -> nix::Result<R>) -> Result<R> {
+        let network = match self.socket(id)?.network {
+            Some(number) => Some(self.networks.get(&number).ok_or_else(|| damaged(id, "lives nowhere"))?.try_clone()?),
+            None => None,
+        };
+        self.act_in(id, who, network.as_ref().map(AsFd::as_fd), make)
+    }
+
     /// Does something as somebody else.
     fn act<R>(&mut self, id: FileId, who: Option<&Identity>, act: impl Fn() -> nix::Result<R>) -> Result<R> {
-        let Some(who) = who else { return act().map_err(Into::into) };
-        let run = |pid| {
+        self.act_in(id, who, None, act)
+    }
+
+    fn act_in<R>(
+        &mut self,
+        id: FileId,
+        who: Option<&Identity>,
+        network: Option<BorrowedFd<'_>>,
+        act: impl Fn() -> nix::Result<R>,
+    ) -> Result<R> {
+        let run = |pid, who: Option<&Identity>| {
             apart::run(pid, || {
-                let user = apart::become_user(who.uid, who.gid, &who.groups);
-                (user, act())
+                // First: another user may not.
+                network.map_or(Ok(()), |n| namespace::enter(n, namespace::Kind::Net))?;
+                let user = who.map_or(Ok(()), |who| apart::become_user(who.uid, who.gid, &who.groups));
+                Ok((user, act()))
             })
+            .and_then(|done| done)
         };
-        let mut done = run(who.pid);
+        let Some(who) = who else {
+            return if network.is_some() { run(0, None).and_then(|done| done.1) } else { act() }.map_err(Into::into);
+        };
+        let mut done = run(who.pid, Some(who));
         if matches!(done, Err(Errno::EEXIST | Errno::EPERM | Errno::EINVAL)) {
             let why = "that number cannot be had here";
             self.warnings.push(format!("{}: its peer was process {} (SO_PEERCRED); {why}", self.called(id), who.pid));
-            done = run(0);
+            done = run(0, Some(who));
         }
         let (user, done) = done.context(|| "starting a helper")?;
         if let Err(e) = user {

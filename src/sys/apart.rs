@@ -1,7 +1,8 @@
 //! Work that meio's death does not cut in two, or that is done by somebody with another pid or identity.
 //!
 //! The child shares memory and descriptors with meio, which waits for it as after vfork(2); credentials, root and
-//! current directory are its own. A signal that kills meio does not reach it: what it has begun it ends.
+//! current directory are its own. A signal that kills meio does not reach it, nor one for meio's process group: what it
+//! has begun it ends. Whoever calls must expect that the child is killed instead.
 
 use super::arch;
 use super::spawn::CloneArgs;
@@ -21,6 +22,9 @@ extern "C" fn begin<F: FnOnce() -> R, R>(work: *mut c_void) -> i32 {
     // SAFETY: `run` passes its own `Work<F, R>`, which outlives the child.
     let work = unsafe { &mut *work.cast::<Work<F, R>>() };
     let Some(body) = work.body.take() else { return 1 };
+    // Out of meio's process group. It fails where the pid was that of a group already, which is as well.
+    // SAFETY: no arguments.
+    unsafe { libc::setsid() };
     // Nothing may unwind out of the child.
     match catch_unwind(AssertUnwindSafe(body)) {
         Ok(answer) => {
@@ -34,7 +38,8 @@ extern "C" fn begin<F: FnOnce() -> R, R>(work: *mut c_void) -> i32 {
 /// Has `body` done by a child with this pid (0 for any) and returns what it returns.
 ///
 /// # Errors
-/// When the child cannot be made: `EEXIST` when the pid is taken. `EIO` when it panicked.
+/// When the child cannot be made: `EEXIST` when the pid is taken. `ECANCELED` when it was killed or panicked: nothing is
+/// known of how far it came.
 pub fn run<R, F: FnOnce() -> R>(pid: i32, body: F) -> Result<R, Errno> {
     let mut stack = vec![0u128; STACK / 16];
     let mut work = Work { body: Some(body), answer: None };
@@ -56,7 +61,7 @@ pub fn run<R, F: FnOnce() -> R>(pid: i32, body: F) -> Result<R, Errno> {
     let mut status = 0;
     // SAFETY: waits for our own child, which sends no signal.
     while unsafe { libc::waitpid(born as i32, &raw mut status, libc::__WALL) } < 0 && Errno::last() == Errno::EINTR {}
-    work.answer.ok_or(Errno::EIO)
+    work.answer.ok_or(Errno::ECANCELED)
 }
 
 /// Becomes another user, for good; only for the child of [`run`]. Capabilities stay permitted, and file access stays

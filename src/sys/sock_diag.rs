@@ -37,6 +37,8 @@ pub struct Unix {
     pub written: u32,
     /// 1: nothing more can be received; 2: nothing more can be sent.
     pub shutdown: u8,
+    /// In which list it stood, for whoever asks in several network namespaces.
+    pub network: u32,
 }
 
 /// All unix sockets of the network namespace that the caller lives in.

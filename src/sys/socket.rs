@@ -9,6 +9,8 @@ pub const MOST_FDS: usize = 253;
 const NAME: usize = 108;
 /// ioctl(2) on a unix socket: the file that it is bound to, as an `O_PATH` descriptor.
 const SIOCUNIXFILE: libc::c_ulong = 0x89e0;
+/// ioctl(2): the network namespace of a socket.
+const SIOCGSKNS: libc::c_ulong = 0x894c;
 /// ioctl(2): bytes that can be read.
 const SIOCINQ: libc::c_ulong = 0x541b;
 /// ioctl(2): whether the next byte is the one that was sent out of band.
@@ -69,10 +71,16 @@ pub fn set_number(fd: BorrowedFd<'_>, name: i32, value: i32) -> Result<(), Errno
 
 /// The classic filter (`SO_GET_FILTER`): 8 bytes an instruction. `EACCES` for one that is not classic.
 pub fn filter(fd: BorrowedFd<'_>) -> Result<Vec<u8>, Errno> {
-    const BPF_MAXINSNS: usize = 4096;
-    let mut value = vec![0u8; BPF_MAXINSNS * 8];
-    // The length counts instructions here, both ways.
-    let mut len = BPF_MAXINSNS as libc::socklen_t;
+    // The length counts instructions here, both ways. Without room the kernel says how many there are.
+    let mut len: libc::socklen_t = 0;
+    // SAFETY: no room, as is said.
+    Errno::result(unsafe {
+        libc::getsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, std::ptr::null_mut(), &raw mut len)
+    })?;
+    if len == 0 {
+        return Ok(Vec::new());
+    }
+    let mut value = vec![0u8; len as usize * 8];
     // SAFETY: the buffer has room for the instructions that the length allows.
     Errno::result(unsafe {
         libc::getsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, value.as_mut_ptr().cast(), &raw mut len)
@@ -219,6 +227,12 @@ pub fn at_mark(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
 pub fn bound_file(fd: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
     // SAFETY: no memory is passed; on success the descriptor is new and ours.
     Errno::result(unsafe { libc::ioctl(fd.as_raw_fd(), SIOCUNIXFILE, 0) }).map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// The network namespace that a socket lives in, which is that of whoever made it (Linux 4.10).
+pub fn network(fd: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    // SAFETY: no memory is passed; on success the descriptor is new and ours.
+    Errno::result(unsafe { libc::ioctl(fd.as_raw_fd(), SIOCGSKNS, 0) }).map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// What poll(2) says at once: a pending error (`POLLERR`), a byte out of band (`POLLPRI`), the end (`POLLRDHUP`).

@@ -8,12 +8,14 @@ use crate::resource::capture::Capture;
 use crate::resource::descriptor::{self, FileId, FileKind};
 use crate::resource::thread::serde_bytes_vec::Bytes;
 use crate::sys::sock_diag::{self, Unix};
-use crate::sys::{socket, task};
+use crate::sys::{namespace, socket};
 use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, OwnedFd};
 
 /// Everything about the unix sockets of one capture.
 struct Sockets {
+    /// The network namespaces that were asked, by their place in the tree's table; meio's own is the first.
+    networks: Vec<Option<u32>>,
     /// What the kernel lists, by inode.
     listed: HashMap<u64, Unix>,
     /// Connections that were not accepted yet: they have no inode.
@@ -45,15 +47,30 @@ fn inode(capture: &Capture, id: FileId) -> u64 {
     link.trim_start_matches("socket:[").trim_end_matches(']').parse().unwrap_or(0)
 }
 
+/// The network namespaces that unix sockets of the tree live in, with their places in its table, but for meio's.
+fn networks_of(capture: &Capture) -> Result<Vec<(u32, OwnedFd)>> {
+    let mut found: Vec<(u32, OwnedFd)> = Vec::new();
+    if capture.namespaces.found.iter().all(|n| n.kind != namespace::Kind::Net) {
+        return Ok(found);
+    }
+    for id in (0..capture.files.len() as FileId).filter(|&id| unix(capture, id).is_some()) {
+        let doing = || format!("asking for the network namespace of {}", object(capture, id).1);
+        let network = socket::network(duplicate(capture, id)?.as_fd()).context(doing)?;
+        match capture.namespaces.known(namespace::identity(&network).context(doing)?) {
+            Some(known) if found.iter().all(|f| f.0 != known) => found.push((known, network)),
+            _ => {}
+        }
+    }
+    Ok(found)
+}
+
 fn object(capture: &Capture, id: FileId) -> (i32, String) {
     let (pid, fd) = capture.holders.get(id as usize).copied().unwrap_or_default();
     (pid, format!("fd {fd} (socket:[{}])", inode(capture, id)))
 }
 
 fn duplicate(capture: &Capture, id: FileId) -> Result<OwnedFd> {
-    let (pid, fd) = capture.holders.get(id as usize).copied().unwrap_or_default();
-    let run = || task::get_fd(&task::pidfd(pid)?, fd);
-    run().context(|| format!("duplicating fd {fd} of process {pid}"))
+    capture.duplicate(capture.holders.get(id as usize).copied().unwrap_or_default())
 }
 
 /// Finds the peer of every unix socket of the tree, and refuses what leads out of it. Nothing is changed; the tree may
@@ -65,12 +82,15 @@ pub fn resolve(tree: &HashSet<i32>, capture: &mut Capture) -> Result<()> {
     let sockets = Sockets::list(tree, capture)?;
     for id in 0..capture.files.len() as FileId {
         let Some(entry) = unix(capture, id).and_then(|_| sockets.listed.get(&inode(capture, id))) else {
-            if unix(capture, id).is_some() {
+            // What runs closes sockets at any time, and those are not in the list either.
+            if unix(capture, id).is_some() && capture.standing {
                 let (pid, object) = object(capture, id);
-                capture.refuse(pid, object, "it lives in another network namespace", "not supported yet");
+                let reason = "it lives in a network namespace that no process of the tree lives in";
+                capture.refuse(pid, object, reason, "dump a process above, or let the program close it");
             }
             continue;
         };
+        let network = sockets.networks.get(entry.network as usize).copied().flatten();
         if let Some(holders) = sockets.holders.get(&inode(capture, id)) {
             let (pid, object) = object(capture, id);
             let reason = format!("the socket is also held by {}, outside of the tree", outside::describe(Some(holders)));
@@ -83,7 +103,7 @@ pub fn resolve(tree: &HashSet<i32>, capture: &mut Capture) -> Result<()> {
             _ => Some(Role::Alone),
         };
         if let (Some(role), Some(socket)) = (role, unix_mut(capture, id)) {
-            (socket.role, socket.shutdown) = (role, entry.shutdown);
+            (socket.role, socket.shutdown, socket.network) = (role, entry.shutdown, network);
         }
     }
     Ok(())
@@ -121,7 +141,7 @@ fn read_queue(capture: &mut Capture, id: FileId, kind: i32) -> Result<()> {
     } else if socket::readable(fd.as_fd())? > 0 {
         let (pid, object) = object(capture, id);
         let reason = "an error and messages wait in it: reading these would take the error away";
-        capture.refuse(pid, object, reason, "let the program read from it first");
+        capture.refuse_for_now(pid, object, reason, "dump again a moment later: the program has not read from it yet");
     }
     let mut messages = Vec::with_capacity(peeked.len());
     for p in peeked {
@@ -140,13 +160,21 @@ fn read_queue(capture: &mut Capture, id: FileId, kind: i32) -> Result<()> {
 
 impl Sockets {
     fn list(tree: &HashSet<i32>, capture: &Capture) -> Result<Sockets> {
-        // The one place that decides whose network namespace is asked: meio's own. A socket that is not listed lives in another.
-        let all = sock_diag::unix_sockets().context(|| "listing unix sockets (sock_diag)")?;
+        let doing = || "listing unix sockets (sock_diag)";
+        let mut all = sock_diag::unix_sockets().context(doing)?;
+        let mut networks = vec![None];
+        for (id, namespace) in networks_of(capture)? {
+            let inside = namespace::places([(&namespace, namespace::Kind::Net)]);
+            let number = networks.len() as u32;
+            let found = namespace::within(&inside, sock_diag::unix_sockets).and_then(|found| found).context(doing)?;
+            all.extend(found.into_iter().map(|socket| Unix { network: number, ..socket }));
+            networks.push(Some(id));
+        }
         let (embryos, listed): (Vec<_>, Vec<_>) = all.into_iter().partition(|s| s.inode == 0);
         let ids = 0..capture.files.len() as FileId;
         let own = ids.filter(|&id| unix(capture, id).is_some()).map(|id| (inode(capture, id), id)).collect();
         let listed = listed.into_iter().map(|s| (s.inode, s)).collect();
-        Ok(Sockets { listed, embryos, own, holders: outside::holders(tree), complete: capture.standing })
+        Ok(Sockets { networks, listed, embryos, own, holders: outside::holders(tree), complete: capture.standing })
     }
 
     /// A listening socket with those that wait.
@@ -164,11 +192,17 @@ impl Sockets {
                 }
             }
         }
-        let unread = self.embryos.iter().filter(|e| e.name == entry.name && e.file == entry.file && e.readable > 0);
+        let unread =
+            self.embryos.iter().filter(|e| e.name == entry.name && e.file == entry.file && e.network == entry.network && e.readable > 0);
         let unread = unread.filter(|e| e.peer.is_some_and(|p| entry.pending.contains(&p))).map(|e| e.readable).sum::<u32>();
         if unread > 0 {
             let reason = format!("{unread} bytes were sent over a connection that is not accepted yet, where nobody can read them");
-            capture.refuse(pid, object.as_str(), reason, "try again when the program has accepted the connection");
+            capture.refuse_for_now(
+                pid,
+                object.as_str(),
+                reason,
+                "dump again a moment later: the program has not accepted the connection yet",
+            );
             return None;
         }
         Some(Role::Listening { backlog: entry.written as i32, pending })
@@ -177,7 +211,13 @@ impl Sockets {
     /// A socket with a peer.
     fn connected(&self, id: FileId, entry: &Unix, capture: &mut Capture) -> Result<Option<Role>> {
         let Some(peer) = entry.peer else { return Ok(Some(Role::Alone)) };
-        let name = socket::peer_name(duplicate(capture, id)?.as_fd()).unwrap_or_default();
+        let name = match self.listed.get(&peer) {
+            Some(peer) => peer.name.clone(),
+            None => match duplicate(capture, id) {
+                Err(_) if !self.complete => return Ok(None), // closed in the meantime
+                fd => socket::peer_name(fd?.as_fd()).unwrap_or_default(),
+            },
+        };
         let accepted = self.accepted(entry, name.as_deref());
         if let Some(&file) = self.own.get(&peer) {
             return Ok(Some(Role::Connected { peer: Peer::File(file), accepted }));
@@ -192,6 +232,7 @@ impl Sockets {
                     }
                     return Ok(self.outside(id, entry, listener.inode, name, capture));
                 }
+                None if peer != 0 => return Ok(self.outside(id, entry, peer, name, capture)),
                 None => return Ok(Some(Role::Connected { peer: Peer::Gone(name.map(Bytes)), accepted })),
             }
         }
@@ -250,7 +291,9 @@ impl Sockets {
         if entry.kind == libc::SOCK_DGRAM || entry.name.is_none() {
             return false;
         }
-        let listener = |name: Option<&[u8]>| self.listed.values().any(|s| s.state == sock_diag::LISTEN && s.name.as_deref() == name);
+        let here = |s: &Unix| s.network == entry.network || s.file.is_some();
+        let listens = |s: &Unix, name: Option<&[u8]>| s.state == sock_diag::LISTEN && here(s) && s.name.as_deref() == name;
+        let listener = |name: Option<&[u8]>| self.listed.values().any(|s| listens(s, name));
         peer.is_none() || listener(entry.name.as_deref()) || !listener(peer) && entry.name.as_deref() < peer
     }
 }

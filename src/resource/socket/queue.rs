@@ -3,7 +3,7 @@
 //! The kernel shows the begin of a queue to anybody who holds the socket (`MSG_PEEK`), and what follows only after
 //! `SO_PEEK_OFF` was set, which is a property of the socket and decides what the program itself would see with
 //! `MSG_PEEK`. It is set only when there is more than the begin, and by a child that no signal for meio reaches
-//! ([`apart`]): what it sets it also gives back.
+//! ([`apart`]): what it sets it also gives back, and meio does when the child is killed.
 
 use crate::error::{Context, Result};
 use crate::sys::{apart, socket};
@@ -75,11 +75,16 @@ pub fn read(fd: BorrowedFd<'_>, kind: i32, ended: bool) -> Result<Vec<Peeked>> {
 
 /// Lets `look` use `SO_PEEK_OFF`, which was `before`.
 fn with_offset<R>(fd: BorrowedFd<'_>, before: i32, look: impl FnOnce() -> nix::Result<R>) -> Result<R> {
+    let give_back = || socket::set_number(fd, libc::SO_PEEK_OFF, before);
     let looked = apart::run(0, || {
         let seen = look();
-        socket::set_number(fd, libc::SO_PEEK_OFF, before)?;
+        give_back()?;
         seen
     });
+    if looked.is_err() || matches!(looked, Ok(Err(_))) {
+        // The child was killed, or could not do it.
+        give_back().context(|| "giving SO_PEEK_OFF of a socket back")?;
+    }
     looked.and_then(|seen| seen).context(|| "looking into the queue of a socket")
 }
 

@@ -10,8 +10,9 @@ use crate::resource::thread::serde_bytes_vec::Bytes;
 use crate::sys::{file, socket};
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
+use std::collections::hash_map::Entry;
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 
@@ -24,6 +25,9 @@ pub struct UnixSocket {
     /// What getsockname(2) says: a path, or a zero byte and an abstract name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<Bytes>,
+    /// The network namespace that it lives in, an index into the tree's; `None` for meio's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<u32>,
     /// The file that it is bound to. An accepted socket has that of its listening one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file: Option<BoundFile>,
@@ -177,8 +181,12 @@ pub fn capture(found: &Found, fd: BorrowedFd<'_>, capture: &mut Capture) -> Resu
         Err(e) => return Err(e.into()),
     };
     let file = match name.as_ref().filter(|n| n.first() != Some(&0)) {
-        Some(name) => Some(bound_file(found, fd, name)?),
+        Some(name) => Some(bound_file(found, fd, name, capture)?),
         None => None,
+    };
+    let new = match capture.new_sockets.entry((libc::AF_UNIX, kind)) {
+        Entry::Occupied(known) => known.into_mut(),
+        Entry::Vacant(place) => place.insert(options::New::of(libc::AF_UNIX, kind)?),
     };
     let socket = UnixSocket {
         kind,
@@ -186,7 +194,7 @@ pub fn capture(found: &Found, fd: BorrowedFd<'_>, capture: &mut Capture) -> Resu
         file,
         role: if listening { Role::Listening { backlog: 0, pending: Vec::new() } } else { Role::Alone },
         peer_identity: peer_identity(fd),
-        options: options::capture(fd, options::fresh(libc::AF_UNIX, kind)?.as_fd()),
+        options: options::capture(fd, new),
         filter,
         ..UnixSocket::default()
     };
@@ -194,11 +202,12 @@ pub fn capture(found: &Found, fd: BorrowedFd<'_>, capture: &mut Capture) -> Resu
 }
 
 /// Where the file of a bound socket is, and whose.
-fn bound_file(found: &Found, fd: BorrowedFd<'_>, name: &[u8]) -> Result<BoundFile> {
+fn bound_file(found: &Found, fd: BorrowedFd<'_>, name: &[u8], capture: &Capture) -> Result<BoundFile> {
     let bound = socket::bound_file(fd).map_err(|e| Error::from(e).context(format!("looking for the file of {}", readable(name))))?;
     let link = std::fs::read_link(format!("/proc/self/fd/{}", bound.as_raw_fd()))?;
     let meta = File::from(bound).metadata()?;
-    let same = |path: &FilePath| std::fs::symlink_metadata(path).is_ok_and(|m| (m.dev(), m.ino()) == (meta.dev(), meta.ino()));
+    let there = |path: &FilePath| std::fs::symlink_metadata(capture.place(found.pid, path));
+    let same = |path: &FilePath| there(path).is_ok_and(|m| (m.dev(), m.ino()) == (meta.dev(), meta.ino()));
     // What the kernel says first; after that what the name says, seen from the process.
     let cwd = std::fs::read_link(format!("/proc/{}/cwd", found.pid)).unwrap_or_default();
     let named = cwd.join(std::path::Path::new(std::ffi::OsStr::from_bytes(name)));

@@ -2,7 +2,6 @@
 //! root of whoever binds, and then moved to its place, or away.
 
 use crate::error::{Context, Error, Kind, Result};
-use crate::resource::path::FilePath;
 use crate::resource::socket::unix::{BoundFile, readable};
 use crate::sys::{apart, sock_diag, socket};
 use nix::errno::Errno;
@@ -10,7 +9,7 @@ use std::ffi::OsStr;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// How a bound socket is reached whatever has become of its path.
@@ -41,8 +40,8 @@ impl Reach {
     }
 }
 
-/// Gives a socket its name; the file of a path ends up where `file` says, or nowhere.
-pub fn bind(fd: BorrowedFd<'_>, name: &[u8], file: Option<&BoundFile>) -> Result<()> {
+/// Gives a socket its name; the file of a path ends up where meio finds that place, or nowhere.
+pub fn bind(fd: BorrowedFd<'_>, name: &[u8], file: Option<(&BoundFile, &Path)>) -> Result<()> {
     if name.first() == Some(&0) {
         return socket::bind(fd, name).map_err(|e| match e {
             Errno::EADDRINUSE => Error::new(Kind::Image, format!("the abstract name {} is in use", readable(name)))
@@ -50,11 +49,10 @@ pub fn bind(fd: BorrowedFd<'_>, name: &[u8], file: Option<&BoundFile>) -> Result
             e => Error::from(e).context(format!("binding {}", readable(name))),
         });
     }
-    let place = file.and_then(|f| f.path.as_ref());
-    if let Some(place) = place {
+    if let Some((_, place)) = file {
         free(place)?;
     }
-    let folder = place.and_then(|p| p.parent()).map_or_else(std::env::temp_dir, Path::to_owned);
+    let folder = file.and_then(|(_, place)| place.parent()).map_or_else(std::env::temp_dir, Path::to_owned);
     let root = Root::make(&folder)?;
     apart::run(0, || {
         nix::unistd::chroot(&root.0)?;
@@ -69,19 +67,32 @@ pub fn bind(fd: BorrowedFd<'_>, name: &[u8], file: Option<&BoundFile>) -> Result
     })
     .and_then(|done| done)
     .context(|| format!("binding {}", readable(name)))?;
-    let (Some(place), Some(file)) = (place, file) else { return Ok(()) };
-    let doing = || format!("putting the socket {place} into its place");
-    let made = socket::bound_file(fd).context(doing)?;
-    let made = std::fs::read_link(format!("/proc/self/fd/{}", made.as_raw_fd())).context(doing)?;
+    let Some((file, place)) = file else { return Ok(()) };
+    let doing = || format!("putting the socket {} into its place", file.path.as_ref().map(ToString::to_string).unwrap_or_default());
+    let made = below(&root.0, name);
     std::os::unix::fs::lchown(&made, Some(file.owner.0), Some(file.owner.1)).context(doing)?;
     std::fs::set_permissions(&made, std::fs::Permissions::from_mode(file.mode & 0o7777)).context(doing)?;
     std::fs::rename(&made, place).context(doing)
 }
 
+/// Where a name leads to for whose root and current directory is `root`, which holds no symbolic links.
+fn below(root: &Path, name: &[u8]) -> PathBuf {
+    let mut parts = Vec::new();
+    for part in Path::new(OsStr::from_bytes(name)).components() {
+        match part {
+            Component::Normal(part) => parts.push(part),
+            Component::ParentDir => drop(parts.pop()),
+            _ => {}
+        }
+    }
+    root.join(parts.into_iter().collect::<PathBuf>())
+}
+
 /// Whether a socket may be put at a path: nothing is there, or a socket that nobody is bound to any more.
-fn free(place: &FilePath) -> Result<()> {
+fn free(place: &Path) -> Result<()> {
+    let shown = place.display();
     let taken =
-        |what: &str| Err(Error::new(Kind::Image, format!("{place} is {what}")).help("move it away, or end the program that has it"));
+        |what: &str| Err(Error::new(Kind::Image, format!("{shown} is {what}")).help("move it away, or end the program that has it"));
     let Ok(meta) = std::fs::symlink_metadata(place) else { return Ok(()) };
     if !meta.file_type().is_socket() {
         return taken("there and is not a socket");
@@ -108,5 +119,18 @@ impl Root {
 impl Drop for Root {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_below_a_root() {
+        let of = |name: &str| below(Path::new("/r"), name.as_bytes());
+        assert_eq!(of("/run/x"), Path::new("/r/run/x"));
+        assert_eq!(of("x"), Path::new("/r/x"));
+        assert_eq!(of("../../a/./../b//x"), Path::new("/r/b/x"));
     }
 }

@@ -1,7 +1,7 @@
 //! What was in the sockets: unread messages, waiting connections, the end.
 
 use super::bind::{self, Reach};
-use super::{Sockets, damaged, new_socket};
+use super::{Sockets, damaged};
 use crate::error::{Context, Result};
 use crate::resource::descriptor::FileId;
 use crate::resource::socket::options;
@@ -15,8 +15,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 /// Where the descriptors are that travel in messages.
 pub type Files<'f> = &'f dyn Fn(FileId) -> Result<i32>;
 
-/// Senders of datagrams that are not there any more, by their names.
-type Strangers = HashMap<Option<Vec<u8>>, OwnedFd>;
+/// Senders of datagrams that are not there any more, by their network namespaces and names.
+type Strangers = HashMap<(Option<u32>, Option<Vec<u8>>), OwnedFd>;
 
 impl<'t> Sockets<'t> {
     /// Fills all sockets and gives them their last properties. What comes back differently is returned. `home` is the
@@ -91,7 +91,7 @@ impl<'t> Sockets<'t> {
                     self.act(id, self.socket(client)?.peer_identity.as_ref(), || socket::listen(listener.as_fd(), super::ROOM))?;
                     self.act(client, who.as_ref(), || reach.connect(fd.as_fd()))?;
                 }
-                None => reach.connect(new_socket(socket.kind)?.as_fd())?,
+                None => reach.connect(self.new_socket(id)?.as_fd())?,
             }
         }
         self.act(id, socket.peer_identity.as_ref(), || socket::listen(listener.as_fd(), *backlog))
@@ -216,7 +216,7 @@ impl<'t> Sockets<'t> {
                 Reach::of(peer.as_fd())?.connect(fd.as_fd()).map_err(Into::into)
             }
             Role::Connected { peer: Peer::Gone(name), .. } if !self.ghosts.contains_key(&id) => {
-                let ghost = new_socket(libc::SOCK_DGRAM)?;
+                let ghost = self.new_socket(id)?;
                 match name {
                     Some(Bytes(name)) => self.name_for_a_while(id, ghost.as_fd(), name)?,
                     None => socket::bind(ghost.as_fd(), &[])?,
@@ -249,8 +249,10 @@ impl<'t> Sockets<'t> {
     /// A socket with the name that a message came from, and whether it is connected to the receiver just now.
     fn sender(&mut self, id: FileId, message: &Message, strangers: &mut Strangers) -> Result<(OwnedFd, bool)> {
         let mate = self.mate(id).filter(|m| self.socket(*m).is_ok_and(|m| m.name == message.from));
+        let network = self.socket(id)?.network;
+        let here = |s: &UnixSocket| s.network == network || s.file.is_some();
         let named = || {
-            let all = self.all().filter(|(_, s)| s.kind == libc::SOCK_DGRAM && s.name == message.from);
+            let all = self.all().filter(|(_, s)| s.kind == libc::SOCK_DGRAM && here(s) && s.name == message.from);
             all.into_iter().find(|(_, s)| s.name.is_some() || s.peer() == Some(id)).map(|(other, _)| other)
         };
         if let Some(other) = mate.or_else(named) {
@@ -261,12 +263,12 @@ impl<'t> Sockets<'t> {
         if let Some(ghost) = self.ghosts.get(&id) {
             return Ok((ghost.try_clone()?, true));
         }
-        let key = message.from.as_ref().map(|Bytes(name)| name.clone());
+        let key = (self.socket(id)?.network, message.from.as_ref().map(|Bytes(name)| name.clone()));
         if let Some(known) = strangers.get(&key) {
             return Ok((known.try_clone()?, false));
         }
-        let stranger = new_socket(libc::SOCK_DGRAM)?;
-        if let Some(name) = &key
+        let stranger = self.new_socket(id)?;
+        if let Some(name) = &key.1
             && let Err(e) = bind::bind(stranger.as_fd(), name, None)
         {
             self.warnings.push(format!("{}: unread messages lose their sender {}: {}", self.called(id), readable(name), e.message));
