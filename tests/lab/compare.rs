@@ -97,6 +97,20 @@ pub const ALLOWED: &[Allowed] = &[
         sure: Some("inotify"),
         ..allow("tree.files[].kind.Inotify.unread", How::Free, "no call puts events back: one says in their place that some were lost")
     },
+    Allowed {
+        only: &["filemap"],
+        sure: Some("filemap"),
+        ..allow(
+            "tree.processes[].memory.mappings[].flags",
+            How::Free,
+            "a file that another mapping writes to is mapped from one descriptor",
+        )
+    },
+    Allowed {
+        only: &["pty"],
+        sure: Some("pty"),
+        ..allow("tree.files[].link", How::Free, "what was opened as /dev/tty is opened by its own name")
+    },
     allow("tree.system_v.queues[].perm.ctime", How::Later, "no call sets the times of a queue"),
     allow("tree.system_v.queues[].stime", How::Later, "no call sets the times of a queue"),
     allow("tree.system_v.queues[].rtime", How::Later, "no call sets the times of a queue"),
@@ -209,7 +223,13 @@ impl Walk<'_> {
     fn ran_on(&self, before: u64, after: u64, around: &Value) -> bool {
         // `interval_ns` of the timer, or the first of the pair (interval, time left), which is in microseconds.
         let (interval, elapsed) = match around {
-            Value::Array(pair) => (pair[0].as_u64().unwrap_or(0), self.elapsed_ns / 1000),
+            Value::Array(pair) => {
+                // setitimer(2) adds a tick to the processor time that is wanted, and getitimer(2) does not take it off.
+                const TICK: u64 = 10_000;
+                let (before, elapsed) = (before + TICK, self.elapsed_ns / 1000 + TICK);
+                let interval = pair[0].as_u64().unwrap_or(0) + TICK;
+                return after <= before.max(interval) && (interval > TICK || before.saturating_sub(after) <= elapsed);
+            }
             timer => (timer["interval_ns"].as_u64().unwrap_or(0), self.elapsed_ns),
         };
         if before > elapsed || interval == 0 {
@@ -311,7 +331,7 @@ mod tests {
                     v["tree"]["processes"][0]["memory"]["mappings"][n]["prot"] = 3.into();
                 }
             }),
-            ("tree.processes[0].timers.interval[0][1]", |v| v["tree"]["processes"][0]["timers"]["interval"][0][1] = 501.into()),
+            ("tree.processes[0].timers.interval[0][1]", |v| v["tree"]["processes"][0]["timers"]["interval"][0][1] = 10_501.into()),
             ("tree.processes[0].timers.posix[0].remaining_ns", |v| {
                 v["tree"]["processes"][0]["timers"]["posix"][0]["remaining_ns"] = 3_999.into();
             }),
