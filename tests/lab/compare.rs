@@ -68,6 +68,8 @@ pub const ALLOWED: &[Allowed] = &[
         only: &["busy", "objects", "itimers"],
         ..allow("tree.processes[].signals.pending", How::Free, "signals go round in it all the time")
     },
+    Allowed { only: &["busy"], ..allow("tree.processes[].memory.borders.brk", How::Later, "its heap grows") },
+    Allowed { only: &["busy"], ..allow("tree.processes[].memory.mappings[].end", How::Later, "its heap grows") },
     Allowed { only: &["busy"], ..allow("tree.pipes[].content", How::Free, "it sends itself numbers all the time") },
     Allowed { only: &["busy"], ..allow("tree.processes[].timers.posix[].overrun", How::Free, "its timer rings all the time") },
     Allowed { only: &["objects"], ..allow("tree.files[].kind.Unix.queue", How::Free, "it sends itself numbers all the time") },
