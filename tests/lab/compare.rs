@@ -122,6 +122,25 @@ pub const ALLOWED: &[Allowed] = &[
     allow("tree.system_v.segments[].atime", How::Later, "no call sets the times of a segment"),
     Allowed { sure: Some("sysvshm"), ..allow("tree.system_v.segments[].dtime", How::Later, "no call sets the times of a segment") },
     Allowed { sure: Some("sysvshm"), ..allow("tree.system_v.segments[].reader", How::Free, "the pid of the meio that has read it") },
+    allow("tree.system_v_elsewhere[].objects.segments[].reader", How::Free, "the pid of the meio that has read it"),
+    Allowed {
+        only: &["ipc_inside", "ipc_twice"],
+        ..allow("tree.system_v.segments[].lpid", How::Free, "a gap: who attached or detached last is another process of the tree")
+    },
+    Allowed {
+        only: &["ipc_inside", "ipc_twice"],
+        ..allow("tree.system_v.queues[].lrpid", How::Free, "a gap: of a queue nothing was taken from, the restore says that it has")
+    },
+    Allowed {
+        only: &["mqueue"],
+        sure: Some("mqueue"),
+        ..allow("tree.files[].link", How::Free, "another queue may have its old name, so it is made under a new one and removed")
+    },
+    Allowed {
+        only: &["mqueue"],
+        sure: Some("mqueue"),
+        ..allow("tree.message_queues[].name", How::Free, "another queue may have its old name, so it is made under a new one and removed")
+    },
     Allowed {
         only: &["mounts"],
         ..allow("tree.namespaces[].content.Mounts.own[].inodes[].accessed", How::Later, "who looks at a folder reads it")
