@@ -65,13 +65,17 @@ pub const ALLOWED: &[Allowed] = &[
     allow("tree.processes[].timers.posix[].remaining_ns", How::RanOn, "its clock runs"),
     allow("tree.processes[].timers.interval[][]", How::RanOn, "its clock runs"),
     Allowed {
-        only: &["busy", "objects", "itimers"],
+        only: &["busy", "objects", "itimers", "timers"],
         ..allow("tree.processes[].signals.pending", How::Free, "signals go round in it all the time")
+    },
+    Allowed {
+        only: &["busy", "objects", "timers"],
+        ..allow("tree.processes[].threads[].pending", How::Free, "signals go round in it all the time")
     },
     Allowed { only: &["busy"], ..allow("tree.processes[].memory.borders.brk", How::Later, "its heap grows") },
     Allowed { only: &["busy"], ..allow("tree.processes[].memory.mappings[].end", How::Later, "its heap grows") },
     Allowed { only: &["busy"], ..allow("tree.pipes[].content", How::Free, "it sends itself numbers all the time") },
-    Allowed { only: &["busy"], ..allow("tree.processes[].timers.posix[].overrun", How::Free, "its timer rings all the time") },
+    Allowed { only: &["busy", "timers"], ..allow("tree.processes[].timers.posix[].overrun", How::Free, "its timer rings all the time") },
     Allowed { only: &["objects"], ..allow("tree.files[].kind.Unix.queue", How::Free, "it sends itself numbers all the time") },
     Allowed { only: &["objects"], ..allow("tree.files[].kind.TimerFd.ticks", How::Free, "its timer rings all the time") },
     Allowed { only: &["objects"], ..allow("tree.files[].kind.EventFd", How::Free, "it counts all the time") },
