@@ -70,11 +70,17 @@ pub const ALLOWED: &[Allowed] = &[
     allow("tree.processes[].timers.posix[].remaining_ns", How::RanOn, "its clock runs"),
     allow("tree.processes[].timers.interval[][]", How::RanOn, "its clock runs"),
     Allowed {
-        only: &["busy", "objects", "itimers"],
+        only: &["busy", "objects", "itimers", "timers"],
         ..allow("tree.processes[].signals.pending", How::Free, "signals go round in it all the time")
     },
+    Allowed {
+        only: &["busy", "objects", "timers"],
+        ..allow("tree.processes[].threads[].pending", How::Free, "signals go round in it all the time")
+    },
+    Allowed { only: &["busy"], ..allow("tree.processes[].memory.borders.brk", How::Later, "its heap grows") },
+    Allowed { only: &["busy"], ..allow("tree.processes[].memory.mappings[].end", How::Later, "its heap grows") },
     Allowed { only: &["busy"], ..allow("tree.pipes[].content", How::Free, "it sends itself numbers all the time") },
-    Allowed { only: &["busy"], ..allow("tree.processes[].timers.posix[].overrun", How::Free, "its timer rings all the time") },
+    Allowed { only: &["busy", "timers"], ..allow("tree.processes[].timers.posix[].overrun", How::Free, "its timer rings all the time") },
     Allowed { only: &["objects"], ..allow("tree.files[].kind.Unix.queue", How::Free, "it sends itself numbers all the time") },
     Allowed { only: &["objects"], ..allow("tree.files[].kind.TimerFd.ticks", How::Free, "its timer rings all the time") },
     Allowed { only: &["objects"], ..allow("tree.files[].kind.EventFd", How::Free, "it counts all the time") },
@@ -102,6 +108,20 @@ pub const ALLOWED: &[Allowed] = &[
         sure: Some("inotify"),
         ..allow("tree.files[].kind.Inotify.unread", How::Free, "no call puts events back: one says in their place that some were lost")
     },
+    Allowed {
+        only: &["filemap"],
+        sure: Some("filemap"),
+        ..allow(
+            "tree.processes[].memory.mappings[].flags",
+            How::Free,
+            "a file that another mapping writes to is mapped from one descriptor",
+        )
+    },
+    Allowed {
+        only: &["pty"],
+        sure: Some("pty"),
+        ..allow("tree.files[].link", How::Free, "what was opened as /dev/tty is opened by its own name")
+    },
     allow("tree.system_v.queues[].perm.ctime", How::Later, "no call sets the times of a queue"),
     allow("tree.system_v.queues[].stime", How::Later, "no call sets the times of a queue"),
     allow("tree.system_v.queues[].rtime", How::Later, "no call sets the times of a queue"),
@@ -111,6 +131,25 @@ pub const ALLOWED: &[Allowed] = &[
     allow("tree.system_v.segments[].atime", How::Later, "no call sets the times of a segment"),
     Allowed { sure: Some("sysvshm"), ..allow("tree.system_v.segments[].dtime", How::Later, "no call sets the times of a segment") },
     Allowed { sure: Some("sysvshm"), ..allow("tree.system_v.segments[].reader", How::Free, "the pid of the meio that has read it") },
+    allow("tree.system_v_elsewhere[].objects.segments[].reader", How::Free, "the pid of the meio that has read it"),
+    Allowed {
+        only: &["ipc_inside", "ipc_twice"],
+        ..allow("tree.system_v.segments[].lpid", How::Free, "a gap: who attached or detached last is another process of the tree")
+    },
+    Allowed {
+        only: &["ipc_inside", "ipc_twice"],
+        ..allow("tree.system_v.queues[].lrpid", How::Free, "a gap: of a queue nothing was taken from, the restore says that it has")
+    },
+    Allowed {
+        only: &["mqueue"],
+        sure: Some("mqueue"),
+        ..allow("tree.files[].link", How::Free, "another queue may have its old name, so it is made under a new one and removed")
+    },
+    Allowed {
+        only: &["mqueue"],
+        sure: Some("mqueue"),
+        ..allow("tree.message_queues[].name", How::Free, "another queue may have its old name, so it is made under a new one and removed")
+    },
     Allowed {
         only: &["mounts"],
         ..allow("tree.namespaces[].content.Mounts.own[].inodes[].accessed", How::Later, "who looks at a folder reads it")
@@ -214,7 +253,13 @@ impl Walk<'_> {
     fn ran_on(&self, before: u64, after: u64, around: &Value) -> bool {
         // `interval_ns` of the timer, or the first of the pair (interval, time left), which is in microseconds.
         let (interval, elapsed) = match around {
-            Value::Array(pair) => (pair[0].as_u64().unwrap_or(0), self.elapsed_ns / 1000),
+            Value::Array(pair) => {
+                // setitimer(2) adds a tick to the processor time that is wanted, and getitimer(2) does not take it off.
+                const TICK: u64 = 10_000;
+                let (before, elapsed) = (before + TICK, self.elapsed_ns / 1000 + TICK);
+                let interval = pair[0].as_u64().unwrap_or(0) + TICK;
+                return after <= before.max(interval) && (interval > TICK || before.saturating_sub(after) <= elapsed);
+            }
             timer => (timer["interval_ns"].as_u64().unwrap_or(0), self.elapsed_ns),
         };
         if before > elapsed || interval == 0 {
@@ -316,7 +361,7 @@ mod tests {
                     v["tree"]["processes"][0]["memory"]["mappings"][n]["prot"] = 3.into();
                 }
             }),
-            ("tree.processes[0].timers.interval[0][1]", |v| v["tree"]["processes"][0]["timers"]["interval"][0][1] = 501.into()),
+            ("tree.processes[0].timers.interval[0][1]", |v| v["tree"]["processes"][0]["timers"]["interval"][0][1] = 10_501.into()),
             ("tree.processes[0].timers.posix[0].remaining_ns", |v| {
                 v["tree"]["processes"][0]["timers"]["posix"][0]["remaining_ns"] = 3_999.into();
             }),
