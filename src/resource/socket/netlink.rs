@@ -91,8 +91,8 @@ pub fn capture(found: &Found, fd: BorrowedFd<'_>, capture: &mut Capture) -> Resu
     let obstacle = match state {
         _ if !here => Some(("it lives in a network namespace that no process of the tree lives in", "dump a process above")),
         _ if receives => Some(("packets are sent to it, which would be lost", "let the program unbind from its queue or group first")),
-        None if !capture.standing => None, // closed in the meantime
-        None => Some(("it is not in the list of netlink sockets", "close it first")),
+        // The list has those only that were bound, or have sent something; or it was closed in the meantime.
+        None if own.pid() != 0 && capture.standing => Some(("it is not in the list of netlink sockets", "close it first")),
         Some(State { listing: true, .. }) => Some(("a list is being sent over it", "let the program read it to its end first")),
         Some(State { unread: 1.., .. }) => {
             Some(("messages wait in it, and only the kernel can send them", "let the program read them first"))
