@@ -62,8 +62,6 @@ const PACKETS_GO_TO: [&str; 2] = ["nfnetlink_queue", "nfnetlink_log"];
 /// What `/proc/net/netlink` says of one socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct State {
-    /// Memory of what was not read, in bytes.
-    unread: u64,
     /// A list is being sent over it.
     listing: bool,
 }
@@ -73,7 +71,7 @@ fn state(table: &str, inode: u64) -> Option<State> {
     // sk Eth Pid Groups Rmem Wmem Dump Locks Drops Inode
     let line = table.lines().skip(1).map(|l| l.split_ascii_whitespace().collect::<Vec<_>>());
     let line = line.into_iter().find(|l| l.get(9).and_then(|i| i.parse().ok()) == Some(inode))?;
-    Some(State { unread: line[4].parse().ok()?, listing: line[6] != "0" })
+    Some(State { listing: line[6] != "0" })
 }
 
 /// Saves a netlink socket.
@@ -88,16 +86,17 @@ pub fn capture(found: &Found, fd: BorrowedFd<'_>, capture: &mut Capture) -> Resu
     let protocol = socket::number(fd, libc::SO_PROTOCOL)?;
     let receives = protocol == libc::NETLINK_NETFILTER && targets.iter().any(|t| is_target(t, own.pid()));
     let here = table.is_some() || namespace::identity(&network)? == own_network()?;
+    let events = socket::events(fd)?;
     let obstacle = match state {
         _ if !here => Some(("it lives in a network namespace that no process of the tree lives in", "dump a process above")),
         _ if receives => Some(("packets are sent to it, which would be lost", "let the program unbind from its queue or group first")),
         // The list has those only that were bound, or have sent something; or it was closed in the meantime.
         None if own.pid() != 0 && capture.standing => Some(("it is not in the list of netlink sockets", "close it first")),
-        Some(State { listing: true, .. }) => Some(("a list is being sent over it", "let the program read it to its end first")),
-        Some(State { unread: 1.., .. }) => {
+        Some(State { listing: true }) => Some(("a list is being sent over it", "let the program read it to its end first")),
+        _ if events & libc::POLLIN != 0 => {
             Some(("messages wait in it, and only the kernel can send them", "let the program read them first"))
         }
-        _ if socket::events(fd)? & libc::POLLERR != 0 => Some(("an error waits to be told", "let the program read from it first")),
+        _ if events & libc::POLLERR != 0 => Some(("an error waits to be told", "let the program read from it first")),
         _ => None,
     };
     if let Some((reason, advice)) = obstacle {
@@ -197,8 +196,8 @@ mod tests {
     fn lines_are_found_by_inode() {
         let table = "sk Eth Pid Groups Rmem Wmem Dump Locks Drops Inode\n\
                      0000 0 77 00000011 0 0 0 2 0 1497\n0000 9 0 00000000 768 0 1 2 3 88\nbroken 1\n";
-        assert_eq!(state(table, 1497), Some(State { unread: 0, listing: false }));
-        assert_eq!(state(table, 88), Some(State { unread: 768, listing: true }));
+        assert_eq!(state(table, 1497), Some(State { listing: false }));
+        assert_eq!(state(table, 88), Some(State { listing: true }));
         assert_eq!(state(table, 77), None);
     }
 
