@@ -121,7 +121,7 @@ pub fn capture(found: &Found, fd: BorrowedFd<'_>, capture: &mut Capture) -> Resu
         groups: members(&socket::option(fd, SOL_NETLINK, NETLINK_LIST_MEMBERSHIPS, MOST_GROUPS / 8)?),
         peer: Some((peer.pid(), peer.groups())).filter(|peer| *peer != (0, 0)),
         own_options: SWITCHES.into_iter().filter(on).collect(),
-        options: options::capture(fd, options::fresh(libc::AF_NETLINK, kind)?.as_fd()),
+        options: options::capture(fd, &options::New::of(libc::AF_NETLINK, kind)?),
         filter,
     };
     Ok(Some(FileKind::Netlink(Box::new(netlink))))
