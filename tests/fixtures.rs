@@ -65,6 +65,7 @@ fixtures! {
     namespaces_all: "namespaces" "uiTCp";
     namespaces_nested: "namespaces" "uP";
     mounts: "mounts";
+    netlink: "netlink";
     network: "network";
     mixed: "mixed" "100";
     objects: "objects";

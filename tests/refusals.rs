@@ -79,6 +79,7 @@ macro_rules! refused {
 
 refused! {
     socket: "s = socket.create_server(('127.0.0.1', 0))" => "TCP socket (listening)";
+    netlink_socket: "s = socket.socket(16, 3, 0); s.send(b'\\x14\\0\\0\\0\\x12\\0\\5\\3' + bytes(12)); time.sleep(0.1)" => "a list is being sent over it";
     io_uring: "p = ctypes.create_string_buffer(120); i = syscall(425, 4, p)" => "io_uring";
     userfaultfd: "u = syscall(323, 1)" => "userfaultfd";
     perf: "p = ctypes.create_string_buffer(b'\\x01\\0\\0\\0\\x80\\0\\0\\0', 128); syscall(298, p, 0, -1, -1, 0)" => "perf";

@@ -92,6 +92,8 @@ pub enum FileKind {
     MessageQueue(mqueue::QueueEnd),
     /// A unix socket.
     Unix(Box<socket::unix::UnixSocket>),
+    /// A socket towards the kernel.
+    Netlink(Box<socket::netlink::Netlink>),
 }
 
 /// What is known of a descriptor before its kind is decided.
@@ -130,6 +132,7 @@ impl FileKind {
             FileKind::Fanotify(_) => Part::of("fanotify"),
             FileKind::MessageQueue(queue) => queue.part(),
             FileKind::Unix(socket) => socket.part(),
+            FileKind::Netlink(_) => Part::of("netlink socket"),
         }
     }
 }

@@ -19,6 +19,7 @@ use crate::resource::shared::{Object, Origin};
 use crate::resource::thread::serde_bytes_vec::Bytes;
 use crate::resource::{Tree, epoll};
 use crate::sys::file;
+use crate::sys::namespace::Kind::Net;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
@@ -327,6 +328,10 @@ impl Pool {
             FileKind::PidFd(_) | FileKind::Unix(_) => return late::stand_in(),
             FileKind::Inotify(inotify) => return inotify.make().and_then(|fd| with_flags(fd, file.flags)),
             FileKind::Fanotify(fanotify) => return fanotify.make().and_then(|fd| with_flags(fd, file.flags)),
+            FileKind::Netlink(netlink) => {
+                let network = netlink.network.map(|id| places.fd(Some(id), Net)).transpose()?;
+                return netlink.make(network, &file.link, &mut self.warnings).and_then(|fd| with_flags(fd, file.flags));
+            }
             FileKind::Master(terminal) => return terminals.master(terminal.terminal, file.flags & KEPT),
             FileKind::MessageQueue(end) => self.queues.open(end.queue, file.flags & KEPT)?,
             FileKind::Ignored(_) => return Ignored::open(file.flags),

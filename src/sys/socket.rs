@@ -100,8 +100,13 @@ pub fn set_filter(fd: BorrowedFd<'_>, instructions: &[u8]) -> Result<(), Errno> 
 
 /// A new socket.
 pub fn socket(domain: i32, kind: i32) -> Result<OwnedFd, Errno> {
+    socket_of(domain, kind, 0)
+}
+
+/// A new socket of a protocol that is not the first of its family.
+pub fn socket_of(domain: i32, kind: i32, protocol: i32) -> Result<OwnedFd, Errno> {
     // SAFETY: on success the descriptor is new and ours.
-    Errno::result(unsafe { libc::socket(domain, kind | libc::SOCK_CLOEXEC, 0) }).map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
+    Errno::result(unsafe { libc::socket(domain, kind | libc::SOCK_CLOEXEC, protocol) }).map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Two sockets that are connected.

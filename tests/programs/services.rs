@@ -50,16 +50,19 @@ def application(environ, start_response):
     return [f'worker {os.getpid()} count {count}\n'.encode()]
 "#;
 
-/// A master with two workers behind a unix socket, and a client in the same tree that asks without end.
+/// A master with two workers behind a unix socket, and two clients in the same tree that ask without end.
 const WEB: &str = r#"
 uwsgi --plugin python3 --http-socket $PWD/web --wsgi-file app.py --master --processes 2 --need-app --die-on-term & web=$!
 until [ -S web ]; do sleep 0.02; done
+ask() { curl -sS --max-time 50 --unix-socket web http://localhost/$1; }
+until [ -e stop ]; do ask slow >> slow || echo failed >> slow; done & slow=$!
 n=0
 until [ -e stop ]; do
-    curl -sS --max-time 20 --unix-socket web http://localhost/ >> answers || echo failed >> answers
+    ask >> answers || echo failed >> answers
     n=$((n + 1)); echo $n > asked
 done
-curl -sS --unix-socket web http://localhost/last > last
+wait $slow
+ask last > last
 kill $web
 wait $web
 echo done > done
@@ -84,7 +87,7 @@ exec 9>&-
 wait $transaction; echo "transaction $?" > codes
 kill $load; wait $load
 psql -At -c 'select count(*) from kept' > kept
-psql -At -c 'select (select sum(abalance) from pgbench_accounts) = (select sum(delta) from pgbench_history), (select sum(bbalance) from pgbench_branches) = (select sum(delta) from pgbench_history), (select count(*) > 100 from pgbench_history)' > sums
+psql -At -c 'select (select sum(abalance) from pgbench_accounts) = (select sum(delta) from pgbench_history), (select sum(bbalance) from pgbench_branches) = (select sum(delta) from pgbench_history), (select count(*) > 20 from pgbench_history)' > sums
 kill -INT $cluster; wait $cluster; echo "cluster $?" >> codes
 echo done > done
 "#;
@@ -219,17 +222,18 @@ crate::alone! {
         assert!(until(WORK, || asked(&lab) > seen + 5), "no answers any more\n{}", lab.log());
         write(&lab, "stop", "");
         finish(&lab, &mut running, |lab| lab.path("done").exists());
-        let answers = read(&lab, "answers");
-        assert!(!answers.contains("failed") && answers.lines().all(|l| l.starts_with("worker ")), "{answers}\n{}", lab.log());
+        let answers = ["answers", "slow", "last"].map(|name| read(&lab, name)).concat();
+        assert!(answers.lines().all(|l| l.starts_with("worker ")), "{answers}\n{}", lab.log());
         // Each worker counted on from where it was, and no request was answered twice or by a new worker.
-        let mut workers = std::collections::BTreeMap::new();
-        for line in answers.lines().chain(read(&lab, "last").lines()) {
-            let words: Vec<&str> = line.split(' ').collect();
-            let count: u32 = words[3].parse().expect("a count");
-            let before = workers.insert(words[1].to_string(), count).unwrap_or(0);
-            assert_eq!(count, before + 1, "worker {} lost its memory: {answers}", words[1]);
+        let mut workers = std::collections::BTreeMap::<&str, Vec<usize>>::new();
+        for words in answers.lines().map(|line| line.split(' ').collect::<Vec<_>>()) {
+            workers.entry(words[1]).or_default().push(words[3].parse().expect("a count"));
         }
-        assert!(workers.len() <= 2, "{workers:?}");
+        for (worker, counts) in &mut workers {
+            counts.sort_unstable(); // the two clients write in their own time
+            assert!(counts.iter().copied().eq(1..=counts.len()), "worker {worker} lost its memory: {counts:?}");
+        }
+        assert!(workers.len() <= 2 && !read(&lab, "slow").is_empty(), "{workers:?}");
     }
 
     fn postgresql_with_an_open_transaction() {
@@ -241,7 +245,10 @@ crate::alone! {
         std::fs::set_permissions(lab.path(""), PermissionsExt::from_mode(0o755)).expect("mode");
         std::os::unix::fs::chown(lab.path(""), Some(USER), Some(USER)).expect("owner");
         write(&lab, "cluster.sh", CLUSTER);
-        let as_user = ["--reuid=65534", "--regid=65534", "--clear-groups", "env", "LC_ALL=C"];
+        // The way to the folder need not be open to everybody.
+        const ENTER: &str = "+dac_override,+dac_read_search";
+        let (inherited, ambient) = (format!("--inh-caps={ENTER}"), format!("--ambient-caps={ENTER}"));
+        let as_user = ["--reuid=65534", "--regid=65534", "--clear-groups", &inherited, &ambient, "env", "LC_ALL=C"];
         let initdb = bin.join("initdb").display().to_string();
         plainly(&lab, "setpriv", &[&as_user[..], &[&initdb, "-D", "data", "-A", "trust", "--no-sync"]].concat());
         let path = format!("BIN={}", bin.display());
@@ -284,7 +291,7 @@ crate::alone! {
             |lab| lab.path("done").exists(),
         );
         let before = read(&lab, "fired").lines().count();
-        let fires = until(Duration::from_secs(70), || read(&lab, "fired").lines().count() > before);
+        let fires = until(Duration::from_secs(100), || read(&lab, "fired").lines().count() > before);
         assert!(fires, "cron does nothing any more\n{}", lab.log());
         write(&lab, "stop", "");
         finish(&lab, &mut running, |lab| lab.path("done").exists());
@@ -292,7 +299,8 @@ crate::alone! {
         let right = lines.lines().enumerate().all(|(n, line)| line == format!("1 box {}", n + 1));
         assert!(right, "{lines}");
         assert_eq!(read(&lab, "table").lines().last().map(|l| l.ends_with("fired")), Some(true), "{}", read(&lab, "table"));
-        assert!(matches!(read(&lab, "alone").trim(), "1" | "2" | "3" | "4"), "{}", read(&lab, "alone"));
+        // The shell, who looks, and perhaps what cron has left.
+        assert!(matches!(read(&lab, "alone").trim(), "2" | "3" | "4" | "5" | "6"), "{}", read(&lab, "alone"));
     }
 
     fn parallel_make_of_a_c_library() {

@@ -1,5 +1,6 @@
-//! Sockets. Those of the unix family come back; the others are named and refused.
+//! Sockets. Those of the unix and netlink families come back; the others are named and refused.
 
+pub mod netlink;
 pub mod options;
 pub mod outside;
 pub mod peers;
@@ -18,6 +19,9 @@ pub fn capture(found: &Found, capture: &mut Capture) -> Result<Option<FileKind>>
     let domain = socket::number(fd, libc::SO_DOMAIN).context(doing)?;
     if domain == libc::AF_UNIX {
         return unix::capture(found, fd, capture).context(doing);
+    }
+    if domain == libc::AF_NETLINK {
+        return netlink::capture(found, fd, capture).context(doing);
     }
     let kind = socket::number(fd, libc::SO_TYPE).context(doing)?;
     let protocol = socket::number(fd, libc::SO_PROTOCOL).context(doing)?;
@@ -38,7 +42,7 @@ pub fn capture(found: &Found, capture: &mut Capture) -> Result<Option<FileKind>>
     Ok(None)
 }
 
-/// `TCP socket`, `netlink socket of protocol 15`.
+/// `TCP socket`, `raw socket of protocol 1`.
 fn describe(domain: i32, kind: i32, protocol: i32) -> String {
     let version = if domain == libc::AF_INET6 { " over IPv6" } else { "" };
     match (domain, protocol) {
@@ -46,7 +50,6 @@ fn describe(domain: i32, kind: i32, protocol: i32) -> String {
         (libc::AF_INET | libc::AF_INET6, libc::IPPROTO_UDP) => format!("UDP socket{version}"),
         (libc::AF_INET | libc::AF_INET6, _) if kind == libc::SOCK_RAW => format!("raw socket of protocol {protocol}{version}"),
         (libc::AF_INET | libc::AF_INET6, _) => format!("socket of protocol {protocol}{version}"),
-        (libc::AF_NETLINK, _) => format!("netlink socket of protocol {protocol}"),
         (libc::AF_PACKET, _) => "packet socket".into(),
         (libc::AF_ALG, _) => "crypto socket (AF_ALG)".into(),
         (libc::AF_VSOCK, _) => "vsock socket".into(),
@@ -61,7 +64,6 @@ mod tests {
     fn families_have_names() {
         assert_eq!(describe(libc::AF_INET6, libc::SOCK_STREAM, libc::IPPROTO_TCP), "TCP socket over IPv6");
         assert_eq!(describe(libc::AF_INET, libc::SOCK_RAW, 1), "raw socket of protocol 1");
-        assert_eq!(describe(libc::AF_NETLINK, libc::SOCK_RAW, 15), "netlink socket of protocol 15");
         assert_eq!(describe(99, 1, 2), "socket of address family 99, type 1, protocol 2");
     }
 }
