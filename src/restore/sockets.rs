@@ -14,7 +14,7 @@ use crate::resource::Tree;
 use crate::resource::descriptor::{FileId, FileKind, OpenFile};
 use crate::resource::namespace::Namespace;
 use crate::resource::socket::options;
-use crate::resource::socket::unix::{Identity, Peer, Role, UnixSocket, readable};
+use crate::resource::socket::unix::{Identity, Peer, Role, UnixSocket, readable, set_flags};
 use crate::resource::thread::serde_bytes_vec::Bytes;
 use crate::sys::{apart, namespace, socket};
 use bind::Reach;
@@ -258,7 +258,9 @@ impl<'t> Sockets<'t> {
     fn name(&self, id: FileId) -> Result<()> {
         let socket = self.socket(id)?;
         match &socket.name {
-            Some(Bytes(name)) => bind::bind(self.fd(id)?, name, socket.file.as_ref().and_then(|f| Some((f, self.files.get(&id)?.as_path())))),
+            Some(Bytes(name)) => {
+                bind::bind(self.fd(id)?, name, socket.file.as_ref().and_then(|f| Some((f, self.files.get(&id)?.as_path()))))
+            }
             None => Ok(()),
         }
     }
@@ -266,7 +268,8 @@ impl<'t> Sockets<'t> {
     /// The listening socket of the tree that an accepted one has its name from.
     fn listener(&self, accepted: &UnixSocket) -> Option<FileId> {
         let alike = |s: &UnixSocket| {
-            matches!(s.role, Role::Listening { .. }) && (s.kind, &s.name, &s.file, s.network) == (accepted.kind, &accepted.name, &accepted.file, accepted.network)
+            matches!(s.role, Role::Listening { .. })
+                && (s.kind, &s.name, &s.file, s.network) == (accepted.kind, &accepted.name, &accepted.file, accepted.network)
         };
         self.all().find(|(_, s)| alike(s)).map(|(id, _)| id)
     }
@@ -347,6 +350,8 @@ impl<'t> Sockets<'t> {
             Role::Connected { peer: Peer::Outside(Bytes(name)), .. } => {
                 let client = self.open(id)?;
                 let who = self.holder(id);
+                // A server that takes no connection must not hold meio up.
+                set_flags(client.as_fd(), libc::O_NONBLOCK as u32)?;
                 self.act(id, who.as_ref(), || socket::connect(client.as_fd(), name)).map_err(|e| {
                     Error::new(Kind::NotFound, format!("{} outside of the tree cannot be connected to: {}", readable(name), e.message))
                         .help("start the program that listens there")
@@ -443,6 +448,11 @@ impl UnixSocket {
             Role::Connected { peer: Peer::File(id), .. } => Some(id),
             _ => None,
         }
+    }
+
+    /// Its peer is outside of the tree.
+    fn leads_out(&self) -> bool {
+        matches!(self.role, Role::Connected { peer: Peer::Outside(_), .. })
     }
 
     fn accepted(&self) -> bool {

@@ -193,11 +193,17 @@ impl Sockets {
                 }
             }
         }
-        let unread = self.embryos.iter().filter(|e| e.name == entry.name && e.file == entry.file && e.network == entry.network && e.readable > 0);
+        let unread =
+            self.embryos.iter().filter(|e| e.name == entry.name && e.file == entry.file && e.network == entry.network && e.readable > 0);
         let unread = unread.filter(|e| e.peer.is_some_and(|p| entry.pending.contains(&p))).map(|e| e.readable).sum::<u32>();
         if unread > 0 {
             let reason = format!("{unread} bytes were sent over a connection that is not accepted yet, where nobody can read them");
-            capture.refuse_for_now(pid, object.as_str(), reason, "dump again a moment later: the program has not accepted the connection yet");
+            capture.refuse_for_now(
+                pid,
+                object.as_str(),
+                reason,
+                "dump again a moment later: the program has not accepted the connection yet",
+            );
             return None;
         }
         Some(Role::Listening { backlog: entry.written as i32, pending })
@@ -251,6 +257,7 @@ impl Sockets {
                         .warnings
                         .push(format!("process {pid}, {object}: {who} has not read all that was sent; it will not be sent again"));
                 }
+                let name = outside::from_root(name, self.holders.get(&peer));
                 return Some(Role::Connected { peer: Peer::Outside(Bytes(name)), accepted: false });
             }
             let reason = format!("its peer is held by {who}, outside of the tree, and has no name by which to connect to it again");
