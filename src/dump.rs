@@ -8,6 +8,7 @@ mod tree;
 use crate::error::{Context, Error, Kind, Refusal, Result};
 use crate::image::{self, Codec, Dedup, SectionKind, Writer};
 use crate::progress::{Report, phase};
+use crate::resource::aio;
 use crate::resource::capture::{Capture, Decisions};
 use crate::resource::graph::Lost;
 use crate::resource::process::State;
@@ -142,8 +143,10 @@ fn save(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     captured.capture.notes.iter().for_each(|note| report.note(note));
     let mut held = Some(frozen);
     let mut pause = None;
+    let mut late = false;
     let written = phase(report, &mut phases, "memory", |report| {
         write(options, &target, &captured, (id, &dedup), report, || {
+            late |= aio::moved(&captured.capture.rings);
             if !options.kill {
                 if let Some(a) = held.take() {
                     Frozen::release(a)
@@ -159,6 +162,9 @@ fn save(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
             return Err(e);
         }
     };
+    if late {
+        return Err(Error::other("asynchronous I/O was under way and has ended while the tree was being saved").help("try again"));
+    }
     phase(report, &mut phases, "flush", |_| target.commit())?;
     let source = match held.take() {
         Some(frozen) => {

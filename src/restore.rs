@@ -13,6 +13,8 @@ mod places;
 mod planted;
 mod pool;
 mod ptys;
+mod queues;
+mod rings;
 mod root;
 mod skeleton;
 mod sockets;
@@ -169,7 +171,12 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
         planted.destroy();
         return Err(e);
     }
-    let entry = capsule.as_ref().map(|(roster, name)| Entry::of(name, root).and_then(|e| roster.enter(&e).map(|()| e))).transpose();
+    let image = match &options.input {
+        Input::Path(path) => std::fs::canonicalize(path).ok(),
+        Input::Stdin => None,
+    };
+    let entry = |name: &str| Entry::of(name, root).map(|entry| Entry { image, ..entry });
+    let entry = capsule.as_ref().map(|(roster, name)| entry(name).and_then(|e| roster.enter(&e).map(|()| e))).transpose();
     let entry = match entry {
         Ok(entry) => entry,
         Err(e) => {
@@ -189,6 +196,7 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     }
     report.clear();
     let session = foreground::Session::begin(&terminals, &tree, planted.front(), options.detach);
+    pool.queues.keep();
     drop(pool);
     terminals.let_go();
     planted.release();

@@ -221,7 +221,9 @@ int main(int argc, char **argv)
     (void) argc;
     int pair[2];
     if (fork() == 0) {
-        dup2(syscall(SYS_userfaultfd, 1), 60);
+        int fault = (int)syscall(SYS_userfaultfd, 1);
+        dup2(fault, 60);
+        close(fault);
         while (access(named(argv[1], "go"), F_OK)) usleep(10000);
         _exit(0);
     }

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Child, Stdio};
 
 /// A roster of the test's own: the tests run beside each other on one file system.
-fn lab(name: &str) -> Lab {
+pub fn lab(name: &str) -> Lab {
     fs::create_dir_all("/run/meio").expect("folder");
     let none = None::<&str>;
     nix::mount::mount(Some("tmpfs"), "/run/meio", Some("tmpfs"), nix::mount::MsFlags::empty(), none).expect("tmpfs");
@@ -115,6 +115,61 @@ crate::alone! {
         go(&lab, "web");
         assert!(until(SOON, || observe::state(init).is_none()), "it does not end");
         assert_eq!(fs::read_to_string(result).expect("result"), "2\nweb\n/proc/1\n/proc/2\n");
+        lab.nothing_left();
+    }
+
+    /// One end in a bridge of the host: the same address, the same hardware, and the way there and back.
+    fn attached_to_a_bridge() {
+        use std::io::{Read, Write};
+        let lab = lab("capsule-bridge");
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("unshare");
+        let ip = |line: &str| assert!(std::process::Command::new("ip").args(line.split(' ')).status().expect("ip(8) of iproute2 starts").success());
+        ["link add br7 type bridge", "addr add 10.7.0.1/24 dev br7", "link set br7 up"].into_iter().for_each(ip);
+        let listener = std::net::TcpListener::bind("10.7.0.1:9000").expect("bind");
+        let script = format!(
+            "cd {}; show() {{ ip -o link show eth0; ip -o -4 addr show eth0; ip route; }}; show > first; echo > ready; \
+             until [ -e go ]; do read -t 0.05 <> fifo; done; show > second; \
+             exec 3<>/dev/tcp/10.7.0.1/9000; echo within >&3; read -r said <&3; echo \"$said\" > said",
+            lab.path("").display()
+        );
+        nix::unistd::mkfifo(&lab.path("fifo"), nix::sys::stat::Mode::S_IRWXU).expect("fifo");
+        let arguments = ["run", "-d", "--name", "net", "--net", "veth=br7:10.7.0.2/24", "--", "bash", "-c", &script];
+        let done = lab.run(lab.meio(&arguments));
+        assert_eq!(done.code, 0, "{}", done.stderr);
+        assert!(until(SOON, || lab.path("ready").exists()));
+        let outside = || {
+            let out = std::process::Command::new("ip").args(["-o", "link", "show", "master", "br7"]).output().expect("ip starts");
+            String::from_utf8_lossy(&out.stdout).into_owned()
+        };
+        let hardware = |text: &str| text.lines().find_map(|l| Some(l.split("link/ether ").nth(1)?.split(' ').next()?.to_owned()));
+        let before = outside();
+        assert!(before.contains("meio0@"), "{before}");
+        for round in 0..2 {
+            let image = lab.path(&format!("net{round}.meio"));
+            let image = image.to_str().expect("path");
+            let done = lab.run(lab.meio(&["dump", "net", "--kill", "-o", image]));
+            assert_eq!(done.code, 0, "{}", done.stderr);
+            assert!(until(SOON, || outside().is_empty()), "{}", outside());
+            let done = lab.run(lab.meio(&["restore", "-d", image]));
+            assert_eq!(done.code, 0, "{}", done.stderr);
+            let now = outside();
+            assert!(now.contains("meio0@") && hardware(&now) == hardware(&before), "{now} after {before}");
+            assert_eq!(entry("net").expect("entry")["image"], image, "the list has lost the image");
+        }
+        let init = pid_of("net");
+        fs::write(lab.path("go"), "").expect("go");
+        let (mut stream, from) = listener.accept().expect("accept");
+        assert_eq!(from.ip().to_string(), "10.7.0.2");
+        let mut said = [0; 7];
+        stream.read_exact(&mut said).expect("read");
+        assert_eq!(&said, b"within\n");
+        stream.write_all(b"outside\n").expect("write");
+        assert!(until(SOON, || observe::state(init).is_none()), "it does not end");
+        assert_eq!(fs::read_to_string(lab.path("said")).expect("said"), "outside\n");
+        let shown = |name: &str| fs::read_to_string(lab.path(name)).expect("interfaces");
+        let settled = |text: String| text.replace("LOWERLAYERDOWN", "UP").replace(" state UNKNOWN ", " state UP ");
+        assert_eq!(settled(shown("second")), settled(shown("first")));
+        assert!(until(SOON, || outside().is_empty()), "{}", outside());
         lab.nothing_left();
     }
 

@@ -27,6 +27,7 @@ fn through(name: &str, program: &str, arguments: &[&str], way: Way) {
 
 fixtures! {
     advice: "advice";
+    aio: "aio";
     anonymous: "anonymous";
     attributes: "attributes";
     busy: "busy";
@@ -47,9 +48,12 @@ fixtures! {
     growth: "growth";
     hugetlb: "hugetlb";
     inotify: "inotify";
+    ipc_inside: "ipcspaces";
+    ipc_twice: "ipcspaces" "apart";
     itimers: "itimers";
     locks: "locks";
     memfd: "memfd";
+    mqueue: "mqueue";
     owners: "owners";
     pidfd: "pidfd";
     namespace_of_cgroups: "namespaces" "C";
@@ -81,6 +85,7 @@ fixtures! {
     timerfd: "timerfd";
     timers: "timers";
     tree: "tree";
+    unread: "unread";
     unix_dgram: "unix_dgram";
     unix_ends: "unix_ends";
     unix_names: "unix_names";

@@ -2,6 +2,7 @@
 //! ways in which a tree is taken through a dump.
 
 pub mod alone;
+pub mod compare;
 pub mod observe;
 pub mod terminal;
 
@@ -39,6 +40,7 @@ pub struct Lab {
     mounts: String,
     /// Files that `dump` wrote.
     images: Vec<PathBuf>,
+    name: String,
 }
 
 /// A tree that runs.
@@ -132,7 +134,7 @@ impl Lab {
             .tempdir_in(env!("CARGO_TARGET_TMPDIR"))
             .expect("folder");
         fs::create_dir(dir.path().join("images")).expect("folder");
-        Lab { dir, mounts: fs::read_to_string("/proc/self/mounts").expect("mounts"), images: Vec::new() }
+        Lab { dir, mounts: fs::read_to_string("/proc/self/mounts").expect("mounts"), images: Vec::new(), name: name.to_owned() }
     }
 
     /// A path in the test's folder.
@@ -278,10 +280,12 @@ impl Lab {
                 self.restore(&image, &mut running, &[]);
             }
             Way::TwiceRestored => {
-                for _ in 0..2 {
-                    let image = self.dump(&mut running, &["--kill"]);
-                    self.restore(&image, &mut running, &[]);
-                }
+                let begin = now();
+                let first = self.dump(&mut running, &["--kill"]);
+                self.restore(&first, &mut running, &[]);
+                let second = self.dump(&mut running, &["--kill"]);
+                self.same_metadata(&first, &second, now() - begin);
+                self.restore(&second, &mut running, &[]);
             }
             Way::PidNamespace => {
                 let image = self.dump(&mut running, &["--kill"]);
@@ -290,6 +294,19 @@ impl Lab {
         }
         self.go_and_verify(running, Duration::from_secs(60));
         self.nothing_left();
+    }
+
+    /// The images of a tree and of the restored tree say the same of it, but for what [`compare::ALLOWED`] lists.
+    pub fn same_metadata(&self, first: &Path, second: &Path, elapsed_ns: u64) {
+        let [before, after] = [first, second].map(|image| {
+            let done = self.run(self.meio(&["inspect", image.to_str().expect("path"), "--json"]));
+            assert_eq!(done.code, 0, "{done:?}");
+            serde_json::from_str(done.stdout.lines().last().unwrap_or_default()).expect("JSON")
+        });
+        let (found, used) = compare::differences(&self.name, &before, &after, elapsed_ns);
+        assert!(found.is_empty(), "the restored tree is another one:\n{}", found.join("\n"));
+        let unneeded: Vec<_> = compare::unneeded(&self.name, &used).collect();
+        assert!(unneeded.is_empty(), "allowed in tests/lab/compare.rs and needed no more: {unneeded:?}");
     }
 
     /// Tells a fixture to verify itself and waits for its verdict.

@@ -83,7 +83,14 @@ refused! {
     userfaultfd: "u = syscall(323, 1)" => "userfaultfd";
     perf: "p = ctypes.create_string_buffer(b'\\x01\\0\\0\\0\\x80\\0\\0\\0', 128); syscall(298, p, 0, -1, -1, 0)" => "perf";
     bpf: "import struct; p = ctypes.create_string_buffer(struct.pack('IIII', 2, 4, 4, 1), 128); b = syscall(321, 0, p, 128)" => "bpf";
-    message_queue: "q = syscall(240, b'meio-test', 0o102, 0o600, None); syscall(241, b'meio-test')" => "message queue";
+    message_queue_told: "q = syscall(240, b'meio-test', 0o102, 0o600, None); syscall(241, b'meio-test'); syscall(242, q, b'x', 1, 0, None); syscall(244, q, (ctypes.c_int * 16)(0, 0, 0, 1))" => "mq_notify";
+    message_queue_of_others: "q = syscall(240, b'meio-test', 0o102, 0o600, None); syscall(241, b'meio-test')
+if os.fork() == 0:
+    if os.fork() == 0:
+        os.setsid()
+        time.sleep(1000)
+    os._exit(0)
+os.wait()" => "outside of the tree, has this message queue open";
     traced: "
 child = os.fork()
 if child == 0:

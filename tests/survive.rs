@@ -106,9 +106,12 @@ fn counted(outcome: &Outcome) -> &str {
 
 /// Every kernel call of a dump.
 fn dump(kind: Kind, injury: Injury) {
+    if kind == Kind::Capsule {
+        source::furnish();
+    }
     let lab = Lab::new("survive-dump");
     let image = lab.path("images/tree.meio");
-    let command = |source: &Source| lab.meio(&["dump", &source.pid().to_string(), "-o", image.to_str().expect("path")]);
+    let command = |source: &Source| lab.meio(&["dump", &kind.target(source.pid()), "-o", image.to_str().expect("path")]);
     let mut source = Source::start(&lab, kind);
     // Each dump replaces the image of the one before.
     let replace = kind == Kind::Sleeper;
@@ -145,7 +148,7 @@ fn dump(kind: Kind, injury: Injury) {
 fn killed_at_random(kind: Kind, n: usize) {
     let lab = Lab::new("survive-random");
     let image = lab.path("images/tree.meio");
-    let command = |source: &Source| lab.meio(&["dump", &source.pid().to_string(), "-o", image.to_str().expect("path")]);
+    let command = |source: &Source| lab.meio(&["dump", &kind.target(source.pid()), "-o", image.to_str().expect("path")]);
     let mut source = Source::start(&lab, kind);
     let mut longest = Duration::ZERO;
     for _ in 0..5 {
@@ -194,37 +197,65 @@ struct Saved {
     image: String,
     root: i32,
     pids: Vec<i32>,
+    links: String,
+    mounts: String,
+}
+
+fn links() -> String {
+    let all = fs::read_to_string("/proc/thread-self/net/dev").expect("interfaces");
+    all.lines().filter_map(|l| l.split_once(':')).map(|(name, _)| name.trim()).collect::<Vec<_>>().join(" ")
+}
+
+fn mounts() -> String {
+    fs::read_to_string("/proc/self/mounts").expect("mounts")
 }
 
 impl Saved {
     fn new(kind: Kind) -> Saved {
+        if kind == Kind::Capsule {
+            source::furnish();
+        }
         let mut lab = Lab::new("survive-restore");
+        let (links, mounts) = (links(), mounts());
         let mut source = Source::start(&lab, kind);
-        let pids = observe::tree(source.pid());
+        let mut pids = observe::tree(source.pid());
+        pids.sort_unstable();
         let image = lab.dump(&mut source.running, &["--kill"]);
-        Saved { kind, lab, image: image.to_str().expect("path").to_string(), root: source.pid(), pids }
+        Saved { kind, lab, image: image.to_str().expect("path").to_string(), root: source.pid(), pids, links, mounts }
     }
 
     fn command(&self) -> Command {
         self.lab.meio(&["restore", "-d", &self.image])
     }
 
-    /// Those of the tree that are there.
+    /// Those of the tree that are there, and whoever else is.
     fn left(&self) -> Vec<i32> {
-        self.pids.iter().copied().filter(|&pid| observe::state(pid).is_some()).collect()
+        let own = std::process::id() as i32;
+        observe::processes().into_iter().filter(|&pid| pid != 1 && pid != own).collect()
+    }
+
+    fn whole(&self) -> bool {
+        // Numbers of a capsule are others outside every time.
+        let left = self.left();
+        left == self.pids || self.kind == Kind::Capsule && left.len() == self.pids.len()
     }
 
     fn gone(&self) -> Result<(), String> {
-        if until(SOON / 4, || self.left().is_empty()) {
-            return Ok(());
+        // An interface goes a moment after the namespace that the other end was in.
+        if until(SOON / 4, || self.left().is_empty() && links() == self.links) {
+            if mounts() != self.mounts {
+                return Err("mounts are left".into());
+            }
+            return if self.kind == Kind::Capsule { source::no_capsule(&self.lab) } else { Ok(()) };
         }
         let stat = |pid: &i32| fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        Err(format!("of the processes {:?} some are left: {:#?}", self.pids, self.left().iter().map(stat).collect::<Vec<_>>()))
+        let left: Vec<_> = self.left().iter().map(stat).collect();
+        Err(format!("of the processes {:?}, or others, some are left: {left:#?}; interfaces: {}", self.pids, links()))
     }
 
     /// The restored tree is whole, goes on, and ends when it is told to.
     fn well(&self) -> Result<(), String> {
-        source::free(self.root)?;
+        source::free(self.kind.root(self.root))?;
         self.kind.goes_on(&self.lab)?;
         fs::write(self.lab.path("x.go"), "").expect("go");
         until(SOON, || self.lab.path("x.result").exists());
@@ -241,7 +272,7 @@ impl Saved {
         if until(Duration::from_millis(400), || self.left().is_empty()) {
             return Ok(());
         }
-        let settled = until(SOON / 4, || self.left().is_empty() || (self.left() == self.pids && self.kind.goes_on(&self.lab).is_ok()));
+        let settled = until(SOON / 4, || self.left().is_empty() || (self.whole() && self.kind.goes_on(&self.lab).is_ok()));
         if !settled || self.left().is_empty() { self.gone() } else { self.well() }
     }
 
@@ -254,7 +285,7 @@ impl Saved {
         for name in ["x.go", "x.result"] {
             let _ = fs::remove_file(self.lab.path(name));
         }
-        if self.kind == Kind::Family && !self.lab.path("x.fifo").exists() {
+        if matches!(self.kind, Kind::Family | Kind::Spaces | Kind::Capsule) && !self.lab.path("x.fifo").exists() {
             nix::unistd::mkfifo(&self.lab.path("x.fifo"), nix::sys::stat::Mode::S_IRWXU).expect("fifo");
         }
     }
@@ -319,8 +350,18 @@ crate::alone! {
     fn dump_of_objects_when_a_call_fails() { dump(Kind::Objects, Injury::Fails) }
     fn dump_of_objects_killed_at_a_call() { dump(Kind::Objects, Injury::Killed) }
     fn dump_of_objects_killed_at_random() { killed_at_random(Kind::Objects, if all() { 500 } else { 40 }) }
+    fn dump_of_namespaces_when_a_call_fails() { dump(Kind::Spaces, Injury::Fails) }
+    fn dump_of_namespaces_killed_at_a_call() { dump(Kind::Spaces, Injury::Killed) }
+    fn dump_of_a_capsule_when_a_call_fails() { dump(Kind::Capsule, Injury::Fails) }
+    fn dump_of_a_capsule_killed_at_a_call() { dump(Kind::Capsule, Injury::Killed) }
+    fn restore_of_namespaces_when_a_call_fails() { restore(Kind::Spaces, Injury::Fails) }
+    fn restore_of_namespaces_killed_at_a_call() { restore(Kind::Spaces, Injury::Killed) }
+    fn restore_of_a_capsule_when_a_call_fails() { restore(Kind::Capsule, Injury::Fails) }
+    fn restore_of_a_capsule_killed_at_a_call() { restore(Kind::Capsule, Injury::Killed) }
+    fn restore_of_a_capsule_killed_at_random() { restore_killed_at_random(Kind::Capsule, if all() { 500 } else { 40 }) }
     fn dump_of_busy_killed_at_random() { killed_at_random(Kind::Busy, if all() { 1000 } else { 60 }) }
     fn dump_of_sleepers_killed_at_random() { killed_at_random(Kind::Sleepers, if all() { 500 } else { 40 }) }
+    fn dump_of_what_is_unread_killed_at_random() { killed_at_random(Kind::Unread, if all() { 1000 } else { 60 }) }
     fn restore_of_busy_when_a_call_fails() { restore(Kind::Busy, Injury::Fails) }
     fn restore_of_busy_killed_at_a_call() { restore(Kind::Busy, Injury::Killed) }
     fn restore_of_a_family_when_a_call_fails() { restore(Kind::Family, Injury::Fails) }

@@ -58,6 +58,17 @@ const JOB: &str = "import signal, sys, time, termios\n\
     n = 0\n\
     while True:\n    print('tick', n, flush=True); n += 1; time.sleep(0.05)\n";
 
+fn suspended_and_continued(shell: &mut Shell) {
+    shell.press("\x1a");
+    shell.expect("Stopped");
+    shell.expect("ready> ");
+    shell.press("stty -a | grep -c ' echo '; fg\r");
+    shell.expect("\r\n1\r");
+    for _ in 0..3 {
+        shell.expect("tick");
+    }
+}
+
 fn started(lab: &Lab) -> (Shell, i32) {
     std::fs::write(lab.path("job.py"), JOB).expect("script");
     let mut shell = Shell::new(lab);
@@ -85,6 +96,31 @@ fn last_tick(shown: &str) -> Option<u32> {
 }
 
 crate::alone! {
+    /// A capsule is a job of its shell like any other program: ^Z, fg and ^C reach the program, modes are put back; also after a
+    /// restore.
+    fn a_capsule_is_a_job() {
+        let lab = crate::capsules::lab("capsule-job");
+        std::fs::write(lab.path("job.py"), JOB).expect("script");
+        let mut shell = Shell::new(&lab);
+        shell.press("$meio run --name job -- python3 ../job.py\r");
+        shell.expect("tick 12\r");
+        suspended_and_continued(&mut shell);
+        let done = lab.run(lab.meio(&["dump", "job", "-o", "../job.meio", "--kill"]));
+        assert_eq!(done.code, 0, "{done:?}");
+        shell.expect("ready> ");
+        shell.press("stty -a | grep -c ' echo '; $meio restore -q ../job.meio\r");
+        shell.expect("\r\n1\r");
+        shell.expect("tick");
+        suspended_and_continued(&mut shell);
+        shell.press("\x03");
+        shell.expect("ended by ^C");
+        shell.expect("ready> ");
+        shell.press("echo code $?; stty -a | grep -c ' echo '; $meio list | wc -l\r");
+        shell.expect("code 5\r\n1\r\n1\r");
+        shell.end();
+        lab.nothing_left();
+    }
+
     fn a_shell_job_goes_on_in_another_terminal() {
         let lab = Lab::new("job");
         let (mut old, job) = started(&lab);

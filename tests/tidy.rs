@@ -192,6 +192,9 @@ const GROUND: &[&str] = &["capture", "rebuild", "graph", "kinds", "descriptor"];
 /// Kinds that may use another kind: saved types that hold other saved types or their numbers.
 const MAY_USE: &[(&str, &[&str])] = &[
     ("outside", &["ignored"]),
+    ("aio", &["memory"]),
+    ("process", &["aio"]),
+    ("mqueue", &["path", "process", "thread"]),
     ("device", &["path", "unsupported"]),
     ("cgroup", &["path"]),
     ("epoll", &[]),
@@ -201,7 +204,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("namespace", &["mount", "network", "path", "process"]),
     ("process", &["attributes", "limits", "memory", "namespace", "path", "signals", "thread", "timers"]),
     ("terminal", &["path", "pty"]),
-    ("pty", &["terminal"]),
+    ("pty", &["terminal", "thread"]),
     ("process", &["attributes", "limits", "memory", "path", "signals", "system_v", "thread", "timers"]),
     ("thread", &["attributes", "credentials", "sched", "seccomp"]),
     ("process", &["attributes", "limits", "memory", "namespace", "path", "signals", "thread", "timers"]),

@@ -54,7 +54,8 @@ impl Network {
     /// What can be known to go wrong.
     pub fn check(&self) -> Result<()> {
         match self {
-            Network::Veth { bridge, .. } if !std::path::Path::new("/sys/class/net").join(bridge).join("bridge").exists() => {
+            // Not in /sys: that shows the network namespace of who mounted it.
+            Network::Veth { bridge, .. } if !bridges()?.contains(bridge) => {
                 Err(Error::new(Kind::NotFound, format!("there is no bridge {bridge}")).help(format!("ip link add {bridge} type bridge")))
             }
             _ => Ok(()),
@@ -68,10 +69,9 @@ impl Network {
             Network::Host => Ok(()),
             Network::None => inside(&process, &["link", "set", "lo", "up"]),
             Network::Veth { bridge, address } => {
-                let outer = format!("meio{pid}");
-                ip(&["link", "add", &outer, "type", "veth", "peer", "name", "eth0", "netns", &process])
+                // The kernel takes the first number that is free.
+                ip(&["link", "add", "meio%d", "up", "master", bridge, "type", "veth", "peer", "name", "eth0", "netns", &process])
                     .context(|| format!("connecting the capsule {capsule}"))?;
-                ip(&["link", "set", &outer, "master", bridge, "up"])?;
                 inside(&process, &["link", "set", "lo", "up"])?;
                 inside(&process, &["addr", "add", address, "dev", "eth0"])?;
                 inside(&process, &["link", "set", "eth0", "up"])
@@ -81,19 +81,25 @@ impl Network {
 }
 
 /// ip(8) where meio is.
-fn ip(arguments: &[&str]) -> Result<()> {
+fn ip(arguments: &[&str]) -> Result<String> {
     run(Command::new("ip").args(arguments))
+}
+
+/// Names of all bridges: `2: br0: <BROADCAST,...`.
+fn bridges() -> Result<Vec<String>> {
+    let said = ip(&["-o", "link", "show", "type", "bridge"])?;
+    Ok(said.lines().filter_map(|line| Some(line.split(": ").nth(1)?.split('@').next()?.to_owned())).collect())
 }
 
 /// ip(8) in the network namespace of a process.
 fn inside(process: &str, arguments: &[&str]) -> Result<()> {
-    run(Command::new("nsenter").args(["-n", "-t", process, "ip"]).args(arguments))
+    run(Command::new("nsenter").args(["-n", "-t", process, "ip"]).args(arguments)).map(drop)
 }
 
-fn run(command: &mut Command) -> Result<()> {
+fn run(command: &mut Command) -> Result<String> {
     let out = command.stdin(Stdio::null()).output().map_err(|e| Error::from(e).context("starting ip").help("install iproute2"))?;
     if out.status.success() {
-        return Ok(());
+        return Ok(String::from_utf8_lossy(&out.stdout).into_owned());
     }
     Err(Error::other(format!("ip: {}", String::from_utf8_lossy(&out.stderr).trim())))
 }

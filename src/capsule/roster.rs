@@ -30,6 +30,8 @@ pub struct Entry {
 #[derive(Debug, Clone)]
 pub struct Roster(PathBuf);
 
+/// An entry that is being written.
+const DRAFT: &str = ".draft";
 /// Longest name.
 const LONGEST: usize = 48;
 
@@ -120,8 +122,11 @@ impl Roster {
         let mut all = Vec::new();
         for file in fs::read_dir(&self.0).context(|| format!("reading {}", self.0.display()))?.flatten() {
             let name = file.file_name().to_string_lossy().strip_suffix(".json").map(str::to_owned);
-            if let Some(name) = name.filter(|name| is_name(name)) {
-                all.extend(self.look(&name)?);
+            match name {
+                Some(name) if is_name(&name) => all.extend(self.look(&name)?),
+                // Who is the only one to write has found somebody's who was killed at it.
+                _ if file.file_name() == DRAFT => drop(fs::remove_file(file.path())),
+                _ => {}
             }
         }
         all.sort_by(|a, b| a.name.cmp(&b.name));
@@ -162,7 +167,7 @@ impl Roster {
 
     fn write(&self, entry: &Entry) -> Result<()> {
         let path = self.path(&entry.name);
-        let draft = self.0.join(format!(".{}.{}", entry.name, std::process::id()));
+        let draft = self.0.join(DRAFT);
         let text = serde_json::to_vec(entry).map_err(|e| Error::other(e.to_string()))?;
         let write = || fs::write(&draft, text).and_then(|()| fs::rename(&draft, &path));
         write().inspect_err(|_| drop(fs::remove_file(&draft))).context(|| format!("writing {}", path.display()))
@@ -218,7 +223,7 @@ mod tests {
         // Another process has the pid by now.
         let stale = Entry { name: "stale".into(), start: own.start + 1, ..own.clone() };
         roster.write(&stale).unwrap();
-        std::fs::write(roster.path("broken"), "{").unwrap();
+        fs::write(roster.path("broken"), "{").unwrap();
         assert_eq!(roster.all().unwrap().iter().map(|e| e.name.as_str()).collect::<Vec<_>>(), ["own"]);
         assert!(!roster.path("stale").exists() && !roster.path("broken").exists());
         roster.leave(&own).unwrap();

@@ -2,6 +2,7 @@
 //! together what concerns each of them.
 
 use crate::error::{Error, Kind, Result};
+use crate::resource::aio;
 use crate::resource::attributes::ProcessAttributes;
 use crate::resource::capture::Capture;
 use crate::resource::process::Process;
@@ -79,7 +80,9 @@ fn leader(held: &mut Held, thread: &mut Thread, foothold: &Foothold, saved: &mut
     saved.ask(&mut run)?;
     ProcessAttributes::refuse_keyrings(pid, &mut run, capture)?;
     saved.signals = Signals::capture(&mut run, status.sig_cgt | status.sig_ign, ptrace::pending(pid, true)?)?;
-    saved.undo = system_v::probe(&mut run, pid, &capture.system_v.sets)?;
+    saved.undo = system_v::probe(&mut run, pid, capture.system_v.sets(pid))?;
+    let mappings = saved.memory.as_ref().map_or(&[][..], |m| &m.mappings);
+    saved.rings = aio::capture(&mut run, pid, mappings, capture)?;
     saved.timers = Timers::capture(&mut run, &listed)?;
     run.end()
 }

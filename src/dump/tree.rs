@@ -8,9 +8,9 @@ use crate::resource::capture::{Capture, Decisions};
 use crate::resource::memory::{AddressSpace, Backing, PAGE};
 use crate::resource::namespace::{Look, Numbers};
 use crate::resource::process::{Fs, Process, State};
-use crate::resource::system_v::{self, SystemV};
+use crate::resource::system_v;
 use crate::resource::thread::Thread;
-use crate::resource::{Tree, cgroup, descriptor, memory, namespace, pipe, pty, seccomp};
+use crate::resource::{Tree, cgroup, descriptor, memory, mqueue, namespace, pipe, pty, seccomp};
 use crate::sys::file;
 use crate::sys::namespace::Kind;
 use crate::sys::pagemap::{Pagemap, Want};
@@ -61,6 +61,7 @@ pub fn survey(pids: &[i32], capture: &mut Capture) -> Result<Vec<Process>> {
     }
     let tree: HashSet<i32> = pids.iter().copied().collect();
     pty::finish(&tree, capture)?;
+    mqueue::finish(&tree, &seen, capture)?;
     pipe::refuse_outsiders(&tree, std::process::id() as i32, capture);
     // Likewise.
     let _ = descriptor::settle(&tree, capture);
@@ -81,7 +82,9 @@ pub fn gather(processes: Vec<Process>, capture: &mut Capture) -> Tree {
         decisions: capture.decisions.made(),
         filters: capture.filters.take(),
         namespaces: std::mem::take(&mut capture.namespaces.found),
-        system_v: std::mem::take(&mut capture.system_v),
+        system_v: std::mem::take(&mut capture.system_v.of_root),
+        system_v_elsewhere: std::mem::take(&mut capture.system_v.elsewhere),
+        message_queues: std::mem::take(&mut capture.message_queues),
     }
 }
 
@@ -94,6 +97,8 @@ fn refuse_process(pid: i32, running: bool, capture: &mut Capture) -> Result<bool
         }
         return Ok(true);
     }
+    // While the tree stands still only the one that programs do give to single threads.
+    let own = namespace::of_process(pid, if running { &Kind::ALL[3..] } else { &[Kind::Net] });
     for tid in read::tasks(pid)? {
         if running {
             match read::parsed_task(pid, tid, "status", status::parse) {
@@ -103,9 +108,7 @@ fn refuse_process(pid: i32, running: bool, capture: &mut Capture) -> Result<bool
             }
         }
         if tid != pid {
-            // While the tree stands still only the one that programs do give to single threads.
-            let kinds = if running { &Kind::ALL[3..] } else { &[Kind::Net][..] };
-            if let Some(kind) = namespace::stray_thread(pid, tid, kinds) {
+            if let Some(kind) = namespace::stray_thread(pid, tid, &own) {
                 let reason = format!("it has left the {} namespace of its process", kind.name());
                 capture.refuse(pid, format!("task {tid}"), reason, "not supported; start the program differently");
             }
@@ -150,9 +153,7 @@ pub fn extent(pid: i32) -> (usize, u64) {
 /// Reads everything of a frozen tree. When `capture.refusals` is not empty afterwards, nothing must be written.
 pub fn capture(frozen: &mut Frozen, decisions: &Decisions) -> Result<Captured> {
     let mut capture = Capture { standing: true, decisions: decisions.clone().into(), ..Capture::default() };
-    let root = frozen.processes.first().map_or(0, |p| p.pid);
-    let own_ipc;
-    (capture.system_v, own_ipc) = system_v::within(root, SystemV::list)?;
+    capture.system_v = system_v::Listed::of(frozen.processes.iter().map(|p| p.pid))?;
     let mut known = Known::default();
     let mut processes = Vec::new();
     let mut jobs = Vec::new();
@@ -170,14 +171,9 @@ pub fn capture(frozen: &mut Frozen, decisions: &Decisions) -> Result<Captured> {
     descriptor::find_unheld(&mut capture)?;
     pipe::refuse_outsiders(&tree, std::process::id() as i32, &mut capture);
     descriptor::settle(&tree, &mut capture)?;
-    let listed = std::mem::take(&mut capture.system_v);
-    let (kept, _) = system_v::within(root, || {
-        let owner = system_v::Tree::new(tree.iter().copied(), own_ipc);
-        listed.capture(&owner, &processes, &mut capture)
-    })?;
-    system_v::refuse_outsiders(&kept.segments, &processes, &tree, &mut capture);
-    capture.system_v = kept;
+    system_v::capture(&processes, &tree, &mut capture)?;
     pty::finish(&tree, &mut capture)?;
+    mqueue::finish(&tree, &processes, &mut capture)?;
     warnings.append(&mut capture.warnings);
     for (number, source) in capture.sources.iter().enumerate() {
         let ranges = file::data_ranges(&source.file, capture.objects[number].size).context(|| "looking for data in shared memory")?;

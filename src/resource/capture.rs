@@ -4,14 +4,16 @@ use super::Tree;
 use super::graph::{Graph, How};
 use super::{
     descriptor::FileId, descriptor::OpenFile, memory::MappedFile, memory::ObjectId, namespace::Table, path::FilePath, pipe::Pipe,
-    shared::Object, shared::Origin, system_v::SystemV, terminal::TerminalState,
+    shared::Object, shared::Origin, system_v::Listed, terminal::TerminalState,
 };
-use crate::error::Refusal;
-use crate::sys::task;
+use crate::error::{Context, Refusal};
+use crate::sys::task::{self, Files};
 use std::cell::RefCell;
 use std::cmp::Ordering;
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
 
 /// Where the content of an object is read from while the tree is stopped.
 #[derive(Debug)]
@@ -53,6 +55,12 @@ pub struct Capture {
     pub terminals: Vec<TerminalState>,
     /// Masters of pseudo-terminals.
     pub masters: Vec<super::pty::Master>,
+    /// POSIX message queues.
+    pub message_queues: Vec<super::mqueue::Queue>,
+    /// The same, open.
+    pub queues_held: Vec<super::mqueue::Held>,
+    /// Rings of asynchronous I/O.
+    pub rings: Vec<super::aio::Seen>,
     /// Files that are mapped.
     pub mapped: Vec<MappedFile>,
     /// Place of a path of a mount namespace in `mapped`.
@@ -70,9 +78,13 @@ pub struct Capture {
     /// Namespaces that are not those of meio.
     pub namespaces: Table,
     /// System V objects that may belong to the tree.
-    pub system_v: SystemV,
+    pub system_v: Listed,
+    /// The way to the descriptors of the process that was looked at last.
+    pub way: RefCell<Option<Rc<Files>>>,
+    /// What new sockets are like, by domain and type.
+    pub new_sockets: HashMap<(i32, i32), super::socket::options::New>,
     /// Descriptors of meio's own that lead to open files which no process has a descriptor of.
-    pub kept: Vec<std::os::fd::OwnedFd>,
+    pub kept: Vec<OwnedFd>,
     /// What will be different after a restore.
     pub warnings: Vec<String>,
     /// Everything that cannot be saved.
@@ -161,10 +173,27 @@ impl Capture {
         Ok(None)
     }
 
+    /// The descriptors of a process. Only one handle is open at a time: a tree may have more processes than meio descriptors.
+    pub fn files_of(&self, pid: i32) -> Rc<Files> {
+        let mut way = self.way.borrow_mut();
+        match &*way {
+            Some(files) if files.pid() == pid => files.clone(),
+            _ => way.insert(Rc::new(Files::of(pid))).clone(),
+        }
+    }
+
+    /// A duplicate of a descriptor of the tree.
+    pub fn duplicate(&self, (pid, fd): (i32, i32)) -> crate::error::Result<OwnedFd> {
+        self.files_of(pid).get(fd).context(|| format!("duplicating fd {fd} of process {pid}"))
+    }
+
     /// Brings the refusals into the form in which they are told: each thing once with all that hold it, and how the root
     /// leads to it.
     pub fn settle(&mut self, tree: &Tree) {
         const NAMED: usize = 4;
+        if self.refusals.is_empty() {
+            return; // the graph of a large tree takes its time
+        }
         for (n, refusal) in self.refusals.iter_mut().enumerate() {
             let also: Vec<String> =
                 self.lost.iter().filter(|l| l.refusal as usize == n).skip(1).map(|l| format!("{}/{}", l.pid, l.fd)).collect();

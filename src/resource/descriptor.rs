@@ -4,19 +4,21 @@ use super::capture::Capture;
 use super::graph::{Lost, Part};
 use super::lock::{Family, Lock};
 use super::{
-    device, epoll, eventfd, fanotify, ignored, inotify, outside, owner, pidfd, pipe, pty, regular, signalfd, socket, terminal, timerfd,
-    unsupported,
+    device, epoll, eventfd, fanotify, ignored, inotify, mqueue, outside, owner, pidfd, pipe, pty, regular, signalfd, socket, terminal,
+    timerfd, unsupported,
 };
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result};
 use crate::sys::proc::fdinfo::{self, FdInfo};
 use crate::sys::proc::read;
-use crate::sys::task;
+use crate::sys::task::{self, Files};
 use serde::{Deserialize, Serialize};
+use std::cell::OnceCell;
 use std::cmp::Ordering;
 use std::collections::HashSet;
 use std::fs::Metadata;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
+use std::rc::Rc;
 
 /// Number of an [`OpenFile`] in the image.
 pub type FileId = u32;
@@ -86,6 +88,8 @@ pub enum FileKind {
     Inotify(inotify::Inotify),
     /// Marks on files, mounts and file systems.
     Fanotify(fanotify::Fanotify),
+    /// A POSIX message queue.
+    MessageQueue(mqueue::QueueEnd),
     /// A unix socket.
     Unix(Box<socket::unix::UnixSocket>),
 }
@@ -102,6 +106,8 @@ pub struct Found {
     pub meta: Metadata,
     /// proc_pid_fdinfo(5).
     pub info: FdInfo,
+    files: Rc<Files>,
+    own: OnceCell<OwnedFd>,
 }
 
 impl FileKind {
@@ -122,6 +128,7 @@ impl FileKind {
             FileKind::PidFd(pidfd) => pidfd.part(),
             FileKind::Inotify(_) => Part::of("inotify"),
             FileKind::Fanotify(_) => Part::of("fanotify"),
+            FileKind::MessageQueue(queue) => queue.part(),
             FileKind::Unix(socket) => socket.part(),
         }
     }
@@ -140,8 +147,15 @@ impl Found {
 
     /// The open file description itself, duplicated into meio.
     pub fn duplicate(&self) -> Result<OwnedFd> {
-        let run = || task::get_fd(&task::pidfd(self.pid)?, self.fd);
-        run().context(|| format!("duplicating {} of process {}", self.object(), self.pid))
+        self.files.get(self.fd).context(|| format!("duplicating {} of process {}", self.object(), self.pid))
+    }
+
+    /// The same for all who ask for as long as this is looked at.
+    pub fn own(&self) -> Result<BorrowedFd<'_>> {
+        if self.own.get().is_none() {
+            let _ = self.own.set(self.duplicate()?);
+        }
+        self.own.get().map(AsFd::as_fd).ok_or_else(|| Error::other("a descriptor has gone"))
     }
 }
 
@@ -149,7 +163,7 @@ impl Found {
 pub fn survey(pid: i32, capture: &mut Capture) -> Result<Vec<Descriptor>> {
     let mut table = Vec::new();
     for fd in read::fds(pid)? {
-        let found = look(pid, fd)?;
+        let found = look(pid, fd, capture)?;
         if let Some(refusal) = capture.lost_before(&found)? {
             capture.lost.push(found.lost(refusal));
             continue;
@@ -180,7 +194,7 @@ pub fn find_unheld(capture: &mut Capture) -> Result<()> {
 /// The open file description of a descriptor of meio's own, which need not be in any table of the tree: a message that
 /// nobody has received yet holds it. `None` after a refusal in the name of meio's pid.
 pub fn held(fd: OwnedFd, capture: &mut Capture) -> Result<Option<FileId>> {
-    let found = look(std::process::id() as i32, fd.as_raw_fd())?;
+    let found = look(std::process::id() as i32, fd.as_raw_fd(), capture)?;
     let locks = found.info.all("lock").filter_map(Lock::parse).filter(|l| l.family != Family::Posix).collect();
     let known = capture.files.len();
     let file = identify(&found, locks, capture)?;
@@ -190,11 +204,11 @@ pub fn held(fd: OwnedFd, capture: &mut Capture) -> Result<Option<FileId>> {
     Ok(file)
 }
 
-fn look(pid: i32, fd: i32) -> Result<Found> {
+fn look(pid: i32, fd: i32, capture: &Capture) -> Result<Found> {
     let link = read::fd_link(pid, fd)?;
     let meta = std::fs::metadata(format!("/proc/{pid}/fd/{fd}")).context(|| format!("reading fd {fd} of process {pid}"))?;
     let info = read::parsed(pid, &format!("fdinfo/{fd}"), fdinfo::parse)?;
-    Ok(Found { pid, fd, link, meta, info })
+    Ok(Found { pid, fd, link, meta, info, files: capture.files_of(pid), own: OnceCell::new() })
 }
 
 /// What needs all descriptor tables: who is meant by a handle, what an epoll instance watches. `tree` holds all processes.
@@ -251,11 +265,7 @@ fn kind(found: &Found, capture: &mut Capture) -> Result<Option<FileKind>> {
     match mode {
         _ if path_only => regular::capture(found, capture),
         _ if pidfd::is_pidfd(found) => pidfd::capture(found, capture),
-        libc::S_IFREG if is_queue(found) => {
-            let reason = "it is a POSIX message queue, whose messages can only be read by taking them out";
-            capture.refuse(found.pid, found.object(), reason, "close it first (mq_close)");
-            Ok(None)
-        }
+        libc::S_IFREG if mqueue::is_queue(found) => mqueue::capture(found, capture),
         libc::S_IFREG | libc::S_IFDIR if !found.link.starts_with(b"anon_inode:") => regular::capture(found, capture),
         libc::S_IFIFO => pipe::capture(found, capture),
         _ if found.link == b"anon_inode:[eventpoll]" => Ok(epoll::capture(found, capture)),
@@ -276,14 +286,4 @@ fn kind(found: &Found, capture: &mut Capture) -> Result<Option<FileKind>> {
             Ok(None)
         }
     }
-}
-
-/// Whether it is a POSIX message queue, mq_overview(7): a file of another kind of file system, whose path leads nowhere.
-fn is_queue(found: &Found) -> bool {
-    const MQUEUE_MAGIC: nix::sys::statfs::FsType = nix::sys::statfs::FsType(0x1980_0202);
-    if found.link.iter().filter(|b| **b == b'/').count() > 1 {
-        return false; // its names have one slash
-    }
-    let link = format!("/proc/{}/fd/{}", found.pid, found.fd);
-    nix::sys::statfs::statfs(link.as_str()).is_ok_and(|s| s.filesystem_type() == MQUEUE_MAGIC)
 }

@@ -102,8 +102,8 @@ fn find(id: FileId, holder: (i32, i32), capture: &mut Capture) -> Result<Epoll> 
     };
     let count = |known: &[bool]| known.iter().filter(|k| **k).count();
     let (mut first, mut known) = (holder, known_in(holder));
-    let others: Vec<(i32, i32)> = capture.descriptors.iter().filter(|d| *d.1 == id && *d.0 != holder).map(|d| *d.0).collect();
-    for other in others {
+    // An iterator: most instances are known by the numbers of their holder, and the table is long.
+    for other in capture.descriptors.iter().filter(|d| *d.1 == id && *d.0 != holder).map(|d| *d.0) {
         if count(&known) == listed.len() {
             break;
         }
@@ -127,6 +127,8 @@ fn find(id: FileId, holder: (i32, i32), capture: &mut Capture) -> Result<Epoll> 
         }
         epoll.targets.push(Target { fd: t.tfd, events: t.events, data: t.data, file });
     }
+    // The kernel lists them in the order of addresses.
+    epoll.targets.sort_by_key(|t| (t.fd, t.file, t.data, t.events));
     epoll.quiet = capture.standing && quiet(&epoll, capture)?;
     Ok(epoll)
 }
@@ -154,8 +156,7 @@ fn quiet(epoll: &Epoll, capture: &Capture) -> Result<bool> {
             Some(_) => {}
         }
     }
-    let run = || task::get_fd(&task::pidfd(pid)?, fd);
-    let own = run().context(|| format!("duplicating fd {fd} of process {pid}"))?;
+    let own = capture.duplicate((pid, fd))?;
     Ok(poll(&mut [PollFd::new(own.as_fd(), PollFlags::POLLIN)], PollTimeout::ZERO)? == 0)
 }
 

@@ -87,6 +87,8 @@ pub fn capture(found: &Found, capture: &mut Capture) -> Result<Option<FileKind>>
             path: FilePath::from(path.as_os_str().as_bytes()),
         });
     }
+    // The kernel lists them in the order of addresses.
+    marks.sort_by(|a, b| (a.scope, a.path.bytes()).cmp(&(b.scope, b.path.bytes())));
     Ok(Some(FileKind::Fanotify(Fanotify { flags, event_flags, marks })))
 }
 

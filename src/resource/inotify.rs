@@ -69,6 +69,13 @@ pub fn capture(found: &Found, capture: &mut Capture) -> Result<Option<FileKind>>
             }
         }
     }
+    if unread != 0 {
+        let what = found.object();
+        capture.notes.push(format!(
+            "process {}, {what}: {unread} bytes of events are unread; once restored it reads IN_Q_OVERFLOW instead",
+            found.pid
+        ));
+    }
     Ok(Some(FileKind::Inotify(Inotify { watches, unread })))
 }
 

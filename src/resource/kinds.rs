@@ -62,7 +62,10 @@ kinds! {
     "pidfd", Supported, "the same process, also one that has ended", ["pidfd"];
     "inotify", Partly, "watches with their numbers; unread events become one that says that events were lost", ["inotify"];
     "fanotify", Partly, "marks on files, mounts and file systems; unread events and groups asked for permission are refused", ["fanotify"];
-    "owner", Supported, "who gets which signal for an open file, leases; dnotify is refused", ["owners"];
+    "file owner", Supported, "who gets which signal for an open file, leases; dnotify is refused", ["owners"];
+    "namespace", Partly, "pid (nested too), ipc, uts, time, user, cgroup: names, limits, offsets, id maps; user namespaces inside one another are refused", ["namespaces_all", "namespaces_nested", "namespace_of_users", "namespace_of_cgroups"];
+    "mount namespace", Supported, "its whole table: binds, tmpfs with contents, proc, devpts, overlay, flags, propagation", ["mounts"];
+    "network namespace", Partly, "interfaces, addresses, routes, rules, neighbours, sysctls; packet filters and traffic control are refused", ["network"];
     "file in memory", Supported, "files of a tmpfs of the tree's own", ["mounts"];
     "pseudo-terminal", Supported, "both sides in the tree: number, modes, sessions, what is unread either way", ["pty"];
     "System V shared memory", Supported, "same id, key, owner and content; attached where it was", ["sysvshm"];
@@ -71,13 +74,14 @@ kinds! {
     "attributes", Partly, "I/O priority, memory policy, MDWE, membarrier, THP, core dump filter, speculation and more", ["switches"];
     "cgroup", Supported, "version 1 and 2, threads too: joined again where they are there", ["cgroup"];
     "seccomp", Supported, "strict mode and filters of each thread", ["seccomp"];
+    "POSIX message queue", Partly, "name, sizes, owner, unread messages; who is told of the next by signal, but for SIGEV_THREAD", ["mqueue"];
+    "AIO context", Partly, "the same number, its ring with completions not yet fetched; what is polled for is not kept", ["aio"];
     "socket", Refused, "its peer and what is under way cannot be read", ["socket"];
     "io_uring", Refused, "what is under way in its rings cannot be read", ["io_uring"];
     "userfaultfd", Refused, "another process answers for the memory", ["userfaultfd"];
     "perf", Refused, "counters of the processor cannot be put back", ["perf"];
     "bpf", Refused, "programs and maps live in the kernel", ["bpf"];
     "traced process", Refused, "somebody else holds it by ptrace(2)", ["traced"];
-    "POSIX message queue", Refused, "its messages cannot be read without being taken", ["message_queue"];
     "refused", Refused, "what meio does not know", ["userfaultfd"];
 }
 

@@ -38,7 +38,7 @@ pub enum Backing {
         /// Offset of the mapping in the object, in bytes.
         offset: u64,
     },
-    /// The kernel's own `[vdso]`, `[vvar]` and `[vvar_vclock]` pages.
+    /// The kernel's own `[vdso]`, `[vvar]` and `[vvar_vclock]` pages, and rings of asynchronous I/O ([`super::aio`]).
     Kernel,
 }
 
@@ -181,7 +181,7 @@ pub fn survey(pid: i32, capture: &mut Capture) -> Result<(AddressSpace, Vec<Vma>
 /// What stands behind a mapping; `None` after a refusal.
 fn backing(pid: i32, vma: &Vma, capture: &mut Capture) -> Result<Option<Backing>> {
     let at = format!("mapping {:x}-{:x} ({})", vma.start, vma.end, String::from_utf8_lossy(&vma.name));
-    if matches!(vma.name.as_slice(), b"[vdso]" | b"[vvar]" | b"[vvar_vclock]") {
+    if matches!(vma.name.as_slice(), b"[vdso]" | b"[vvar]" | b"[vvar_vclock]") || vma.name.starts_with(b"/[aio]") {
         return Ok(Some(Backing::Kernel));
     }
     let refused: Option<(&str, &str)> = if vma.has(b"uw") || vma.has(b"um") {
@@ -222,7 +222,7 @@ fn backing(pid: i32, vma: &Vma, capture: &mut Capture) -> Result<Option<Backing>
     }
     if segment {
         let open = || File::open(&link).context(|| format!("reading {at} of process {pid}"));
-        let object = system_v::object(vma.inode as i32, meta.dev(), capture, open)?;
+        let object = system_v::object(vma.inode as i32, (meta.dev(), capture.ipc_of(pid)), capture, open)?;
         return Ok(Some(Backing::Object { object, offset: vma.offset }));
     }
     let namespace = capture.mounts_of(pid);

@@ -1,5 +1,6 @@
 //! What a process tree is made of. One file a kind: its saved type, how it is captured, how it is rebuilt.
 
+pub mod aio;
 pub mod attributes;
 pub mod capture;
 pub mod cgroup;
@@ -17,6 +18,7 @@ pub mod limits;
 pub mod lock;
 pub mod memory;
 pub mod mount;
+pub mod mqueue;
 pub mod namespace;
 pub mod network;
 pub mod outside;
@@ -97,6 +99,12 @@ pub struct Tree {
     /// System V shared memory, semaphores and message queues.
     #[serde(default, skip_serializing_if = "system_v::SystemV::is_empty")]
     pub system_v: system_v::SystemV,
+    /// POSIX message queues.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub message_queues: Vec<mqueue::Queue>,
+    /// Those of other ipc namespaces than the root's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub system_v_elsewhere: Vec<system_v::Elsewhere>,
 }
 
 impl Tree {
@@ -113,6 +121,9 @@ impl Tree {
             [&mut terminal.session, &mut terminal.foreground].into_iter().for_each(to);
         }
         self.system_v.pids().for_each(to);
+        self.message_queues.iter_mut().filter_map(|q| q.notify.as_mut()).for_each(|n| to(&mut n.pid));
+        let elsewhere = self.system_v_elsewhere.iter_mut().map(|e| &mut e.objects);
+        std::iter::once(&mut self.system_v).chain(elsewhere).flat_map(system_v::SystemV::pids).for_each(to);
         for file in &mut self.files {
             match &mut file.kind {
                 descriptor::FileKind::Epoll(epoll) => to(&mut epoll.first.0),

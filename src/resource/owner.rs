@@ -10,7 +10,6 @@ use crate::tracee::stub::Script;
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
-use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 
 /// What an open file has of these.
@@ -67,8 +66,7 @@ pub fn capture(found: &Found, id: FileId, capture: &mut Capture) -> Result<()> {
     if path_only || kind == libc::S_IFREG && lease_held.is_none() && !asynchronous {
         return Ok(());
     }
-    let own = found.duplicate()?;
-    let FileOwner { kind: whom, pid, signal } = file::owner(own.as_fd()).context(|| "asking for the owner of a file")?;
+    let FileOwner { kind: whom, pid, signal } = file::owner(found.own()?).context(|| "asking for the owner of a file")?;
     if kind == libc::S_IFDIR && (pid != 0 || signal != 0) {
         let reason = "it watches the directory by dnotify (fcntl F_NOTIFY), whose mask cannot be read";
         capture.refuse(found.pid, found.object(), reason, "let the program close the directory; inotify is supported");

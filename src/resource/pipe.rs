@@ -10,7 +10,7 @@ use crate::sys::file;
 use crate::sys::proc::{read, stat};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 
 /// One end of a pipe; ends with the same `pipe` belong together.
@@ -52,16 +52,26 @@ pub fn capture(found: &Found, capture: &mut Capture) -> Result<Option<FileKind>>
         capture.refuse(found.pid, found.object(), "the FIFO has been removed", "close it first");
         return Ok(None);
     }
-    let end = found.duplicate()?;
-    let size = file::pipe_size(end.as_fd()).context(|| format!("reading {} of process {}", found.object(), found.pid))?;
-    // A read end of our own on the same pipe; it exists for this moment only.
-    let link = format!("/proc/{}/fd/{}", found.pid, found.fd);
-    let read_end =
-        std::fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&link).context(|| format!("reading {link}"))?;
-    let content = file::peek_pipe(read_end.as_fd()).context(|| format!("reading {} of process {}", found.object(), found.pid))?;
+    let end = found.own()?;
+    let size = file::pipe_size(end).context(|| format!("reading {} of process {}", found.object(), found.pid))?;
+    let content = content(found, end).context(|| format!("reading {} of process {}", found.object(), found.pid))?;
     capture.pipes.push(Pipe { path, size, content: content.into_iter().map(Bytes).collect() });
     capture.pipe_inodes.push(inode);
     Ok(Some(FileKind::Pipe(PipeEnd { pipe: capture.pipes.len() as u32 - 1 })))
+}
+
+/// What is in a pipe.
+fn content(found: &Found, end: BorrowedFd<'_>) -> std::io::Result<Vec<Vec<u8>>> {
+    if file::unread(end)? == 0 {
+        return Ok(Vec::new());
+    }
+    if found.info.flags & libc::O_ACCMODE as u32 != libc::O_WRONLY as u32 {
+        return file::peek_pipe(end);
+    }
+    // A read end of our own on the same pipe; it exists for this moment only.
+    let link = format!("/proc/{}/fd/{}", found.pid, found.fd);
+    let read_end = std::fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(link)?;
+    file::peek_pipe(read_end.as_fd())
 }
 
 /// Whether a process descends from the tree.

@@ -2,8 +2,8 @@
 
 use super::capture::Capture;
 use super::{
-    attributes::ProcessAttributes, descriptor::Descriptor, limits::Limits, memory::AddressSpace, namespace::Places, path::FilePath,
-    signals::Signals, system_v::Undo, thread::Thread, timers::Timers,
+    aio::Ring, attributes::ProcessAttributes, descriptor::Descriptor, limits::Limits, memory::AddressSpace, namespace::Places,
+    path::FilePath, signals::Signals, system_v::Undo, thread::Thread, timers::Timers,
 };
 use crate::error::Result;
 use crate::sys::proc::{read, stat, status};
@@ -92,6 +92,9 @@ pub struct Process {
     /// What the kernel adds to System V semaphores when it ends.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub undo: Vec<Undo>,
+    /// Contexts of asynchronous I/O.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rings: Vec<Ring>,
 }
 
 impl Process {
@@ -127,6 +130,7 @@ impl Process {
             cgroups: None,
             attributes: if ended { ProcessAttributes::default() } else { ProcessAttributes::capture(pid, stat.session == pid) },
             undo: Vec::new(),
+            rings: Vec::new(),
         })
     }
 

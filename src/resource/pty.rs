@@ -4,17 +4,18 @@
 //! stands still, and are put back at once, each side before the next is touched: what waits for the master is read from it and
 //! written to the slave again without translation (`OPOST` off); what waits for the slave is read without line editing
 //! (`ICANON` off) and typed again (`TIOCSTI`) with every special character out of force, so that complete lines, ends of
-//! file and a half-typed line stay what they are. This is the one place where a dump changes what it saves: when meio is killed
-//! just between, within some microseconds, bytes are lost or the modes stay changed. A terminal in which nothing waits has
-//! at most its modes switched to and fro. A status that waits in packet mode (`TIOCPKT`) is not kept, and a NUL that was typed
-//! in a line counts as an end of file (^D), which looks the same.
+//! file and a half-typed line stay what they are. A keeper does it ([`crate::sys::keeper`]), which goes on to the end when meio is
+//! killed. A terminal in which surely nothing waits is not touched; where lines are edited (`ICANON`) nobody tells whether one
+//! is half typed, and the modes are switched to and fro to see. A status that waits in packet mode (`TIOCPKT`) is not kept,
+//! and a NUL that was typed in a line counts as an end of file (^D), which looks the same.
 
 use super::capture::Capture;
 use super::descriptor::{FileKind, Found};
 use super::terminal::{Terminal, TerminalState};
+use super::thread::serde_bytes_vec::Bytes;
 use crate::error::{Context, Error, Result};
 use crate::sys::proc::read;
-use crate::sys::{file, pty};
+use crate::sys::{file, keeper, pty};
 use nix::poll::PollFlags;
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
@@ -145,6 +146,7 @@ pub fn finish(tree: &HashSet<i32>, capture: &mut Capture) -> Result<()> {
     if !capture.standing || !capture.refusals.is_empty() {
         return Ok(());
     }
+    let mut full = Vec::new();
     for master in &masters {
         let open = capture.files.iter().any(|f| matches!(&f.kind, FileKind::Terminal(t) if t.terminal == master.terminal));
         let state = &mut capture.terminals[master.terminal as usize];
@@ -156,10 +158,39 @@ pub fn finish(tree: &HashSet<i32>, capture: &mut Capture) -> Result<()> {
             false => Slave::Never,
         };
         if pair.slave != Slave::Never && !pair.locked {
-            take_out(master.fd.as_fd(), pair, termios).context(|| format!("reading what waits in {path}"))?;
+            let doing = || format!("looking into {path}");
+            let slave = pty::peer(master.fd.as_fd(), libc::O_RDWR | libc::O_NONBLOCK).context(doing)?;
+            pair.exclusive.1 = pty::exclusive(slave.as_fd()).context(doing)?;
+            if may_wait(master.fd.as_fd(), slave.as_fd(), termios).context(doing)? {
+                full.push((master, slave, pair.packet));
+            }
+        }
+    }
+    if full.is_empty() {
+        return Ok(());
+    }
+    let terminals = &capture.terminals;
+    let taken = keeper::keep(|| {
+        let take = |(master, slave, packet): &(&Master, OwnedFd, bool)| {
+            take_out(master.fd.as_fd(), slave.as_fd(), *packet, &terminals[master.terminal as usize].termios)
+        };
+        Ok(full.iter().map(take).map(|taken| taken.map_err(|e| e.message)).collect::<Vec<_>>())
+    })?;
+    for ((master, ..), taken) in full.iter().zip(taken) {
+        let state = &mut capture.terminals[master.terminal as usize];
+        let (output, input, stopped) = taken.map_err(|e| Error::other(format!("reading what waits in {}: {e}", state.path)))?;
+        if let Some(pair) = &mut state.pair {
+            (pair.output, pair.input, pair.stopped) = (output.0, input.0, stopped);
         }
     }
     Ok(())
+}
+
+/// Whether something may wait on either side, or output is stopped.
+fn may_wait(master: BorrowedFd<'_>, slave: BorrowedFd<'_>, termios: &[u8]) -> Result<bool> {
+    let lines = Modes(termios.to_vec()).has(Modes::LOCAL, libc::ICANON);
+    let flows = pty::ready(slave, PollFlags::POLLOUT);
+    Ok(lines || !flows || pty::ready(master, PollFlags::POLLIN) || pty::unread(slave)? > 0)
 }
 
 /// Processes outside of the tree that have one of these slaves open.
@@ -177,37 +208,34 @@ fn outsiders(tree: &HashSet<i32>, paths: &[String]) -> Vec<(i32, String)> {
     pids.filter_map(held).collect()
 }
 
-/// Reads what waits on both sides and puts it back.
-fn take_out(master: BorrowedFd<'_>, pair: &mut Pair, termios: &[u8]) -> Result<()> {
-    let slave = pty::peer(master, libc::O_RDWR | libc::O_NONBLOCK)?;
-    pair.exclusive.1 = pty::exclusive(slave.as_fd())?;
+/// Reads what waits on both sides, the output first, and puts it back.
+fn take_out(master: BorrowedFd<'_>, slave: BorrowedFd<'_>, packet: bool, termios: &[u8]) -> Result<(Bytes, Bytes, Stop)> {
     // Changes of modes would be noted in packet mode.
-    if pair.packet {
+    if packet {
         pty::set_packet(master, false)?;
     }
-    let run = || -> Result<(Vec<u8>, Vec<u8>, Stop)> {
+    let run = || -> Result<(Bytes, Bytes, Stop)> {
         let output = output(master)?;
         // There is room for more now, unless it is stopped.
-        let flows = || pty::ready(slave.as_fd(), PollFlags::POLLOUT);
+        let flows = || pty::ready(slave, PollFlags::POLLOUT);
         let mut stopped = Stop::No;
         if !flows() {
-            pty::stop_output(slave.as_fd(), false)?;
+            pty::stop_output(slave, false)?;
             stopped = if flows() { Stop::Flow } else { Stop::Typed };
         }
         if stopped == Stop::Typed && !output.is_empty() {
-            type_control(slave.as_fd(), false, termios)?;
+            type_control(slave, false, termios)?;
         }
-        put_output(slave.as_fd(), &output, stopped, termios)?;
-        let input = input(slave.as_fd(), termios)?;
-        put_input(slave.as_fd(), &input, termios)?;
-        Ok((output, input, stopped))
+        put_output(slave, &output, stopped, termios)?;
+        let input = input(slave, termios)?;
+        put_input(slave, &input, termios)?;
+        Ok((Bytes(output), Bytes(input), stopped))
     };
     let taken = run();
-    if pair.packet {
+    if packet {
         pty::set_packet(master, true)?;
     }
-    (pair.output, pair.input, pair.stopped) = taken?;
-    Ok(())
+    taken
 }
 
 /// Everything that the master has not read.
@@ -285,12 +313,24 @@ pub fn put_input(slave: BorrowedFd<'_>, input: &[u8], termios: &[u8]) -> Result<
     }
     let modes = Modes(termios.to_vec());
     let lines = modes.has(Modes::LOCAL, libc::ICANON);
-    // Something that is not in there.
-    let end = (1..=255u8).rev().find(|b| *b != b'\n' && !input.contains(b)).ok_or_else(|| Error::other("too many kinds of bytes"))?;
-    file::set_termios(slave, &modes.literal(end).0)?;
-    let typed = input.iter().try_for_each(|&b| pty::type_byte(slave, if lines && b == 0 { end } else { b }));
+    let plain = modes.clone().literal(0);
+    file::set_termios(slave, &plain.0)?;
+    let type_all = || -> Result<()> {
+        for &b in input {
+            if lines && b == 0 {
+                // Only for that instant a byte has the meaning of an end: any may be in there.
+                file::set_termios(slave, &modes.clone().literal(1).0)?;
+                pty::type_byte(slave, 1)?;
+                file::set_termios(slave, &plain.0)?;
+            } else {
+                pty::type_byte(slave, b)?;
+            }
+        }
+        Ok(())
+    };
+    let typed = type_all();
     file::set_termios(slave, termios)?;
-    typed.map_err(Into::into)
+    typed
 }
 
 /// A `struct termios2`.
@@ -330,7 +370,7 @@ impl Modes {
         self
     }
 
-    /// No translation, no echo, no signals, no editing; lines as before, `end` closes one without a byte of its own.
+    /// No translation, no echo, no signals, no editing; lines as before, `end`, if not 0, closes one without a byte of its own.
     fn literal(self, end: u8) -> Self {
         let local = self.word(Self::LOCAL) & libc::ICANON;
         // Output that was stopped would go on without IXON.

@@ -47,9 +47,6 @@ pub fn by_name(name: &[u8]) -> Option<Refused> {
     if name == b"/secretmem (deleted)" {
         return Some(("secret memory cannot be read by anyone but its owner (memfd_secret)", "let the program unmap it first"));
     }
-    if name.starts_with(b"/[aio]") {
-        return Some(("asynchronous I/O (io_setup) may be on its way in the kernel", "let the program give its contexts up (io_destroy)"));
-    }
     let name = name.strip_prefix(b"anon_inode:")?;
     NAMES.iter().find(|n| name.starts_with(n.0.as_bytes())).map(|n| n.1)
 }

@@ -1,7 +1,7 @@
 //! Everything that can be known to go wrong is found here, all of it, before anything is started.
 
 use super::places::Places;
-use super::{layout, skeleton, system_v};
+use super::{layout, queues, skeleton, system_v};
 use crate::error::{Error, Kind as Failure, Refusal, Result};
 use crate::resource::descriptor::FileKind;
 use crate::resource::path::FilePath;
@@ -27,6 +27,7 @@ pub fn check(manifest: &Manifest, tree: &Tree, pid_namespace: bool) -> Result<()
         layout::check_vdso(space)?;
     }
     system_v::check(tree)?;
+    queues::check(tree)?;
     if !pid_namespace && tree.base().is_none() {
         pids(tree)?;
     }

@@ -5,6 +5,7 @@ use super::attach;
 use super::pool::Pool;
 use crate::error::{Context, Error, Result};
 use crate::resource::Tree;
+use crate::resource::aio::is_ring;
 use crate::resource::memory::{AddressSpace, Backing, Mapping, PAGE};
 use crate::sys::proc::maps::Vma;
 use crate::sys::proc::{maps, read};
@@ -50,7 +51,7 @@ pub fn check_vdso(space: &AddressSpace) -> Result<()> {
         Err(Error::image(format!("the vDSO of the image differs from this kernel's ({what})"))
             .help("restore under the kernel that the image was made on; see: meio inspect"))
     };
-    for mapping in space.mappings.iter().filter(|m| m.backing == Backing::Kernel) {
+    for mapping in space.mappings.iter().filter(|m| m.backing == Backing::Kernel && !is_ring(m)) {
         let Some(here) = kernel_pages(&own).find(|v| v.name == mapping.name.as_bytes()) else {
             return differs(&format!("no {} here", mapping.name));
         };

@@ -6,6 +6,8 @@ use super::late;
 use super::layout;
 use super::places::Places;
 use super::pool::Pool;
+use super::queues;
+use super::rings;
 use super::root::Root;
 use super::skeleton::Skeleton;
 use super::system_v::{self, Made};
@@ -96,10 +98,12 @@ impl<'t> Planted<'t> {
         self.join_cgroups(warnings)?; // first of all, so that memory is accounted where it belongs
         let actors = self.actors()?;
         phase(report, phases, "layout", |_| {
-            self.made.make(&self.tree.system_v, &actors, pool, warnings)?;
+            self.made.make(self.tree, &actors, pool, warnings)?;
             self.living().try_for_each(|p| {
                 let Some(space) = &p.memory else { return Ok(()) };
-                layout::build(&self.skeleton.stubs[&p.pid], space, pool).context(|| format!("process {}", p.pid))
+                let stub = &self.skeleton.stubs[&p.pid];
+                let built = layout::build(stub, space, pool).and_then(|()| rings::make(stub, space, &p.rings));
+                built.context(|| format!("process {}", p.pid))
             })
         })?;
         phase(report, phases, "memory", |report| {
@@ -147,7 +151,7 @@ impl<'t> Planted<'t> {
     fn actors(&self) -> Result<Actors> {
         let own = own_credentials()?;
         let stubs = self.living().map(|p| (p.pid, self.skeleton.stubs[&p.pid])).collect();
-        Ok(Actors { stubs, root: self.skeleton.stubs[&self.tree.processes[0].pid], own: (own.uid[1], own.gid[1]) })
+        Ok(Actors { stubs, root: self.skeleton.stubs[&self.tree.processes[0].pid], helpers: true, own: (own.uid[1], own.gid[1]) })
     }
 
     /// Everything of one process that is not memory content.
@@ -191,6 +195,7 @@ impl<'t> Planted<'t> {
             let at = script.data(&lock.to_flock());
             script.call("fcntl F_SETLK", libc::SYS_fcntl, &[d.fd as u64, libc::F_SETLK as u64, at])?;
         }
+        queues::notify(&mut script, process, self.tree)?;
         script.run()?;
         warnings.extend(process.apply(stub.pid));
         let confined: Vec<_> = process.threads.iter().map(|t| &t.seccomp).collect();

@@ -3,6 +3,7 @@
 
 use super::late::{self, Late};
 use super::places::Places;
+use super::queues::Queues;
 use super::sockets::Sockets;
 use super::terminal::Terminals;
 use crate::error::{Context, Error, Kind, Result};
@@ -42,6 +43,8 @@ pub struct Pool {
     late: Option<Late>,
     /// Id and size of those objects that are System V segments: a process attaches them itself.
     segments: HashMap<u32, (i32, u64)>,
+    /// POSIX message queues.
+    pub queues: Queues,
 }
 
 /// Status flags of open(2) that are given again. Creation flags did their work when the file was opened first.
@@ -68,6 +71,7 @@ impl Pool {
         let mut pool = Pool { base: Pool::base_of(tree), ..Pool::default() };
         raise_limit(pool.base as u64 + count as u64)?;
         pool.late = Late::new(tree)?.map(|late| late.keep(|fd| pool.keep(fd))).transpose()?;
+        pool.queues = Queues::make(tree, places)?;
         let mut pipes = HashMap::new();
         for key in Graph::new(tree)?.order()? {
             pool.make(key, tree, &mut pipes, (terminals, places, &sockets))?;
@@ -324,6 +328,7 @@ impl Pool {
             FileKind::Inotify(inotify) => return inotify.make().and_then(|fd| with_flags(fd, file.flags)),
             FileKind::Fanotify(fanotify) => return fanotify.make().and_then(|fd| with_flags(fd, file.flags)),
             FileKind::Master(terminal) => return terminals.master(terminal.terminal, file.flags & KEPT),
+            FileKind::MessageQueue(end) => self.queues.open(end.queue, file.flags & KEPT)?,
             FileKind::Ignored(_) => return Ignored::open(file.flags),
             FileKind::Outside(outside) => {
                 let (fd, warning) = outside.open(file.flags)?;

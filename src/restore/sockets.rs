@@ -19,12 +19,15 @@ use crate::resource::thread::serde_bytes_vec::Bytes;
 use crate::sys::{apart, namespace, socket};
 use bind::Reach;
 use nix::errno::Errno;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 /// Connections that may wait while they are made.
 const ROOM: i32 = 65535;
+
+/// Two ends and their type.
+type Pair = (FileId, FileId, i32);
 
 /// All unix sockets of a tree.
 pub struct Sockets<'t> {
@@ -110,9 +113,7 @@ impl<'t> Sockets<'t> {
         for &(id, socket) in &all {
             sockets.check(id, socket)?;
         }
-        for &(id, socket) in &all {
-            sockets.pair_up(id, socket).context(|| format!("making {}", sockets.called(id)))?;
-        }
+        sockets.pair_up(&all)?;
         // Listening sockets that have gone left connections with their names, which others may use by now.
         for &(id, socket) in &all {
             if socket.accepted() && sockets.listener(socket).is_none() {
@@ -213,26 +214,46 @@ impl<'t> Sockets<'t> {
         Ok(())
     }
 
-    /// Both ends at once, for ends that were made so.
-    fn pair_up(&mut self, id: FileId, socket: &UnixSocket) -> Result<()> {
-        let Some(other) = socket.peer() else { return Ok(()) };
-        if self.made.contains_key(&id) || self.made.contains_key(&other) {
-            return Ok(());
+    /// Both ends at once, for ends that were made so: those of one maker in one network namespace all together, since a helper
+    /// takes its time.
+    fn pair_up(&mut self, all: &[(FileId, &'t UnixSocket)]) -> Result<()> {
+        let mut makers: Vec<(Option<&Identity>, Vec<Pair>)> = Vec::new();
+        let mut number_of = HashMap::new();
+        let mut paired = HashSet::new();
+        for &(id, socket) in all {
+            let Some(other) = self.born_with(id, socket)?.filter(|other| !paired.contains(&id) && !paired.contains(other)) else {
+                continue;
+            };
+            paired.extend([id, other]);
+            let who = socket.peer_identity.as_ref();
+            let number = *number_of.entry((who, socket.network)).or_insert(makers.len());
+            if number == makers.len() {
+                makers.push((who, Vec::new()));
+            }
+            makers[number].1.push((id, other, socket.kind));
         }
+        for (who, pairs) in makers {
+            let make = || pairs.iter().map(|&(_, _, kind)| new_pair(kind)).collect::<nix::Result<Vec<_>>>();
+            let made = self.make_as(pairs[0].0, who, make).context(|| format!("making {}", self.called(pairs[0].0)))?;
+            for (&(id, other, _), (a, b)) in pairs.iter().zip(made) {
+                self.made.insert(id, a);
+                self.made.insert(other, b);
+                self.name(id).and_then(|()| self.name(other)).context(|| format!("making {}", self.called(id)))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The other end, where both were made at once.
+    fn born_with(&self, id: FileId, socket: &UnixSocket) -> Result<Option<FileId>> {
+        let Some(other) = socket.peer() else { return Ok(None) };
         let mate = self.socket(other)?;
         let wanted = match socket.kind {
             // A peer without a name can only have been there from the beginning.
             libc::SOCK_DGRAM => other != id && (mate.name.is_none() || socket.name.is_none() && mate.peer() == Some(id)),
             _ => !socket.accepted() && !mate.accepted(),
         };
-        if wanted {
-            let (a, b) = self.make_as(id, socket.peer_identity.as_ref(), || new_pair(socket.kind))?;
-            self.made.insert(id, a);
-            self.made.insert(other, b);
-            self.name(id)?;
-            self.name(other)?;
-        }
-        Ok(())
+        Ok(wanted.then_some(other))
     }
 
     /// A socket that begins without a peer.

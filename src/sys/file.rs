@@ -29,6 +29,14 @@ pub fn pipe_size(fd: BorrowedFd<'_>) -> Result<u32, Errno> {
     Errno::result(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETPIPE_SZ) }).map(|s| s as u32)
 }
 
+/// Bytes that wait in a pipe, asked at either end.
+pub fn unread(fd: BorrowedFd<'_>) -> Result<usize, Errno> {
+    let mut bytes = 0i32;
+    // SAFETY: the request writes one number.
+    Errno::result(unsafe { libc::ioctl(fd.as_raw_fd(), libc::FIONREAD, &raw mut bytes) })?;
+    Ok(bytes.max(0) as usize)
+}
+
 /// Sets the capacity of a pipe.
 pub fn set_pipe_size(fd: BorrowedFd<'_>, size: u32) -> Result<(), Errno> {
     // SAFETY: numbers only.
@@ -45,25 +53,29 @@ pub fn set_flags(fd: BorrowedFd<'_>, flags: i32) -> Result<(), Errno> {
 pub fn peek_pipe(read_end: BorrowedFd<'_>) -> io::Result<Vec<Vec<u8>>> {
     let (from, to) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC | nix::fcntl::OFlag::O_NONBLOCK)?;
     use std::os::fd::AsFd;
-    set_pipe_size(to.as_fd(), pipe_size(read_end)?.max(4096))?;
+    let size = pipe_size(read_end)?.max(4096);
+    if pipe_size(to.as_fd())? != size {
+        set_pipe_size(to.as_fd(), size)?;
+    }
     // SAFETY: descriptors that we own; no memory is passed.
     let copied = Errno::result(unsafe { libc::tee(read_end.as_raw_fd(), to.as_raw_fd(), i32::MAX as usize, libc::SPLICE_F_NONBLOCK) });
-    match copied {
+    let mut left = match copied {
         Ok(0) | Err(Errno::EAGAIN) => return Ok(Vec::new()),
-        Ok(_) => {}
+        Ok(n) => n as usize,
         Err(e) => return Err(e.into()),
-    }
-    drop(to);
+    };
     let mut from = File::from(from);
     let mut content = Vec::new();
     loop {
         // A packet ends a read, and is never longer than a page.
-        let mut piece = vec![0u8; 65536];
-        match from.read(&mut piece)? {
-            0 => return Ok(content),
-            n => piece.truncate(n),
-        }
+        let mut piece = vec![0u8; left.min(65536)];
+        let n = from.read(&mut piece)?;
+        piece.truncate(n);
+        left -= n;
         content.push(piece);
+        if left == 0 || n == 0 {
+            return Ok(content);
+        }
     }
 }
 

@@ -2,8 +2,9 @@
 
 use super::file;
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 const TIOCGPTN: libc::c_ulong = 0x8004_5430;
 const TIOCSPTLCK: libc::c_ulong = 0x4004_5431;
@@ -81,9 +82,12 @@ pub fn session(fd: BorrowedFd<'_>) -> (i32, i32) {
     (get(fd, libc::TIOCGSID).unwrap_or(0), get(fd, libc::TIOCGPGRP).unwrap_or(0).max(0))
 }
 
-/// Opens the slave of a master.
+/// Opens the slave of a master. Not with `O_CLOEXEC`: unlike open(2) this call leaves it among the file's own flags, and
+/// `/proc/PID/fdinfo` would show it for every descriptor for ever.
 pub fn peer(master: BorrowedFd<'_>, flags: i32) -> Result<OwnedFd, Errno> {
-    plain(master, TIOCGPTPEER, flags | libc::O_NOCTTY | libc::O_CLOEXEC).map(file::own)
+    let slave = plain(master, TIOCGPTPEER, flags & !libc::O_CLOEXEC | libc::O_NOCTTY).map(file::own)?;
+    fcntl(slave.as_fd(), FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
+    Ok(slave)
 }
 
 /// Bytes that a read would give now; half a line that is being edited is not among them.

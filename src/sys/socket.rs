@@ -71,10 +71,16 @@ pub fn set_number(fd: BorrowedFd<'_>, name: i32, value: i32) -> Result<(), Errno
 
 /// The classic filter (`SO_GET_FILTER`): 8 bytes an instruction. `EACCES` for one that is not classic.
 pub fn filter(fd: BorrowedFd<'_>) -> Result<Vec<u8>, Errno> {
-    const BPF_MAXINSNS: usize = 4096;
-    let mut value = vec![0u8; BPF_MAXINSNS * 8];
-    // The length counts instructions here, both ways.
-    let mut len = BPF_MAXINSNS as libc::socklen_t;
+    // The length counts instructions here, both ways. Without room the kernel says how many there are.
+    let mut len: libc::socklen_t = 0;
+    // SAFETY: no room, as is said.
+    Errno::result(unsafe {
+        libc::getsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, std::ptr::null_mut(), &raw mut len)
+    })?;
+    if len == 0 {
+        return Ok(Vec::new());
+    }
+    let mut value = vec![0u8; len as usize * 8];
     // SAFETY: the buffer has room for the instructions that the length allows.
     Errno::result(unsafe {
         libc::getsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, value.as_mut_ptr().cast(), &raw mut len)

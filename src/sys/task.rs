@@ -1,6 +1,7 @@
 //! Calls about another task: identity of its resources, descriptors, limits, scheduling.
 
 use nix::errno::Errno;
+use std::cell::OnceCell;
 use std::cmp::Ordering;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
@@ -56,6 +57,33 @@ pub fn get_fd(pidfd: &OwnedFd, fd: i32) -> Result<OwnedFd, Errno> {
     // SAFETY: as in `pidfd`.
     Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), fd, 0) })
         .map(|fd| unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// The descriptors of one process, reached by a handle that is opened when it is first needed.
+#[derive(Debug)]
+pub struct Files {
+    pid: i32,
+    handle: OnceCell<OwnedFd>,
+}
+
+impl Files {
+    /// Those of this process.
+    pub fn of(pid: i32) -> Self {
+        Files { pid, handle: OnceCell::new() }
+    }
+
+    /// Whose they are.
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// A duplicate of one of them.
+    pub fn get(&self, fd: i32) -> Result<OwnedFd, Errno> {
+        if self.handle.get().is_none() {
+            let _ = self.handle.set(pidfd(self.pid)?);
+        }
+        self.handle.get().ok_or(Errno::ESRCH).and_then(|handle| get_fd(handle, fd))
+    }
 }
 
 /// Head and length of the robust futex list (get_robust_list(2)).

@@ -76,13 +76,13 @@ mkfifo say
 psql -q -v ON_ERROR_STOP=1 < say & transaction=$!
 exec 9> say
 echo 'begin; insert into kept values (pg_backend_pid());' >&9
-pgbench -n -c 3 -j 1 -T 1000 > load 2>&1 & load=$!
+pgbench -n -c 3 -j 1 -T 1000 > load 2>&1 9>&- & load=$! # else psql never sees the end of its input
 touch up
 until [ -e stop ]; do sleep 0.05; done
 echo "insert into kept values ('after'); commit;" >&9
 exec 9>&-
 wait $transaction; echo "transaction $?" > codes
-kill -INT $load; wait $load
+kill $load; wait $load
 psql -At -c 'select count(*) from kept' > kept
 psql -At -c 'select (select sum(abalance) from pgbench_accounts) = (select sum(delta) from pgbench_history), (select sum(bbalance) from pgbench_branches) = (select sum(delta) from pgbench_history), (select count(*) > 100 from pgbench_history)' > sums
 kill -INT $cluster; wait $cluster; echo "cluster $?" >> codes
@@ -95,7 +95,7 @@ hostname box
 mount -t tmpfs none /var/spool/cron
 mkdir /var/spool/cron/crontabs
 mount -t tmpfs none /run
-echo "* * * * * date +%H:%M >> $PWD/fired" | crontab -
+echo "* * * * * echo fired >> $PWD/fired" | crontab -
 ip link set lo up 2>/dev/null
 cron -f & cron=$!
 n=0

@@ -3,6 +3,7 @@
 use crate::lab::{Lab, Running, observe, until};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::time::Duration;
 
 /// How long it may take until the tree is seen to be well.
@@ -23,7 +24,16 @@ pub enum Kind {
     Storm,
     /// A shell with children that wait for each other.
     Family,
+    /// Bytes that wait in terminals, messages that wait in a queue: looked at when it is asked to.
+    Unread,
+    /// A shell in namespaces of its own, below the unshare(1) that made them.
+    Spaces,
+    /// A shell in a capsule with an interface in a bridge.
+    Capsule,
 }
+
+/// The capsule's name.
+pub const CAPSULE: &str = "survivor";
 
 /// Commands and subshells, counted; the status of each must come back as it was. What is said appears all at once.
 const STORM: &str = r#"#!/bin/bash
@@ -54,6 +64,34 @@ rm "$1.fifo"
 [ -e "$1.result" ] || say "$1.result" ok
 "#;
 
+/// It looks at what its namespaces hold, over and over; there is no program but the shell itself.
+const SPACES: &str = r#"#!/bin/bash
+say() { echo "$2" >"$1.draft" && mv "$1.draft" "$1"; }
+if [ -z "$2" ]; then
+    hostname within
+    ip link set lo up
+    mount -t tmpfs -o size=1m none /mnt
+fi
+echo kept >/dev/shm/survive 2>/dev/null
+[ -n "$2" ] || echo kept >/mnt/survive
+name=$(hostname) links=$(</proc/net/dev_mcast)
+mkfifo "$1.fifo"
+exec 9<>"$1.fifo"
+n=0
+while [ ! -e "$1.go" ]; do
+    read -r now </proc/sys/kernel/hostname
+    [ "$now" = "$name" ] || say "$1.result" "the host name is $now"
+    [ "$(</proc/net/dev_mcast)" = "$links" ] || say "$1.result" "interfaces are others: $(</proc/net/dev_mcast)"
+    [ -n "$2" ] || [ -s /mnt/survive ] || say "$1.result" "a file has gone"
+    n=$((n + 1))
+    echo $n >"$1.count"
+    [ $n != 3 ] || say "$1.ready" ready
+    read -r -t 0.01 <&9
+done
+rm "$1.fifo"
+[ -e "$1.result" ] || say "$1.result" ok
+"#;
+
 /// One of them, running.
 pub struct Source {
     kind: Kind,
@@ -69,20 +107,38 @@ impl Kind {
                 fs::remove_file(entry.path()).expect("remove");
             }
         }
-        let script = |text: &str| {
+        let file = |text: &str| {
             let path = lab.path("script");
             fs::write(&path, text).expect("script");
             fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("mode");
-            lab.ready(&path, &[])
+            path
         };
+        let script = |text: &str| lab.ready(&file(text), &[]);
         match self {
             Kind::Busy => lab.fixture("busy", &[]),
             Kind::Sleeper => lab.fixture("sleepers", &["alone"]),
             Kind::Sleepers => lab.fixture("sleepers", &["many"]),
+            Kind::Unread => lab.fixture("unread", &[]),
             Kind::Objects => lab.fixture("objects", &[]),
             Kind::Storm => script(STORM),
             Kind::Family => script(FAMILY),
+            Kind::Spaces => unshared(lab, &file(SPACES)),
+            Kind::Capsule => capsule(lab, &file(SPACES)),
         }
+    }
+
+    /// How meio is told which tree is meant.
+    pub fn target(self, root: i32) -> String {
+        if self == Kind::Capsule { CAPSULE.into() } else { root.to_string() }
+    }
+
+    /// Root of the tree that is there now; numbers of a capsule are others outside every time.
+    pub fn root(self, root: i32) -> i32 {
+        if self != Kind::Capsule {
+            return root;
+        }
+        let text = fs::read(format!("/run/meio/{CAPSULE}.json")).unwrap_or_default();
+        serde_json::from_slice::<serde_json::Value>(&text).ok().and_then(|e| e["pid"].as_i64()).map_or(0, |pid| pid as i32)
     }
 
     /// Numbers each of which grows while the tree is well.
@@ -94,8 +150,8 @@ impl Kind {
         let number = |name: &str| fs::read_to_string(lab.path(name)).ok()?.trim().parse::<u64>().ok();
         match self {
             Kind::Busy | Kind::Sleepers | Kind::Objects => words(7),
-            Kind::Sleeper => words(1),
-            Kind::Storm => number("x.count").into_iter().collect(),
+            Kind::Sleeper | Kind::Unread => words(1),
+            Kind::Storm | Kind::Spaces | Kind::Capsule => number("x.count").into_iter().collect(),
             Kind::Family => [number("x.count4"), number("x.count5")].into_iter().flatten().collect(),
         }
     }
@@ -104,7 +160,7 @@ impl Kind {
         match self {
             Kind::Busy | Kind::Sleepers | Kind::Objects => 7,
             Kind::Family => 2,
-            Kind::Sleeper | Kind::Storm => 1,
+            Kind::Sleeper | Kind::Storm | Kind::Unread | Kind::Spaces | Kind::Capsule => 1,
         }
     }
 
@@ -120,6 +176,12 @@ impl Kind {
             seen
         };
         let begin = read();
+        if self == Kind::Unread {
+            // What a killed meio has left to its keeper is done in a moment.
+            let is_meio = |pid: i32| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "meio\n");
+            until(WELL, || !observe::processes().into_iter().any(is_meio));
+            fs::write(lab.path("x.check"), "").expect("check");
+        }
         let mut last = Vec::new();
         let grown = until(WELL, || {
             last = read();
@@ -140,10 +202,52 @@ impl Kind {
         });
         match self {
             // redirections of a script come and go
-            Kind::Storm | Kind::Family => all.lines().filter(|line| !line.starts_with("  fd ")).map(|line| format!("{line}\n")).collect(),
+            Kind::Storm | Kind::Family | Kind::Spaces | Kind::Capsule => {
+                all.lines().filter(|line| !line.starts_with("  fd ")).map(|line| format!("{line}\n")).collect()
+            }
             _ => all,
         }
     }
+}
+
+fn unshared(lab: &Lab, script: &Path) -> Running {
+    let prefix = lab.path("x");
+    let text = |path: &Path| path.to_str().expect("path").to_owned();
+    let running = lab.spawn(Path::new("unshare"), &["-piumn", "--fork", "--mount-proc", &text(script), &text(&prefix)]);
+    assert!(until(WELL, || running.file("ready").exists()), "it does not get ready: {}", lab.log());
+    running
+}
+
+/// A roster, a network with a bridge and a folder for both of the test's own.
+pub fn furnish() {
+    use nix::mount::{MsFlags, mount};
+    fs::create_dir_all("/run/meio").expect("folder");
+    mount(Some("tmpfs"), "/run/meio", Some("tmpfs"), MsFlags::empty(), None::<&str>).expect("tmpfs");
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("unshare");
+    for arguments in
+        [&["link", "add", "br7", "type", "bridge"][..], &["addr", "add", "10.7.0.1/24", "dev", "br7"], &["link", "set", "br7", "up"]]
+    {
+        assert!(std::process::Command::new("ip").args(arguments).status().expect("ip(8) of iproute2 starts").success());
+    }
+}
+
+/// No capsule is known any more, and nothing half written.
+pub fn no_capsule(lab: &Lab) -> Result<(), String> {
+    let listed = lab.run(lab.meio(&["list", "--json"])).stdout;
+    let files: Vec<_> = fs::read_dir("/run/meio").into_iter().flatten().flatten().map(|e| e.file_name()).filter(|n| n != "lock").collect();
+    let known = !listed.contains(r#""capsules":[]"#);
+    if known || !files.is_empty() { Err(format!("of a capsule something is left: {listed}, {files:?}")) } else { Ok(()) }
+}
+
+fn capsule(lab: &Lab, script: &Path) -> Running {
+    let prefix = lab.path("x");
+    let text = |path: &Path| path.to_str().expect("path").to_owned();
+    let arguments = ["run", "-d", "--name", CAPSULE, "--net", "veth=br7:10.7.0.2/24", "--", &text(script), &text(&prefix), "capsule"];
+    let done = lab.run(lab.meio(&arguments));
+    assert_eq!(done.code, 0, "{}", done.stderr);
+    let running = Running::of(lab, Kind::Capsule.root(0));
+    assert!(until(WELL, || running.file("ready").exists()), "it does not get ready: {}", lab.log());
+    running
 }
 
 /// A snapshot in which neighbouring anonymous mappings that hold no code are one: an allocator moves the border

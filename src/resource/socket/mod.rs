@@ -10,20 +10,19 @@ use super::capture::Capture;
 use super::descriptor::{FileKind, Found};
 use crate::error::{Context, Result};
 use crate::sys::socket;
-use std::os::fd::AsFd;
 
 /// Saves a socket as far as it can be seen without its peer and its queue, which [`peers::complete`] adds.
 pub fn capture(found: &Found, capture: &mut Capture) -> Result<Option<FileKind>> {
     let doing = || format!("reading {} of process {}", found.object(), found.pid);
-    let fd = found.duplicate()?;
-    let domain = socket::number(fd.as_fd(), libc::SO_DOMAIN).context(doing)?;
+    let fd = found.own()?;
+    let domain = socket::number(fd, libc::SO_DOMAIN).context(doing)?;
     if domain == libc::AF_UNIX {
-        return unix::capture(found, fd.as_fd(), capture).context(doing);
+        return unix::capture(found, fd, capture).context(doing);
     }
-    let kind = socket::number(fd.as_fd(), libc::SO_TYPE).context(doing)?;
-    let protocol = socket::number(fd.as_fd(), libc::SO_PROTOCOL).context(doing)?;
-    let listening = socket::number(fd.as_fd(), libc::SO_ACCEPTCONN).is_ok_and(|l| l != 0);
-    let connected = socket::peer_name(fd.as_fd()).is_ok();
+    let kind = socket::number(fd, libc::SO_TYPE).context(doing)?;
+    let protocol = socket::number(fd, libc::SO_PROTOCOL).context(doing)?;
+    let listening = socket::number(fd, libc::SO_ACCEPTCONN).is_ok_and(|l| l != 0);
+    let connected = socket::peer_name(fd).is_ok();
     let state = match (listening, connected) {
         (true, _) => "listening",
         (_, true) => "connected",

@@ -61,14 +61,29 @@ const KNOWN: [i32; 31] = [
 
 /// The options of a socket in which it differs from `new`, one of the same kind. The sizes of buffers are always named,
 /// since their defaults are the machine's.
-pub fn capture(fd: BorrowedFd<'_>, new: BorrowedFd<'_>) -> Vec<SocketOption> {
-    let ask = |fd, name| socket::option(fd, libc::SOL_SOCKET, name, 16).ok();
-    let differs = |&name: &i32| {
+pub fn capture(fd: BorrowedFd<'_>, new: &New) -> Vec<SocketOption> {
+    let differs = |(&name, new): (&i32, &Option<Vec<u8>>)| {
         let value = ask(fd, name)?;
         let always = matches!(name, libc::SO_SNDBUF | libc::SO_RCVBUF);
-        (always || ask(new, name).is_none_or(|new| new != value)).then_some(SocketOption { name, value })
+        (always || new.as_ref().is_none_or(|new| *new != value)).then_some(SocketOption { name, value })
     };
-    KNOWN.iter().filter_map(differs).collect()
+    KNOWN.iter().zip(&new.0).filter_map(differs).collect()
+}
+
+fn ask(fd: BorrowedFd<'_>, name: i32) -> Option<Vec<u8>> {
+    socket::option(fd, libc::SOL_SOCKET, name, 16).ok()
+}
+
+/// What a new socket answers to each of the questions.
+#[derive(Debug)]
+pub struct New([Option<Vec<u8>>; KNOWN.len()]);
+
+impl New {
+    /// Makes a socket and asks it.
+    pub fn of(domain: i32, kind: i32) -> Result<Self> {
+        let socket = socket::socket(domain, kind).context(|| "making a socket")?;
+        Ok(New(KNOWN.map(|name| ask(socket.as_fd(), name))))
+    }
 }
 
 /// Gives a socket its options. What cannot be set is named in `warnings`.
@@ -82,6 +97,9 @@ pub fn apply(fd: BorrowedFd<'_>, options: &[SocketOption], what: &str, warnings:
         if let Err(e) = set {
             warnings.push(format!("{what}: option {} of socket(7) could not be set: {e}", option.name));
         }
+    }
+    if options.iter().all(|o| o.name != SO_BUF_LOCK) {
+        unlock_buffers(fd); // setting a size locks it
     }
 }
 
@@ -144,9 +162,4 @@ impl Filter {
         }
         Ok(())
     }
-}
-
-/// A socket as new, to compare with.
-pub fn fresh(domain: i32, kind: i32) -> Result<impl AsFd> {
-    socket::socket(domain, kind).context(|| "making a socket")
 }

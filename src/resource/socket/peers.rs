@@ -8,7 +8,7 @@ use crate::resource::capture::Capture;
 use crate::resource::descriptor::{self, FileId, FileKind};
 use crate::resource::thread::serde_bytes_vec::Bytes;
 use crate::sys::sock_diag::{self, Unix};
-use crate::sys::{namespace, socket, task};
+use crate::sys::{namespace, socket};
 use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -70,9 +70,7 @@ fn object(capture: &Capture, id: FileId) -> (i32, String) {
 }
 
 fn duplicate(capture: &Capture, id: FileId) -> Result<OwnedFd> {
-    let (pid, fd) = capture.holders.get(id as usize).copied().unwrap_or_default();
-    let run = || task::get_fd(&task::pidfd(pid)?, fd);
-    run().context(|| format!("duplicating fd {fd} of process {pid}"))
+    capture.duplicate(capture.holders.get(id as usize).copied().unwrap_or_default())
 }
 
 /// Finds the peer of every unix socket of the tree, and refuses what leads out of it. Nothing is changed; the tree may
@@ -84,6 +82,7 @@ pub fn resolve(tree: &HashSet<i32>, capture: &mut Capture) -> Result<()> {
     let sockets = Sockets::list(tree, capture)?;
     for id in 0..capture.files.len() as FileId {
         let Some(entry) = unix(capture, id).and_then(|_| sockets.listed.get(&inode(capture, id))) else {
+            // What runs closes sockets at any time, and those are not in the list either.
             if unix(capture, id).is_some() && capture.standing {
                 let (pid, object) = object(capture, id);
                 let reason = "it lives in a network namespace that no process of the tree lives in";
@@ -212,7 +211,13 @@ impl Sockets {
     /// A socket with a peer.
     fn connected(&self, id: FileId, entry: &Unix, capture: &mut Capture) -> Result<Option<Role>> {
         let Some(peer) = entry.peer else { return Ok(Some(Role::Alone)) };
-        let name = socket::peer_name(duplicate(capture, id)?.as_fd()).unwrap_or_default();
+        let name = match self.listed.get(&peer) {
+            Some(peer) => peer.name.clone(),
+            None => match duplicate(capture, id) {
+                Err(_) if !self.complete => return Ok(None), // closed in the meantime
+                fd => socket::peer_name(fd?.as_fd()).unwrap_or_default(),
+            },
+        };
         let accepted = self.accepted(entry, name.as_deref());
         if let Some(&file) = self.own.get(&peer) {
             return Ok(Some(Role::Connected { peer: Peer::File(file), accepted }));

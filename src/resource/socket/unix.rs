@@ -10,8 +10,9 @@ use crate::resource::thread::serde_bytes_vec::Bytes;
 use crate::sys::{file, socket};
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
+use std::collections::hash_map::Entry;
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 
@@ -183,13 +184,17 @@ pub fn capture(found: &Found, fd: BorrowedFd<'_>, capture: &mut Capture) -> Resu
         Some(name) => Some(bound_file(found, fd, name, capture)?),
         None => None,
     };
+    let new = match capture.new_sockets.entry((libc::AF_UNIX, kind)) {
+        Entry::Occupied(known) => known.into_mut(),
+        Entry::Vacant(place) => place.insert(options::New::of(libc::AF_UNIX, kind)?),
+    };
     let socket = UnixSocket {
         kind,
         name: name.map(Bytes),
         file,
         role: if listening { Role::Listening { backlog: 0, pending: Vec::new() } } else { Role::Alone },
         peer_identity: peer_identity(fd),
-        options: options::capture(fd, options::fresh(libc::AF_UNIX, kind)?.as_fd()),
+        options: options::capture(fd, new),
         filter,
         ..UnixSocket::default()
     };

@@ -8,8 +8,10 @@ use std::collections::HashMap;
 pub struct Actors {
     /// Stub of each living process, by its pid in the image.
     pub stubs: HashMap<i32, Stub>,
-    /// The root's, which bears helpers.
+    /// The root's, or of another one that lives where the objects are; bears helpers.
     pub root: Stub,
+    /// It can, since it sees the numbers that the image has.
+    pub helpers: bool,
     /// Effective uid and gid of all stubs at this time.
     pub own: (u32, u32),
 }
@@ -32,7 +34,7 @@ impl Actors {
 
     /// A child of the root with this number, in the root's memory, where its scripts lie.
     fn helper(&self, pid: i32) -> Result<Option<Stub>> {
-        if pid <= 0 {
+        if pid <= 0 || !self.helpers {
             return Ok(None);
         }
         let flags = libc::CLONE_VM | libc::CLONE_FS | libc::CLONE_FILES;

@@ -1,6 +1,6 @@
 //! System V shared memory, semaphores and message queues: sysvipc(7).
 //!
-//! These objects belong to an ipc namespace, not to a process, and outlive whoever made them. Of a namespace that the
+//! These objects belong to an ipc namespace, not to a process, and outlive whoever made them. Of namespaces that the
 //! tree has to itself all of them are saved. In a namespace that it shares with others, those are the tree's that
 //! * are attached by one of its processes (shared memory), or
 //! * were made, or used last, by one of its processes: `cpid` and `lpid` of a segment, `sempid` of any semaphore of a
@@ -18,6 +18,7 @@ mod actor;
 mod queue;
 mod segment;
 mod semaphore;
+mod spaces;
 mod undo;
 
 use super::capture::Capture;
@@ -30,8 +31,9 @@ use std::collections::HashSet;
 
 pub use actor::Actors;
 pub use queue::Queue;
-pub use segment::{Segment, object, refuse_outsiders};
+pub use segment::{Segment, object};
 pub use semaphore::SemaphoreSet;
+pub use spaces::{Elsewhere, Listed, capture};
 pub use undo::{Undo, probe, survey};
 
 /// All objects of the tree.
@@ -71,8 +73,8 @@ pub struct Perm {
 pub struct Tree {
     /// Pid of each process, and when it started: seconds since 1970.
     born: Vec<(i32, i64)>,
-    /// The namespace is the tree's own: everything in it belongs to it.
-    pub all: bool,
+    /// The namespace, when it is another one than meio's: it is the tree's own, everything in it belongs to the tree.
+    pub space: Option<u32>,
 }
 
 /// What of an object in the image is there already.
@@ -99,11 +101,12 @@ impl SystemV {
     }
 
     /// Keeps what belongs to the tree, with its content. `captured` are its processes.
-    pub fn capture(mut self, tree: &Tree, captured: &[Process], capture: &mut Capture) -> Result<Self> {
+    pub fn capture(mut self, tree: &Tree, captured: &[&Process], capture: &mut Capture) -> Result<Self> {
+        let all = tree.space.is_some();
         let undone: HashSet<i32> = captured.iter().flat_map(|p| &p.undo).map(|u| u.set).collect();
         let waited = waited_for(captured);
-        self.sets.retain(|s| tree.all || undone.contains(&s.perm.id) || waited.0.contains(&s.perm.id) || s.used_by(tree));
-        self.queues.retain(|q| tree.all || waited.1.contains(&q.perm.id) || q.used_by(tree));
+        self.sets.retain(|s| all || undone.contains(&s.perm.id) || waited.0.contains(&s.perm.id) || s.used_by(tree));
+        self.queues.retain(|q| all || waited.1.contains(&q.perm.id) || q.used_by(tree));
         self.segments = segment::capture(self.segments, tree, capture)?;
         self.queues.iter_mut().try_for_each(|q| q.read(capture))?;
         Ok(self)
@@ -134,11 +137,11 @@ impl SystemV {
 
 impl Tree {
     /// The processes of a tree that stands still.
-    pub fn new(pids: impl Iterator<Item = i32>, all: bool) -> Self {
+    pub fn new(pids: impl Iterator<Item = i32>, space: Option<u32>) -> Self {
         let boot = boot_time();
         let hz = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).ok().flatten().unwrap_or(100).max(1);
         let born = |pid| Some((pid, boot + read::parsed(pid, "stat", stat::parse).ok()?.start_time as i64 / hz));
-        Tree { born: pids.filter_map(born).collect(), all }
+        Tree { born: pids.filter_map(born).collect(), space }
     }
 
     /// Whether `pid`, noted by the kernel at second `time`, is a process of the tree.
@@ -174,7 +177,7 @@ fn boot_time() -> i64 {
 }
 
 /// Sets and queues that a thread of the tree sleeps on.
-fn waited_for(processes: &[Process]) -> (HashSet<i32>, HashSet<i32>) {
+fn waited_for(processes: &[&Process]) -> (HashSet<i32>, HashSet<i32>) {
     let (mut sets, mut queues) = (HashSet::new(), HashSet::new());
     for thread in processes.iter().flat_map(|p| &p.threads) {
         let number = thread.waiting.as_ref().map_or(thread.registers.orig_rax, |w| w.number);

@@ -12,8 +12,15 @@ use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 
-/// Marks a device number as the ipc namespace: an inode number of a segment is its id, and says nothing about other files.
+/// Marks a device number as an ipc namespace: an inode number of a segment is its id there, and says nothing about other
+/// files.
 const IDS: u64 = 1 << 63;
+/// Where the number of the ipc namespace is in it, above the 32 bits of a device.
+const SPACE: u32 = 32;
+
+fn device_of(device: u64, space: Option<u32>) -> u64 {
+    device & u64::from(u32::MAX) | IDS | space.map_or(0, |n| u64::from(n) + 1) << SPACE
+}
 /// Mode bits of a segment that are no permissions: removed while attached, locked into memory.
 const SHM_DEST: u32 = 0o1000;
 const SHM_LOCKED: u32 = 0o2000;
@@ -73,28 +80,29 @@ pub fn list() -> Result<Vec<Segment>> {
     Ok(rows.iter().map(segment).collect())
 }
 
-/// The object that a mapping of segment `id` shows; `open` gives its content.
-pub fn object(id: i32, device: u64, capture: &mut Capture, open: impl FnOnce() -> Result<File>) -> Result<ObjectId> {
-    capture.object((device | IDS, id as u64), || Ok((Origin::SystemV { id }, open()?)))
+/// The object that a mapping of segment `id` shows, by the device and the ipc namespace of the process; `open` gives its
+/// content.
+pub fn object(
+    id: i32,
+    (device, space): (u64, Option<u32>),
+    capture: &mut Capture,
+    open: impl FnOnce() -> Result<File>,
+) -> Result<ObjectId> {
+    capture.object((device_of(device, space), id as u64), || Ok((Origin::SystemV { id }, open()?)))
 }
 
 /// Keeps the segments of the tree. Those that nobody has attached just now are attached for a moment to be read, which
 /// changes their `atime`, `dtime` and `lpid`.
 pub fn capture(all: Vec<Segment>, tree: &Tree, capture: &mut Capture) -> Result<Vec<Segment>> {
-    let attached: HashMap<i32, ObjectId> = capture
-        .objects
-        .iter()
-        .filter_map(|o| match o.origin {
-            Origin::SystemV { id } => Some((id, o.id)),
-            _ => None,
-        })
-        .collect();
+    let here = device_of(0, tree.space) >> SPACE;
+    let attached: HashMap<i32, ObjectId> =
+        capture.object_index.iter().filter(|(k, _)| k.0 >> SPACE == here).map(|(k, &object)| (k.1 as i32, object)).collect();
     let mut kept = Vec::new();
     for mut segment in all {
         let id = segment.perm.id;
         if let Some(&object) = attached.get(&id) {
             segment.object = object;
-        } else if tree.all || segment.used_by(tree) {
+        } else if tree.space.is_some() || segment.used_by(tree) {
             segment.reader = std::process::id() as i32;
             let file = match ipc::segment_file(id, false) {
                 Ok(file) => file,
@@ -106,7 +114,7 @@ pub fn capture(all: Vec<Segment>, tree: &Tree, capture: &mut Capture) -> Result<
                 capture.refuse(segment.cpid, format!("shared memory segment {id}"), reason, advice);
                 continue;
             }
-            segment.object = object_of(id, file, capture)?;
+            segment.object = object_of(id, file, tree.space, capture)?;
         } else {
             continue;
         }
@@ -115,9 +123,9 @@ pub fn capture(all: Vec<Segment>, tree: &Tree, capture: &mut Capture) -> Result<
     Ok(kept)
 }
 
-fn object_of(id: i32, file: File, capture: &mut Capture) -> Result<ObjectId> {
+fn object_of(id: i32, file: File, space: Option<u32>, capture: &mut Capture) -> Result<ObjectId> {
     let device = std::os::unix::fs::MetadataExt::dev(&file.metadata()?);
-    object(id, device, capture, || Ok(file))
+    object(id, (device, space), capture, || Ok(file))
 }
 
 /// Refuses segments that processes outside of the tree have attached: two copies of what is shared would drift apart.

@@ -30,7 +30,7 @@ pub struct Undo {
 
 /// Refuses what cannot be rebuilt: adjustments that belong to a single thread, or to several processes together.
 pub fn survey(pid: i32, capture: &mut Capture) -> Result<()> {
-    if capture.system_v.sets.is_empty() {
+    if capture.system_v.sets(pid).is_empty() {
         return Ok(()); // nothing that could be adjusted
     }
     let parent = read::parsed(pid, "stat", stat::parse)?.ppid;
