@@ -73,6 +73,74 @@ async def main():
 asyncio.run(client(int(sys.argv[2])) if len(sys.argv) > 2 else main())
 "#;
 
+/// Binds sockets in a mount and a network namespace of its own, and connects to them when it is told to.
+const PRIVATE: &str = r#"
+import os, socket, sys, time
+prefix = sys.argv[1]
+names = ["private/socket", "\0meio-private-name", "plain-socket"]
+listeners = []
+for name in names:
+    s = socket.socket(socket.AF_UNIX)
+    s.bind(name)
+    s.listen(3)
+    listeners.append(s)
+waiting = socket.socket(socket.AF_UNIX)
+waiting.connect(names[0])
+open(prefix + ".part", "w").write("ready\n")
+os.rename(prefix + ".part", prefix + ".ready")
+while not os.path.exists(prefix + ".go"):
+    time.sleep(0.01)
+listeners[0].accept()[0].send(b"waited")
+said = [waiting.recv(10) == b"waited"]
+for s, name in zip(listeners, names):
+    client = socket.socket(socket.AF_UNIX)
+    client.connect(name)
+    client.send(b"x")
+    said.append(s.accept()[0].recv(1) == b"x" and s.getsockname() == (name if name[0] != "\0" else name.encode()))
+said.append(os.listdir("private") == ["socket"])
+open(prefix + ".part", "w").write("ok\n" if all(said) else f"{said}\n")
+os.rename(prefix + ".part", prefix + ".result")
+"#;
+
+/// Takes its time to accept connections over which something has come already; the second argument is that time in seconds.
+const SLOW: &str = r#"
+import os, socket, sys, time
+prefix, pause = sys.argv[1], float(sys.argv[2])
+listener = socket.socket(socket.AF_UNIX)
+listener.bind("slow-socket")
+listener.listen(1)
+ok = True
+while not os.path.exists(prefix + ".go"):
+    client = socket.socket(socket.AF_UNIX)
+    client.connect("slow-socket")
+    client.send(b"early")
+    if not os.path.exists(prefix + ".ready"):
+        open(prefix + ".part", "w").write("ready\n")
+        os.rename(prefix + ".part", prefix + ".ready")
+    time.sleep(pause)
+    ok &= listener.accept()[0].recv(9) == b"early"
+    time.sleep(0.01)
+open(prefix + ".part", "w").write("ok\n" if ok else "something is lost\n")
+os.rename(prefix + ".part", prefix + ".result")
+"#;
+
+/// A program started in namespaces of its own.
+fn in_namespaces(lab: &Lab, options: &str, program: &str) -> std::path::PathBuf {
+    let path = lab.path("wrapper");
+    std::fs::write(&path, format!("#!/bin/sh\nexec unshare {options} {program} \"$@\"\n")).expect("script");
+    std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("mode");
+    path
+}
+
+/// A client of a socket outside of the tree, and the end of its connection.
+fn client_of(lab: &Lab, listener: &UnixListener, name: &str) -> (crate::lab::Running, UnixStream) {
+    let running = lab.ready(&script(lab, "client", CLIENT), &[name]);
+    let (mut accepted, _) = listener.accept().expect("accept");
+    let mut said = [0; 5];
+    std::io::Read::read_exact(&mut accepted, &mut said).expect("hello");
+    (running, accepted)
+}
+
 fn script(lab: &Lab, name: &str, text: &str) -> std::path::PathBuf {
     let path = lab.path(name);
     std::fs::write(&path, format!("#!/usr/bin/python3\n{text}")).expect("script");
@@ -104,6 +172,93 @@ crate::alone! {
         std::io::Read::read_to_string(&mut accepted, &mut said).expect("read");
         assert_eq!(said, "hello again");
         std::fs::remove_file(&name).expect("remove");
+        lab.nothing_left();
+    }
+
+    fn a_peer_outside_is_connected_to_anew() {
+        let mut lab = Lab::new("anew");
+        let name = format!("/tmp/meio-outside-{}", crate::lab::now());
+        let listener = UnixListener::bind(&name).expect("bind");
+        let (mut running, accepted) = client_of(&lab, &listener, &name);
+        let image = lab.dump(&mut running, &["--kill", "--external", &format!("unix:{name}")]);
+        drop(accepted);
+        lab.restore(&image, &mut running, &[]);
+        let (mut accepted, _) = listener.accept().expect("it connects again");
+        lab.go_and_verify(running, SOON);
+        let mut said = String::new();
+        std::io::Read::read_to_string(&mut accepted, &mut said).expect("read");
+        assert_eq!(said, " again");
+        // Without the server it cannot come back, and says why.
+        drop(listener);
+        let done = lab.run(lab.meio(&["restore", "-d", image.to_str().expect("path")]));
+        assert!(done.code == 10 && done.stderr.contains(&name) && done.stderr.contains("outside of the tree"), "{done:?}");
+        std::fs::remove_file(&name).expect("remove");
+        lab.nothing_left();
+    }
+
+    fn what_is_lost_on_the_way_out_is_told() {
+        let lab = Lab::new("lost");
+        let name = format!("/tmp/meio-outside-{}", crate::lab::now());
+        let listener = UnixListener::bind(&name).expect("bind");
+        let (mut running, mut accepted) = client_of(&lab, &listener, &name);
+        std::io::Write::write_all(&mut accepted, b"unread").expect("write");
+        let (pid, image) = (running.pid.to_string(), lab.path("images/x.meio"));
+        let image = image.to_str().expect("path");
+        let inode = std::fs::read_link(format!("/proc/{pid}/fd/3")).expect("its socket");
+        let inode = inode.to_str().expect("text").trim_start_matches("socket:").to_owned();
+        let done = lab.run(lab.meio(&["dump", &pid, "-o", image, "--external", &format!("unix:{inode}")]));
+        assert!(done.code == 3 && done.stderr.contains("6 bytes from"), "{done:?}");
+        // Left out it is closed for the program.
+        let done = lab.run(lab.meio(&["dump", "--kill", &pid, "-o", image, "--ignore", &format!("unix:{inode}")]));
+        assert_eq!(done.code, 0, "{done:?}");
+        running.wait();
+        drop((listener, accepted));
+        std::fs::remove_file(&name).expect("remove");
+        let done = lab.run(lab.meio(&["restore", "-d", image]));
+        assert!(done.code == 3 && done.stderr.contains("left out"), "{done:?}");
+        std::fs::write(lab.path("x.go"), "").expect("go");
+        assert!(until(SOON, || lab.log().contains("BrokenPipeError")), "{}", lab.log());
+        std::fs::remove_file(image).expect("remove");
+        lab.nothing_left();
+    }
+
+    fn sockets_in_a_network_namespace() {
+        for options in ["-n", "-mn"] {
+            for name in ["unix_names", "unix_dgram", "unix_rights"] {
+                let mut lab = Lab::new(name);
+                let program = in_namespaces(&lab, options, crate::lab::compile(name).to_str().expect("path"));
+                let running = lab.ready(&program, &[]);
+                lab.take(running, Way::TwiceRestored);
+            }
+        }
+    }
+
+    fn sockets_in_a_file_system_of_their_own() {
+        use std::os::linux::net::SocketAddrExt;
+        // Here the name is taken.
+        let address = std::os::unix::net::SocketAddr::from_abstract_name("meio-private-name").expect("name");
+        let _listener = UnixListener::bind_addr(&address).expect("bind");
+        for way in [Way::DumpOnly, Way::KillRestore, Way::TwiceRestored] {
+            let mut lab = Lab::new("private");
+            let program = script(&lab, "program", PRIVATE);
+            let inside = format!("-mn sh -c 'mkdir private && mount -t tmpfs none private && exec {} \"$0\"'", program.display());
+            let running = lab.ready(&in_namespaces(&lab, &inside, ""), &[]);
+            lab.take(running, way);
+        }
+    }
+
+    fn what_passes_by_itself_is_waited_for() {
+        let mut lab = Lab::new("slow");
+        let mut running = lab.ready(&script(&lab, "slow", SLOW), &["0.04"]);
+        for _ in 0..10 {
+            lab.dump(&mut running, &[]);
+        }
+        lab.take(running, Way::TwiceRestored);
+        let lab = Lab::new("slower");
+        let running = lab.ready(&script(&lab, "slower", SLOW), &["4"]);
+        let done = lab.run(lab.meio(&["dump", &running.pid.to_string()]));
+        assert!(done.code == 13 && done.stderr.contains("dump again a moment later"), "{done:?}");
+        lab.go_and_verify(running, SOON);
         lab.nothing_left();
     }
 

@@ -14,7 +14,7 @@ use crate::resource::Tree;
 use crate::resource::descriptor::{FileId, FileKind, OpenFile};
 use crate::resource::namespace::Namespace;
 use crate::resource::socket::options;
-use crate::resource::socket::unix::{Identity, Peer, Role, UnixSocket, readable};
+use crate::resource::socket::unix::{Identity, Peer, Role, UnixSocket, readable, set_flags};
 use crate::resource::thread::serde_bytes_vec::Bytes;
 use crate::sys::{apart, namespace, socket};
 use bind::Reach;
@@ -371,6 +371,8 @@ impl<'t> Sockets<'t> {
             Role::Connected { peer: Peer::Outside(Bytes(name)), .. } => {
                 let client = self.open(id)?;
                 let who = self.holder(id);
+                // A server that takes no connection must not hold meio up.
+                set_flags(client.as_fd(), libc::O_NONBLOCK as u32)?;
                 self.act(id, who.as_ref(), || socket::connect(client.as_fd(), name)).map_err(|e| {
                     Error::new(Kind::NotFound, format!("{} outside of the tree cannot be connected to: {}", readable(name), e.message))
                         .help("start the program that listens there")
@@ -467,6 +469,11 @@ impl UnixSocket {
             Role::Connected { peer: Peer::File(id), .. } => Some(id),
             _ => None,
         }
+    }
+
+    /// Its peer is outside of the tree.
+    fn leads_out(&self) -> bool {
+        matches!(self.role, Role::Connected { peer: Peer::Outside(_), .. })
     }
 
     fn accepted(&self) -> bool {

@@ -17,7 +17,7 @@ pub const LISTEN: u8 = 10;
 /// One socket.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Unix {
-    /// Inode, 0 for a connection that was not accepted yet.
+    /// Inode. The kernel passes over connections that were not accepted yet, which have none.
     pub inode: u64,
     /// `SOCK_STREAM`, …
     pub kind: i32,

@@ -2,6 +2,8 @@
 
 use crate::sys::proc::{read, stat};
 use std::collections::{HashMap, HashSet};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 
 /// Processes outside of the tree by the inode of a socket that they hold. `tree` are the pids inside; meio itself and
 /// what the tree has born since it was listed do not count.
@@ -28,6 +30,15 @@ pub fn describe(pids: Option<&Vec<i32>>) -> String {
     let Some(&pid) = pids.and_then(|p| p.first()) else { return "a process that meio does not see".into() };
     let comm = read::read(pid, "comm").unwrap_or_default();
     format!("process {pid} ({})", String::from_utf8_lossy(&comm).trim())
+}
+
+/// The name of a socket as meio reaches it: a path that is relative was so for whoever bound it.
+pub fn from_root(name: Vec<u8>, pids: Option<&Vec<i32>>) -> Vec<u8> {
+    let cwd = pids.and_then(|p| std::fs::read_link(format!("/proc/{}/cwd", p.first()?)).ok());
+    match cwd.map(|cwd| cwd.join(OsStr::from_bytes(&name))) {
+        Some(path) if !matches!(name.first(), None | Some(0 | b'/')) && path.exists() => path.into_os_string().into_encoded_bytes(),
+        _ => name,
+    }
 }
 
 /// `socket:[123]`

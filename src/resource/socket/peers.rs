@@ -18,8 +18,6 @@ struct Sockets {
     networks: Vec<Option<u32>>,
     /// What the kernel lists, by inode.
     listed: HashMap<u64, Unix>,
-    /// Connections that were not accepted yet: they have no inode.
-    embryos: Vec<Unix>,
     /// The tree's own, by inode.
     own: HashMap<u64, FileId>,
     /// Processes outside that hold a socket, by inode.
@@ -170,11 +168,10 @@ impl Sockets {
             all.extend(found.into_iter().map(|socket| Unix { network: number, ..socket }));
             networks.push(Some(id));
         }
-        let (embryos, listed): (Vec<_>, Vec<_>) = all.into_iter().partition(|s| s.inode == 0);
         let ids = 0..capture.files.len() as FileId;
         let own = ids.filter(|&id| unix(capture, id).is_some()).map(|id| (inode(capture, id), id)).collect();
-        let listed = listed.into_iter().map(|s| (s.inode, s)).collect();
-        Ok(Sockets { networks, listed, embryos, own, holders: outside::holders(tree), complete: capture.standing })
+        let listed = all.into_iter().map(|s| (s.inode, s)).collect();
+        Ok(Sockets { networks, listed, own, holders: outside::holders(tree), complete: capture.standing })
     }
 
     /// A listening socket with those that wait.
@@ -191,19 +188,6 @@ impl Sockets {
                     return None;
                 }
             }
-        }
-        let unread =
-            self.embryos.iter().filter(|e| e.name == entry.name && e.file == entry.file && e.network == entry.network && e.readable > 0);
-        let unread = unread.filter(|e| e.peer.is_some_and(|p| entry.pending.contains(&p))).map(|e| e.readable).sum::<u32>();
-        if unread > 0 {
-            let reason = format!("{unread} bytes were sent over a connection that is not accepted yet, where nobody can read them");
-            capture.refuse_for_now(
-                pid,
-                object.as_str(),
-                reason,
-                "dump again a moment later: the program has not accepted the connection yet",
-            );
-            return None;
         }
         Some(Role::Listening { backlog: entry.written as i32, pending })
     }
@@ -228,6 +212,14 @@ impl Sockets {
             match waits {
                 Some(listener) => {
                     if let Some(&file) = self.own.get(&listener.inode) {
+                        // The other end has no inode and is not listed; what lies there unread counts as memory of this one.
+                        if entry.written > 0 {
+                            let (pid, object) = object(capture, id);
+                            let reason = "bytes were sent over its connection, which is not accepted yet, where nobody can read them";
+                            let advice = "dump again a moment later: the program has not accepted the connection yet";
+                            capture.refuse_for_now(pid, object, reason, advice);
+                            return Ok(None);
+                        }
                         return Ok(Some(Role::Connected { peer: Peer::Waiting(file), accepted: false }));
                     }
                     return Ok(self.outside(id, entry, listener.inode, name, capture));
@@ -262,6 +254,7 @@ impl Sockets {
                         .warnings
                         .push(format!("process {pid}, {object}: {who} has not read all that was sent; it will not be sent again"));
                 }
+                let name = outside::from_root(name, self.holders.get(&peer));
                 return Some(Role::Connected { peer: Peer::Outside(Bytes(name)), accepted: false });
             }
             let reason = format!("its peer is held by {who}, outside of the tree, and has no name by which to connect to it again");

@@ -99,7 +99,7 @@ impl<'t> Sockets<'t> {
 
     /// The queue of a connected socket, sent by its other end.
     fn stream(&mut self, id: FileId, socket: &UnixSocket, files: Files<'_>) -> Result<()> {
-        if socket.queue.is_empty() || matches!(socket.role, Role::Connected { peer: Peer::Outside(_), .. }) {
+        if socket.queue.is_empty() || socket.leads_out() {
             return Ok(());
         }
         let from = match socket.peer() {
@@ -157,7 +157,7 @@ impl<'t> Sockets<'t> {
     /// what came from others goes in before it.
     fn datagrams(&mut self, all: &[(FileId, &'t UnixSocket)], files: Files<'_>) -> Result<()> {
         let mut strangers = Strangers::new();
-        let all: Vec<_> = all.iter().filter(|(_, s)| s.kind == libc::SOCK_DGRAM).copied().collect();
+        let all: Vec<_> = all.iter().filter(|(_, s)| s.kind == libc::SOCK_DGRAM && !s.leads_out()).copied().collect();
         let mut first = Vec::with_capacity(all.len());
         for &(id, socket) in &all {
             let others = socket.queue.iter().rposition(|m| !self.is_from_peer(socket, m)).map_or(0, |at| at + 1);
