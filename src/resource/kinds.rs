@@ -70,6 +70,8 @@ kinds! {
     "System V messages", Supported, "same id, content, types, counters", ["sysvmsg"];
     "attributes", Partly, "I/O priority, memory policy, MDWE, membarrier, THP, core dump filter, speculation and more", ["switches"];
     "cgroup", Supported, "version 1 and 2, threads too: joined again where they are there", ["cgroup"];
+    "namespace", Supported, "pid (nested), mount, network, ipc, uts, user, time, cgroup: made again with what is in them",
+        ["namespaces_all", "namespaces_nested", "mounts", "network", "ipc_twice"];
     "seccomp", Supported, "strict mode and filters of each thread", ["seccomp"];
     "socket", Refused, "its peer and what is under way cannot be read", ["socket"];
     "io_uring", Refused, "what is under way in its rings cannot be read", ["io_uring"];
