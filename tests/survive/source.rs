@@ -193,7 +193,9 @@ impl Kind {
         });
         match self {
             // redirections of a script come and go
-            Kind::Storm | Kind::Family | Kind::Spaces | Kind::Capsule => all.lines().filter(|line| !line.starts_with("  fd ")).map(|line| format!("{line}\n")).collect(),
+            Kind::Storm | Kind::Family | Kind::Spaces | Kind::Capsule => {
+                all.lines().filter(|line| !line.starts_with("  fd ")).map(|line| format!("{line}\n")).collect()
+            }
             _ => all,
         }
     }
@@ -213,7 +215,9 @@ pub fn furnish() {
     fs::create_dir_all("/run/meio").expect("folder");
     mount(Some("tmpfs"), "/run/meio", Some("tmpfs"), MsFlags::empty(), None::<&str>).expect("tmpfs");
     nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("unshare");
-    for arguments in [&["link", "add", "br7", "type", "bridge"][..], &["addr", "add", "10.7.0.1/24", "dev", "br7"], &["link", "set", "br7", "up"]] {
+    for arguments in
+        [&["link", "add", "br7", "type", "bridge"][..], &["addr", "add", "10.7.0.1/24", "dev", "br7"], &["link", "set", "br7", "up"]]
+    {
         assert!(std::process::Command::new("ip").args(arguments).status().expect("ip(8) of iproute2 starts").success());
     }
 }
