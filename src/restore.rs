@@ -3,6 +3,7 @@
 mod attach;
 mod births;
 mod check;
+mod confined;
 mod fill;
 mod foreground;
 mod interest;

@@ -72,6 +72,7 @@ fixtures! {
     pipes: "pipes";
     pty: "pty";
     signalfd: "signalfd";
+    rootless: "rootless";
     seccomp: "seccomp";
     signals: "signals";
     sleeps: "sleeps";

@@ -242,7 +242,8 @@ impl Saved {
 
     fn gone(&self) -> Result<(), String> {
         // An interface goes a moment after the namespace that the other end was in.
-        if until(SOON / 4, || self.left().is_empty() && links() == self.links) {
+        until(SOON / 4, || self.left().is_empty());
+        if self.left().is_empty() && until(SOON, || links() == self.links) {
             if mounts() != self.mounts {
                 return Err("mounts are left".into());
             }

@@ -3,7 +3,6 @@
 
 use crate::error::{Context, Error, Kind, Result};
 use crate::sys::proc::{read, stat};
-use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -86,10 +85,11 @@ impl Roster {
     }
 
     /// Nobody else changes the roster until this is dropped.
-    fn lock(&self) -> Result<Flock<File>> {
+    fn lock(&self) -> Result<File> {
         let path = self.0.join("lock");
         let file = File::options().create(true).append(true).open(&path).context(|| format!("opening {}", path.display()))?;
-        Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, e)| Error::from(e).context(path.display()))
+        crate::sys::file::lock(&file).context(|| path.display())?;
+        Ok(file)
     }
 
     /// The living capsule of that name. An entry that is left of one that has ended is taken away.

@@ -5,6 +5,8 @@
 //! A kind of open file tells the graph about itself by one method in its own file, which returns a [`Part`];
 //! [`FileKind::part`](super::descriptor::FileKind::part) leads there.
 
+mod tables;
+
 use super::descriptor::OpenFile;
 use super::memory::{Backing, Mapping};
 use super::process::{Process, State};
@@ -35,6 +37,14 @@ pub enum Key {
     Group(i32),
     /// A process.
     Process(i32),
+    /// A namespace, by its index in [`Tree::namespaces`].
+    Namespace(u32),
+    /// A set of System V semaphores, counted over all ipc namespaces.
+    Semaphores(u32),
+    /// A System V message queue, likewise.
+    Messages(u32),
+    /// A filter of system calls, by its index in [`Tree::filters`].
+    Filter(u32),
     /// What a descriptor of a process leads to: stands for a [`Key::File`], and is no node of its own.
     Descriptor(i32, i32),
 }
@@ -54,10 +64,15 @@ pub enum How {
     MemberOf,
     /// A session on its controlling terminal.
     Controls,
+    /// A process on a namespace that is not meio's.
+    LivesIn,
+    /// A process on a semaphore set or message queue that it used last, or will when it ends.
+    Uses,
+    /// A process on a filter of system calls.
+    Obeys,
     /// An epoll instance, or whatever else waits for something, on what it waits for.
     Watches,
     /// Something that carries descriptors inside (`SCM_RIGHTS`) on an open file that waits in it.
-    #[allow(dead_code)] // until sockets are here
     Carries,
     /// A socket on its peer.
     Connected,
@@ -68,7 +83,7 @@ pub enum How {
 impl How {
     /// Whether the other thing must be made first. A socket can wait in its own queue, and is put there when all is made.
     fn orders(self) -> bool {
-        !matches!(self, How::MemberOf | How::Carries | How::Connected)
+        !matches!(self, How::MemberOf | How::Carries | How::Connected | How::LivesIn | How::Uses | How::Obeys)
     }
 
     /// The word for it, stable: part of the JSON.
@@ -80,6 +95,9 @@ impl How {
             How::Runs => "runs",
             How::MemberOf => "member of",
             How::Controls => "controlled by",
+            How::LivesIn => "lives in",
+            How::Uses => "uses",
+            How::Obeys => "obeys",
             How::Watches => "watches",
             How::Carries => "carries",
             How::Connected => "connected to",
@@ -219,6 +237,7 @@ impl Graph {
                 b.edges.insert(Edge { from: Key::Session(t.session), to: Key::Terminal(n as u32), how: How::Controls });
             }
         }
+        b.tables(tree);
         b.refused(tree, refusals, lost);
         b.finish(tree)
     }

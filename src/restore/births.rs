@@ -2,6 +2,8 @@
 //!
 //! A pid namespace begins with its first process, so it cannot be made before: the parent of that process makes it.
 
+use super::confined;
+use super::places::Places;
 use super::skeleton::{Skeleton, lost};
 use crate::error::{Context, Error, Kind as Failure, Result};
 use crate::resource::Tree;
@@ -14,12 +16,12 @@ use std::os::fd::AsRawFd;
 
 /// The births of one process's children, in order.
 pub struct Births<'s> {
-    parent: &'s Process,
-    stub: &'s Stub,
+    pub(super) parent: &'s Process,
+    pub(super) stub: &'s Stub,
     namespaces: &'s [Namespace],
     /// What the parent runs next.
     pub script: Script<'s>,
-    born: Vec<i32>,
+    pub(super) born: Vec<i32>,
     /// Its own pid namespace.
     home: Option<u32>,
     /// The pid namespace that its next child will be born in.
@@ -34,12 +36,15 @@ impl<'s> Births<'s> {
     }
 
     /// The next child.
-    pub fn bear(&mut self, child: &Process, stubs: &HashMap<i32, Stub>, tree: &Tree) -> Result<()> {
+    pub fn bear(&mut self, child: &Process, stubs: &HashMap<i32, Stub>, tree: &Tree, places: &Places<'_>) -> Result<()> {
         let wanted = child.places.of(self.namespaces, Kind::Pid);
         let mut flags = 0;
         if wanted != self.at {
             let first = child.own_number() == 1 && child.level() == self.parent.level() + 1;
             self.go_to(if first { self.home } else { wanted }, stubs, tree)?;
+            if let (true, Some(user), false) = (first, confined::owner(tree, child), confined::is(tree, self.parent)) {
+                return self.bear_confined(child, user, tree, places);
+            }
             if first && self.parent.places.of_children(self.namespaces, Kind::Pid) == wanted {
                 self.script.call("unshare", libc::SYS_unshare, &[libc::CLONE_NEWPID as u64])?;
                 self.at = wanted;
@@ -50,7 +55,14 @@ impl<'s> Births<'s> {
         let Some(seen) = child.number(self.parent.level()) else {
             return Err(Error::image(format!("image damaged: process {} is unknown to its parent", child.pid)));
         };
-        self.script.clone_task(flags, child.exit_signal, &child.numbers(), seen)
+        let numbers = child.numbers();
+        self.script.clone_task(flags, child.exit_signal, confined::choosable(tree, child, &numbers), seen)
+    }
+
+    /// After the birth of the first process of a pid namespace: the parent's further children are born there, when they were.
+    pub(super) fn children_go_there(&mut self, first: &Process, number: i32, tree: &Tree) -> Result<()> {
+        let there = first.places.of(&tree.namespaces, Kind::Pid);
+        if self.parent.places.of_children(self.namespaces, Kind::Pid) == there { self.enter(number, there) } else { Ok(()) }
     }
 
     /// Runs what is left; the children as meio sees them.
@@ -66,7 +78,7 @@ impl<'s> Births<'s> {
         Ok(self.born)
     }
 
-    fn flush(&mut self) -> Result<Vec<i64>> {
+    pub(super) fn flush(&mut self) -> Result<Vec<i64>> {
         let ran = std::mem::replace(&mut self.script, self.stub.script()).run()?;
         self.born.extend(ran.births);
         Ok(ran.results)
@@ -87,6 +99,11 @@ impl<'s> Births<'s> {
             let reason = format!("the children of process {} live in a pid namespace that begins later", self.parent.pid);
             return Err(Error::new(Failure::Unsupported, reason));
         };
+        self.enter(number, wanted)
+    }
+
+    /// Enters the pid namespace of the process with that number.
+    fn enter(&mut self, number: i32, wanted: Option<u32>) -> Result<()> {
         self.script.call("pidfd_open", libc::SYS_pidfd_open, &[number as u64, 0])?;
         let fd = *self.flush()?.last().ok_or_else(lost)? as u64;
         self.script.call("setns", libc::SYS_setns, &[fd, libc::CLONE_NEWPID as u64])?;
@@ -123,17 +140,8 @@ impl Skeleton<'_> {
             let threads = self.tree.processes.iter().filter(home).flat_map(|p| p.threads.iter().map(|t| t.own_number()));
             let last = seen.filter_map(|p| p.number(level)).chain(threads).max().unwrap_or(1);
             let stub = &self.stubs[&member.pid];
-            let mut script = stub.script();
-            let path = script.text(b"/proc/sys/kernel/ns_last_pid");
             // Without a proc file system there the numbers begin again at the first that is free.
-            script.attempt("open", libc::SYS_open, &[path, (libc::O_WRONLY | libc::O_CLOEXEC) as u64])?;
-            let Some(&fd @ 0..) = script.run()?.results.last() else { continue };
-            let mut script = stub.script();
-            let text = last.to_string();
-            let at = script.data(text.as_bytes());
-            script.attempt("write", libc::SYS_write, &[fd as u64, at, text.len() as u64])?;
-            script.call("close", libc::SYS_close, &[fd as u64])?;
-            script.run()?;
+            confined::count_to(stub, last)?;
         }
         Ok(())
     }

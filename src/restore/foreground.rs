@@ -25,14 +25,16 @@ pub struct Session {
     tree_modes: RefCell<Option<Vec<u8>>>,
     /// The tree is a job of this terminal's session, beside meio.
     job: bool,
+    /// Who is in front: the root, or a program of the capsule whose init the root is, which cannot stop.
+    front: i32,
     /// The terminal was taken, and is to be given back. A job in the background has not got it.
     taken: Cell<bool>,
 }
 
 impl Session {
     /// Prepares the terminal before the tree runs.
-    pub fn begin(terminals: &Terminals, tree: &Tree, root: i32, detach: bool) -> Self {
-        let mut session = Session { terminal: None, modes: None.into(), tree_modes: None.into(), job: false, taken: false.into() };
+    pub fn begin(terminals: &Terminals, tree: &Tree, front: i32, detach: bool) -> Self {
+        let mut session = Session { terminal: None, modes: None.into(), tree_modes: None.into(), job: false, front, taken: false.into() };
         if detach {
             return session;
         }
@@ -51,7 +53,7 @@ impl Session {
         session.tree_modes = terminals.outer_modes.clone().into();
         // The root leads a group in this session when its own session was outside of the tree.
         session.job = tree.processes.first().is_some_and(|p| p.sid != p.pid);
-        session.take(root);
+        session.take(front);
         session
     }
 
@@ -121,6 +123,7 @@ impl Session {
             if let Some(status) = self.reap(root)? {
                 break status;
             }
+            self.follow_stop(root);
         };
         // What it wrote last.
         while let Some(m) = &master {
@@ -162,6 +165,15 @@ impl Session {
             // Somebody else took the status (a pid namespace's parent is not us, say).
             Err(Errno::ECHILD) => Ok(Some(ExitStatus::from_raw(0))),
             Err(e) => Err(e.into()),
+        }
+    }
+
+    /// Nobody tells meio that a program of a capsule has stopped.
+    fn follow_stop(&self, root: i32) {
+        use crate::sys::proc::{read, stat};
+        let stopped = || read::parsed(self.front, "stat", stat::parse).is_ok_and(|s| s.state == b'T');
+        if self.front != root && self.job && self.terminal.is_some() && stopped() {
+            self.suspend(self.front);
         }
     }
 

@@ -1,5 +1,6 @@
 //! All tasks of a tree on their way from bare stubs to what they were.
 
+use super::confined;
 use super::fill;
 use super::interest;
 use super::late;
@@ -61,7 +62,8 @@ impl<'t> Planted<'t> {
                 libc::CLONE_VM | libc::CLONE_FS | libc::CLONE_FILES | libc::CLONE_SIGHAND | libc::CLONE_THREAD | libc::CLONE_SYSVSEM;
             let mut script = stub.script();
             for thread in &others {
-                script.clone_task(flags as u64, 0, &thread.numbers(), thread.own_number())?;
+                let numbers = thread.numbers();
+                script.clone_task(flags as u64, 0, confined::choosable(tree, process, &numbers), thread.own_number())?;
             }
             for (thread, born) in others.iter().zip(script.run()?.births) {
                 threads.insert(thread.tid, stub.born(born, true)?);

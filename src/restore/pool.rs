@@ -130,6 +130,7 @@ impl Pool {
             }
             // Made by the stubs, or by whoever runs meio.
             Key::Terminal(_) | Key::Refused(_) | Key::Session(_) | Key::Group(_) | Key::Process(_) | Key::Descriptor(..) => {}
+            Key::Namespace(_) | Key::Semaphores(_) | Key::Messages(_) | Key::Filter(_) => {}
         }
         Ok(())
     }

@@ -124,7 +124,7 @@ impl<'t> Skeleton<'t> {
                 self.lead(&mut births.script, parent)?;
                 setsid_done = true;
             }
-            births.bear(self.process(child), &self.stubs, self.tree)?;
+            births.bear(self.process(child), &self.stubs, self.tree, self.places)?;
         }
         if !setsid_done {
             self.lead(&mut births.script, parent)?;
@@ -304,8 +304,7 @@ impl<'t> Skeleton<'t> {
 
     /// The group that a stub is in, as the base numbers it.
     fn group_of(&self, stub: &Stub) -> Result<i32> {
-        let status = read::parsed(stub.pid, "status", status::parse)?;
-        Ok(status.ns_pgid.get(self.depth).copied().unwrap_or(0))
+        super::confined::group_of(stub, self.stubs.iter(), self.depth)
     }
 
     /// Ends the processes that had ended, stops those that were stopped. Their parents' notices are swallowed, since

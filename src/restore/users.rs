@@ -1,6 +1,7 @@
 //! User namespaces: stubs enter theirs when all processes have been born, since who is inside may not choose numbers
 //! outside; and identities as they are numbered inside.
 
+use super::confined;
 use super::places::Places;
 use crate::error::{Context, Result};
 use crate::resource::Tree;
@@ -22,8 +23,11 @@ pub fn enter(tree: &Tree, places: &Places<'_>, process: &Process, stub: &Stub) -
     let user = process.places.of(&tree.namespaces, Kind::User);
     let (Some(id), Some(leader)) = (user.filter(|_| user != born_in(tree)), process.threads.first()) else { return Ok(()) };
     let fd = places.fd(Some(id), Kind::User)?.as_raw_fd() as u64;
+    if confined::lives_in(stub, places, id)? {
+        return Ok(());
+    }
     let mut script = stub.script();
-    if born_in(tree).is_none() {
+    if born_in(tree).is_none() && !confined::is(tree, process) {
         // With the numbers of meio's user namespace: those of users who have none inside can be had only here.
         leader.credentials.tell_ids(&mut script)?;
     }

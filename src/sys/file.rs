@@ -5,6 +5,12 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
+/// flock(2) `LOCK_EX`; closing the file gives it back.
+pub fn lock(file: &File) -> io::Result<()> {
+    // SAFETY: numbers only.
+    if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// `F_GET_SEALS` of a memfd.
 pub fn seals(file: &File) -> Result<u32, Errno> {
     // SAFETY: numbers only.

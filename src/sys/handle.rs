@@ -62,7 +62,7 @@ pub fn paths(pid: i32, mounts: &[Mount], wanted: &[Handle]) -> Vec<Option<PathBu
         Some(wanted.iter().map(|file| Search { mounts, root: &root, shown: &shown, file }.path()).collect())
     };
     let none = || vec![None; wanted.len()];
-    std::thread::scope(|scope| scope.spawn(search).join().ok().flatten()).unwrap_or_else(none)
+    std::thread::scope(|scope| std::thread::Builder::new().spawn_scoped(scope, search).ok()?.join().ok().flatten()).unwrap_or_else(none)
 }
 
 struct Search<'a> {

@@ -93,7 +93,7 @@ impl Picture {
 }
 
 fn rows(rows: Vec<Row>) -> Vec<PlacedRow> {
-    let mut y = MARGIN + 2 * LINE;
+    let mut y = MARGIN + 3 * LINE;
     let place = |row: Row| {
         let height = (1 + row.lines.len()).max(row.ports.len()) as i32 * LINE + LINE / 2;
         let placed = PlacedRow { x: MARGIN + row.depth.min(12) as i32 * INDENT, y, height, ports: Vec::new(), row };
@@ -143,7 +143,7 @@ fn stack(wires: &mut [PlacedWire]) {
         }
         blocks.push(block);
     }
-    let mut free = MARGIN + 2 * LINE;
+    let mut free = MARGIN + 3 * LINE;
     for (first, members, wishes, _) in blocks {
         let mut y = ((wishes / members) as i32).max(free) / (LINE) * LINE;
         y = if y < free { y + LINE } else { y };

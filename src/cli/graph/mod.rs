@@ -7,6 +7,7 @@ mod svg;
 mod view;
 mod why;
 
+use super::target::Target;
 use super::{Console, image};
 use crate::error::{Context, Result};
 use crate::resource::graph::Graph;
@@ -24,8 +25,8 @@ Examples:
   meio graph 1234 --why 1240/5
   meio graph 1234 --why pipe:[81234]")]
 pub struct GraphCommand {
-    /// A process, or an image; - is an image on standard input
-    #[arg(value_name = "PID|IMAGE", value_hint = clap::ValueHint::FilePath)]
+    /// A process, a capsule by its name, or an image; - is an image on standard input
+    #[arg(value_name = "PID|NAME|IMAGE", value_hint = clap::ValueHint::FilePath)]
     subject: String,
     /// How it is written [default: by the name of FILE, else dot]
     #[arg(long, value_name = "FORMAT")]
@@ -54,7 +55,7 @@ enum Format {
 impl GraphCommand {
     /// Builds the graph and writes it.
     pub fn run(&self, console: &Console) -> Result<ExitCode> {
-        let graph = self.graph()?;
+        let (graph, title) = self.graph()?;
         if let Some(object) = &self.why {
             let why = why::Why::of(&graph, object)?;
             if console.json {
@@ -72,7 +73,7 @@ impl GraphCommand {
         let text = match format {
             Format::Dot => dot::text(&graph),
             Format::Json => json::value(&graph)?.to_string(),
-            Format::Svg => svg::text(&layout::Picture::of(view::View::of(&graph))),
+            Format::Svg => svg::text(&layout::Picture::of(view::View::of(&graph)), &title),
         };
         match &self.output {
             Some(path) => std::fs::write(path, text + "\n").context(|| format!("writing {}", path.display()))?,
@@ -81,20 +82,39 @@ impl GraphCommand {
         Ok(ExitCode::SUCCESS)
     }
 
-    fn graph(&self) -> Result<Graph> {
-        match self.subject.parse::<i32>() {
-            Ok(pid) if pid > 0 => {
+    /// The graph, and what the tree is called.
+    fn graph(&self) -> Result<(Graph, String)> {
+        match self.living()? {
+            Some((pid, target)) => {
                 let seen = crate::dump::preflight(pid, &Default::default())?;
-                Graph::with_refusals(&seen.tree, &seen.refusals, &seen.lost)
+                let name = target.name_of(pid).map_or_else(|| format!("process {pid}"), |name| format!("capsule {name}"));
+                Ok((Graph::with_refusals(&seen.tree, &seen.refusals, &seen.lost)?, name))
             }
-            _ => {
+            None => {
                 let path = PathBuf::from(&self.subject);
                 let mut reader = image::open(&path)?;
-                image::about(
-                    &path,
-                    reader.manifest::<crate::resource::Manifest>().and_then(|_| reader.tree()).and_then(|tree| Graph::new(&tree)),
-                )
+                let mut read = || -> Result<(Graph, String)> {
+                    let manifest: crate::resource::Manifest = reader.manifest()?;
+                    let title =
+                        manifest.capsule.as_ref().map_or_else(|| self.subject.clone(), |name| format!("capsule {name}, {}", self.subject));
+                    Ok((Graph::new(&reader.tree()?)?, title))
+                };
+                image::about(&path, read())
             }
+        }
+    }
+
+    /// The tree that runs and is meant: a pid, or the name of a capsule that lives, unless a file has that name.
+    fn living(&self) -> Result<Option<(i32, Target)>> {
+        match super::target::parse(&self.subject) {
+            Ok(Target::Capsule(_)) if self.subject == "-" || std::path::Path::new(&self.subject).exists() => Ok(None),
+            Ok(target) => match target.pid() {
+                Ok(pid) => Ok(Some((pid, target))),
+                // Then it is said that there is no such file.
+                Err(_) if self.subject.contains('.') => Ok(None),
+                Err(e) => Err(e),
+            },
+            Err(_) => Ok(None),
         }
     }
 
@@ -121,6 +141,10 @@ fn id(key: crate::resource::graph::Key) -> String {
         Key::Session(n) => format!("session:{n}"),
         Key::Group(n) => format!("group:{n}"),
         Key::Process(n) => format!("process:{n}"),
+        Key::Namespace(n) => format!("namespace:{n}"),
+        Key::Semaphores(n) => format!("semaphores:{n}"),
+        Key::Messages(n) => format!("messages:{n}"),
+        Key::Filter(n) => format!("filter:{n}"),
         Key::Descriptor(pid, fd) => format!("descriptor:{pid}/{fd}"),
     }
 }

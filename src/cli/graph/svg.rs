@@ -10,17 +10,19 @@ text{font:12px ui-sans-serif,system-ui,sans-serif;fill:#1b1f24}\
 .h{font-weight:600}.s{font-size:11px;fill:#56606b}.bad{fill:#b3261e}\
 .page{fill:#fff}.row{fill:#f4f6f8;stroke:#8a949e}.gone{stroke-dasharray:4 3}.box{fill:#fff;stroke-width:1.5}\
 .tree{fill:none;stroke:#8a949e}.wire{fill:none;stroke-width:1.5}.wire:hover,g:hover .wire{stroke-width:3.5}\
-.pipe{stroke:#005fa3}.terminal{stroke:#00705a}.memory{stroke:#8a3f8f}.file{stroke:#6b5b00}.other{stroke:#4d5d73}.refused{stroke:#b3261e}\
-.dot.pipe{fill:#005fa3}.dot.terminal{fill:#00705a}.dot.memory{fill:#8a3f8f}.dot.file{fill:#6b5b00}.dot.other{fill:#4d5d73}.dot.refused{fill:#b3261e}\
+.pipe{stroke:#005fa3}.terminal{stroke:#00705a}.memory{stroke:#8a3f8f}.file{stroke:#6b5b00}.socket{stroke:#a8430f}.space{stroke:#2d6a1f}.other{stroke:#4d5d73}.refused{stroke:#b3261e}\
+.dot.pipe{fill:#005fa3}.dot.terminal{fill:#00705a}.dot.memory{fill:#8a3f8f}.dot.file{fill:#6b5b00}.dot.socket{fill:#a8430f}.dot.space{fill:#2d6a1f}.dot.other{fill:#4d5d73}.dot.refused{fill:#b3261e}\
 @media(prefers-color-scheme:dark){text{fill:#e6e8ea}.s{fill:#a5afb9}.bad{fill:#ff8a80}.page{fill:#15181c}.row{fill:#22272d;stroke:#7c8791}.box{fill:#15181c}\
-.pipe{stroke:#6ab7ff}.terminal{stroke:#4fd1b0}.memory{stroke:#d79be0}.file{stroke:#d8c04a}.other{stroke:#a9b8cc}.refused{stroke:#ff8a80}\
-.dot.pipe{fill:#6ab7ff}.dot.terminal{fill:#4fd1b0}.dot.memory{fill:#d79be0}.dot.file{fill:#d8c04a}.dot.other{fill:#a9b8cc}.dot.refused{fill:#ff8a80}}";
+.pipe{stroke:#6ab7ff}.terminal{stroke:#4fd1b0}.memory{stroke:#d79be0}.file{stroke:#d8c04a}.socket{stroke:#ffa36b}.space{stroke:#9bd17f}.other{stroke:#a9b8cc}.refused{stroke:#ff8a80}\
+.dot.pipe{fill:#6ab7ff}.dot.terminal{fill:#4fd1b0}.dot.memory{fill:#d79be0}.dot.file{fill:#d8c04a}.dot.socket{fill:#ffa36b}.dot.space{fill:#9bd17f}.dot.other{fill:#a9b8cc}.dot.refused{fill:#ff8a80}}";
 
-const FAMILIES: [(Family, &str, &str); 6] = [
+const FAMILIES: [(Family, &str, &str); 8] = [
     (Family::Pipe, "pipe", "pipe"),
     (Family::Terminal, "terminal", "terminal"),
     (Family::Memory, "memory", "shared memory"),
     (Family::File, "file", "files"),
+    (Family::Socket, "socket", "socket"),
+    (Family::Space, "space", "namespace"),
     (Family::Other, "other", "other, or several kinds"),
     (Family::Refused, "refused", "cannot be saved"),
 ];
@@ -30,12 +32,14 @@ fn class(family: Family) -> &'static str {
 }
 
 /// The whole file.
-pub fn text(picture: &Picture) -> String {
-    let (width, height) = (picture.width.max(760), picture.height);
+pub fn text(picture: &Picture, title: &str) -> String {
+    let (width, height) = (picture.width.max(980), picture.height);
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" viewBox=\"0 0 {width} {height}\">\n\
          <style>{STYLE}</style>\n<rect class=\"page\" width=\"100%\" height=\"100%\"/>\n"
     );
+    let _ = writeln!(svg, "<title>{}</title>", escaped(title));
+    let _ = writeln!(svg, "<text class=\"h\" x=\"{MARGIN}\" y=\"{}\">{}</text>", MARGIN + LINE, fit(title, width - 2 * MARGIN, 7));
     legend(&mut svg);
     for row in &picture.rows {
         branch(&mut svg, picture, row);
@@ -219,7 +223,7 @@ mod tests {
 
     #[test]
     fn it_is_xml() {
-        let svg = text(&pipeline(5));
+        let svg = text(&pipeline(5), "capsule \u{1}<&");
         assert!(!svg.contains('\u{1}') && svg.contains("&lt;&amp;&quot;"));
         let mut open = Vec::new();
         for tag in svg.split('<').skip(1) {

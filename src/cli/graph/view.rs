@@ -40,6 +40,8 @@ pub enum Family {
     Terminal,
     Memory,
     File,
+    Socket,
+    Space,
     Other,
     Refused,
 }
@@ -139,11 +141,14 @@ fn rows(graph: &Graph) -> Vec<Row> {
 
 /// Everything that processes hold, with the ends of a pipe and the descriptors of an object drawn together.
 fn holders(graph: &Graph) -> BTreeMap<Key, Holders> {
+    // Both ends of a connection are one thing.
+    let ends = graph.edges.iter().filter(|e| e.how == How::Connected && e.to < e.from).map(|e| (e.from, e.to));
     let inner: HashMap<Key, Key> = graph
         .edges
         .iter()
         .filter(|e| e.how == How::Needs && matches!(e.from, Key::File(_)) && !matches!(e.to, Key::File(_)))
         .map(|e| (e.from, e.to))
+        .chain(ends)
         .collect();
     let mut all: BTreeMap<Key, Holders> = BTreeMap::new();
     for e in &graph.edges {
@@ -153,6 +158,8 @@ fn holders(graph: &Graph) -> BTreeMap<Key, Holders> {
                 (pid, (fd, format!("{fd} {access}").trim_end().to_owned()))
             }
             (Key::Process(pid), How::Maps(true)) => (pid, (i32::MAX, "maps".into())),
+            (Key::Process(pid), How::LivesIn) => (pid, (i32::MAX, "in".into())),
+            (Key::Process(pid), How::Uses | How::Obeys) => (pid, (i32::MAX, e.how.word().into())),
             (Key::Process(pid), How::Needs) => (pid, (i32::MAX, String::new())),
             (Key::Session(pid), How::Controls) if graph.node(Key::Process(pid)).is_some() => (pid, (i32::MAX, "controls".into())),
             _ => continue,
@@ -168,6 +175,8 @@ fn family(graph: &Graph, key: Key) -> Family {
         _ if node.refused.is_some() => Family::Refused,
         (Key::Pipe(_), _) | (_, "pipe to outside") => Family::Pipe,
         (Key::Terminal(_), _) => Family::Terminal,
+        (Key::Namespace(_), _) => Family::Space,
+        (Key::File(_), "unix socket" | "socket") => Family::Socket,
         (Key::Object(_), _) => Family::Memory,
         (Key::Mapped(_), _) | (_, "file" | "directory" | "path" | "device") => Family::File,
         _ => Family::Other,

@@ -120,25 +120,27 @@ pub fn within<T: Send>(places: &[(BorrowedFd<'_>, Kind)], work: impl FnOnce() ->
     if places.is_empty() {
         return Ok(work());
     }
+    in_a_thread(|| {
+        // A thread that shares root and current directory with others may not change its mounts.
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS)?;
+        places.iter().try_for_each(|&(fd, kind)| enter(fd, kind))?;
+        Ok(work())
+    })
+}
+
+fn in_a_thread<T: Send>(work: impl FnOnce() -> Result<T, Errno> + Send) -> Result<T, Errno> {
     std::thread::scope(|scope| {
-        let inside = scope.spawn(|| {
-            // A thread that shares root and current directory with others may not change its mounts.
-            nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS)?;
-            places.iter().try_for_each(|&(fd, kind)| enter(fd, kind))?;
-            Ok(work())
-        });
+        let inside = std::thread::Builder::new().spawn_scoped(scope, work);
+        let inside = inside.map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EAGAIN)))?;
         inside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
 }
 
 /// Runs `work` in a thread that lives in a network namespace nobody else lives in.
 pub fn fresh_network<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, Errno> {
-    std::thread::scope(|scope| {
-        let inside = scope.spawn(|| {
-            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)?;
-            Ok(work())
-        });
-        inside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    in_a_thread(|| {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)?;
+        Ok(work())
     })
 }
 
