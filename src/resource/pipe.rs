@@ -7,7 +7,7 @@ use super::path::FilePath;
 use super::thread::serde_bytes_vec::Bytes;
 use crate::error::{Context, Result};
 use crate::sys::file;
-use crate::sys::proc::{read, stat};
+use crate::sys::proc::read;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -74,18 +74,6 @@ fn content(found: &Found, end: BorrowedFd<'_>) -> std::io::Result<Vec<Vec<u8>>> 
     file::peek_pipe(read_end.as_fd())
 }
 
-/// Whether a process descends from the tree.
-fn below(pid: i32, tree: &HashSet<i32>) -> bool {
-    let mut at = pid;
-    while at > 1 {
-        at = read::parsed(at, "stat", stat::parse).map_or(0, |s| s.ppid);
-        if tree.contains(&at) {
-            return true;
-        }
-    }
-    false
-}
-
 /// Refuses pipes that a process outside of the tree holds, too: it would be left with nobody at the other end. And those
 /// that are to be kept by name but lead nowhere outside.
 pub fn refuse_outsiders(tree: &HashSet<i32>, own: i32, capture: &mut Capture) {
@@ -100,7 +88,7 @@ pub fn refuse_outsiders(tree: &HashSet<i32>, own: i32, capture: &mut Capture) {
     let all = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     let others = all.filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok()).filter(|p| !tree.contains(p) && *p != own);
     for pid in others {
-        if below(pid, tree) {
+        if read::is_below(pid, tree) {
             continue; // born since the tree was listed
         }
         for fd in read::fds(pid).unwrap_or_default() {

@@ -198,6 +198,8 @@ fn outsiders(tree: &HashSet<i32>, paths: &[String]) -> Vec<(i32, String)> {
     let own = std::process::id() as i32;
     let all = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = all.filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok()).filter(|p| !tree.contains(p) && *p != own);
+    // Those below the tree were born since it was listed.
+    let pids = pids.filter(|&pid| !read::is_below(pid, tree));
     let held = |pid: i32| {
         let fds = read::fds(pid).unwrap_or_default();
         fds.into_iter().find_map(|fd| {

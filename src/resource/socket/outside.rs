@@ -1,6 +1,6 @@
 //! Who outside of the tree has a hand on its sockets.
 
-use crate::sys::proc::{read, stat};
+use crate::sys::proc::read;
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -13,7 +13,7 @@ pub fn holders(tree: &HashSet<i32>) -> HashMap<u64, Vec<i32>> {
     let all = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = all.filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok());
     for pid in pids.filter(|p| !tree.contains(p) && *p != own) {
-        if below(pid, tree) {
+        if read::is_below(pid, tree) {
             continue;
         }
         for fd in read::fds(pid).unwrap_or_default() {
@@ -44,17 +44,6 @@ pub fn from_root(name: Vec<u8>, pids: Option<&Vec<i32>>) -> Vec<u8> {
 /// `socket:[123]`
 fn inode(link: &[u8]) -> Option<u64> {
     std::str::from_utf8(link.strip_prefix(b"socket:[")?).ok()?.trim_end_matches(']').parse().ok()
-}
-
-fn below(pid: i32, tree: &HashSet<i32>) -> bool {
-    let mut at = pid;
-    while at > 1 {
-        at = read::parsed(at, "stat", stat::parse).map_or(0, |s| s.ppid);
-        if tree.contains(&at) {
-            return true;
-        }
-    }
-    false
 }
 
 #[cfg(test)]

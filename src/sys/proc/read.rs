@@ -5,6 +5,7 @@
 //! access mode checking").
 
 use std::cell::Cell;
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStringExt;
@@ -160,6 +161,18 @@ pub fn namespace(pid: i32, kind: &str) -> Result<(u64, u64)> {
 /// The auxiliary vector as it was given to the program, proc_pid_auxv(5).
 pub fn auxv(pid: i32) -> Result<Vec<u8>> {
     read(pid, "auxv")
+}
+
+/// Whether a process descends from one of `tree`.
+pub fn is_below(pid: i32, tree: &HashSet<i32>) -> bool {
+    let mut at = pid;
+    while at > 1 {
+        at = parsed(at, "stat", super::stat::parse).map_or(0, |s| s.ppid);
+        if tree.contains(&at) {
+            return true;
+        }
+    }
+    false
 }
 
 #[cfg(test)]
