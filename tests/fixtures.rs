@@ -72,7 +72,6 @@ fixtures! {
     pipes: "pipes";
     pty: "pty";
     signalfd: "signalfd";
-    rootless: "rootless";
     seccomp: "seccomp";
     signals: "signals";
     sleeps: "sleeps";

@@ -74,8 +74,6 @@ kinds! {
     "System V messages", Supported, "same id, content, types, counters", ["sysvmsg"];
     "attributes", Partly, "I/O priority, memory policy, MDWE, membarrier, THP, core dump filter, speculation and more", ["switches"];
     "cgroup", Supported, "version 1 and 2, threads too: joined again where they are there", ["cgroup"];
-    "namespace", Supported, "pid (nested), mount, network, ipc, uts, user, time, cgroup: made again with what is in them",
-        ["namespaces_all", "namespaces_nested", "mounts", "network", "ipc_twice"];
     "seccomp", Supported, "strict mode and filters of each thread", ["seccomp"];
     "POSIX message queue", Partly, "name, sizes, owner, unread messages; who is told of the next by signal, but for SIGEV_THREAD", ["mqueue"];
     "AIO context", Partly, "the same number, its ring with completions not yet fetched; what is polled for is not kept", ["aio"];

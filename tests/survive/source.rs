@@ -74,14 +74,15 @@ if [ -z "$2" ]; then
 fi
 echo kept >/dev/shm/survive 2>/dev/null
 [ -n "$2" ] || echo kept >/mnt/survive
-name=$(hostname) links=$(</proc/net/dev_mcast)
+name=$(hostname) links=(/proc/sys/net/ipv4/conf/*)
 mkfifo "$1.fifo"
 exec 9<>"$1.fifo"
 n=0
 while [ ! -e "$1.go" ]; do
-    read -r now </proc/sys/kernel/hostname
-    [ "$now" = "$name" ] || say "$1.result" "the host name is $now"
-    [ "$(</proc/net/dev_mcast)" = "$links" ] || say "$1.result" "interfaces are others: $(</proc/net/dev_mcast)"
+    read -r host </proc/sys/kernel/hostname
+    [ "$host" = "$name" ] || say "$1.result" "the host name is $host"
+    now=(/proc/sys/net/ipv4/conf/*)
+    [ "${now[*]}" = "${links[*]}" ] || say "$1.result" "interfaces are others: ${now[*]}"
     [ -n "$2" ] || [ -s /mnt/survive ] || say "$1.result" "a file has gone"
     n=$((n + 1))
     echo $n >"$1.count"
