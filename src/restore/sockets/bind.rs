@@ -5,6 +5,9 @@ use crate::error::{Context, Error, Kind, Result};
 use crate::resource::socket::unix::{BoundFile, readable};
 use crate::sys::{apart, sock_diag, socket};
 use nix::errno::Errno;
+use nix::fcntl::AT_FDCWD;
+use nix::sys::stat::{UtimensatFlags, utimensat};
+use nix::sys::time::TimeSpec;
 use std::ffi::OsStr;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -52,6 +55,8 @@ pub fn bind(fd: BorrowedFd<'_>, name: &[u8], file: Option<(&BoundFile, &Path)>) 
     if let Some((_, place)) = file {
         free(place)?;
     }
+    // Where the file is there still, as in a file system of the tree's own, nothing in its folder is to look changed.
+    let was = file.and_then(|(_, place)| Some((Times::of(place)?, Times::of(place.parent()?)?)));
     let folder = file.and_then(|(_, place)| place.parent()).map_or_else(std::env::temp_dir, Path::to_owned);
     let root = Root::make(&folder)?;
     apart::run(0, || {
@@ -72,7 +77,26 @@ pub fn bind(fd: BorrowedFd<'_>, name: &[u8], file: Option<(&BoundFile, &Path)>) 
     let made = below(&root.0, name);
     std::os::unix::fs::lchown(&made, Some(file.owner.0), Some(file.owner.1)).context(doing)?;
     std::fs::set_permissions(&made, std::fs::Permissions::from_mode(file.mode & 0o7777)).context(doing)?;
-    std::fs::rename(&made, place).context(doing)
+    std::fs::rename(&made, place).context(doing)?;
+    drop(root);
+    if let Some((of_file, of_folder)) = was {
+        of_file.set(place).and_then(|()| of_folder.set(&folder)).context(doing)?;
+    }
+    Ok(())
+}
+
+/// Access and modification time of a file.
+struct Times([TimeSpec; 2]);
+
+impl Times {
+    fn of(path: &Path) -> Option<Times> {
+        let meta = std::fs::symlink_metadata(path).ok()?;
+        Some(Times([TimeSpec::new(meta.atime(), meta.atime_nsec()), TimeSpec::new(meta.mtime(), meta.mtime_nsec())]))
+    }
+
+    fn set(&self, path: &Path) -> nix::Result<()> {
+        utimensat(AT_FDCWD, path, &self.0[0], &self.0[1], UtimensatFlags::NoFollowSymlink)
+    }
 }
 
 /// Where a name leads to for whose root and current directory is `root`, which holds no symbolic links.
