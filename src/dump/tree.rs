@@ -93,7 +93,9 @@ fn refuse_process(pid: i32, running: bool, capture: &mut Capture) -> Result<bool
     let stat = read::parsed(pid, "stat", stat::parse)?;
     if matches!(stat.state, b'Z' | b'X') {
         if stat.num_threads > 1 {
-            capture.refuse(pid, "main thread", "it has ended while others go on", "let the process end, or start it differently");
+            // Also the look of a process that is just being killed.
+            let advice = "let the process end, or start it differently";
+            capture.refuse_for_now(pid, "main thread", "it has ended while others go on", advice);
         }
         return Ok(true);
     }

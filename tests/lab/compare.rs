@@ -79,6 +79,7 @@ pub const ALLOWED: &[Allowed] = &[
     },
     Allowed { only: &["busy"], ..allow("tree.processes[].memory.borders.brk", How::Later, "its heap grows") },
     Allowed { only: &["busy"], ..allow("tree.processes[].memory.mappings[].end", How::Later, "its heap grows") },
+    Allowed { only: &["busy"], ..allow("tree.processes[].threads[].sigmask", How::Free, "its handlers block signals") },
     Allowed { only: &["busy"], ..allow("tree.pipes[].content", How::Free, "it sends itself numbers all the time") },
     Allowed { only: &["busy", "timers"], ..allow("tree.processes[].timers.posix[].overrun", How::Free, "its timer rings all the time") },
     Allowed { only: &["objects"], ..allow("tree.files[].kind.Unix.queue", How::Free, "it sends itself numbers all the time") },
@@ -144,11 +145,6 @@ pub const ALLOWED: &[Allowed] = &[
         only: &["mqueue"],
         sure: Some("mqueue"),
         ..allow("tree.files[].link", How::Free, "another queue may have its old name, so it is made under a new one and removed")
-    },
-    Allowed {
-        only: &["mqueue"],
-        sure: Some("mqueue"),
-        ..allow("tree.message_queues[].name", How::Free, "another queue may have its old name, so it is made under a new one and removed")
     },
     Allowed {
         only: &["mounts"],
