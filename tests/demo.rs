@@ -57,7 +57,12 @@ crate::alone! {
             kill(Pid::from_raw(meio.id() as i32), Signal::SIGINT).expect("kill");
             assert_eq!(meio.wait().expect("wait").code(), Some(130), "{word}");
             assert!(empty(&lab.path("tmp")), "{word}");
-            let left: Vec<i32> = observe::processes().into_iter().filter(|p| *p != 1 && *p != std::process::id() as i32).collect();
+            // Those that have ended are reaped by the namespace's first process, in its own time.
+            let mut left = Vec::new();
+            until(SOON, || {
+                left = observe::processes().into_iter().filter(|p| *p != 1 && *p != std::process::id() as i32).collect();
+                left.is_empty()
+            });
             assert!(left.is_empty(), "{word}: {left:?}");
         }
         lab.nothing_left();
