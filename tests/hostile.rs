@@ -4,7 +4,7 @@
 //! Without `SURVIVE=all` a selection is tried for some seconds.
 
 #[path = "../src/image/tests/forge.rs"]
-#[allow(dead_code)]
+#[allow(dead_code)] // the unit tests of the format use more of it
 mod forge;
 
 use crate::lab::{Lab, SOON, observe, until};
