@@ -94,16 +94,18 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
         // What failed, failed because of that.
         Err(interrupted) => interrupted,
         // Whatever was asked of it last could not be answered.
-        Ok(()) if e.refusals.is_empty() && e.kind == Kind::Other && ended(options.pid) => {
+        Ok(()) if e.refusals.is_empty() && matches!(e.kind, Kind::Other | Kind::Permission) && ended(options.pid) => {
             Error::new(Kind::NotFound, format!("process {} ended while it was being saved", options.pid)).help("nothing was saved")
         }
         Ok(()) => e,
     })
 }
 
-/// Whether a process has ended, waited for or not.
+/// Whether a process has ended, waited for or not, or is about to: what is asked of it then is not permitted any more.
 fn ended(pid: i32) -> bool {
-    read::parsed(pid, "stat", stat::parse).map_or_else(|e| e.kind == Kind::NotFound, |s| matches!(s.state, b'Z' | b'X'))
+    const PF_EXITING: u32 = 4;
+    let gone = |s: stat::Stat| matches!(s.state, b'Z' | b'X') || s.flags & PF_EXITING != 0;
+    read::parsed(pid, "stat", stat::parse).map_or_else(|e| e.kind == Kind::NotFound, gone)
 }
 
 fn save(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
