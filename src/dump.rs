@@ -124,6 +124,7 @@ fn save(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
         });
     }
     crate::sys::workers::start()?;
+    crate::sys::ptrace::watch_for_killed().context(|| "starting threads")?;
     let (target, image) = match &options.output {
         Output::Path(path) => (Target::file(path)?, path.display().to_string()),
         Output::Stdout => (Target::Stream(File::from(nix::unistd::dup(std::io::stdout())?)), "-".to_owned()),
