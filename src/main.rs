@@ -47,6 +47,7 @@ mod cli;
 mod dump;
 mod error;
 mod image;
+mod netlock;
 mod postmortem;
 mod progress;
 mod resource;

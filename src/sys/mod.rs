@@ -20,6 +20,8 @@ pub mod mount;
 pub mod mqueue;
 pub mod namespace;
 pub mod netlink;
+pub mod nfqueue;
+pub mod nft;
 pub mod notify;
 pub mod pagemap;
 pub mod proc;
