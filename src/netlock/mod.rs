@@ -22,6 +22,7 @@ use crate::sys::netlink::Socket;
 use crate::sys::nfqueue::Queue;
 use crate::sys::nft::{self, Batch};
 use kept::Owner;
+use std::collections::HashSet;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
@@ -62,6 +63,7 @@ pub struct NetLock {
     name: String,
     /// The kernel takes the table away with the socket.
     owned: bool,
+    expected: HashSet<Flow>,
     locked: Vec<Flow>,
     /// Why packets are dropped although they should have been held.
     pub remark: Option<String>,
@@ -103,7 +105,7 @@ impl NetLock {
         kept::sweep_with(&socket)?;
         let pid = std::process::id();
         let name = format!("meio-{pid}-{}", COUNT.fetch_add(1, Ordering::Relaxed));
-        let mut lock = NetLock { socket, queue: None, name, owned: true, locked: Vec::new(), remark: None };
+        let mut lock = NetLock { socket, queue: None, name, owned: true, expected: HashSet::new(), locked: Vec::new(), remark: None };
         if manner == Manner::Drop {
             lock.make(Held::Dropped)?;
             return Ok(lock);
@@ -138,12 +140,26 @@ impl NetLock {
         made.or_else(|e| if unknown_flag(&e) { attempt(0) } else { Err(e) })
     }
 
-    /// Locks these flows too. Either all or none of them.
+    /// Locks these flows, and from now on holds what belongs to any flow of this lock. Either all or none of them. Of flows
+    /// that [`NetLock::expect`] knows already nothing is left to do.
     pub fn add(&mut self, flows: &[Flow]) -> Result<()> {
         let mut batch = Batch::default();
-        table::lock(&mut batch, &self.name, flows);
+        let new: Vec<Flow> = flows.iter().filter(|f| !self.expected.contains(f)).copied().collect();
+        table::lock(&mut batch, &self.name, &new);
+        if self.locked.is_empty() && !flows.is_empty() {
+            table::close(&mut batch, &self.name);
+        }
         batch.commit(&self.socket).map_err(refused).context(|| "locking connections")?;
         self.locked.extend_from_slice(flows);
+        Ok(())
+    }
+
+    /// Names flows that are likely to be locked later, so that [`NetLock::add`] has less to do.
+    pub fn expect(&mut self, flows: &[Flow]) -> Result<()> {
+        let mut batch = Batch::default();
+        table::lock(&mut batch, &self.name, flows);
+        batch.commit(&self.socket).map_err(refused).context(|| "preparing the network lock")?;
+        self.expected.extend(flows);
         Ok(())
     }
 
@@ -189,6 +205,7 @@ impl NetLock {
         let mut batch = Batch::default();
         let table = nft::Table { name: owner.table(), flags: 0, comment: Some(owner.comment(self.locked.len())) };
         table::build(&mut batch, &table, Held::Dropped);
+        table::close(&mut batch, &table.name);
         table::lock(&mut batch, &table.name, &self.locked);
         batch.delete_table(&self.name);
         batch.commit(&self.socket).map_err(refused).context(|| "keeping the network lock")

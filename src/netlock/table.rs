@@ -96,7 +96,9 @@ impl Set {
     }
 }
 
-/// A table, its chains and empty sets.
+const CHAINS: [(&str, u32); 2] = [("input", nft::INPUT), ("output", nft::OUTPUT)];
+
+/// A table, its chains and empty sets. It holds nothing before it is closed.
 pub fn build(batch: &mut Batch, table: &nft::Table, held: Held) {
     let name = &table.name;
     batch.table(table);
@@ -111,12 +113,18 @@ pub fn build(batch: &mut Batch, table: &nft::Table, held: Held) {
         Held::ByTarget(queue) => rule.queue_target(queue),
     };
     batch.rule(name, HELD, &rule);
-    for (chain, number) in [("input", nft::INPUT), ("output", nft::OUTPUT)] {
+    for (chain, number) in CHAINS {
         batch.chain(name, chain, Some(Hook { number, priority: PRIORITY }));
         let pass = Rule::new().meta(nft::MARK, register(0)).equals(register(0), &PASS.to_ne_bytes());
         batch.rule(name, chain, &pass.verdict(nft::ACCEPT));
+    }
+}
+
+/// From now on what is in the sets of a table is held.
+pub fn close(batch: &mut Batch, table: &str) {
+    for (chain, number) in CHAINS {
         for set in &SETS {
-            batch.rule(name, chain, &set.rule(number == nft::INPUT));
+            batch.rule(table, chain, &set.rule(number == nft::INPUT));
         }
     }
 }
