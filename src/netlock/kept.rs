@@ -11,9 +11,6 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// With what names of meio's tables begin.
-const PREFIX: &str = "meio-";
-
 /// To whom a lock belongs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -71,7 +68,7 @@ impl Owner {
 
     /// The table of a lock that is kept for it.
     pub(super) fn table(&self) -> String {
-        format!("{PREFIX}kept-{}", self.name())
+        format!("{}kept-{}", nft::OURS, self.name())
     }
 
     /// What the table says about itself.
@@ -96,7 +93,7 @@ fn own_namespace() -> u64 {
 
 impl Lock {
     fn parse(table: &nft::Table) -> Option<Lock> {
-        if !table.name.starts_with(PREFIX) {
+        if !table.name.starts_with(nft::OURS) {
             return None;
         }
         let words = table.comment.as_deref()?.strip_prefix("meio lock ")?;
@@ -110,11 +107,6 @@ impl Lock {
         let connections = number("connections").unwrap_or(0);
         Some(Lock { table: table.name.clone(), owner, since: number("since")?, connections, stale })
     }
-}
-
-/// Whether a table of the packet filter is a lock of meio's.
-pub fn is_lock(table: &nft::Table) -> bool {
-    Lock::parse(table).is_some()
 }
 
 fn list_with(socket: &Socket) -> io::Result<Vec<Lock>> {

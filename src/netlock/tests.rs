@@ -50,11 +50,7 @@ fn join(listener: &TcpListener) -> (TcpStream, TcpStream) {
 }
 
 fn flow(tree: &TcpStream) -> Flow {
-    Flow {
-        protocol: libc::IPPROTO_TCP as u8,
-        local: tree.local_addr().expect("name"),
-        remote: Some(tree.peer_addr().expect("name")),
-    }
+    Flow { protocol: libc::IPPROTO_TCP as u8, local: tree.local_addr().expect("name"), remote: Some(tree.peer_addr().expect("name")) }
 }
 
 /// `tcpi_retransmits` and `tcpi_total_retrans` of tcp(7) `TCP_INFO`.
@@ -183,7 +179,9 @@ fn between_two_namespaces() {
         let here = namespace::open(nix::unistd::gettid().as_raw(), "net").expect("own namespace");
         let tid = nix::unistd::gettid();
         fresh_network(|| {
-            sh(&format!("ip link add name m0 type veth peer name m1 netns {tid}; ip addr add 10.9.9.2/24 dev m0; ip link set m0 up\n{PATIENT}"));
+            sh(&format!(
+                "ip link add name m0 type veth peer name m1 netns {tid}; ip addr add 10.9.9.2/24 dev m0; ip link set m0 up\n{PATIENT}"
+            ));
             inside(Some(here.as_fd()), || sh("ip addr add 10.9.9.1/24 dev m1; ip link set m1 up")).expect("inside");
             let listener = inside(Some(here.as_fd()), || TcpListener::bind("10.9.9.1:0").expect("listen")).expect("inside");
             let (tree, mut peer) = join(&listener);

@@ -1,7 +1,7 @@
 //! rtnetlink(7) messages as they are: a head that the kind of message defines, then attributes.
 
 use nix::errno::Errno;
-use nix::sys::socket::{self, sockopt, AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType};
+use nix::sys::socket::{self, AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, sockopt};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
@@ -121,10 +121,12 @@ impl Socket {
     /// Gives a buffer of the socket so many bytes, beyond the limit of the system where that is allowed.
     pub fn room(&self, which: Buffer, bytes: usize) -> nix::Result<()> {
         match which {
-            Buffer::Send => socket::setsockopt(&self.0, sockopt::SndBufForce, &bytes)
-                .or_else(|_| socket::setsockopt(&self.0, sockopt::SndBuf, &bytes)),
-            Buffer::Receive => socket::setsockopt(&self.0, sockopt::RcvBufForce, &bytes)
-                .or_else(|_| socket::setsockopt(&self.0, sockopt::RcvBuf, &bytes)),
+            Buffer::Send => {
+                socket::setsockopt(&self.0, sockopt::SndBufForce, &bytes).or_else(|_| socket::setsockopt(&self.0, sockopt::SndBuf, &bytes))
+            }
+            Buffer::Receive => {
+                socket::setsockopt(&self.0, sockopt::RcvBufForce, &bytes).or_else(|_| socket::setsockopt(&self.0, sockopt::RcvBuf, &bytes))
+            }
         }
     }
 

@@ -28,6 +28,9 @@ const HEAD: usize = 20;
 /// Elements in one message: a list's length has 16 bits.
 const ELEMENTS: usize = 512;
 
+/// With what the names of meio's own tables begin.
+pub const OURS: &str = "meio-";
+
 /// The table vanishes with the netlink socket that made it, however that is closed (Linux 5.12).
 pub const OWNER: u32 = 2;
 
