@@ -113,6 +113,11 @@ pub struct Found {
 }
 
 impl FileKind {
+    /// What it has to do with the network, where it is an internet socket.
+    pub fn inet(&self) -> Option<&socket::inet::Inet> {
+        None
+    }
+
     /// What the graph shows of it; each kind answers in its own file.
     pub fn part(&self) -> Part {
         match self {

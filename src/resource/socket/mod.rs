@@ -12,6 +12,7 @@ use super::capture::Capture;
 use super::descriptor::{FileKind, Found};
 use crate::error::{Context, Result};
 use crate::sys::socket;
+use std::os::unix::fs::MetadataExt;
 
 /// Saves a socket as far as it can be seen without its peer and its queue, which [`peers::complete`] adds.
 pub fn capture(found: &Found, capture: &mut Capture) -> Result<Option<FileKind>> {
@@ -23,6 +24,9 @@ pub fn capture(found: &Found, capture: &mut Capture) -> Result<Option<FileKind>>
     }
     if domain == libc::AF_NETLINK {
         return netlink::capture(found, fd, capture).context(doing);
+    }
+    if matches!(domain, libc::AF_INET | libc::AF_INET6) {
+        capture.network.insert(found.meta.ino());
     }
     let kind = socket::number(fd, libc::SO_TYPE).context(doing)?;
     let protocol = socket::number(fd, libc::SO_PROTOCOL).context(doing)?;
