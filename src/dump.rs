@@ -14,9 +14,10 @@ use crate::resource::aio;
 use crate::resource::capture::{Capture, Decisions};
 use crate::resource::graph::Lost;
 use crate::resource::process::State;
+use crate::resource::socket::tcp;
 use crate::resource::{Manifest, Tree};
 use crate::sys::proc::{read, stat, status};
-use crate::sys::{arch, signal};
+use crate::sys::{apart, arch, signal};
 use crate::tracee::freeze::{Frozen, freeze};
 use lock::Locks;
 use output::{Interruptible, Target};
@@ -180,7 +181,7 @@ fn save(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     let source = match held.take() {
         Some(frozen) => {
             locks.take().map_or(Ok(()), |locks| locks.keep(&Owner::image(&id)))?;
-            kill(frozen)?;
+            kill(frozen, &captured)?;
             Source::Gone
         }
         None if matches!(captured.tree.processes.first().map(|root| &root.state), Some(State::Stopped(_))) => Source::Frozen,
@@ -317,14 +318,19 @@ fn manifest(root_pid: i32, capsule: Option<String>) -> Manifest {
     }
 }
 
-/// Ends a frozen tree. Nothing of it runs again: it is killed while it is held.
-fn kill(mut frozen: Frozen) -> Result<()> {
+/// Ends a frozen tree. Nothing of it runs again: it is killed while it is held. Nor do its connections say a word.
+fn kill(mut frozen: Frozen, captured: &tree::Captured) -> Result<()> {
     let processes: Vec<i32> = frozen.processes.iter().filter(|p| !p.threads.is_empty()).map(|p| p.pid).collect();
-    for &pid in &processes {
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL)
-            .or_else(|e| if e == nix::errno::Errno::ESRCH { Ok(()) } else { Err(e) })
-            .context(|| format!("ending process {pid}"))?;
-    }
+    let end = || -> Result<()> {
+        tcp::silence(&captured.tree, &captured.capture)?;
+        processes.iter().try_for_each(|&pid| {
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL)
+                .or_else(|e| if e == nix::errno::Errno::ESRCH { Ok(()) } else { Err(e) })
+                .context(|| format!("ending process {pid}"))
+        })
+    };
+    // A connection that is silent is no use to a tree that lives: one follows the other also when meio is killed.
+    apart::run(0, end).context(|| "ending the tree")??;
     // Children first: the init of a pid namespace ends only when all others in it have been waited for.
     for process in frozen.processes.drain(..).rev() {
         for thread in process.threads.iter().rev() {

@@ -202,6 +202,8 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     if let Some(namespace) = namespace {
         namespace.keep();
     }
+    // The tree is not meio's any more: what fails here cannot be undone.
+    warnings.extend(pool.begin(&tree).unwrap_or_else(|e| vec![e.message]));
     report.clear();
     let session = foreground::Session::begin(&terminals, &tree, planted.front(), options.detach);
     pool.queues.keep();

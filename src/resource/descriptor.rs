@@ -92,6 +92,8 @@ pub enum FileKind {
     MessageQueue(mqueue::QueueEnd),
     /// A unix socket.
     Unix(Box<socket::unix::UnixSocket>),
+    /// A TCP connection.
+    Tcp(Box<socket::tcp::Tcp>),
     /// A socket towards the kernel.
     Netlink(Box<socket::netlink::Netlink>),
 }
@@ -138,6 +140,7 @@ impl FileKind {
             FileKind::MessageQueue(queue) => queue.part(),
             FileKind::Unix(socket) => socket.part(),
             FileKind::Netlink(_) => Part::of("netlink socket"),
+            FileKind::Tcp(tcp) => tcp.part(),
         }
     }
 }
@@ -196,7 +199,8 @@ pub fn survey(pid: i32, capture: &mut Capture) -> Result<Vec<Descriptor>> {
 
 /// Finds the open files that no process has a descriptor of: those in messages that nobody has received.
 pub fn find_unheld(capture: &mut Capture) -> Result<()> {
-    socket::peers::read_queues(capture)
+    socket::peers::read_queues(capture)?;
+    socket::tcp::complete(capture)
 }
 
 /// The open file description of a descriptor of meio's own, which need not be in any table of the tree: a message that

@@ -6,6 +6,7 @@
 
 mod bind;
 mod fill;
+pub mod tcp;
 
 use super::places::Places;
 use super::pool::{Pool, raise_limit};

@@ -35,6 +35,7 @@ pub mod sock_diag;
 pub mod socket;
 pub mod spawn;
 pub mod task;
+pub mod tcp;
 pub mod tun;
 pub mod wire;
 pub mod workers;

@@ -67,6 +67,7 @@ pub const ALLOWED: &[Allowed] = &[
         "the instant is the clock plus the time left, read one after the other",
     ),
     allow("tree.files[].kind.TimerFd.ticks", How::Later, "its clock runs"),
+    Allowed { sure: Some("tcp"), ..allow("tree.files[].kind.Tcp.stream.clock", How::Later, "the clock of its timestamps runs") },
     allow("tree.processes[].timers.posix[].remaining_ns", How::RanOn, "its clock runs"),
     allow("tree.processes[].timers.interval[][]", How::RanOn, "its clock runs"),
     Allowed {

@@ -6,6 +6,7 @@ pub mod options;
 pub mod outside;
 pub mod peers;
 pub mod queue;
+pub mod tcp;
 pub mod unix;
 
 use super::capture::Capture;
@@ -31,6 +32,9 @@ pub fn capture(found: &Found, capture: &mut Capture) -> Result<Option<FileKind>>
     let kind = socket::number(fd, libc::SO_TYPE).context(doing)?;
     let protocol = socket::number(fd, libc::SO_PROTOCOL).context(doing)?;
     let listening = socket::number(fd, libc::SO_ACCEPTCONN).is_ok_and(|l| l != 0);
+    if matches!(protocol, libc::IPPROTO_TCP | tcp::MPTCP) && kind == libc::SOCK_STREAM && !listening {
+        return tcp::capture(found, fd, capture).context(doing);
+    }
     let connected = socket::peer_name(fd).is_ok();
     let state = match (listening, connected) {
         (true, _) => "listening",
