@@ -1,10 +1,12 @@
 //! Sockets. Those of the unix and netlink families come back; the others are named and refused.
 
+pub mod multicast;
 pub mod netlink;
 pub mod options;
 pub mod outside;
 pub mod peers;
 pub mod queue;
+pub mod received;
 pub mod unix;
 
 use super::capture::Capture;
