@@ -86,6 +86,7 @@ fixtures! {
     timerfd: "timerfd";
     timers: "timers";
     tree: "tree";
+    udp: "udp";
     unread: "unread";
     unix_dgram: "unix_dgram";
     unix_ends: "unix_ends";

@@ -94,6 +94,8 @@ pub enum FileKind {
     Unix(Box<socket::unix::UnixSocket>),
     /// A socket towards the kernel.
     Netlink(Box<socket::netlink::Netlink>),
+    /// A UDP socket.
+    Udp(Box<socket::udp::Udp>),
 }
 
 /// What is known of a descriptor before its kind is decided.
@@ -133,6 +135,7 @@ impl FileKind {
             FileKind::MessageQueue(queue) => queue.part(),
             FileKind::Unix(socket) => socket.part(),
             FileKind::Netlink(_) => Part::of("netlink socket"),
+            FileKind::Udp(socket) => socket.part(),
         }
     }
 }

@@ -8,6 +8,7 @@ pub mod outside;
 pub mod peers;
 pub mod queue;
 pub mod received;
+pub mod udp;
 pub mod unix;
 
 use super::capture::Capture;
@@ -28,6 +29,9 @@ pub fn capture(found: &Found, capture: &mut Capture) -> Result<Option<FileKind>>
     }
     let kind = socket::number(fd, libc::SO_TYPE).context(doing)?;
     let protocol = socket::number(fd, libc::SO_PROTOCOL).context(doing)?;
+    if udp::is(domain, kind, protocol) {
+        return udp::capture(found, fd, capture).context(doing);
+    }
     let listening = socket::number(fd, libc::SO_ACCEPTCONN).is_ok_and(|l| l != 0);
     let connected = socket::peer_name(fd).is_ok();
     let state = match (listening, connected) {

@@ -5,11 +5,14 @@
 //! thereby tells all.
 
 use crate::error::{Error, Kind, Result};
+use crate::resource::capture::Capture;
+use crate::sys::namespace::{self, places, within};
 use crate::sys::{datagram, socket};
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::BorrowedFd;
+use std::rc::Rc;
 
 /// A group that a socket has joined on one interface.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,6 +55,18 @@ const MOST_SOURCES: usize = 4096;
 pub fn joined() -> Vec<Joined> {
     let read = |name: &str| std::fs::read_to_string(format!("/proc/thread-self/net/{name}")).unwrap_or_default();
     [of_igmp(&read("igmp")), of_igmp6(&read("igmp6"))].concat()
+}
+
+/// The groups of the network namespace of a socket, which is the one of this number in the tree's table.
+pub fn known(fd: BorrowedFd<'_>, network: Option<u32>, capture: &mut Capture) -> Result<Rc<Vec<Joined>>> {
+    if let Some(known) = capture.groups.get(&network) {
+        return Ok(known.clone());
+    }
+    let found = match network {
+        Some(_) => within(&places([(&socket::network(fd)?, namespace::Kind::Net)]), joined)?,
+        None => joined(),
+    };
+    Ok(capture.groups.entry(network).or_insert(Rc::new(found)).clone())
 }
 
 /// `/proc/net/igmp`: a line for each interface, and indented below it one for each group.
