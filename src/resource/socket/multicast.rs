@@ -104,10 +104,13 @@ fn of_igmp6(text: &str) -> Vec<Joined> {
 pub fn capture(fd: BorrowedFd<'_>, domain: i32, joined: &[Joined]) -> Result<Vec<Membership>> {
     let mut found = Vec::new();
     for j in joined.iter().filter(|j| domain == libc::AF_INET6 || j.group.is_ipv4()) {
-        let Some((only, sources)) = heard(fd, j)? else { continue };
+        let Some((only, mut sources)) = heard(fd, j)? else { continue };
+        sources.sort();
         let address = j.group.is_ipv4().then(|| datagram::interface_address(fd, &j.interface).ok()).flatten();
         found.push(Membership { group: j.group, interface: j.interface.clone(), address, only, sources });
     }
+    // The kernel's own order is that in which they were joined, backwards.
+    found.sort_by(|a, b| (a.group, &a.interface).cmp(&(b.group, &b.interface)));
     Ok(found)
 }
 
@@ -222,11 +225,7 @@ mod tests {
             six[1].join(a.as_fd()).unwrap();
             let four = [on("239.1.2.3", false, &["192.0.2.1"]), on("239.1.2.4", true, &["192.0.2.7"]), on("239.1.2.5", false, &[])];
             four.iter().for_each(|m| m.join(c.as_fd()).unwrap());
-            let sorted = |fd: BorrowedFd<'_>, domain| {
-                let mut found = capture(fd, domain, &joined()).unwrap();
-                found.sort_by_key(|m| m.group);
-                found
-            };
+            let sorted = |fd: BorrowedFd<'_>, domain| capture(fd, domain, &joined()).unwrap();
             assert_eq!(sorted(a.as_fd(), libc::AF_INET6), six);
             assert_eq!(sorted(c.as_fd(), libc::AF_INET), four);
             assert_eq!(sorted(b.as_fd(), libc::AF_INET6), []);

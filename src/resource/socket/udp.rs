@@ -74,14 +74,18 @@ pub fn capture(found: &Found, fd: BorrowedFd<'_>, capture: &mut Capture) -> Resu
     let events = socket::events(fd)?;
     let error = events & libc::POLLERR != 0;
     let obstacle = match () {
-        () if options::filter(fd) == Err(Errno::EACCES) => Some(("a BPF program filters what it receives", "detach it first (SO_DETACH_BPF)")),
+        () if options::filter(fd) == Err(Errno::EACCES) => {
+            Some(("a BPF program filters what it receives", "detach it first (SO_DETACH_BPF)"))
+        }
         () if encapsulates => Some(("the kernel takes packets of a tunnel from it (UDP_ENCAP)", "end the tunnel first: IPsec, L2TP")),
         () => None,
     };
     let passing = match () {
         () if error && reads_errors(fd) => Some("errors wait in it to be read (MSG_ERRQUEUE), which would take them away"),
         () if error && events & libc::POLLIN != 0 => Some("an error and datagrams wait in it: reading these would take the error away"),
-        () if capture.standing && begun(fd)? => Some("a datagram has been begun (MSG_MORE, UDP_CORK) and not been sent, which cannot be seen"),
+        () if capture.standing && begun(fd)? => {
+            Some("a datagram has been begun (MSG_MORE, UDP_CORK) and not been sent, which cannot be seen")
+        }
         () => None,
     };
     if let Some((reason, advice)) = obstacle {
