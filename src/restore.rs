@@ -4,6 +4,7 @@ mod attach;
 mod births;
 mod check;
 mod confined;
+mod datagrams;
 mod fill;
 mod foreground;
 mod interest;

@@ -89,6 +89,8 @@ fixtures! {
     timerfd: "timerfd";
     timers: "timers";
     tree: "tree";
+    udp: "udp";
+    udp_groups: "udp_groups";
     unread: "unread";
     unix_dgram: "unix_dgram";
     unix_ends: "unix_ends";

@@ -87,6 +87,8 @@ pub struct Capture {
     pub new_sockets: HashMap<(i32, i32), super::socket::options::New>,
     /// Network namespaces of internet sockets, and what new ones are like there.
     pub inet: super::socket::inet::Known,
+    /// Multicast groups that somebody has joined, by network namespace.
+    pub groups: HashMap<Option<u32>, Rc<Vec<super::socket::multicast::Joined>>>,
     /// Descriptors of meio's own that lead to open files which no process has a descriptor of.
     pub kept: Vec<OwnedFd>,
     /// What will be different after a restore.

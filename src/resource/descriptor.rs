@@ -96,6 +96,8 @@ pub enum FileKind {
     Tcp(Box<socket::tcp::Tcp>),
     /// A socket towards the kernel.
     Netlink(Box<socket::netlink::Netlink>),
+    /// A UDP socket.
+    Udp(Box<socket::udp::Udp>),
 }
 
 /// What is known of a descriptor before its kind is decided.
@@ -141,6 +143,7 @@ impl FileKind {
             FileKind::Unix(socket) => socket.part(),
             FileKind::Netlink(_) => Part::of("netlink socket"),
             FileKind::Tcp(tcp) => tcp.part(),
+            FileKind::Udp(socket) => socket.part(),
         }
     }
 }

@@ -77,6 +77,8 @@ kinds! {
     "cgroup", Supported, "version 1 and 2, threads too: joined again where they are there", ["cgroup"];
     "seccomp", Supported, "strict mode and filters of each thread", ["seccomp"];
     "POSIX message queue", Partly, "name, sizes, owner, unread messages; who is told of the next by signal, but for SIGEV_THREAD", ["mqueue"];
+    "UDP socket", Partly, "UDP-Lite too: addresses, peers, groups, options, unread datagrams with their senders; refused: one that is begun and not sent, errors to be read, tunnels",
+        ["udp", "udp_groups"];
     "AIO context", Partly, "the same number, its ring with completions not yet fetched; what is polled for is not kept", ["aio"];
     "socket", Refused, "its peer and what is under way cannot be read", ["socket"];
     "io_uring", Refused, "what is under way in its rings cannot be read", ["io_uring"];

@@ -1,6 +1,7 @@
 //! Everything that the tree has open is opened here once, in meio. The stubs inherit it, so that descriptors that shared
 //! an open file description share it again, across processes too.
 
+use super::datagrams::Datagrams;
 use super::late::{self, Late};
 use super::places::Places;
 use super::queues::Queues;
@@ -49,6 +50,8 @@ pub struct Pool {
     pub queues: Queues,
     /// TCP connections, each until it is opened.
     connections: Connections,
+    /// What datagram sockets are filled with.
+    datagrams: Datagrams,
 }
 
 /// Status flags of open(2) that are given again. Creation flags did their work when the file was opened first.
@@ -72,7 +75,7 @@ impl Pool {
     /// Opens everything.
     pub fn open(tree: &Tree, terminals: &Terminals, places: &Places<'_>, sockets: Sockets<'_>, home: Option<i32>) -> Result<Self> {
         let count = 2 * tree.files.len() + 2 * tree.mapped.len() + tree.objects.len() + 64;
-        let mut pool = Pool { base: Pool::base_of(tree), ..Pool::default() };
+        let mut pool = Pool { base: Pool::base_of(tree), datagrams: Datagrams::of(tree), ..Pool::default() };
         raise_limit(pool.base as u64 + count as u64)?;
         pool.late = Late::new(tree)?.map(|late| late.keep(|fd| pool.keep(fd))).transpose()?;
         pool.queues = Queues::make(tree, places)?;
@@ -82,6 +85,7 @@ impl Pool {
         for key in Graph::new(tree)?.order()? {
             pool.make(key, tree, &mut pipes, (terminals, places, &sockets))?;
         }
+        pool.datagrams.finish()?;
         let mut changed = sockets.finish(&|id| pool.file(id), home)?;
         pool.warnings.append(&mut changed);
         Ok(pool)
@@ -347,6 +351,10 @@ impl Pool {
             FileKind::Netlink(netlink) => {
                 let network = netlink.network.map(|id| places.fd(Some(id), Net)).transpose()?;
                 return netlink.make(network, &file.link, &mut self.warnings).and_then(|fd| with_flags(fd, file.flags));
+            }
+            FileKind::Udp(udp) => {
+                let network = udp.inet.network.map(|id| places.fd(Some(id), Net)).transpose()?;
+                return self.datagrams.udp(udp, network, &mut self.warnings).and_then(|fd| with_flags(fd, file.flags));
             }
             FileKind::Master(terminal) => return terminals.master(terminal.terminal, file.flags & KEPT),
             FileKind::MessageQueue(end) => self.queues.open(end.queue, file.flags & KEPT)?,

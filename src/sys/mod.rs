@@ -9,6 +9,7 @@ pub mod capsule;
 pub mod clock;
 #[cfg(test)]
 pub mod counting_alloc;
+pub mod datagram;
 pub mod feature;
 pub mod file;
 pub mod guardian;

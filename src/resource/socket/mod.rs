@@ -1,12 +1,15 @@
 //! Sockets. Those of the unix and netlink families come back; the others are named and refused.
 
 pub mod inet;
+pub mod multicast;
 pub mod netlink;
 pub mod options;
 pub mod outside;
 pub mod peers;
 pub mod queue;
 pub mod tcp;
+pub mod received;
+pub mod udp;
 pub mod unix;
 
 use super::capture::Capture;
@@ -31,6 +34,9 @@ pub fn capture(found: &Found, capture: &mut Capture) -> Result<Option<FileKind>>
     }
     let kind = socket::number(fd, libc::SO_TYPE).context(doing)?;
     let protocol = socket::number(fd, libc::SO_PROTOCOL).context(doing)?;
+    if udp::is(domain, kind, protocol) {
+        return udp::capture(found, fd, capture).context(doing);
+    }
     let listening = socket::number(fd, libc::SO_ACCEPTCONN).is_ok_and(|l| l != 0);
     if matches!(protocol, libc::IPPROTO_TCP | tcp::MPTCP) && kind == libc::SOCK_STREAM && !listening {
         return tcp::capture(found, fd, capture).context(doing);
