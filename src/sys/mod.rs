@@ -32,5 +32,6 @@ pub mod socket;
 pub mod spawn;
 pub mod task;
 pub mod tun;
+pub mod wire;
 pub mod workers;
 pub mod xattr;
