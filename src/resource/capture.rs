@@ -83,6 +83,8 @@ pub struct Capture {
     pub way: RefCell<Option<Rc<Files>>>,
     /// What new sockets are like, by domain and type.
     pub new_sockets: HashMap<(i32, i32), super::socket::options::New>,
+    /// Network namespaces of internet sockets, and what new ones are like there.
+    pub inet: super::socket::inet::Known,
     /// Descriptors of meio's own that lead to open files which no process has a descriptor of.
     pub kept: Vec<OwnedFd>,
     /// What will be different after a restore.

@@ -13,6 +13,7 @@ pub mod feature;
 pub mod file;
 pub mod guardian;
 pub mod handle;
+pub mod inet;
 pub mod ipc;
 pub mod keeper;
 pub mod memory;

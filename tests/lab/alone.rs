@@ -19,9 +19,9 @@ fn limit() -> Duration {
 /// The first process of the namespace: it has terminals of its own, whose numbers no other test takes, reaps orphans while it waits for the
 /// test, and keeps descriptors out that whoever runs the tests may have left
 /// open, since a pipe to somebody outside is a thing that no tree can take along.
-const INIT: &str = r#"mount -t devpts -o ptmxmode=666,mode=600 devpts /dev/pts || exit 9; for fd in /proc/self/fd/*; do [ "${fd##*/}" -gt 2 ] && eval "exec ${fd##*/}>&-"; done; "$@"; exit $?"#;
+const INIT: &str = r#"ip link set lo up || exit 8; mount -t devpts -o ptmxmode=666,mode=600 devpts /dev/pts || exit 9; for fd in /proc/self/fd/*; do [ "${fd##*/}" -gt 2 ] && eval "exec ${fd##*/}>&-"; done; "$@"; exit $?"#;
 
-/// Runs `body` in a fresh pid, ipc and mount namespace; `name` is the test's full path.
+/// Runs `body` in a fresh pid, ipc, network (with `lo` up) and mount namespace; `name` is the test's full path.
 pub fn alone(name: &str, body: impl FnOnce()) {
     let name = name.split_once("::").map_or(name, |(_, path)| path);
     if std::env::var(INSIDE).is_ok_and(|inside| inside == name) {
@@ -30,7 +30,7 @@ pub fn alone(name: &str, body: impl FnOnce()) {
     let log = tempfile::NamedTempFile::new_in(env!("CARGO_TARGET_TMPDIR")).expect("log file");
     let out = || Stdio::from(File::options().append(true).open(log.path()).expect("log file"));
     let mut child = Command::new("unshare")
-        .args(["--pid", "--ipc", "--fork", "--kill-child", "--mount-proc", "bash", "-c", INIT, "bash"])
+        .args(["--pid", "--ipc", "--net", "--fork", "--kill-child", "--mount-proc", "bash", "-c", INIT, "bash"])
         .arg(std::env::current_exe().expect("own path"))
         .args([name, "--exact", "--include-ignored", "--nocapture", "--test-threads", "1"])
         .env(INSIDE, name)

@@ -82,7 +82,12 @@ impl New {
     /// Makes a socket and asks it.
     pub fn of(domain: i32, kind: i32) -> Result<Self> {
         let socket = socket::socket(domain, kind).context(|| "making a socket")?;
-        Ok(New(KNOWN.map(|name| ask(socket.as_fd(), name))))
+        Ok(New::asked(socket.as_fd()))
+    }
+
+    /// Asks a new socket.
+    pub fn asked(new: BorrowedFd<'_>) -> Self {
+        New(KNOWN.map(|name| ask(new, name)))
     }
 }
 
