@@ -94,6 +94,8 @@ pub enum FileKind {
     Unix(Box<socket::unix::UnixSocket>),
     /// A socket towards the kernel.
     Netlink(Box<socket::netlink::Netlink>),
+    /// A TCP socket that listens.
+    Listening(Box<socket::listen::Listening>),
 }
 
 /// What is known of a descriptor before its kind is decided.
@@ -133,6 +135,7 @@ impl FileKind {
             FileKind::MessageQueue(queue) => queue.part(),
             FileKind::Unix(socket) => socket.part(),
             FileKind::Netlink(_) => Part::of("netlink socket"),
+            FileKind::Listening(listening) => listening.part(),
         }
     }
 }
@@ -217,6 +220,7 @@ fn look(pid: i32, fd: i32, capture: &Capture) -> Result<Found> {
 /// What needs all descriptor tables: who is meant by a handle, what an epoll instance watches. `tree` holds all processes.
 pub fn settle(tree: &HashSet<i32>, capture: &mut Capture) -> Result<()> {
     socket::peers::resolve(tree, capture)?;
+    socket::listen::resolve(tree, capture)?;
     pidfd::refuse_outsiders(tree, capture);
     owner::refuse_outsiders(tree, capture);
     epoll::resolve(capture)

@@ -4,7 +4,7 @@
 use super::late::{self, Late};
 use super::places::Places;
 use super::queues::Queues;
-use super::sockets::Sockets;
+use super::sockets::{Sockets, listen::Listeners};
 use super::terminal::Terminals;
 use crate::error::{Context, Error, Kind, Result};
 use crate::resource::descriptor::{FileKind, OpenFile};
@@ -46,6 +46,7 @@ pub struct Pool {
     segments: HashMap<u32, (i32, u64)>,
     /// POSIX message queues.
     pub queues: Queues,
+    listeners: Listeners,
 }
 
 /// Status flags of open(2) that are given again. Creation flags did their work when the file was opened first.
@@ -73,6 +74,7 @@ impl Pool {
         raise_limit(pool.base as u64 + count as u64)?;
         pool.late = Late::new(tree)?.map(|late| late.keep(|fd| pool.keep(fd))).transpose()?;
         pool.queues = Queues::make(tree, places)?;
+        pool.listeners = Listeners::make(tree, places, &mut pool.warnings)?;
         let mut pipes = HashMap::new();
         for key in Graph::new(tree)?.order()? {
             pool.make(key, tree, &mut pipes, (terminals, places, &sockets))?;
@@ -329,6 +331,7 @@ impl Pool {
             FileKind::PidFd(_) | FileKind::Unix(_) => return late::stand_in(),
             FileKind::Inotify(inotify) => return inotify.make().and_then(|fd| with_flags(fd, file.flags)),
             FileKind::Fanotify(fanotify) => return fanotify.make().and_then(|fd| with_flags(fd, file.flags)),
+            FileKind::Listening(_) => return self.listeners.open(file.id).and_then(|fd| with_flags(fd, file.flags)),
             FileKind::Netlink(netlink) => {
                 let network = netlink.network.map(|id| places.fd(Some(id), Net)).transpose()?;
                 return netlink.make(network, &file.link, &mut self.warnings).and_then(|fd| with_flags(fd, file.flags));

@@ -6,6 +6,7 @@
 
 mod bind;
 mod fill;
+pub mod listen;
 
 use super::places::Places;
 use super::pool::{Pool, raise_limit};

@@ -26,6 +26,11 @@ impl Socket {
         Socket::new(SockProtocol::NetlinkNetFilter)
     }
 
+    /// For what the kernel tells of sockets.
+    pub fn diagnosis() -> io::Result<Self> {
+        Socket::new(SockProtocol::NetlinkSockDiag)
+    }
+
     fn new(protocol: SockProtocol) -> io::Result<Self> {
         let fd = socket::socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)?;
         socket::bind(fd.as_raw_fd(), &NetlinkAddr::new(0, 0))?;

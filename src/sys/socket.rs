@@ -52,6 +52,14 @@ pub fn option(fd: BorrowedFd<'_>, level: i32, name: i32, room: usize) -> Result<
     Ok(value)
 }
 
+/// An option as the kernel has it; how many bytes it wrote.
+pub fn option_into(fd: BorrowedFd<'_>, level: i32, name: i32, value: &mut [u8]) -> Result<usize, Errno> {
+    let mut len = value.len() as libc::socklen_t;
+    // SAFETY: the buffer has the size that is passed.
+    Errno::result(unsafe { libc::getsockopt(fd.as_raw_fd(), level, name, value.as_mut_ptr().cast(), &raw mut len) })?;
+    Ok(len as usize)
+}
+
 /// An option that is a number.
 pub fn number(fd: BorrowedFd<'_>, name: i32) -> Result<i32, Errno> {
     let value = option(fd, libc::SOL_SOCKET, name, 4)?;
@@ -211,7 +219,8 @@ pub fn shutdown(fd: BorrowedFd<'_>, how: i32) -> Result<(), Errno> {
     Errno::result(unsafe { libc::shutdown(fd.as_raw_fd(), how) }).map(drop)
 }
 
-fn asks(fd: BorrowedFd<'_>, request: libc::c_ulong) -> Result<i32, Errno> {
+/// What an ioctl(2) that writes one number answers.
+pub(super) fn asks(fd: BorrowedFd<'_>, request: libc::c_ulong) -> Result<i32, Errno> {
     let mut answer = 0i32;
     // SAFETY: the requests that are passed here write one number.
     Errno::result(unsafe { libc::ioctl(fd.as_raw_fd(), request, &raw mut answer) })?;

@@ -1,6 +1,7 @@
 //! Sockets. Those of the unix and netlink families come back; the others are named and refused.
 
 pub mod inet;
+pub mod listen;
 pub mod netlink;
 pub mod options;
 pub mod outside;
@@ -26,6 +27,9 @@ pub fn capture(found: &Found, capture: &mut Capture) -> Result<Option<FileKind>>
     }
     let kind = socket::number(fd, libc::SO_TYPE).context(doing)?;
     let protocol = socket::number(fd, libc::SO_PROTOCOL).context(doing)?;
+    if listen::is(fd, protocol) {
+        return listen::capture(found, fd, capture).context(doing);
+    }
     let listening = socket::number(fd, libc::SO_ACCEPTCONN).is_ok_and(|l| l != 0);
     let connected = socket::peer_name(fd).is_ok();
     let state = match (listening, connected) {
