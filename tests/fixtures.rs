@@ -65,6 +65,7 @@ fixtures! {
     namespaces_all: "namespaces" "uiTCp";
     namespaces_nested: "namespaces" "uP";
     mounts: "mounts";
+    listening: "listening";
     netlink: "netlink";
     network: "network";
     mixed: "mixed" "100";

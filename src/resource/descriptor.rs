@@ -98,6 +98,8 @@ pub enum FileKind {
     Netlink(Box<socket::netlink::Netlink>),
     /// A UDP socket.
     Udp(Box<socket::udp::Udp>),
+    /// A TCP socket that listens.
+    Listening(Box<socket::listen::Listening>),
 }
 
 /// What is known of a descriptor before its kind is decided.
@@ -144,6 +146,7 @@ impl FileKind {
             FileKind::Netlink(_) => Part::of("netlink socket"),
             FileKind::Tcp(tcp) => tcp.part(),
             FileKind::Udp(socket) => socket.part(),
+            FileKind::Listening(listening) => listening.part(),
         }
     }
 }
@@ -229,6 +232,7 @@ fn look(pid: i32, fd: i32, capture: &Capture) -> Result<Found> {
 /// What needs all descriptor tables: who is meant by a handle, what an epoll instance watches. `tree` holds all processes.
 pub fn settle(tree: &HashSet<i32>, capture: &mut Capture) -> Result<()> {
     socket::peers::resolve(tree, capture)?;
+    socket::listen::resolve(tree, capture)?;
     pidfd::refuse_outsiders(tree, capture);
     owner::refuse_outsiders(tree, capture);
     epoll::resolve(capture)

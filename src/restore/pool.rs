@@ -6,6 +6,7 @@ use super::late::{self, Late};
 use super::places::Places;
 use super::queues::Queues;
 use super::sockets::Sockets;
+use super::sockets::listen::Listeners;
 use super::sockets::tcp::{self, Connections};
 use super::terminal::Terminals;
 use crate::error::{Context, Error, Kind, Result};
@@ -52,6 +53,7 @@ pub struct Pool {
     connections: Connections,
     /// What datagram sockets are filled with.
     datagrams: Datagrams,
+    listeners: Listeners,
 }
 
 /// Status flags of open(2) that are given again. Creation flags did their work when the file was opened first.
@@ -81,6 +83,7 @@ impl Pool {
         pool.queues = Queues::make(tree, places)?;
         pool.connections = Connections::make(tree, places)?;
         pool.warnings.append(&mut pool.connections.warnings);
+        pool.listeners = Listeners::make(tree, places, &mut pool.warnings)?;
         let mut pipes = HashMap::new();
         for key in Graph::new(tree)?.order()? {
             pool.make(key, tree, &mut pipes, (terminals, places, &sockets))?;
@@ -348,6 +351,7 @@ impl Pool {
             FileKind::Inotify(inotify) => return inotify.make().and_then(|fd| with_flags(fd, file.flags)),
             FileKind::Fanotify(fanotify) => return fanotify.make().and_then(|fd| with_flags(fd, file.flags)),
             FileKind::Tcp(_) => return self.connections.take(file.id, file.flags),
+            FileKind::Listening(_) => return self.listeners.open(file.id).and_then(|fd| with_flags(fd, file.flags)),
             FileKind::Netlink(netlink) => {
                 let network = netlink.network.map(|id| places.fd(Some(id), Net)).transpose()?;
                 return netlink.make(network, &file.link, &mut self.warnings).and_then(|fd| with_flags(fd, file.flags));

@@ -37,6 +37,7 @@ pub mod socket;
 pub mod spawn;
 pub mod task;
 pub mod tcp;
+pub mod tcp_diag;
 pub mod tun;
 pub mod wire;
 pub mod workers;
