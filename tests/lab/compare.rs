@@ -111,15 +111,6 @@ pub const ALLOWED: &[Allowed] = &[
         ..allow("tree.files[].kind.Inotify.unread", How::Free, "no call puts events back: one says in their place that some were lost")
     },
     Allowed {
-        only: &["filemap"],
-        sure: Some("filemap"),
-        ..allow(
-            "tree.processes[].memory.mappings[].flags",
-            How::Free,
-            "a file that another mapping writes to is mapped from one descriptor",
-        )
-    },
-    Allowed {
         only: &["pty"],
         sure: Some("pty"),
         ..allow("tree.files[].link", How::Free, "what was opened as /dev/tty is opened by its own name")
@@ -307,7 +298,7 @@ fn joined(mappings: &[Value]) -> Vec<Value> {
 }
 
 fn follows(a: &Value, b: &Value) -> bool {
-    let same = ["flags", "huge_page_kib", "name", "prot", "shared"].iter().all(|field| a[*field] == b[*field]);
+    let same = ["flags", "huge_page_kib", "name", "policy", "prot", "shared"].iter().all(|field| a[*field] == b[*field]);
     let length = a["end"].as_u64().unwrap_or(0) - a["start"].as_u64().unwrap_or(0);
     let backing = match (&a["backing"], &b["backing"]) {
         (Value::Object(a), Value::Object(b)) => a.iter().zip(b).all(|((kind, a), (other, b))| {
