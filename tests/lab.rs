@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 pub const SOON: Duration = Duration::from_secs(20);
 
 /// Fixtures that meio has something to say about, at the dump and at the restore.
-const WARNED: &[&str] = &["inotify"];
+const WARNED: &[&str] = &["aio", "inotify"];
 
 /// What happens to a tree between its being ready and its verifying itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -45,6 +45,20 @@ crate::alone! {
         warned("session_keyring", program, ("(meio-test) of process", ""));
     }
 
+    fn contexts_of_asynchronous_io() {
+        let program = "c = (ctypes.c_ulong * 1)(); syscall(206, 4, c)";
+        warned("aio_warning", program, ("IOCB_CMD_POLL", "IOCB_CMD_POLL"));
+    }
+
+    fn status_of_packet_mode() {
+        let program = "
+import pty, termios
+master, slave = pty.openpty()
+fcntl.ioctl(master, termios.TIOCPKT, b'\\x01\\0\\0\\0')
+termios.tcflush(slave, termios.TCIFLUSH)";
+        refused("packet_status", program, "status of packet mode");
+    }
+
     fn keyring_of_a_thread() {
         refused("thread_keyring", "syscall(250, 0, -1, 1)", "read back from its thread keyring");
     }

@@ -106,6 +106,7 @@ impl<'t> Planted<'t> {
                 let Some(space) = &p.memory else { return Ok(()) };
                 let stub = &self.skeleton.stubs[&p.pid];
                 let built = layout::build(stub, space, pool).and_then(|()| rings::make(stub, space, &p.rings));
+                warnings.extend(rings::warning(p.pid, &p.rings));
                 let told = built.and_then(|()| layout::tell(stub, space, p.pid));
                 told.map(|told| warnings.extend(told)).context(|| format!("process {}", p.pid))
             })

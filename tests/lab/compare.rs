@@ -110,11 +110,6 @@ pub const ALLOWED: &[Allowed] = &[
         sure: Some("inotify"),
         ..allow("tree.files[].kind.Inotify.unread", How::Free, "no call puts events back: one says in their place that some were lost")
     },
-    Allowed {
-        only: &["pty"],
-        sure: Some("pty"),
-        ..allow("tree.files[].link", How::Free, "what was opened as /dev/tty is opened by its own name")
-    },
     allow("tree.system_v.queues[].perm.ctime", How::Later, "no call sets the times of a queue"),
     allow("tree.system_v.queues[].stime", How::Later, "no call sets the times of a queue"),
     allow("tree.system_v.queues[].rtime", How::Later, "no call sets the times of a queue"),
