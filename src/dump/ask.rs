@@ -43,6 +43,8 @@ pub fn ask(
         let _pinned = Pinned::to(stat.processor.max(0) as usize);
         leader(&mut frozen.threads[0], &mut threads[0], (&foothold, vmas), saved, capture)?;
     }
+    let first = saved.memory.as_ref().and_then(|m| m.mappings.first());
+    let alike = numa::are_alike(pid, threads.iter().map(|t| t.tid), first.is_some_and(|m| m.policy.is_none()));
     let size = Injector::short_size(threads.iter().map(|t| t.xstate.len()).max().unwrap_or(0));
     let mut tasks: Vec<(&mut Held, &mut Thread)> = frozen.threads.iter_mut().zip(threads.iter_mut()).skip(1).collect();
     let places = foothold.places(tasks.len(), size);
@@ -51,13 +53,13 @@ pub fn ask(
         tasks.drain(..).partition(|(held, _)| places.is_empty() || foothold.on_stack(held.registers.rsp));
     for (held, thread) in alone {
         let mut run = Injector::begin(held, &foothold, call(thread))?;
-        thread.ask(&mut run)?;
+        thread.ask(&mut run, !alike)?;
         run.end()?;
     }
     for group in together.chunks_mut(places.len().max(1)) {
-        chorus(group, &foothold, &places, size)?;
+        chorus(group, &foothold, (&places, size), !alike)?;
     }
-    saved.attributes.take_modes(threads.iter_mut().map(|t| &mut t.attributes));
+    saved.attributes.take_modes(threads.iter_mut().map(|t| &mut t.attributes), alike);
     for held in &frozen.threads {
         let (warning, note) = seccomp::safety(held, foothold.trampoline.unwrap_or(0));
         warnings.extend(warning);
@@ -85,7 +87,7 @@ fn leader(
         listed => listed?,
     };
     let mut run = Injector::begin(held, foothold, call(thread))?;
-    thread.ask(&mut run)?;
+    thread.ask(&mut run, true)?;
     saved.ask(&mut run)?;
     let suspects = numa::suspects(pid, vmas);
     for mapping in saved.memory.iter_mut().flat_map(|m| &mut m.mappings).filter(|m| suspects.contains(&m.start)) {
@@ -108,7 +110,7 @@ fn leader(
 
 /// Asks threads together, step by step: each step is started for all before anyone is waited for, so that meio sleeps
 /// and wakes once a step and not once a thread. Each has a frame of its own to heal by.
-fn chorus(group: &mut [(&mut Held, &mut Thread)], foothold: &Foothold, places: &[u64], size: u64) -> Result<()> {
+fn chorus(group: &mut [(&mut Held, &mut Thread)], foothold: &Foothold, (places, size): (&[u64], u64), policy: bool) -> Result<()> {
     let mut threads = Vec::with_capacity(group.len());
     let mut runs = Vec::with_capacity(group.len());
     // Of the places those at the end, down to the lowest.
@@ -117,8 +119,8 @@ fn chorus(group: &mut [(&mut Held, &mut Thread)], foothold: &Foothold, places: &
         runs.push(Injector::begin_short(held, foothold, call(thread), place, size)?);
         threads.push(thread);
     }
-    let mut returned = vec![[0; QUESTIONS]; runs.len()];
-    for question in 0..Thread::asked() {
+    let mut returned = vec![[-1; QUESTIONS]; runs.len()];
+    for question in Thread::asked(policy) {
         for run in &mut runs {
             let (number, args) = Thread::questions(run.out())[question];
             run.start(number, args)?;

@@ -184,23 +184,24 @@ impl Modes {
     pub fn questions(out: u64) -> [(i64, [u64; 6]); MODES] {
         [
             (libc::SYS_prctl, [libc::PR_GET_TSC as u64, out, 0, 0, 0, 0]),
-            (libc::SYS_get_mempolicy, [out + 4, out + 8, numa::NODES as u64 * 64, 0, 0, 0]),
             (libc::SYS_arch_prctl, [ARCH_GET_CPUID, 0, 0, 0, 0, 0]),
+            (libc::SYS_get_mempolicy, [out + 4, out + 8, numa::NODES as u64 * 64, 0, 0, 0]),
         ]
     }
 
-    /// How many of the questions make sense: cpuid faults on few processors.
-    pub fn asked() -> usize {
-        MODES - usize::from(!task::cpuid_can_fault())
+    /// Whether a question makes sense: cpuid faults on few processors, and most threads are known to have no memory
+    /// policy apart.
+    pub fn asks(question: usize, policy: bool) -> bool {
+        [true, task::cpuid_can_fault(), policy][question]
     }
 
-    /// Takes the answers. What this kernel does not know is in its default mode.
+    /// Takes the answers. What this kernel does not know, or what was not asked, is in its default mode.
     pub fn answers(left: &[u8; MODES_LEFT], returned: [i64; MODES]) -> Modes {
         let word = |at: usize| <[u8; 4]>::try_from(&left[at..at + 4]).unwrap_or_default();
         Modes {
             tsc_faults: returned[0] == 0 && i32::from_le_bytes(word(0)) == libc::PR_TSC_SIGSEGV,
-            mempolicy: if returned[1] == 0 { numa::policy(word(4), &left[8..]) } else { None },
-            cpuid_faults: Modes::asked() == MODES && returned[2] == 0,
+            cpuid_faults: returned[1] == 0,
+            mempolicy: if returned[2] == 0 { numa::policy(word(4), &left[8..]) } else { None },
         }
     }
 
@@ -267,10 +268,16 @@ impl ProcessAttributes {
         Modes { tsc_faults: self.tsc_faults, cpuid_faults: self.cpuid_faults, mempolicy: self.mempolicy.clone() }
     }
 
-    /// Takes those of the first thread; the others of the process keep theirs when they differ.
-    pub fn take_modes<'t>(&mut self, mut threads: impl Iterator<Item = &'t mut TaskAttributes>) {
+    /// Takes those of the first thread; the others of the process keep theirs when they differ. `alike`: none has been
+    /// asked for its memory policy but the first.
+    pub fn take_modes<'t>(&mut self, mut threads: impl Iterator<Item = &'t mut TaskAttributes>, alike: bool) {
         let first = threads.next().and_then(|t| t.modes.take()).unwrap_or_default();
-        threads.for_each(|t| drop(t.modes.take_if(|modes| *modes == first)));
+        for task in threads {
+            if let Some(modes) = task.modes.as_mut().filter(|_| alike) {
+                modes.mempolicy.clone_from(&first.mempolicy);
+            }
+            task.modes.take_if(|modes| *modes == first);
+        }
         Modes { tsc_faults: self.tsc_faults, cpuid_faults: self.cpuid_faults, mempolicy: self.mempolicy } = first;
     }
 

@@ -40,6 +40,25 @@ pub fn suspects(pid: i32, vmas: &[Vma]) -> HashSet<u64> {
     read::read(pid, "numa_maps").map(|text| not_default(&text)).unwrap_or_default()
 }
 
+/// Whether all tasks of a process that stands still surely have one policy: numa_maps of each begins the same, with a mapping
+/// that has none of its own (`plain`). Flags stand for more nodes than the text shows.
+pub fn are_alike(pid: i32, mut tids: impl Iterator<Item = i32>, plain: bool) -> bool {
+    let begin = |tid: i32| read::begin(pid, tid, "numa_maps");
+    match tids.next().map(begin) {
+        None | Some(Err(_)) => true, // a kernel without NUMA
+        Some(Ok(first)) => {
+            plain
+                && memchr::memmem::find(&first, b"=").is_none_or(|at| !flagged(&first[at..]))
+                && tids.all(|tid| begin(tid).is_ok_and(|text| text == first))
+        }
+    }
+}
+
+/// Flags of a mode, as mpol_to_str() of the kernel writes them.
+fn flagged(text: &[u8]) -> bool {
+    [&b"=static"[..], b"=relative", b"=balancing"].iter().any(|flag| text.starts_with(flag))
+}
+
 /// Lines of numa(7) `numa_maps` are address, policy, counts.
 fn not_default(text: &[u8]) -> HashSet<u64> {
     let address = |line: &[u8]| {
@@ -111,6 +130,13 @@ mod tests {
         let mut found: Vec<u64> = not_default(text).into_iter().collect();
         found.sort_unstable();
         assert_eq!(found, [0x7f00_0000_0000, 0x7f00_0010_0000, 0x7f00_0030_0000]);
+    }
+
+    #[test]
+    fn own_tasks_are_alike() {
+        let own = std::process::id() as i32;
+        assert!(are_alike(own, [own, own].into_iter(), true));
+        assert!(flagged(b"=static:0 anon=3") && !flagged(b"=/bin/x mapped=1"));
     }
 
     #[test]

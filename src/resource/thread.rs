@@ -131,7 +131,7 @@ impl Thread {
     /// all answers are fetched at once.
     pub fn questions(out: u64) -> [(i64, [u64; 6]); QUESTIONS] {
         let prctl = |option: i32, at: u64| (libc::SYS_prctl, [option as u64, at, 0, 0, 0, 0]);
-        let [tsc, policy, cpuid] = Modes::questions(out + 40);
+        let [tsc, cpuid, policy] = Modes::questions(out + 40);
         [
             (libc::SYS_sigaltstack, [0, out, 0, 0, 0, 0]),
             // Without CONFIG_CHECKPOINT_RESTORE the pointer stays unknown and a joiner would wait for ever.
@@ -139,14 +139,14 @@ impl Thread {
             prctl(libc::PR_GET_PDEATHSIG, out + 32),
             prctl(libc::PR_GET_SECUREBITS, 0),
             tsc,
-            policy,
             cpuid,
+            policy,
         ]
     }
 
-    /// How many of [`Thread::questions`] are asked here.
-    pub fn asked() -> usize {
-        OWN + Modes::asked()
+    /// Which of [`Thread::questions`] are asked here, for the memory policy too or not.
+    pub fn asked(policy: bool) -> impl Iterator<Item = usize> {
+        (0..QUESTIONS).filter(move |&n| n < OWN || Modes::asks(n - OWN, policy))
     }
 
     /// Takes the answers to [`Thread::questions`]: what was left in memory, and what the calls returned.
@@ -168,10 +168,11 @@ impl Thread {
     }
 
     /// Asks one task.
-    pub fn ask(&mut self, run: &mut Injector<'_>) -> Result<()> {
-        let mut returned = [0; QUESTIONS];
-        for (answer, (number, args)) in returned.iter_mut().zip(Self::questions(run.out())).take(Self::asked()) {
-            *answer = run.call(number, args)?;
+    pub fn ask(&mut self, run: &mut Injector<'_>, policy: bool) -> Result<()> {
+        let mut returned = [-1; QUESTIONS];
+        for question in Self::asked(policy) {
+            let (number, args) = Self::questions(run.out())[question];
+            returned[question] = run.call(number, args)?;
         }
         self.answers(run.get(0)?, returned)
     }
