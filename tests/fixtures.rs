@@ -54,8 +54,14 @@ fixtures! {
     locks: "locks";
     memfd: "memfd";
     mqueue: "mqueue";
+    numa: "numa";
     owners: "owners";
+    named_memory: "options" "names";
+    clamped: "options" "clamp";
+    cores: "options" "core";
     pidfd: "pidfd";
+    records: "records";
+    seals: "seals";
     namespace_of_cgroups: "namespaces" "C";
     namespace_of_clocks: "namespaces" "T";
     namespace_of_ipc: "namespaces" "i";
