@@ -71,6 +71,7 @@ fixtures! {
     objects: "objects";
     pipes: "pipes";
     pty: "pty";
+    rootless: "rootless";
     signalfd: "signalfd";
     seccomp: "seccomp";
     signals: "signals";

@@ -436,14 +436,6 @@ pub fn complete(processes: &[Process], capture: &mut Capture) {
     let owner = |p: &Process| p.places.of(&table, Kind::Pid).and_then(|id| table[id as usize].owner);
     let crowd = processes.iter().filter(|p| p.threads.len() > 1 && user(p).is_some() && user(p) != owner(p));
     refusals.extend(crowd.map(|p| (p.pid, Kind::User, "a process of several threads lives in it, in a pid namespace of another")));
-    let odd = |(id, n): &(usize, &Namespace)| match n.kind {
-        Kind::User => n.owner.is_some(),
-        Kind::Pid => n.owner.is_some() && Some(*id as u32) != base,
-        _ => false,
-    };
-    for (id, namespace) in table.iter().enumerate().filter(odd) {
-        refusals.push((holder(id), namespace.kind, "it is nested in a user namespace of the tree"));
-    }
     for (pid, kind, reason) in refusals {
         capture.refuse(pid, format!("{} namespace", kind.name()), reason, "dump a process above all that share the namespace");
     }

@@ -184,10 +184,14 @@ impl<'t> Places<'t> {
                 enter.push((self.fd(Some(other), kind)?.as_fd(), kind));
             }
         }
-        enter.push((fd.as_fd(), Kind::Mnt));
         // The user namespace last: before, meio may enter the others.
-        enter.extend(self.owner(&table[id])?);
-        namespace::worker(&enter, || saved.rebuild(prepared, pids.is_some()))
+        let mut there = vec![(fd.as_fd(), Kind::Mnt)];
+        there.extend(self.owner(&table[id])?);
+        namespace::worker(&enter, || {
+            let revealed = saved.reveal(pids.is_some())?;
+            go(&there)?;
+            saved.rebuild(prepared, revealed)
+        })
     }
 
     /// A proc file system shows the pid namespace of who mounts it. Those of nested ones, whose processes are there only
@@ -198,9 +202,9 @@ impl<'t> Places<'t> {
             let lives = |p: &&Process| p.places.namespaces.contains(&(id as u32)) && p.level() > 0 && p.memory.is_some();
             let Some(stub) = self.tree.processes.iter().find(lives).and_then(|p| stubs.get(&p.pid)) else { continue };
             let pids = namespace::open(stub.pid, "pid").context(|| "opening a nested pid namespace")?;
-            let mut enter = vec![(pids.as_fd(), Kind::Pid), (self.fd(Some(id as u32), Kind::Mnt)?.as_fd(), Kind::Mnt)];
-            enter.extend(self.owner(namespace)?);
-            namespace::worker(&enter, || saved.renew_proc())?;
+            let mut there = vec![(self.fd(Some(id as u32), Kind::Mnt)?.as_fd(), Kind::Mnt)];
+            there.extend(self.owner(namespace)?);
+            namespace::worker(&[(pids.as_fd(), Kind::Pid)], || saved.renew_proc(|| go(&there)))?;
         }
         Ok(())
     }
@@ -236,6 +240,13 @@ impl<'t> Places<'t> {
         }
         files
     }
+}
+
+/// Takes a worker into namespaces.
+fn go(there: &[(BorrowedFd<'_>, Kind)]) -> Result<()> {
+    let enter =
+        |&(fd, kind): &(BorrowedFd<'_>, Kind)| namespace::enter(fd, kind).context(|| format!("entering a {} namespace", kind.name()));
+    there.iter().try_for_each(enter)
 }
 
 /// What `/proc/PID/timens_offsets` takes.
