@@ -55,8 +55,10 @@ impl<'s> Births<'s> {
         let Some(seen) = child.number(self.parent.level()) else {
             return Err(Error::image(format!("image damaged: process {} is unknown to its parent", child.pid)));
         };
-        let numbers = child.numbers();
-        self.script.clone_task(flags, child.exit_signal, confined::choosable(tree, child, &numbers), seen)
+        if confined::is(tree, child) {
+            return self.bear_below(child, flags, seen, stubs, tree);
+        }
+        self.script.clone_task(flags, child.exit_signal, &child.numbers(), seen)
     }
 
     /// After the birth of the first process of a pid namespace: the parent's further children are born there, when they were.

@@ -3,7 +3,8 @@
 //!
 //! A pid namespace belongs to the user namespace of who made it, and only who rules over a pid namespace may choose
 //! numbers in it. So the first process is born from a helper that has gone into the user namespace; its number outside,
-//! which its parent knows it by, is had by counting up to it. Those below choose their numbers inside only.
+//! which its parent knows it by, is had by counting up to it. Those below choose their numbers inside only, and have the one
+//! outside in the same way.
 
 use super::births::Births;
 use super::places::Places;
@@ -11,9 +12,11 @@ use super::skeleton::lost;
 use crate::error::{Context, Error, Kind as Failure, Result};
 use crate::resource::Tree;
 use crate::resource::process::Process;
+use crate::resource::thread::Thread;
 use crate::sys::namespace::Kind;
 use crate::sys::proc::{read, status};
 use crate::tracee::stub::{self, Stub};
+use std::collections::HashMap;
 use std::os::fd::AsRawFd;
 
 /// Numbers are taken by others, too.
@@ -53,9 +56,46 @@ pub fn choosable<'n>(tree: &Tree, process: &Process, numbers: &'n [i32]) -> &'n 
     }
 }
 
+/// The nearest forebear that is not born in a user namespace of the tree.
+fn forebear<'t>(tree: &'t Tree, process: &Process) -> Option<&'t Process> {
+    let parent = |pid: i32| tree.processes.iter().find(|p| p.pid == pid);
+    std::iter::successors(parent(process.ppid), |p| parent(p.ppid)).take(tree.processes.len()).find(|p| !is(tree, p))
+}
+
+/// Prepares a birth by a stub that cannot choose the number outside: of a process or one of its threads, with these numbers, the
+/// innermost first. The number that it shall get, and how many pid namespaces above its own.
+pub fn prepare(tree: &Tree, process: &Process, numbers: &[i32], stubs: &HashMap<i32, Stub>) -> Result<Option<(i32, usize)>> {
+    let Some(outer) = forebear(tree, process).filter(|_| is(tree, process)) else { return Ok(None) };
+    let above = process.level().saturating_sub(outer.level());
+    let (Some(&wanted), Some(stub)) = (numbers.get(above), stubs.get(&outer.pid)) else { return Ok(None) };
+    Ok(count_to(stub, wanted - 1)?.then_some((wanted, above)))
+}
+
+/// Makes the threads of a process but the first, by their number in the image.
+pub fn bear_threads(tree: &Tree, process: &Process, stub: &Stub, stubs: &HashMap<i32, Stub>) -> Result<Vec<(i32, Stub)>> {
+    let flags = libc::CLONE_VM | libc::CLONE_FS | libc::CLONE_FILES | libc::CLONE_SIGHAND | libc::CLONE_THREAD | libc::CLONE_SYSVSEM;
+    let inside = is(tree, process);
+    let others: Vec<&Thread> = process.threads.iter().skip(1).collect();
+    let mut births = Vec::new();
+    let mut script = stub.script();
+    for thread in &others {
+        let numbers = thread.numbers();
+        if inside {
+            births.extend(std::mem::replace(&mut script, stub.script()).run()?.births);
+            prepare(tree, process, &numbers, stubs)?;
+        }
+        script.clone_task(flags as u64, 0, choosable(tree, process, &numbers), thread.own_number())?;
+    }
+    births.extend(script.run()?.births);
+    others.iter().zip(births).map(|(thread, born)| Ok((thread.tid, stub.born(born, true)?))).collect()
+}
+
 /// Lets the next number in the pid namespace of a stub be the one behind `last`, unless somebody else is faster. False
 /// where it cannot: there is no proc file system.
 pub fn count_to(stub: &Stub, last: i32) -> Result<bool> {
+    if read::namespace(stub.pid, "pid")? == read::namespace(std::process::id() as i32, "pid")? {
+        return Ok(std::fs::write("/proc/sys/kernel/ns_last_pid", last.to_string()).is_ok());
+    }
     let mut script = stub.script();
     let path = script.text(b"/proc/sys/kernel/ns_last_pid");
     script.attempt("open", libc::SYS_open, &[path, (libc::O_WRONLY | libc::O_CLOEXEC) as u64])?;
@@ -103,8 +143,34 @@ impl Births<'_> {
                 return self.children_go_there(child, wanted, tree);
             }
         }
-        let message = format!("process {} cannot have its number: others take it all the time", child.pid);
-        Err(Error::new(Failure::Unsupported, message).help("try again, or use --pid-namespace"))
+        Err(crowded(child))
+    }
+
+    /// Bears a child below such a process.
+    pub(super) fn bear_below(&mut self, child: &Process, flags: u64, seen: i32, stubs: &HashMap<i32, Stub>, tree: &Tree) -> Result<()> {
+        self.flush()?;
+        let numbers = child.numbers();
+        for _ in 0..TRIES {
+            let wanted = prepare(tree, child, &numbers, stubs)?;
+            let mut script = self.stub.script();
+            script.clone_task(flags, child.exit_signal, choosable(tree, child, &numbers), seen)?;
+            let born = *script.run()?.births.first().ok_or_else(lost)?;
+            let Some((wanted, above)) = wanted else {
+                // Without a proc file system outside nobody there can have known the number from it.
+                self.born.push(born);
+                return Ok(());
+            };
+            let got = read::parsed(born, "status", status::parse)?.ns_pid;
+            if got.iter().rev().nth(above) == Some(&wanted) {
+                self.born.push(born);
+                return Ok(());
+            }
+            stub::end(&self.stub.born(born, false)?);
+            let mut script = self.stub.script();
+            script.expect("wait4", seen as u64, libc::SYS_wait4, &[seen as u64, 0, libc::__WALL as u64, 0])?;
+            script.run()?;
+        }
+        Err(crowded(child))
     }
 
     /// A child of a stub (or, with `CLONE_PARENT`, a sibling): its number for the stub, and for meio.
@@ -115,6 +181,11 @@ impl Births<'_> {
         let ran = script.run().context(|| "bearing the first process of a pid namespace")?;
         Ok((*ran.results.last().ok_or_else(lost)?, *ran.births.first().ok_or_else(lost)?))
     }
+}
+
+fn crowded(child: &Process) -> Error {
+    let message = format!("process {} cannot have its number: others take it all the time", child.pid);
+    Error::new(Failure::Unsupported, message).help("try again, or use --pid-namespace")
 }
 
 /// Whether a stub lives in that user namespace already.
