@@ -72,6 +72,7 @@ fixtures! {
     pipes: "pipes";
     pty: "pty";
     rootless: "rootless";
+    rootless_of_nobody: "rootless" "nobody";
     signalfd: "signalfd";
     seccomp: "seccomp";
     signals: "signals";

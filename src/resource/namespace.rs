@@ -255,7 +255,8 @@ fn look_up(pid: i32, (kind, name): (Kind, &str), identity: (u64, u64), look: Loo
         capture.namespaces.roots.insert(id, mount::View::of(pid)?.root);
     }
     let content = match kind {
-        Kind::Mnt => mount::capture(pid, id, look == Look::Still, capture).map(|saved| Content::Mounts(Box::new(saved))),
+        Kind::Mnt => mount::capture(pid, id, look == Look::Still, &ids_of(pid, owner, capture)?, capture)
+            .map(|saved| Content::Mounts(Box::new(saved))),
         Kind::Net => network::capture(pid, capture).map(|saved| Content::Net(Box::new(saved))),
         _ => content(pid, kind, &fd),
     };
@@ -272,6 +273,18 @@ fn look_up(pid: i32, (kind, name): (Kind, &str), identity: (u64, u64), look: Loo
     table.owners.push(owner);
     table.index.insert(identity, id);
     Ok(Some(id))
+}
+
+/// How the user namespace that owns the mount namespace of a process numbers the owners of files.
+fn ids_of(pid: i32, owner: Option<Identity>, capture: &Capture) -> Result<mount::Ids> {
+    let table = &capture.namespaces;
+    let known = owner.and_then(|owner| table.index.get(&owner)).map(|&id| &table.found[id as usize].content);
+    Ok(mount::Ids::of(match known {
+        Some(Content::User { uids, gids, .. }) => [uids.clone(), gids.clone()],
+        _ if owner.is_some_and(|owner| table.own.contains(&owner)) => [Vec::new(), Vec::new()],
+        // One that holds no process: a refusal. Until then what the process itself sees will do.
+        _ => [id_map(&read::read(pid, "uid_map")?)?, id_map(&read::read(pid, "gid_map")?)?],
+    }))
 }
 
 fn unsupported(reason: impl Into<String>) -> crate::error::Error {

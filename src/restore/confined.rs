@@ -9,6 +9,7 @@
 use super::births::Births;
 use super::places::Places;
 use super::skeleton::lost;
+use super::users;
 use crate::error::{Context, Error, Kind as Failure, Result};
 use crate::resource::Tree;
 use crate::resource::process::Process;
@@ -17,58 +18,84 @@ use crate::sys::namespace::Kind;
 use crate::sys::proc::{read, status};
 use crate::tracee::stub::{self, Stub};
 use std::collections::HashMap;
-use std::os::fd::AsRawFd;
 
 /// Numbers are taken by others, too.
 const TRIES: usize = 64;
 
-/// The user namespace that owns the pid namespace of a process, when that is nested in the base.
+/// The user namespace that all stubs are born in: the one that owns the tree's own pid namespace.
+pub fn born_in(tree: &Tree) -> Option<u32> {
+    tree.base().and_then(|base| tree.namespaces.get(base as usize)).and_then(|base| base.owner)
+}
+
+/// The user namespace that owns the pid namespace of a process, when that is nested in the base and its owner is another.
 pub fn owner(tree: &Tree, process: &Process) -> Option<u32> {
     let here = process.places.of(&tree.namespaces, Kind::Pid).filter(|id| Some(*id) != tree.base())?;
-    tree.namespaces.get(here as usize)?.owner
+    tree.namespaces.get(here as usize)?.owner.filter(|owner| Some(*owner) != born_in(tree))
 }
 
-/// How many pid namespaces below the base the outermost one is that confines a process.
-fn level(tree: &Tree, process: &Process) -> Option<usize> {
-    let mut outermost = None;
-    let mut at = Some(process);
-    // As many steps as there are processes: an image may go in circles.
-    for _ in 0..tree.processes.len() {
-        let Some(p) = at.filter(|p| p.level() > 0) else { break };
-        if owner(tree, p).is_some() {
-            outermost = Some(p.level());
+/// A process and its forebears. As many as there are processes: an image may go in circles.
+fn line<'t>(tree: &'t Tree, process: &'t Process) -> impl Iterator<Item = &'t Process> {
+    let parent = |p: &&'t Process| tree.processes.iter().find(|q| q.pid == p.ppid);
+    std::iter::successors(Some(process), parent).take(tree.processes.len())
+}
+
+/// The user namespace that a process is born in, unless that is meio's or the root's; and how many pid namespaces below the
+/// base the outermost one is over which it rules there.
+fn home(tree: &Tree, process: &Process) -> Option<(u32, usize)> {
+    let mut home = None;
+    for p in line(tree, process).take_while(|p| p.level() > 0) {
+        match (owner(tree, p), home) {
+            (Some(user), None) => home = Some((user, p.level())),
+            (Some(user), Some((own, _))) if user == own => home = Some((own, p.level())),
+            (_, Some(_)) => break,
+            (None, None) => {}
         }
-        at = tree.processes.iter().find(|q| q.pid == p.ppid);
     }
-    outermost
+    home
 }
 
-/// Whether a process is born in a user namespace of the tree.
+/// Whether a process is born in a user namespace of the tree that not all are born in.
 pub fn is(tree: &Tree, process: &Process) -> bool {
-    level(tree, process).is_some()
+    home(tree, process).is_some()
+}
+
+/// The user namespace that a process is born in.
+pub fn birthplace(tree: &Tree, process: &Process) -> Option<u32> {
+    home(tree, process).map(|home| home.0).or_else(|| born_in(tree))
 }
 
 /// Those of the numbers of one of its tasks, the innermost first, that may be chosen.
 pub fn choosable<'n>(tree: &Tree, process: &Process, numbers: &'n [i32]) -> &'n [i32] {
-    match level(tree, process) {
-        Some(level) => &numbers[..numbers.len().min(process.level() + 1 - level.min(process.level()))],
+    match home(tree, process) {
+        Some((_, level)) => &numbers[..numbers.len().min(process.level() + 1 - level.min(process.level()))],
         None => numbers,
     }
 }
 
-/// The nearest forebear that is not born in a user namespace of the tree.
-fn forebear<'t>(tree: &'t Tree, process: &Process) -> Option<&'t Process> {
-    let parent = |pid: i32| tree.processes.iter().find(|p| p.pid == pid);
-    std::iter::successors(parent(process.ppid), |p| parent(p.ppid)).take(tree.processes.len()).find(|p| !is(tree, p))
+/// A number that cannot be chosen: which it shall be, and how many pid namespaces above the own one.
+pub type Wanted = (i32, usize);
+
+/// Prepares a birth by a stub that cannot choose the numbers outside: of a process or one of its threads, with these numbers,
+/// the innermost first. The numbers that can be had.
+pub fn prepare(tree: &Tree, process: &Process, numbers: &[i32], stubs: &HashMap<i32, Stub>) -> Result<Vec<Wanted>> {
+    let mut wanted = Vec::new();
+    for above in choosable(tree, process, numbers).len()..numbers.len() {
+        // Somebody who rules over that pid namespace, since he was born in it.
+        let level = process.level() - above.min(process.level());
+        let ruler = line(tree, process).skip(1).find(|p| p.level() == level).and_then(|p| stubs.get(&p.pid));
+        if let Some(ruler) = ruler
+            && count_to(ruler, numbers[above] - 1)?
+        {
+            wanted.push((numbers[above], above));
+        }
+    }
+    Ok(wanted)
 }
 
-/// Prepares a birth by a stub that cannot choose the number outside: of a process or one of its threads, with these numbers, the
-/// innermost first. The number that it shall get, and how many pid namespaces above its own.
-pub fn prepare(tree: &Tree, process: &Process, numbers: &[i32], stubs: &HashMap<i32, Stub>) -> Result<Option<(i32, usize)>> {
-    let Some(outer) = forebear(tree, process).filter(|_| is(tree, process)) else { return Ok(None) };
-    let above = process.level().saturating_sub(outer.level());
-    let (Some(&wanted), Some(stub)) = (numbers.get(above), stubs.get(&outer.pid)) else { return Ok(None) };
-    Ok(count_to(stub, wanted - 1)?.then_some((wanted, above)))
+/// Whether a new task has got the numbers.
+fn got(task: i32, wanted: &[Wanted]) -> Result<bool> {
+    let numbers = read::parsed(task, "status", status::parse)?.ns_pid;
+    Ok(wanted.iter().all(|&(number, above)| numbers.iter().rev().nth(above) == Some(&number)))
 }
 
 /// Makes the threads of a process but the first, by their number in the image.
@@ -110,37 +137,42 @@ pub fn count_to(stub: &Stub, last: i32) -> Result<bool> {
 
 impl Births<'_> {
     /// Bears the first process of a pid namespace that a user namespace owns. The parent is outside of both.
-    pub(super) fn bear_confined(&mut self, child: &Process, user: u32, tree: &Tree, places: &Places<'_>) -> Result<()> {
+    pub(super) fn bear_confined(
+        &mut self,
+        child: &Process,
+        user: u32,
+        stubs: &HashMap<i32, Stub>,
+        tree: &Tree,
+        places: &Places<'_>,
+    ) -> Result<()> {
         self.flush()?;
-        let Some(wanted) = child.number(self.parent.level()) else { return Err(lost()) };
+        let Some(number) = child.number(self.parent.level()) else { return Err(lost()) };
+        let numbers = child.numbers();
         for _ in 0..TRIES {
-            let (number, helper) = self.clone_from(self.stub, 0, child.exit_signal)?;
+            let (seen, helper) = self.clone_from(self.stub, 0, child.exit_signal)?;
             let helper = self.stub.born(helper, false)?;
+            users::enter_from(tree, places, child, (birthplace(tree, self.parent), user), &helper)?;
             let mut script = helper.script();
-            if let Some(leader) = child.threads.first() {
-                leader.credentials.tell_ids(&mut script)?;
-            }
-            let fd = places.fd(Some(user), Kind::User)?.as_raw_fd() as u64;
-            script.call("setns of user", libc::SYS_setns, &[fd, Kind::User.flag() as u64])?;
             script.call("unshare", libc::SYS_unshare, &[libc::CLONE_NEWPID as u64])?;
             script.run()?;
-            count_to(self.stub, wanted - 1)?;
-            let (got, born) = self.clone_from(&helper, libc::CLONE_PARENT as u64, 0)?;
+            let wanted = prepare(tree, child, &numbers, stubs)?;
+            let (child_seen, born) = self.clone_from(&helper, libc::CLONE_PARENT as u64, 0)?;
             stub::end(&helper);
-            let mut leave = vec![number];
-            if got == i64::from(wanted) {
+            let right = child_seen == i64::from(number) && got(born, &wanted)?;
+            let mut leave = vec![seen];
+            if right {
                 self.born.push(born);
             } else {
                 stub::end(&helper.born(born, false)?);
-                leave.push(got);
+                leave.push(child_seen);
             }
             let mut script = self.stub.script();
             for number in leave {
                 script.expect("wait4", number as u64, libc::SYS_wait4, &[number as u64, 0, libc::__WALL as u64, 0])?;
             }
             script.run()?;
-            if got == i64::from(wanted) {
-                return self.children_go_there(child, wanted, tree);
+            if right {
+                return self.children_go_there(child, number, tree);
             }
         }
         Err(crowded(child))
@@ -151,17 +183,12 @@ impl Births<'_> {
         self.flush()?;
         let numbers = child.numbers();
         for _ in 0..TRIES {
+            // Where there is no proc file system outside, nobody there can know its number.
             let wanted = prepare(tree, child, &numbers, stubs)?;
             let mut script = self.stub.script();
             script.clone_task(flags, child.exit_signal, choosable(tree, child, &numbers), seen)?;
             let born = *script.run()?.births.first().ok_or_else(lost)?;
-            let Some((wanted, above)) = wanted else {
-                // Without a proc file system outside nobody there can have known the number from it.
-                self.born.push(born);
-                return Ok(());
-            };
-            let got = read::parsed(born, "status", status::parse)?.ns_pid;
-            if got.iter().rev().nth(above) == Some(&wanted) {
+            if got(born, &wanted)? {
                 self.born.push(born);
                 return Ok(());
             }

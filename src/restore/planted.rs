@@ -188,6 +188,7 @@ impl<'t> Planted<'t> {
             script.call("fcntl F_SETLK", libc::SYS_fcntl, &[d.fd as u64, libc::F_SETLK as u64, at])?;
         }
         queues::notify(&mut script, process, self.tree)?;
+        process.limits.tell(stub.pid, &mut script)?;
         script.run()?;
         warnings.extend(process.apply(stub.pid));
         let confined: Vec<_> = process.threads.iter().map(|t| &t.seccomp).collect();
