@@ -150,6 +150,10 @@ impl<'t> Planted<'t> {
                 groups.entry(cookie).or_default().push(self.threads[&thread.tid].tid);
             }
         }
+        let has_none = |p: &Process| p.threads.iter().any(|t| t.attributes.cookie.is_none());
+        if task::core_cookie(0).is_ok_and(|own| own != 0) && self.living().any(has_none) {
+            warnings.push("tasks that had no cookie of core scheduling have that of meio now".to_owned());
+        }
         for tids in groups.values() {
             if let Err(e) = task::share_core_cookie(tids) {
                 warnings.push(format!("{} tasks have lost their cookie of core scheduling: {e}", tids.len()));

@@ -291,7 +291,7 @@ fn is_object(backing: &Backing, id: u32) -> bool {
 }
 
 /// The shared mappings of one file or object.
-fn shared<'t>(tree: &'t Tree, of: impl Fn(&Backing) -> bool) -> impl Iterator<Item = &'t Mapping> {
+fn shared(tree: &Tree, of: impl Fn(&Backing) -> bool) -> impl Iterator<Item = &Mapping> {
     tree.processes.iter().filter_map(|p| p.memory.as_ref()).flat_map(|m| &m.mappings).filter(move |m| m.shared && of(&m.backing))
 }
 
