@@ -109,7 +109,7 @@ impl Pool {
         match key {
             Key::Object(n) => {
                 let object = &tree.objects[n as usize];
-                let writer = make_object(object, places)?;
+                let writer = make_object(object, places, &mut self.warnings)?;
                 // An executable must not be open for writing when a process takes it (PR_SET_MM_MAP).
                 let exe = tree.processes.iter().filter_map(|p| p.memory.as_ref()).any(|m| is_object(&m.exe, n));
                 let inherited = if exe { reopen(writer.as_raw_fd(), libc::O_RDONLY as u32)? } else { writer.try_clone()? };
@@ -413,7 +413,7 @@ fn busy(e: nix::errno::Errno, lock: &Lock, path: &str) -> Error {
 }
 
 /// Makes a memory object; its content comes with the pages.
-fn make_object(object: &Object, places: &Places<'_>) -> Result<OwnedFd> {
+fn make_object(object: &Object, places: &Places<'_>, warnings: &mut Vec<String>) -> Result<OwnedFd> {
     let fd = match &object.origin {
         Origin::Anonymous => return file::shared_anonymous(object.size).context(|| "making shared memory"),
         Origin::Memfd { name, mode, owner, .. } => {
@@ -424,7 +424,10 @@ fn make_object(object: &Object, places: &Places<'_>) -> Result<OwnedFd> {
                 made.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(mode & 0o7777)).context(doing)?;
             }
             if let Some((uid, gid)) = owner {
-                std::os::unix::fs::fchown(&made, Some(*uid), Some(*gid)).context(doing)?;
+                // Without privileges files belong to whoever makes them.
+                if let Err(e) = std::os::unix::fs::fchown(&made, Some(*uid), Some(*gid)) {
+                    warnings.push(format!("memfd {name} does not belong to {uid}:{gid} now: {e}"));
+                }
             }
             made.into()
         }
