@@ -191,7 +191,7 @@ fn judge(lab: &Lab, image: &Path) -> Result<(), String> {
 }
 
 fn of_a_fixture(name: &str, arguments: &[&str], failures: &mut Vec<String>) -> (u64, bool) {
-    let mut lab = Lab::new("hostile");
+    let mut lab = Lab::new(name);
     let mut running = lab.fixture(name, arguments);
     if running.skipped.is_some() {
         return (0, true);
