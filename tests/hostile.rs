@@ -16,7 +16,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// Fixtures whose images are changed: every kind of resource is in one of them.
-const FIXTURES: [(&str, &[&str]); 17] = [
+const FIXTURES: [(&str, &[&str]); 20] = [
     ("objects", &[]),
     ("unix_names", &[]),
     ("unix_rights", &[]),
@@ -28,6 +28,9 @@ const FIXTURES: [(&str, &[&str]); 17] = [
     ("namespaces", &["uiTCp"]),
     ("mounts", &[]),
     ("seccomp", &[]),
+    ("numa", &[]),
+    ("seals", &[]),
+    ("switches", &[]),
     ("inotify", &[]),
     ("epoll", &[]),
     ("pidfd", &[]),
