@@ -107,6 +107,7 @@ fixtures! {
     unix_options: "unix_options";
     unix_pairs: "unix_pairs";
     unix_rights: "unix_rights";
+    usernest: "usernest";
     vdso: "vdso";
     vectors_blocked: "vectors" "blocked";
     vectors_spinning: "vectors" "spin";

@@ -123,6 +123,8 @@ pub struct Table {
     owners: Vec<Option<(u64, u64)>>,
     /// Root directories of mount namespaces, by index.
     roots: HashMap<u32, OwnedFd>,
+    /// File systems that were met in them.
+    file_systems: mount::Seen,
     /// The mount namespace of each process that is in another than meio.
     mounts: HashMap<i32, u32>,
     /// The ipc namespace, likewise.
@@ -254,12 +256,14 @@ fn look_up(pid: i32, (kind, name): (Kind, &str), identity: (u64, u64), look: Loo
     if kind == Kind::Mnt {
         capture.namespaces.roots.insert(id, mount::View::of(pid)?.root);
     }
+    let mut seen = std::mem::take(&mut capture.namespaces.file_systems);
     let content = match kind {
-        Kind::Mnt => mount::capture(pid, id, look == Look::Still, &ids_of(pid, owner, capture)?, capture)
+        Kind::Mnt => mount::capture(pid, id, look == Look::Still, &ids_of(pid, owner, capture)?, &mut seen, capture)
             .map(|saved| Content::Mounts(Box::new(saved))),
         Kind::Net => network::capture(pid, capture).map(|saved| Content::Net(Box::new(saved))),
         _ => content(pid, kind, &fd),
     };
+    capture.namespaces.file_systems = seen;
     let content = match content {
         Ok(content) => content,
         Err(e) if e.kind == Failure::Unsupported => {
@@ -436,6 +440,12 @@ pub fn complete(processes: &[Process], capture: &mut Capture) {
         }
     }
     let base = processes.first().and_then(|root| root.places.of(&table, Kind::Pid));
+    let known = |identity| capture.namespaces.known(identity).filter(|id| Some(*id) != base);
+    for (id, namespace) in table.iter_mut().enumerate() {
+        if let Content::Mounts(saved) = &mut namespace.content {
+            capture.namespaces.file_systems.mark(id as u32, saved, known);
+        }
+    }
     for (id, namespace) in table.iter().enumerate().filter(|(id, n)| n.kind == Kind::Pid && Some(*id as u32) != base) {
         let here = |p: &&Process| p.places.of(&table, Kind::Pid) == Some(id as u32);
         if processes.iter().filter(here).count() > 0 && !processes.iter().filter(here).any(|p| p.places.inner.last() == Some(&1)) {

@@ -14,6 +14,14 @@ use crate::tracee::stub::{Script, Stub};
 use std::collections::HashMap;
 use std::os::fd::AsRawFd;
 
+/// A child.
+pub enum Born {
+    /// As meio sees it; its first stop is not seen yet.
+    Fresh(i32),
+    /// It has stopped.
+    Seen(Stub),
+}
+
 /// The births of one process's children, in order.
 pub struct Births<'s> {
     pub(super) parent: &'s Process,
@@ -21,7 +29,7 @@ pub struct Births<'s> {
     namespaces: &'s [Namespace],
     /// What the parent runs next.
     pub script: Script<'s>,
-    pub(super) born: Vec<i32>,
+    pub(super) born: Vec<Born>,
     /// Its own pid namespace.
     home: Option<u32>,
     /// The pid namespace that its next child will be born in.
@@ -67,8 +75,8 @@ impl<'s> Births<'s> {
         if self.parent.places.of_children(self.namespaces, Kind::Pid) == there { self.enter(number, there) } else { Ok(()) }
     }
 
-    /// Runs what is left; the children as meio sees them.
-    pub fn end(mut self, stubs: &HashMap<i32, Stub>, tree: &Tree) -> Result<Vec<i32>> {
+    /// Runs what is left; the children.
+    pub fn end(mut self, stubs: &HashMap<i32, Stub>, tree: &Tree) -> Result<Vec<Stub>> {
         let last = self.parent.places.of_children(self.namespaces, Kind::Pid);
         if self.parent.places.unborn {
             self.go_to(self.home, stubs, tree)?;
@@ -77,12 +85,17 @@ impl<'s> Births<'s> {
             self.go_to(last, stubs, tree)?;
         }
         self.flush()?;
-        Ok(self.born)
+        let stub = self.stub;
+        let stop = |born| match born {
+            Born::Fresh(tid) => stub.born(tid, false),
+            Born::Seen(child) => Ok(child),
+        };
+        self.born.into_iter().map(stop).collect()
     }
 
     pub(super) fn flush(&mut self) -> Result<Vec<i64>> {
         let ran = std::mem::replace(&mut self.script, self.stub.script()).run()?;
-        self.born.extend(ran.births);
+        self.born.extend(ran.births.into_iter().map(Born::Fresh));
         Ok(ran.results)
     }
 

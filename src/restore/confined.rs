@@ -6,7 +6,7 @@
 //! which its parent knows it by, is had by counting up to it. Those below choose their numbers inside only, and have the one
 //! outside in the same way.
 
-use super::births::Births;
+use super::births::{Births, Born};
 use super::places::Places;
 use super::skeleton::lost;
 use super::users;
@@ -161,7 +161,7 @@ impl Births<'_> {
             let right = child_seen == i64::from(number) && got(born, &wanted)?;
             let mut leave = vec![seen];
             if right {
-                self.born.push(born);
+                self.born.push(Born::Seen(helper.born(born, false)?));
             } else {
                 stub::end(&helper.born(born, false)?);
                 leave.push(child_seen);
@@ -172,7 +172,15 @@ impl Births<'_> {
             }
             script.run()?;
             if right {
-                return self.children_go_there(child, number, tree);
+                // The parent may look at it only where that is a question of their user namespaces, not of their memory, which
+                // is of meio's: for this moment.
+                let nested = is(tree, self.parent);
+                if nested {
+                    dumpable(&helper, born, true)?;
+                }
+                self.children_go_there(child, number, tree)?;
+                self.flush()?;
+                return if nested { dumpable(&helper, born, false) } else { Ok(()) };
             }
         }
         Err(crowded(child))
@@ -189,7 +197,7 @@ impl Births<'_> {
             script.clone_task(flags, child.exit_signal, choosable(tree, child, &numbers), seen)?;
             let born = *script.run()?.births.first().ok_or_else(lost)?;
             if got(born, &wanted)? {
-                self.born.push(born);
+                self.born.push(Born::Fresh(born));
                 return Ok(());
             }
             stub::end(&self.stub.born(born, false)?);
@@ -208,6 +216,14 @@ impl Births<'_> {
         let ran = script.run().context(|| "bearing the first process of a pid namespace")?;
         Ok((*ran.results.last().ok_or_else(lost)?, *ran.births.first().ok_or_else(lost)?))
     }
+}
+
+/// Whether others than root may look at a stub.
+fn dumpable(like: &Stub, tid: i32, on: bool) -> Result<()> {
+    let stub = Stub { tid, pid: tid, ..*like };
+    let mut script = stub.script();
+    script.call("prctl PR_SET_DUMPABLE", libc::SYS_prctl, &[libc::PR_SET_DUMPABLE as u64, u64::from(on), 0, 0, 0])?;
+    script.run().map(drop)
 }
 
 fn crowded(child: &Process) -> Error {
