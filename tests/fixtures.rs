@@ -72,6 +72,7 @@ fixtures! {
     namespaces_nested: "namespaces" "uP";
     mounts: "mounts";
     listening: "listening";
+    nestpeer: "nestpeer";
     netlink: "netlink";
     network: "network";
     mixed: "mixed" "100";

@@ -11,6 +11,7 @@ use super::queues;
 use super::rings;
 use super::root::Root;
 use super::skeleton::Skeleton;
+use super::sockets;
 use super::system_v::{self, Made};
 use super::terminal::Terminals;
 use super::users;
@@ -227,6 +228,7 @@ impl<'t> Planted<'t> {
             let inside = users::inside(self.tree, process, &thread.credentials, stub.tid)?;
             thread.credentials.tell(&mut script, own, inside)?;
             if thread.tid == process.pid {
+                sockets::identity::listen_again(process, self.tree, &mut script)?;
                 self.owners(&mut script, process)?;
             }
             thread.tell_last(&mut script)?;

@@ -8,6 +8,7 @@ mod bind;
 mod fill;
 pub mod listen;
 pub mod tcp;
+pub mod identity;
 
 use super::places::Places;
 use super::pool::{Pool, raise_limit};
@@ -114,6 +115,12 @@ impl<'t> Sockets<'t> {
         let all: Vec<(FileId, &UnixSocket)> = sockets.all().collect();
         for &(id, socket) in &all {
             sockets.check(id, socket)?;
+            if let Some(number) = identity::unseen(id, socket, tree) {
+                let what = sockets.called(id);
+                sockets
+                    .warnings
+                    .push(format!("{what}: its peer was process {number} (SO_PEERCRED) in a pid namespace of the tree; it is 0 there now"));
+            }
         }
         sockets.pair_up(&all)?;
         // Listening sockets that have gone left connections with their names, which others may use by now.
