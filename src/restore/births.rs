@@ -19,7 +19,7 @@ pub enum Born {
     /// As meio sees it; its first stop is not seen yet.
     Fresh(i32),
     /// It has stopped.
-    Seen(Stub),
+    Seen(Box<Stub>),
 }
 
 /// The births of one process's children, in order.
@@ -88,7 +88,7 @@ impl<'s> Births<'s> {
         let stub = self.stub;
         let stop = |born| match born {
             Born::Fresh(tid) => stub.born(tid, false),
-            Born::Seen(child) => Ok(child),
+            Born::Seen(child) => Ok(*child),
         };
         self.born.into_iter().map(stop).collect()
     }

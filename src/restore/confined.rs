@@ -79,14 +79,14 @@ pub type Wanted = (i32, usize);
 /// the innermost first. The numbers that can be had.
 pub fn prepare(tree: &Tree, process: &Process, numbers: &[i32], stubs: &HashMap<i32, Stub>) -> Result<Vec<Wanted>> {
     let mut wanted = Vec::new();
-    for above in choosable(tree, process, numbers).len()..numbers.len() {
+    for (above, &number) in numbers.iter().enumerate().skip(choosable(tree, process, numbers).len()) {
         // Somebody who rules over that pid namespace, since he was born in it.
         let level = process.level() - above.min(process.level());
         let ruler = line(tree, process).skip(1).find(|p| p.level() == level).and_then(|p| stubs.get(&p.pid));
         if let Some(ruler) = ruler
-            && count_to(ruler, numbers[above] - 1)?
+            && count_to(ruler, number - 1)?
         {
-            wanted.push((numbers[above], above));
+            wanted.push((number, above));
         }
     }
     Ok(wanted)
@@ -161,7 +161,7 @@ impl Births<'_> {
             let right = child_seen == i64::from(number) && got(born, &wanted)?;
             let mut leave = vec![seen];
             if right {
-                self.born.push(Born::Seen(helper.born(born, false)?));
+                self.born.push(Born::Seen(Box::new(helper.born(born, false)?)));
             } else {
                 stub::end(&helper.born(born, false)?);
                 leave.push(child_seen);
