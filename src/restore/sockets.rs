@@ -6,9 +6,9 @@
 
 mod bind;
 mod fill;
+pub mod identity;
 pub mod listen;
 pub mod tcp;
-pub mod identity;
 
 use super::places::Places;
 use super::pool::{Pool, raise_limit};
