@@ -178,7 +178,7 @@ impl<'t> Planted<'t> {
         let stub = &self.skeleton.stubs[&process.pid];
         let mut script = stub.script();
         process.tell(&mut script)?;
-        process.fs.tell(&mut script)?;
+        process.fs.tell(stub.pid, &mut script)?;
         for (_, foreground, slave) in terminals.sessions().into_iter().filter(|s| s.0 == process.pid) {
             if let Some(foreground) = self.group_seen(foreground, process.level()) {
                 let at = script.data(&foreground.to_le_bytes());

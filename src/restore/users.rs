@@ -32,6 +32,7 @@ pub fn enter_from(tree: &Tree, places: &Places<'_>, process: &Process, (from, us
     if let Some(ids) = ids.and_then(|ids| numbered(tree, from, ids)) {
         ids.tell_ids(&mut script)?;
     }
+    process.fs.go_ahead(&mut script)?;
     script.call("setns of user", libc::SYS_setns, &[fd, Kind::User.flag() as u64])?;
     script.run().map(drop)
 }

@@ -35,7 +35,11 @@ crate::alone! {
             assert!(until(SOON, || path("answer").exists()), "the shell does not answer");
             read("answer")
         };
-        let start = format!("cd {} && exec setpriv --reuid=nobody --regid={NOBODY} --clear-groups unshare -Urpf --mount-proc bash -c '{SHELL}'", home.path().display());
+        // The outer process stays in a folder that is shut to it.
+        let start = format!(
+            "exec setpriv --reuid=nobody --regid={NOBODY} --clear-groups unshare -Urpf --mount-proc bash -c 'cd {}; {SHELL}'",
+            home.path().display()
+        );
         let mut running = lab.spawn(&installed("bash"), &["-c", &start]);
         assert!(until(SOON, || !read("count").is_empty() || observe::state(running.pid).is_none()));
         if observe::state(running.pid).is_none_or(|s| s == 'Z') && lab.log().contains("unshare failed") {
