@@ -8,7 +8,7 @@ use super::skeleton::{Skeleton, lost};
 use crate::error::{Context, Error, Kind as Failure, Result};
 use crate::resource::Tree;
 use crate::resource::namespace::{Content, Namespace};
-use crate::resource::process::Process;
+use crate::resource::process::{Process, State};
 use crate::sys::namespace::Kind;
 use crate::tracee::stub::{Script, Stub};
 use std::collections::HashMap;
@@ -164,6 +164,10 @@ impl Skeleton<'_> {
     /// Takes a process into its namespaces, all but pid and user, where they are not those of its parent.
     pub(super) fn enter(&self, index: usize) -> Result<()> {
         let process = self.process(index);
+        // One that has ended has left them, but it need not go anywhere else for that; it may not even be allowed to.
+        if matches!(process.state, State::Zombie(_)) {
+            return Ok(());
+        }
         let parent = self.tree.processes.iter().find(|p| p.pid == process.ppid);
         let table = &self.tree.namespaces;
         let stub = &self.stubs[&process.pid];
