@@ -72,6 +72,7 @@ fixtures! {
     namespaces_nested: "namespaces" "uP";
     mounts: "mounts";
     listening: "listening";
+    nestpeer: "nestpeer";
     netlink: "netlink";
     network: "network";
     mixed: "mixed" "100";
@@ -107,6 +108,7 @@ fixtures! {
     unix_options: "unix_options";
     unix_pairs: "unix_pairs";
     unix_rights: "unix_rights";
+    usernest: "usernest";
     vdso: "vdso";
     vectors_blocked: "vectors" "blocked";
     vectors_spinning: "vectors" "spin";

@@ -11,6 +11,7 @@ use super::queues;
 use super::rings;
 use super::root::Root;
 use super::skeleton::Skeleton;
+use super::sockets;
 use super::system_v::{self, Made};
 use super::terminal::Terminals;
 use super::users;
@@ -181,7 +182,7 @@ impl<'t> Planted<'t> {
         let stub = &self.skeleton.stubs[&process.pid];
         let mut script = stub.script();
         process.tell(&mut script)?;
-        process.fs.tell(&mut script)?;
+        process.fs.tell(stub.pid, &mut script)?;
         for (_, foreground, slave) in terminals.sessions().into_iter().filter(|s| s.0 == process.pid) {
             if let Some(foreground) = self.group_seen(foreground, process.level()) {
                 let at = script.data(&foreground.to_le_bytes());
@@ -231,6 +232,7 @@ impl<'t> Planted<'t> {
             let inside = users::inside(self.tree, process, &thread.credentials, stub.tid)?;
             thread.credentials.tell(&mut script, own, inside)?;
             if thread.tid == process.pid {
+                sockets::identity::listen_again(process, self.tree, &mut script)?;
                 self.owners(&mut script, process)?;
             }
             thread.tell_last(&mut script)?;
