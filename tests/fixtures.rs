@@ -59,6 +59,7 @@ fixtures! {
     named_memory: "options" "names";
     clamped: "options" "clamp";
     cores: "options" "core";
+    packet: "packet";
     pidfd: "pidfd";
     records: "records";
     seals: "seals";
@@ -80,6 +81,7 @@ fixtures! {
     pty: "pty";
     rootless: "rootless";
     rootless_of_nobody: "rootless" "nobody";
+    raw: "raw";
     signalfd: "signalfd";
     seccomp: "seccomp";
     signals: "signals";

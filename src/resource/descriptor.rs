@@ -100,6 +100,10 @@ pub enum FileKind {
     Udp(Box<socket::udp::Udp>),
     /// A TCP socket that listens.
     Listening(Box<socket::listen::Listening>),
+    /// A raw socket, or one of echoes.
+    Raw(Box<socket::raw::Raw>),
+    /// A packet socket.
+    Packet(Box<socket::packet::Packet>),
 }
 
 /// What is known of a descriptor before its kind is decided.
@@ -147,6 +151,8 @@ impl FileKind {
             FileKind::Tcp(tcp) => tcp.part(),
             FileKind::Udp(socket) => socket.part(),
             FileKind::Listening(listening) => listening.part(),
+            FileKind::Raw(socket) => socket.part(),
+            FileKind::Packet(socket) => socket.part(),
         }
     }
 }

@@ -151,7 +151,7 @@ fn begun(fd: BorrowedFd<'_>) -> Result<bool> {
 }
 
 /// What shutdown(2) has ended.
-fn ends(events: i16) -> u8 {
+pub fn ends(events: i16) -> u8 {
     match (events & libc::POLLHUP != 0, events & libc::POLLRDHUP != 0) {
         (true, _) => 3,
         (_, true) => 1,
