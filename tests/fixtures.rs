@@ -100,6 +100,8 @@ fixtures! {
     timerfd: "timerfd";
     timers: "timers";
     tree: "tree";
+    tun: "tun";
+    tun_inside: "tun" "inside";
     udp: "udp";
     udp_groups: "udp_groups";
     unread: "unread";

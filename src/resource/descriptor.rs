@@ -5,7 +5,7 @@ use super::graph::{Lost, Part};
 use super::lock::{Family, Lock};
 use super::{
     device, epoll, eventfd, fanotify, ignored, inotify, mqueue, outside, owner, pidfd, pipe, pty, regular, signalfd, socket, terminal,
-    timerfd, unsupported,
+    timerfd, tun, unsupported,
 };
 use crate::error::{Context, Error, Result};
 use crate::sys::proc::fdinfo::{self, FdInfo};
@@ -102,6 +102,8 @@ pub enum FileKind {
     Listening(Box<socket::listen::Listening>),
     /// A raw socket, or one of echoes.
     Raw(Box<socket::raw::Raw>),
+    /// The other end of a network interface.
+    Tun(Box<tun::Tun>),
     /// A packet socket.
     Packet(Box<socket::packet::Packet>),
 }
@@ -153,6 +155,7 @@ impl FileKind {
             FileKind::Listening(listening) => listening.part(),
             FileKind::Raw(socket) => socket.part(),
             FileKind::Packet(socket) => socket.part(),
+            FileKind::Tun(tun) => tun.part(),
         }
     }
 }
@@ -240,6 +243,7 @@ pub fn settle(tree: &HashSet<i32>, capture: &mut Capture) -> Result<()> {
     socket::peers::resolve(tree, capture)?;
     socket::listen::resolve(tree, capture)?;
     pidfd::refuse_outsiders(tree, capture);
+    tun::refuse_unheld(capture)?;
     owner::refuse_outsiders(tree, capture);
     epoll::resolve(capture)
 }
@@ -301,6 +305,7 @@ fn kind(found: &Found, capture: &mut Capture) -> Result<Option<FileKind>> {
         _ if found.link == b"anon_inode:[signalfd]" => Ok(signalfd::capture(found, capture)),
         libc::S_IFCHR if terminal::is_terminal(found) => terminal::capture(found, capture),
         libc::S_IFCHR if pty::is_master(found) => pty::capture(found, capture),
+        libc::S_IFCHR if tun::is(found) => tun::capture(found, capture),
         libc::S_IFCHR => Ok(device::capture(found, capture)),
         libc::S_IFSOCK => socket::capture(found, capture),
         _ => {

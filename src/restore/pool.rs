@@ -380,6 +380,10 @@ impl Pool {
                 let network = udp.inet.network.map(|id| places.fd(Some(id), Net)).transpose()?;
                 return self.datagrams.udp(udp, network, &mut self.warnings).and_then(|fd| with_flags(fd, file.flags));
             }
+            FileKind::Tun(tun) => {
+                let network = tun.network.map(|id| places.fd(Some(id), Net)).transpose()?;
+                return tun.make(&place(&tun.path), network, file.flags, &mut self.warnings);
+            }
             FileKind::Raw(raw) => {
                 let network = raw.inet.network.map(|id| places.fd(Some(id), Net)).transpose()?;
                 return raw::make(raw, network, &mut self.warnings).and_then(|fd| with_flags(fd, file.flags));
