@@ -79,7 +79,9 @@ pub fn capture(found: &Found, capture: &mut Capture) -> Result<Option<FileKind>>
             Some(("it was opened in a network namespace that no process of the tree lives in", "dump a process above"))
         }
         () if elsewhere => Some(("its interface was moved to another network namespace", "close the interface first")),
-        () if attached.is_some() && tun::has_filter(fd) => Some(("its interface has a filter that cannot be read", "detach it first (TUNDETACHFILTER)")),
+        () if attached.is_some() && tun::has_filter(fd) => {
+            Some(("its interface has a filter that cannot be read", "detach it first (TUNDETACHFILTER)"))
+        }
         () => None,
     };
     if let Some((reason, advice)) = obstacle {

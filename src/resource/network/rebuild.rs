@@ -135,7 +135,7 @@ impl Saved {
             return Err(Error::other(format!("{} is not there", link.name)));
         };
         socket.change(libc::RTM_NEWLINK, 0, &configure(link, index)?)?;
-        for (key, value) in &self.sysctls {
+        for (key, value) in self.sysctls.iter().filter(|(key, _)| sysctl::is_of_interface(key, &link.name)) {
             sysctl::set(key, value);
         }
         socket.change(libc::RTM_NEWLINK, 0, &Message::link(index, link.flags, link.flags | 0x1 | 0x1000).0)?;
@@ -146,7 +146,8 @@ impl Saved {
         for other in born.addresses.iter().filter(|a| !wanted.addresses.iter().any(|w| same(a, w))) {
             let _ = socket.change(ADDRESS.remove, 0, &other.message());
         }
-        let lists = [("address", ADDRESS, &wanted.addresses), ("neighbour", NEIGHBOUR, &wanted.neighbours), ("route", ROUTE, &wanted.routes)];
+        let lists =
+            [("address", ADDRESS, &wanted.addresses), ("neighbour", NEIGHBOUR, &wanted.neighbours), ("route", ROUTE, &wanted.routes)];
         for (what, kinds, list) in lists {
             if let Err(e) = self.make(what, kinds, list, &socket) {
                 warnings.push(format!("the interface {}: {}", link.name, e.message));

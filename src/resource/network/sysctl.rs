@@ -35,10 +35,20 @@ pub fn read() -> Values {
     values
 }
 
+/// Where each interface has a folder with settings.
+const FOLDERS: [&str; 4] = ["ipv4/conf", "ipv6/conf", "ipv4/neigh", "ipv6/neigh"];
+
+/// Whether a setting is one of this interface.
+pub fn is_of_interface(key: &str, name: &str) -> bool {
+    let plain = |part: &str| !part.is_empty() && !part.contains('/') && part != "." && part != "..";
+    let rest = FOLDERS.iter().find_map(|folder| key.strip_prefix(folder)?.strip_prefix('/')?.strip_prefix(name)?.strip_prefix('/'));
+    plain(name) && rest.is_some_and(plain)
+}
+
 /// Settings of one interface that are not those that interfaces are born with.
 pub fn of_interface(name: &str) -> Vec<(String, String)> {
     let mut found = Vec::new();
-    for folder in ["ipv4/conf", "ipv6/conf", "ipv4/neigh", "ipv6/neigh"] {
+    for folder in FOLDERS {
         let root = Path::new(ROOT).join(folder);
         for entry in std::fs::read_dir(root.join(name)).into_iter().flatten().flatten() {
             let file = entry.file_name();

@@ -83,7 +83,7 @@ pub fn capture(found: &Found, fd: BorrowedFd<'_>, capture: &mut Capture) -> Resu
     let passing = match () {
         () if error && reads_errors(fd) => Some("errors wait in it to be read (MSG_ERRQUEUE), which would take them away"),
         () if error && events & libc::POLLIN != 0 => Some("an error and datagrams wait in it: reading these would take the error away"),
-        () if capture.standing && begun(fd)? => {
+        () if begun(fd)? => {
             Some("a datagram has been begun (MSG_MORE, UDP_CORK) and not been sent, which cannot be seen")
         }
         () => None,
