@@ -127,7 +127,12 @@ pub struct Found {
 impl FileKind {
     /// What it has to do with the network, where it is an internet socket.
     pub fn inet(&self) -> Option<&socket::inet::Inet> {
-        None
+        match self {
+            FileKind::Tcp(tcp) => Some(&tcp.inet),
+            FileKind::Udp(socket) => Some(&socket.inet),
+            FileKind::Listening(listening) => Some(&listening.inet),
+            _ => None,
+        }
     }
 
     /// What the graph shows of it; each kind answers in its own file.
@@ -244,6 +249,7 @@ pub fn settle(tree: &HashSet<i32>, capture: &mut Capture) -> Result<()> {
     socket::listen::resolve(tree, capture)?;
     pidfd::refuse_outsiders(tree, capture);
     tun::refuse_unheld(capture)?;
+    socket::outside::refuse_shared(tree, capture);
     owner::refuse_outsiders(tree, capture);
     epoll::resolve(capture)
 }
