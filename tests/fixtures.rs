@@ -59,6 +59,7 @@ fixtures! {
     named_memory: "options" "names";
     clamped: "options" "clamp";
     cores: "options" "core";
+    packet: "packet";
     pidfd: "pidfd";
     records: "records";
     seals: "seals";
@@ -81,6 +82,7 @@ fixtures! {
     pty: "pty";
     rootless: "rootless";
     rootless_of_nobody: "rootless" "nobody";
+    raw: "raw";
     signalfd: "signalfd";
     seccomp: "seccomp";
     signals: "signals";
@@ -99,6 +101,8 @@ fixtures! {
     timerfd: "timerfd";
     timers: "timers";
     tree: "tree";
+    tun: "tun";
+    tun_inside: "tun" "inside";
     udp: "udp";
     udp_groups: "udp_groups";
     unread: "unread";

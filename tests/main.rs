@@ -3,6 +3,7 @@
 mod bad_input;
 mod capsules;
 mod commands;
+mod datagrams;
 mod demo;
 mod fixtures;
 mod generated;

@@ -5,6 +5,7 @@ use super::datagrams::Datagrams;
 use super::late::{self, Late};
 use super::places::Places;
 use super::queues::Queues;
+use super::raw;
 use super::sockets::Sockets;
 use super::sockets::listen::Listeners;
 use super::sockets::tcp::{self, Connections};
@@ -378,6 +379,18 @@ impl Pool {
             FileKind::Udp(udp) => {
                 let network = udp.inet.network.map(|id| places.fd(Some(id), Net)).transpose()?;
                 return self.datagrams.udp(udp, network, &mut self.warnings).and_then(|fd| with_flags(fd, file.flags));
+            }
+            FileKind::Tun(tun) => {
+                let network = tun.network.map(|id| places.fd(Some(id), Net)).transpose()?;
+                return tun.make(&place(&tun.path), network, file.flags, &mut self.warnings);
+            }
+            FileKind::Raw(raw) => {
+                let network = raw.inet.network.map(|id| places.fd(Some(id), Net)).transpose()?;
+                return raw::make(raw, network, &mut self.warnings).and_then(|fd| with_flags(fd, file.flags));
+            }
+            FileKind::Packet(packet) => {
+                let network = packet.inet.network.map(|id| places.fd(Some(id), Net)).transpose()?;
+                return raw::packet(packet, network, &mut self.warnings).and_then(|fd| with_flags(fd, file.flags));
             }
             FileKind::Master(terminal) => return terminals.master(terminal.terminal, file.flags & KEPT),
             FileKind::MessageQueue(end) => self.queues.open(end.queue, file.flags & KEPT)?,

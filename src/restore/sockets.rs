@@ -110,8 +110,8 @@ impl<'t> Sockets<'t> {
                 sockets.files.insert(id, places.path(places.mounts_of_file(id), path));
             }
         }
-        raise_limit(Pool::base_of(tree) as u64 + 4 * tree.files.len() as u64 + 64)?;
         let all: Vec<(FileId, &UnixSocket)> = sockets.all().collect();
+        raise_limit(Pool::base_of(tree) as u64 + tree.files.len() as u64 + 3 * all.len() as u64 + 64)?;
         for &(id, socket) in &all {
             sockets.check(id, socket)?;
             if let Some(number) = identity::unseen(id, socket, tree) {
