@@ -180,8 +180,7 @@ fn save(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     phase(report, &mut phases, "flush", |_| target.commit())?;
     let source = match held.take() {
         Some(frozen) => {
-            locks.take().map_or(Ok(()), |locks| locks.keep(&Owner::image(&id)))?;
-            kill(frozen, &captured)?;
+            kill(frozen, &captured, locks.take().unwrap_or_default(), &Owner::image(&id))?;
             Source::Gone
         }
         None if matches!(captured.tree.processes.first().map(|root| &root.state), Some(State::Stopped(_))) => Source::Frozen,
@@ -318,10 +317,12 @@ fn manifest(root_pid: i32, capsule: Option<String>) -> Manifest {
     }
 }
 
-/// Ends a frozen tree. Nothing of it runs again: it is killed while it is held. Nor do its connections say a word.
-fn kill(mut frozen: Frozen, captured: &tree::Captured) -> Result<()> {
+/// Ends a frozen tree. Nothing of it runs again: it is killed while it is held. Nor do its connections say a word, and
+/// from now on nothing answers for them.
+fn kill(mut frozen: Frozen, captured: &tree::Captured, mut locks: Locks, owner: &Owner) -> Result<()> {
     let processes: Vec<i32> = frozen.processes.iter().filter(|p| !p.threads.is_empty()).map(|p| p.pid).collect();
     let end = || -> Result<()> {
+        locks.keep(owner)?;
         tcp::silence(&captured.tree, &captured.capture)?;
         processes.iter().try_for_each(|&pid| {
             nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL)
@@ -330,7 +331,10 @@ fn kill(mut frozen: Frozen, captured: &tree::Captured) -> Result<()> {
         })
     };
     // A connection that is silent is no use to a tree that lives: one follows the other also when meio is killed.
-    apart::run(0, end).context(|| "ending the tree")??;
+    if let Err(e) = apart::run(0, end).context(|| "ending the tree").and_then(|done| done) {
+        locks.take_back(owner);
+        return Err(e);
+    }
     // Children first: the init of a pid namespace ends only when all others in it have been waited for.
     for process in frozen.processes.drain(..).rev() {
         for thread in process.threads.iter().rev() {

@@ -119,9 +119,13 @@ pub struct Found {
 }
 
 impl FileKind {
-    /// What it has to do with the network, where it is an internet socket.
+    /// What every internet socket has, where it is one.
     pub fn inet(&self) -> Option<&socket::inet::Inet> {
-        None
+        match self {
+            FileKind::Tcp(tcp) => Some(&tcp.inet),
+            FileKind::Udp(udp) => Some(&udp.inet),
+            _ => None,
+        }
     }
 
     /// What the graph shows of it; each kind answers in its own file.
