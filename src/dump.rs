@@ -151,7 +151,7 @@ fn save(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     captured.capture.notes.iter().for_each(|note| report.note(note));
     let mut held = Some(frozen);
     let mut locks = Some(locks);
-    let mut opened = Ok(());
+    let mut opened = None;
     let mut pause = None;
     let mut late = false;
     let written = phase(report, &mut phases, "memory", |report| {
@@ -161,7 +161,7 @@ fn save(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
                 if let Some(a) = held.take() {
                     Frozen::release(a)
                 }
-                opened = locks.take().map_or(Ok(()), |mut locks| locks.open().map(drop));
+                opened = locks.take().map(|mut locks| locks.open());
                 pause = Some(stopped.elapsed());
             }
         })
@@ -173,7 +173,9 @@ fn save(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
             return Err(e);
         }
     };
-    opened?;
+    if let Some(opened) = opened.transpose()?.filter(|o| o.packets > 0) {
+        report.note(&format!("packets that waited: {}; that found no room: {}", opened.packets, opened.lost));
+    }
     if late {
         return Err(Error::other("asynchronous I/O was under way and has ended while the tree was being saved").help("try again"));
     }

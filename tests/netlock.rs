@@ -145,7 +145,7 @@ alone! {
             stalls.push(client.longest_stall());
         }
         stalls.sort();
-        println!("survive: longest stalls of a streaming client during dumps: {stalls:.1?}");
+        println!("\nsurvive: longest stalls of a streaming client during dumps: {stalls:.1?}");
         // Who waits for a retransmission waits for 200 ms at least. The machine may be busy with something else once.
         assert!(stalls[stalls.len() / 2] < Duration::from_millis(200), "{stalls:?}");
         end(&lab, &mut running, client);
