@@ -409,7 +409,14 @@ pub fn preflight(pid: i32, decisions: &Decisions) -> Result<Look> {
         }
     }
     // Of a tree that is traced or foreign there is nothing more to see.
-    let processes = if capture.refusals.is_empty() { tree::survey(&pids, &mut capture)? } else { Vec::new() };
+    let mut processes = Vec::new();
+    if capture.refusals.is_empty() {
+        let network = |e: Error, capture: &Capture| match e.kind {
+            Kind::Permission if !capture.network.is_empty() => e.help("connections need CAP_NET_ADMIN: run meio as root"),
+            _ => e,
+        };
+        processes = tree::survey(&pids, &mut capture).map_err(|e| network(e, &capture))?;
+    }
     let tree = tree::gather(processes, &mut capture);
     capture.settle(&tree);
     Ok(Look { tree, refusals: capture.refusals, lost: capture.lost, unused: capture.decisions.unused(), network: capture.network })

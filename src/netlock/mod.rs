@@ -32,7 +32,7 @@ use table::{HELD, Held};
 /// Packets with this mark (`SO_MARK` of meio's own raw sockets) pass every lock.
 pub const PASS: u32 = 0x6d65_696f;
 /// Packets that a lock holds at most; more are dropped, and sent again by whoever sent them.
-const PACKETS: u32 = 1 << 18;
+const PACKETS: u32 = 1 << 16;
 
 /// Whose packets are locked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
