@@ -78,6 +78,8 @@ fixtures! {
     objects: "objects";
     pipes: "pipes";
     pty: "pty";
+    rootless: "rootless";
+    rootless_of_nobody: "rootless" "nobody";
     signalfd: "signalfd";
     seccomp: "seccomp";
     signals: "signals";

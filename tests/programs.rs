@@ -4,6 +4,7 @@
 
 mod batch;
 mod interactive;
+mod rootless;
 mod services;
 
 use crate::lab::{self, Lab, Running, SOON, observe, until};

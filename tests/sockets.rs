@@ -124,6 +124,28 @@ open(prefix + ".part", "w").write("ok\n" if ok else "something is lost\n")
 os.rename(prefix + ".part", prefix + ".result")
 "#;
 
+/// Sockets with many names in the folder, and an abstract one.
+const NAMED: &str = r#"
+import os, socket, sys, time
+prefix, abstract = sys.argv[1], len(sys.argv) > 2 and sys.argv[2]
+files = []
+for n in range(200):
+    files.append(socket.socket(socket.AF_UNIX))
+    files[-1].bind(f"named{n}")
+if abstract:
+    files.append(socket.socket(socket.AF_UNIX))
+    files[-1].bind("\0" + abstract)
+open(prefix + ".part", "w").write("ready\n")
+os.rename(prefix + ".part", prefix + ".ready")
+while not os.path.exists(prefix + ".go"):
+    time.sleep(0.01)
+for n in range(200):
+    files[n].listen()
+    socket.socket(socket.AF_UNIX).connect(f"named{n}")
+open(prefix + ".part", "w").write("ok\n")
+os.rename(prefix + ".part", prefix + ".result")
+"#;
+
 /// Two clients wait to be accepted; the first has sent something and is gone.
 const GONE: &str = r#"
 import os, socket, sys, time
@@ -283,6 +305,64 @@ crate::alone! {
         let done = lab.run(lab.meio(&["restore", "-d", image.to_str().expect("path")]));
         assert!(done.code == 10 && done.stderr.contains(&name) && done.stderr.contains("outside of the tree"), "{done:?}");
         std::fs::remove_file(&name).expect("remove");
+        lab.nothing_left();
+    }
+
+    /// Nothing is wrong with the image.
+    fn a_name_that_is_in_use_is_told() {
+        let mut lab = Lab::new("busy");
+        let mut running = lab.ready(&script(&lab, "named", NAMED), &["meio-name-in-use"]);
+        let image = lab.dump(&mut running, &[]);
+        let arguments = ["restore", "-d", "--pid-namespace", image.to_str().expect("path")];
+        let abstract_name = |error: &str| error.contains("@meio-name-in-use") && error.contains("network namespace of its own");
+        let path = |error: &str| error.contains("named") && error.contains("in use by another program");
+        let done = lab.run(lab.meio(&arguments));
+        assert!(done.code == 13 && (abstract_name(&done.stderr) || path(&done.stderr)), "{done:?}");
+        running.kill();
+        use std::os::linux::net::SocketAddrExt;
+        let address = std::os::unix::net::SocketAddr::from_abstract_name("meio-name-in-use").expect("name");
+        let listener = UnixListener::bind_addr(&address).expect("bind");
+        let done = lab.run(lab.meio(&arguments));
+        assert!(done.code == 13 && abstract_name(&done.stderr), "{done:?}");
+        drop(listener);
+        lab.restore(&image, &mut running, &[]);
+        lab.go_and_verify(running, SOON);
+        lab.nothing_left();
+    }
+
+    /// A restore that is killed while it names sockets leaves nothing behind; what an older one left is removed.
+    fn killed_while_names_are_given() {
+        let mut lab = Lab::new("named");
+        let mut running = lab.ready(&script(&lab, "named", NAMED), &[]);
+        let image = lab.dump(&mut running, &["--kill"]);
+        let ours = |lab: &Lab| {
+            let names = std::fs::read_dir(lab.path("")).expect("folder").flatten().map(|e| e.file_name().into_string().expect("name"));
+            names.filter(|n| n.starts_with(".meio-")).collect::<Vec<_>>()
+        };
+        let mut seen = 0;
+        for _ in 0..10 {
+            let mut meio = lab.meio(&["restore", "-d", "--pid-namespace", image.to_str().expect("path")]).spawn().expect("meio starts");
+            while ours(&lab).is_empty() && meio.try_wait().expect("wait").is_none() {}
+            seen += usize::from(meio.try_wait().expect("wait").is_none());
+            meio.kill().expect("kill");
+            meio.wait().expect("wait");
+            assert!(until(SOON, || ours(&lab).is_empty()), "left behind: {:?}", ours(&lab));
+        }
+        assert!(seen > 0, "it was never caught");
+        let old = nix::sys::time::TimeSpec::new(1_000_000, 0);
+        for name in [".meio-1-0", ".meio-1-1", ".meio-x"] {
+            std::fs::create_dir_all(lab.path(name).join("run")).expect("folder");
+            let flags = nix::sys::stat::UtimensatFlags::NoFollowSymlink;
+            nix::sys::stat::utimensat(nix::fcntl::AT_FDCWD, &lab.path(name), &old, &old, flags).expect("time");
+        }
+        let held = std::fs::File::open(lab.path(".meio-1-1")).expect("open");
+        held.lock().expect("lock");
+        lab.restore(&image, &mut running, &[]);
+        let mut left = ours(&lab);
+        left.sort();
+        assert_eq!(left, [".meio-1-1", ".meio-x"]);
+        left.iter().for_each(|name| std::fs::remove_dir_all(lab.path(name)).expect("remove"));
+        lab.go_and_verify(running, SOON);
         lab.nothing_left();
     }
 

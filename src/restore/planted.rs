@@ -57,17 +57,7 @@ impl<'t> Planted<'t> {
             let stub = skeleton.stubs[&process.pid];
             threads.insert(process.pid, stub);
             users::enter(tree, places, process, &stub)?;
-            let others: Vec<&Thread> = process.threads.iter().skip(1).collect();
-            let flags =
-                libc::CLONE_VM | libc::CLONE_FS | libc::CLONE_FILES | libc::CLONE_SIGHAND | libc::CLONE_THREAD | libc::CLONE_SYSVSEM;
-            let mut script = stub.script();
-            for thread in &others {
-                let numbers = thread.numbers();
-                script.clone_task(flags as u64, 0, confined::choosable(tree, process, &numbers), thread.own_number())?;
-            }
-            for (thread, born) in others.iter().zip(script.run()?.births) {
-                threads.insert(thread.tid, stub.born(born, true)?);
-            }
+            threads.extend(confined::bear_threads(tree, process, &stub, &skeleton.stubs)?);
         }
         skeleton.settle()?;
         Ok(Planted { tree, skeleton, threads, made: Made::new(tree) })
@@ -216,6 +206,7 @@ impl<'t> Planted<'t> {
             script.call("fcntl F_SETLK", libc::SYS_fcntl, &[d.fd as u64, libc::F_SETLK as u64, at])?;
         }
         queues::notify(&mut script, process, self.tree)?;
+        process.limits.tell(stub.pid, &mut script)?;
         script.run()?;
         warnings.extend(process.apply(stub.pid));
         let confined: Vec<_> = process.threads.iter().map(|t| &t.seccomp).collect();
