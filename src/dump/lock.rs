@@ -91,8 +91,8 @@ impl Locks {
 
     /// Nothing answers for the tree until it comes back: the locks outlive meio.
     pub fn keep(&mut self, owner: &Owner) -> Result<()> {
-        let locks = self.networks.iter_mut().filter(|network| network.lock.locked() > 0);
-        locks.map(|network| network.lock.keep(owner)).collect()
+        let mut locks = self.networks.iter_mut().filter(|network| network.lock.locked() > 0);
+        locks.try_for_each(|network| network.lock.keep(owner))
     }
 
     /// The tree lives after all.

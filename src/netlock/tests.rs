@@ -329,7 +329,7 @@ fn many_packets_wait() {
         let flow = Flow { protocol: libc::IPPROTO_UDP as u8, local: tree.local_addr().expect("name"), remote: None };
         lock.add(&[flow]).expect("added");
         let begin = Instant::now();
-        (0..count).for_each(|n| drop(peer.send(&n.to_ne_bytes()).expect("send")));
+        (0..count).for_each(|n| assert_eq!(peer.send(&n.to_ne_bytes()).expect("send"), 4));
         let sent = begin.elapsed();
         let begin = Instant::now();
         let opened = lock.open().expect("opened");

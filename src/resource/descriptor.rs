@@ -124,6 +124,7 @@ impl FileKind {
         match self {
             FileKind::Tcp(tcp) => Some(&tcp.inet),
             FileKind::Udp(udp) => Some(&udp.inet),
+            FileKind::Listening(listening) => Some(&listening.inet),
             _ => None,
         }
     }
