@@ -125,7 +125,7 @@ pub struct Found {
 }
 
 impl FileKind {
-    /// What it has to do with the network, where it is an internet socket.
+    /// What every internet socket has, where it is one.
     pub fn inet(&self) -> Option<&socket::inet::Inet> {
         match self {
             FileKind::Tcp(tcp) => Some(&tcp.inet),
