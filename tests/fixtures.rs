@@ -83,6 +83,8 @@ fixtures! {
     sysvshm: "sysvshm";
     tcp: "tcp" "4";
     tcp_over_ipv6: "tcp" "6";
+    tcp_states: "tcp_states" "4";
+    tcp_states_over_ipv6: "tcp_states" "6";
     tcp_mapped: "tcp" "46";
     threads_200: "threads" "200";
     threads_1000: "threads" "1000";

@@ -9,11 +9,12 @@ use crate::resource::Tree;
 use crate::resource::capture::Capture;
 use crate::resource::descriptor::{FileId, FileKind, Found};
 use crate::resource::graph::Part;
+use crate::sys::namespace::{Kind, places, within};
 use crate::sys::tcp::{self, Info, Queue, Repair, Window};
 use crate::sys::{apart, socket};
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
 
 /// One TCP socket that does not listen.
@@ -30,9 +31,23 @@ pub struct Tcp {
     /// Whether the program wants to read no more (shutdown(2) `SHUT_RD`).
     #[serde(default, skip_serializing_if = "is_false")]
     pub deaf: bool,
-    /// The connection, where there is one.
+    /// The connection, where there is one, or what of it can still be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stream: Option<Stream>,
+    /// How it came to be closed; `None` for one that was never connected, or is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end: Option<End>,
+}
+
+/// The end of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum End {
+    /// Both sides have sent all they had.
+    Done,
+    /// The other end, or nobody there, broke it off, and the program has not been told.
+    Reset,
+    /// It was never answered but with a refusal, and the program has not been told.
+    Refused,
 }
 
 fn is_false(b: &bool) -> bool {
@@ -244,10 +259,12 @@ fn leave(fd: BorrowedFd<'_>, reuse: i32) -> Result<()> {
 fn stream(fd: BorrowedFd<'_>, tcp: &mut Tcp, (holder, open): ((i32, i32), &mut InRepair)) -> Result<Option<Obstacle>> {
     let info = tcp::info(fd)?;
     tcp.state = info.state;
-    if matches!(info.state, tcp::CLOSE | tcp::SYN_SENT) {
-        return Ok(Some(("it is not connected", "wait for a later version")));
-    }
     let events = socket::events(fd)?;
+    match info.state {
+        tcp::CLOSE => return closed(fd, tcp, info, events),
+        tcp::SYN_SENT => tcp.inet.peer = Some(addressee(fd, tcp)?),
+        _ => {}
+    }
     tcp.deaf = events & libc::POLLRDHUP != 0 && !tcp.heard_the_end();
     let waiting = socket::readable(fd)?;
     let (used, unsent) = tcp::outstanding(fd)?;
@@ -255,7 +272,7 @@ fn stream(fd: BorrowedFd<'_>, tcp: &mut Tcp, (holder, open): ((i32, i32), &mut I
     let clamp = socket::option(fd, libc::IPPROTO_TCP, libc::TCP_WINDOW_CLAMP, 4)?;
     let (fin, acknowledged) = tcp.ended();
     let fin_open = u32::from(fin && !acknowledged);
-    let unsent = unsent.saturating_sub(fin_open);
+    let (used, unsent) = if info.state == tcp::SYN_SENT { (0, 0) } else { (used, unsent.saturating_sub(fin_open)) };
     let reuse = socket::number(fd, libc::SO_REUSEADDR)?;
     *open = Some((holder, reuse));
     let asked = tcp::repair(fd, Repair::On).map_err(Error::from).and_then(|()| {
@@ -292,6 +309,52 @@ fn stream(fd: BorrowedFd<'_>, tcp: &mut Tcp, (holder, open): ((i32, i32), &mut I
     Ok(None)
 }
 
+/// A socket without a connection: there never was one, or what remains is unread bytes and an error.
+fn closed(fd: BorrowedFd<'_>, tcp: &mut Tcp, info: Info, events: i16) -> Result<Option<Obstacle>> {
+    if events & (libc::POLLRDHUP | libc::POLLERR) == 0 {
+        return Ok(None);
+    }
+    tcp.end = match events & libc::POLLERR != 0 {
+        false => Some(End::Done),
+        // Both ends have agreed on something.
+        true if info.agreed || info.heard > 1 => Some(End::Reset),
+        true if info.heard == 1 => Some(End::Refused),
+        true => return Ok(Some(("the error of a connection that was not answered waits in it", "let the program read it first"))),
+    };
+    let waiting = socket::readable(fd)?;
+    let received = if waiting > 0 { peek_all(fd, waiting)? } else { Vec::new() };
+    tcp.stream = (!received.is_empty()).then_some(Stream { received, ..Stream::default() });
+    Ok(None)
+}
+
+/// Whom a socket is being connected to, which getpeername(2) does not tell yet.
+fn addressee(fd: BorrowedFd<'_>, tcp: &Tcp) -> Result<inet::Address> {
+    let inode = nix::sys::stat::fstat(fd)?.st_ino;
+    let network = socket::network(fd)?;
+    let table = if tcp.inet.family == libc::AF_INET6 { "tcp6" } else { "tcp" };
+    let read = || std::fs::read_to_string(format!("/proc/thread-self/net/{table}"));
+    let text = within(&places([(&network, Kind::Net)]), read)??;
+    let found = text.lines().find_map(|line| remote(line, inode));
+    found.ok_or_else(|| Error::other("it is not in the list of TCP sockets"))
+}
+
+/// The address of the other end in a line of `/proc/net/tcp`, when it is that of this socket.
+fn remote(line: &str, inode: u64) -> Option<inet::Address> {
+    let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+    if fields.get(9)?.parse::<u64>().ok()? != inode {
+        return None;
+    }
+    let (address, port) = fields.get(2)?.split_once(':')?;
+    // Words of the machine's own order.
+    let words = (0..address.len() / 8).map(|n| u32::from_str_radix(address.get(8 * n..8 * n + 8)?, 16).ok());
+    let bytes: Vec<u8> = words.collect::<Option<Vec<u32>>>()?.into_iter().flat_map(u32::to_ne_bytes).collect();
+    let ip = match bytes.len() {
+        4 => IpAddr::from(<[u8; 4]>::try_from(bytes).ok()?),
+        _ => IpAddr::from(<[u8; 16]>::try_from(bytes).ok()?),
+    };
+    Some(SocketAddr::new(ip, u16::from_str_radix(port, 16).ok()?).into())
+}
+
 /// Looks at what was received, from the first byte on: `SO_PEEK_OFF` would begin elsewhere, and move.
 fn peek_all(fd: BorrowedFd<'_>, waiting: usize) -> Result<Vec<u8>> {
     let offset = socket::number(fd, libc::SO_PEEK_OFF).unwrap_or(-1);
@@ -317,11 +380,27 @@ pub fn silence(tree: &Tree, capture: &Capture) -> Result<()> {
 impl Stream {
     /// What both ends agreed on.
     pub fn info(&self) -> Info {
-        Info { state: tcp::ESTABLISHED, timestamps: self.clock.is_some(), sack: self.sack, scales: self.scales, rtt: 0 }
+        Info { state: tcp::ESTABLISHED, timestamps: self.clock.is_some(), sack: self.sack, scales: self.scales, ..Info::default() }
     }
 
     /// The part of what was written that was sent, and the one that was not.
     pub fn parts(&self) -> (&[u8], &[u8]) {
         self.written.split_at(self.written.len().saturating_sub(self.unsent as usize))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_other_end_is_found_in_the_list() {
+        let line =
+            "   0: 0100007F:D431 0200000A:0050 02 00000000:00000000 00:00000000 00000000  0  0 4711 1 0000000000000000 20 4 30 10 -1";
+        assert_eq!(remote(line, 4711).map(SocketAddr::from), Some("10.0.0.2:80".parse().unwrap()));
+        assert_eq!(remote(line, 4712), None);
+        let six = "0: 00000000000000000000000001000000:D431 000080FE000000000000000001000000:01BB 02 0:0 0:0 0 0 0 9 1 0 0 0 0 0";
+        assert_eq!(remote(six, 9).map(SocketAddr::from), Some("[fe80::1]:443".parse().unwrap()));
+        assert!(remote("", 1).is_none() && remote("sl local rem", 1).is_none());
     }
 }

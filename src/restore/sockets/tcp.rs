@@ -1,6 +1,8 @@
 //! TCP connections on their way back. All of them are made in repair, where they say nothing and hear what comes, before
 //! anything of the tree runs; they go to work together, last of all.
 
+mod ends;
+
 use crate::error::{Context, Error, Result};
 use crate::resource::Tree;
 use crate::resource::descriptor::{FileId, FileKind};
@@ -10,7 +12,8 @@ use crate::resource::socket::{options, unix};
 use crate::restore::places::Places;
 use crate::sys::namespace::Kind::Net;
 use crate::sys::namespace::{places as entered, within};
-use crate::sys::tcp::{self, Queue, Repair};
+use crate::sys::tcp::{self, Queue, Repair, Window};
+use crate::sys::wire::Wire;
 use crate::sys::{apart, socket};
 use nix::errno::Errno;
 use std::collections::{BTreeMap, HashMap};
@@ -46,15 +49,16 @@ impl Connections {
                 Some(_) => entered([(places.fd(network, Net)?, Net)]),
                 None => Vec::new(),
             };
-            within(&inside, || list.iter().try_for_each(|(id, tcp)| connections.one(*id, tcp)))
+            let mut wire = None;
+            within(&inside, || list.iter().try_for_each(|(id, tcp)| connections.one(*id, tcp, &mut wire)))
                 .context(|| "entering a network namespace")??;
         }
         Ok(connections)
     }
 
-    fn one(&mut self, id: FileId, tcp: &Tcp) -> Result<()> {
+    fn one(&mut self, id: FileId, tcp: &Tcp, wire: &mut Option<Wire>) -> Result<()> {
         let what = tcp.called();
-        let made = make(tcp, &what, &mut self.warnings)?;
+        let made = make(tcp, &what, wire, &mut self.warnings)?;
         self.made.insert(id, made);
         Ok(())
     }
@@ -67,8 +71,9 @@ impl Connections {
     }
 }
 
-fn make(tcp: &Tcp, what: &str, warnings: &mut Vec<String>) -> Result<OwnedFd> {
-    let Some(stream) = &tcp.stream else { return Err(Error::image(format!("image damaged: {what} is not there"))) };
+fn make(tcp: &Tcp, what: &str, wire: &mut Option<Wire>, warnings: &mut Vec<String>) -> Result<OwnedFd> {
+    let none = Stream::default();
+    let stream = tcp.stream.as_ref().unwrap_or(&none);
     if tcp.inet.kind != libc::SOCK_STREAM || tcp.inet.protocol != libc::IPPROTO_TCP || stream.scales.0 > 14 || stream.scales.1 > 14 {
         return Err(Error::image(format!("image damaged: {what} is an impossible one")));
     }
@@ -79,9 +84,23 @@ fn make(tcp: &Tcp, what: &str, warnings: &mut Vec<String>) -> Result<OwnedFd> {
     // The one that a connection begins with.
     let (first, later): (Vec<_>, Vec<_>) = tcp.options.iter().cloned().partition(|o| o.name == libc::TCP_CONGESTION);
     inet::set(fd, &first, Tcp::may_set, what, warnings);
-    tcp::repair(fd, Repair::On).context(|| format!("making {what}"))?;
-    connect(fd, tcp, stream, what)?;
-    fill(fd, tcp, stream).context(|| format!("filling {what}"))?;
+    match (tcp.state, tcp.end) {
+        (tcp::CLOSE, None) => tcp.inet.bind(fd, what)?,
+        (tcp::CLOSE, Some(end)) => {
+            inet::set(fd, &later, Tcp::may_set, what, warnings);
+            return ends::closed(made, tcp, end, what, wire);
+        }
+        (tcp::SYN_SENT, _) => {
+            ends::number(fd, stream.written_to.wrapping_sub(1)).context(|| format!("making {what}"))?;
+            tcp.inet.bind(fd, what)?;
+        }
+        _ => {
+            tcp::repair(fd, Repair::On).context(|| format!("making {what}"))?;
+            connect(fd, tcp, stream, what)?;
+            fill(fd, tcp, stream).context(|| format!("filling {what}"))?;
+            ends::bring(fd, tcp, wire).context(|| format!("closing {what}"))?;
+        }
+    }
     inet::set(fd, &later, Tcp::may_set, what, warnings);
     Ok(made)
 }
@@ -114,6 +133,18 @@ fn connect(fd: BorrowedFd<'_>, tcp: &Tcp, stream: &Stream, what: &str) -> Result
         tcp::set_clock(fd, clock.wrapping_add(step)).context(doing)?;
     }
     Ok(())
+}
+
+/// The windows, for a connection that has not heard the end of the other side yet: the one that it offered may count from
+/// behind that.
+fn offered(stream: &Stream) -> Window {
+    let [at, send, largest, mut offered, mut from] = stream.window;
+    let behind = from.wrapping_sub(stream.received_to);
+    if behind == 1 {
+        offered = offered.wrapping_add(1);
+        from = stream.received_to;
+    }
+    [at, send, largest, offered, from]
 }
 
 /// The most that `TCP_MAXSEG` takes.
@@ -152,13 +183,14 @@ fn fill(fd: BorrowedFd<'_>, tcp: &Tcp, stream: &Stream) -> Result<()> {
     if widened {
         socket::set_number(fd, libc::SO_RCVBUFFORCE, room / 2)?;
     }
-    tcp::set_window(fd, stream.window)?;
+    tcp::set_window(fd, offered(stream))?;
     measure_segments(fd, tcp);
     if stream.clamp != 0 {
         socket::set_option(fd, libc::IPPROTO_TCP, libc::TCP_WINDOW_CLAMP, &stream.clamp.to_ne_bytes())?;
     }
     tcp::choose(fd, Queue::Written)?;
-    append(fd, stream.parts().0)
+    // Behind a FIN that counts as sent nothing can be written any more.
+    append(fd, if tcp.state == tcp::CLOSING { &stream.written } else { stream.parts().0 })
 }
 
 fn append(fd: BorrowedFd<'_>, mut rest: &[u8]) -> Result<()> {
@@ -189,13 +221,25 @@ pub fn begin<'f>(tree: &Tree, file: &dyn Fn(FileId) -> Option<BorrowedFd<'f>>) -
 }
 
 fn work(fd: BorrowedFd<'_>, tcp: &Tcp, what: &str, warnings: &mut Vec<String>) -> Result<()> {
-    let Some(stream) = &tcp.stream else { return Ok(()) };
-    let (sent, unsent) = stream.parts();
-    tcp::repair(fd, if sent.is_empty() { Repair::Off } else { Repair::OffAndAsk })?;
-    let written = append(fd, unsent);
+    let mut said = Ok(());
+    match (tcp.state, &tcp.stream, tcp.inet.peer) {
+        (tcp::CLOSE, ..) => {}
+        (tcp::SYN_SENT, _, Some(peer)) => ends::start(fd, peer.into())?,
+        (state, Some(stream), _) => {
+            let (sent, unsent) = stream.parts();
+            tcp::repair(fd, if sent.is_empty() { Repair::Off } else { Repair::OffAndAsk })?;
+            if state != tcp::CLOSING {
+                said = append(fd, unsent);
+            }
+            if matches!(state, tcp::FIN_WAIT1 | tcp::LAST_ACK) {
+                socket::shutdown(fd, libc::SHUT_WR)?;
+            }
+        }
+        _ => {}
+    }
     if tcp.deaf {
         socket::shutdown(fd, libc::SHUT_RD)?;
     }
     tcp.inet.finish(fd, what, warnings)?;
-    written
+    said
 }

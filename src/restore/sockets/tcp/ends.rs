@@ -1,0 +1,158 @@
+//! Connections that are at an end, on one side or on both: made as established ones in repair, they hear again what the
+//! other end has said (sys/wire.rs), and say what they have said without anybody hearing it.
+
+use crate::error::{Context, Error, Result};
+use crate::resource::socket::inet::{Address, Inet};
+use crate::resource::socket::tcp::{End, Stream, Tcp};
+use crate::sys::tcp::{self, Queue, Repair};
+use crate::sys::wire::{self, Segment, Wire};
+use crate::sys::{file, inet, socket};
+use nix::errno::Errno;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+/// How long the local stack may take for a segment.
+const SOON: Duration = Duration::from_secs(2);
+
+/// Both ends of a connection, and the way to say something in the name of the other one.
+struct Line<'a> {
+    fd: BorrowedFd<'a>,
+    wire: &'a Wire,
+    local: SocketAddr,
+    peer: SocketAddr,
+    stream: &'a Stream,
+}
+
+/// Brings a connection in repair, established and filled, into its state as far as that needs the other end, or is to
+/// happen in silence. All that is left is what this end still has to say.
+pub fn bring(fd: BorrowedFd<'_>, tcp: &Tcp, wire: &mut Option<Wire>) -> Result<()> {
+    let (Some(stream), Some(local), Some(peer)) = (&tcp.stream, tcp.inet.local, tcp.inet.peer) else { return Ok(()) };
+    if tcp.state == tcp::ESTABLISHED || tcp.state == tcp::FIN_WAIT1 {
+        return Ok(());
+    }
+    let line = Line { fd, wire: open(wire)?, local: local.into(), peer: peer.into(), stream };
+    match tcp.state {
+        tcp::CLOSE_WAIT | tcp::LAST_ACK => line.hear(wire::FIN, 0, tcp::CLOSE_WAIT),
+        tcp::FIN_WAIT2 => {
+            line.say_the_end()?;
+            line.hear(0, 1, tcp::FIN_WAIT2)
+        }
+        tcp::CLOSING => {
+            line.say_the_end()?;
+            line.hear(wire::FIN, 0, tcp::CLOSING)
+        }
+        state => Err(Error::image(format!("image damaged: a TCP connection in state {state}"))),
+    }
+}
+
+fn open(wire: &mut Option<Wire>) -> Result<&Wire> {
+    if wire.is_none() {
+        *wire = Some(Wire::new(wire::PASS).context(|| "opening raw sockets for what the other end of a connection has said")?);
+    }
+    wire.as_ref().ok_or_else(|| Error::other("a raw socket has gone"))
+}
+
+impl Line<'_> {
+    /// shutdown(2) in repair: the FIN counts as sent.
+    fn say_the_end(&self) -> Result<()> {
+        tcp::choose(self.fd, Queue::Written)?;
+        socket::shutdown(self.fd, libc::SHUT_WR).context(|| "closing one direction of a connection")
+    }
+
+    /// Has the socket hear a segment of the other end that acknowledges what was acknowledged, and `more`.
+    fn hear(&self, flags: u8, more: u32, state: u8) -> Result<()> {
+        let Stream { received_to, written_to, written, window, scales, .. } = self.stream;
+        let window = u16::try_from(window[1] >> scales.0).unwrap_or(u16::MAX);
+        let ack = written_to.wrapping_sub(written.len() as u32).wrapping_add(more);
+        let segment = Segment { seq: *received_to, ack, flags: flags | wire::ACK, window, ..Segment::default() };
+        self.wire.tcp(self.peer, self.local, &segment).context(|| "saying again what the other end of a connection has said")?;
+        self.until(state)
+    }
+
+    fn until(&self, state: u8) -> Result<()> {
+        let begin = Instant::now();
+        loop {
+            let now = tcp::info(self.fd)?.state;
+            if now == state {
+                return Ok(());
+            }
+            if begin.elapsed() > SOON {
+                let what = format!("the connection {} - {} stays in state {now} instead of {state}", self.local, self.peer);
+                return Err(Error::other(what).help("does a packet filter on the loopback interface drop packets?"));
+            }
+            std::thread::sleep(Duration::from_micros(50));
+        }
+    }
+}
+
+/// A socket whose connection has ended: it is connected to nobody, who ends it likewise.
+pub fn closed(made: OwnedFd, tcp: &Tcp, end: End, what: &str, wire: &mut Option<Wire>) -> Result<OwnedFd> {
+    let fd = made.as_fd();
+    let doing = || format!("making {what}");
+    let six = tcp.inet.family == libc::AF_INET6;
+    let local = tcp
+        .inet
+        .local
+        .map_or_else(|| SocketAddr::from(if six { ([0u16, 0, 0, 0, 0, 0, 0, 1], 0).into() } else { LOCALHOST }), SocketAddr::from);
+    // Itself, at a port that nobody asks anything of.
+    let peer = SocketAddr::new(local.ip(), DISCARD);
+    if end == End::Refused {
+        tcp.inet.bind(fd, what)?;
+        return match start(fd, peer) {
+            Err(Errno::ECONNREFUSED) | Ok(()) => Ok(made),
+            Err(e) => Err(e).context(doing),
+        };
+    }
+    let received = tcp.stream.as_ref().map_or(&[][..], |s| &s.received);
+    let window = [1, 65535, 65535, 65535, 1];
+    let stream = Stream {
+        received_to: 1u32.wrapping_add(received.len() as u32),
+        written_to: 1,
+        received: received.to_vec(),
+        largest_segment: 1000,
+        window: [window[0], window[1], window[2], window[3], 1u32.wrapping_add(received.len() as u32)],
+        ..Stream::default()
+    };
+    let inet = Inet { local: Some(Address::from(local)), peer: Some(Address::from(peer)), ..tcp.inet.clone() };
+    let open_one = Tcp { inet, state: tcp::ESTABLISHED, stream: Some(stream.clone()), ..Tcp::default() };
+    tcp::repair(fd, Repair::On).context(doing)?;
+    super::connect(fd, &open_one, &stream, what)?;
+    super::fill(fd, &open_one, &stream).context(doing)?;
+    let line = Line { fd, wire: open(wire)?, local: inet::local(fd)?, peer, stream: &stream };
+    match end {
+        End::Reset => line.hear(wire::RST, 0, tcp::CLOSE)?,
+        _ => {
+            line.hear(wire::FIN, 0, tcp::CLOSE_WAIT)?;
+            line.say_the_end()?;
+            let after = Stream { received_to: stream.received_to.wrapping_add(1), ..stream.clone() };
+            Line { stream: &after, ..line }.hear(0, 1, tcp::CLOSE)?;
+        }
+    }
+    tcp::repair(fd, Repair::Off).context(doing)?;
+    Ok(made)
+}
+
+const LOCALHOST: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
+/// The port of the discard protocol.
+const DISCARD: u16 = 9;
+
+/// Numbers the SYN that a socket is going to send.
+pub fn number(fd: BorrowedFd<'_>, first: u32) -> Result<()> {
+    tcp::repair(fd, Repair::On)?;
+    tcp::choose(fd, Queue::Written)?;
+    tcp::set_sequence(fd, first)?;
+    Ok(tcp::repair(fd, Repair::Off)?)
+}
+
+/// connect(2) that does not wait.
+pub fn start(fd: BorrowedFd<'_>, peer: SocketAddr) -> nix::Result<()> {
+    let flags = nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_GETFL)?;
+    file::set_flags(fd, flags | libc::O_NONBLOCK)?;
+    let started = inet::connect(fd, peer);
+    file::set_flags(fd, flags)?;
+    match started {
+        Err(Errno::EINPROGRESS) => Ok(()),
+        started => started,
+    }
+}
