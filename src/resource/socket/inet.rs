@@ -290,9 +290,13 @@ impl Inet {
         let Some((new, answers)) = known_.new.get(&key) else { return Ok(()) };
         self.options = options::capture(fd, new);
         self.more = differing(fd, &list, answers);
-        // Both follow what arrives, and mean something only where nothing has.
+        // It follows what arrives, and means something only where nothing has.
         if self.peer.is_some() {
             self.more.retain(|o| (o.level, o.name) != (libc::SOL_SOCKET, libc::SO_INCOMING_CPU));
+        }
+        // bind(2) to an address of IPv6 sets this, and connect(2) from there does not; it says nothing more then.
+        if self.local.is_some_and(|a| !a.ip.is_unspecified()) {
+            self.more.retain(|o| (o.level, o.name) != (libc::IPPROTO_IPV6, libc::IPV6_V6ONLY));
         }
         // Setting the one sets the other.
         if self.more.iter().any(|o| (o.level, o.name) == (libc::IPPROTO_IP, libc::IP_TOS))

@@ -238,6 +238,7 @@ fn read(id: FileId, capture: &mut Capture, open: &mut InRepair) -> Result<()> {
 
 fn options(fd: BorrowedFd<'_>, tcp: &mut Tcp, known: &mut inet::Known) -> Result<()> {
     tcp.inet.ask(fd, known)?;
+    tcp.inet.more.retain(|o| (o.level, o.name) != (libc::SOL_SOCKET, libc::SO_INCOMING_CPU));
     let key = tcp.inet.key();
     if !known.protocols.contains_key(&key) {
         let new = inet::another(fd, &tcp.inet)?;
