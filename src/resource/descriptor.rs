@@ -96,6 +96,10 @@ pub enum FileKind {
     Tcp(Box<socket::tcp::Tcp>),
     /// A socket towards the kernel.
     Netlink(Box<socket::netlink::Netlink>),
+    /// A UDP socket.
+    Udp(Box<socket::udp::Udp>),
+    /// A TCP socket that listens.
+    Listening(Box<socket::listen::Listening>),
 }
 
 /// What is known of a descriptor before its kind is decided.
@@ -115,6 +119,11 @@ pub struct Found {
 }
 
 impl FileKind {
+    /// What it has to do with the network, where it is an internet socket.
+    pub fn inet(&self) -> Option<&socket::inet::Inet> {
+        None
+    }
+
     /// What the graph shows of it; each kind answers in its own file.
     pub fn part(&self) -> Part {
         match self {
@@ -136,6 +145,8 @@ impl FileKind {
             FileKind::Unix(socket) => socket.part(),
             FileKind::Netlink(_) => Part::of("netlink socket"),
             FileKind::Tcp(tcp) => tcp.part(),
+            FileKind::Udp(socket) => socket.part(),
+            FileKind::Listening(listening) => listening.part(),
         }
     }
 }
@@ -221,6 +232,7 @@ fn look(pid: i32, fd: i32, capture: &Capture) -> Result<Found> {
 /// What needs all descriptor tables: who is meant by a handle, what an epoll instance watches. `tree` holds all processes.
 pub fn settle(tree: &HashSet<i32>, capture: &mut Capture) -> Result<()> {
     socket::peers::resolve(tree, capture)?;
+    socket::listen::resolve(tree, capture)?;
     pidfd::refuse_outsiders(tree, capture);
     owner::refuse_outsiders(tree, capture);
     epoll::resolve(capture)

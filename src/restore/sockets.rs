@@ -6,6 +6,7 @@
 
 mod bind;
 mod fill;
+pub mod listen;
 pub mod tcp;
 
 use super::places::Places;

@@ -193,6 +193,8 @@ pub struct Known {
     new: HashMap<Key, (New, Answers)>,
     /// Answers of the protocol's own options, which its own file asks.
     pub protocols: HashMap<Key, Answers>,
+    /// The same for sockets that listen.
+    pub listening: HashMap<Key, Answers>,
 }
 
 /// A new socket of the same kind in the same network namespace as `like`.

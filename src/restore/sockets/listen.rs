@@ -1,0 +1,159 @@
+//! Listening TCP sockets on their way back: all are made, in their order, before anything else is; whatever stands in the way of
+//! any of them is named at once.
+
+use super::super::places::Places;
+use crate::error::{Context, Error, Refusal, Result};
+use crate::resource::Tree;
+use crate::resource::descriptor::{FileId, FileKind};
+use crate::resource::socket::inet::{self, LevelOption};
+use crate::resource::socket::listen::Listening;
+use crate::resource::socket::outside;
+use crate::sys::namespace::{self, Kind};
+use crate::sys::tcp_diag::{self, Entry};
+use crate::sys::{socket, tcp};
+use nix::errno::Errno;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// All of a tree.
+#[derive(Default)]
+pub struct Listeners {
+    made: HashMap<FileId, OwnedFd>,
+}
+
+type One<'t> = (FileId, &'t Listening);
+
+impl Listeners {
+    /// Makes all of them; from then on they listen.
+    pub fn make(tree: &Tree, places: &Places<'_>, warnings: &mut Vec<String>) -> Result<Listeners> {
+        let mut by_network: BTreeMap<Option<u32>, Vec<One<'_>>> = BTreeMap::new();
+        for (id, file) in tree.files.iter().enumerate() {
+            if let FileKind::Listening(listening) = &file.kind {
+                by_network.entry(listening.inet.network).or_default().push((id as FileId, listening));
+            }
+        }
+        let mut listeners = Listeners::default();
+        let mut refusals = Vec::new();
+        for (network, mut all) in by_network {
+            all.sort_by_key(|(_, listening)| listening.order);
+            let enter = match network {
+                Some(_) => namespace::places([(places.fd(network, Kind::Net)?, Kind::Net)]),
+                None => Vec::new(),
+            };
+            let made = namespace::within(&enter, || make_all(&all, warnings)).context(|| "entering a network namespace")?;
+            for ((id, listening), made) in all.into_iter().zip(made) {
+                match made {
+                    Ok(fd) => drop(listeners.made.insert(id, fd)),
+                    Err(e) => refusals.push(refusal(tree, id, listening, e)),
+                }
+            }
+        }
+        match refusals.len() {
+            0 => Ok(listeners),
+            1 => Err(Error::refused("cannot restore the listening socket of this tree", refusals)),
+            _ => Err(Error::refused("cannot restore the listening sockets of this tree", refusals)),
+        }
+    }
+
+    /// A duplicate of one.
+    pub fn open(&self, id: FileId) -> Result<OwnedFd> {
+        let made = self.made.get(&id).ok_or_else(|| Error::image("image damaged: a listening socket is missing"))?;
+        Ok(made.try_clone()?)
+    }
+}
+
+fn refusal(tree: &Tree, id: FileId, listening: &Listening, error: Error) -> Refusal {
+    let holder = tree.processes.iter().find_map(|p| Some((p.pid, p.descriptors.iter().find(|d| d.file == id)?.fd)));
+    let (pid, fd) = holder.unwrap_or_default();
+    let object = format!("fd {fd} ({})", listening.called());
+    Refusal { pid, object, reason: error.message, advice: error.help.unwrap_or_default(), ..Refusal::default() }
+}
+
+/// Makes those of one network namespace, which the caller lives in.
+fn make_all(all: &[One<'_>], warnings: &mut Vec<String>) -> Vec<Result<OwnedFd>> {
+    let mut made: Vec<Result<OwnedFd>> = all.iter().map(|(_, listening)| bound(listening, warnings)).collect();
+    for ((_, listening), made) in all.iter().zip(&mut made) {
+        if let Ok(fd) = &*made
+            && let Err(e) = listen(fd.as_fd(), listening, warnings)
+        {
+            *made = Err(e);
+        }
+    }
+    made
+}
+
+fn option<'l>(options: &'l [LevelOption], level: i32, name: i32) -> Option<&'l [u8]> {
+    options.iter().find(|o| (o.level, o.name) == (level, name)).map(|o| o.value.as_slice())
+}
+
+/// A socket that has its address.
+fn bound(listening: &Listening, warnings: &mut Vec<String>) -> Result<OwnedFd> {
+    let what = listening.called();
+    let fd = listening.inet.make(&what, warnings)?;
+    if let Some(device) = option(&listening.inet.more, libc::SOL_SOCKET, libc::SO_BINDTODEVICE) {
+        let has = socket::option(fd.as_fd(), libc::SOL_SOCKET, libc::SO_BINDTODEVICE, 16).unwrap_or_default();
+        if has != device {
+            let name = String::from_utf8_lossy(device.split(|b| *b == 0).next().unwrap_or_default()).into_owned();
+            let help = format!("make an interface of that name first: ip link add {name} …, or ip link set OTHER name {name}");
+            return Err(Error::other(format!("it is bound to the interface {name}, which there is not here")).help(help));
+        }
+    }
+    // Connections of its own from before may still be there, in TIME_WAIT for one.
+    socket::set_number(fd.as_fd(), libc::SO_REUSEADDR, 1)?;
+    listening.inet.bind(fd.as_fd(), &what).map_err(|e| taken(e, listening))?;
+    Ok(fd)
+}
+
+/// Who has the port, where that is what the error says.
+fn taken(error: Error, listening: &Listening) -> Error {
+    let Some(address) = listening.address() else { return error };
+    if !error.message.contains("EADDRINUSE") {
+        return error;
+    }
+    let mine = |e: &&Entry| e.local.port() == address.port() && meets(e.local, address);
+    let all = tcp_diag::list(!0).unwrap_or_default();
+    let there: Vec<&Entry> = all.iter().filter(mine).collect();
+    if let Some(user) = there.iter().find(|e| e.inode != 0) {
+        let holders = outside::holders(&HashSet::new());
+        let who = outside::describe(holders.get(&u64::from(user.inode)));
+        let what = if user.state == tcp::LISTEN { "listens" } else { "has connections" };
+        return Error::other(format!("its address {address} is in use: {who} {what} there")).help("end that process first");
+    }
+    match there.iter().map(|e| e.expires).max() {
+        Some(left) => {
+            let seconds = left.div_ceil(1000);
+            let reason = format!("connections of its address {address} that have ended are remembered for another {seconds} s");
+            Error::other(reason).help("wait for that long, or let the program set SO_REUSEADDR")
+        }
+        None => error,
+    }
+}
+
+/// Whether two addresses of one port cannot be had by two sockets.
+fn meets(a: SocketAddr, b: SocketAddr) -> bool {
+    let (a, b) = (a.ip().to_canonical(), b.ip().to_canonical());
+    a == b || a.is_unspecified() || b.is_unspecified()
+}
+
+/// Lets a socket listen as it did, with all its options.
+fn listen(fd: BorrowedFd<'_>, listening: &Listening, warnings: &mut Vec<String>) -> Result<()> {
+    let what = listening.called();
+    inet::set(fd, &listening.options, Listening::may_set, &what, warnings);
+    listening.inet.finish(fd, &what, warnings)?;
+    let listened = socket::listen(fd, listening.backlog.min(i32::MAX as u32) as i32);
+    match listened {
+        Err(e @ Errno::EADDRINUSE) => return Err(taken(Error::other(format!("{what} cannot have its address: {e}")), listening)),
+        listened => listened.context(|| format!("listening on {what}"))?,
+    }
+    let (_, backlog) = tcp_diag::backlog(fd)?;
+    if backlog != listening.backlog {
+        warnings.push(format!("{what}: only {backlog} instead of {} connections may wait (net.core.somaxconn)", listening.backlog));
+    }
+    if option(&listening.inet.more, libc::SOL_SOCKET, libc::SO_REUSEADDR).is_none()
+        && listening.inet.options.iter().all(|o| o.name != libc::SO_REUSEADDR)
+    {
+        socket::set_number(fd, libc::SO_REUSEADDR, 0)?;
+    }
+    Ok(())
+}
