@@ -78,7 +78,7 @@ macro_rules! refused {
 }
 
 refused! {
-    socket: "s = socket.create_server(('127.0.0.1', 0))" => "TCP socket (listening)";
+    socket: "s = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)" => "vsock socket (not connected)";
     netlink_socket: "s = socket.socket(16, 3, 0); s.send(b'\\x14\\0\\0\\0\\x12\\0\\5\\3' + bytes(12)); time.sleep(0.1)" => "a list is being sent over it";
     io_uring: "p = ctypes.create_string_buffer(120); i = syscall(425, 4, p)" => "io_uring";
     userfaultfd: "u = syscall(323, 1)" => "userfaultfd";
@@ -107,7 +107,7 @@ crate::alone! {
     fn a_refusal_names_everybody_and_the_way() {
         let lab = Lab::new("holders");
         let program = "
-a = socket.socket(type=socket.SOCK_DGRAM)
+a = socket.socket(socket.AF_VSOCK)
 for n in range(2):
     if os.fork() == 0:
         if n:
@@ -138,7 +138,7 @@ time.sleep(0.2)";
     fn what_is_left_out_is_dev_null() {
         let mut lab = Lab::new("ignored");
         let program = "
-a, b = (socket.socket(type=socket.SOCK_DGRAM) for _ in range(2))
+a, b = (socket.socket(socket.AF_VSOCK) for _ in range(2))
 import select
 watching = select.epoll()
 watching.register(a, select.EPOLLIN)

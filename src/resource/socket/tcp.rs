@@ -10,12 +10,13 @@ use crate::resource::capture::Capture;
 use crate::resource::descriptor::{FileId, FileKind, Found};
 use crate::resource::graph::Part;
 use crate::sys::namespace::{Kind, places, within};
+use crate::sys::task::Files;
 use crate::sys::tcp::{self, Info, Queue, Repair, Window};
 use crate::sys::{apart, socket};
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// One TCP socket that does not listen.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -133,6 +134,11 @@ impl Tcp {
         if part.detail.is_empty() { "TCP socket".to_owned() } else { format!("{} {}", part.kind, part.detail) }
     }
 
+    /// Whether anything can arrive for it.
+    pub fn reachable(&self) -> bool {
+        self.state != tcp::CLOSE
+    }
+
     /// Whether a FIN was written, and whether it has been acknowledged.
     pub fn ended(&self) -> (bool, bool) {
         let written = matches!(self.state, tcp::FIN_WAIT1 | tcp::FIN_WAIT2 | tcp::CLOSING | tcp::LAST_ACK);
@@ -191,60 +197,100 @@ fn obstacle(fd: BorrowedFd<'_>, tcp: &Tcp) -> Result<Option<Obstacle>> {
 /// A connection that is in repair, for whoever has to end that.
 type InRepair = Option<((i32, i32), i32)>;
 
+/// One socket that is to be read.
+struct Job {
+    id: FileId,
+    holder: (i32, i32),
+    tcp: Tcp,
+    told: Option<Result<Option<Obstacle>>>,
+}
+
+/// Children that read connections at the same time.
+const READERS: usize = 4;
+/// Below that one of them is as fast.
+const MANY: usize = 64;
+
 /// Reads all connections. The tree must stand still, and nothing may arrive.
 pub fn complete(capture: &mut Capture) -> Result<()> {
-    let is_tcp = |id: &FileId| matches!(capture.files[*id as usize].kind, FileKind::Tcp(_));
-    let all: Vec<FileId> = (0..capture.files.len() as FileId).filter(is_tcp).collect();
-    if all.is_empty() {
+    let mut jobs = Vec::new();
+    for (file, holder) in capture.files.iter_mut().zip(&capture.holders) {
+        if let FileKind::Tcp(tcp) = &mut file.kind {
+            jobs.push(Job { id: file.id, holder: *holder, tcp: std::mem::take(&mut **tcp), told: None });
+        }
+    }
+    if jobs.is_empty() {
         return Ok(());
     }
+    let mut known = std::mem::take(&mut capture.inet);
+    for job in &jobs {
+        if !known.is_prepared(&job.tcp.inet) {
+            prepare(capture.duplicate(job.holder)?.as_fd(), &job.tcp.inet, &mut known)?;
+        }
+    }
+    let readers = std::thread::available_parallelism().map_or(1, |n| n.get().min(READERS));
+    let share = if jobs.len() < MANY { jobs.len() } else { jobs.len().div_ceil(readers) };
+    let done: Result<Vec<()>> = std::thread::scope(|scope| {
+        let known = &known;
+        let reading: Vec<_> = jobs.chunks_mut(share).map(|share| scope.spawn(|| read_all(share, known))).collect();
+        reading.into_iter().map(|r| r.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+    });
+    capture.inet = known;
+    done?;
+    for job in jobs {
+        let (holder, what) = (job.holder, job.tcp.called());
+        if let FileKind::Tcp(place) = &mut capture.files[job.id as usize].kind {
+            **place = job.tcp;
+        }
+        let told = job.told.unwrap_or_else(|| Err(Error::other("it was not read")));
+        if let Some((reason, advice)) = told.context(|| format!("reading {what}"))? {
+            capture.refuse_for_now(holder.0, format!("fd {}", holder.1), format!("{what}: {reason}"), advice);
+        }
+    }
+    Ok(())
+}
+
+fn prepare(fd: BorrowedFd<'_>, inet: &Inet, known: &mut inet::Known) -> Result<()> {
+    known.prepare(fd, inet)?;
+    let new = inet::another(fd, inet)?;
+    known.protocols.insert(inet.key(), inet::answers(new.as_fd(), KNOWN));
+    Ok(())
+}
+
+/// Reads some, in a child of the calling thread's.
+fn read_all(jobs: &mut [Job], known: &inet::Known) -> Result<()> {
     let meio = nix::unistd::getpid();
     let mut open: InRepair = None;
+    let mut files: Option<Files> = None;
     let done = apart::run(0, || {
-        for &id in &all {
+        for job in jobs {
             // Nobody wants to know any more.
             if nix::unistd::getppid() != meio {
                 break;
             }
-            read(id, capture, &mut open)?;
+            let (pid, fd) = job.holder;
+            if files.as_ref().is_none_or(|f| f.pid() != pid) {
+                files = Some(Files::of(pid));
+            }
+            let Some(own) = files.as_ref().map(|f| f.get(fd)) else { break };
+            let read = |own: OwnedFd| -> Result<Option<Obstacle>> {
+                options(own.as_fd(), &mut job.tcp, known)?;
+                stream(own.as_fd(), &mut job.tcp, (job.holder, &mut open))
+            };
+            job.told = Some(own.map_err(Error::from).and_then(read));
         }
-        Ok(())
     });
     // Its end must not be that of a connection, too.
-    if let (Err(Errno::ECANCELED), Some((holder, reuse))) = (&done, open) {
-        let fd = capture.duplicate(holder)?;
-        leave(fd.as_fd(), reuse)?;
+    if let (Err(Errno::ECANCELED), Some(((pid, fd), reuse))) = (&done, open) {
+        leave(Files::of(pid).get(fd)?.as_fd(), reuse)?;
     }
-    done.context(|| "reading TCP connections")?
+    done.context(|| "reading TCP connections")
 }
 
-/// Adds to one socket what there is of a connection.
-fn read(id: FileId, capture: &mut Capture, open: &mut InRepair) -> Result<()> {
-    let holder = capture.holders[id as usize];
-    let own = capture.duplicate(holder)?;
-    let fd = own.as_fd();
-    let mut known = std::mem::take(&mut capture.inet);
-    let FileKind::Tcp(tcp) = &mut capture.files[id as usize].kind else { return Ok(()) };
-    let asked = options(fd, tcp, &mut known).and_then(|()| stream(fd, tcp, (holder, open)));
-    let what = tcp.called();
-    capture.inet = known;
-    let (reason, advice) = match asked.context(|| format!("reading {what}"))? {
-        None => return Ok(()),
-        Some(obstacle) => obstacle,
-    };
-    capture.refuse_for_now(holder.0, format!("fd {}", holder.1), format!("{what}: {reason}"), advice);
-    Ok(())
-}
-
-fn options(fd: BorrowedFd<'_>, tcp: &mut Tcp, known: &mut inet::Known) -> Result<()> {
-    tcp.inet.ask(fd, known)?;
+fn options(fd: BorrowedFd<'_>, tcp: &mut Tcp, known: &inet::Known) -> Result<()> {
+    tcp.inet.compare(fd, known)?;
     tcp.inet.more.retain(|o| (o.level, o.name) != (libc::SOL_SOCKET, libc::SO_INCOMING_CPU));
-    let key = tcp.inet.key();
-    if !known.protocols.contains_key(&key) {
-        let new = inet::another(fd, &tcp.inet)?;
-        known.protocols.insert(key, inet::answers(new.as_fd(), KNOWN));
-    }
-    tcp.options = known.protocols.get(&key).map(|new| inet::differing(fd, KNOWN, new)).unwrap_or_default();
+    let new = known.protocols.get(&tcp.inet.key());
+    tcp.options = new.map(|new| inet::differing(fd, KNOWN, new)).unwrap_or_default();
     Ok(())
 }
 

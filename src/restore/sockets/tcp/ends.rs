@@ -98,11 +98,13 @@ pub fn closed(made: OwnedFd, tcp: &Tcp, end: End, what: &str, wire: &mut Option<
     // Itself, at a port that nobody asks anything of.
     let peer = SocketAddr::new(local.ip(), DISCARD);
     if end == End::Refused {
+        number(fd, 1).context(doing)?;
         tcp.inet.bind(fd, what)?;
-        return match start(fd, peer) {
-            Err(Errno::ECONNREFUSED) | Ok(()) => Ok(made),
-            Err(e) => Err(e).context(doing),
-        };
+        start(fd, peer).context(doing)?;
+        let stream = Stream { written_to: 2, ..Stream::default() };
+        let line = Line { fd, wire: open(wire)?, local: inet::local(fd)?, peer, stream: &stream };
+        line.hear(wire::RST, 0, tcp::CLOSE)?;
+        return Ok(made);
     }
     let received = tcp.stream.as_ref().map_or(&[][..], |s| &s.received);
     let window = [1, 65535, 65535, 65535, 1];
