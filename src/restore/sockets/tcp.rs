@@ -3,7 +3,7 @@
 
 mod ends;
 
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, Refusal, Result};
 use crate::resource::Tree;
 use crate::resource::descriptor::{FileId, FileKind};
 use crate::resource::socket::inet;
@@ -13,8 +13,8 @@ use crate::restore::places::Places;
 use crate::sys::namespace::Kind::Net;
 use crate::sys::namespace::{places as entered, within};
 use crate::sys::tcp::{self, Queue, Repair, Window};
-use crate::sys::wire::Wire;
 use crate::sys::{apart, socket};
+use ends::Near;
 use nix::errno::Errno;
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
@@ -44,23 +44,27 @@ impl Connections {
         for (id, tcp) in all(tree) {
             networks.entry(tcp.inet.network).or_default().push((id, tcp));
         }
+        let mut refusals = Vec::new();
         for (network, list) in networks {
             let inside = match network {
                 Some(_) => entered([(places.fd(network, Net)?, Net)]),
                 None => Vec::new(),
             };
-            let mut wire = None;
-            within(&inside, || list.iter().try_for_each(|(id, tcp)| connections.one(*id, tcp, &mut wire)))
-                .context(|| "entering a network namespace")??;
+            let mut near = Near::default();
+            let make = || {
+                for &(id, tcp) in &list {
+                    let what = tcp.called();
+                    match make(tcp, &what, &mut near, &mut connections.warnings) {
+                        Ok(made) => drop(connections.made.insert(id, made)),
+                        Err(e) if e.kind == crate::error::Kind::Image => return Err(e),
+                        Err(e) => refusals.push(refusal(tree, id, &what, e)),
+                    }
+                }
+                Ok(())
+            };
+            within(&inside, make).context(|| "entering a network namespace")??;
         }
-        Ok(connections)
-    }
-
-    fn one(&mut self, id: FileId, tcp: &Tcp, wire: &mut Option<Wire>) -> Result<()> {
-        let what = tcp.called();
-        let made = make(tcp, &what, wire, &mut self.warnings)?;
-        self.made.insert(id, made);
-        Ok(())
+        if refusals.is_empty() { Ok(connections) } else { Err(Error::refused("cannot restore the connections of this tree", refusals)) }
     }
 
     /// One of them, once.
@@ -71,7 +75,14 @@ impl Connections {
     }
 }
 
-fn make(tcp: &Tcp, what: &str, wire: &mut Option<Wire>, warnings: &mut Vec<String>) -> Result<OwnedFd> {
+fn refusal(tree: &Tree, id: FileId, what: &str, error: Error) -> Refusal {
+    let holder = tree.processes.iter().find_map(|p| Some((p.pid, p.descriptors.iter().find(|d| d.file == id)?.fd)));
+    let (pid, fd) = holder.unwrap_or_default();
+    let advice = error.help.unwrap_or_else(|| "run it again with -v to see each step".into());
+    Refusal { pid, object: format!("fd {fd} ({what})"), reason: error.message, advice, ..Refusal::default() }
+}
+
+fn make(tcp: &Tcp, what: &str, near: &mut Near, warnings: &mut Vec<String>) -> Result<OwnedFd> {
     let none = Stream::default();
     let stream = tcp.stream.as_ref().unwrap_or(&none);
     if tcp.inet.kind != libc::SOCK_STREAM || tcp.inet.protocol != libc::IPPROTO_TCP || stream.scales.0 > 14 || stream.scales.1 > 14 {
@@ -88,7 +99,7 @@ fn make(tcp: &Tcp, what: &str, wire: &mut Option<Wire>, warnings: &mut Vec<Strin
         (tcp::CLOSE, None) => tcp.inet.bind(fd, what)?,
         (tcp::CLOSE, Some(end)) => {
             inet::set(fd, &later, Tcp::may_set, what, warnings);
-            return ends::closed(made, tcp, end, what, wire);
+            return ends::closed(made, tcp, end, what, near);
         }
         (tcp::SYN_SENT, _) => {
             ends::number(fd, stream.written_to.wrapping_sub(1)).context(|| format!("making {what}"))?;
@@ -96,9 +107,9 @@ fn make(tcp: &Tcp, what: &str, wire: &mut Option<Wire>, warnings: &mut Vec<Strin
         }
         _ => {
             tcp::repair(fd, Repair::On).context(|| format!("making {what}"))?;
-            connect(fd, tcp, stream, what)?;
+            connect(fd, tcp, stream, what, near)?;
             fill(fd, tcp, stream).context(|| format!("filling {what}"))?;
-            ends::bring(fd, tcp, wire).context(|| format!("closing {what}"))?;
+            ends::bring(fd, tcp, near).context(|| format!("closing {what}"))?;
         }
     }
     inet::set(fd, &later, Tcp::may_set, what, warnings);
@@ -106,9 +117,9 @@ fn make(tcp: &Tcp, what: &str, wire: &mut Option<Wire>, warnings: &mut Vec<Strin
 }
 
 /// The connection as it was, with nothing in it.
-fn connect(fd: BorrowedFd<'_>, tcp: &Tcp, stream: &Stream, what: &str) -> Result<()> {
+fn connect(fd: BorrowedFd<'_>, tcp: &Tcp, stream: &Stream, what: &str, near: &mut Near) -> Result<()> {
     let doing = || format!("making {what}");
-    let (Some(_), Some(peer)) = (tcp.inet.local, tcp.inet.peer) else {
+    let (Some(local), Some(peer)) = (tcp.inet.local, tcp.inet.peer) else {
         return Err(Error::image(format!("image damaged: {what} has no addresses")));
     };
     tcp::choose(fd, Queue::Received).context(doing)?;
@@ -118,7 +129,11 @@ fn connect(fd: BorrowedFd<'_>, tcp: &Tcp, stream: &Stream, what: &str) -> Result
     tcp.inet.bind(fd, what)?;
     limit_segments(fd, stream.largest_segment.min(MOST_SEGMENT)).context(doing)?;
     let peer = SocketAddr::from(peer);
-    crate::sys::inet::connect(fd, peer).map_err(|e| {
+    let mut connected = crate::sys::inet::connect(fd, peer);
+    if connected == Err(Errno::EADDRNOTAVAIL) && near.clear(local.into(), peer) {
+        connected = crate::sys::inet::connect(fd, peer);
+    }
+    connected.map_err(|e| {
         let help = match e {
             Errno::EADDRNOTAVAIL | Errno::EADDRINUSE => "another connection has the same addresses and ports: end it first",
             _ => "there must be a way to the other end before it can go on: see ip route",

@@ -4,11 +4,13 @@
 use crate::error::{Context, Error, Result};
 use crate::resource::socket::inet::{Address, Inet};
 use crate::resource::socket::tcp::{End, Stream, Tcp};
+use crate::sys::inet_diag::{self, Inet as Remains};
 use crate::sys::tcp::{self, Queue, Repair};
 use crate::sys::wire::{self, Segment, Wire};
 use crate::sys::{file, inet, socket};
 use nix::errno::Errno;
-use std::net::SocketAddr;
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -26,12 +28,12 @@ struct Line<'a> {
 
 /// Brings a connection in repair, established and filled, into its state as far as that needs the other end, or is to
 /// happen in silence. All that is left is what this end still has to say.
-pub fn bring(fd: BorrowedFd<'_>, tcp: &Tcp, wire: &mut Option<Wire>) -> Result<()> {
+pub fn bring(fd: BorrowedFd<'_>, tcp: &Tcp, near: &mut Near) -> Result<()> {
     let (Some(stream), Some(local), Some(peer)) = (&tcp.stream, tcp.inet.local, tcp.inet.peer) else { return Ok(()) };
     if tcp.state == tcp::ESTABLISHED || tcp.state == tcp::FIN_WAIT1 {
         return Ok(());
     }
-    let line = Line { fd, wire: open(wire)?, local: local.into(), peer: peer.into(), stream };
+    let line = Line { fd, wire: near.wire()?, local: local.into(), peer: peer.into(), stream };
     match tcp.state {
         tcp::CLOSE_WAIT | tcp::LAST_ACK => line.hear(wire::FIN, 0, tcp::CLOSE_WAIT),
         tcp::FIN_WAIT2 => {
@@ -46,11 +48,35 @@ pub fn bring(fd: BorrowedFd<'_>, tcp: &Tcp, wire: &mut Option<Wire>) -> Result<(
     }
 }
 
-fn open(wire: &mut Option<Wire>) -> Result<&Wire> {
-    if wire.is_none() {
-        *wire = Some(Wire::new(wire::PASS).context(|| "opening raw sockets for what the other end of a connection has said")?);
+/// What is asked of the network namespace that sockets are made in, once for all of them.
+#[derive(Default)]
+pub struct Near {
+    wire: Option<Wire>,
+    remains: Option<HashMap<(Plain, Plain), Remains>>,
+}
+
+/// An address without what only a socket knows of it.
+type Plain = (IpAddr, u16);
+
+fn plain(address: SocketAddr) -> Plain {
+    (address.ip(), address.port())
+}
+
+impl Near {
+    fn wire(&mut self) -> Result<&Wire> {
+        if self.wire.is_none() {
+            self.wire = Some(Wire::new(wire::PASS).context(|| "opening raw sockets for what the other end of a connection has said")?);
+        }
+        self.wire.as_ref().ok_or_else(|| Error::other("a raw socket has gone"))
     }
-    wire.as_ref().ok_or_else(|| Error::other("a raw socket has gone"))
+
+    /// Ends what is left of an earlier connection with the same addresses and ports, which waits for its last packets:
+    /// whether there was such.
+    pub fn clear(&mut self, local: SocketAddr, peer: SocketAddr) -> bool {
+        let list = || inet_diag::remains().unwrap_or_default().into_iter().map(|r| ((plain(r.local), plain(r.remote)), r));
+        let remains = self.remains.get_or_insert_with(|| list().collect());
+        remains.remove(&(plain(local), plain(peer))).is_some_and(|r| inet_diag::destroy(&r).is_ok())
+    }
 }
 
 impl Line<'_> {
@@ -87,7 +113,7 @@ impl Line<'_> {
 }
 
 /// A socket whose connection has ended: it is connected to nobody, who ends it likewise.
-pub fn closed(made: OwnedFd, tcp: &Tcp, end: End, what: &str, wire: &mut Option<Wire>) -> Result<OwnedFd> {
+pub fn closed(made: OwnedFd, tcp: &Tcp, end: End, what: &str, near: &mut Near) -> Result<OwnedFd> {
     let fd = made.as_fd();
     let doing = || format!("making {what}");
     let six = tcp.inet.family == libc::AF_INET6;
@@ -102,7 +128,7 @@ pub fn closed(made: OwnedFd, tcp: &Tcp, end: End, what: &str, wire: &mut Option<
         tcp.inet.bind(fd, what)?;
         start(fd, peer).context(doing)?;
         let stream = Stream { written_to: 2, ..Stream::default() };
-        let line = Line { fd, wire: open(wire)?, local: inet::local(fd)?, peer, stream: &stream };
+        let line = Line { fd, wire: near.wire()?, local: inet::local(fd)?, peer, stream: &stream };
         line.hear(wire::RST, 0, tcp::CLOSE)?;
         return Ok(made);
     }
@@ -119,9 +145,9 @@ pub fn closed(made: OwnedFd, tcp: &Tcp, end: End, what: &str, wire: &mut Option<
     let inet = Inet { local: Some(Address::from(local)), peer: Some(Address::from(peer)), ..tcp.inet.clone() };
     let open_one = Tcp { inet, state: tcp::ESTABLISHED, stream: Some(stream.clone()), ..Tcp::default() };
     tcp::repair(fd, Repair::On).context(doing)?;
-    super::connect(fd, &open_one, &stream, what)?;
+    super::connect(fd, &open_one, &stream, what, near)?;
     super::fill(fd, &open_one, &stream).context(doing)?;
-    let line = Line { fd, wire: open(wire)?, local: inet::local(fd)?, peer, stream: &stream };
+    let line = Line { fd, wire: near.wire()?, local: inet::local(fd)?, peer, stream: &stream };
     match end {
         End::Reset => line.hear(wire::RST, 0, tcp::CLOSE)?,
         _ => {
