@@ -13,6 +13,7 @@ use crate::restore::places::Places;
 use crate::sys::namespace::Kind::Net;
 use crate::sys::namespace::{places as entered, within};
 use crate::sys::tcp::{self, Queue, Repair, Window};
+use crate::sys::wire::Wire;
 use crate::sys::{apart, socket};
 use ends::Near;
 use nix::errno::Errno;
@@ -24,6 +25,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 #[derive(Default)]
 pub struct Connections {
     made: HashMap<FileId, OwnedFd>,
+    /// What speaks for the other ends, by network namespace.
+    wires: HashMap<Option<u32>, Wire>,
     /// What comes back differently.
     pub warnings: Vec<String>,
 }
@@ -63,6 +66,7 @@ impl Connections {
                 Ok(())
             };
             within(&inside, make).context(|| "entering a network namespace")??;
+            connections.wires.extend(near.into_wire().map(|wire| (network, wire)));
         }
         if refusals.is_empty() { Ok(connections) } else { Err(Error::refused("cannot restore the connections of this tree", refusals)) }
     }
@@ -109,6 +113,9 @@ fn make(tcp: &Tcp, what: &str, near: &mut Near, warnings: &mut Vec<String>) -> R
             tcp::repair(fd, Repair::On).context(|| format!("making {what}"))?;
             connect(fd, tcp, stream, what, near)?;
             fill(fd, tcp, stream).context(|| format!("filling {what}"))?;
+            if ends::is_hastened(tcp) {
+                near.wire()?;
+            }
             ends::bring(fd, tcp, near).context(|| format!("closing {what}"))?;
         }
     }
@@ -125,7 +132,8 @@ fn connect(fd: BorrowedFd<'_>, tcp: &Tcp, stream: &Stream, what: &str, near: &mu
     tcp::choose(fd, Queue::Received).context(doing)?;
     tcp::set_sequence(fd, stream.received_to.wrapping_sub(stream.received.len() as u32)).context(doing)?;
     tcp::choose(fd, Queue::Written).context(doing)?;
-    tcp::set_sequence(fd, stream.written_to.wrapping_sub(stream.written.len() as u32)).context(doing)?;
+    let first = stream.written_to.wrapping_sub(stream.written.len() as u32);
+    tcp::set_sequence(fd, first.wrapping_sub(u32::from(ends::is_hastened(tcp)))).context(doing)?;
     tcp.inet.bind(fd, what)?;
     limit_segments(fd, stream.largest_segment.min(MOST_SEGMENT)).context(doing)?;
     let peer = SocketAddr::from(peer);
@@ -204,6 +212,9 @@ fn fill(fd: BorrowedFd<'_>, tcp: &Tcp, stream: &Stream) -> Result<()> {
         socket::set_option(fd, libc::IPPROTO_TCP, libc::TCP_WINDOW_CLAMP, &stream.clamp.to_ne_bytes())?;
     }
     tcp::choose(fd, Queue::Written)?;
+    if ends::is_hastened(tcp) {
+        append(fd, &[0])?;
+    }
     // Behind a FIN that counts as sent nothing can be written any more.
     append(fd, if tcp.state == tcp::CLOSING { &stream.written } else { stream.parts().0 })
 }
@@ -215,27 +226,29 @@ fn append(fd: BorrowedFd<'_>, mut rest: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// Sends all of them to work; `file` knows their descriptors. What one says may be an answer to another.
-pub fn begin<'f>(tree: &Tree, file: &dyn Fn(FileId) -> Option<BorrowedFd<'f>>) -> Result<Vec<String>> {
-    let mut warnings = Vec::new();
-    if all(tree).next().is_none() {
-        return Ok(warnings);
-    }
-    // All or none, also when meio is killed just now.
-    let done = apart::run(0, || {
-        for (id, tcp) in all(tree) {
-            let what = tcp.called();
-            let begun = file(id).ok_or_else(|| Error::image("image damaged: a connection is not there"));
-            if let Err(e) = begun.and_then(|fd| work(fd, tcp, &what, &mut warnings)) {
-                warnings.push(format!("{what}: {}", e.message));
-            }
+impl Connections {
+    /// Sends all of them to work; `file` knows their descriptors. What one says may be an answer to another.
+    pub fn begin<'f>(&self, tree: &Tree, file: &dyn Fn(FileId) -> Option<BorrowedFd<'f>>) -> Result<Vec<String>> {
+        let mut warnings = Vec::new();
+        if all(tree).next().is_none() {
+            return Ok(warnings);
         }
-    });
-    done.context(|| "sending connections to work")?;
-    Ok(warnings)
+        // All or none, also when meio is killed just now.
+        let done = apart::run(0, || {
+            for (id, tcp) in all(tree) {
+                let what = tcp.called();
+                let begun = file(id).ok_or_else(|| Error::image("image damaged: a connection is not there"));
+                if let Err(e) = begun.and_then(|fd| work(fd, tcp, &what, self.wires.get(&tcp.inet.network), &mut warnings)) {
+                    warnings.push(format!("{what}: {}", e.message));
+                }
+            }
+        });
+        done.context(|| "sending connections to work")?;
+        Ok(warnings)
+    }
 }
 
-fn work(fd: BorrowedFd<'_>, tcp: &Tcp, what: &str, warnings: &mut Vec<String>) -> Result<()> {
+fn work(fd: BorrowedFd<'_>, tcp: &Tcp, what: &str, wire: Option<&Wire>, warnings: &mut Vec<String>) -> Result<()> {
     let mut said = Ok(());
     match (tcp.state, &tcp.stream, tcp.inet.peer) {
         (tcp::CLOSE, ..) => {}
@@ -243,6 +256,9 @@ fn work(fd: BorrowedFd<'_>, tcp: &Tcp, what: &str, warnings: &mut Vec<String>) -
         (state, Some(stream), _) => {
             let (sent, unsent) = stream.parts();
             tcp::repair(fd, if sent.is_empty() { Repair::Off } else { Repair::OffAndAsk })?;
+            if let Some(wire) = wire.filter(|_| ends::is_hastened(tcp)) {
+                ends::hasten(fd, tcp, stream, wire)?;
+            }
             if state != tcp::CLOSING {
                 said = append(fd, unsent);
             }
