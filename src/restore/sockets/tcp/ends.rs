@@ -10,7 +10,7 @@ use crate::sys::wire::{self, Segment, Wire};
 use crate::sys::{file, inet, socket};
 use nix::errno::Errno;
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -170,7 +170,7 @@ pub fn closed(made: OwnedFd, tcp: &Tcp, end: End, what: &str, near: &mut Near) -
     Ok(made)
 }
 
-const LOCALHOST: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
+const LOCALHOST: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 /// The port of the discard protocol.
 const DISCARD: u16 = 9;
 
