@@ -204,7 +204,7 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     if let Some(namespace) = namespace {
         namespace.keep();
     }
-    // The tree is not meio's any more: what fails here cannot be undone. Its connections speak when they begin.
+    // The tree is not meio's any more: what fails here cannot be undone. What the connections say first is to be heard.
     if let Some(Err(e)) = locks.take().map(Locks::open) {
         warnings.push(format!("{e}; `meio check --unlock` opens what the dump has locked"));
     }

@@ -95,6 +95,10 @@ fixtures! {
     sysvshm: "sysvshm";
     tcp: "tcp" "4";
     tcp_over_ipv6: "tcp" "6";
+    tcp_states: "tcp_states" "4";
+    tcp_states_over_ipv6: "tcp_states" "6";
+    tcp_pair: "tcp_pair" "4";
+    tcp_pair_over_ipv6: "tcp_pair" "6";
     tcp_mapped: "tcp" "46";
     threads_200: "threads" "200";
     threads_1000: "threads" "1000";

@@ -128,9 +128,9 @@ impl FileKind {
     /// What every internet socket has, where it is one.
     pub fn inet(&self) -> Option<&socket::inet::Inet> {
         match self {
-            FileKind::Tcp(tcp) => Some(&tcp.inet),
-            FileKind::Udp(socket) => Some(&socket.inet),
+            FileKind::Tcp(tcp) => tcp.reachable().then_some(&tcp.inet),
             FileKind::Listening(listening) => Some(&listening.inet),
+            FileKind::Udp(udp) => Some(&udp.inet),
             _ => None,
         }
     }

@@ -59,7 +59,7 @@ kinds! {
     "unix socket", Partly, "names, peers, unread messages with descriptors and credentials, waiting connections, ends, options; refused: a peer outside, bytes in a connection not accepted yet",
         ["unix_pairs", "unix_names", "unix_rights", "unix_ends", "unix_dgram", "unix_options"];
     "netlink socket", Partly, "protocol, port id, groups, peer, options, filter; refused: unread messages, a list on its way, queues of packets", ["netlink"];
-    "TCP connection", Partly, "addresses, numbers, windows, both queues, options; refused: kTLS, MPTCP, urgent data", ["tcp"];
+    "TCP connection", Partly, "every state: addresses, numbers, windows, both queues, options; refused: kTLS, MPTCP, urgent data", ["tcp", "tcp_over_ipv6", "tcp_mapped", "tcp_pair", "tcp_states", "tcp_states_over_ipv6"];
     "listening socket", Partly, "TCP and MPTCP: address, backlog, options, groups that share a port", ["listening"];
     "signalfd", Supported, "its mask", ["signalfd"];
     "pidfd", Supported, "the same process, also one that has ended", ["pidfd"];

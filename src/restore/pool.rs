@@ -8,7 +8,7 @@ use super::queues::Queues;
 use super::raw;
 use super::sockets::Sockets;
 use super::sockets::listen::Listeners;
-use super::sockets::tcp::{self, Connections};
+use super::sockets::tcp::Connections;
 use super::terminal::Terminals;
 use crate::error::{Context, Error, Kind, Result};
 use crate::resource::descriptor::{FileKind, OpenFile};
@@ -188,7 +188,7 @@ impl Pool {
 
     /// Sends the connections to work; what is different is returned.
     pub fn begin(&self, tree: &Tree) -> Result<Vec<String>> {
-        tcp::begin(tree, &|id| self.files.get(&id).map(AsFd::as_fd))
+        self.connections.begin(tree, &|id| self.files.get(&id).map(AsFd::as_fd))
     }
 
     /// Descriptor of a mapped file, for a mapping that may write to it or not.

@@ -63,9 +63,10 @@ const KNOWN: [i32; 31] = [
 /// since their defaults are the machine's.
 pub fn capture(fd: BorrowedFd<'_>, new: &New) -> Vec<SocketOption> {
     let differs = |(&name, new): (&i32, &Option<Vec<u8>>)| {
-        let value = ask(fd, name)?;
+        let mut value = [0u8; 16];
+        let value = socket::option_into(fd, libc::SOL_SOCKET, name, &mut value).ok().and_then(|len| value.get(..len))?;
         let always = matches!(name, libc::SO_SNDBUF | libc::SO_RCVBUF);
-        (always || new.as_ref().is_none_or(|new| *new != value)).then_some(SocketOption { name, value })
+        (always || new.as_deref() != Some(value)).then(|| SocketOption { name, value: value.to_vec() })
     };
     KNOWN.iter().zip(&new.0).filter_map(differs).collect()
 }
