@@ -63,6 +63,25 @@ pub fn list(states: u32) -> io::Result<Vec<Entry>> {
     Ok(found)
 }
 
+/// Whoever would get a segment from `peer` to `local`: that connection, or the socket that listens there. `interface` is the one
+/// that it is bound to, or 0.
+pub fn find(netlink: &Socket, local: SocketAddr, peer: SocketAddr, interface: u32) -> io::Result<Option<Entry>> {
+    let mut id = [local.port().to_be_bytes(), peer.port().to_be_bytes()].concat();
+    for ip in [local.ip(), peer.ip()] {
+        match ip {
+            IpAddr::V4(ip) => id.extend([ip.octets(), [0; 4], [0; 4], [0; 4]].concat()),
+            IpAddr::V6(ip) => id.extend(ip.octets()),
+        }
+    }
+    id.extend(interface.to_ne_bytes());
+    id.extend([0xff; 8]); // INET_DIAG_NOCOOKIE
+    let family = if local.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    match netlink.one(SOCK_DIAG_BY_FAMILY, &request(family, !0, &id)) {
+        Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        answer => Ok(answer?.as_deref().and_then(entry)),
+    }
+}
+
 /// `struct inet_diag_msg` and its attributes.
 fn entry(message: &[u8]) -> Option<Entry> {
     let six = i32::from(*message.first()?) == libc::AF_INET6;
@@ -119,6 +138,12 @@ mod tests {
                 let inode = std::fs::metadata(format!("/proc/self/fd/{fd}")).unwrap().ino();
                 let listens = all.iter().find(|e| e.state == tcp::LISTEN && u64::from(e.inode) == inode).unwrap();
                 assert_eq!((listens.local, listens.readable, listens.interface), (at, 1, 0));
+                let netlink = Socket::diagnosis().unwrap();
+                let found = find(&netlink, at, waits.peer, 0).unwrap().unwrap();
+                assert_eq!(Entry { info: vec![], ..found }, Entry { info: vec![], ..waits.clone() });
+                let stranger = SocketAddr::new(at.ip(), 1);
+                assert_eq!(find(&netlink, at, stranger, 0).unwrap().map(|e| e.inode), Some(listens.inode));
+                assert_eq!(find(&netlink, stranger, at, 0).unwrap(), None);
                 assert!(list(1 << tcp::SYN_RECV).unwrap().is_empty());
             }
         })

@@ -119,7 +119,7 @@ impl Wire {
 }
 
 /// An IPv4 address that is written as one of IPv6 (`::ffff:192.0.2.1`) as what it is on the wire.
-fn plain(address: SocketAddr) -> SocketAddr {
+pub fn plain(address: SocketAddr) -> SocketAddr {
     match (address, address.ip().to_canonical()) {
         (SocketAddr::V6(_), IpAddr::V4(ip)) => SocketAddr::new(IpAddr::V4(ip), address.port()),
         _ => address,

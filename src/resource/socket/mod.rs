@@ -8,6 +8,7 @@ pub mod outside;
 pub mod peers;
 pub mod queue;
 pub mod unix;
+pub mod waiting;
 
 use super::capture::Capture;
 use super::descriptor::{FileKind, Found};
