@@ -71,7 +71,7 @@ _meio() {
             return 0
             ;;
         meio__subcmd__check)
-            opts="-v -q -h --pid --external --ignore --kinds --verbose --quiet --json --color --help"
+            opts="-v -q -h --pid --external --ignore --kinds --unlock --verbose --quiet --json --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -86,6 +86,10 @@ _meio() {
                     return 0
                     ;;
                 --ignore)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --unlock)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

@@ -85,6 +85,7 @@ complete -c meio -n "__fish_meio_using_subcommand list" -s h -l help -d 'Print h
 complete -c meio -n "__fish_meio_using_subcommand check" -l pid -d 'Look through the tree below this process, or through this capsule, too' -r
 complete -c meio -n "__fish_meio_using_subcommand check" -l external -d 'Keep it by name only; its other side lives outside, and is looked for again at the restore' -r
 complete -c meio -n "__fish_meio_using_subcommand check" -l ignore -d 'Leave it out of the image; a descriptor comes back as one of /dev/null' -r
+complete -c meio -n "__fish_meio_using_subcommand check" -l unlock -d 'Open the network lock that a dump has kept for the image with this id, or all of them' -r
 complete -c meio -n "__fish_meio_using_subcommand check" -l color -d 'When to colour; auto means on a terminal, unless NO_COLOR is set' -r -f -a "auto\t''
 always\t''
 never\t''"

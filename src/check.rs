@@ -4,7 +4,8 @@
 mod privileges;
 mod probes;
 
-use crate::error::{Refusal, Result};
+use crate::error::{Kind, Refusal, Result};
+use crate::netlock::kept::{self, Lock};
 use crate::progress::Report;
 use crate::resource::capture::Decisions;
 use serde::Serialize;
@@ -49,6 +50,8 @@ pub struct Outcome {
     pub refusals: Vec<Refusal>,
     /// Decisions that concerned nothing in it, each a sentence.
     pub warnings: Vec<String>,
+    /// Network locks: of meios at work, and those that are kept for trees that are gone into an image.
+    pub locks: Vec<Lock>,
 }
 
 impl Outcome {
@@ -61,6 +64,22 @@ impl Outcome {
     pub fn hopeless(&self) -> bool {
         self.gaps().any(|f| f.weight == Weight::Required)
     }
+}
+
+/// The network locks that there are; those whose owner has died are taken away before. None where they cannot be seen.
+fn locks() -> Result<Vec<Lock>> {
+    match kept::sweep(None).and_then(|_| kept::list(None)) {
+        Err(e) if matches!(e.kind, Kind::Permission | Kind::Kernel) => Ok(Vec::new()),
+        locks => locks,
+    }
+}
+
+/// Takes away network locks that are kept: the one whose owner is, or begins with, `name`, or `all`.
+///
+/// # Errors
+/// When there is none, or without `CAP_NET_ADMIN`.
+pub fn unlock(name: &str) -> Result<Vec<Lock>> {
+    kept::release_named(name)
 }
 
 /// Probes the machine, and looks through the tree below `pid`.
@@ -83,5 +102,5 @@ pub fn run(pid: Option<i32>, decisions: &Decisions, report: &mut dyn Report) -> 
     });
     let kernel =
         nix::sys::utsname::uname().map(|u| format!("Linux {} {}", u.release().to_string_lossy(), u.machine().to_string_lossy()))?;
-    Ok(Outcome { kernel, findings, refusals, warnings })
+    Ok(Outcome { kernel, findings, refusals, warnings, locks: locks()? })
 }

@@ -2,21 +2,26 @@
 
 mod ask;
 mod copy;
+mod lock;
 mod output;
 mod tree;
 
 use crate::error::{Context, Error, Kind, Refusal, Result};
 use crate::image::{self, Codec, Dedup, SectionKind, Writer};
+use crate::netlock::kept::Owner;
 use crate::progress::{Report, phase};
 use crate::resource::aio;
 use crate::resource::capture::{Capture, Decisions};
 use crate::resource::graph::Lost;
 use crate::resource::process::State;
+use crate::resource::socket::tcp;
 use crate::resource::{Manifest, Tree};
 use crate::sys::proc::{read, stat, status};
-use crate::sys::{arch, signal};
+use crate::sys::{apart, arch, signal};
 use crate::tracee::freeze::{Frozen, freeze};
+use lock::Locks;
 use output::{Interruptible, Target};
+use std::collections::HashSet;
 use std::fs::File;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use std::{path::PathBuf, time::Duration};
@@ -94,16 +99,18 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
         // What failed, failed because of that.
         Err(interrupted) => interrupted,
         // Whatever was asked of it last could not be answered.
-        Ok(()) if e.refusals.is_empty() && e.kind == Kind::Other && ended(options.pid) => {
+        Ok(()) if e.refusals.is_empty() && matches!(e.kind, Kind::Other | Kind::Permission) && ended(options.pid) => {
             Error::new(Kind::NotFound, format!("process {} ended while it was being saved", options.pid)).help("nothing was saved")
         }
         Ok(()) => e,
     })
 }
 
-/// Whether a process has ended, waited for or not.
+/// Whether a process has ended, waited for or not, or is about to: what is asked of it then is not permitted any more.
 fn ended(pid: i32) -> bool {
-    read::parsed(pid, "stat", stat::parse).map_or_else(|e| e.kind == Kind::NotFound, |s| matches!(s.state, b'Z' | b'X'))
+    const PF_EXITING: u32 = 4;
+    let gone = |s: stat::Stat| matches!(s.state, b'Z' | b'X') || s.flags & PF_EXITING != 0;
+    read::parsed(pid, "stat", stat::parse).map_or_else(|e| e.kind == Kind::NotFound, gone)
 }
 
 fn save(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
@@ -122,6 +129,7 @@ fn save(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
         });
     }
     crate::sys::workers::start()?;
+    crate::sys::ptrace::watch_for_killed().context(|| "starting threads")?;
     let (target, image) = match &options.output {
         Output::Path(path) => (Target::file(path)?, path.display().to_string()),
         Output::Stdout => (Target::Stream(File::from(nix::unistd::dup(std::io::stdout())?)), "-".to_owned()),
@@ -139,9 +147,11 @@ fn save(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     });
     signal::check_interrupted()?;
 
-    let Still { stopped, frozen, captured } = hold_still(options, report, &mut phases)?;
+    let Still { stopped, frozen, captured, locks } = hold_still(options, seen.network, report, &mut phases)?;
     captured.capture.notes.iter().for_each(|note| report.note(note));
     let mut held = Some(frozen);
+    let mut locks = Some(locks);
+    let mut opened = Ok(());
     let mut pause = None;
     let mut late = false;
     let written = phase(report, &mut phases, "memory", |report| {
@@ -151,6 +161,7 @@ fn save(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
                 if let Some(a) = held.take() {
                     Frozen::release(a)
                 }
+                opened = locks.take().map_or(Ok(()), |mut locks| locks.open().map(drop));
                 pause = Some(stopped.elapsed());
             }
         })
@@ -162,13 +173,15 @@ fn save(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
             return Err(e);
         }
     };
+    opened?;
     if late {
         return Err(Error::other("asynchronous I/O was under way and has ended while the tree was being saved").help("try again"));
     }
     phase(report, &mut phases, "flush", |_| target.commit())?;
     let source = match held.take() {
         Some(frozen) => {
-            kill(frozen)?;
+            locks.take().map_or(Ok(()), |locks| locks.keep(&Owner::image(&id)))?;
+            kill(frozen, &captured)?;
             Source::Gone
         }
         None if matches!(captured.tree.processes.first().map(|root| &root.state), Some(State::Stopped(_))) => Source::Frozen,
@@ -193,11 +206,19 @@ struct Still {
     stopped: Instant,
     frozen: Frozen,
     captured: tree::Captured,
+    locks: Locks,
 }
 
 /// Freezes and captures. Where only such things stand in the way as pass by themselves, the tree is let go for a moment
 /// and looked at again, for as long as it may take to stop it.
-fn hold_still(options: &Options, report: &mut dyn Report, phases: &mut Vec<(&'static str, Duration)>) -> Result<Still> {
+///
+/// `network`: inodes of the sockets whose connections are locked meanwhile.
+fn hold_still(
+    options: &Options,
+    mut network: HashSet<u64>,
+    report: &mut dyn Report,
+    phases: &mut Vec<(&'static str, Duration)>,
+) -> Result<Still> {
     const TRIES: u32 = 20;
     const MOMENT: Duration = Duration::from_millis(5);
     let begin = Instant::now();
@@ -207,6 +228,11 @@ fn hold_still(options: &Options, report: &mut dyn Report, phases: &mut Vec<(&'st
         tried += 1;
         // Only the try that counts is shown.
         phases.truncate(known);
+        let mut locks = if network.is_empty() {
+            Locks::default()
+        } else {
+            phase(report, phases, "network lock", |_| Locks::prepare(&processes(options.pid), &network))?
+        };
         let stopped = Instant::now();
         let mut frozen = phase(report, phases, "freeze", |report| {
             let frozen = freeze(options.pid, options.freeze_timeout)?;
@@ -214,12 +240,25 @@ fn hold_still(options: &Options, report: &mut dyn Report, phases: &mut Vec<(&'st
             report.note(&format!("tasks that stand still: {tasks}; processes: {}", frozen.processes.len()));
             Ok::<_, Error>(frozen)
         })?;
+        let pids: Vec<i32> = frozen.processes.iter().map(|p| p.pid).collect();
+        locks.close(&pids)?;
         let captured = phase(report, phases, "capture", |_| tree::capture(&mut frozen, &options.decisions))?;
         let refusals = captured.capture.refusals.len();
-        if refusals == 0 {
-            return Ok(Still { stopped, frozen, captured });
+        // What was made in the last moment is locked in the next.
+        let covered = refusals > 0 || locks.covers(&captured.capture.network);
+        if refusals == 0 && (covered || tried == TRIES) {
+            if locks.len() > 0 {
+                report.note(&format!("connections and ports that are locked: {}", locks.len()));
+                locks.remarks().for_each(|remark| report.note(remark));
+            }
+            return Ok(Still { stopped, frozen, captured, locks });
         }
+        network.extend(&captured.capture.network);
         frozen.release();
+        locks.open()?;
+        if !covered {
+            continue;
+        }
         let passes = captured.capture.refusals.iter().all(|r| r.transient);
         let pause = MOMENT * tried;
         if !passes || tried == TRIES || begin.elapsed() + pause > options.freeze_timeout {
@@ -279,14 +318,19 @@ fn manifest(root_pid: i32, capsule: Option<String>) -> Manifest {
     }
 }
 
-/// Ends a frozen tree. Nothing of it runs again: it is killed while it is held.
-fn kill(mut frozen: Frozen) -> Result<()> {
+/// Ends a frozen tree. Nothing of it runs again: it is killed while it is held. Nor do its connections say a word.
+fn kill(mut frozen: Frozen, captured: &tree::Captured) -> Result<()> {
     let processes: Vec<i32> = frozen.processes.iter().filter(|p| !p.threads.is_empty()).map(|p| p.pid).collect();
-    for &pid in &processes {
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL)
-            .or_else(|e| if e == nix::errno::Errno::ESRCH { Ok(()) } else { Err(e) })
-            .context(|| format!("ending process {pid}"))?;
-    }
+    let end = || -> Result<()> {
+        tcp::silence(&captured.tree, &captured.capture)?;
+        processes.iter().try_for_each(|&pid| {
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL)
+                .or_else(|e| if e == nix::errno::Errno::ESRCH { Ok(()) } else { Err(e) })
+                .context(|| format!("ending process {pid}"))
+        })
+    };
+    // A connection that is silent is no use to a tree that lives: one follows the other also when meio is killed.
+    apart::run(0, end).context(|| "ending the tree")??;
     // Children first: the init of a pid namespace ends only when all others in it have been waited for.
     for process in frozen.processes.drain(..).rev() {
         for thread in process.threads.iter().rev() {
@@ -307,11 +351,24 @@ pub struct Look {
     pub lost: Vec<Lost>,
     /// Decisions that concerned nothing, each a sentence.
     pub unused: Vec<String>,
+    /// Inodes of the sockets that have to do with the network.
+    pub network: HashSet<u64>,
 }
 
 /// How many processes the tree below `pid` has, and about how many bytes of memory of its own; it may be running.
 pub fn extent(pid: i32) -> (usize, u64) {
     tree::extent(pid)
+}
+
+/// The processes of the tree below `pid`, parents before children; it may be running.
+fn processes(pid: i32) -> Vec<i32> {
+    let mut pids = vec![pid];
+    let mut next = 0;
+    while next < pids.len() {
+        pids.extend(read::children(pids[next]).unwrap_or_default());
+        next += 1;
+    }
+    pids
 }
 
 /// Everything in the tree below `pid` that stands in the way of a dump, found without stopping it.
@@ -334,12 +391,7 @@ pub fn preflight(pid: i32, decisions: &Decisions) -> Result<Look> {
         return Err(Error::new(Kind::NotFound, format!("process {pid} has ended already (zombie)"))
             .help(format!("its parent {} has not waited for it", stat.ppid)));
     }
-    let mut pids = vec![pid];
-    let mut next = 0;
-    while next < pids.len() {
-        pids.extend(read::children(pids[next]).unwrap_or_default());
-        next += 1;
-    }
+    let pids = processes(pid);
     let mut capture = Capture { decisions: decisions.clone().into(), ..Capture::default() };
     for &pid in &pids {
         let tracer = read::parsed(pid, "status", status::parse).map_or(0, |s| s.tracer_pid);
@@ -354,5 +406,5 @@ pub fn preflight(pid: i32, decisions: &Decisions) -> Result<Look> {
     let processes = if capture.refusals.is_empty() { tree::survey(&pids, &mut capture)? } else { Vec::new() };
     let tree = tree::gather(processes, &mut capture);
     capture.settle(&tree);
-    Ok(Look { tree, refusals: capture.refusals, lost: capture.lost, unused: capture.decisions.unused() })
+    Ok(Look { tree, refusals: capture.refusals, lost: capture.lost, unused: capture.decisions.unused(), network: capture.network })
 }

@@ -15,6 +15,7 @@
 //! cli          parses, prints, colours, exits; one file a command
 //!   dump, restore, check, postmortem      screenplays: short lists of named, timed phases
 //!     capsule    who lives in namespaces of meio's making, by name
+//!     netlock    nothing answers for connections whose tree stands still or is gone
 //!     resource   what a process is made of; one file a kind: saved type, capture, restore
 //!       tracee     holding a task and making it act: freeze, scripts, memory, planting
 //!         image      the format: bytes in, bytes out     (touches no kernel)
@@ -47,6 +48,7 @@ mod cli;
 mod dump;
 mod error;
 mod image;
+mod netlock;
 mod postmortem;
 mod progress;
 mod resource;

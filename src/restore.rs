@@ -4,11 +4,13 @@ mod attach;
 mod births;
 mod check;
 mod confined;
+mod datagrams;
 mod fill;
 mod foreground;
 mod interest;
 mod late;
 mod layout;
+mod lock;
 mod namespace;
 mod places;
 mod planted;
@@ -29,6 +31,7 @@ use crate::image::Reader;
 use crate::progress::{Report, phase};
 use crate::resource::{Manifest, Tree};
 use crate::sys::{arch, signal};
+use lock::Locks;
 use namespace::Namespace;
 use places::Places;
 use planted::{Planted, end_all};
@@ -107,11 +110,13 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     let namespace = if fresh && !Root::is_init(&tree) { Some(Namespace::new()?) } else { None };
     // Before the root takes its pid, which somebody may have to have had; but where it is to be the first process of a
     // pid namespace there are no others before it, and where namespaces matter these come first.
-    let furnish = sockets::need_places(&tree);
+    let furnish = sockets::need_places(&tree) || lock::needs_places(&tree);
     let inside = fresh && (furnish || Root::is_init(&tree));
     if furnish && !inside {
         places.make_others(None)?;
     }
+    let id = reader.id();
+    let mut locks = if inside { None } else { Some(Locks::close(&tree, &places, &id)?) };
     let mut sockets = if inside { None } else { Some(Sockets::make(&tree, &places, None)?) };
     let gadget = layout::gadget(&tree)?;
     let bear = |places: &Places<'_>| Root::bear(&tree, gadget, places, namespace.as_ref(), options.detach);
@@ -124,6 +129,9 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
         let home = root.as_ref().map(|root| root.pid).filter(|_| fresh);
         if inside || !furnish {
             places.make_others(home)?;
+        }
+        if locks.is_none() {
+            locks = Some(Locks::close(&tree, &places, &id)?);
         }
         check::files(&tree, &places)?;
         let sockets = sockets.take().map_or_else(|| Sockets::make(&tree, &places, home), Ok)?;
@@ -195,12 +203,17 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     if let Some(namespace) = namespace {
         namespace.keep();
     }
+    // The tree is not meio's any more: what fails here cannot be undone.
+    warnings.extend(pool.begin(&tree).unwrap_or_else(|e| vec![e.message]));
     report.clear();
     let session = foreground::Session::begin(&terminals, &tree, planted.front(), options.detach);
     pool.queues.keep();
     drop(pool);
     terminals.let_go();
     planted.release();
+    if let Some(Err(e)) = locks.take().map(Locks::open) {
+        warnings.push(format!("{e}; `meio check --unlock` opens what the dump has locked"));
+    }
     let total = begin.elapsed();
     let exit = if options.detach { None } else { Some(session.serve(root, terminals)?) };
     if let (Some(_), Some((roster, _)), Some(entry)) = (&exit, &capsule, &entry) {

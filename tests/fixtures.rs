@@ -82,11 +82,16 @@ fixtures! {
     sysvmsg: "sysvmsg";
     sysvsem: "sysvsem";
     sysvshm: "sysvshm";
+    tcp: "tcp" "4";
+    tcp_over_ipv6: "tcp" "6";
+    tcp_mapped: "tcp" "46";
     threads_200: "threads" "200";
     threads_1000: "threads" "1000";
     timerfd: "timerfd";
     timers: "timers";
     tree: "tree";
+    udp: "udp";
+    udp_groups: "udp_groups";
     unread: "unread";
     unix_dgram: "unix_dgram";
     unix_ends: "unix_ends";

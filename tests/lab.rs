@@ -279,7 +279,9 @@ impl Lab {
                 running.away.1 = running.dumped.1 - running.dumped.0;
             }
             Way::KillRestore => {
-                let image = self.dump(&mut running, &[]);
+                // Whoever it is connected to outside of the tree is not to hear that it ends.
+                let outside = running.file("outside").exists();
+                let image = self.dump(&mut running, if outside { &["--kill"] } else { &[] });
                 running.kill();
                 self.restore(&image, &mut running, &[]);
             }

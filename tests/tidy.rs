@@ -120,8 +120,16 @@ fn uses(source: &Source) -> Vec<String> {
 }
 
 /// The layers from the top; each may use what stands below it, and `error` and `progress`.
-const LAYERS: [&[&str]; 7] =
-    [&["main", "cli"], &["dump", "restore", "check", "postmortem"], &["capsule"], &["resource"], &["tracee"], &["image"], &["sys"]];
+const LAYERS: [&[&str]; 8] = [
+    &["main", "cli"],
+    &["dump", "restore", "check", "postmortem"],
+    &["capsule"],
+    &["netlock"],
+    &["resource"],
+    &["tracee"],
+    &["image"],
+    &["sys"],
+];
 /// Uses beside or against the arrows, each with its reason.
 const EXCEPTIONS: &[(&str, &str)] = &[
     // check says what a dump of this very tree would refuse, and only dump knows.

@@ -16,7 +16,7 @@ const KNOWN: [(u32, &str, Weight, &str); 10] = [
     (6, "CAP_SETGID", Weight::Feature, "restore of processes of other groups"),
     (8, "CAP_SETPCAP", Weight::Feature, "restore of bounding sets and securebits"),
     (23, "CAP_SYS_NICE", Weight::Feature, "restore of negative nice values and real-time scheduling"),
-    (12, "CAP_NET_ADMIN", Weight::Spare, "nothing in this version (connections, later)"),
+    (12, "CAP_NET_ADMIN", Weight::Feature, "dump and restore of trees with connections"),
 ];
 
 impl Capabilities {

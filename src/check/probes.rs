@@ -2,7 +2,9 @@
 
 use super::privileges::{Capabilities, give};
 use super::{Finding, Weight};
+use crate::netlock::{Manner, NetLock};
 use crate::sys::feature::{self, Lack, Probe};
+use nix::errno::Errno;
 
 /// One line of the list.
 struct Line {
@@ -19,7 +21,7 @@ struct Line {
 use Weight::{Feature, Required, Spare};
 
 #[rustfmt::skip]
-const LINES: [Line; 25] = [
+const LINES: [Line; 27] = [
     Line { name: "ptrace", weight: Required, probe: feature::ptrace, costs: "everything: tasks are held by ptrace",
         kernel: "allow ptrace in the seccomp profile (container: --security-opt seccomp=unconfined)", capability: "CAP_SYS_PTRACE" },
     Line { name: "process_vm_readv", weight: Required, probe: feature::read_memory, costs: "dump: memory is read with it",
@@ -70,7 +72,22 @@ const LINES: [Line; 25] = [
         kernel: "a kernel with CONFIG_MEM_SOFT_DIRTY=y", capability: "CAP_SYS_PTRACE" },
     Line { name: "TCP_REPAIR", weight: Spare, probe: feature::tcp_repair, costs: "nothing in this version (connections, later)",
         kernel: "a kernel with CONFIG_CHECKPOINT_RESTORE=y", capability: "CAP_NET_ADMIN" },
+    Line { name: "network lock", weight: Feature, probe: || lock(Manner::Drop), costs: "dump and restore of trees with connections",
+        kernel: "a kernel with CONFIG_NF_TABLES and CONFIG_NF_TABLES_INET", capability: "CAP_NET_ADMIN" },
+    Line { name: "held packets", weight: Feature, probe: || lock(Manner::Hold), costs: "a short stall of peers: what arrives during a dump is dropped, and sent again",
+        kernel: "a kernel with CONFIG_NFT_QUEUE, or CONFIG_NFT_COMPAT and CONFIG_NETFILTER_XT_TARGET_NFQUEUE", capability: "CAP_NET_ADMIN" },
 ];
+
+/// A lock over nothing is made, and is gone again at once.
+fn lock(manner: Manner) -> Probe {
+    match NetLock::prepare(None, manner) {
+        Ok(lock) if lock.remark.is_some() => Err(Errno::EOPNOTSUPP.into()),
+        Ok(_) if manner == Manner::Hold => Ok("packets can wait in a queue".into()),
+        Ok(_) => Ok("chosen connections can be locked".into()),
+        Err(e) if e.kind == crate::error::Kind::Permission => Err(Errno::EPERM.into()),
+        Err(_) => Err(Errno::EOPNOTSUPP.into()),
+    }
+}
 
 /// A file of /proc that must be readable.
 fn read(path: &str) -> Probe {
@@ -80,7 +97,7 @@ fn read(path: &str) -> Probe {
 
 /// `PR_TIMER_CREATE_RESTORE_IDS`: POSIX timers get the ids that they had.
 fn timer_ids() -> Probe {
-    if feature::timer_ids_can_be_chosen() { Ok("can be chosen".into()) } else { Err(nix::errno::Errno::EINVAL.into()) }
+    if feature::timer_ids_can_be_chosen() { Ok("can be chosen".into()) } else { Err(Errno::EINVAL.into()) }
 }
 
 /// Runs every probe.
@@ -109,7 +126,6 @@ fn finding(line: &Line, probe: Result<String, Lack>, capabilities: &Capabilities
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nix::errno::Errno;
 
     #[test]
     fn advice_fits_the_cause() {

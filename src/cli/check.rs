@@ -2,10 +2,12 @@
 
 use super::console::{Console, Paint};
 use super::drawing::Drawing;
+use super::figures;
 use super::table::{Side, Table};
 use super::target::{self, Target};
 use crate::check::{self, Finding, Outcome, Weight};
 use crate::error::{Error, Kind, Result};
+use crate::netlock::kept::{Lock, Owner};
 use crate::resource::kinds::{KINDS, Status};
 use serde_json::json;
 use std::process::ExitCode;
@@ -16,7 +18,8 @@ use std::process::ExitCode;
 /// --pid it also looks through that tree, without stopping it, and lists everything in it that cannot be saved.
 ///
 /// With --json the line has "kernel", "findings" and "gaps" (lists of {name, works, weight, detail, costs, mend};
-/// weight is "required", "feature" or "spare"), "refusals" and "ok".
+/// weight is "required", "feature" or "spare"), "refusals", "locks" (network locks: {table, owner, since, connections,
+/// stale}) and "ok".
 #[derive(clap::Args)]
 #[command(after_long_help = "\
 Exit codes:
@@ -33,6 +36,12 @@ pub struct Check {
     /// List the kinds of kernel object, and whether meio keeps them
     #[arg(long, conflicts_with_all = ["pid", "external", "ignore"])]
     kinds: bool,
+    /// Open the network lock that a dump has kept for the image with this id, or all of them
+    ///
+    /// After `dump --kill` nothing answers for the connections of the tree until it is restored. Where it is not to
+    /// come back here this ends that: peers are then told that nobody is there. `meio check` lists such locks.
+    #[arg(long, value_name = "ID|all", conflicts_with_all = ["pid", "external", "ignore", "kinds"])]
+    unlock: Option<String>,
 }
 
 impl Check {
@@ -40,6 +49,15 @@ impl Check {
     pub fn run(&self, console: &Console) -> Result<ExitCode> {
         if self.kinds {
             kinds(console);
+            return Ok(ExitCode::SUCCESS);
+        }
+        if let Some(owner) = &self.unlock {
+            let locks = check::unlock(owner)?;
+            if console.json {
+                console.json("result", json!({"command": "check", "ok": true, "unlocked": locks}));
+            } else {
+                console.result(&format!("{} opened", figures::count(locks.len() as u64, "network lock", "network locks")));
+            }
             return Ok(ExitCode::SUCCESS);
         }
         let pid = self.pid.as_ref().map(Target::pid).transpose()?;
@@ -95,6 +113,7 @@ fn result(o: &Outcome, code: u8) -> serde_json::Value {
         "gaps": o.gaps().collect::<Vec<_>>(),
         "refusals": o.refusals,
         "warnings": o.warnings,
+        "locks": o.locks,
     })
 }
 
@@ -125,10 +144,25 @@ fn page(console: &Console, pid: Option<i32>, o: &Outcome) -> String {
         _ => "dump and restore work, except where a gap says so",
     };
     lines.push(format!("{}: {works} of {} probes work; {verdict}", o.kernel, o.findings.len()));
+    lines.extend(o.locks.iter().map(|l| lock(console, l)));
     if let (Some(pid), true) = (pid, o.refusals.is_empty()) {
         lines.push(format!("process {pid}: nothing in its tree stands in the way of a dump"));
     }
     lines.join("\n")
+}
+
+/// Whose it is, since when, and how it ends.
+fn lock(console: &Console, lock: &Lock) -> String {
+    let since = figures::date(lock.since);
+    let text = match &lock.owner {
+        Owner::Process { pid, .. } => format!("of meio {pid} since {since}: it ends with it"),
+        Owner::Image(id) => format!(
+            "kept for image {id} since {since}: nothing answers for its {}; meio restore opens it, or meio check --unlock {}",
+            figures::count(lock.connections, "connection or port", "connections and ports"),
+            id.get(..8).unwrap_or(id),
+        ),
+    };
+    format!("{}    {text}", console.out("network lock", Paint::Strong))
 }
 
 /// Three lines: the gap, what it costs, how it is mended.

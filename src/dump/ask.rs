@@ -99,6 +99,8 @@ fn leader(held: &mut Held, thread: &mut Thread, foothold: &Foothold, saved: &mut
 fn chorus(group: &mut [(&mut Held, &mut Thread)], foothold: &Foothold, places: &[u64], size: u64) -> Result<()> {
     let mut threads = Vec::with_capacity(group.len());
     let mut runs = Vec::with_capacity(group.len());
+    // Of the places those at the end, down to the lowest.
+    let places = &places[places.len().saturating_sub(group.len())..];
     for ((held, thread), &place) in group.iter_mut().zip(places) {
         runs.push(Injector::begin_short(held, foothold, call(thread), place, size)?);
         threads.push(thread);
@@ -118,5 +120,5 @@ fn chorus(group: &mut [(&mut Held, &mut Thread)], foothold: &Foothold, places: &
         thread.answers(run.get(0)?, returned)?;
     }
     runs.iter_mut().try_for_each(Injector::leave)?;
-    runs.into_iter().try_for_each(Injector::give_back)
+    runs.into_iter().rev().try_for_each(Injector::give_back)
 }

@@ -49,6 +49,7 @@ pub struct Reader<'a> {
     blocks: u32,
     stage: Stage,
     name: Option<Hash>,
+    id: [u8; 16],
 }
 
 impl<'a> Reader<'a> {
@@ -74,10 +75,11 @@ impl<'a> Reader<'a> {
         let mut bytes = [0; HEADER];
         source.fill(&mut bytes, Place::Header)?;
         Header::check(&bytes, machine)?;
+        let id = std::array::from_fn(|n| bytes[16 + n]);
         let mut hash = blake3::Hasher::new();
         hash.update(&bytes);
         let (sections, stage) = (Vec::new(), Stage::Manifest);
-        Ok(Reader { source, length, hash, sections, blocks: 0, stage, name: None })
+        Ok(Reader { source, length, hash, sections, blocks: 0, stage, name: None, id })
     }
 
     /// The image's name; known once [`Reader::next_block`] has returned `None`.
@@ -93,6 +95,11 @@ impl<'a> Reader<'a> {
     /// Bytes of the image read or stepped over so far.
     pub fn position(&self) -> u64 {
         self.source.position()
+    }
+
+    /// Random bytes of this image, [`Header::id`].
+    pub fn id(&self) -> [u8; 16] {
+        self.id
     }
 
     /// The payload of the MANIFEST section. To be called first, once.

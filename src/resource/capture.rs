@@ -81,10 +81,14 @@ pub struct Capture {
     pub system_v: Listed,
     /// The way to the descriptors of the process that was looked at last.
     pub way: RefCell<Option<Rc<Files>>>,
+    /// Inodes of the sockets that have to do with the network.
+    pub network: HashSet<u64>,
     /// What new sockets are like, by domain and type.
     pub new_sockets: HashMap<(i32, i32), super::socket::options::New>,
     /// Network namespaces of internet sockets, and what new ones are like there.
     pub inet: super::socket::inet::Known,
+    /// Multicast groups that somebody has joined, by network namespace.
+    pub groups: HashMap<Option<u32>, Rc<Vec<super::socket::multicast::Joined>>>,
     /// Descriptors of meio's own that lead to open files which no process has a descriptor of.
     pub kept: Vec<OwnedFd>,
     /// What will be different after a restore.

@@ -92,10 +92,14 @@ pub enum FileKind {
     MessageQueue(mqueue::QueueEnd),
     /// A unix socket.
     Unix(Box<socket::unix::UnixSocket>),
+    /// A TCP connection.
+    Tcp(Box<socket::tcp::Tcp>),
     /// A socket towards the kernel.
     Netlink(Box<socket::netlink::Netlink>),
     /// A TCP socket that listens.
     Listening(Box<socket::listen::Listening>),
+    /// A UDP socket.
+    Udp(Box<socket::udp::Udp>),
 }
 
 /// What is known of a descriptor before its kind is decided.
@@ -115,6 +119,11 @@ pub struct Found {
 }
 
 impl FileKind {
+    /// What it has to do with the network, where it is an internet socket.
+    pub fn inet(&self) -> Option<&socket::inet::Inet> {
+        None
+    }
+
     /// What the graph shows of it; each kind answers in its own file.
     pub fn part(&self) -> Part {
         match self {
@@ -136,6 +145,8 @@ impl FileKind {
             FileKind::Unix(socket) => socket.part(),
             FileKind::Netlink(_) => Part::of("netlink socket"),
             FileKind::Listening(listening) => listening.part(),
+            FileKind::Tcp(tcp) => tcp.part(),
+            FileKind::Udp(socket) => socket.part(),
         }
     }
 }
@@ -194,7 +205,8 @@ pub fn survey(pid: i32, capture: &mut Capture) -> Result<Vec<Descriptor>> {
 
 /// Finds the open files that no process has a descriptor of: those in messages that nobody has received.
 pub fn find_unheld(capture: &mut Capture) -> Result<()> {
-    socket::peers::read_queues(capture)
+    socket::peers::read_queues(capture)?;
+    socket::tcp::complete(capture)
 }
 
 /// The open file description of a descriptor of meio's own, which need not be in any table of the tree: a message that

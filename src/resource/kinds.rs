@@ -60,6 +60,7 @@ kinds! {
         ["unix_pairs", "unix_names", "unix_rights", "unix_ends", "unix_dgram", "unix_options"];
     "netlink socket", Partly, "protocol, port id, groups, peer, options, filter; refused: unread messages, a list on its way, queues of packets", ["netlink"];
     "listening socket", Partly, "TCP and MPTCP: address, backlog, options, groups that share a port", ["listening"];
+    "TCP connection", Partly, "addresses, numbers, windows, both queues, options; refused: kTLS, MPTCP, urgent data", ["tcp"];
     "signalfd", Supported, "its mask", ["signalfd"];
     "pidfd", Supported, "the same process, also one that has ended", ["pidfd"];
     "inotify", Partly, "watches with their numbers; unread events become one that says that events were lost", ["inotify"];
@@ -77,6 +78,8 @@ kinds! {
     "cgroup", Supported, "version 1 and 2, threads too: joined again where they are there", ["cgroup"];
     "seccomp", Supported, "strict mode and filters of each thread", ["seccomp"];
     "POSIX message queue", Partly, "name, sizes, owner, unread messages; who is told of the next by signal, but for SIGEV_THREAD", ["mqueue"];
+    "UDP socket", Partly, "UDP-Lite too: addresses, peers, groups, options, unread datagrams with their senders; refused: one that is begun and not sent, errors to be read, tunnels",
+        ["udp", "udp_groups"];
     "AIO context", Partly, "the same number, its ring with completions not yet fetched; what is polled for is not kept", ["aio"];
     "socket", Refused, "its peer and what is under way cannot be read", ["socket"];
     "io_uring", Refused, "what is under way in its rings cannot be read", ["io_uring"];

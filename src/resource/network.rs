@@ -14,6 +14,7 @@ use super::thread::serde_bytes_vec::Bytes;
 use crate::error::{Context, Result};
 use crate::sys::namespace::{self, Kind};
 use crate::sys::netlink::{Socket, attributes, put, u16_at, u32_at};
+use crate::sys::nft;
 use links::Link;
 use serde::{Deserialize, Serialize};
 use std::io;
@@ -216,7 +217,9 @@ fn not_kept(route: &Socket) -> io::Result<NotKept> {
     let mut found = Vec::new();
     // nfnetlink: subsystem 10 (nftables), NFT_MSG_GETTABLE.
     const NFT_GETTABLE: u16 = 10 << 8 | 1;
-    if Socket::netfilter().and_then(|s| s.dump(NFT_GETTABLE, &[0; 4])).is_ok_and(|tables| !tables.is_empty()) {
+    let tables = Socket::netfilter().and_then(|s| s.dump(NFT_GETTABLE, &[0; 4])).unwrap_or_default();
+    // Network locks come and go with dumps.
+    if tables.iter().any(|t| nft::table(t).is_none_or(|t| !t.name.starts_with(nft::OURS))) {
         found.push(("nftables", "a packet filter is not kept"));
     }
     for name in ["ip_tables_names", "ip6_tables_names", "arp_tables_names"] {

@@ -1,7 +1,7 @@
 //! Everything that can be known to go wrong is found here, all of it, before anything is started.
 
 use super::places::Places;
-use super::{layout, queues, skeleton, system_v};
+use super::{datagrams, layout, queues, skeleton, system_v};
 use crate::error::{Error, Kind as Failure, Refusal, Result};
 use crate::resource::descriptor::FileKind;
 use crate::resource::path::FilePath;
@@ -28,6 +28,11 @@ pub fn check(manifest: &Manifest, tree: &Tree, pid_namespace: bool) -> Result<()
     }
     system_v::check(tree)?;
     queues::check(tree)?;
+    let mut refusals = Vec::new();
+    datagrams::check(tree, &mut refusals);
+    if !refusals.is_empty() {
+        return Err(Error { kind: Failure::Image, ..Error::refused("cannot restore here", refusals) });
+    }
     if !pid_namespace && tree.base().is_none() {
         pids(tree)?;
     }

@@ -1,10 +1,13 @@
 //! Everything that the tree has open is opened here once, in meio. The stubs inherit it, so that descriptors that shared
 //! an open file description share it again, across processes too.
 
+use super::datagrams::Datagrams;
 use super::late::{self, Late};
 use super::places::Places;
 use super::queues::Queues;
-use super::sockets::{Sockets, listen::Listeners};
+use super::sockets::Sockets;
+use super::sockets::listen::Listeners;
+use super::sockets::tcp::{self, Connections};
 use super::terminal::Terminals;
 use crate::error::{Context, Error, Kind, Result};
 use crate::resource::descriptor::{FileKind, OpenFile};
@@ -47,6 +50,10 @@ pub struct Pool {
     /// POSIX message queues.
     pub queues: Queues,
     listeners: Listeners,
+    /// TCP connections, each until it is opened.
+    connections: Connections,
+    /// What datagram sockets are filled with.
+    datagrams: Datagrams,
 }
 
 /// Status flags of open(2) that are given again. Creation flags did their work when the file was opened first.
@@ -69,16 +76,19 @@ impl Pool {
 
     /// Opens everything.
     pub fn open(tree: &Tree, terminals: &Terminals, places: &Places<'_>, sockets: Sockets<'_>, home: Option<i32>) -> Result<Self> {
-        let count = tree.files.len() + 2 * tree.mapped.len() + tree.objects.len() + 64;
-        let mut pool = Pool { base: Pool::base_of(tree), ..Pool::default() };
+        let count = 2 * tree.files.len() + 2 * tree.mapped.len() + tree.objects.len() + 64;
+        let mut pool = Pool { base: Pool::base_of(tree), datagrams: Datagrams::of(tree), ..Pool::default() };
         raise_limit(pool.base as u64 + count as u64)?;
         pool.late = Late::new(tree)?.map(|late| late.keep(|fd| pool.keep(fd))).transpose()?;
         pool.queues = Queues::make(tree, places)?;
         pool.listeners = Listeners::make(tree, places, &mut pool.warnings)?;
+        pool.connections = Connections::make(tree, places)?;
+        pool.warnings.append(&mut pool.connections.warnings);
         let mut pipes = HashMap::new();
         for key in Graph::new(tree)?.order()? {
             pool.make(key, tree, &mut pipes, (terminals, places, &sockets))?;
         }
+        pool.datagrams.finish()?;
         let mut changed = sockets.finish(&|id| pool.file(id), home)?;
         pool.warnings.append(&mut changed);
         Ok(pool)
@@ -162,6 +172,11 @@ impl Pool {
     /// The way of what is opened late, when there is such.
     pub fn late(&self) -> Option<&Late> {
         self.late.as_ref()
+    }
+
+    /// Sends the connections to work; what is different is returned.
+    pub fn begin(&self, tree: &Tree) -> Result<Vec<String>> {
+        tcp::begin(tree, &|id| self.files.get(&id).map(AsFd::as_fd))
     }
 
     /// Descriptor of a mapped file.
@@ -270,6 +285,10 @@ pub fn raise_limit(need: u64) -> Result<()> {
     if soft >= need {
         return Ok(());
     }
+    // The hard limit is ours to raise, and none of the tree, which has its own.
+    if hard < need && setrlimit(Resource::RLIMIT_NOFILE, need, need).is_ok() {
+        return Ok(());
+    }
     if hard < need {
         return Err(Error::new(Kind::Permission, format!("{need} descriptors are needed, the hard limit is {hard}"))
             .help("raise the limit of open files: ulimit -Hn"));
@@ -332,9 +351,14 @@ impl Pool {
             FileKind::Inotify(inotify) => return inotify.make().and_then(|fd| with_flags(fd, file.flags)),
             FileKind::Fanotify(fanotify) => return fanotify.make().and_then(|fd| with_flags(fd, file.flags)),
             FileKind::Listening(_) => return self.listeners.open(file.id).and_then(|fd| with_flags(fd, file.flags)),
+            FileKind::Tcp(_) => return self.connections.take(file.id, file.flags),
             FileKind::Netlink(netlink) => {
                 let network = netlink.network.map(|id| places.fd(Some(id), Net)).transpose()?;
                 return netlink.make(network, &file.link, &mut self.warnings).and_then(|fd| with_flags(fd, file.flags));
+            }
+            FileKind::Udp(udp) => {
+                let network = udp.inet.network.map(|id| places.fd(Some(id), Net)).transpose()?;
+                return self.datagrams.udp(udp, network, &mut self.warnings).and_then(|fd| with_flags(fd, file.flags));
             }
             FileKind::Master(terminal) => return terminals.master(terminal.terminal, file.flags & KEPT),
             FileKind::MessageQueue(end) => self.queues.open(end.queue, file.flags & KEPT)?,

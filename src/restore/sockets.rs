@@ -7,6 +7,7 @@
 mod bind;
 mod fill;
 pub mod listen;
+pub mod tcp;
 
 use super::places::Places;
 use super::pool::{Pool, raise_limit};

@@ -1,17 +1,28 @@
 //! rtnetlink(7) messages as they are: a head that the kind of message defines, then attributes.
 
 use nix::errno::Errno;
-use nix::sys::socket::{self, AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType};
+use nix::sys::socket::{self, AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, sockopt};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 /// `struct nlmsghdr`.
 const HEADER: usize = 16;
 
+/// A buffer of a socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Buffer {
+    /// Of what is sent.
+    Send,
+    /// Of what is received.
+    Receive,
+}
+
 /// A netlink socket; it belongs to the network namespace in which it was made.
+#[derive(Debug)]
 pub struct Socket(OwnedFd);
 
-fn align(length: usize) -> usize {
+/// A length as messages and attributes are filled up to.
+pub fn align(length: usize) -> usize {
     length.next_multiple_of(4)
 }
 
@@ -26,8 +37,8 @@ impl Socket {
         Socket::new(SockProtocol::NetlinkNetFilter)
     }
 
-    /// For what the kernel tells of sockets.
-    pub fn diagnosis() -> io::Result<Self> {
+    /// For lists of sockets.
+    pub fn sock_diag() -> io::Result<Self> {
         Socket::new(SockProtocol::NetlinkSockDiag)
     }
 
@@ -37,7 +48,8 @@ impl Socket {
         Ok(Socket(fd))
     }
 
-    fn send(&self, kind: u16, flags: i32, payload: &[u8]) -> io::Result<()> {
+    /// Sends a request. What it asks for is done when this returns; an answer waits to be received.
+    pub fn send(&self, kind: u16, flags: i32, payload: &[u8]) -> io::Result<()> {
         let mut message = Vec::with_capacity(HEADER + payload.len());
         message.extend_from_slice(&((HEADER + payload.len()) as u32).to_ne_bytes());
         message.extend_from_slice(&kind.to_ne_bytes());
@@ -68,6 +80,52 @@ impl Socket {
                     _ => each(kind, payload),
                 }
                 left = left.get(align(length)..).unwrap_or_default();
+            }
+        }
+    }
+
+    /// Sends messages that are one transaction and waits until the one with number `last`, which asks for an answer, is
+    /// answered. Any refusal is that of all.
+    pub fn transact(&self, messages: &[u8], last: u32) -> io::Result<()> {
+        let damaged = || io::Error::other("a netlink message that is cut off");
+        if messages.len() > 64 << 10 {
+            let _ = self.room(Buffer::Send, messages.len() + (64 << 10));
+        }
+        socket::sendto(self.0.as_raw_fd(), messages, &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
+        let mut buffer = vec![0u8; 64 << 10];
+        let mut refused = None;
+        loop {
+            let flags = if refused.is_some() { MsgFlags::MSG_DONTWAIT } else { MsgFlags::empty() };
+            let n = match socket::recv(self.0.as_raw_fd(), &mut buffer, flags) {
+                Err(Errno::EAGAIN) if refused.is_some() => 0,
+                n => n?,
+            };
+            let mut left = &buffer[..n];
+            while left.len() >= HEADER {
+                let length = u32_at(left, 0).ok_or_else(damaged)? as usize;
+                let payload = left.get(HEADER..length).ok_or_else(damaged)?;
+                let errno = u32_at(payload, 0).ok_or_else(damaged)? as i32;
+                match u16_at(left, 4).map(i32::from) {
+                    Some(libc::NLMSG_ERROR) if errno != 0 => drop(refused.get_or_insert(Errno::from_raw(-errno))),
+                    Some(libc::NLMSG_ERROR) if refused.is_none() && u32_at(left, 8) == Some(last) => return Ok(()),
+                    _ => {}
+                }
+                left = left.get(align(length)..).unwrap_or_default();
+            }
+            if let (Some(errno), 0) = (refused, n) {
+                return Err(errno.into());
+            }
+        }
+    }
+
+    /// Gives a buffer of the socket so many bytes, beyond the limit of the system where that is allowed.
+    pub fn room(&self, which: Buffer, bytes: usize) -> nix::Result<()> {
+        match which {
+            Buffer::Send => {
+                socket::setsockopt(&self.0, sockopt::SndBufForce, &bytes).or_else(|_| socket::setsockopt(&self.0, sockopt::SndBuf, &bytes))
+            }
+            Buffer::Receive => {
+                socket::setsockopt(&self.0, sockopt::RcvBufForce, &bytes).or_else(|_| socket::setsockopt(&self.0, sockopt::RcvBuf, &bytes))
             }
         }
     }

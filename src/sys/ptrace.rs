@@ -2,6 +2,8 @@
 
 use super::arch::Registers;
 use nix::errno::Errno;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 use std::{mem, ptr};
 
 /// Report `PTRACE_EVENT_*` of fork, vfork and clone, and attach the new task on its birth.
@@ -68,6 +70,27 @@ pub fn syscall(tid: i32) -> Result<(), Errno> {
 /// Lets go.
 pub fn detach(tid: i32) -> Result<(), Errno> {
     request(libc::PTRACE_DETACH, tid, 0, 0).map(drop)
+}
+
+/// Lets go, delivering `signal` unless it is 0.
+pub fn detach_with(tid: i32, signal: i32) -> Result<(), Errno> {
+    request(libc::PTRACE_DETACH, tid, 0, signal as usize).map(drop)
+}
+
+/// The signal that a stopped tracee is about to receive; 0 when it has stopped for another reason.
+///
+/// # Errors
+/// `ESRCH` when it has not stopped.
+pub fn delivered(tid: i32) -> Result<i32, Errno> {
+    // SAFETY: all-zero is a valid value of this plain structure.
+    let mut info: libc::siginfo_t = unsafe { mem::zeroed() };
+    match request(libc::PTRACE_GETSIGINFO, tid, 0, (&raw mut info) as usize) {
+        // An event is told in the second byte of the code (kernel/signal.c, ptrace_notify).
+        Ok(_) if info.si_code > 0xff || info.si_code == libc::SIGTRAP | 0x80 => Ok(0),
+        Ok(_) => Ok(info.si_signo),
+        Err(Errno::EINVAL) => Ok(0), // in a group stop there is none
+        Err(e) => Err(e),
+    }
 }
 
 /// Changes the options of a tracee.
@@ -186,8 +209,51 @@ fn decode(status: i32) -> Status {
     }
 }
 
+/// For whom [`wait`] waits just now; the number of times it has waited in the upper half.
+static AWAITED: AtomicU64 = AtomicU64::new(0);
+
 /// Waits for one task.
 pub fn wait(tid: i32) -> Result<Status, Errno> {
+    let count = AWAITED.load(Ordering::Relaxed) >> 32;
+    AWAITED.store((count + 1) << 32 | tid as u32 as u64, Ordering::Relaxed);
+    let result = wait_undisturbed(tid);
+    AWAITED.store((count + 1) << 32, Ordering::Relaxed);
+    result
+}
+
+/// Starts a thread that frees [`wait`] when it waits for the end of a process whose other threads were killed, too: the
+/// kernel tells of the leader's end only when that of all traced threads has been taken notice of.
+///
+/// # Errors
+/// When the kernel gives no thread.
+pub fn watch_for_killed() -> std::io::Result<()> {
+    const INTERVAL: Duration = Duration::from_millis(200);
+    static STARTED: AtomicBool = AtomicBool::new(false);
+    if STARTED.swap(true, Ordering::Relaxed) {
+        return Ok(());
+    }
+    let watch = || {
+        let mut before = 0;
+        loop {
+            std::thread::sleep(INTERVAL);
+            let now = AWAITED.load(Ordering::Relaxed);
+            if now as u32 != 0 && now == before {
+                let leader = now as u32 as i32;
+                let stat = super::proc::read::parsed(leader, "stat", super::proc::stat::parse);
+                if stat.is_ok_and(|s| matches!(s.state, b'Z' | b'X')) {
+                    let threads = super::proc::read::tasks(leader).unwrap_or_default();
+                    threads.into_iter().filter(|&tid| tid != leader).for_each(|tid| {
+                        let _ = poll(tid);
+                    });
+                }
+            }
+            before = now;
+        }
+    };
+    std::thread::Builder::new().name("watch".into()).stack_size(64 << 10).spawn(watch).map(drop)
+}
+
+fn wait_undisturbed(tid: i32) -> Result<Status, Errno> {
     loop {
         let mut status = 0;
         // SAFETY: `status` outlives the call.

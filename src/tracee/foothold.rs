@@ -83,12 +83,17 @@ impl Foothold {
     }
 
     /// Places for many threads at once, none of which is on the initial stack: `size` bytes each, at most `wanted` of
-    /// them. Empty when there is no room that is surely dead.
+    /// them, the highest first. Empty when there is no room that is surely dead.
+    ///
+    /// A thread whose registers lead to its place already and whose signals are not blocked yet would, if meio died just
+    /// then, run a handler that grows down from there, over the places below. So they are to be taken in this order and
+    /// given back in the opposite one: those below hold nothing then. Below the lowest there is room for a handler, too.
     pub fn places(&self, wanted: usize, size: u64) -> Vec<u64> {
         match (self.stack, self.main_rsp) {
             (Some((low, _)), Some(main)) => {
-                let room = (main - low).saturating_sub(DISTANCE) / size;
-                (0..room.min(wanted as u64)).map(|n| low + n * size).collect()
+                let lowest = low + OUT;
+                let room = (main - low).saturating_sub(DISTANCE + OUT) / size;
+                (0..room.min(wanted as u64)).rev().map(|n| lowest + n * size).collect()
             }
             _ => Vec::new(),
         }

@@ -287,9 +287,12 @@ impl Barrier {
                 Err(_) => break,
             }
         }
-        // Where the report of a stop was taken but not noted, there will be no other.
+        // Where the report of a stop was taken but not noted, there will be no other. One that has just stopped to receive a
+        // signal is to receive it.
         for tid in asked {
-            let _ = ptrace::detach(tid);
+            if let Ok(signal) = ptrace::delivered(tid) {
+                let _ = ptrace::detach_with(tid, signal);
+            }
         }
     }
 

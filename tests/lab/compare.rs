@@ -67,6 +67,7 @@ pub const ALLOWED: &[Allowed] = &[
         "the instant is the clock plus the time left, read one after the other",
     ),
     allow("tree.files[].kind.TimerFd.ticks", How::Later, "its clock runs"),
+    Allowed { sure: Some("tcp"), ..allow("tree.files[].kind.Tcp.stream.clock", How::Later, "the clock of its timestamps runs") },
     allow("tree.processes[].timers.posix[].remaining_ns", How::RanOn, "its clock runs"),
     allow("tree.processes[].timers.interval[][]", How::RanOn, "its clock runs"),
     Allowed {
@@ -132,7 +133,6 @@ pub const ALLOWED: &[Allowed] = &[
     allow("tree.system_v.segments[].atime", How::Later, "no call sets the times of a segment"),
     Allowed { sure: Some("sysvshm"), ..allow("tree.system_v.segments[].dtime", How::Later, "no call sets the times of a segment") },
     Allowed { sure: Some("sysvshm"), ..allow("tree.system_v.segments[].reader", How::Free, "the pid of the meio that has read it") },
-    allow("tree.system_v_elsewhere[].objects.segments[].reader", How::Free, "the pid of the meio that has read it"),
     Allowed {
         only: &["ipc_inside", "ipc_twice"],
         ..allow("tree.system_v.segments[].lpid", How::Free, "a gap: who attached or detached last is another process of the tree")
@@ -221,6 +221,8 @@ impl Walk<'_> {
     }
 
     fn allows(&mut self, pattern: &str, (before, after): (&Value, &Value), around: (&Value, &Value)) -> bool {
+        // What is said of one ipc namespace holds in all of them.
+        let pattern = &pattern.replace("tree.system_v_elsewhere[].objects", "tree.system_v");
         let covers = |a: &&Allowed| {
             let below = pattern.strip_prefix(a.path).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']));
             below && (a.only.is_empty() || a.only.contains(&self.fixture)) && self.within(a.how, (before, after), around)

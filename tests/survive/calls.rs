@@ -105,9 +105,9 @@ pub fn list(lab: &Lab, command: &Command, follow: bool, injury: Injury) -> Vec<C
 
 /// Calls whose failure would be none of the kernel's: close(2) closes whatever it returns, which strace would keep it from;
 /// brk(2) and exit(2) return no error; getrandom(2), futex(2) and clock_nanosleep(2) as used
-/// here have none.
+/// here have none; restart_syscall(2) is what strace itself makes of the latter.
 fn cannot_fail(name: &str) -> bool {
-    matches!(name, "close" | "futex" | "clock_nanosleep" | "brk" | "exit" | "exit_group" | "getrandom")
+    matches!(name, "close" | "futex" | "clock_nanosleep" | "restart_syscall" | "brk" | "exit" | "exit_group" | "getrandom")
 }
 
 /// Runs `command` with one call disturbed. `None` when it does not end.

@@ -308,7 +308,9 @@ impl Source {
     pub fn well(&self, lab: &Lab) -> Result<(), String> {
         if observe::state(self.pid()).is_none_or(|s| s == 'Z') {
             let said = fs::read_to_string(lab.path("x.result")).unwrap_or_else(|_| "nothing".into());
-            return Err(format!("it has ended: state {:?}; it says {said}", observe::state(self.pid())));
+            let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap_or_default();
+            let status = stat.split_ascii_whitespace().next_back().unwrap_or("unknown").to_owned();
+            return Err(format!("it has ended: state {:?}, wait status {status}; it says {said}", observe::state(self.pid())));
         }
         free(self.pid())?;
         self.kind.goes_on(lab)?;

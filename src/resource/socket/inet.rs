@@ -222,10 +222,23 @@ pub fn answers(fd: BorrowedFd<'_>, list: &[(i32, i32, usize)]) -> Answers {
     list.iter().map(|&(level, name, room)| socket::option(fd, level, name, room).ok()).collect()
 }
 
+/// Options of datagrams. A connection shows there what it was opened by.
+const NOT_OF_STREAMS: [(i32, i32); 8] = [
+    (libc::IPPROTO_IP, libc::IP_MULTICAST_TTL),
+    (libc::IPPROTO_IP, libc::IP_MULTICAST_LOOP),
+    (libc::IPPROTO_IP, libc::IP_MULTICAST_ALL),
+    (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_IF),
+    (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_HOPS),
+    (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_LOOP),
+    (libc::IPPROTO_IPV6, 29),
+    (libc::SOL_SOCKET, libc::SO_TXTIME),
+];
+
 /// The list that is asked of a socket.
-fn known(family: i32) -> Vec<(i32, i32, usize)> {
+fn known(family: i32, kind: i32) -> Vec<(i32, i32, usize)> {
     let six: &[_] = if family == libc::AF_INET6 { KNOWN6 } else { &[] };
-    six.iter().chain(KNOWN).copied().collect()
+    let not: &[_] = if kind == libc::SOCK_STREAM { &NOT_OF_STREAMS } else { &[] };
+    six.iter().chain(KNOWN).copied().filter(|&(level, name, _)| !not.contains(&(level, name))).collect()
 }
 
 impl Inet {
@@ -270,7 +283,7 @@ impl Inet {
     /// # Errors
     /// `EACCES` when the filter is not a classic one.
     pub fn ask(&mut self, fd: BorrowedFd<'_>, known_: &mut Known) -> Result<()> {
-        let list = known(self.family);
+        let list = known(self.family, self.kind);
         let key = self.key();
         if !known_.new.contains_key(&key) {
             let new = another(fd, self)?;
@@ -315,7 +328,7 @@ impl Inet {
         {
             warnings.push(format!("{what}: it belongs to root instead of user {uid}: {e}"));
         }
-        set(made.as_fd(), &self.more, |o| known(self.family).iter().any(|k| (k.0, k.1) == (o.level, o.name)), what, warnings);
+        set(made.as_fd(), &self.more, |o| known(self.family, self.kind).iter().any(|k| (k.0, k.1) == (o.level, o.name)), what, warnings);
         Ok(made)
     }
 

@@ -6,8 +6,8 @@ use crate::error::{Context, Result};
 use crate::resource::capture::Capture;
 use crate::resource::descriptor::{FileId, FileKind, Found};
 use crate::resource::graph::Part;
-use crate::sys::inet_diag::{self, Entry};
 use crate::sys::namespace::{self, Kind, places};
+use crate::sys::tcp_diag::{self, Entry};
 use crate::sys::{socket, tcp};
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
@@ -116,7 +116,7 @@ pub fn capture(found: &Found, fd: BorrowedFd<'_>, capture: &mut Capture) -> Resu
         capture.inet.listening.insert(key, inet::answers(new.as_fd(), KNOWN));
     }
     listening.options = capture.inet.listening.get(&key).map(|new| inet::differing(fd, KNOWN, new)).unwrap_or_default();
-    listening.backlog = inet_diag::backlog(fd)?.1;
+    listening.backlog = tcp_diag::backlog(fd)?.1;
     Ok(Some(FileKind::Listening(Box::new(listening))))
 }
 
@@ -166,10 +166,10 @@ fn called(capture: &Capture, id: FileId) -> String {
 pub fn listed(like: &OwnedFd, network: Option<u32>, states: u32) -> Result<Vec<Entry>> {
     let doing = || "listing TCP sockets (sock_diag)";
     if network.is_none() {
-        return inet_diag::list(states).context(doing);
+        return tcp_diag::list(states).context(doing);
     }
     let network = socket::network(like.as_fd()).context(doing)?;
-    namespace::within(&places([(&network, Kind::Net)]), || inet_diag::list(states)).context(doing)?.context(doing)
+    namespace::within(&places([(&network, Kind::Net)]), || tcp_diag::list(states)).context(doing)?.context(doing)
 }
 
 /// Which of those that share an address was there first.
@@ -198,7 +198,7 @@ fn waiting(ids: &[FileId], capture: &mut Capture) -> Result<()> {
         let (pid, fd) = capture.holders[id as usize];
         // What runs closes sockets at any time.
         let Ok(own) = capture.duplicate((pid, fd)) else { continue };
-        let count = inet_diag::backlog(own.as_fd())?.0;
+        let count = tcp_diag::backlog(own.as_fd())?.0;
         if count > 0 {
             let s = if count == 1 { " waits" } else { "s wait" };
             let reason = format!("{count} connection{s} at {} to be accepted", called(capture, id));

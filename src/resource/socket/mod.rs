@@ -2,11 +2,15 @@
 
 pub mod inet;
 pub mod listen;
+pub mod multicast;
 pub mod netlink;
 pub mod options;
 pub mod outside;
 pub mod peers;
 pub mod queue;
+pub mod received;
+pub mod tcp;
+pub mod udp;
 pub mod unix;
 pub mod waiting;
 
@@ -14,6 +18,7 @@ use super::capture::Capture;
 use super::descriptor::{FileKind, Found};
 use crate::error::{Context, Result};
 use crate::sys::socket;
+use std::os::unix::fs::MetadataExt;
 
 /// Saves a socket as far as it can be seen without its peer and its queue, which [`peers::complete`] adds.
 pub fn capture(found: &Found, capture: &mut Capture) -> Result<Option<FileKind>> {
@@ -26,12 +31,21 @@ pub fn capture(found: &Found, capture: &mut Capture) -> Result<Option<FileKind>>
     if domain == libc::AF_NETLINK {
         return netlink::capture(found, fd, capture).context(doing);
     }
+    if matches!(domain, libc::AF_INET | libc::AF_INET6) {
+        capture.network.insert(found.meta.ino());
+    }
     let kind = socket::number(fd, libc::SO_TYPE).context(doing)?;
     let protocol = socket::number(fd, libc::SO_PROTOCOL).context(doing)?;
     if listen::is(fd, protocol) {
         return listen::capture(found, fd, capture).context(doing);
     }
+    if udp::is(domain, kind, protocol) {
+        return udp::capture(found, fd, capture).context(doing);
+    }
     let listening = socket::number(fd, libc::SO_ACCEPTCONN).is_ok_and(|l| l != 0);
+    if matches!(protocol, libc::IPPROTO_TCP | tcp::MPTCP) && kind == libc::SOCK_STREAM && !listening {
+        return tcp::capture(found, fd, capture).context(doing);
+    }
     let connected = socket::peer_name(fd).is_ok();
     let state = match (listening, connected) {
         (true, _) => "listening",

@@ -74,7 +74,7 @@ pub fn read(fd: BorrowedFd<'_>, kind: i32, ended: bool) -> Result<Vec<Peeked>> {
 }
 
 /// Lets `look` use `SO_PEEK_OFF`, which was `before`.
-fn with_offset<R>(fd: BorrowedFd<'_>, before: i32, look: impl FnOnce() -> nix::Result<R>) -> Result<R> {
+pub(super) fn with_offset<R>(fd: BorrowedFd<'_>, before: i32, look: impl FnOnce() -> nix::Result<R>) -> Result<R> {
     let give_back = || socket::set_number(fd, libc::SO_PEEK_OFF, before);
     let looked = apart::run(0, || {
         let seen = look();
@@ -88,7 +88,7 @@ fn with_offset<R>(fd: BorrowedFd<'_>, before: i32, look: impl FnOnce() -> nix::R
     looked.and_then(|seen| seen).context(|| "looking into the queue of a socket")
 }
 
-fn offset(fd: BorrowedFd<'_>, at: usize) -> nix::Result<()> {
+pub(super) fn offset(fd: BorrowedFd<'_>, at: usize) -> nix::Result<()> {
     socket::set_number(fd, libc::SO_PEEK_OFF, i32::try_from(at).map_err(|_| Errno::EFBIG)?)
 }
 

@@ -10,9 +10,9 @@
 
 use super::inet::Address;
 use crate::error::{Context, Error, Result};
-use crate::sys::inet_diag::{self, Entry};
 use crate::sys::netlink::Socket;
 use crate::sys::tcp::{self, Queue, Repair};
+use crate::sys::tcp_diag::{self, Entry};
 use crate::sys::wire::{self, ACK, FIN, PSH, RST, SYN, Segment, Wire, plain};
 use crate::sys::{inet, socket};
 use nix::errno::Errno;
@@ -159,7 +159,7 @@ impl Placing {
     /// # Errors
     /// `EPERM` without `CAP_NET_RAW` and `CAP_NET_ADMIN`.
     pub fn new() -> Result<Placing> {
-        Ok(Placing { wire: Wire::new(wire::PASS).context(|| "making raw sockets")?, netlink: Socket::diagnosis()? })
+        Ok(Placing { wire: Wire::new(wire::PASS).context(|| "making raw sockets")?, netlink: Socket::sock_diag()? })
     }
 
     /// Puts one in. `interface` is the one that the listening socket is bound to, or 0.
@@ -175,7 +175,7 @@ impl Placing {
             if tried > 3 {
                 std::thread::sleep(Duration::from_micros(tried * tried * 10)); // the stack is busy
             }
-            there = inet_diag::find(&self.netlink, local, peer, interface).context(doing)?;
+            there = tcp_diag::find(&self.netlink, local, peer, interface).context(doing)?;
             if tried == 0 && there.as_ref().is_some_and(|e| e.state != tcp::LISTEN) {
                 return Err(Errno::EADDRINUSE).context(doing);
             }

@@ -8,8 +8,8 @@ use crate::resource::descriptor::{FileId, FileKind};
 use crate::resource::socket::inet::{self, LevelOption};
 use crate::resource::socket::listen::Listening;
 use crate::resource::socket::outside;
-use crate::sys::inet_diag::{self, Entry};
 use crate::sys::namespace::{self, Kind};
+use crate::sys::tcp_diag::{self, Entry};
 use crate::sys::{socket, tcp};
 use nix::errno::Errno;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -112,7 +112,7 @@ fn taken(error: Error, listening: &Listening) -> Error {
         return error;
     }
     let mine = |e: &&Entry| e.local.port() == address.port() && meets(e.local, address);
-    let all = inet_diag::list(!0).unwrap_or_default();
+    let all = tcp_diag::list(!0).unwrap_or_default();
     let there: Vec<&Entry> = all.iter().filter(mine).collect();
     if let Some(user) = there.iter().find(|e| e.inode != 0) {
         let holders = outside::holders(&HashSet::new());
@@ -146,7 +146,7 @@ fn listen(fd: BorrowedFd<'_>, listening: &Listening, warnings: &mut Vec<String>)
         Err(e @ Errno::EADDRINUSE) => return Err(taken(Error::other(format!("{what} cannot have its address: {e}")), listening)),
         listened => listened.context(|| format!("listening on {what}"))?,
     }
-    let (_, backlog) = inet_diag::backlog(fd)?;
+    let (_, backlog) = tcp_diag::backlog(fd)?;
     if backlog != listening.backlog {
         warnings.push(format!("{what}: only {backlog} instead of {} connections may wait (net.core.somaxconn)", listening.backlog));
     }

@@ -1,0 +1,237 @@
+//! The network lock: while a tree with connections stands still, or is gone into an image, nothing answers for it.
+//!
+//! An nftables table of meio's own, scoped to exactly the flows of the tree, keeps arriving packets from the sockets (a
+//! socket that is not there would answer with a reset) and what the kernel would send for them from the wire. The table
+//! carries the flag by which the kernel takes it away with meio's netlink socket, however meio ends; nothing of other
+//! tables is touched.
+//!
+//! [`Manner::Hold`] keeps arriving packets in a queue and lets them in afterwards, in order, so that nobody waits for a
+//! retransmission. A lock that is [kept](NetLock::keep) outlives meio and says to whom it belongs ([`kept`]).
+//!
+//! What is slow is done by [`NetLock::prepare`], while the tree still runs; [`NetLock::add`] is one transaction of set
+//! elements.
+
+pub mod kept;
+mod table;
+#[cfg(test)]
+mod tests;
+
+use crate::error::{Context, Error, Kind, Result};
+use crate::sys::namespace::{self, Kind as Namespace};
+use crate::sys::netlink::Socket;
+use crate::sys::nfqueue::Queue;
+use crate::sys::nft::{self, Batch};
+use kept::Owner;
+use std::collections::HashSet;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicU32, Ordering};
+use table::{HELD, Held};
+
+/// Packets with this mark (`SO_MARK` of meio's own raw sockets) pass every lock.
+pub const PASS: u32 = 0x6d65_696f;
+/// Packets that a lock holds at most; more are dropped, and sent again by whoever sent them.
+const PACKETS: u32 = 1 << 18;
+
+/// Whose packets are locked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Flow {
+    /// `IPPROTO_TCP`, …
+    pub protocol: u8,
+    /// The tree's end. An address that is unspecified stands for all addresses.
+    pub local: SocketAddr,
+    /// The other end; `None` for everything to and from the local one.
+    pub remote: Option<SocketAddr>,
+}
+
+/// What becomes of packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Manner {
+    /// They wait until the lock is opened.
+    Hold,
+    /// They are lost, as on a bad wire.
+    Drop,
+}
+
+/// A lock in one network namespace. Dropped, it is opened as by the end of meio: what it held is lost.
+#[derive(Debug)]
+pub struct NetLock {
+    // The queue goes last: the table leads to it.
+    socket: Socket,
+    queue: Option<Queue>,
+    name: String,
+    /// The kernel takes the table away with the socket.
+    owned: bool,
+    expected: HashSet<Flow>,
+    locked: Vec<Flow>,
+    /// Why packets are dropped although they should have been held.
+    pub remark: Option<String>,
+}
+
+/// Runs something in a network namespace, `None` for meio's own.
+fn inside<T: Send>(network: Option<BorrowedFd<'_>>, work: impl FnOnce() -> T + Send) -> Result<T> {
+    let places: Vec<_> = network.into_iter().map(|fd| (fd, Namespace::Net)).collect();
+    namespace::within(&places, work).context(|| "entering the network namespace of the tree")
+}
+
+/// What a refusal of the kernel means.
+fn refused(e: io::Error) -> Error {
+    use nix::errno::Errno;
+    match e.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::EPERM | Errno::EACCES) => {
+            Error::new(Kind::Permission, "locking the network needs CAP_NET_ADMIN").help("run meio as root")
+        }
+        Some(Errno::EINVAL | Errno::EOPNOTSUPP | Errno::ENOENT | Errno::EPROTONOSUPPORT | Errno::EAFNOSUPPORT | Errno::ENOSYS) => {
+            Error::new(Kind::Kernel, format!("this kernel cannot lock the network: {e}"))
+                .help("a kernel with CONFIG_NF_TABLES and CONFIG_NF_TABLES_INET; connections cannot be saved without it")
+        }
+        _ => Error::from(e),
+    }
+}
+
+impl NetLock {
+    /// Makes a lock that locks nothing yet, in the network namespace `network` (`None`: meio's own).
+    ///
+    /// # Errors
+    /// [`Kind::Permission`] without `CAP_NET_ADMIN`, [`Kind::Kernel`] without nftables.
+    pub fn prepare(network: Option<BorrowedFd<'_>>, manner: Manner) -> Result<Self> {
+        inside(network, || NetLock::here(manner))?.map_err(refused).context(|| "preparing the network lock")
+    }
+
+    fn here(manner: Manner) -> io::Result<Self> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let socket = Socket::netfilter()?;
+        kept::sweep_with(&socket)?;
+        let pid = std::process::id();
+        let name = format!("meio-{pid}-{}", COUNT.fetch_add(1, Ordering::Relaxed));
+        let mut lock = NetLock { socket, queue: None, name, owned: true, expected: HashSet::new(), locked: Vec::new(), remark: None };
+        if manner == Manner::Drop {
+            lock.make(Held::Dropped)?;
+            return Ok(lock);
+        }
+        // Any number that is not in use; users' own ones are small.
+        match Queue::new(0x6d65 + (pid % 0x4000) as u16, PACKETS) {
+            Ok(queue) => {
+                let number = queue.number();
+                lock.queue = Some(queue);
+                if lock.make(Held::Queued(number)).or_else(|_| lock.make(Held::ByTarget(number))).is_ok() {
+                    return Ok(lock);
+                }
+            }
+            Err(e) => drop(e),
+        }
+        lock.queue = None;
+        lock.make(Held::Dropped)?;
+        lock.remark = Some("this kernel cannot hold packets: peers send again what arrives while the tree stands still".into());
+        Ok(lock)
+    }
+
+    fn make(&mut self, held: Held) -> io::Result<()> {
+        let attempt = |flags| {
+            let mut batch = Batch::default();
+            let table = nft::Table { name: self.name.clone(), flags, comment: Some(Owner::own().comment(0)) };
+            table::build(&mut batch, &table, held);
+            batch.commit(&self.socket)
+        };
+        let made = attempt(nft::OWNER);
+        self.owned = made.is_ok();
+        // Before Linux 5.12 a table has no owner; what is left of it the next meio sweeps.
+        made.or_else(|e| if unknown_flag(&e) { attempt(0) } else { Err(e) })
+    }
+
+    /// Locks these flows, and from now on holds what belongs to any flow of this lock. Either all or none of them. Of flows
+    /// that [`NetLock::expect`] knows already nothing is left to do.
+    pub fn add(&mut self, flows: &[Flow]) -> Result<()> {
+        let mut batch = Batch::default();
+        let new: Vec<Flow> = flows.iter().filter(|f| !self.expected.contains(f)).copied().collect();
+        table::lock(&mut batch, &self.name, &new);
+        if self.locked.is_empty() && !flows.is_empty() {
+            table::close(&mut batch, &self.name);
+        }
+        batch.commit(&self.socket).map_err(refused).context(|| "locking connections")?;
+        self.locked.extend_from_slice(flows);
+        Ok(())
+    }
+
+    /// Names flows that are likely to be locked later, so that [`NetLock::add`] has less to do.
+    pub fn expect(&mut self, flows: &[Flow]) -> Result<()> {
+        let mut batch = Batch::default();
+        table::lock(&mut batch, &self.name, flows);
+        batch.commit(&self.socket).map_err(refused).context(|| "preparing the network lock")?;
+        self.expected.extend(flows);
+        Ok(())
+    }
+
+    /// Flows that are locked.
+    pub fn locked(&self) -> usize {
+        self.locked.len()
+    }
+
+    /// Lets in what was held, in order, and everything that comes from now on.
+    pub fn open(&mut self) -> Result<Opened> {
+        let mut opened = Opened::default();
+        let doing = || "opening the network lock";
+        // Nearly all goes here; while its rules stand nothing can overtake.
+        const ROUNDS: usize = 8;
+        for _ in 0..ROUNDS {
+            if !self.let_in(&mut opened).context(doing)? {
+                break;
+            }
+        }
+        let mut batch = Batch::default();
+        batch.flush_chain(&self.name, HELD);
+        batch.commit(&self.socket).context(doing)?;
+        // Base chains may only go when nothing is held any more: the kernel drops what waits in queues with them.
+        while self.let_in(&mut opened).context(doing)? {}
+        self.locked.clear();
+        Ok(opened)
+    }
+
+    /// Whether there was something to let in.
+    fn let_in(&self, opened: &mut Opened) -> io::Result<bool> {
+        let Some(queue) = &self.queue else { return Ok(false) };
+        let state = queue.state()?;
+        (opened.packets, opened.lost) = (state.seen, state.dropped);
+        if state.held > 0 {
+            queue.accept()?;
+        }
+        Ok(state.held > 0)
+    }
+
+    /// Turns this into a lock that drops, outlives meio and belongs to `owner`: for a tree that is gone into an image.
+    /// Packets that are held are lost.
+    pub fn keep(self, owner: &Owner) -> Result<()> {
+        let mut batch = Batch::default();
+        let table = nft::Table { name: owner.table(), flags: 0, comment: Some(owner.comment(self.locked.len())) };
+        table::build(&mut batch, &table, Held::Dropped);
+        table::close(&mut batch, &table.name);
+        table::lock(&mut batch, &table.name, &self.locked);
+        batch.delete_table(&self.name);
+        batch.commit(&self.socket).map_err(refused).context(|| "keeping the network lock")
+    }
+}
+
+impl Drop for NetLock {
+    fn drop(&mut self) {
+        if !self.owned {
+            let mut batch = Batch::default();
+            batch.delete_table(&self.name);
+            let _ = batch.commit(&self.socket);
+        }
+    }
+}
+
+/// What was held.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Opened {
+    /// Packets that were let in.
+    pub packets: u32,
+    /// Packets for which there was no room; they are sent again by whoever sent them.
+    pub lost: u32,
+}
+
+fn unknown_flag(e: &io::Error) -> bool {
+    use nix::errno::Errno;
+    matches!(e.raw_os_error().map(Errno::from_raw), Some(Errno::EINVAL | Errno::EOPNOTSUPP))
+}

@@ -1,0 +1,173 @@
+//! What a lock's table looks like: sets of flows, and the rules that ask them.
+//!
+//! Both directions share their sets, since keys begin with the tree's end: protocol, local address, local port, remote
+//! address, remote port.
+
+use super::{Flow, PASS};
+use crate::sys::nft::{self, Batch, Hook, Rule, register};
+use std::net::{IpAddr, SocketAddr};
+
+/// The chain where locked packets go.
+pub const HELD: &str = "held";
+/// Before whatever the user has, address translation included: packets are seen as the sockets see them.
+const PRIORITY: i32 = -400;
+
+/// What becomes of locked packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Held {
+    /// They are lost.
+    Dropped,
+    /// They wait in a queue.
+    Queued(u16),
+    /// The same by the target of iptables.
+    ByTarget(u16),
+}
+
+/// A set: its name and what its keys are made of.
+struct Set {
+    name: &'static str,
+    /// `NFPROTO_IPV4`, `NFPROTO_IPV6`; `None` for both, as the first part of the key.
+    family: Option<u8>,
+    /// With the address of the tree's end, and with the other end.
+    parts: (bool, bool),
+}
+
+const SETS: [Set; 5] = [
+    Set { name: "connections4", family: Some(2), parts: (true, true) },
+    Set { name: "connections6", family: Some(10), parts: (true, true) },
+    Set { name: "addresses4", family: Some(2), parts: (true, false) },
+    Set { name: "addresses6", family: Some(10), parts: (true, false) },
+    Set { name: "ports", family: None, parts: (false, false) },
+];
+
+// Numbers of types in nft's own listing.
+const NFPROTO: u32 = 2;
+const IPV4: u32 = 7;
+const IPV6: u32 = 8;
+const INET_PROTO: u32 = 12;
+const SERVICE: u32 = 13;
+
+impl Set {
+    fn address(&self) -> u32 {
+        if self.family == Some(2) { 4 } else { 16 }
+    }
+
+    /// How `nft list` shows a key: six bits a part.
+    fn kind(&self) -> u32 {
+        let address = if self.family == Some(2) { IPV4 } else { IPV6 };
+        let parts: &[u32] = match self.parts {
+            (true, true) => &[INET_PROTO, address, SERVICE, address, SERVICE],
+            (true, false) => &[INET_PROTO, address, SERVICE],
+            _ => &[NFPROTO, INET_PROTO, SERVICE],
+        };
+        parts.iter().fold(0, |kind, part| kind << 6 | part)
+    }
+
+    /// Bytes of a key; every part is filled up to four.
+    fn length(&self) -> usize {
+        let address = self.address() as usize;
+        match self.parts {
+            (true, true) => 12 + 2 * address,
+            (true, false) => 8 + address,
+            _ => 12,
+        }
+    }
+
+    /// The rule that sends packets of this set to where they are held.
+    fn rule(&self, inbound: bool) -> Rule {
+        let rule = Rule::new().meta(nft::NFPROTO, register(0));
+        // The tree's end is where packets come in, and where they go out from.
+        let (local, remote) = if inbound { (2, 0) } else { (0, 2) };
+        let port = |rule: Rule, offset, to| rule.payload(nft::TRANSPORT, offset, 2, register(to));
+        let Some(family) = self.family else {
+            let rule = port(rule.meta(nft::L4PROTO, register(1)), local, 2);
+            return rule.lookup(self.name, register(0)).goto(HELD);
+        };
+        let length = self.address();
+        let (source, destination) = if family == 2 { (12, 16) } else { (8, 24) };
+        let (near, far) = if inbound { (destination, source) } else { (source, destination) };
+        let words = length / 4;
+        let mut rule = rule.equals(register(0), &[family]).meta(nft::L4PROTO, register(0));
+        rule = port(rule.payload(nft::NETWORK, near, length, register(1)), local, 1 + words);
+        if self.parts.1 {
+            rule = port(rule.payload(nft::NETWORK, far, length, register(2 + words)), remote, 2 + 2 * words);
+        }
+        rule.lookup(self.name, register(0)).goto(HELD)
+    }
+}
+
+const CHAINS: [(&str, u32); 2] = [("input", nft::INPUT), ("output", nft::OUTPUT)];
+
+/// A table, its chains and empty sets. It holds nothing before it is closed.
+pub fn build(batch: &mut Batch, table: &nft::Table, held: Held) {
+    let name = &table.name;
+    batch.table(table);
+    for set in &SETS {
+        batch.set(name, set.name, set.kind(), set.length());
+    }
+    batch.chain(name, HELD, None);
+    let rule = Rule::new().counter();
+    let rule = match held {
+        Held::Dropped => rule.verdict(nft::DROP),
+        Held::Queued(queue) => rule.queue(queue),
+        Held::ByTarget(queue) => rule.queue_target(queue),
+    };
+    batch.rule(name, HELD, &rule);
+    for (chain, number) in CHAINS {
+        batch.chain(name, chain, Some(Hook { number, priority: PRIORITY }));
+        let pass = Rule::new().meta(nft::MARK, register(0)).equals(register(0), &PASS.to_ne_bytes());
+        batch.rule(name, chain, &pass.verdict(nft::ACCEPT));
+    }
+}
+
+/// From now on what is in the sets of a table is held.
+pub fn close(batch: &mut Batch, table: &str) {
+    for (chain, number) in CHAINS {
+        for set in &SETS {
+            batch.rule(table, chain, &set.rule(number == nft::INPUT));
+        }
+    }
+}
+
+/// Puts flows into the sets of a table.
+pub fn lock(batch: &mut Batch, table: &str, flows: &[Flow]) {
+    let mut keys: [Vec<Vec<u8>>; SETS.len()] = Default::default();
+    for flow in flows {
+        for (set, key) in keys_of(flow).into_iter().flatten() {
+            keys[set].push(key);
+        }
+    }
+    for (set, keys) in SETS.iter().zip(&mut keys) {
+        keys.sort_unstable();
+        keys.dedup();
+        batch.elements(table, set.name, keys);
+    }
+}
+
+/// Index of a set in [`SETS`], and a key.
+type Key = (usize, Vec<u8>);
+
+fn keys_of(flow: &Flow) -> [Option<Key>; 2] {
+    let word = |byte: u8| [byte, 0, 0, 0];
+    let port = |port: u16| [port.to_be_bytes(), [0; 2]].concat();
+    let local = flow.local.ip().to_canonical();
+    let ports = |family: u8| Some((4, [&word(family)[..], &word(flow.protocol), &port(flow.local.port())].concat()));
+    let near = |end: IpAddr| [&word(flow.protocol)[..], &bytes(end), &port(flow.local.port())].concat();
+    match (local, flow.remote) {
+        (end, Some(remote)) if !end.is_unspecified() => {
+            let key = [near(end), bytes(remote.ip().to_canonical()), port(remote.port())].concat();
+            [Some((usize::from(end.is_ipv6()), key)), None]
+        }
+        (end, None) if !end.is_unspecified() => [Some((2 + usize::from(end.is_ipv6()), near(end))), None],
+        // A socket of IPv6 may serve IPv4 too.
+        (IpAddr::V6(_), _) => [ports(10), ports(2)],
+        (IpAddr::V4(_), _) => [ports(2), if matches!(flow.local, SocketAddr::V6(_)) { ports(10) } else { None }],
+    }
+}
+
+fn bytes(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    }
+}

@@ -1,0 +1,346 @@
+//! Locks at work, each in network namespaces that nobody else lives in. They need the rights of root; without them there
+//! is nothing to see.
+
+use super::kept::{self, Owner};
+use super::*;
+use crate::sys::namespace::fresh_network;
+use crate::sys::socket;
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsFd;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+/// Long enough for a packet that is not held.
+const LONG: Duration = Duration::from_millis(80);
+const V4: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+const V6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
+
+fn sh(script: &str) -> String {
+    let out = Command::new("sh").args(["-ec", script]).output().expect("sh");
+    assert!(out.status.success(), "{script}: {}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8_lossy(&out.stdout).into_owned()
+}
+
+/// Whoever sends is to wait for its timer, rather than to probe early.
+const PATIENT: &str = "echo 0 >/proc/sys/net/ipv4/tcp_early_retrans";
+
+/// Runs `body` in a network namespace with `lo`, if that can be.
+fn network(body: impl FnOnce() + Send) {
+    if nix::unistd::geteuid().is_root() && Command::new("ip").arg("-V").output().is_ok() {
+        fresh_network(|| {
+            sh(&format!("ip link set lo up; {PATIENT}"));
+            body();
+        })
+        .expect("a network namespace");
+    }
+}
+
+/// A connection: the tree's end and the peer's.
+fn pair(ip: IpAddr) -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind((ip, 0)).expect("listen");
+    join(&listener)
+}
+
+fn join(listener: &TcpListener) -> (TcpStream, TcpStream) {
+    let peer = TcpStream::connect(listener.local_addr().expect("name")).expect("connect");
+    let tree = listener.accept().expect("accept").0;
+    peer.set_nodelay(true).expect("option");
+    (tree, peer)
+}
+
+fn flow(tree: &TcpStream) -> Flow {
+    Flow { protocol: libc::IPPROTO_TCP as u8, local: tree.local_addr().expect("name"), remote: Some(tree.peer_addr().expect("name")) }
+}
+
+/// `tcpi_retransmits` and `tcpi_total_retrans` of tcp(7) `TCP_INFO`.
+fn retransmissions(stream: &TcpStream) -> (u8, u32) {
+    let info = socket::option(stream.as_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, 256).expect("TCP_INFO");
+    (info[2], u32::from_ne_bytes(info[100..104].try_into().expect("four")))
+}
+
+/// What has arrived after a while.
+fn heard(mut stream: &TcpStream) -> Vec<u8> {
+    stream.set_read_timeout(Some(LONG)).expect("option");
+    let mut bytes = vec![0; 1 << 16];
+    let n = stream.read(&mut bytes).unwrap_or(0);
+    bytes.truncate(n);
+    bytes
+}
+
+/// All chains, rules and sets but those of meio's locks, as the kernel tells them.
+fn rules() -> Vec<Vec<u8>> {
+    let socket = Socket::netfilter().expect("socket");
+    let all = [1u16, 4, 7, 10].map(|kind| socket.dump(10 << 8 | kind, &[0; 4]).expect("a list"));
+    let foreign = |m: &Vec<u8>| !m.windows(5).any(|w| w == b"meio-");
+    // The number of the generation, in the head, changes with every transaction of anybody.
+    all.into_iter().flatten().filter(foreign).map(|m| m[4..].to_vec()).collect()
+}
+
+/// A table as a user may have.
+fn users_table() {
+    let socket = Socket::netfilter().expect("socket");
+    let mut batch = Batch::default();
+    batch.table(&nft::Table { name: "mine".into(), flags: 0, comment: Some("do not touch".into()) });
+    batch.set("mine", "ports", 13, 2);
+    batch.elements("mine", "ports", &[vec![0, 22], vec![0, 80]]);
+    batch.chain("mine", "in", Some(nft::Hook { number: nft::INPUT, priority: 0 }));
+    batch.rule("mine", "in", &nft::Rule::new().payload(nft::TRANSPORT, 2, 2, 8).lookup("ports", 8).verdict(nft::ACCEPT));
+    batch.commit(&socket).expect("a table");
+}
+
+fn holds(manner: Manner, ip: IpAddr) {
+    network(|| {
+        let listener = TcpListener::bind((ip, 0)).expect("listen");
+        let (tree, mut peer) = join(&listener);
+        let (other, mut others_peer) = join(&listener);
+        let mut lock = NetLock::prepare(None, manner).expect("a lock");
+        peer.write_all(b"before ").expect("write");
+        assert_eq!(heard(&tree), b"before ");
+        lock.add(&[flow(&tree)]).expect("added");
+        for word in [&b"held "[..], b"in ", b"order"] {
+            peer.write_all(word).expect("write");
+        }
+        others_peer.write_all(b"free").expect("write");
+        assert_eq!((heard(&tree), heard(&other)), (Vec::new(), b"free".to_vec()));
+        // What the tree sends is held too, and so are its answers.
+        (&tree).write_all(b"answer").expect("write");
+        assert_eq!(heard(&peer), b"");
+        let opened = lock.open().expect("opened");
+        if manner == Manner::Hold {
+            assert_eq!(heard(&tree), b"held in order");
+            assert_eq!(heard(&peer), b"answer");
+            assert!(opened.packets >= 3 && opened.lost == 0, "{opened:?}");
+        } else {
+            let mut bytes = [0; 13];
+            tree.set_read_timeout(Some(Duration::from_secs(5))).expect("option");
+            (&tree).read_exact(&mut bytes).expect("sent again");
+            assert_eq!(&bytes, b"held in order");
+        }
+        drop(lock);
+        assert!(rules().is_empty() && kept::list(None).expect("a list").is_empty());
+        peer.write_all(b"after").expect("write");
+        assert_eq!(heard(&tree), b"after");
+    });
+}
+
+/// Whether this kernel can hold packets; else the lock says that it cannot.
+fn can_hold() -> bool {
+    let mut can = false;
+    network(|| can = NetLock::prepare(None, Manner::Hold).expect("a lock").remark.is_none());
+    can
+}
+
+#[test]
+fn a_locked_flow_hears_nothing_until_it_is_opened() {
+    for ip in [V4, V6] {
+        holds(Manner::Drop, ip);
+        if can_hold() {
+            holds(Manner::Hold, ip);
+        }
+    }
+}
+
+#[test]
+fn nothing_is_sent_twice() {
+    if !can_hold() {
+        return;
+    }
+    network(|| {
+        let (tree, mut peer) = pair(V4);
+        let mut lock = NetLock::prepare(None, Manner::Hold).expect("a lock");
+        let sent: Vec<u8> = (0..8_000_000u32).map(|n| (n / 7) as u8).collect();
+        std::thread::scope(|scope| {
+            let writer = scope.spawn(|| {
+                peer.write_all(&sent).expect("write");
+                retransmissions(&peer)
+            });
+            let reader = scope.spawn(|| {
+                let mut got = vec![0; sent.len()];
+                (&tree).read_exact(&mut got).expect("read");
+                got
+            });
+            std::thread::sleep(Duration::from_millis(2));
+            lock.add(&[flow(&tree)]).expect("added");
+            std::thread::sleep(Duration::from_millis(20));
+            lock.open().expect("opened");
+            assert!(reader.join().expect("reader") == sent);
+            assert_eq!(writer.join().expect("writer"), (0, 0));
+        });
+    });
+}
+
+#[test]
+fn between_two_namespaces() {
+    if !can_hold() {
+        return;
+    }
+    network(|| {
+        let here = namespace::open(nix::unistd::gettid().as_raw(), "net").expect("own namespace");
+        let tid = nix::unistd::gettid();
+        fresh_network(|| {
+            sh(&format!(
+                "ip link add name m0 type veth peer name m1 netns {tid}; ip addr add 10.9.9.2/24 dev m0; ip link set m0 up\n{PATIENT}"
+            ));
+            inside(Some(here.as_fd()), || sh("ip addr add 10.9.9.1/24 dev m1; ip link set m1 up")).expect("inside");
+            let listener = inside(Some(here.as_fd()), || TcpListener::bind("10.9.9.1:0").expect("listen")).expect("inside");
+            let (tree, mut peer) = join(&listener);
+            let mut lock = NetLock::prepare(Some(here.as_fd()), Manner::Hold).expect("a lock");
+            assert!(kept::list(None).expect("a list").is_empty(), "the lock belongs into the other namespace");
+            lock.add(&[flow(&tree)]).expect("added");
+            let sent: Vec<u8> = (0..3 * 1448).map(|n| (n / 3) as u8).collect();
+            sent.chunks(1000).for_each(|part| peer.write_all(part).expect("write"));
+            assert_eq!(heard(&tree), b"");
+            lock.open().expect("opened");
+            let mut got = vec![0; sent.len()];
+            (&tree).read_exact(&mut got).expect("read");
+            assert_eq!((got == sent, retransmissions(&peer)), (true, (0, 0)));
+        })
+        .expect("a network namespace");
+    });
+}
+
+#[test]
+fn nobody_answers_for_a_socket_that_is_gone() {
+    network(|| {
+        let (tree, mut peer) = pair(V4);
+        let udp = UdpSocket::bind("0.0.0.0:0").expect("bind");
+        let port = udp.local_addr().expect("name").port();
+        let client = UdpSocket::bind("127.0.0.1:0").expect("bind");
+        client.connect(("127.0.0.1", port)).expect("connect");
+        let id = Owner::image(&[0xab; 16]);
+        let mut lock = NetLock::prepare(None, Manner::Hold).expect("a lock");
+        let unconnected = Flow { protocol: libc::IPPROTO_UDP as u8, local: udp.local_addr().expect("name"), remote: None };
+        lock.add(&[flow(&tree), unconnected]).expect("added");
+        lock.keep(&id).expect("kept");
+        // A reset would be sent: bytes are unread.
+        drop(tree);
+        drop(udp);
+        peer.write_all(b"hello").expect("write");
+        client.send(b"hello").expect("send");
+        std::thread::sleep(LONG);
+        peer.write_all(b"again").expect("no reset has come");
+        client.send(b"again").expect("no refusal has come");
+        let locks = kept::list(None).expect("a list");
+        assert_eq!((locks.len(), &locks[0].owner, locks[0].connections, locks[0].stale), (1, &id, 2, false));
+        assert!(kept::sweep(None).expect("swept").is_empty());
+        assert!(kept::release_named("cdcdcdcdcd").is_err() && kept::is_kept(None, &id).expect("a list"));
+        assert!(kept::release(None, &id).expect("released"));
+        assert!(!kept::release(None, &id).expect("nothing left"));
+        client.send(b"now").expect("send");
+        std::thread::sleep(LONG);
+        assert!(client.send(b"refused").is_err(), "the port is unreachable again");
+    });
+}
+
+#[test]
+fn a_stale_lock_is_swept_and_others_stay() {
+    network(|| {
+        let socket = Socket::netfilter().expect("socket");
+        // As a kernel before 5.12 leaves it behind.
+        let dead = Owner::Process { pid: 0x7fff_0000, start: 7, namespace: read_namespace() };
+        let elsewhere = Owner::Process { pid: 0x7fff_0000, start: 7, namespace: 1 };
+        for (name, owner) in [("meio-1-0", &dead), ("meio-2-0", &elsewhere), ("meio-kept-x", &Owner::Image("x".into()))] {
+            let mut batch = Batch::default();
+            table::build(&mut batch, &nft::Table { name: name.into(), flags: 0, comment: Some(owner.comment(1)) }, Held::Dropped);
+            batch.commit(&socket).expect("a table");
+        }
+        users_table();
+        let living = NetLock::prepare(None, Manner::Drop).expect("a lock");
+        let names = |locks: &[kept::Lock]| locks.iter().map(|l| l.table.clone()).collect::<Vec<_>>();
+        assert_eq!(names(&kept::list(None).expect("a list")), ["meio-2-0", "meio-kept-x", &living.name]);
+        assert!(kept::sweep(None).expect("swept").is_empty());
+        assert_eq!(rules().len(), 1 + 1 + 1 + 1);
+    });
+}
+
+fn read_namespace() -> u64 {
+    match Owner::own() {
+        Owner::Process { namespace, .. } => namespace,
+        Owner::Image(_) => 0,
+    }
+}
+
+#[test]
+fn the_users_rules_stay_as_they_are() {
+    network(|| {
+        users_table();
+        let before = rules();
+        assert_eq!(before.len(), 4);
+        let (tree, _peer) = pair(V4);
+        let mut lock = NetLock::prepare(None, Manner::Hold).expect("a lock");
+        lock.add(&[flow(&tree)]).expect("added");
+        assert!(rules() == before);
+        lock.keep(&Owner::image(&[1; 16])).expect("kept");
+        assert!(rules() == before);
+        assert_eq!(kept::release_named("all").expect("released").len(), 1);
+        assert!(rules() == before);
+    });
+}
+
+#[test]
+fn the_end_of_meio_opens_the_lock() {
+    network(|| {
+        let (tree, mut peer) = pair(V4);
+        let mut lock = NetLock::prepare(None, Manner::Hold).expect("a lock");
+        lock.add(&[flow(&tree)]).expect("added");
+        peer.write_all(b"late").expect("write");
+        assert_eq!(heard(&tree), b"");
+        // As the kernel does it for a process that is killed: descriptors are closed, and nothing else.
+        assert!(lock.owned);
+        drop(lock);
+        assert!(rules().is_empty() && kept::list(None).expect("a list").is_empty());
+        tree.set_read_timeout(Some(Duration::from_secs(5))).expect("option");
+        let mut bytes = [0; 4];
+        (&tree).read_exact(&mut bytes).expect("sent again");
+        assert_eq!(&bytes, b"late");
+    });
+}
+
+#[test]
+fn packets_with_the_mark_pass() {
+    network(|| {
+        let tree = UdpSocket::bind("127.0.0.1:0").expect("bind");
+        tree.set_read_timeout(Some(LONG)).expect("option");
+        let peer = UdpSocket::bind("127.0.0.1:0").expect("bind");
+        let mut lock = NetLock::prepare(None, Manner::Drop).expect("a lock");
+        let local = tree.local_addr().expect("name");
+        lock.add(&[Flow { protocol: libc::IPPROTO_UDP as u8, local, remote: None }]).expect("added");
+        peer.send_to(b"held", local).expect("send");
+        assert!(tree.recv(&mut [0; 9]).is_err());
+        socket::set_number(peer.as_fd(), libc::SO_MARK, PASS as i32).expect("mark");
+        peer.send_to(b"pass", local).expect("send");
+        assert_eq!(tree.recv(&mut [0; 9]).expect("arrives"), 4);
+    });
+}
+
+/// Elements of many flows are one transaction; no packet is needed to see what it takes.
+#[test]
+fn ten_thousand_flows() {
+    network(|| {
+        let flow = |n: u32| Flow {
+            protocol: libc::IPPROTO_TCP as u8,
+            local: "10.1.2.3:443".parse().expect("address"),
+            remote: Some((Ipv4Addr::from_bits(0x0a00_0000 + n), 1024).into()),
+        };
+        let time = |count: u32, expected: u32| {
+            let flows: Vec<Flow> = (0..count).map(flow).collect();
+            let begin = Instant::now();
+            let mut lock = NetLock::prepare(None, Manner::Hold).expect("a lock");
+            lock.expect(&flows[..expected as usize]).expect("expected");
+            let prepared = begin.elapsed();
+            let begin = Instant::now();
+            lock.add(&flows).expect("added");
+            let added = begin.elapsed();
+            let begin = Instant::now();
+            lock.open().expect("opened");
+            println!("{count} flows, {expected} expected: prepare {prepared:?}, add {added:?}, open {:?}", begin.elapsed());
+            added
+        };
+        let few = (0..5).map(|_| time(10, 0)).min().expect("some");
+        let known = (0..5).map(|_| time(10_000, 9_900)).min().expect("some");
+        let many = (0..5).map(|_| time(10_000, 0)).min().expect("some");
+        assert!(few < Duration::from_millis(20), "{few:?}");
+        assert!(many < Duration::from_millis(200) && known < many, "{many:?} {known:?}");
+    });
+}

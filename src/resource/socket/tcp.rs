@@ -1,0 +1,327 @@
+//! TCP connections, read in repair (`TCP_REPAIR`): numbers, windows, both queues.
+//!
+//! A socket in repair is no use to its program. So each is taken into repair and out of it again before the next one, by a child
+//! that ends what it has begun when meio is killed ([`apart`]); nothing but `SO_REUSEADDR` has to be put back.
+
+use super::inet::{self, Inet, LevelOption};
+use crate::error::{Context, Error, Result};
+use crate::resource::Tree;
+use crate::resource::capture::Capture;
+use crate::resource::descriptor::{FileId, FileKind, Found};
+use crate::resource::graph::Part;
+use crate::sys::tcp::{self, Info, Queue, Repair, Window};
+use crate::sys::{apart, socket};
+use nix::errno::Errno;
+use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd};
+
+/// One TCP socket that does not listen.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tcp {
+    /// What every internet socket has.
+    pub inet: Inet,
+    /// State as the kernel numbers it: 1 for established, 7 for closed, …
+    pub state: u8,
+    /// Options of `IPPROTO_TCP` that are not those of a new socket.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub options: Vec<LevelOption>,
+    /// Whether the program wants to read no more (shutdown(2) `SHUT_RD`).
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub deaf: bool,
+    /// The connection, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stream: Option<Stream>,
+}
+
+fn is_false(b: &bool) -> bool {
+    !b
+}
+
+/// What a connection holds. Numbers do not count what a FIN uses up.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Stream {
+    /// Number behind the last byte that was received.
+    pub received_to: u32,
+    /// Number behind the last byte that was written.
+    pub written_to: u32,
+    /// What was received and not read.
+    #[serde(default, with = "crate::image::bytes", skip_serializing_if = "Vec::is_empty")]
+    pub received: Vec<u8>,
+    /// What was written and not acknowledged.
+    #[serde(default, with = "crate::image::bytes", skip_serializing_if = "Vec::is_empty")]
+    pub written: Vec<u8>,
+    /// How many bytes of that were not sent either.
+    #[serde(default)]
+    pub unsent: u32,
+    /// The largest segment that the other end takes.
+    pub largest_segment: u32,
+    /// Shifts of both windows: those of the other end, and its own.
+    pub scales: (u8, u8),
+    /// Selective acknowledgements.
+    #[serde(default)]
+    pub sack: bool,
+    /// The clock of the timestamps, where there are such.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock: Option<u32>,
+    /// `struct tcp_repair_window`.
+    pub window: Window,
+    /// `TCP_WINDOW_CLAMP`.
+    #[serde(default)]
+    pub clamp: u32,
+}
+
+/// (level, name, room): options of tcp(7) that can be asked and set, in the order in which they are set.
+const KNOWN: &[(i32, i32, usize)] = &[
+    (libc::IPPROTO_TCP, libc::TCP_CONGESTION, 16),
+    (libc::IPPROTO_TCP, libc::TCP_FASTOPEN_NO_COOKIE, 4),
+    (libc::IPPROTO_TCP, libc::TCP_FASTOPEN_CONNECT, 4),
+    (libc::IPPROTO_TCP, libc::TCP_SAVE_SYN, 4),
+    (libc::IPPROTO_TCP, libc::TCP_SYNCNT, 4),
+    (libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, 4),
+    (libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, 4),
+    (libc::IPPROTO_TCP, libc::TCP_KEEPINTVL, 4),
+    (libc::IPPROTO_TCP, libc::TCP_KEEPCNT, 4),
+    (libc::IPPROTO_TCP, libc::TCP_LINGER2, 4),
+    (libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, 4),
+    (libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, 4),
+    (libc::IPPROTO_TCP, libc::TCP_THIN_LINEAR_TIMEOUTS, 4),
+    (libc::IPPROTO_TCP, libc::TCP_INQ, 4),
+    (libc::IPPROTO_TCP, 37, 4), // TCP_TX_DELAY
+    (libc::IPPROTO_TCP, 44, 4), // TCP_RTO_MAX_MS
+    (libc::IPPROTO_TCP, 45, 4), // TCP_RTO_MIN_US
+    (libc::IPPROTO_TCP, 46, 4), // TCP_DELACK_MAX_US
+    (libc::IPPROTO_TCP, libc::TCP_QUICKACK, 4),
+    (libc::IPPROTO_TCP, libc::TCP_NODELAY, 4),
+    (libc::IPPROTO_TCP, libc::TCP_CORK, 4),
+];
+
+/// `IPPROTO_MPTCP`.
+pub const MPTCP: i32 = 262;
+
+/// What stands in the way of an image of a socket.
+type Obstacle = (&'static str, &'static str);
+
+impl Tcp {
+    /// For the graph.
+    pub fn part(&self) -> Part {
+        let at = |a: &inet::Address| SocketAddr::from(*a).to_string();
+        let ends: Vec<String> = self.inet.local.iter().chain(&self.inet.peer).map(at).collect();
+        Part::of("TCP connection").detail(ends.join(" - "))
+    }
+
+    /// For people: `TCP connection 10.0.0.1:80 - 10.0.0.2:4711`.
+    pub fn called(&self) -> String {
+        let part = self.part();
+        if part.detail.is_empty() { "TCP socket".to_owned() } else { format!("{} {}", part.kind, part.detail) }
+    }
+
+    /// Whether a FIN was written, and whether it has been acknowledged.
+    pub fn ended(&self) -> (bool, bool) {
+        let written = matches!(self.state, tcp::FIN_WAIT1 | tcp::FIN_WAIT2 | tcp::CLOSING | tcp::LAST_ACK);
+        (written, self.state == tcp::FIN_WAIT2)
+    }
+
+    /// Whether a FIN was received.
+    pub fn heard_the_end(&self) -> bool {
+        matches!(self.state, tcp::CLOSE_WAIT | tcp::LAST_ACK | tcp::CLOSING)
+    }
+
+    /// Those of the options that may be set at all.
+    pub fn may_set(option: &LevelOption) -> bool {
+        KNOWN.iter().any(|k| (k.0, k.1) == (option.level, option.name))
+    }
+}
+
+/// Saves a TCP socket as far as it can be seen from outside; [`complete`] adds its connection when the tree stands still.
+pub fn capture(found: &Found, fd: BorrowedFd<'_>, capture: &mut Capture) -> Result<Option<FileKind>> {
+    let Some(inet) = Inet::identify(found, fd, capture)? else { return Ok(None) };
+    let state = if inet.protocol == MPTCP { 0 } else { tcp::info(fd)?.state };
+    let tcp = Tcp { inet, state, ..Tcp::default() };
+    if let Some((reason, advice)) = obstacle(fd, &tcp)? {
+        let reason = format!("{}: {reason}", tcp.called());
+        match tcp.inet.protocol {
+            MPTCP => capture.refuse(found.pid, found.object(), reason, advice),
+            _ if tcp::upper(fd).is_some() => capture.refuse(found.pid, found.object(), reason, advice),
+            _ => capture.refuse_for_now(found.pid, found.object(), reason, advice),
+        }
+        return Ok(None);
+    }
+    Ok(Some(FileKind::Tcp(Box::new(tcp))))
+}
+
+fn obstacle(fd: BorrowedFd<'_>, tcp: &Tcp) -> Result<Option<Obstacle>> {
+    if tcp.inet.protocol == MPTCP {
+        return Ok(Some(("MPTCP does not show the numbers of its subflows", "let the program use plain TCP: sysctl net.mptcp.enabled=0")));
+    }
+    if tcp::upper(fd).is_some() {
+        return Ok(Some((
+            "the kernel encrypts it (kTLS), and does not give its keys back",
+            "let the program do that itself, or close the connection",
+        )));
+    }
+    let events = socket::events(fd)?;
+    Ok(match tcp.state {
+        tcp::SYN_RECV => Some(("it is being opened (TCP Fast Open)", "wait until the other end has answered")),
+        _ if tcp::in_repair(fd)? => Some(("somebody else has it in repair (TCP_REPAIR)", "end whoever repairs it first")),
+        tcp::CLOSE => None,
+        _ if events & libc::POLLPRI != 0 => Some(("urgent data wait in it", "let the program read them first (MSG_OOB)")),
+        _ if events & libc::POLLERR != 0 => Some(("an error or a notice waits in it to be read", "let the program read it first")),
+        _ => None,
+    })
+}
+
+/// A connection that is in repair, for whoever has to end that.
+type InRepair = Option<((i32, i32), i32)>;
+
+/// Reads all connections. The tree must stand still, and nothing may arrive.
+pub fn complete(capture: &mut Capture) -> Result<()> {
+    let is_tcp = |id: &FileId| matches!(capture.files[*id as usize].kind, FileKind::Tcp(_));
+    let all: Vec<FileId> = (0..capture.files.len() as FileId).filter(is_tcp).collect();
+    if all.is_empty() {
+        return Ok(());
+    }
+    let meio = nix::unistd::getpid();
+    let mut open: InRepair = None;
+    let done = apart::run(0, || {
+        for &id in &all {
+            // Nobody wants to know any more.
+            if nix::unistd::getppid() != meio {
+                break;
+            }
+            read(id, capture, &mut open)?;
+        }
+        Ok(())
+    });
+    // Its end must not be that of a connection, too.
+    if let (Err(Errno::ECANCELED), Some((holder, reuse))) = (&done, open) {
+        let fd = capture.duplicate(holder)?;
+        leave(fd.as_fd(), reuse)?;
+    }
+    done.context(|| "reading TCP connections")?
+}
+
+/// Adds to one socket what there is of a connection.
+fn read(id: FileId, capture: &mut Capture, open: &mut InRepair) -> Result<()> {
+    let holder = capture.holders[id as usize];
+    let own = capture.duplicate(holder)?;
+    let fd = own.as_fd();
+    let mut known = std::mem::take(&mut capture.inet);
+    let FileKind::Tcp(tcp) = &mut capture.files[id as usize].kind else { return Ok(()) };
+    let asked = options(fd, tcp, &mut known).and_then(|()| stream(fd, tcp, (holder, open)));
+    let what = tcp.called();
+    capture.inet = known;
+    let (reason, advice) = match asked.context(|| format!("reading {what}"))? {
+        None => return Ok(()),
+        Some(obstacle) => obstacle,
+    };
+    capture.refuse_for_now(holder.0, format!("fd {}", holder.1), format!("{what}: {reason}"), advice);
+    Ok(())
+}
+
+fn options(fd: BorrowedFd<'_>, tcp: &mut Tcp, known: &mut inet::Known) -> Result<()> {
+    tcp.inet.ask(fd, known)?;
+    let key = tcp.inet.key();
+    if !known.protocols.contains_key(&key) {
+        let new = inet::another(fd, &tcp.inet)?;
+        known.protocols.insert(key, inet::answers(new.as_fd(), KNOWN));
+    }
+    tcp.options = known.protocols.get(&key).map(|new| inet::differing(fd, KNOWN, new)).unwrap_or_default();
+    Ok(())
+}
+
+fn leave(fd: BorrowedFd<'_>, reuse: i32) -> Result<()> {
+    let left = tcp::repair(fd, Repair::Off);
+    if reuse != 0 {
+        socket::set_number(fd, libc::SO_REUSEADDR, reuse)?;
+    }
+    Ok(left?)
+}
+
+/// The connection of a socket; or what makes that impossible just now.
+fn stream(fd: BorrowedFd<'_>, tcp: &mut Tcp, (holder, open): ((i32, i32), &mut InRepair)) -> Result<Option<Obstacle>> {
+    let info = tcp::info(fd)?;
+    tcp.state = info.state;
+    if matches!(info.state, tcp::CLOSE | tcp::SYN_SENT) {
+        return Ok(Some(("it is not connected", "wait for a later version")));
+    }
+    let events = socket::events(fd)?;
+    tcp.deaf = events & libc::POLLRDHUP != 0 && !tcp.heard_the_end();
+    let waiting = socket::readable(fd)?;
+    let (used, unsent) = tcp::outstanding(fd)?;
+    let clock = if info.timestamps { Some(tcp::clock(fd)?) } else { None };
+    let clamp = socket::option(fd, libc::IPPROTO_TCP, libc::TCP_WINDOW_CLAMP, 4)?;
+    let (fin, acknowledged) = tcp.ended();
+    let fin_open = u32::from(fin && !acknowledged);
+    let unsent = unsent.saturating_sub(fin_open);
+    let reuse = socket::number(fd, libc::SO_REUSEADDR)?;
+    *open = Some((holder, reuse));
+    let asked = tcp::repair(fd, Repair::On).map_err(Error::from).and_then(|()| {
+        tcp::choose(fd, Queue::Received)?;
+        let received_to = tcp::sequence(fd)?.wrapping_sub(u32::from(tcp.heard_the_end()));
+        let received = if waiting > 0 { peek_all(fd, waiting)? } else { Vec::new() };
+        tcp::choose(fd, Queue::Written)?;
+        let written_to = tcp::sequence(fd)?.wrapping_sub(u32::from(fin));
+        let length = used.saturating_sub(fin_open) as usize;
+        let written = if length > 0 { tcp::peek(fd, length)? } else { Vec::new() };
+        let (window, largest_segment) = (tcp::window(fd)?, tcp::largest_segment(fd)?);
+        Ok((received_to, received, written_to, written, length, window, largest_segment))
+    });
+    let left = leave(fd, reuse);
+    *open = None;
+    let (received_to, received, written_to, written, length, window, largest_segment) = asked?;
+    left?;
+    if received.len() != waiting || written.len() != length {
+        return Ok(Some(("its queues change while they are read", "try again")));
+    }
+    tcp.stream = Some(Stream {
+        received_to,
+        written_to,
+        received,
+        written,
+        unsent,
+        largest_segment,
+        scales: info.scales,
+        sack: info.sack,
+        clock,
+        window,
+        clamp: clamp.try_into().map(u32::from_ne_bytes).unwrap_or(0),
+    });
+    Ok(None)
+}
+
+/// Looks at what was received, from the first byte on: `SO_PEEK_OFF` would begin elsewhere, and move.
+fn peek_all(fd: BorrowedFd<'_>, waiting: usize) -> Result<Vec<u8>> {
+    let offset = socket::number(fd, libc::SO_PEEK_OFF).unwrap_or(-1);
+    if offset < 0 {
+        return Ok(tcp::peek(fd, waiting)?);
+    }
+    socket::set_number(fd, libc::SO_PEEK_OFF, -1)?;
+    let peeked = tcp::peek(fd, waiting);
+    socket::set_number(fd, libc::SO_PEEK_OFF, offset)?;
+    Ok(peeked?)
+}
+
+/// Takes all connections of a tree into repair for good: they end with their tree, and nobody is told.
+pub fn silence(tree: &Tree, capture: &Capture) -> Result<()> {
+    for (file, holder) in tree.files.iter().zip(&capture.holders) {
+        if matches!(file.kind, FileKind::Tcp(_)) {
+            tcp::repair(capture.duplicate(*holder)?.as_fd(), Repair::On).context(|| "silencing a TCP connection")?;
+        }
+    }
+    Ok(())
+}
+
+impl Stream {
+    /// What both ends agreed on.
+    pub fn info(&self) -> Info {
+        Info { state: tcp::ESTABLISHED, timestamps: self.clock.is_some(), sack: self.sack, scales: self.scales, rtt: 0 }
+    }
+
+    /// The part of what was written that was sent, and the one that was not.
+    pub fn parts(&self) -> (&[u8], &[u8]) {
+        self.written.split_at(self.written.len().saturating_sub(self.unsent as usize))
+    }
+}

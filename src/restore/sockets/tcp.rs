@@ -1,0 +1,201 @@
+//! TCP connections on their way back. All of them are made in repair, where they say nothing and hear what comes, before
+//! anything of the tree runs; they go to work together, last of all.
+
+use crate::error::{Context, Error, Result};
+use crate::resource::Tree;
+use crate::resource::descriptor::{FileId, FileKind};
+use crate::resource::socket::inet;
+use crate::resource::socket::tcp::{Stream, Tcp};
+use crate::resource::socket::{options, unix};
+use crate::restore::places::Places;
+use crate::sys::namespace::Kind::Net;
+use crate::sys::namespace::{places as entered, within};
+use crate::sys::tcp::{self, Queue, Repair};
+use crate::sys::{apart, socket};
+use nix::errno::Errno;
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// The TCP sockets of a tree that do not listen.
+#[derive(Default)]
+pub struct Connections {
+    made: HashMap<FileId, OwnedFd>,
+    /// What comes back differently.
+    pub warnings: Vec<String>,
+}
+
+/// Those of a tree.
+fn all(tree: &Tree) -> impl Iterator<Item = (FileId, &Tcp)> {
+    tree.files.iter().enumerate().filter_map(|(id, file)| match &file.kind {
+        FileKind::Tcp(tcp) => Some((id as FileId, &**tcp)),
+        _ => None,
+    })
+}
+
+impl Connections {
+    /// Makes all of them.
+    pub fn make(tree: &Tree, places: &Places<'_>) -> Result<Connections> {
+        let mut connections = Connections::default();
+        let mut networks: BTreeMap<Option<u32>, Vec<(FileId, &Tcp)>> = BTreeMap::new();
+        for (id, tcp) in all(tree) {
+            networks.entry(tcp.inet.network).or_default().push((id, tcp));
+        }
+        for (network, list) in networks {
+            let inside = match network {
+                Some(_) => entered([(places.fd(network, Net)?, Net)]),
+                None => Vec::new(),
+            };
+            within(&inside, || list.iter().try_for_each(|(id, tcp)| connections.one(*id, tcp)))
+                .context(|| "entering a network namespace")??;
+        }
+        Ok(connections)
+    }
+
+    fn one(&mut self, id: FileId, tcp: &Tcp) -> Result<()> {
+        let what = tcp.called();
+        let made = make(tcp, &what, &mut self.warnings)?;
+        self.made.insert(id, made);
+        Ok(())
+    }
+
+    /// One of them, once.
+    pub fn take(&mut self, id: FileId, flags: u32) -> Result<OwnedFd> {
+        let made = self.made.remove(&id).ok_or_else(|| Error::image(format!("image damaged: connection {id} is not there")))?;
+        unix::set_flags(made.as_fd(), flags)?;
+        Ok(made)
+    }
+}
+
+fn make(tcp: &Tcp, what: &str, warnings: &mut Vec<String>) -> Result<OwnedFd> {
+    let Some(stream) = &tcp.stream else { return Err(Error::image(format!("image damaged: {what} is not there"))) };
+    if tcp.inet.kind != libc::SOCK_STREAM || tcp.inet.protocol != libc::IPPROTO_TCP || stream.scales.0 > 14 || stream.scales.1 > 14 {
+        return Err(Error::image(format!("image damaged: {what} is an impossible one")));
+    }
+    let made = tcp.inet.make(what, warnings)?;
+    let fd = made.as_fd();
+    options::apply(fd, &tcp.inet.options, what, warnings);
+    options::widen(fd);
+    // The one that a connection begins with.
+    let (first, later): (Vec<_>, Vec<_>) = tcp.options.iter().cloned().partition(|o| o.name == libc::TCP_CONGESTION);
+    inet::set(fd, &first, Tcp::may_set, what, warnings);
+    tcp::repair(fd, Repair::On).context(|| format!("making {what}"))?;
+    connect(fd, tcp, stream, what)?;
+    fill(fd, tcp, stream).context(|| format!("filling {what}"))?;
+    inet::set(fd, &later, Tcp::may_set, what, warnings);
+    Ok(made)
+}
+
+/// The connection as it was, with nothing in it.
+fn connect(fd: BorrowedFd<'_>, tcp: &Tcp, stream: &Stream, what: &str) -> Result<()> {
+    let doing = || format!("making {what}");
+    let (Some(_), Some(peer)) = (tcp.inet.local, tcp.inet.peer) else {
+        return Err(Error::image(format!("image damaged: {what} has no addresses")));
+    };
+    tcp::choose(fd, Queue::Received).context(doing)?;
+    tcp::set_sequence(fd, stream.received_to.wrapping_sub(stream.received.len() as u32)).context(doing)?;
+    tcp::choose(fd, Queue::Written).context(doing)?;
+    tcp::set_sequence(fd, stream.written_to.wrapping_sub(stream.written.len() as u32)).context(doing)?;
+    tcp.inet.bind(fd, what)?;
+    limit_segments(fd, stream.largest_segment.min(MOST_SEGMENT)).context(doing)?;
+    let peer = SocketAddr::from(peer);
+    crate::sys::inet::connect(fd, peer).map_err(|e| {
+        let help = match e {
+            Errno::EADDRNOTAVAIL | Errno::EADDRINUSE => "another connection has the same addresses and ports: end it first",
+            _ => "there must be a way to the other end before it can go on: see ip route",
+        };
+        Error::other(format!("{what} cannot be connected to {peer} again: {e}")).help(help)
+    })?;
+    tcp::agree(fd, stream.largest_segment, stream.info()).context(doing)?;
+    limit_segments(fd, 0).context(doing)?;
+    if let Some(clock) = stream.clock {
+        // It is told without its lowest bit, and must not go back.
+        let step = if clock & 1 == 0 { 2 } else { 0 };
+        tcp::set_clock(fd, clock.wrapping_add(step)).context(doing)?;
+    }
+    Ok(())
+}
+
+/// The most that `TCP_MAXSEG` takes.
+const MOST_SEGMENT: u32 = 32767;
+
+/// connect(2) begins with small segments unless it is told of larger ones before.
+fn limit_segments(fd: BorrowedFd<'_>, most: u32) -> nix::Result<()> {
+    socket::set_option(fd, libc::IPPROTO_TCP, libc::TCP_MAXSEG, &most.to_ne_bytes())
+}
+
+/// The kernel computes the size of segments anew when the options of the headers below change, even to what they were.
+fn measure_segments(fd: BorrowedFd<'_>, tcp: &Tcp) {
+    let (level, name) = (libc::IPPROTO_IP, libc::IP_OPTIONS);
+    let value = tcp.inet.more.iter().find(|o| (o.level, o.name) == (level, name)).map_or(&[][..], |o| &o.value);
+    // Over IPv6 that cannot be done with none: segments have at most the size that was told before.
+    let _ = socket::set_option(fd, level, name, value);
+}
+
+/// Fills both queues, but for what was not sent.
+fn fill(fd: BorrowedFd<'_>, tcp: &Tcp, stream: &Stream) -> Result<()> {
+    tcp::choose(fd, Queue::Received)?;
+    let room = socket::number(fd, libc::SO_RCVBUF)?;
+    let mut rest = stream.received.as_slice();
+    let mut widened = false;
+    while !rest.is_empty() {
+        match tcp::write(fd, rest) {
+            Ok(n) => rest = &rest[n..],
+            // The pieces are not those in which it came.
+            Err(Errno::ENOMEM) if !widened => {
+                widened = true;
+                socket::set_number(fd, libc::SO_RCVBUFFORCE, i32::MAX / 4)?;
+            }
+            Err(e) => return Err(e.into()),
+        }
+    }
+    if widened {
+        socket::set_number(fd, libc::SO_RCVBUFFORCE, room / 2)?;
+    }
+    tcp::set_window(fd, stream.window)?;
+    measure_segments(fd, tcp);
+    if stream.clamp != 0 {
+        socket::set_option(fd, libc::IPPROTO_TCP, libc::TCP_WINDOW_CLAMP, &stream.clamp.to_ne_bytes())?;
+    }
+    tcp::choose(fd, Queue::Written)?;
+    append(fd, stream.parts().0)
+}
+
+fn append(fd: BorrowedFd<'_>, mut rest: &[u8]) -> Result<()> {
+    while !rest.is_empty() {
+        rest = &rest[tcp::write(fd, rest)?..];
+    }
+    Ok(())
+}
+
+/// Sends all of them to work; `file` knows their descriptors. What one says may be an answer to another.
+pub fn begin<'f>(tree: &Tree, file: &dyn Fn(FileId) -> Option<BorrowedFd<'f>>) -> Result<Vec<String>> {
+    let mut warnings = Vec::new();
+    if all(tree).next().is_none() {
+        return Ok(warnings);
+    }
+    // All or none, also when meio is killed just now.
+    let done = apart::run(0, || {
+        for (id, tcp) in all(tree) {
+            let what = tcp.called();
+            let begun = file(id).ok_or_else(|| Error::image("image damaged: a connection is not there"));
+            if let Err(e) = begun.and_then(|fd| work(fd, tcp, &what, &mut warnings)) {
+                warnings.push(format!("{what}: {}", e.message));
+            }
+        }
+    });
+    done.context(|| "sending connections to work")?;
+    Ok(warnings)
+}
+
+fn work(fd: BorrowedFd<'_>, tcp: &Tcp, what: &str, warnings: &mut Vec<String>) -> Result<()> {
+    let Some(stream) = &tcp.stream else { return Ok(()) };
+    let (sent, unsent) = stream.parts();
+    tcp::repair(fd, if sent.is_empty() { Repair::Off } else { Repair::OffAndAsk })?;
+    let written = append(fd, unsent);
+    if tcp.deaf {
+        socket::shutdown(fd, libc::SHUT_RD)?;
+    }
+    tcp.inet.finish(fd, what, warnings)?;
+    written
+}

@@ -1,0 +1,247 @@
+//! Datagrams of the internet and packet families with all that comes along, and the addresses of such sockets.
+
+use nix::errno::Errno;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+/// A message as recvmsg(2) shows it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Datagram {
+    /// Its bytes, all of them.
+    pub data: Vec<u8>,
+    /// `struct sockaddr_*` of who sent it; empty when the kernel names nobody.
+    pub from: Vec<u8>,
+    /// Control messages: level, type, value.
+    pub control: Vec<(i32, i32, Vec<u8>)>,
+}
+
+impl Datagram {
+    /// The value of a control message.
+    pub fn told(&self, level: i32, kind: i32) -> Option<&[u8]> {
+        self.control.iter().find(|c| (c.0, c.1) == (level, kind)).map(|c| c.2.as_slice())
+    }
+}
+
+/// Looks at what would be received next, whole, and leaves it (`MSG_PEEK`). Does not wait (`EAGAIN`). `SO_PEEK_OFF`, where it
+/// is set, moves on: by what of it fitted into `room` when there is more of it.
+///
+/// # Errors
+/// `EMSGSIZE` when it has more than `room` bytes.
+pub fn peek(fd: BorrowedFd<'_>, room: usize) -> Result<Datagram, Errno> {
+    let mut data = vec![0u8; room];
+    let mut control = [0u64; 128];
+    // SAFETY: all-zero is valid for both structures; all buffers have the sizes that are passed and outlive the call.
+    let (n, header, from) = unsafe {
+        let mut from: libc::sockaddr_storage = std::mem::zeroed();
+        let mut part = libc::iovec { iov_base: data.as_mut_ptr().cast(), iov_len: room };
+        let mut header: libc::msghdr = std::mem::zeroed();
+        header.msg_name = (&raw mut from).cast();
+        header.msg_namelen = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
+        header.msg_iov = &raw mut part;
+        header.msg_iovlen = 1;
+        header.msg_control = control.as_mut_ptr().cast();
+        header.msg_controllen = size_of_val(&control);
+        let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT | libc::MSG_TRUNC | libc::MSG_CMSG_CLOEXEC;
+        (libc::recvmsg(fd.as_raw_fd(), &raw mut header, flags), header, from)
+    };
+    let n = Errno::result(n)? as usize;
+    if n > room {
+        return Err(Errno::EMSGSIZE);
+    }
+    data.truncate(n);
+    let len = (header.msg_namelen as usize).min(size_of::<libc::sockaddr_storage>());
+    // SAFETY: the structure is as long as what is read of it.
+    let from = unsafe { std::slice::from_raw_parts((&raw const from).cast::<u8>(), len) }.to_vec();
+    let mut datagram = Datagram { data, from, control: Vec::new() };
+    // SAFETY: the control buffer is alive and as long as the kernel says; CMSG_NXTHDR stays inside of it.
+    unsafe {
+        let mut at = libc::CMSG_FIRSTHDR(&raw const header);
+        while !at.is_null() {
+            let len = ((*at).cmsg_len as usize).saturating_sub(libc::CMSG_LEN(0) as usize);
+            let value = std::slice::from_raw_parts(libc::CMSG_DATA(at), len).to_vec();
+            datagram.control.push(((*at).cmsg_level, (*at).cmsg_type, value));
+            at = libc::CMSG_NXTHDR(&raw const header, at);
+        }
+    }
+    Ok(datagram)
+}
+
+/// The address in `struct sockaddr_in` or `sockaddr_in6`; `None` for other families.
+pub fn address(bytes: &[u8]) -> Option<SocketAddr> {
+    let family = u16::from_ne_bytes(bytes.get(..2)?.try_into().ok()?);
+    let port = u16::from_be_bytes(bytes.get(2..4)?.try_into().ok()?);
+    match i32::from(family) {
+        libc::AF_INET => {
+            let ip: [u8; 4] = bytes.get(4..8)?.try_into().ok()?;
+            Some(SocketAddr::new(IpAddr::V4(Ipv4Addr::from(ip)), port))
+        }
+        libc::AF_INET6 => {
+            let flow = u32::from_be_bytes(bytes.get(4..8)?.try_into().ok()?);
+            let ip: [u8; 16] = bytes.get(8..24)?.try_into().ok()?;
+            let scope = u32::from_ne_bytes(bytes.get(24..28)?.try_into().ok()?);
+            Some(SocketAddr::V6(SocketAddrV6::new(Ipv6Addr::from(ip), port, flow, scope)))
+        }
+        _ => None,
+    }
+}
+
+type Asks = unsafe extern "C" fn(i32, *mut libc::sockaddr, *mut libc::socklen_t) -> i32;
+
+fn asked(fd: BorrowedFd<'_>, ask: Asks) -> Result<Vec<u8>, Errno> {
+    // SAFETY: all-zero is valid; the structure has the size that is passed, and what is read of it is inside of it.
+    unsafe {
+        let mut address: libc::sockaddr_storage = std::mem::zeroed();
+        let mut len = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
+        Errno::result(ask(fd.as_raw_fd(), (&raw mut address).cast(), &raw mut len))?;
+        let len = (len as usize).min(size_of::<libc::sockaddr_storage>());
+        Ok(std::slice::from_raw_parts((&raw const address).cast::<u8>(), len).to_vec())
+    }
+}
+
+/// getsockname(2), as it is.
+pub fn own(fd: BorrowedFd<'_>) -> Result<Vec<u8>, Errno> {
+    asked(fd, libc::getsockname)
+}
+
+/// getpeername(2), as it is.
+///
+/// # Errors
+/// `ENOTCONN` when it is not connected.
+pub fn peer(fd: BorrowedFd<'_>) -> Result<Vec<u8>, Errno> {
+    asked(fd, libc::getpeername)
+}
+
+/// bind(2) to an address as it is.
+pub fn bind(fd: BorrowedFd<'_>, address: &[u8]) -> Result<(), Errno> {
+    // SAFETY: the bytes outlive the call and are as many as is said; the kernel copies them.
+    Errno::result(unsafe { libc::bind(fd.as_raw_fd(), address.as_ptr().cast(), address.len() as libc::socklen_t) }).map(drop)
+}
+
+/// connect(2) to an address as it is.
+pub fn connect(fd: BorrowedFd<'_>, address: &[u8]) -> Result<(), Errno> {
+    // SAFETY: as in `bind`.
+    Errno::result(unsafe { libc::connect(fd.as_raw_fd(), address.as_ptr().cast(), address.len() as libc::socklen_t) }).map(drop)
+}
+
+/// An address as the kernel wants it.
+pub fn encode(address: SocketAddr) -> Vec<u8> {
+    match address {
+        SocketAddr::V4(v4) => {
+            let mut bytes = (libc::AF_INET as u16).to_ne_bytes().to_vec();
+            bytes.extend(v4.port().to_be_bytes());
+            bytes.extend(v4.ip().octets());
+            bytes.extend([0; 8]);
+            bytes
+        }
+        SocketAddr::V6(v6) => {
+            let mut bytes = (libc::AF_INET6 as u16).to_ne_bytes().to_vec();
+            bytes.extend(v6.port().to_be_bytes());
+            bytes.extend(v6.flowinfo().to_be_bytes());
+            bytes.extend(v6.ip().octets());
+            bytes.extend(v6.scope_id().to_ne_bytes());
+            bytes
+        }
+    }
+}
+
+/// Bytes of memory that what was received and not read takes, and how many packets found no room (`SO_MEMINFO`, Linux 4.12).
+pub fn received(fd: BorrowedFd<'_>) -> Result<(u32, u32), Errno> {
+    const SO_MEMINFO: i32 = 55;
+    let value = super::socket::option(fd, libc::SOL_SOCKET, SO_MEMINFO, 36)?;
+    let word = |n: usize| value.get(n * 4..n * 4 + 4).and_then(|b| b.try_into().ok()).map(u32::from_ne_bytes).unwrap_or(0);
+    Ok((word(0), word(8)))
+}
+
+/// Bytes that were written and have not left the socket: of a datagram that was begun and not sent, for one (`SIOCOUTQ`).
+pub fn unsent(fd: BorrowedFd<'_>) -> Result<i32, Errno> {
+    let mut answer = 0i32;
+    // SAFETY: the request writes one number.
+    Errno::result(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCOUTQ, &raw mut answer) })?;
+    Ok(answer)
+}
+
+/// getsockopt(2) of an option that is told what is asked for in `value`, which it then fills.
+pub fn ask(fd: BorrowedFd<'_>, level: i32, name: i32, value: &mut Vec<u8>) -> Result<(), Errno> {
+    let mut len = value.len() as libc::socklen_t;
+    // SAFETY: the buffer has the size that is passed.
+    Errno::result(unsafe { libc::getsockopt(fd.as_raw_fd(), level, name, value.as_mut_ptr().cast(), &raw mut len) })?;
+    value.truncate(len as usize);
+    Ok(())
+}
+
+fn about(fd: BorrowedFd<'_>, request: libc::c_ulong, interface: &str) -> Result<libc::ifreq, Errno> {
+    // SAFETY: all-zero is a valid structure.
+    let mut asked: libc::ifreq = unsafe { std::mem::zeroed() };
+    if interface.len() >= asked.ifr_name.len() {
+        return Err(Errno::ENODEV);
+    }
+    for (to, from) in asked.ifr_name.iter_mut().zip(interface.bytes()) {
+        *to = from as libc::c_char;
+    }
+    // SAFETY: the requests that are passed here fill this structure.
+    Errno::result(unsafe { libc::ioctl(fd.as_raw_fd(), request, &raw mut asked) })?;
+    Ok(asked)
+}
+
+/// Number of an interface of the network namespace that the socket lives in.
+///
+/// # Errors
+/// `ENODEV` when it is not there.
+pub fn interface_index(fd: BorrowedFd<'_>, name: &str) -> Result<i32, Errno> {
+    // SAFETY: the request fills this field.
+    about(fd, libc::SIOCGIFINDEX, name).map(|asked| unsafe { asked.ifr_ifru.ifru_ifindex })
+}
+
+/// Name of an interface of the network namespace that the socket lives in.
+pub fn interface_name(fd: BorrowedFd<'_>, index: i32) -> Result<String, Errno> {
+    // SAFETY: all-zero is a valid structure; the request fills the name, which ends with a zero.
+    unsafe {
+        let mut asked: libc::ifreq = std::mem::zeroed();
+        asked.ifr_ifru.ifru_ifindex = index;
+        Errno::result(libc::ioctl(fd.as_raw_fd(), libc::SIOCGIFNAME, &raw mut asked))?;
+        let name = asked.ifr_name.map(|c| c as u8);
+        Ok(String::from_utf8_lossy(&name[..name.iter().position(|b| *b == 0).unwrap_or(name.len())]).into_owned())
+    }
+}
+
+/// The first IPv4 address of an interface. Only a socket of that family can tell.
+pub fn interface_address(fd: BorrowedFd<'_>, name: &str) -> Result<Ipv4Addr, Errno> {
+    // SAFETY: the request fills this field with a `struct sockaddr_in`, whose address is at byte 4.
+    let address = about(fd, libc::SIOCGIFADDR, name).map(|asked| unsafe { asked.ifr_ifru.ifru_addr })?;
+    let ip = |n: usize| address.sa_data[2 + n] as u8;
+    Ok(Ipv4Addr::new(ip(0), ip(1), ip(2), ip(3)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::UdpSocket;
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn addresses_come_back() {
+        for text in ["192.0.2.7:53", "[2001:db8::1]:9", "[fe80::1%3]:7"] {
+            let there: SocketAddr = text.parse().unwrap();
+            assert_eq!(address(&encode(there)), Some(there));
+        }
+        assert_eq!(address(&[17, 0, 0, 0]), None);
+        assert_eq!(address(&encode("192.0.2.7:53".parse().unwrap())[..7]), None);
+    }
+
+    #[test]
+    fn a_datagram_is_seen_and_stays() {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let me = socket.local_addr().unwrap();
+        assert_eq!(peek(socket.as_fd(), 10), Err(Errno::EAGAIN));
+        socket.send_to(b"hello", me).unwrap();
+        super::super::socket::set_option(socket.as_fd(), libc::IPPROTO_IP, libc::IP_RECVTTL, &1i32.to_ne_bytes()).unwrap();
+        assert_eq!(peek(socket.as_fd(), 4), Err(Errno::EMSGSIZE));
+        let seen = peek(socket.as_fd(), 5).unwrap();
+        assert_eq!((seen.data.as_slice(), address(&seen.from)), (&b"hello"[..], Some(me)));
+        assert_eq!(seen.told(libc::IPPROTO_IP, libc::IP_TTL), Some(&64i32.to_ne_bytes()[..]));
+        assert!(received(socket.as_fd()).unwrap().0 > 0);
+        assert_eq!(unsent(socket.as_fd()), Ok(0));
+        assert_eq!(address(&own(socket.as_fd()).unwrap()), Some(me));
+        assert_eq!(peer(socket.as_fd()), Err(Errno::ENOTCONN));
+    }
+}

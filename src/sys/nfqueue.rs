@@ -1,0 +1,130 @@
+//! Queues in which the kernel keeps packets until somebody says what becomes of them: `linux/netfilter/nfnetlink_queue.h`.
+
+use super::netlink::{Buffer, Socket, put};
+use nix::errno::Errno;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+/// `NFNL_SUBSYS_QUEUE`, in the upper byte of a message's type.
+const CONFIG: u16 = 3 << 8 | 2;
+const VERDICT_BATCH: u16 = 3 << 8 | 3;
+const NF_ACCEPT: u32 = 1;
+/// The kernel numbers packets from 1 on and compares numbers as signed ones.
+const ANY: u32 = i32::MAX as u32;
+/// What the kernel charges for the notice of one packet, about.
+const NOTICE: usize = 1 << 10;
+
+/// A queue of our own. Without its socket it is gone, and what it held is dropped.
+#[derive(Debug)]
+pub struct Queue {
+    socket: Socket,
+    number: u16,
+    list: File,
+}
+
+impl Queue {
+    /// A queue for at most so many packets, in the network namespace of the caller. Its number is the first free one
+    /// from `number` on.
+    ///
+    /// # Errors
+    /// `EPERM` without `CAP_NET_ADMIN`, `EINVAL` where the kernel has no such queues.
+    pub fn new(number: u16, packets: u32) -> io::Result<Self> {
+        const TRIES: u16 = 64;
+        let mut number = number;
+        let last = number.wrapping_add(TRIES);
+        loop {
+            // BIND = 1 of any protocol family.
+            let list = File::open("/proc/thread-self/net/netfilter/nfnetlink_queue")?;
+            let queue = Queue { socket: Socket::netfilter()?, number, list };
+            match queue.configure(1, &[1, 0, 0, 0]) {
+                Err(e) if e.raw_os_error() == Some(Errno::EBUSY as i32) && number != last => number = number.wrapping_add(1),
+                bound => {
+                    bound?;
+                    queue.prepare(packets)?;
+                    return Ok(queue);
+                }
+            }
+        }
+    }
+
+    fn prepare(&self, packets: u32) -> io::Result<()> {
+        // Notices are never read, for verdicts do not need them; but where there is no room for one its packet is dropped.
+        self.socket.room(Buffer::Receive, packets as usize * NOTICE / 2)?;
+        self.configure(3, &packets.to_be_bytes())?;
+        // NFQA_CFG_F_GSO: large packets stay whole.
+        let gso = 4u32.to_be_bytes();
+        let mut both = self.head();
+        put(&mut both, 5, &gso);
+        put(&mut both, 4, &gso);
+        self.socket.change(CONFIG, 0, &both)?;
+        // NFQNL_COPY_META: nothing of the packet itself is copied.
+        self.configure(2, &[0, 0, 0, 0, 1])
+    }
+
+    /// `struct nfgenmsg`.
+    fn head(&self) -> Vec<u8> {
+        [&[0, 0], &self.number.to_be_bytes()[..]].concat()
+    }
+
+    fn configure(&self, attribute: u16, value: &[u8]) -> io::Result<()> {
+        let mut message = self.head();
+        put(&mut message, attribute, value);
+        self.socket.change(CONFIG, 0, &message)
+    }
+
+    /// Its number.
+    pub fn number(&self) -> u16 {
+        self.number
+    }
+
+    /// Lets all packets that are in the queue now go on their way, in the order in which they came.
+    pub fn accept(&self) -> io::Result<()> {
+        let mut message = self.head();
+        put(&mut message, 2, &[NF_ACCEPT.to_be_bytes(), ANY.to_be_bytes()].concat());
+        // Without an answer, which would stand behind a notice of each packet.
+        self.socket.send(VERDICT_BATCH, 0, &message)
+    }
+
+    /// How it stands.
+    pub fn state(&self) -> io::Result<State> {
+        let mut text = [0; 64 << 10];
+        let n = self.list.read_at(&mut text, 0)?;
+        let state = std::str::from_utf8(&text[..n]).ok().and_then(|text| text.lines().find_map(|l| State::parse(l, self.number)));
+        Ok(state.unwrap_or_default())
+    }
+}
+
+/// What `/proc/net/netfilter/nfnetlink_queue` tells of a queue.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct State {
+    /// Packets in it now.
+    pub held: u32,
+    /// Packets for which there was no room.
+    pub dropped: u32,
+    /// Packets that it has seen.
+    pub seen: u32,
+}
+
+impl State {
+    /// Number, port id, packets, copy mode, copy range, dropped for want of room, dropped for want of room for the notice,
+    /// last number of a packet, 1.
+    fn parse(line: &str, number: u16) -> Option<State> {
+        let fields: Vec<u32> = line.split_whitespace().filter_map(|f| f.parse().ok()).collect();
+        let &[own, _, held, _, _, full, unnoticed, seen, _] = fields.as_slice() else { return None };
+        (own == u32::from(number)).then_some(State { held, dropped: full + unnoticed, seen })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_the_list() {
+        let line = "28005  2147483  17 1     0     2     3     400  1";
+        assert_eq!(State::parse(line, 28005), Some(State { held: 17, dropped: 5, seen: 400 }));
+        assert_eq!(State::parse(line, 28006), None);
+        assert_eq!(State::parse("28005 1", 28005), None);
+    }
+}
