@@ -109,10 +109,12 @@ fn look(fd: BorrowedFd<'_>, listener: BorrowedFd<'_>, peer: SocketAddr) -> Resul
     tcp::choose(fd, Queue::Written)?;
     let written = tcp::sequence(fd)?;
     let stage = match info.state {
+        tcp::SYN_RECV => Stage::HalfOpen, // with data that the peer will send again (TCP Fast Open)
         tcp::CLOSE => Stage::Broken,
         tcp::CLOSE_WAIT => Stage::Ended,
         _ => Stage::Open,
     };
+    let keeps = stage != Stage::HalfOpen;
     let before = data.len() as u32 + u32::from(stage == Stage::Ended) + 1;
     Ok(Waiting {
         local: local.into(),
@@ -125,7 +127,7 @@ fn look(fd: BorrowedFd<'_>, listener: BorrowedFd<'_>, peer: SocketAddr) -> Resul
         timestamps: info.timestamps,
         marks: agreed.get(5).is_some_and(|b| b & 8 != 0), // TCPI_OPT_ECN
         window: tcp::window(fd)?[1],
-        data,
+        data: if keeps { data } else { Vec::new() },
         stage,
     })
 }
@@ -160,6 +162,11 @@ impl Placing {
     /// `EPERM` without `CAP_NET_RAW` and `CAP_NET_ADMIN`.
     pub fn new() -> Result<Placing> {
         Ok(Placing { wire: Wire::new(wire::PASS).context(|| "making raw sockets")?, netlink: Socket::sock_diag()? })
+    }
+
+    /// By which it does so.
+    pub fn wire(&self) -> &Wire {
+        &self.wire
     }
 
     /// Puts one in. `interface` is the one that the listening socket is bound to, or 0.

@@ -136,3 +136,47 @@ fn what_cannot_be_is_said_before() {
         drop(held);
     });
 }
+
+#[test]
+fn an_exchange_changes_nothing() {
+    use crate::resource::socket::exchange::{Seat, exchange, place, possible};
+    alone(|| {
+        let placing = Placing::new().unwrap();
+        for (mine, theirs) in [("198.51.100.1:0", "198.51.100.9"), ("[::]:0", "[2001:db8::9]")] {
+            let listener = TcpListener::bind(mine).unwrap();
+            // Nobody who brings no data is let in by this one.
+            let deferred = 5i32.to_ne_bytes();
+            socket::set_option(listener.as_fd(), libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, &deferred).unwrap();
+            socket::set_number(listener.as_fd(), libc::SO_MARK, 7).unwrap();
+            let mut local = listener.local_addr().unwrap();
+            if local.ip().is_unspecified() {
+                local.set_ip("2001:db8::1".parse().unwrap());
+            }
+            let stages = [Stage::Open, Stage::HalfOpen, Stage::Ended, Stage::HalfOpen];
+            let data: [&[u8]; 4] = [b"some bytes", b"", b"and the end", b""];
+            let mut wanted: Vec<Waiting> =
+                (0..4).map(|n| made_up(local, &format!("{theirs}:{}", 5000 + n), n as u32, stages[n], data[n])).collect();
+            wanted.iter().for_each(|waiting| placing.put(waiting, 0).unwrap());
+            let seats =
+                [Seat { fd: listener.as_fd().try_clone_to_owned().unwrap(), local: place(listener.as_fd()).unwrap(), interface: 0 }];
+            possible(&seats).unwrap();
+            let first = exchange(&seats).unwrap().remove(0);
+            assert_eq!((first.waiting.len(), &first.unknown[..]), (4, &[][..]));
+            wanted.sort_by_key(|w| w.stage == Stage::HalfOpen);
+            let by_peer = |a: &Waiting| wanted.iter().position(|b| b.peer == a.peer).unwrap();
+            for waiting in &first.waiting {
+                let wanted = &wanted[by_peer(waiting)];
+                let window = if wanted.stage == Stage::HalfOpen { waiting.window } else { wanted.window };
+                same(waiting, &Waiting { window, ..wanted.clone() });
+            }
+            assert_eq!((by_peer(&first.waiting[0]), by_peer(&first.waiting[1])), (0, 1));
+            // In any order: the kernel keeps no one of half-open ones.
+            let mut second = exchange(&seats).unwrap().remove(0);
+            second.waiting.sort_by_key(|w| first.waiting.iter().position(|f| f.peer == w.peer));
+            assert_eq!(first, second);
+            let value = socket::option(listener.as_fd(), libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, 4).unwrap();
+            assert!(value != [0; 4] && socket::number(listener.as_fd(), libc::SO_MARK) == Ok(7));
+            assert_eq!(taken(&listener).len(), 2);
+        }
+    });
+}
