@@ -121,7 +121,12 @@ pub struct Found {
 impl FileKind {
     /// What it has to do with the network, where it is an internet socket.
     pub fn inet(&self) -> Option<&socket::inet::Inet> {
-        None
+        match self {
+            FileKind::Tcp(tcp) => Some(&tcp.inet),
+            FileKind::Udp(socket) => Some(&socket.inet),
+            FileKind::Listening(listening) => Some(&listening.inet),
+            _ => None,
+        }
     }
 
     /// What the graph shows of it; each kind answers in its own file.

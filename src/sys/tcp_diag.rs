@@ -10,6 +10,8 @@ use std::os::fd::BorrowedFd;
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 /// `INET_DIAG_INFO`: `struct tcp_info`.
 const INFO: u16 = 2;
+/// `INET_DIAG_MD5SIG`: keys by which segments are signed.
+const SIGNATURES: u16 = 18;
 
 /// One TCP socket of a network namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +32,8 @@ pub struct Entry {
     pub written: u32,
     /// Seconds until the timer of a connection in `TCP_TIME_WAIT` ends, and the like; in milliseconds.
     pub expires: u32,
+    /// Segments are signed (`TCP_MD5SIG`).
+    pub signed: bool,
     /// `struct tcp_info`, if there is one.
     pub info: Vec<u8>,
 }
@@ -39,6 +43,12 @@ pub fn backlog(fd: BorrowedFd<'_>) -> Result<(u32, u32), Errno> {
     let info = socket::option(fd, libc::IPPROTO_TCP, libc::TCP_INFO, 32)?;
     let at = |n| u32_at(&info, n).ok_or(Errno::EINVAL);
     Ok((at(24)?, at(28)?)) // tcpi_unacked, tcpi_sacked
+}
+
+/// The number of the interface that a socket is bound to, or 0.
+pub fn bound_interface(fd: BorrowedFd<'_>) -> Result<u32, Errno> {
+    const SO_BINDTOIFINDEX: i32 = 62;
+    socket::number(fd, SO_BINDTOIFINDEX).map(|n| n as u32)
 }
 
 /// `struct inet_diag_req_v2` for TCP.
@@ -96,7 +106,9 @@ fn entry(message: &[u8]) -> Option<Entry> {
         let scope = if ip.is_unicast_link_local() { interface } else { 0 };
         Some(SocketAddr::V6(SocketAddrV6::new(ip, port, 0, scope)))
     };
-    let info = attributes(message.get(72..)?).into_iter().find(|a| a.0 == INFO).map(|a| a.1);
+    let attributes = attributes(message.get(72..)?);
+    let signed = attributes.iter().any(|a| a.0 == SIGNATURES);
+    let info = attributes.into_iter().find(|a| a.0 == INFO).map(|a| a.1);
     Some(Entry {
         state: *message.get(1)?,
         local: address(8, 4)?,
@@ -106,6 +118,7 @@ fn entry(message: &[u8]) -> Option<Entry> {
         readable: u32_at(message, 56)?,
         written: u32_at(message, 60)?,
         inode: u32_at(message, 68)?,
+        signed,
         info: info.unwrap_or_default(),
     })
 }

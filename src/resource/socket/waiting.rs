@@ -177,14 +177,20 @@ impl Placing {
         const TRIES: u64 = 60;
         let doing = || format!("putting the connection from {} in its place", SocketAddr::from(waiting.peer));
         let (local, peer) = waiting.ends();
-        let mut there = None;
+        let (mut there, mut begun) = (None, false);
         for tried in 0..TRIES {
             if tried > 3 {
                 std::thread::sleep(Duration::from_micros(tried * tried * 10)); // the stack is busy
             }
             there = tcp_diag::find(&self.netlink, local, peer, interface).context(doing)?;
-            if tried == 0 && there.as_ref().is_some_and(|e| e.state != tcp::LISTEN) {
-                return Err(Errno::EADDRINUSE).context(doing);
+            match there.as_ref().map(|e| e.state) {
+                // It outlives the socket that it wanted to come to until somebody asks for it.
+                Some(tcp::SYN_RECV) if tried == 0 => {
+                    self.send(waiting, &waiting.segment(waiting.peer_first.wrapping_add(1), RST)).context(doing)?;
+                    continue;
+                }
+                Some(state) if tried < 2 && state != tcp::LISTEN && !begun => return Err(Errno::EADDRINUSE).context(doing),
+                _ => begun = true,
             }
             if self.further(waiting, there.as_ref()).context(doing)? {
                 return Ok(());
@@ -192,6 +198,15 @@ impl Placing {
         }
         let state = there.map_or("none".to_owned(), |e| format!("state {}, {} bytes to read", e.state, e.readable));
         Err(Error::other(format!("the kernel does not take it: {state}"))).context(doing)
+    }
+
+    /// Whether this end shows its window in other steps than it did before.
+    pub fn differs(&self, waiting: &Waiting, interface: u32) -> bool {
+        let (local, peer) = waiting.ends();
+        let there = tcp_diag::find(&self.netlink, local, peer, interface).ok().flatten();
+        let info = there.map(|e| e.info).unwrap_or_default();
+        // TCPI_OPT_WSCALE, and the shifts.
+        info.get(5).is_some_and(|options| options & 4 != 0) && info.get(6).is_some_and(|shifts| shifts >> 4 != waiting.scales.1)
     }
 
     /// Does what is to be done next; whether there is nothing any more.
