@@ -23,7 +23,7 @@ impl Ear {
         Ok(Ear(fd))
     }
 
-    /// The next TCP segment between these addresses, without its options and data; `None` when none comes for as long as
+    /// The next TCP segment between these addresses, without its data; `None` when none comes for as long as
     /// `patience`.
     pub fn hear(&self, from: SocketAddr, to: SocketAddr, patience: Duration) -> Result<Option<Segment>, Errno> {
         let end = Instant::now() + patience;
@@ -76,7 +76,8 @@ fn parse(packet: &[u8]) -> Option<(End, End, Segment)> {
     let tcp = packet.get(head..head + 20)?;
     let two = |n: usize| u16::from_be_bytes([tcp[n], tcp[n + 1]]);
     let four = |n: usize| u32::from_be_bytes([tcp[n], tcp[n + 1], tcp[n + 2], tcp[n + 3]]);
-    let segment = Segment { seq: four(4), ack: four(8), flags: tcp[13], window: two(14), ..Segment::default() };
+    let options = packet.get(head + 20..head + usize::from(tcp[12] >> 4) * 4).unwrap_or_default().to_vec();
+    let segment = Segment { seq: four(4), ack: four(8), flags: tcp[13], window: two(14), options, data: Vec::new() };
     Some(((from, two(0)), (to, two(2)), segment))
 }
 

@@ -71,7 +71,7 @@ pub fn exchange(seats: &[Seat]) -> Result<Vec<Found>> {
     }
     for (seat, found) in seats.iter().zip(&found) {
         for waiting in &found.waiting {
-            failed = failed.and(placing.put(waiting, seat.interface));
+            failed = failed.and(placing.put(waiting, seat.interface)).and_then(|()| remind(seats, &placing, &ear, waiting));
         }
     }
     for (seat, patience) in seats.iter().zip(patience) {
@@ -94,10 +94,34 @@ pub fn without_patience(fd: BorrowedFd<'_>) -> Option<Vec<u8>> {
 }
 
 impl Seat {
+    /// A listening socket as it is.
+    pub fn of(fd: OwnedFd) -> Result<Seat> {
+        let doing = || "looking at a listening socket";
+        let local = inet::local(fd.as_fd()).context(doing)?;
+        let interface = tcp_diag::bound_interface(fd.as_fd()).context(doing)?;
+        Ok(Seat { fd, local, interface })
+    }
+
     fn takes(&self, local: SocketAddr) -> bool {
         let (own, local) = (plain(self.local), plain(local));
         own.port() == local.port() && (own.ip() == local.ip() || own.ip().is_unspecified())
     }
+}
+
+/// Since Linux 6.15 a half-open connection takes nothing that shows a time before it was begun, or after its own last SYN. So a peer
+/// that has heard of it, but before it was put in its place, is told the time, and the SYN is answered once more.
+///
+/// # Errors
+/// When the own stack cannot be reached.
+pub fn remind(seats: &[Seat], placing: &Placing, ear: &Ear, waiting: &Waiting) -> Result<()> {
+    if waiting.stage != Stage::HalfOpen || !waiting.timestamps {
+        return Ok(());
+    }
+    let (local, peer) = waiting.ends();
+    let doing = || format!("telling the time to {peer}");
+    let group: Vec<usize> = (0..seats.len()).filter(|&n| seats[n].takes(local)).collect();
+    numbers(seats, &group, placing, ear, (local, peer)).context(doing)?;
+    placing.again(waiting).context(doing)
 }
 
 /// Completes a half-open connection, as its peer would, and takes it: it tells what both ends agreed on only then. The number of the
@@ -116,6 +140,7 @@ fn open_up(seats: &[Seat], placing: &Placing, ear: &Ear, (local, peer): (SocketA
             if let Some(mut waiting) = taken.pop() {
                 waiting.data.clear();
                 waiting.stage = Stage::HalfOpen;
+                waiting.peer_clock = own.timestamps().map_or(0, |(_, peer)| peer);
                 return Ok(Some((n, waiting)));
             }
         }
@@ -164,9 +189,4 @@ pub fn possible(seats: &[Seat]) -> Result<()> {
             .map_err(|e| Error::other(format!("the connection from {} could not be put back: {e}", entry.peer)))?;
     }
     Ok(())
-}
-
-/// Where a socket listens.
-pub fn place(fd: BorrowedFd<'_>) -> Result<SocketAddr> {
-    inet::local(fd).context(|| "asking for the address of a listening socket")
 }

@@ -187,7 +187,7 @@ fn listed(ids: &[FileId], capture: &mut Capture) -> Result<()> {
             let last = listening.inet.family == libc::AF_INET6;
             listening.order = if last { at } else { all.len() - at } as u32;
         }
-        let seat = Seat { fd: duplicate(capture, id)?, local: all[at].local, interface: all[at].interface };
+        let Ok(seat) = duplicate(capture, id).and_then(Seat::of) else { continue };
         let waits = tcp_diag::backlog(seat.fd.as_fd())?.0;
         if capture.standing && waits > 0 {
             seats.push((id, waits, seat));
@@ -250,12 +250,7 @@ pub fn complete(tree: &mut Tree, capture: &Capture) -> Result<Vec<String>> {
     }
     let mut lost = Vec::new();
     for (network, ids) in by_network {
-        let seats = ids.iter().map(|&id| {
-            let fd = duplicate(capture, id)?;
-            let interface = tcp_diag::bound_interface(fd.as_fd())?;
-            Ok(Seat { local: exchange::place(fd.as_fd())?, fd, interface })
-        });
-        let seats = seats.collect::<Result<Vec<_>>>()?;
+        let seats = ids.iter().map(|&id| Seat::of(duplicate(capture, id)?)).collect::<Result<Vec<_>>>()?;
         let Some(like) = seats.first().map(|seat| seat.fd.try_clone()).transpose()? else { continue };
         let waits = |seat: &Seat| tcp_diag::backlog(seat.fd.as_fd()).is_ok_and(|(waits, _)| waits > 0);
         if !seats.iter().any(waits) && inside(&like, network, || exchange::half_open(&seats))??.is_empty() {

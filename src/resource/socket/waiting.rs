@@ -44,6 +44,9 @@ pub struct Waiting {
     /// Both send timestamps.
     #[serde(default)]
     pub timestamps: bool,
+    /// The clock of the peer's timestamps, where that is known: 0 does for a connection that is there.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub peer_clock: u32,
     /// Both heed congestion marks (ECN).
     #[serde(default)]
     pub marks: bool,
@@ -54,6 +57,10 @@ pub struct Waiting {
     pub data: Vec<u8>,
     /// How far it has come.
     pub stage: Stage,
+}
+
+fn is_zero(n: &u32) -> bool {
+    *n == 0
 }
 
 /// How far a connection has come that waits to be accepted.
@@ -125,6 +132,7 @@ fn look(fd: BorrowedFd<'_>, listener: BorrowedFd<'_>, peer: SocketAddr) -> Resul
         scales: info.scales,
         sack: info.sack,
         timestamps: info.timestamps,
+        peer_clock: 0,
         marks: agreed.get(5).is_some_and(|b| b & 8 != 0), // TCPI_OPT_ECN
         window: tcp::window(fd)?[1],
         data: if keeps { data } else { Vec::new() },
@@ -198,6 +206,14 @@ impl Placing {
         }
         let state = there.map_or("none".to_owned(), |e| format!("state {}, {} bytes to read", e.state, e.readable));
         Err(Error::other(format!("the kernel does not take it: {state}"))).context(doing)
+    }
+
+    /// Lets the peer's SYN come again.
+    ///
+    /// # Errors
+    /// As of [`Wire::tcp`].
+    pub fn again(&self, waiting: &Waiting) -> nix::Result<()> {
+        self.send(waiting, &waiting.syn())
     }
 
     /// Whether this end shows its window in other steps than it did before.
@@ -304,7 +320,9 @@ impl Waiting {
             options.extend([4, 2]);
         }
         if self.timestamps {
-            options.extend(STAMP);
+            options.extend([8, 10]);
+            options.extend(self.peer_clock.to_be_bytes());
+            options.extend([0; 4]);
         }
         if self.scales != (0, 0) {
             options.extend([3, 3, self.scales.0]);

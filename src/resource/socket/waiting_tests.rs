@@ -34,6 +34,7 @@ fn made_up(local: SocketAddr, peer: &str, number: u32, stage: Stage, data: &[u8]
         scales: (number as u8 % 9 + 1, 0),
         sack: number % 2 == 0,
         timestamps: number % 3 != 0,
+        peer_clock: if stage == Stage::HalfOpen && number % 3 != 0 { 0xabcd_0000 + number } else { 0 },
         marks: false,
         window: 40000 >> (number as u8 % 9 + 1) << (number as u8 % 9 + 1),
         data: data.to_vec(),
@@ -114,7 +115,7 @@ fn half_open_ones_wait_for_the_last_ack() {
         assert!(taken(&listener).is_empty());
         placing.send(&waiting, &waiting.segment(waiting.peer_first.wrapping_add(1), ACK)).unwrap();
         let there = taken(&listener);
-        same(&there[0], &Waiting { stage: Stage::Open, ..waiting });
+        same(&there[0], &Waiting { stage: Stage::Open, peer_clock: 0, ..waiting });
     });
 }
 
@@ -139,7 +140,7 @@ fn what_cannot_be_is_said_before() {
 
 #[test]
 fn an_exchange_changes_nothing() {
-    use crate::resource::socket::exchange::{Seat, exchange, place, possible};
+    use crate::resource::socket::exchange::{Seat, exchange, possible};
     alone(|| {
         let placing = Placing::new().unwrap();
         for (mine, theirs) in [("198.51.100.1:0", "198.51.100.9"), ("[::]:0", "[2001:db8::9]")] {
@@ -157,8 +158,7 @@ fn an_exchange_changes_nothing() {
             let mut wanted: Vec<Waiting> =
                 (0..4).map(|n| made_up(local, &format!("{theirs}:{}", 5000 + n), n as u32, stages[n], data[n])).collect();
             wanted.iter().for_each(|waiting| placing.put(waiting, 0).unwrap());
-            let seats =
-                [Seat { fd: listener.as_fd().try_clone_to_owned().unwrap(), local: place(listener.as_fd()).unwrap(), interface: 0 }];
+            let seats = [Seat::of(listener.as_fd().try_clone_to_owned().unwrap()).unwrap()];
             possible(&seats).unwrap();
             let first = exchange(&seats).unwrap().remove(0);
             assert_eq!((first.waiting.len(), &first.unknown[..]), (4, &[][..]));

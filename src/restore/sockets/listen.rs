@@ -5,10 +5,12 @@ use super::super::places::Places;
 use crate::error::{Context, Error, Refusal, Result};
 use crate::resource::Tree;
 use crate::resource::descriptor::{FileId, FileKind};
+use crate::resource::socket::exchange::{self, Seat};
 use crate::resource::socket::inet::{self, LevelOption};
 use crate::resource::socket::listen::Listening;
+use crate::resource::socket::outside;
 use crate::resource::socket::waiting::{self, Placing};
-use crate::resource::socket::{exchange, outside};
+use crate::sys::ear::Ear;
 use crate::sys::namespace::{self, Kind};
 use crate::sys::tcp_diag::{self, Entry};
 use crate::sys::{socket, tcp};
@@ -69,12 +71,15 @@ impl Listeners {
 
     fn fill_all(&self, tree: &Tree, network: Option<u32>, warnings: &mut Vec<String>) -> Result<()> {
         let placing = Placing::new()?;
-        for (id, listening) in listening(tree).remove(&network).unwrap_or_default() {
-            let fd = self.open(id)?;
-            let interface = tcp_diag::bound_interface(fd.as_fd())?;
+        let ear = Ear::new().context(|| "making a packet socket")?;
+        let all = listening(tree).remove(&network).unwrap_or_default();
+        let seats = all.iter().map(|(id, _)| Seat::of(self.open(*id)?)).collect::<Result<Vec<_>>>()?;
+        for ((_, listening), Seat { fd, interface, .. }) in all.into_iter().zip(&seats) {
+            let interface = *interface;
             let patience = exchange::without_patience(fd.as_fd());
             for waiting in &listening.waiting {
                 placing.put(waiting, interface)?;
+                exchange::remind(&seats, &placing, &ear, waiting)?;
                 if placing.differs(waiting, interface) {
                     let (peer, what) = (SocketAddr::from(waiting.peer), listening.called());
                     warnings.push(format!("{what}: the connection from {peer} has another window here (net.ipv4.tcp_rmem)"));
