@@ -57,8 +57,14 @@ fixtures! {
     locks: "locks";
     memfd: "memfd";
     mqueue: "mqueue";
+    numa: "numa";
     owners: "owners";
+    named_memory: "options" "names";
+    clamped: "options" "clamp";
+    cores: "options" "core";
     pidfd: "pidfd";
+    records: "records";
+    seals: "seals";
     namespace_of_cgroups: "namespaces" "C";
     namespace_of_clocks: "namespaces" "T";
     namespace_of_ipc: "namespaces" "i";
@@ -75,6 +81,8 @@ fixtures! {
     objects: "objects";
     pipes: "pipes";
     pty: "pty";
+    rootless: "rootless";
+    rootless_of_nobody: "rootless" "nobody";
     signalfd: "signalfd";
     seccomp: "seccomp";
     signals: "signals";

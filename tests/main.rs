@@ -17,6 +17,7 @@ mod sockets;
 mod survive;
 mod terminal;
 mod tidy;
+mod warned;
 
 /// The program under test.
 const MEIO: &str = env!("CARGO_BIN_EXE_meio");

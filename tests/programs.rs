@@ -4,9 +4,12 @@
 
 mod batch;
 mod interactive;
+mod rootless;
 mod services;
 
-use crate::lab::{Lab, Running, observe, until};
+use crate::lab::{self, Lab, Running, SOON, observe, until};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -42,6 +45,30 @@ fn plainly(lab: &Lab, program: &str, arguments: &[&str]) -> String {
     String::from_utf8(out.stdout).expect("text")
 }
 
+/// Stops the whole tree by signals, and lets the images before and after a restore be compared: nothing has run in
+/// between. What each program is doing is another state than any fixture's.
+fn compared(lab: &mut Lab, running: &mut Running) {
+    signal(running.pid, Signal::SIGSTOP, 'T');
+    let begin = lab::now();
+    let first = lab.dump(running, &["--kill"]);
+    lab.restore(&first, running, &[]);
+    let second = lab.dump(running, &[]);
+    lab.same_metadata(&first, &second, lab::now() - begin);
+    signal(running.pid, Signal::SIGCONT, '-');
+}
+
+/// Sends a signal to everybody, parents first, until all have this state; `-` for any.
+fn signal(root: i32, signal: Signal, wanted: char) {
+    let reached = until(SOON, || {
+        let all = observe::tree(root);
+        for &pid in &all {
+            let _ = kill(Pid::from_raw(pid), signal);
+        }
+        all.iter().all(|&pid| wanted == '-' || matches!(observe::state(pid), None | Some('Z')) || observe::state(pid) == Some(wanted))
+    });
+    assert!(reached, "the tree does not stand still\n{}", observe::listing());
+}
+
 /// Dumped twice, restored, dumped again from the restored tree, restored again;
 /// before each dump `middle` must come true while the work is not done.
 fn through(lab: &mut Lab, running: &mut Running, mut middle: impl FnMut(&Lab, u32) -> bool, done: impl Fn(&Lab) -> bool) {
@@ -56,6 +83,7 @@ fn through(lab: &mut Lab, running: &mut Running, mut middle: impl FnMut(&Lab, u3
     let image = lab.dump(running, &["--kill"]);
     lab.restore(&image, running, &[]);
     reach(lab, running, 2);
+    compared(lab, running);
     let image = lab.dump(running, &["--kill"]);
     lab.restore(&image, running, &[]);
 }

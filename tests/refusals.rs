@@ -21,7 +21,7 @@ def ready():
 ";
 
 /// Starts the program and waits until it is ready; `None` when this machine cannot do it.
-fn start(lab: &Lab, program: &str) -> Option<Running> {
+pub fn start(lab: &Lab, program: &str) -> Option<Running> {
     let text = format!("{BEGIN}\n{program}\nready()\n");
     let running = lab.spawn(Path::new("python3"), &["-c", &text]);
     let ready = lab.path("ready");
@@ -35,13 +35,13 @@ fn start(lab: &Lab, program: &str) -> Option<Running> {
 }
 
 /// The last line of a run as JSON, and its exit code.
-fn told(lab: &Lab, arguments: &[&str]) -> (i32, Value) {
+pub fn told(lab: &Lab, arguments: &[&str]) -> (i32, Value) {
     let done = lab.run(lab.meio(&[arguments, &["--json"]].concat()));
     let last = done.stdout.lines().last().unwrap_or_else(|| panic!("{arguments:?} says nothing: {}", done.stderr));
     (done.code, serde_json::from_str(last).expect("JSON"))
 }
 
-fn refusals(told: &Value) -> Vec<Value> {
+pub fn refusals(told: &Value) -> Vec<Value> {
     told["refusals"].as_array().expect("refusals").clone()
 }
 
@@ -82,6 +82,9 @@ refused! {
     netlink_socket: "s = socket.socket(16, 3, 0); s.send(b'\\x14\\0\\0\\0\\x12\\0\\5\\3' + bytes(12)); time.sleep(0.1)" => "a list is being sent over it";
     io_uring: "p = ctypes.create_string_buffer(120); i = syscall(425, 4, p)" => "io_uring";
     userfaultfd: "u = syscall(323, 1)" => "userfaultfd";
+    dnotify: "import signal; signal.signal(signal.SIGIO, signal.SIG_IGN); d = os.open('.', os.O_RDONLY); fcntl.fcntl(d, 1026, 4)" => "dnotify";
+    fanotify_permission: "f = syscall(300, 4, 0)" => "asked for permission";
+    memfd_of_huge_pages: "m = syscall(319, b'huge', 4)" => "huge pages (MFD_HUGETLB)";
     perf: "p = ctypes.create_string_buffer(b'\\x01\\0\\0\\0\\x80\\0\\0\\0', 128); syscall(298, p, 0, -1, -1, 0)" => "perf";
     bpf: "import struct; p = ctypes.create_string_buffer(struct.pack('IIII', 2, 4, 4, 1), 128); b = syscall(321, 0, p, 128)" => "bpf";
     message_queue_told: "q = syscall(240, b'meio-test', 0o102, 0o600, None); syscall(241, b'meio-test'); syscall(242, q, b'x', 1, 0, None); syscall(244, q, (ctypes.c_int * 16)(0, 0, 0, 1))" => "mq_notify";

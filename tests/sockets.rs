@@ -11,7 +11,7 @@ const CLIENT: &str = r#"
 import os, socket, sys, time
 prefix, path = sys.argv[1], sys.argv[2]
 peer = socket.socket(socket.AF_UNIX)
-peer.connect(path)
+peer.connect("\0" + path[1:] if path[0] == "@" else path)
 peer.send(b"hello")
 pair = socket.socketpair()
 open(prefix + ".part", "w").write("ready\n")
@@ -124,6 +124,108 @@ open(prefix + ".part", "w").write("ok\n" if ok else "something is lost\n")
 os.rename(prefix + ".part", prefix + ".result")
 "#;
 
+/// Sockets with many names in the folder, and an abstract one.
+const NAMED: &str = r#"
+import os, socket, sys, time
+prefix, abstract = sys.argv[1], len(sys.argv) > 2 and sys.argv[2]
+files = []
+for n in range(200):
+    files.append(socket.socket(socket.AF_UNIX))
+    files[-1].bind(f"named{n}")
+if abstract:
+    files.append(socket.socket(socket.AF_UNIX))
+    files[-1].bind("\0" + abstract)
+open(prefix + ".part", "w").write("ready\n")
+os.rename(prefix + ".part", prefix + ".ready")
+while not os.path.exists(prefix + ".go"):
+    time.sleep(0.01)
+for n in range(200):
+    files[n].listen()
+    socket.socket(socket.AF_UNIX).connect(f"named{n}")
+open(prefix + ".part", "w").write("ok\n")
+os.rename(prefix + ".part", prefix + ".result")
+"#;
+
+/// Two clients wait to be accepted; the first has sent something and is gone.
+const GONE: &str = r#"
+import os, socket, sys, time
+prefix = sys.argv[1]
+path = os.path.join(os.path.dirname(prefix), "gone-socket")
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(path)
+listener.listen(4)
+first, second = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
+first.connect(path)
+first.send(b"lost")
+first.close()
+second.connect(path)
+open(prefix + ".part", "w").write("ready\n")
+os.rename(prefix + ".part", prefix + ".ready")
+while not os.path.exists(prefix + ".go"):
+    time.sleep(0.01)
+second.send(b"alive")
+heard = [listener.accept()[0].recv(9) for _ in range(2)]
+open(prefix + ".part", "w").write(f"{heard[0]} {heard[1]}\n")
+os.rename(prefix + ".part", prefix + ".result")
+"#;
+
+/// Three processes in network namespaces of their own, each a server of the same name and its client, one waiting.
+const SEVERAL: &str = r#"
+import ctypes, os, socket, sys, time
+prefix = sys.argv[1]
+name = b"\0the same name"
+libc = ctypes.CDLL(None)
+
+def publish(suffix, text):
+    open(prefix + suffix + ".part", "w").write(text)
+    os.rename(prefix + suffix + ".part", prefix + suffix)
+
+def serve(number):
+    if number:
+        libc.unshare(0x40000000)
+    listener, client, waiting = (socket.socket(socket.AF_UNIX) for _ in range(3))
+    listener.bind(name)
+    listener.listen(2)
+    client.connect(name)
+    server = listener.accept()[0]
+    server.send(b"from %d" % number)
+    waiting.connect(name)
+    datagrams = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    datagrams.bind(b"\0datagrams")
+    datagrams.sendto(b"datagram %d" % number, b"\0datagrams")
+    publish(f".there{number}", "")
+    while not os.path.exists(prefix + ".go"):
+        time.sleep(0.01)
+    assert client.recv(20) == b"from %d" % number
+    waiting.send(b"late %d" % number)
+    assert listener.accept()[0].recv(20) == b"late %d" % number
+    assert datagrams.recvfrom(20) == (b"datagram %d" % number, b"\0datagrams")
+    new = socket.socket(socket.AF_UNIX)
+    new.connect(name)
+    new.send(b"new")
+    assert listener.accept()[0].recv(20) == b"new"
+
+children = []
+for number in (1, 2):
+    pid = os.fork()
+    if pid == 0:
+        serve(number)
+        os._exit(0)
+    children.append(pid)
+while not all(os.path.exists(f"{prefix}.there{n}") for n in (1, 2)):
+    time.sleep(0.01)
+pid = os.fork()
+if pid == 0:
+    serve(0)
+    os._exit(0)
+children.append(pid)
+while not os.path.exists(prefix + ".there0"):
+    time.sleep(0.01)
+publish(".ready", "ready\n")
+ended = [os.waitpid(pid, 0)[1] for pid in children]
+publish(".result", "ok\n" if not any(ended) else f"{ended}\n")
+"#;
+
 /// A program started in namespaces of its own.
 fn in_namespaces(lab: &Lab, options: &str, program: &str) -> std::path::PathBuf {
     let path = lab.path("wrapper");
@@ -203,6 +305,113 @@ crate::alone! {
         let done = lab.run(lab.meio(&["restore", "-d", image.to_str().expect("path")]));
         assert!(done.code == 10 && done.stderr.contains(&name) && done.stderr.contains("outside of the tree"), "{done:?}");
         std::fs::remove_file(&name).expect("remove");
+        lab.nothing_left();
+    }
+
+    /// Nothing is wrong with the image.
+    fn a_name_that_is_in_use_is_told() {
+        let mut lab = Lab::new("busy");
+        let mut running = lab.ready(&script(&lab, "named", NAMED), &["meio-name-in-use"]);
+        let image = lab.dump(&mut running, &[]);
+        let arguments = ["restore", "-d", "--pid-namespace", image.to_str().expect("path")];
+        let abstract_name = |error: &str| error.contains("@meio-name-in-use") && error.contains("network namespace of its own");
+        let path = |error: &str| error.contains("named") && error.contains("in use by another program");
+        let done = lab.run(lab.meio(&arguments));
+        assert!(done.code == 13 && (abstract_name(&done.stderr) || path(&done.stderr)), "{done:?}");
+        running.kill();
+        use std::os::linux::net::SocketAddrExt;
+        let address = std::os::unix::net::SocketAddr::from_abstract_name("meio-name-in-use").expect("name");
+        let listener = UnixListener::bind_addr(&address).expect("bind");
+        let done = lab.run(lab.meio(&arguments));
+        assert!(done.code == 13 && abstract_name(&done.stderr), "{done:?}");
+        drop(listener);
+        lab.restore(&image, &mut running, &[]);
+        lab.go_and_verify(running, SOON);
+        lab.nothing_left();
+    }
+
+    /// A restore that is killed while it names sockets leaves nothing behind; what an older one left is removed.
+    fn killed_while_names_are_given() {
+        let mut lab = Lab::new("named");
+        let mut running = lab.ready(&script(&lab, "named", NAMED), &[]);
+        let image = lab.dump(&mut running, &["--kill"]);
+        let ours = |lab: &Lab| {
+            let names = std::fs::read_dir(lab.path("")).expect("folder").flatten().map(|e| e.file_name().into_string().expect("name"));
+            names.filter(|n| n.starts_with(".meio-")).collect::<Vec<_>>()
+        };
+        let mut seen = 0;
+        for _ in 0..10 {
+            let mut meio = lab.meio(&["restore", "-d", "--pid-namespace", image.to_str().expect("path")]).spawn().expect("meio starts");
+            while ours(&lab).is_empty() && meio.try_wait().expect("wait").is_none() {}
+            seen += usize::from(meio.try_wait().expect("wait").is_none());
+            meio.kill().expect("kill");
+            meio.wait().expect("wait");
+            assert!(until(SOON, || ours(&lab).is_empty()), "left behind: {:?}", ours(&lab));
+        }
+        assert!(seen > 0, "it was never caught");
+        let old = nix::sys::time::TimeSpec::new(1_000_000, 0);
+        for name in [".meio-1-0", ".meio-1-1", ".meio-x"] {
+            std::fs::create_dir_all(lab.path(name).join("run")).expect("folder");
+            let flags = nix::sys::stat::UtimensatFlags::NoFollowSymlink;
+            nix::sys::stat::utimensat(nix::fcntl::AT_FDCWD, &lab.path(name), &old, &old, flags).expect("time");
+        }
+        let held = std::fs::File::open(lab.path(".meio-1-1")).expect("open");
+        held.lock().expect("lock");
+        lab.restore(&image, &mut running, &[]);
+        let mut left = ours(&lab);
+        left.sort();
+        assert_eq!(left, [".meio-1-1", ".meio-x"]);
+        left.iter().for_each(|name| std::fs::remove_dir_all(lab.path(name)).expect("remove"));
+        lab.go_and_verify(running, SOON);
+        lab.nothing_left();
+    }
+
+    /// The same by an abstract name.
+    fn a_peer_outside_is_found_by_an_abstract_name() {
+        use std::os::linux::net::SocketAddrExt;
+        let mut lab = Lab::new("abstract");
+        let name = format!("meio-outside-{}", crate::lab::now());
+        let address = std::os::unix::net::SocketAddr::from_abstract_name(&name).expect("name");
+        let listener = UnixListener::bind_addr(&address).expect("bind");
+        let (mut running, accepted) = client_of(&lab, &listener, &format!("@{name}"));
+        let image = lab.dump(&mut running, &["--kill", "--external", &format!("unix:@{name}")]);
+        drop(accepted);
+        lab.restore(&image, &mut running, &[]);
+        let (mut accepted, _) = listener.accept().expect("it connects again");
+        lab.go_and_verify(running, SOON);
+        let mut said = String::new();
+        std::io::Read::read_to_string(&mut accepted, &mut said).expect("read");
+        assert_eq!(said, " again");
+        lab.nothing_left();
+    }
+
+    /// One name in three network namespaces of one tree: whoever connects finds the one of its own.
+    fn one_abstract_name_in_several_network_namespaces() {
+        for way in [Way::DumpOnly, Way::KillRestore, Way::TwiceRestored] {
+            let mut lab = Lab::new("several");
+            let running = lab.ready(&script(&lab, "several", SEVERAL), &[]);
+            lab.take(running, way);
+        }
+    }
+
+    /// What a client sent that has closed its end before it was accepted cannot be read: it is refused, and left out when the
+    /// user wants so.
+    fn what_was_sent_before_the_end_is_not_lost_in_silence() {
+        let mut lab = Lab::new("gone_early");
+        let mut running = lab.ready(&script(&lab, "gone", GONE), &[]);
+        let before = observe::snapshot(&observe::tree(running.pid));
+        let done = lab.run(lab.meio(&["dump", &running.pid.to_string()]));
+        assert!(done.code == 13 && done.stderr.contains("1 of those who wait to be accepted have closed"), "{done:?}");
+        assert!(done.stderr.contains("--ignore unix:"), "{done:?}");
+        assert_eq!(observe::difference(&before, &observe::snapshot(&observe::tree(running.pid))), "");
+        let image = lab.dump(&mut running, &["--kill", "--ignore", &format!("unix:{}", lab.path("gone-socket").display())]);
+        let done = lab.run(lab.meio(&["restore", "-d", image.to_str().expect("path")]));
+        assert!(done.code == 3 && done.stderr.contains("left out"), "{done:?}");
+        std::fs::write(lab.path("x.go"), "").expect("go");
+        assert!(until(SOON, || lab.path("x.result").exists()), "{}", lab.log());
+        // The connection itself is there, and the one that came after it.
+        assert_eq!(std::fs::read_to_string(lab.path("x.result")).expect("result"), "b'' b'alive'\n");
+        assert!(until(SOON, || observe::state(running.pid).is_none()));
         lab.nothing_left();
     }
 

@@ -228,7 +228,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("system_v", &["memory", "process", "shared", "thread"]),
     ("memory", &["path", "shared", "system_v"]),
     ("socket", &["path", "thread"]),
-    ("memory", &["path", "shared"]),
+    ("memory", &["numa", "path", "shared"]),
+    ("attributes", &["numa"]),
 ];
 
 #[test]

@@ -3,9 +3,10 @@
 
 use crate::error::{Error, Kind, Result};
 use crate::resource::aio;
-use crate::resource::attributes::ProcessAttributes;
 use crate::resource::capture::Capture;
 use crate::resource::descriptor::FileKind;
+use crate::resource::keyring;
+use crate::resource::numa;
 use crate::resource::process::Process;
 use crate::resource::seccomp;
 use crate::resource::signals::Signals;
@@ -40,22 +41,25 @@ pub fn ask(
     let stat = read::parsed(pid, "stat", stat::parse)?;
     {
         let _pinned = Pinned::to(stat.processor.max(0) as usize);
-        leader(&mut frozen.threads[0], &mut threads[0], &foothold, saved, capture)?;
+        leader(&mut frozen.threads[0], &mut threads[0], (&foothold, vmas), saved, capture)?;
     }
+    let first = saved.memory.as_ref().and_then(|m| m.mappings.first());
+    let alike = numa::are_alike(pid, threads.iter().map(|t| t.tid), first.is_some_and(|m| m.policy.is_none()));
     let size = Injector::short_size(threads.iter().map(|t| t.xstate.len()).max().unwrap_or(0));
-    let mut tasks: Vec<(&mut Held, &mut Thread)> = frozen.threads.iter_mut().zip(threads).skip(1).collect();
+    let mut tasks: Vec<(&mut Held, &mut Thread)> = frozen.threads.iter_mut().zip(threads.iter_mut()).skip(1).collect();
     let places = foothold.places(tasks.len(), size);
     // One for which there is no such place is asked alone, at a place that is surely dead.
     let (alone, mut together): (Vec<_>, Vec<_>) =
         tasks.drain(..).partition(|(held, _)| places.is_empty() || foothold.on_stack(held.registers.rsp));
     for (held, thread) in alone {
         let mut run = Injector::begin(held, &foothold, call(thread))?;
-        thread.ask(&mut run)?;
+        thread.ask(&mut run, !alike)?;
         run.end()?;
     }
     for group in together.chunks_mut(places.len().max(1)) {
-        chorus(group, &foothold, &places, size)?;
+        chorus(group, &foothold, (&places, size), !alike)?;
     }
+    saved.attributes.take_modes(threads.iter_mut().map(|t| &mut t.attributes), alike);
     for held in &frozen.threads {
         let (warning, note) = seccomp::safety(held, foothold.trampoline.unwrap_or(0));
         warnings.extend(warning);
@@ -69,7 +73,13 @@ fn call(thread: &Thread) -> Option<u64> {
     thread.waiting.as_ref().map(|w| w.number)
 }
 
-fn leader(held: &mut Held, thread: &mut Thread, foothold: &Foothold, saved: &mut Process, capture: &mut Capture) -> Result<()> {
+fn leader(
+    held: &mut Held,
+    thread: &mut Thread,
+    (foothold, vmas): (&Foothold, &[Vma]),
+    saved: &mut Process,
+    capture: &mut Capture,
+) -> Result<()> {
     let pid = held.pid;
     let status = read::parsed(pid, "status", status::parse)?;
     let listed = match read::parsed(pid, "timers", timers::parse) {
@@ -77,15 +87,19 @@ fn leader(held: &mut Held, thread: &mut Thread, foothold: &Foothold, saved: &mut
         listed => listed?,
     };
     let mut run = Injector::begin(held, foothold, call(thread))?;
-    thread.ask(&mut run)?;
+    thread.ask(&mut run, true)?;
     saved.ask(&mut run)?;
+    let suspects = numa::suspects(pid, vmas);
+    for mapping in saved.memory.iter_mut().flat_map(|m| &mut m.mappings).filter(|m| suspects.contains(&m.start)) {
+        mapping.policy = numa::ask(&mut run, mapping.start)?;
+    }
     // TIOCGPTPEER leaves O_CLOEXEC among the flags of the file itself: fdinfo shows it for every descriptor.
     for d in saved.descriptors.iter_mut().filter(|d| d.cloexec) {
         if matches!(capture.files.get(d.file as usize).map(|f| &f.kind), Some(FileKind::Terminal(_))) {
             d.cloexec = run.must(libc::SYS_fcntl, [d.fd as u64, libc::F_GETFD as u64, 0, 0, 0, 0])? & i64::from(libc::FD_CLOEXEC) != 0;
         }
     }
-    ProcessAttributes::refuse_keyrings(pid, &mut run, capture)?;
+    keyring::capture(pid, thread.credentials.uid[0], &mut run, capture)?;
     saved.signals = Signals::capture(&mut run, status.sig_cgt | status.sig_ign, ptrace::pending(pid, true)?)?;
     saved.undo = system_v::probe(&mut run, pid, capture.system_v.sets(pid))?;
     let mappings = saved.memory.as_ref().map_or(&[][..], |m| &m.mappings);
@@ -96,7 +110,7 @@ fn leader(held: &mut Held, thread: &mut Thread, foothold: &Foothold, saved: &mut
 
 /// Asks threads together, step by step: each step is started for all before anyone is waited for, so that meio sleeps
 /// and wakes once a step and not once a thread. Each has a frame of its own to heal by.
-fn chorus(group: &mut [(&mut Held, &mut Thread)], foothold: &Foothold, places: &[u64], size: u64) -> Result<()> {
+fn chorus(group: &mut [(&mut Held, &mut Thread)], foothold: &Foothold, (places, size): (&[u64], u64), policy: bool) -> Result<()> {
     let mut threads = Vec::with_capacity(group.len());
     let mut runs = Vec::with_capacity(group.len());
     // Of the places those at the end, down to the lowest.
@@ -105,8 +119,8 @@ fn chorus(group: &mut [(&mut Held, &mut Thread)], foothold: &Foothold, places: &
         runs.push(Injector::begin_short(held, foothold, call(thread), place, size)?);
         threads.push(thread);
     }
-    let mut returned = vec![[0; QUESTIONS]; runs.len()];
-    for question in 0..QUESTIONS {
+    let mut returned = vec![[-1; QUESTIONS]; runs.len()];
+    for question in Thread::asked(policy) {
         for run in &mut runs {
             let (number, args) = Thread::questions(run.out())[question];
             run.start(number, args)?;

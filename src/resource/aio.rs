@@ -75,7 +75,9 @@ pub fn capture(run: &mut Injector<'_>, pid: i32, mappings: &[Mapping], capture: 
         }
     }
     if !rings.is_empty() {
-        capture.notes.push(format!("process {pid} has contexts of asynchronous I/O: what is polled for there (IOCB_CMD_POLL) is not kept"));
+        capture.warnings.push(format!(
+            "process {pid} has contexts of asynchronous I/O: if it polls there (IOCB_CMD_POLL), which nobody can see, that is not kept"
+        ));
     }
     Ok(rings)
 }

@@ -1,14 +1,12 @@
 //! Switches and small properties of tasks and processes that are asked for and set one by one.
-//!
-//! What other threads than the first one hardly ever set for themselves alone is asked of the first one only, and
-//! holds for all: `PR_SET_TSC`, `ARCH_SET_CPUID`, the memory policy.
 
 use super::capture::Capture;
+use super::numa::{self, Policy};
 use crate::error::Result;
 use crate::sys::proc::{read, stat, status::Status};
 use crate::sys::{ptrace, task};
 use crate::tracee::inject::Injector;
-use crate::tracee::stub::Script;
+use crate::tracee::stub::{Script, Stub};
 use serde::{Deserialize, Serialize};
 
 /// Of one task.
@@ -23,6 +21,24 @@ pub struct TaskAttributes {
     pub io_flusher: bool,
     /// `PR_MCE_KILL_GET`: `PR_MCE_KILL_LATE`, `PR_MCE_KILL_EARLY`; `None` is the default.
     pub mce_kill: Option<u32>,
+    /// Which of the tree's cookies of core scheduling it has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cookie: Option<u32>,
+    /// Its modes, when they are not those of its process's first thread.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub modes: Option<Modes>,
+}
+
+/// What each thread sets for itself although most processes have it the same in all.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Modes {
+    /// Reading the time stamp counter is an error: `PR_TSC_SIGSEGV`.
+    pub tsc_faults: bool,
+    /// The cpuid instruction is an error: arch_prctl(2) `ARCH_SET_CPUID` 0.
+    pub cpuid_faults: bool,
+    /// get_mempolicy(2); `None` is the default.
+    pub mempolicy: Option<Policy>,
 }
 
 /// Of one process.
@@ -37,12 +53,12 @@ pub struct ProcessAttributes {
     pub membarrier: u32,
     /// `/proc/PID/coredump_filter`; `None` is the default.
     pub coredump_filter: Option<u32>,
-    /// Reading the time stamp counter is an error: `PR_TSC_SIGSEGV`.
+    /// [`Modes::tsc_faults`] of the first thread, and of those that have no [`Modes`] of their own.
     pub tsc_faults: bool,
-    /// The cpuid instruction is an error: arch_prctl(2) `ARCH_SET_CPUID` 0.
+    /// [`Modes::cpuid_faults`], likewise.
     pub cpuid_faults: bool,
-    /// get_mempolicy(2): mode and nodes; `None` is the default.
-    pub mempolicy: Option<(u32, Vec<u64>)>,
+    /// [`Modes::mempolicy`], likewise.
+    pub mempolicy: Option<Policy>,
     /// Nice value of the session's group of tasks (sched(7), autogroup), of a session's leader.
     pub autogroup_nice: i32,
     /// `/proc/PID/loginuid`; `None` when it was never set.
@@ -67,8 +83,6 @@ const PR_SPEC_ENABLE: u32 = 1 << 1;
 const PR_SPEC_DISABLE: u32 = 1 << 2;
 const PR_SPEC_FORCE_DISABLE: u32 = 1 << 3;
 const DEFAULT_COREDUMP_FILTER: u32 = 0x33;
-/// Longest node mask, in words: `CONFIG_NODES_SHIFT` is 10 at most.
-const NODES: usize = 16;
 
 impl TaskAttributes {
     /// Whether there is nothing to set.
@@ -77,7 +91,7 @@ impl TaskAttributes {
     }
 
     /// Reads them from outside.
-    pub fn capture(pid: i32, tid: i32, status: &Status) -> Result<Self> {
+    pub fn capture(pid: i32, tid: i32, status: &Status, capture: &mut Capture) -> Result<Self> {
         let stat = read::parsed_task(pid, tid, "stat", stat::parse)?;
         let mce = |flag: u32| stat.flags & flag != 0;
         Ok(TaskAttributes {
@@ -85,6 +99,8 @@ impl TaskAttributes {
             speculation: speculation(status),
             io_flusher: stat.flags & PF_MEMALLOC_NOIO != 0,
             mce_kill: mce(PF_MCE_PROCESS).then_some(if mce(PF_MCE_EARLY) { PR_MCE_KILL_EARLY } else { PR_MCE_KILL_LATE }),
+            cookie: cookie(tid, capture),
+            modes: None, // what the task itself tells
         })
     }
 
@@ -118,6 +134,16 @@ impl TaskAttributes {
     }
 }
 
+/// The number of a task's cookie among those of the tree. Whoever outside has the same will not have it any more.
+fn cookie(tid: i32, capture: &mut Capture) -> Option<u32> {
+    let value = task::core_cookie(tid).ok().filter(|&value| value != 0)?;
+    let known = capture.core_cookies.iter().position(|&c| c == value);
+    Some(known.unwrap_or_else(|| {
+        capture.core_cookies.push(value);
+        capture.core_cookies.len() - 1
+    }) as u32)
+}
+
 /// `Speculation_Store_Bypass` and `SpeculationIndirectBranch` of proc_pid_status(5), where a task has a say.
 fn speculation(status: &Status) -> [u32; 2] {
     let store = match status.speculation_store_bypass.as_slice() {
@@ -148,6 +174,52 @@ pub fn refuse_task(pid: i32, tid: i32, status: &Status, capture: &mut Capture) {
     }
 }
 
+/// Calls of [`Modes::questions`].
+pub const MODES: usize = 3;
+/// Bytes that they leave: the answer of `PR_GET_TSC`, a mode, a mask of nodes.
+pub const MODES_LEFT: usize = 8 + numa::NODES * 8;
+
+impl Modes {
+    /// The calls that tell them, each with a place of its own for its answer at `out`.
+    pub fn questions(out: u64) -> [(i64, [u64; 6]); MODES] {
+        [
+            (libc::SYS_prctl, [libc::PR_GET_TSC as u64, out, 0, 0, 0, 0]),
+            (libc::SYS_arch_prctl, [ARCH_GET_CPUID, 0, 0, 0, 0, 0]),
+            (libc::SYS_get_mempolicy, [out + 4, out + 8, numa::NODES as u64 * 64, 0, 0, 0]),
+        ]
+    }
+
+    /// Whether a question makes sense: cpuid faults on few processors, and most threads are known to have no memory
+    /// policy apart.
+    pub fn asks(question: usize, policy: bool) -> bool {
+        [true, task::cpuid_can_fault(), policy][question]
+    }
+
+    /// Takes the answers. What this kernel does not know, or what was not asked, is in its default mode.
+    pub fn answers(left: &[u8; MODES_LEFT], returned: [i64; MODES]) -> Modes {
+        let word = |at: usize| <[u8; 4]>::try_from(&left[at..at + 4]).unwrap_or_default();
+        Modes {
+            tsc_faults: returned[0] == 0 && i32::from_le_bytes(word(0)) == libc::PR_TSC_SIGSEGV,
+            cpuid_faults: returned[1] == 0,
+            mempolicy: if returned[2] == 0 { numa::policy(word(4), &left[8..]) } else { None },
+        }
+    }
+
+    /// What every task sets by itself; a warning for what does not hold.
+    pub fn tell(&self, stub: &Stub, name: i32) -> Result<Option<String>> {
+        let mut script = stub.script();
+        if self.tsc_faults {
+            let args = [libc::PR_SET_TSC as u64, libc::PR_TSC_SIGSEGV as u64, 0, 0, 0];
+            script.call("prctl PR_SET_TSC", libc::SYS_prctl, &args)?;
+        }
+        if self.cpuid_faults {
+            script.call("arch_prctl ARCH_SET_CPUID", libc::SYS_arch_prctl, &[ARCH_SET_CPUID, 0])?;
+        }
+        script.run()?;
+        self.mempolicy.as_ref().map_or(Ok(None), |policy| numa::set(stub, policy, name))
+    }
+}
+
 impl ProcessAttributes {
     /// Whether there is nothing to set.
     pub fn is_default(&self) -> bool {
@@ -173,35 +245,6 @@ impl ProcessAttributes {
     pub fn ask(&mut self, run: &mut Injector<'_>) -> Result<()> {
         self.mdwe = run.call(libc::SYS_prctl, [PR_GET_MDWE, 0, 0, 0, 0, 0])?.max(0) as u32;
         self.membarrier = run.call(libc::SYS_membarrier, [MEMBARRIER_CMD_GET_REGISTRATIONS, 0, 0, 0, 0, 0])?.max(0) as u32;
-        if run.call(libc::SYS_prctl, [libc::PR_GET_TSC as u64, run.out(), 0, 0, 0, 0])? == 0 {
-            self.tsc_faults = i32::from_le_bytes(run.get(0)?) == libc::PR_TSC_SIGSEGV;
-        }
-        if task::cpuid_can_fault() {
-            self.cpuid_faults = run.call(libc::SYS_arch_prctl, [ARCH_GET_CPUID, 0, 0, 0, 0, 0])? == 0;
-        }
-        let nodes = run.out() + 8;
-        if run.call(libc::SYS_get_mempolicy, [run.out(), nodes, NODES as u64 * 64, 0, 0, 0])? == 0 {
-            let mode = u32::from_le_bytes(run.get(0)?);
-            let raw: [u8; NODES * 8] = run.get(8)?;
-            let mut nodes: Vec<u64> = raw.chunks_exact(8).map(|b| u64::from_le_bytes(b.try_into().unwrap_or_default())).collect();
-            nodes.truncate(nodes.iter().rposition(|&w| w != 0).map_or(0, |at| at + 1));
-            self.mempolicy = (mode != libc::MPOL_DEFAULT as u32).then_some((mode, nodes));
-        }
-        Ok(())
-    }
-
-    /// Keyrings are not kept: those that only this process could reach are refused, unless the user lets them go.
-    pub fn refuse_keyrings(pid: i32, run: &mut Injector<'_>, capture: &mut Capture) -> Result<()> {
-        const KEYCTL_GET_KEYRING_ID: u64 = 0;
-        if capture.decisions.ignores(&format!("keyring:{pid}")) {
-            return Ok(());
-        }
-        for (special, name) in [(-1i64, "thread"), (-2, "process")] {
-            if run.call(libc::SYS_keyctl, [KEYCTL_GET_KEYRING_ID, special as u64, 0, 0, 0, 0])? > 0 {
-                let reason = format!("keys cannot be read back from its {name} keyring");
-                capture.refuse(pid, format!("{name} keyring"), reason, format!("let it go with --ignore keyring:{pid}"));
-            }
-        }
         Ok(())
     }
 
@@ -220,22 +263,22 @@ impl ProcessAttributes {
         Ok(())
     }
 
-    /// What every task of the process sets by itself.
-    pub fn tell_task(&self, script: &mut Script<'_>) -> Result<()> {
-        if let Some((mode, nodes)) = &self.mempolicy {
-            let mut mask = nodes.clone();
-            mask.resize(NODES, 0);
-            let at = script.data(&mask.iter().flat_map(|w| w.to_le_bytes()).collect::<Vec<u8>>());
-            script.call("set_mempolicy", libc::SYS_set_mempolicy, &[u64::from(*mode), at, NODES as u64 * 64])?;
+    /// The modes of the first thread.
+    pub fn modes(&self) -> Modes {
+        Modes { tsc_faults: self.tsc_faults, cpuid_faults: self.cpuid_faults, mempolicy: self.mempolicy.clone() }
+    }
+
+    /// Takes those of the first thread; the others of the process keep theirs when they differ. `alike`: none has been
+    /// asked for its memory policy but the first.
+    pub fn take_modes<'t>(&mut self, mut threads: impl Iterator<Item = &'t mut TaskAttributes>, alike: bool) {
+        let first = threads.next().and_then(|t| t.modes.take()).unwrap_or_default();
+        for task in threads {
+            if let Some(modes) = task.modes.as_mut().filter(|_| alike) {
+                modes.mempolicy.clone_from(&first.mempolicy);
+            }
+            task.modes.take_if(|modes| *modes == first);
         }
-        if self.tsc_faults {
-            let args = [libc::PR_SET_TSC as u64, libc::PR_TSC_SIGSEGV as u64, 0, 0, 0];
-            script.call("prctl PR_SET_TSC", libc::SYS_prctl, &args)?;
-        }
-        if self.cpuid_faults {
-            script.call("arch_prctl ARCH_SET_CPUID", libc::SYS_arch_prctl, &[ARCH_SET_CPUID, 0])?;
-        }
-        Ok(())
+        Modes { tsc_faults: self.tsc_faults, cpuid_faults: self.cpuid_faults, mempolicy: self.mempolicy } = first;
     }
 
     /// Sets what is set from outside. Warnings for what is not permitted, or is another thing here.

@@ -89,6 +89,10 @@ pub struct Capture {
     pub inet: super::socket::inet::Known,
     /// Multicast groups that somebody has joined, by network namespace.
     pub groups: HashMap<Option<u32>, Rc<Vec<super::socket::multicast::Joined>>>,
+    /// Cookies of core scheduling.
+    pub core_cookies: Vec<u64>,
+    /// Session keyrings that were met.
+    pub keyrings: Vec<i32>,
     /// Descriptors of meio's own that lead to open files which no process has a descriptor of.
     pub kept: Vec<OwnedFd>,
     /// What will be different after a restore.

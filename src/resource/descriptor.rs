@@ -96,10 +96,10 @@ pub enum FileKind {
     Tcp(Box<socket::tcp::Tcp>),
     /// A socket towards the kernel.
     Netlink(Box<socket::netlink::Netlink>),
-    /// A TCP socket that listens.
-    Listening(Box<socket::listen::Listening>),
     /// A UDP socket.
     Udp(Box<socket::udp::Udp>),
+    /// A TCP socket that listens.
+    Listening(Box<socket::listen::Listening>),
 }
 
 /// What is known of a descriptor before its kind is decided.
@@ -149,9 +149,9 @@ impl FileKind {
             FileKind::MessageQueue(queue) => queue.part(),
             FileKind::Unix(socket) => socket.part(),
             FileKind::Netlink(_) => Part::of("netlink socket"),
-            FileKind::Listening(listening) => listening.part(),
             FileKind::Tcp(tcp) => tcp.part(),
             FileKind::Udp(socket) => socket.part(),
+            FileKind::Listening(listening) => listening.part(),
         }
     }
 }

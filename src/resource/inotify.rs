@@ -71,8 +71,8 @@ pub fn capture(found: &Found, capture: &mut Capture) -> Result<Option<FileKind>>
     }
     if unread != 0 {
         let what = found.object();
-        capture.notes.push(format!(
-            "process {}, {what}: {unread} bytes of events are unread; once restored it reads IN_Q_OVERFLOW instead",
+        capture.warnings.push(format!(
+            "process {}, {what}: {unread} bytes of events are unread and not kept; once restored it reads IN_Q_OVERFLOW instead",
             found.pid
         ));
     }
@@ -83,6 +83,12 @@ impl Inotify {
     /// The instance again, without watches.
     pub fn make(&self) -> Result<OwnedFd> {
         notify::inotify(libc::IN_CLOEXEC).context(|| "making an inotify instance")
+    }
+
+    /// What the program will notice.
+    pub fn warning(&self, link: &str) -> Option<String> {
+        let lost = format!("{link}: {} bytes of unread events are lost; the program reads IN_Q_OVERFLOW instead", self.unread);
+        (self.unread != 0).then_some(lost)
     }
 
     /// Watches again, when everything else has been opened and closed. Paths are those below `root`.

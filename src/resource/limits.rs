@@ -3,6 +3,7 @@
 use crate::error::Result;
 use crate::sys::proc::{limits, read};
 use crate::sys::task;
+use crate::tracee::stub::Script;
 use serde::{Deserialize, Serialize};
 
 /// Soft and hard limit of each `RLIMIT_*`, by its number.
@@ -22,9 +23,22 @@ impl Limits {
 }
 
 impl Limits {
+    /// Makes a stub of another user, whom meio may have no right over, give itself these limits as far as it may.
+    pub fn tell(&self, pid: i32, script: &mut Script<'_>) -> Result<()> {
+        if task::limits(pid).is_ok() {
+            return Ok(());
+        }
+        let now = Limits::capture(pid)?;
+        for (which, limit) in self.0.iter().enumerate().filter(|(which, limit)| now.0.get(*which) != Some(limit)) {
+            let at = script.data(&[limit.0.to_le_bytes(), limit.1.to_le_bytes()].concat());
+            script.attempt("prlimit64", libc::SYS_prlimit64, &[0, which as u64, at, 0])?;
+        }
+        Ok(())
+    }
+
     /// Gives a process these limits; returns a warning for each that is not permitted.
     pub fn apply(&self, pid: i32, name: i32) -> Vec<String> {
-        let now = task::limits(pid).unwrap_or_default();
+        let now = Limits::capture(pid).unwrap_or_default().0;
         let mut warnings = Vec::new();
         for (which, &limit) in self.0.iter().enumerate() {
             if now.get(which) != Some(&limit)

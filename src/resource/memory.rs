@@ -1,6 +1,7 @@
 //! Address spaces: mappings, the heap's borders, and which objects back them.
 
 use super::capture::Capture;
+use super::numa::Policy;
 use super::path::FilePath;
 use super::shared::Origin;
 use super::system_v;
@@ -60,14 +61,21 @@ pub struct Mapping {
     pub flags: Vec<String>,
     /// Page size in KiB of a hugetlb mapping, else 0.
     pub huge_page_kib: u32,
-    /// The name shown in the maps file: `[heap]`, `[stack]`, a path, or empty.
+    /// The name shown in the maps file: `[heap]`, `[stack]`, `[anon:…]`, a path, or empty.
     pub name: String,
+    /// NUMA policy of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<Policy>,
 }
 
 impl Mapping {
     /// Length in bytes.
     pub fn len(&self) -> u64 {
         self.end - self.start
+    }
+    /// Whether what is written to it reaches what stands behind it, or would after mprotect(2).
+    pub fn may_write(&self) -> bool {
+        self.shared && self.flags.iter().any(|f| f == "mw")
     }
     /// Whether the address lies inside.
     pub fn contains(&self, address: u64) -> bool {
@@ -148,6 +156,7 @@ pub fn survey(pid: i32, capture: &mut Capture) -> Result<(AddressSpace, Vec<Vma>
                 flags: flags.map(|f| String::from_utf8_lossy(f.as_slice()).into_owned()).collect(),
                 huge_page_kib: if vma.has(b"ht") { vma.kernel_page_kib as u32 } else { 0 },
                 name: String::from_utf8_lossy(&vma.name).into_owned(),
+                policy: None, // what the process itself tells: see dump::ask
             });
         }
     }
@@ -196,7 +205,7 @@ fn backing(pid: i32, vma: &Vma, capture: &mut Capture) -> Result<Option<Backing>
         Some(("it belongs to a kernel object that is not supported yet", "end the program's use of it first"))
     } else if vma.has(b"pf") || vma.has(b"io") {
         Some(("it maps a device", "the device's state cannot be read; close it first"))
-    } else if vma.shared && vma.has(b"ht") {
+    } else if vma.has(b"ht") && (vma.shared || vma.name.starts_with(b"/memfd:")) {
         Some(("shared huge pages (hugetlbfs) are not supported yet", "use transparent huge pages"))
     } else {
         None
@@ -229,8 +238,8 @@ fn backing(pid: i32, vma: &Vma, capture: &mut Capture) -> Result<Option<Backing>
     let object = capture.object((meta.dev(), meta.ino()), || {
         let file = File::open(&link).context(|| format!("reading {at} of process {pid}"))?;
         let origin = match path.bytes().strip_prefix(b"/memfd:") {
-            Some(name) => Origin::Memfd { name: FilePath::from(name), seals: crate::sys::file::seals(&file).unwrap_or(0) },
-            None if path.bytes() == b"/dev/zero" => Origin::Anonymous,
+            Some(name) => Origin::memfd(name, &file)?,
+            None if path.bytes() == b"/dev/zero" || path.bytes().starts_with(b"[anon_shmem:") => Origin::Anonymous,
             None => Origin::Deleted { path: path.clone(), mode: meta.mode(), owner: (meta.uid(), meta.gid()), namespace },
         };
         Ok((origin, file))

@@ -155,8 +155,8 @@ const IN_MEMORY: [&[u8]; 2] = [b"tmpfs", b"ramfs"];
 const WHEN_EMPTY: [&[u8]; 2] = [b"bpf", b"hugetlbfs"];
 
 /// Saves the mount namespace of a process. `number` is that of the namespace in the image, `contents` tells whether
-/// the contents of its file systems are wanted, too.
-pub fn capture(pid: i32, number: u32, contents: bool, capture: &mut Capture) -> Result<Saved> {
+/// the contents of its file systems are wanted, too, whose owners are numbered by `ids`.
+pub fn capture(pid: i32, number: u32, contents: bool, ids: &Ids, capture: &mut Capture) -> Result<Saved> {
     let view = View::of(pid)?;
     let host = Host { table: read::parsed(std::process::id() as i32, "mountinfo", mountinfo::parse)? };
     let mut saved = Saved::default();
@@ -176,8 +176,7 @@ pub fn capture(pid: i32, number: u32, contents: bool, capture: &mut Capture) -> 
         saved.mounts.push(Mount { parent, at, shows, attributes: attributes(&line.options), groups });
     }
     if contents {
-        let ids = Ids::of(pid)?;
-        read_contents(pid, number, &view, &own, &ids, &mut saved, capture)?;
+        read_contents(pid, number, &view, &own, ids, &mut saved, capture)?;
     }
     Ok(saved)
 }
@@ -358,13 +357,9 @@ pub struct Ids {
 }
 
 impl Ids {
-    fn of(pid: i32) -> Result<Self> {
-        let map = |name: &str| -> Result<Vec<[u32; 3]>> {
-            let text = read::read(pid, name)?;
-            let line = |l: &str| l.split_whitespace().map(|w| w.parse().ok()).collect::<Option<Vec<u32>>>()?.try_into().ok();
-            Ok(String::from_utf8_lossy(&text).lines().filter_map(line).collect())
-        };
-        Ok(Ids { maps: [map("uid_map")?, map("gid_map")?] })
+    /// Out of both maps; empty ones for the user namespace of meio.
+    pub fn of(maps: [Vec<[u32; 3]>; 2]) -> Self {
+        Ids { maps }
     }
 
     /// Owner and group as they are inside, from outside.

@@ -255,7 +255,8 @@ fn look_up(pid: i32, (kind, name): (Kind, &str), identity: (u64, u64), look: Loo
         capture.namespaces.roots.insert(id, mount::View::of(pid)?.root);
     }
     let content = match kind {
-        Kind::Mnt => mount::capture(pid, id, look == Look::Still, capture).map(|saved| Content::Mounts(Box::new(saved))),
+        Kind::Mnt => mount::capture(pid, id, look == Look::Still, &ids_of(pid, owner, capture)?, capture)
+            .map(|saved| Content::Mounts(Box::new(saved))),
         Kind::Net => network::capture(pid, capture).map(|saved| Content::Net(Box::new(saved))),
         _ => content(pid, kind, &fd),
     };
@@ -272,6 +273,18 @@ fn look_up(pid: i32, (kind, name): (Kind, &str), identity: (u64, u64), look: Loo
     table.owners.push(owner);
     table.index.insert(identity, id);
     Ok(Some(id))
+}
+
+/// How the user namespace that owns the mount namespace of a process numbers the owners of files.
+fn ids_of(pid: i32, owner: Option<Identity>, capture: &Capture) -> Result<mount::Ids> {
+    let table = &capture.namespaces;
+    let known = owner.and_then(|owner| table.index.get(&owner)).map(|&id| &table.found[id as usize].content);
+    Ok(mount::Ids::of(match known {
+        Some(Content::User { uids, gids, .. }) => [uids.clone(), gids.clone()],
+        _ if owner.is_some_and(|owner| table.own.contains(&owner)) => [Vec::new(), Vec::new()],
+        // One that holds no process: a refusal. Until then what the process itself sees will do.
+        _ => [id_map(&read::read(pid, "uid_map")?)?, id_map(&read::read(pid, "gid_map")?)?],
+    }))
 }
 
 fn unsupported(reason: impl Into<String>) -> crate::error::Error {
@@ -436,14 +449,6 @@ pub fn complete(processes: &[Process], capture: &mut Capture) {
     let owner = |p: &Process| p.places.of(&table, Kind::Pid).and_then(|id| table[id as usize].owner);
     let crowd = processes.iter().filter(|p| p.threads.len() > 1 && user(p).is_some() && user(p) != owner(p));
     refusals.extend(crowd.map(|p| (p.pid, Kind::User, "a process of several threads lives in it, in a pid namespace of another")));
-    let odd = |(id, n): &(usize, &Namespace)| match n.kind {
-        Kind::User => n.owner.is_some(),
-        Kind::Pid => n.owner.is_some() && Some(*id as u32) != base,
-        _ => false,
-    };
-    for (id, namespace) in table.iter().enumerate().filter(odd) {
-        refusals.push((holder(id), namespace.kind, "it is nested in a user namespace of the tree"));
-    }
     for (pid, kind, reason) in refusals {
         capture.refuse(pid, format!("{} namespace", kind.name()), reason, "dump a process above all that share the namespace");
     }

@@ -6,8 +6,9 @@
 //! (`ICANON` off) and typed again (`TIOCSTI`) with every special character out of force, so that complete lines, ends of
 //! file and a half-typed line stay what they are. A keeper does it ([`crate::sys::keeper`]), which goes on to the end when meio is
 //! killed. A terminal in which surely nothing waits is not touched; where lines are edited (`ICANON`) nobody tells whether one
-//! is half typed, and the modes are switched to and fro to see. A status that waits in packet mode (`TIOCPKT`) is not kept,
-//! and a NUL that was typed in a line counts as an end of file (^D), which looks the same.
+//! is half typed, and the modes are switched to and fro to see. A status that waits in packet mode (`TIOCPKT`)
+//! cannot be put back: while there is one a dump waits, and refuses in the end. Whether the console's output comes here (`TIOCCONS`)
+//! is told by nobody. A NUL that was typed in a line counts as an end of file (^D), which looks the same.
 
 use super::capture::Capture;
 use super::descriptor::{FileKind, Found};
@@ -144,6 +145,18 @@ pub fn finish(tree: &HashSet<i32>, capture: &mut Capture) -> Result<()> {
         capture.refuse(holder, object, reason, "dump a process above both, or end the other one first");
     }
     if !capture.standing || !capture.refusals.is_empty() {
+        return Ok(());
+    }
+    // Each is read as one byte that says what has happened to the other side, and cleared by switching packet mode.
+    for master in &masters {
+        let packet = capture.terminals[master.terminal as usize].pair.as_ref().is_some_and(|p| p.packet);
+        if packet && pty::ready(master.fd.as_fd(), PollFlags::POLLPRI) {
+            let (holder, object) = master.holder.clone();
+            let reason = "a status of packet mode (TIOCPKT) waits in it, which cannot be put back";
+            capture.refuse_for_now(holder, object, reason, "dump again a moment later: the program has not read it yet");
+        }
+    }
+    if !capture.refusals.is_empty() {
         return Ok(());
     }
     let mut full = Vec::new();

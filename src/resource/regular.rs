@@ -7,7 +7,6 @@ use super::memory::ObjectId;
 use super::path::FilePath;
 use super::shared::{Origin, SharedMemory};
 use crate::error::{Context, Result};
-use crate::sys::file;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
@@ -46,10 +45,16 @@ pub fn capture(found: &Found, capture: &mut Capture) -> Result<Option<FileKind>>
     let owner = (meta.uid(), meta.gid());
     let (path, deleted) = FilePath::from_link(&found.link);
     if let Some(name) = path.bytes().strip_prefix(b"/memfd:") {
-        let name = FilePath::from(name);
+        if nix::sys::statfs::statfs(format!("/proc/{}/fd/{}", found.pid, found.fd).as_str())
+            .is_ok_and(|fs| fs.filesystem_type() == nix::sys::statfs::HUGETLBFS_MAGIC)
+        {
+            let reason = "it is made of huge pages (MFD_HUGETLB), which is not supported yet";
+            capture.refuse(found.pid, found.object(), reason, "use transparent huge pages");
+            return Ok(None);
+        }
         let object = capture.object((meta.dev(), meta.ino()), || {
             let file = content(found)?;
-            Ok((Origin::Memfd { name, seals: file::seals(&file).unwrap_or(0) }, file))
+            Ok((Origin::memfd(name, &file)?, file))
         })?;
         return Ok(Some(FileKind::Memory(SharedMemory { object })));
     }

@@ -24,7 +24,13 @@ pub struct Sched {
     pub affinity: Vec<u8>,
     /// `PR_GET_TIMERSLACK` in nanoseconds.
     pub timer_slack_ns: u64,
+    /// Clamped utilisation, `SCHED_FLAG_UTIL_CLAMP`: least and most of 1024; `None` is all of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clamp: Option<(u32, u32)>,
 }
+
+/// What is not clamped.
+const WHOLE: (u32, u32) = (0, 1024);
 
 impl Sched {
     /// Reads the attributes of a task.
@@ -39,6 +45,7 @@ impl Sched {
             deadline: (attr.runtime, attr.deadline, attr.period),
             affinity: task::affinity(tid).context(|| format!("reading the affinity of task {tid}"))?,
             timer_slack_ns: std::str::from_utf8(&slack).ok().and_then(|s| s.trim().parse().ok()).unwrap_or(0),
+            clamp: Some((attr.util_min, attr.util_max)).filter(|&c| c != WHOLE && (c.1 != 0 || task::utilisation_is_clamped())),
         })
     }
 }
@@ -56,6 +63,7 @@ impl Sched {
             runtime: if self.policy == SCHED_DEADLINE { self.deadline.0 } else { 0 },
             deadline: if self.policy == SCHED_DEADLINE { self.deadline.1 } else { 0 },
             period: if self.policy == SCHED_DEADLINE { self.deadline.2 } else { 0 },
+            ..task::SchedAttr::default()
         };
         let now = Sched::capture(tid, tid).ok();
         if now.as_ref() == Some(self) {
@@ -69,6 +77,15 @@ impl Sched {
         }
         if let Err(e) = task::set_sched_attr(tid, &attr) {
             return warn("scheduling", e);
+        }
+        // The policy brings a clamp of its own (sched_util_clamp_min_rt_default).
+        if Sched::capture(tid, tid).is_ok_and(|now| now.clamp != self.clamp) {
+            const KEEP_ALL_AND_CLAMP: u64 = 0x18 | 0x60;
+            let (util_min, util_max) = self.clamp.unwrap_or(WHOLE);
+            let attr = task::SchedAttr { flags: KEEP_ALL_AND_CLAMP, util_min, util_max, ..Default::default() };
+            if let Err(e) = task::set_sched_attr(tid, &attr) {
+                return warn(&format!("utilisation clamp ({util_min} to {util_max})"), e);
+            }
         }
         let _ = std::fs::write(format!("/proc/{tid}/timerslack_ns"), self.timer_slack_ns.to_string());
         None

@@ -4,7 +4,11 @@
 use super::graph::{Key, Part};
 use super::memory::ObjectId;
 use super::path::FilePath;
+use crate::error::Result;
+use crate::sys::file;
 use serde::{Deserialize, Serialize};
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 
 /// A descriptor of such an object.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +30,12 @@ pub enum Origin {
         name: FilePath,
         /// `F_GET_SEALS`.
         seals: u32,
+        /// `st_mode`, when it is not what memfd_create(2) gives.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        mode: Option<u32>,
+        /// Owner: uid, gid, when it is not root.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        owner: Option<(u32, u32)>,
     },
     /// A file that was deleted while open, made again at its path and deleted again.
     Deleted {
@@ -63,6 +73,18 @@ impl SharedMemory {
 }
 
 impl Origin {
+    /// What a memfd is made of.
+    pub fn memfd(name: &[u8], file: &File) -> Result<Origin> {
+        const NEW: u32 = libc::S_IFREG | 0o777;
+        let meta = file.metadata()?;
+        Ok(Origin::Memfd {
+            name: FilePath::from(name),
+            seals: file::seals(file).unwrap_or(0),
+            mode: Some(meta.mode()).filter(|&mode| mode != NEW),
+            owner: Some((meta.uid(), meta.gid())).filter(|&owner| owner != (0, 0)),
+        })
+    }
+
     /// Name of its kind, for the graph.
     pub fn kind(&self) -> &'static str {
         match self {

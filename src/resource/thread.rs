@@ -1,6 +1,6 @@
 //! One task: registers, vector state, interrupted system call, per-thread pointers.
 
-use super::attributes::{TaskAttributes, refuse_task};
+use super::attributes::{MODES, MODES_LEFT, Modes, TaskAttributes, refuse_task};
 use super::{capture::Capture, credentials::Credentials, sched::Sched, seccomp::Seccomp};
 use crate::error::{Context, Error, Result};
 use crate::sys::arch::Registers;
@@ -81,9 +81,11 @@ pub mod serde_bytes_vec {
 }
 
 /// Calls that each thread must make, [`Thread::questions`].
-pub const QUESTIONS: usize = 4;
+pub const QUESTIONS: usize = OWN + MODES;
+/// Those of them that no kernel refuses.
+const OWN: usize = 4;
 /// Bytes that they leave.
-pub const ANSWERS: usize = 40;
+pub const ANSWERS: usize = 40 + MODES_LEFT;
 
 impl Thread {
     /// Its number as it sees it itself.
@@ -121,7 +123,7 @@ impl Thread {
             seccomp: Seccomp { mode: status.seccomp, filters: Vec::new() },
             inner: Vec::new(),
             cgroups: None,
-            attributes: TaskAttributes::capture(held.pid, held.tid, &status)?,
+            attributes: TaskAttributes::capture(held.pid, held.tid, &status, capture)?,
         })
     }
 
@@ -129,18 +131,27 @@ impl Thread {
     /// all answers are fetched at once.
     pub fn questions(out: u64) -> [(i64, [u64; 6]); QUESTIONS] {
         let prctl = |option: i32, at: u64| (libc::SYS_prctl, [option as u64, at, 0, 0, 0, 0]);
+        let [tsc, cpuid, policy] = Modes::questions(out + 40);
         [
             (libc::SYS_sigaltstack, [0, out, 0, 0, 0, 0]),
             // Without CONFIG_CHECKPOINT_RESTORE the pointer stays unknown and a joiner would wait for ever.
             prctl(libc::PR_GET_TID_ADDRESS, out + 24),
             prctl(libc::PR_GET_PDEATHSIG, out + 32),
             prctl(libc::PR_GET_SECUREBITS, 0),
+            tsc,
+            cpuid,
+            policy,
         ]
+    }
+
+    /// Which of [`Thread::questions`] are asked here, for the memory policy too or not.
+    pub fn asked(policy: bool) -> impl Iterator<Item = usize> {
+        (0..QUESTIONS).filter(move |&n| n < OWN || Modes::asks(n - OWN, policy))
     }
 
     /// Takes the answers to [`Thread::questions`]: what was left in memory, and what the calls returned.
     pub fn answers(&mut self, left: [u8; ANSWERS], returned: [i64; QUESTIONS]) -> Result<()> {
-        for (answer, question) in returned.iter().zip(Self::questions(0)) {
+        for (answer, question) in returned.iter().zip(Self::questions(0)).take(OWN) {
             if let e @ -4095..0 = *answer {
                 let doing = format!("asking task {} (system call {})", self.tid, question.0);
                 return Err(Error::from(Errno::from_raw(-e as i32)).context(doing));
@@ -151,14 +162,17 @@ impl Thread {
         self.clear_child_tid = word(24);
         self.pdeathsig = word(32) as i32;
         self.credentials.securebits = returned[3] as u32;
+        let (_, modes) = left.split_last_chunk().unwrap_or((&[], &[0; MODES_LEFT]));
+        self.attributes.modes = Some(Modes::answers(modes, [returned[OWN], returned[OWN + 1], returned[OWN + 2]]));
         Ok(())
     }
 
     /// Asks one task.
-    pub fn ask(&mut self, run: &mut Injector<'_>) -> Result<()> {
-        let mut returned = [0; QUESTIONS];
-        for (answer, (number, args)) in returned.iter_mut().zip(Self::questions(run.out())) {
-            *answer = run.call(number, args)?;
+    pub fn ask(&mut self, run: &mut Injector<'_>, policy: bool) -> Result<()> {
+        let mut returned = [-1; QUESTIONS];
+        for question in Self::asked(policy) {
+            let (number, args) = Self::questions(run.out())[question];
+            returned[question] = run.call(number, args)?;
         }
         self.answers(run.get(0)?, returned)
     }

@@ -42,8 +42,8 @@ impl<'s> Births<'s> {
         if wanted != self.at {
             let first = child.own_number() == 1 && child.level() == self.parent.level() + 1;
             self.go_to(if first { self.home } else { wanted }, stubs, tree)?;
-            if let (true, Some(user), false) = (first, confined::owner(tree, child), confined::is(tree, self.parent)) {
-                return self.bear_confined(child, user, tree, places);
+            if let Some(user) = confined::owner(tree, child).filter(|u| first && Some(*u) != confined::birthplace(tree, self.parent)) {
+                return self.bear_confined(child, user, stubs, tree, places);
             }
             if first && self.parent.places.of_children(self.namespaces, Kind::Pid) == wanted {
                 self.script.call("unshare", libc::SYS_unshare, &[libc::CLONE_NEWPID as u64])?;
@@ -55,8 +55,10 @@ impl<'s> Births<'s> {
         let Some(seen) = child.number(self.parent.level()) else {
             return Err(Error::image(format!("image damaged: process {} is unknown to its parent", child.pid)));
         };
-        let numbers = child.numbers();
-        self.script.clone_task(flags, child.exit_signal, confined::choosable(tree, child, &numbers), seen)
+        if confined::is(tree, child) {
+            return self.bear_below(child, flags, seen, stubs, tree);
+        }
+        self.script.clone_task(flags, child.exit_signal, &child.numbers(), seen)
     }
 
     /// After the birth of the first process of a pid namespace: the parent's further children are born there, when they were.

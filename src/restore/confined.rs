@@ -3,59 +3,126 @@
 //!
 //! A pid namespace belongs to the user namespace of who made it, and only who rules over a pid namespace may choose
 //! numbers in it. So the first process is born from a helper that has gone into the user namespace; its number outside,
-//! which its parent knows it by, is had by counting up to it. Those below choose their numbers inside only.
+//! which its parent knows it by, is had by counting up to it. Those below choose their numbers inside only, and have the one
+//! outside in the same way.
 
 use super::births::Births;
 use super::places::Places;
 use super::skeleton::lost;
+use super::users;
 use crate::error::{Context, Error, Kind as Failure, Result};
 use crate::resource::Tree;
 use crate::resource::process::Process;
+use crate::resource::thread::Thread;
 use crate::sys::namespace::Kind;
 use crate::sys::proc::{read, status};
 use crate::tracee::stub::{self, Stub};
-use std::os::fd::AsRawFd;
+use std::collections::HashMap;
 
 /// Numbers are taken by others, too.
 const TRIES: usize = 64;
 
-/// The user namespace that owns the pid namespace of a process, when that is nested in the base.
+/// The user namespace that all stubs are born in: the one that owns the tree's own pid namespace.
+pub fn born_in(tree: &Tree) -> Option<u32> {
+    tree.base().and_then(|base| tree.namespaces.get(base as usize)).and_then(|base| base.owner)
+}
+
+/// The user namespace that owns the pid namespace of a process, when that is nested in the base and its owner is another.
 pub fn owner(tree: &Tree, process: &Process) -> Option<u32> {
     let here = process.places.of(&tree.namespaces, Kind::Pid).filter(|id| Some(*id) != tree.base())?;
-    tree.namespaces.get(here as usize)?.owner
+    tree.namespaces.get(here as usize)?.owner.filter(|owner| Some(*owner) != born_in(tree))
 }
 
-/// How many pid namespaces below the base the outermost one is that confines a process.
-fn level(tree: &Tree, process: &Process) -> Option<usize> {
-    let mut outermost = None;
-    let mut at = Some(process);
-    // As many steps as there are processes: an image may go in circles.
-    for _ in 0..tree.processes.len() {
-        let Some(p) = at.filter(|p| p.level() > 0) else { break };
-        if owner(tree, p).is_some() {
-            outermost = Some(p.level());
+/// A process and its forebears. As many as there are processes: an image may go in circles.
+fn line<'t>(tree: &'t Tree, process: &'t Process) -> impl Iterator<Item = &'t Process> {
+    let parent = |p: &&'t Process| tree.processes.iter().find(|q| q.pid == p.ppid);
+    std::iter::successors(Some(process), parent).take(tree.processes.len())
+}
+
+/// The user namespace that a process is born in, unless that is meio's or the root's; and how many pid namespaces below the
+/// base the outermost one is over which it rules there.
+fn home(tree: &Tree, process: &Process) -> Option<(u32, usize)> {
+    let mut home = None;
+    for p in line(tree, process).take_while(|p| p.level() > 0) {
+        match (owner(tree, p), home) {
+            (Some(user), None) => home = Some((user, p.level())),
+            (Some(user), Some((own, _))) if user == own => home = Some((own, p.level())),
+            (_, Some(_)) => break,
+            (None, None) => {}
         }
-        at = tree.processes.iter().find(|q| q.pid == p.ppid);
     }
-    outermost
+    home
 }
 
-/// Whether a process is born in a user namespace of the tree.
+/// Whether a process is born in a user namespace of the tree that not all are born in.
 pub fn is(tree: &Tree, process: &Process) -> bool {
-    level(tree, process).is_some()
+    home(tree, process).is_some()
+}
+
+/// The user namespace that a process is born in.
+pub fn birthplace(tree: &Tree, process: &Process) -> Option<u32> {
+    home(tree, process).map(|home| home.0).or_else(|| born_in(tree))
 }
 
 /// Those of the numbers of one of its tasks, the innermost first, that may be chosen.
 pub fn choosable<'n>(tree: &Tree, process: &Process, numbers: &'n [i32]) -> &'n [i32] {
-    match level(tree, process) {
-        Some(level) => &numbers[..numbers.len().min(process.level() + 1 - level.min(process.level()))],
+    match home(tree, process) {
+        Some((_, level)) => &numbers[..numbers.len().min(process.level() + 1 - level.min(process.level()))],
         None => numbers,
     }
+}
+
+/// A number that cannot be chosen: which it shall be, and how many pid namespaces above the own one.
+pub type Wanted = (i32, usize);
+
+/// Prepares a birth by a stub that cannot choose the numbers outside: of a process or one of its threads, with these numbers,
+/// the innermost first. The numbers that can be had.
+pub fn prepare(tree: &Tree, process: &Process, numbers: &[i32], stubs: &HashMap<i32, Stub>) -> Result<Vec<Wanted>> {
+    let mut wanted = Vec::new();
+    for above in choosable(tree, process, numbers).len()..numbers.len() {
+        // Somebody who rules over that pid namespace, since he was born in it.
+        let level = process.level() - above.min(process.level());
+        let ruler = line(tree, process).skip(1).find(|p| p.level() == level).and_then(|p| stubs.get(&p.pid));
+        if let Some(ruler) = ruler
+            && count_to(ruler, numbers[above] - 1)?
+        {
+            wanted.push((numbers[above], above));
+        }
+    }
+    Ok(wanted)
+}
+
+/// Whether a new task has got the numbers.
+fn got(task: i32, wanted: &[Wanted]) -> Result<bool> {
+    let numbers = read::parsed(task, "status", status::parse)?.ns_pid;
+    Ok(wanted.iter().all(|&(number, above)| numbers.iter().rev().nth(above) == Some(&number)))
+}
+
+/// Makes the threads of a process but the first, by their number in the image.
+pub fn bear_threads(tree: &Tree, process: &Process, stub: &Stub, stubs: &HashMap<i32, Stub>) -> Result<Vec<(i32, Stub)>> {
+    let flags = libc::CLONE_VM | libc::CLONE_FS | libc::CLONE_FILES | libc::CLONE_SIGHAND | libc::CLONE_THREAD | libc::CLONE_SYSVSEM;
+    let inside = is(tree, process);
+    let others: Vec<&Thread> = process.threads.iter().skip(1).collect();
+    let mut births = Vec::new();
+    let mut script = stub.script();
+    for thread in &others {
+        let numbers = thread.numbers();
+        if inside {
+            births.extend(std::mem::replace(&mut script, stub.script()).run()?.births);
+            prepare(tree, process, &numbers, stubs)?;
+        }
+        script.clone_task(flags as u64, 0, choosable(tree, process, &numbers), thread.own_number())?;
+    }
+    births.extend(script.run()?.births);
+    others.iter().zip(births).map(|(thread, born)| Ok((thread.tid, stub.born(born, true)?))).collect()
 }
 
 /// Lets the next number in the pid namespace of a stub be the one behind `last`, unless somebody else is faster. False
 /// where it cannot: there is no proc file system.
 pub fn count_to(stub: &Stub, last: i32) -> Result<bool> {
+    if read::namespace(stub.pid, "pid")? == read::namespace(std::process::id() as i32, "pid")? {
+        return Ok(std::fs::write("/proc/sys/kernel/ns_last_pid", last.to_string()).is_ok());
+    }
     let mut script = stub.script();
     let path = script.text(b"/proc/sys/kernel/ns_last_pid");
     script.attempt("open", libc::SYS_open, &[path, (libc::O_WRONLY | libc::O_CLOEXEC) as u64])?;
@@ -70,41 +137,67 @@ pub fn count_to(stub: &Stub, last: i32) -> Result<bool> {
 
 impl Births<'_> {
     /// Bears the first process of a pid namespace that a user namespace owns. The parent is outside of both.
-    pub(super) fn bear_confined(&mut self, child: &Process, user: u32, tree: &Tree, places: &Places<'_>) -> Result<()> {
+    pub(super) fn bear_confined(
+        &mut self,
+        child: &Process,
+        user: u32,
+        stubs: &HashMap<i32, Stub>,
+        tree: &Tree,
+        places: &Places<'_>,
+    ) -> Result<()> {
         self.flush()?;
-        let Some(wanted) = child.number(self.parent.level()) else { return Err(lost()) };
+        let Some(number) = child.number(self.parent.level()) else { return Err(lost()) };
+        let numbers = child.numbers();
         for _ in 0..TRIES {
-            let (number, helper) = self.clone_from(self.stub, 0, child.exit_signal)?;
+            let (seen, helper) = self.clone_from(self.stub, 0, child.exit_signal)?;
             let helper = self.stub.born(helper, false)?;
+            users::enter_from(tree, places, child, (birthplace(tree, self.parent), user), &helper)?;
             let mut script = helper.script();
-            if let Some(leader) = child.threads.first() {
-                leader.credentials.tell_ids(&mut script)?;
-            }
-            let fd = places.fd(Some(user), Kind::User)?.as_raw_fd() as u64;
-            script.call("setns of user", libc::SYS_setns, &[fd, Kind::User.flag() as u64])?;
             script.call("unshare", libc::SYS_unshare, &[libc::CLONE_NEWPID as u64])?;
             script.run()?;
-            count_to(self.stub, wanted - 1)?;
-            let (got, born) = self.clone_from(&helper, libc::CLONE_PARENT as u64, 0)?;
+            let wanted = prepare(tree, child, &numbers, stubs)?;
+            let (child_seen, born) = self.clone_from(&helper, libc::CLONE_PARENT as u64, 0)?;
             stub::end(&helper);
-            let mut leave = vec![number];
-            if got == i64::from(wanted) {
+            let right = child_seen == i64::from(number) && got(born, &wanted)?;
+            let mut leave = vec![seen];
+            if right {
                 self.born.push(born);
             } else {
                 stub::end(&helper.born(born, false)?);
-                leave.push(got);
+                leave.push(child_seen);
             }
             let mut script = self.stub.script();
             for number in leave {
                 script.expect("wait4", number as u64, libc::SYS_wait4, &[number as u64, 0, libc::__WALL as u64, 0])?;
             }
             script.run()?;
-            if got == i64::from(wanted) {
-                return self.children_go_there(child, wanted, tree);
+            if right {
+                return self.children_go_there(child, number, tree);
             }
         }
-        let message = format!("process {} cannot have its number: others take it all the time", child.pid);
-        Err(Error::new(Failure::Unsupported, message).help("try again, or use --pid-namespace"))
+        Err(crowded(child))
+    }
+
+    /// Bears a child below such a process.
+    pub(super) fn bear_below(&mut self, child: &Process, flags: u64, seen: i32, stubs: &HashMap<i32, Stub>, tree: &Tree) -> Result<()> {
+        self.flush()?;
+        let numbers = child.numbers();
+        for _ in 0..TRIES {
+            // Where there is no proc file system outside, nobody there can know its number.
+            let wanted = prepare(tree, child, &numbers, stubs)?;
+            let mut script = self.stub.script();
+            script.clone_task(flags, child.exit_signal, choosable(tree, child, &numbers), seen)?;
+            let born = *script.run()?.births.first().ok_or_else(lost)?;
+            if got(born, &wanted)? {
+                self.born.push(born);
+                return Ok(());
+            }
+            stub::end(&self.stub.born(born, false)?);
+            let mut script = self.stub.script();
+            script.expect("wait4", seen as u64, libc::SYS_wait4, &[seen as u64, 0, libc::__WALL as u64, 0])?;
+            script.run()?;
+        }
+        Err(crowded(child))
     }
 
     /// A child of a stub (or, with `CLONE_PARENT`, a sibling): its number for the stub, and for meio.
@@ -115,6 +208,11 @@ impl Births<'_> {
         let ran = script.run().context(|| "bearing the first process of a pid namespace")?;
         Ok((*ran.results.last().ok_or_else(lost)?, *ran.births.first().ok_or_else(lost)?))
     }
+}
+
+fn crowded(child: &Process) -> Error {
+    let message = format!("process {} cannot have its number: others take it all the time", child.pid);
+    Error::new(Failure::Unsupported, message).help("try again, or use --pid-namespace")
 }
 
 /// Whether a stub lives in that user namespace already.

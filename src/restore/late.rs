@@ -1,4 +1,5 @@
-//! Open files that can only be made when the tasks of the tree exist: handles of tasks.
+//! Open files that can only be made when the tasks of the tree exist: handles of tasks, and terminals that were opened as
+//! `/dev/tty`, which is another one in each session.
 //!
 //! The stubs are born with everything that meio has open then. What comes later is sent to them over a socket that they
 //! are born with (unix(7), `SCM_RIGHTS`), each into the number that is kept for it in the pool: from there on
@@ -9,9 +10,10 @@ use super::skeleton;
 
 use crate::error::{Context, Error, Result};
 use crate::resource::Tree;
-use crate::resource::descriptor::{FileId, FileKind};
-use crate::resource::process::Process;
+use crate::resource::descriptor::{FileId, FileKind, OpenFile};
+use crate::resource::process::{Process, State};
 use crate::sys::anon;
+use crate::sys::task::Files;
 use crate::tracee::stub::{Script, Stub};
 use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socketpair};
 use std::collections::{BTreeSet, HashMap};
@@ -22,8 +24,15 @@ use std::os::fd::{AsRawFd, OwnedFd};
 const AT_ONCE: usize = 253;
 
 /// Whether a file is made late.
-pub fn is_late(kind: &FileKind) -> bool {
-    matches!(kind, FileKind::PidFd(_))
+fn is_late(file: &OpenFile, tree: &Tree) -> bool {
+    matches!(file.kind, FileKind::PidFd(_)) || session(file, tree).is_some()
+}
+
+/// The session of the tree in which a terminal was opened as `/dev/tty`.
+fn session(file: &OpenFile, tree: &Tree) -> Option<i32> {
+    let FileKind::Terminal(terminal) = &file.kind else { return None };
+    let state = tree.terminals.get(terminal.terminal as usize).filter(|t| t.pair.is_some() && t.session != 0)?;
+    (file.link == "/dev/tty").then_some(state.session)
 }
 
 /// What stands in for a late file until it can be made.
@@ -40,7 +49,7 @@ pub struct Late {
 impl Late {
     /// The way, when the tree needs it: our end, and the end that the stubs inherit.
     pub fn new(tree: &Tree) -> Result<Option<Late>> {
-        if !tree.files.iter().any(|f| is_late(&f.kind)) {
+        if !tree.files.iter().any(|f| is_late(f, tree)) {
             return Ok(None);
         }
         let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC)?;
@@ -54,7 +63,7 @@ impl Late {
 
     /// Gives a process those late files that it needs. All numbers below the pool are closed for that.
     pub fn deliver(&self, process: &Process, tree: &Tree, pool: &Pool, script: &mut Script<'_>) -> Result<()> {
-        let late = |id: &FileId| tree.files.get(*id as usize).is_some_and(|f| is_late(&f.kind));
+        let late = |id: &FileId| tree.files.get(*id as usize).is_some_and(|f| is_late(f, tree));
         let needed: BTreeSet<FileId> = needed(process, tree).filter(late).collect();
         let needed: Vec<i32> = needed.into_iter().map(|id| pool.file(id)).collect::<Result<_>>()?;
         for numbers in needed.chunks(AT_ONCE.min(pool.base() as usize)) {
@@ -97,6 +106,16 @@ fn message(script: &mut Script<'_>, count: usize) -> u64 {
 /// Makes the late files, now that the tasks are there, in meio's own table.
 pub fn make(tree: &Tree, threads: &HashMap<i32, Stub>, pool: &mut Pool) -> Result<()> {
     for file in &tree.files {
+        if let Some(session) = session(file, tree) {
+            let member = tree.processes.iter().find(|p| p.sid == session && !matches!(p.state, State::Zombie(_)));
+            // Where it cannot be opened so (there may be no such file in a place of the tree's own), it stays what it is.
+            if let Some(stub) = member.and_then(|p| threads.get(&p.pid))
+                && let Some(tty) = tty(stub, file.flags)?
+            {
+                pool.replace(file.id, tty)?;
+            }
+            continue;
+        }
         let FileKind::PidFd(handle) = &file.kind else { continue };
         let task = threads.get(&handle.target_pid).map(|stub| stub.tid);
         let made = match (handle.departed, tree.processes.first().and_then(|root| threads.get(&root.pid))) {
@@ -106,6 +125,24 @@ pub fn make(tree: &Tree, threads: &HashMap<i32, Stub>, pool: &mut Pool) -> Resul
         pool.replace(file.id, made.context(|| format!("opening {}", file.link))?)?;
     }
     Ok(())
+}
+
+/// `/dev/tty` as a process of its session opens it.
+fn tty(stub: &Stub, flags: u32) -> Result<Option<OwnedFd>> {
+    let kept = flags as i32 & (libc::O_ACCMODE | libc::O_NONBLOCK | libc::O_APPEND | libc::O_DSYNC | libc::O_SYNC);
+    let mut script = stub.script();
+    let path = script.text(b"/dev/tty");
+    let args = [libc::AT_FDCWD as u64, path, (kept | libc::O_NOCTTY | libc::O_CLOEXEC) as u64, 0];
+    script.attempt("openat /dev/tty", libc::SYS_openat, &args)?;
+    let number = script.run()?.results.last().copied().unwrap_or(-1);
+    if number < 0 {
+        return Ok(None);
+    }
+    let made = Files::of(stub.pid).get(number as i32).context(|| "taking a descriptor of /dev/tty");
+    let mut script = stub.script();
+    script.call("close", libc::SYS_close, &[number as u64])?;
+    script.run()?;
+    made.map(Some)
 }
 
 /// The handle of a process that has ended and was waited for: one that does so now. A child of the root, since nobody can

@@ -7,6 +7,7 @@ use crate::error::{Context, Error, Result};
 use crate::resource::Tree;
 use crate::resource::aio::is_ring;
 use crate::resource::memory::{AddressSpace, Backing, Mapping, PAGE};
+use crate::resource::numa;
 use crate::sys::proc::maps::Vma;
 use crate::sys::proc::{maps, read};
 use crate::tracee::stub::{Gadget, ROOM, Script, Stub};
@@ -132,14 +133,36 @@ fn map(script: &mut Script<'_>, mapping: &Mapping, pool: &Pool) -> Result<()> {
             }
             (-1, 0)
         }
-        Backing::File { file, offset } => (pool.mapped(file)?, offset),
+        // What was mapped from a descriptor that could not write must not become writable by mprotect(2).
+        Backing::File { file, offset } => (pool.mapped(file, mapping.may_write())?, offset),
         Backing::Object { object, .. } if pool.segment(object).is_some() => return Ok(()),
-        Backing::Object { object, offset } => (pool.object(object)?, offset),
+        Backing::Object { object, offset } => (pool.shared(object, !mapping.shared || mapping.may_write())?, offset),
         Backing::Kernel => return Ok(()),
     };
     let args = [mapping.start, mapping.len(), u64::from(mapping.prot), flags as u64, fd as u64, offset];
     script.expect("mmap", mapping.start, libc::SYS_mmap, &args)?;
     advise(script, mapping)
+}
+
+/// Names and NUMA policies of mappings that are all there. Warnings for those that do not hold.
+pub fn tell(stub: &Stub, space: &AddressSpace, name: i32) -> Result<Vec<String>> {
+    let own = |m: &&Mapping| m.backing != Backing::Kernel;
+    let policies: Vec<_> = space.mappings.iter().filter(own).filter_map(|m| Some((m.start, m.len(), m.policy.as_ref()?))).collect();
+    let mut warnings = numa::bind(stub, &policies, name)?;
+    let named = |m: &&Mapping| ["[anon:", "[anon_shmem:"].iter().find_map(|p| m.name.strip_prefix(p)).is_some();
+    let named: Vec<&Mapping> = space.mappings.iter().filter(own).filter(named).collect();
+    let mut script = stub.script();
+    for mapping in &named {
+        let text = mapping.name.split_once(':').map_or("", |(_, text)| text);
+        let at = script.text(text.strip_suffix(']').unwrap_or(text).as_bytes());
+        let args = [libc::PR_SET_VMA as u64, libc::PR_SET_VMA_ANON_NAME as u64, mapping.start, mapping.len(), at];
+        script.attempt("prctl PR_SET_VMA", libc::SYS_prctl, &args)?;
+    }
+    let lost = named.iter().zip(script.run()?.results).filter(|(_, result)| *result != 0).count();
+    if lost > 0 {
+        warnings.push(format!("process {name}: {lost} mappings have no names now (PR_SET_VMA_ANON_NAME): this kernel gives none"));
+    }
+    Ok(warnings)
 }
 
 /// Gives a mapping what madvise(2) had set.

@@ -116,15 +116,15 @@ impl<'t> Places<'t> {
     fn make(&mut self, id: usize, init: Option<i32>) -> Result<()> {
         let namespace = &self.tree.namespaces[id];
         let kind = namespace.kind;
-        let (mut join, mut owner) = (Vec::new(), 0);
+        let (mut join, mut maker) = (Vec::new(), None);
         match &namespace.content {
             Content::Roots(roots) => join = self.cgroups(roots),
-            // In a nested one the number means another user; its own first user stands for him.
-            Content::User { maker, .. } if namespace.owner.is_none() => owner = *maker,
+            // Who makes one must have numbers in its parent.
+            Content::User { maker: uid, .. } => maker = Some((*uid, self.first_user(namespace.owner).map_or(0, |first| first.1[1]))),
             _ => {}
         }
         let enter = self.owner(namespace)?;
-        let holder = Holder::make(&Making { enter: &enter, owner, join }, &[kind])?;
+        let holder = Holder::make(&Making { enter: &enter, maker, join }, &[kind])?;
         let doing = || format!("furnishing a {} namespace", kind.name());
         match &namespace.content {
             Content::Clocks { monotonic, boottime } => {
@@ -132,6 +132,8 @@ impl<'t> Places<'t> {
                 std::fs::write(format!("/proc/{}/timens_offsets", holder.pid), text).context(doing)?;
             }
             Content::User { uids, gids, no_setgroups, .. } => {
+                let uids = self.numbered_in(namespace.owner, uids, false)?;
+                let gids = self.numbered_in(namespace.owner, gids, true)?;
                 let maps = (uids.as_slice(), gids.as_slice(), *no_setgroups);
                 let pid = holder.pid;
                 match namespace.owner {
@@ -169,6 +171,43 @@ impl<'t> Places<'t> {
         Ok(())
     }
 
+    /// The maps of a user namespace.
+    fn maps(&self, user: u32) -> Result<[&'t [[u32; 3]]; 2]> {
+        match self.tree.namespaces.get(user as usize).map(|n| &n.content) {
+            Some(Content::User { uids, gids, .. }) => Ok([uids, gids]),
+            _ => Err(damaged()),
+        }
+    }
+
+    /// The first user and group of a user namespace of the tree, each as it is numbered inside and outside.
+    fn first_user(&self, user: Option<u32>) -> Option<([u32; 2], [u32; 2])> {
+        let [uids, gids] = self.maps(user?).ok()?;
+        let first = |map: &[[u32; 3]]| map.iter().min().map(|m| [m[0], m[1]]);
+        Some((first(uids)?, first(gids)?))
+    }
+
+    /// A map as it is to be written: by the numbers of the parent, while meio knows those that it sees itself.
+    fn numbered_in(&self, parent: Option<u32>, map: &[[u32; 3]], groups: bool) -> Result<Vec<[u32; 3]>> {
+        let Some(parent) = parent else { return Ok(map.to_vec()) };
+        let above = self.maps(parent)?[usize::from(groups)];
+        let line = |&[inside, outside, count]: &[u32; 3]| super::users::number(above, outside).map(|n| [inside, n, count]);
+        map.iter()
+            .map(line)
+            .collect::<Option<_>>()
+            .ok_or_else(|| Error::image("image damaged: a user namespace maps ids that its parent has not"))
+    }
+
+    /// Takes a worker into a mount namespace and the user namespace that owns it, as somebody who may make files there.
+    fn go(&self, mounts: &OwnedFd, namespace: &Namespace) -> Result<()> {
+        for (fd, kind) in places([(mounts, Kind::Mnt)]).into_iter().chain(self.owner(namespace)?) {
+            namespace::enter(fd, kind).context(|| format!("entering a {} namespace", kind.name()))?;
+        }
+        match self.first_user(namespace.owner) {
+            Some((uid, gid)) => namespace::become_one(uid[0], gid[0]).context(|| "becoming a user of a user namespace"),
+            None => Ok(()),
+        }
+    }
+
     /// Makes the mounts of a namespace, as one of those who live in it would see them.
     fn mount(&self, id: usize, saved: &Saved, fd: &OwnedFd, init: Option<i32>) -> Result<()> {
         let table = &self.tree.namespaces;
@@ -184,10 +223,12 @@ impl<'t> Places<'t> {
                 enter.push((self.fd(Some(other), kind)?.as_fd(), kind));
             }
         }
-        enter.push((fd.as_fd(), Kind::Mnt));
         // The user namespace last: before, meio may enter the others.
-        enter.extend(self.owner(&table[id])?);
-        namespace::worker(&enter, || saved.rebuild(prepared, pids.is_some()))
+        namespace::worker(&enter, || {
+            let revealed = saved.reveal(pids.is_some())?;
+            self.go(fd, &table[id])?;
+            saved.rebuild(prepared, revealed)
+        })
     }
 
     /// A proc file system shows the pid namespace of who mounts it. Those of nested ones, whose processes are there only
@@ -198,9 +239,8 @@ impl<'t> Places<'t> {
             let lives = |p: &&Process| p.places.namespaces.contains(&(id as u32)) && p.level() > 0 && p.memory.is_some();
             let Some(stub) = self.tree.processes.iter().find(lives).and_then(|p| stubs.get(&p.pid)) else { continue };
             let pids = namespace::open(stub.pid, "pid").context(|| "opening a nested pid namespace")?;
-            let mut enter = vec![(pids.as_fd(), Kind::Pid), (self.fd(Some(id as u32), Kind::Mnt)?.as_fd(), Kind::Mnt)];
-            enter.extend(self.owner(namespace)?);
-            namespace::worker(&enter, || saved.renew_proc())?;
+            let mounts = self.fd(Some(id as u32), Kind::Mnt)?;
+            namespace::worker(&[(pids.as_fd(), Kind::Pid)], || saved.renew_proc(|| self.go(mounts, namespace)))?;
         }
         Ok(())
     }

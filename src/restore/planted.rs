@@ -57,17 +57,7 @@ impl<'t> Planted<'t> {
             let stub = skeleton.stubs[&process.pid];
             threads.insert(process.pid, stub);
             users::enter(tree, places, process, &stub)?;
-            let others: Vec<&Thread> = process.threads.iter().skip(1).collect();
-            let flags =
-                libc::CLONE_VM | libc::CLONE_FS | libc::CLONE_FILES | libc::CLONE_SIGHAND | libc::CLONE_THREAD | libc::CLONE_SYSVSEM;
-            let mut script = stub.script();
-            for thread in &others {
-                let numbers = thread.numbers();
-                script.clone_task(flags as u64, 0, confined::choosable(tree, process, &numbers), thread.own_number())?;
-            }
-            for (thread, born) in others.iter().zip(script.run()?.births) {
-                threads.insert(thread.tid, stub.born(born, true)?);
-            }
+            threads.extend(confined::bear_threads(tree, process, &stub, &skeleton.stubs)?);
         }
         skeleton.settle()?;
         Ok(Planted { tree, skeleton, threads, made: Made::new(tree) })
@@ -98,6 +88,7 @@ impl<'t> Planted<'t> {
         warnings: &mut Vec<String>,
     ) -> Result<()> {
         self.join_cgroups(warnings)?; // first of all, so that memory is accounted where it belongs
+        self.share_cookies(warnings);
         let actors = self.actors()?;
         phase(report, phases, "layout", |_| {
             self.made.make(self.tree, &actors, pool, warnings)?;
@@ -105,7 +96,9 @@ impl<'t> Planted<'t> {
                 let Some(space) = &p.memory else { return Ok(()) };
                 let stub = &self.skeleton.stubs[&p.pid];
                 let built = layout::build(stub, space, pool).and_then(|()| rings::make(stub, space, &p.rings));
-                built.context(|| format!("process {}", p.pid))
+                warnings.extend(rings::warning(p.pid, &p.rings));
+                let told = built.and_then(|()| layout::tell(stub, space, p.pid));
+                told.map(|told| warnings.extend(told)).context(|| format!("process {}", p.pid))
             })
         })?;
         phase(report, phases, "memory", |report| {
@@ -147,6 +140,21 @@ impl<'t> Planted<'t> {
         }
         warnings.extend(joining.warnings);
         Ok(())
+    }
+
+    /// Tasks that may share a core share it again.
+    fn share_cookies(&self, warnings: &mut Vec<String>) {
+        let mut groups: HashMap<u32, Vec<i32>> = HashMap::new();
+        for thread in self.living().flat_map(|p| &p.threads) {
+            if let Some(cookie) = thread.attributes.cookie {
+                groups.entry(cookie).or_default().push(self.threads[&thread.tid].tid);
+            }
+        }
+        for tids in groups.values() {
+            if let Err(e) = task::share_core_cookie(tids) {
+                warnings.push(format!("{} tasks have lost their cookie of core scheduling: {e}", tids.len()));
+            }
+        }
     }
 
     /// Those who make System V objects.
@@ -198,6 +206,7 @@ impl<'t> Planted<'t> {
             script.call("fcntl F_SETLK", libc::SYS_fcntl, &[d.fd as u64, libc::F_SETLK as u64, at])?;
         }
         queues::notify(&mut script, process, self.tree)?;
+        process.limits.tell(stub.pid, &mut script)?;
         script.run()?;
         warnings.extend(process.apply(stub.pid));
         let confined: Vec<_> = process.threads.iter().map(|t| &t.seccomp).collect();
@@ -209,11 +218,12 @@ impl<'t> Planted<'t> {
             warnings.extend(thread.sched.apply(stub.tid, thread.tid));
             warnings.extend(thread.attributes.apply(stub.tid, thread.tid));
             stub.block_signals()?;
+            let modes = thread.attributes.modes.clone().unwrap_or_else(|| process.attributes.modes());
+            warnings.extend(modes.tell(stub, thread.tid)?);
             let mut script = stub.script();
             seccomp::tell(&mut script, thread.tid == process.pid, &thread.seccomp, &confined, &self.tree.filters)?;
             thread.tell(&mut script)?;
             thread.attributes.tell(&mut script)?;
-            process.attributes.tell_task(&mut script)?;
             let inside = users::inside(self.tree, process, &thread.credentials, stub.tid)?;
             thread.credentials.tell(&mut script, own, inside)?;
             if thread.tid == process.pid {

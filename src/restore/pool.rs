@@ -14,7 +14,7 @@ use crate::resource::descriptor::{FileKind, OpenFile};
 use crate::resource::graph::{Graph, Key};
 use crate::resource::ignored::Ignored;
 use crate::resource::lock::{Family, Lock};
-use crate::resource::memory::Backing;
+use crate::resource::memory::{Backing, Mapping};
 use crate::resource::path::FilePath;
 use crate::resource::pipe::Pipe;
 use crate::resource::regular::Regular;
@@ -37,8 +37,12 @@ pub struct Pool {
     base: i32,
     files: HashMap<u32, OwnedFd>,
     mapped: HashMap<u32, OwnedFd>,
+    /// Those that some mapping writes to, open for that.
+    writable: HashMap<u32, OwnedFd>,
     executables: HashMap<u32, OwnedFd>,
     objects: HashMap<u32, OwnedFd>,
+    /// Those that some shared mapping cannot write to, open for reading only.
+    readers: HashMap<u32, OwnedFd>,
     /// The objects open for writing, not inherited.
     writers: HashMap<u32, OwnedFd>,
     /// What is different than it was.
@@ -49,11 +53,11 @@ pub struct Pool {
     segments: HashMap<u32, (i32, u64)>,
     /// POSIX message queues.
     pub queues: Queues,
-    listeners: Listeners,
     /// TCP connections, each until it is opened.
     connections: Connections,
     /// What datagram sockets are filled with.
     datagrams: Datagrams,
+    listeners: Listeners,
 }
 
 /// Status flags of open(2) that are given again. Creation flags did their work when the file was opened first.
@@ -76,14 +80,14 @@ impl Pool {
 
     /// Opens everything.
     pub fn open(tree: &Tree, terminals: &Terminals, places: &Places<'_>, sockets: Sockets<'_>, home: Option<i32>) -> Result<Self> {
-        let count = 2 * tree.files.len() + 2 * tree.mapped.len() + tree.objects.len() + 64;
+        let count = 2 * tree.files.len() + 3 * tree.mapped.len() + 2 * tree.objects.len() + 64;
         let mut pool = Pool { base: Pool::base_of(tree), datagrams: Datagrams::of(tree), ..Pool::default() };
         raise_limit(pool.base as u64 + count as u64)?;
         pool.late = Late::new(tree)?.map(|late| late.keep(|fd| pool.keep(fd))).transpose()?;
         pool.queues = Queues::make(tree, places)?;
-        pool.listeners = Listeners::make(tree, places, &mut pool.warnings)?;
         pool.connections = Connections::make(tree, places)?;
         pool.warnings.append(&mut pool.connections.warnings);
+        pool.listeners = Listeners::make(tree, places, &mut pool.warnings)?;
         let mut pipes = HashMap::new();
         for key in Graph::new(tree)?.order()? {
             pool.make(key, tree, &mut pipes, (terminals, places, &sockets))?;
@@ -111,6 +115,9 @@ impl Pool {
                 let exe = tree.processes.iter().filter_map(|p| p.memory.as_ref()).any(|m| is_object(&m.exe, n));
                 let inherited = if exe { reopen(writer.as_raw_fd(), libc::O_RDONLY as u32)? } else { writer.try_clone()? };
                 self.objects.insert(n, self.keep(inherited)?);
+                if !matches!(object.origin, Origin::SystemV { .. }) && shared(tree, |b| is_object(b, n)).any(|m| !m.may_write()) {
+                    self.readers.insert(n, self.keep(reopen(writer.as_raw_fd(), libc::O_RDONLY as u32)?)?);
+                }
                 self.writers.insert(n, writer);
                 if let Origin::SystemV { id } = object.origin {
                     self.segments.insert(n, (id, object.size));
@@ -121,7 +128,11 @@ impl Pool {
                 let path = places.path(file.namespace, &file.path);
                 let open =
                     |write: bool| OpenOptions::new().read(true).write(write).open(&path).context(|| format!("opening {}", file.path));
-                self.mapped.insert(n, self.keep(open(wants_write(tree, n as usize))?.into())?);
+                let of = |b: &Backing| matches!(b, Backing::File { file, .. } if *file == n);
+                self.mapped.insert(n, self.keep(open(false)?.into())?);
+                if shared(tree, of).any(Mapping::may_write) {
+                    self.writable.insert(n, self.keep(open(true)?.into())?);
+                }
                 let is_exe = |b: &Backing| matches!(b, Backing::File { file, .. } if *file == n);
                 if tree.processes.iter().filter_map(|p| p.memory.as_ref()).any(|m| is_exe(&m.exe)) {
                     self.executables.insert(n, self.keep(open(false)?.into())?);
@@ -180,9 +191,14 @@ impl Pool {
         tcp::begin(tree, &|id| self.files.get(&id).map(AsFd::as_fd))
     }
 
-    /// Descriptor of a mapped file.
-    pub fn mapped(&self, id: u32) -> Result<i32> {
-        number(&self.mapped, id, "mapped file")
+    /// Descriptor of a mapped file, for a mapping that may write to it or not.
+    pub fn mapped(&self, id: u32, write: bool) -> Result<i32> {
+        number(if write { &self.writable } else { &self.mapped }, id, "mapped file")
+    }
+
+    /// Descriptor of an object, likewise.
+    pub fn shared(&self, id: u32, write: bool) -> Result<i32> {
+        if write { self.object(id) } else { number(&self.readers, id, "object") }
     }
 
     /// Read-only descriptor of a mapped file that is an executable.
@@ -226,6 +242,8 @@ impl Pool {
         self.mapped.clear();
         self.executables.clear();
         self.objects.clear();
+        self.writable.clear();
+        self.readers.clear();
         let root = std::path::PathBuf::from(format!("/proc/{root}/root"));
         for (file, fd) in tree.files.iter().enumerate().filter_map(|(n, file)| Some((file, self.files.get(&(n as u32))?))) {
             match &file.kind {
@@ -273,11 +291,9 @@ fn is_object(backing: &Backing, id: u32) -> bool {
     matches!(backing, Backing::Object { object, .. } if *object == id)
 }
 
-/// Whether some shared mapping of the file may be written to.
-fn wants_write(tree: &Tree, number: usize) -> bool {
-    tree.processes.iter().filter_map(|p| p.memory.as_ref()).flat_map(|m| &m.mappings).any(|m| {
-        m.shared && m.flags.iter().any(|f| f == "mw") && matches!(m.backing, Backing::File { file, .. } if file as usize == number)
-    })
+/// The shared mappings of one file or object.
+fn shared<'t>(tree: &'t Tree, of: impl Fn(&Backing) -> bool) -> impl Iterator<Item = &'t Mapping> {
+    tree.processes.iter().filter_map(|p| p.memory.as_ref()).flat_map(|m| &m.mappings).filter(move |m| m.shared && of(&m.backing))
 }
 
 pub fn raise_limit(need: u64) -> Result<()> {
@@ -349,10 +365,13 @@ impl Pool {
             FileKind::SignalFd(signals) => return signals.make().and_then(|fd| with_flags(fd, file.flags)),
             // The others are made by those who know more of them.
             FileKind::PidFd(_) | FileKind::Unix(_) => return late::stand_in(),
-            FileKind::Inotify(inotify) => return inotify.make().and_then(|fd| with_flags(fd, file.flags)),
+            FileKind::Inotify(inotify) => {
+                self.warnings.extend(inotify.warning(&file.link));
+                return inotify.make().and_then(|fd| with_flags(fd, file.flags));
+            }
             FileKind::Fanotify(fanotify) => return fanotify.make().and_then(|fd| with_flags(fd, file.flags)),
-            FileKind::Listening(_) => return self.listeners.open(file.id).and_then(|fd| with_flags(fd, file.flags)),
             FileKind::Tcp(_) => return self.connections.take(file.id, file.flags),
+            FileKind::Listening(_) => return self.listeners.open(file.id).and_then(|fd| with_flags(fd, file.flags)),
             FileKind::Netlink(netlink) => {
                 let network = netlink.network.map(|id| places.fd(Some(id), Net)).transpose()?;
                 return netlink.make(network, &file.link, &mut self.warnings).and_then(|fd| with_flags(fd, file.flags));
@@ -398,9 +417,17 @@ fn busy(e: nix::errno::Errno, lock: &Lock, path: &str) -> Error {
 fn make_object(object: &Object, places: &Places<'_>) -> Result<OwnedFd> {
     let fd = match &object.origin {
         Origin::Anonymous => return file::shared_anonymous(object.size).context(|| "making shared memory"),
-        Origin::Memfd { name, .. } => {
+        Origin::Memfd { name, mode, owner, .. } => {
             const MFD_ALLOW_SEALING: u32 = 2;
-            file::memfd(name.bytes(), MFD_ALLOW_SEALING).context(|| format!("making memfd {name}"))?
+            let doing = || format!("making memfd {name}");
+            let made = File::from(file::memfd(name.bytes(), MFD_ALLOW_SEALING).context(doing)?);
+            if let Some(mode) = mode {
+                made.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(mode & 0o7777)).context(doing)?;
+            }
+            if let Some((uid, gid)) = owner {
+                std::os::unix::fs::fchown(&made, Some(*uid), Some(*gid)).context(doing)?;
+            }
+            made.into()
         }
         Origin::Deleted { path, mode, owner, namespace } => {
             let wanted = places.path(*namespace, path);

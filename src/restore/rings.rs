@@ -12,6 +12,12 @@ use crate::tracee::stub::Stub;
 /// Requests that are submitted by one call.
 const BATCH: u32 = 512;
 
+/// What may be missing in them.
+pub fn warning(pid: i32, rings: &[Ring]) -> Option<String> {
+    let words = "what it may have polled for by asynchronous I/O (IOCB_CMD_POLL) must be submitted again";
+    (!rings.is_empty()).then(|| format!("process {pid}: {words}"))
+}
+
 /// Makes the contexts of a process whose other memory is mapped.
 pub fn make(stub: &Stub, space: &AddressSpace, rings: &[Ring]) -> Result<()> {
     let mappings: Vec<&Mapping> = space.mappings.iter().filter(|m| is_ring(m)).collect();

@@ -13,26 +13,39 @@ use crate::sys::proc::{read, status};
 use crate::tracee::stub::Stub;
 use std::os::fd::AsRawFd;
 
-/// The user namespace that all stubs are born in: the one that owns the tree's own pid namespace.
-fn born_in(tree: &Tree) -> Option<u32> {
-    tree.base().and_then(|base| tree.namespaces.get(base as usize)).and_then(|base| base.owner)
-}
-
 /// Takes a stub without threads into the user namespace of its process.
 pub fn enter(tree: &Tree, places: &Places<'_>, process: &Process, stub: &Stub) -> Result<()> {
-    let user = process.places.of(&tree.namespaces, Kind::User);
-    let (Some(id), Some(leader)) = (user.filter(|_| user != born_in(tree)), process.threads.first()) else { return Ok(()) };
-    let fd = places.fd(Some(id), Kind::User)?.as_raw_fd() as u64;
-    if confined::lives_in(stub, places, id)? {
+    let Some(user) = process.places.of(&tree.namespaces, Kind::User) else { return Ok(()) };
+    let from = confined::birthplace(tree, process);
+    if from == Some(user) || confined::lives_in(stub, places, user)? {
         return Ok(());
     }
+    enter_from(tree, places, process, (from, user), stub).context(|| format!("process {}", process.pid))
+}
+
+/// The same, from one into another.
+pub fn enter_from(tree: &Tree, places: &Places<'_>, process: &Process, (from, user): (Option<u32>, u32), stub: &Stub) -> Result<()> {
+    let fd = places.fd(Some(user), Kind::User)?.as_raw_fd() as u64;
     let mut script = stub.script();
-    if born_in(tree).is_none() && !confined::is(tree, process) {
-        // With the numbers of meio's user namespace: those of users who have none inside can be had only here.
-        leader.credentials.tell_ids(&mut script)?;
+    // With the numbers of where it is now: those of users who have none inside can be had only here.
+    let ids = process.threads.first().map(|leader| &leader.credentials);
+    if let Some(ids) = ids.and_then(|ids| numbered(tree, from, ids)) {
+        ids.tell_ids(&mut script)?;
     }
     script.call("setns of user", libc::SYS_setns, &[fd, Kind::User.flag() as u64])?;
-    script.run().map(drop).context(|| format!("process {}", process.pid))
+    script.run().map(drop)
+}
+
+/// An identity as it is numbered in a user namespace, `None` when some of it has no number there.
+fn numbered(tree: &Tree, user: Option<u32>, wanted: &Credentials) -> Option<Credentials> {
+    let Some(user) = user else { return Some(wanted.clone()) };
+    let Content::User { uids, gids, .. } = &tree.namespaces.get(user as usize)?.content else { return None };
+    let all = |map: &[[u32; 3]], ids: [u32; 4]| -> Option<[u32; 4]> {
+        let [a, b, c, d] = ids.map(|id| number(map, id));
+        Some([a?, b?, c?, d?])
+    };
+    let groups = wanted.groups.iter().map(|&id| number(gids, id)).collect::<Option<_>>()?;
+    Some(Credentials { uid: all(uids, wanted.uid)?, gid: all(gids, wanted.gid)?, groups, ..wanted.clone() })
 }
 
 /// The identity of a task as the task itself is to set it: in a user namespace with the numbers there, as far as it
@@ -54,8 +67,13 @@ pub fn inside(tree: &Tree, process: &Process, wanted: &Credentials, tid: i32) ->
 
 /// The number inside of an id outside; who has none is the overflow user.
 fn mapped(map: &[[u32; 3]], id: u32) -> u32 {
+    number(map, id).unwrap_or(65534)
+}
+
+/// The number inside of an id outside, by a map as meio sees it.
+pub fn number(map: &[[u32; 3]], id: u32) -> Option<u32> {
     let inside = |&[first, outside, count]: &[u32; 3]| id.checked_sub(outside).filter(|n| *n < count).and_then(|n| first.checked_add(n));
-    map.iter().find_map(inside).unwrap_or(65534)
+    map.iter().find_map(inside)
 }
 
 #[cfg(test)]

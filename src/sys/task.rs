@@ -126,6 +126,9 @@ pub struct SchedAttr {
     pub runtime: u64,
     pub deadline: u64,
     pub period: u64,
+    /// Clamped utilisation (Linux 5.3 with `CONFIG_UCLAMP_TASK`; others leave 0).
+    pub util_min: u32,
+    pub util_max: u32,
 }
 
 /// Scheduling attributes of a task.
@@ -141,6 +144,49 @@ pub fn set_sched_attr(tid: i32, attr: &SchedAttr) -> Result<(), Errno> {
     let attr = SchedAttr { size: size_of::<SchedAttr>() as u32, ..*attr };
     // SAFETY: `attr` outlives the call.
     Errno::result(unsafe { libc::syscall(libc::SYS_sched_setattr, tid, &raw const attr, 0) }).map(drop)
+}
+
+/// Whether this kernel clamps utilisation: everybody may use at least something, then.
+pub fn utilisation_is_clamped() -> bool {
+    sched_attr(0).is_ok_and(|own| own.util_max != 0)
+}
+
+/// The cookie of core scheduling of a task, 0 for none; an error where there is no such thing (Linux 5.14 with
+/// `CONFIG_SCHED_CORE`, and more than one thread to a core).
+pub fn core_cookie(tid: i32) -> Result<u64, Errno> {
+    let mut cookie = 0u64;
+    // SAFETY: the kernel writes the cookie, which outlives the call.
+    Errno::result(unsafe { libc::prctl(PR_SCHED_CORE, PR_SCHED_CORE_GET, tid, PIDTYPE_PID, &raw mut cookie) })?;
+    Ok(cookie)
+}
+
+/// Gives the first of these tasks a new cookie and all others the same.
+pub fn share_core_cookie(tids: &[i32]) -> Result<(), Errno> {
+    let Some((&first, others)) = tids.split_first() else { return Ok(()) };
+    // SAFETY: numbers only.
+    let call = |what: u64, tid: i32| Errno::result(unsafe { libc::prctl(PR_SCHED_CORE, what, tid, PIDTYPE_PID, 0u64) }).map(drop);
+    call(PR_SCHED_CORE_CREATE, first)?;
+    // Whoever hands a cookie on has it: a thread of ours that ends afterwards.
+    let hand_on = || {
+        call(PR_SCHED_CORE_SHARE_FROM, first)?;
+        others.iter().try_for_each(|&tid| call(PR_SCHED_CORE_SHARE_TO, tid))
+    };
+    std::thread::scope(|scope| scope.spawn(hand_on).join().unwrap_or(Err(Errno::EIO)))
+}
+
+const PR_SCHED_CORE: i32 = 62;
+const PR_SCHED_CORE_GET: u64 = 0;
+const PR_SCHED_CORE_CREATE: u64 = 1;
+const PR_SCHED_CORE_SHARE_TO: u64 = 2;
+const PR_SCHED_CORE_SHARE_FROM: u64 = 3;
+const PIDTYPE_PID: u64 = 0;
+
+/// Our own session keyring (keyrings(7)), 0 where there is none.
+pub fn session_keyring() -> i32 {
+    const KEYCTL_GET_KEYRING_ID: u64 = 0;
+    const KEY_SPEC_SESSION_KEYRING: i64 = -3;
+    // SAFETY: numbers only.
+    (unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_GET_KEYRING_ID, KEY_SPEC_SESSION_KEYRING, 0u64) }).max(0) as i32
 }
 
 /// CPU mask of a task; as many bytes as the kernel uses. Tid 0 is the caller.

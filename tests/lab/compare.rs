@@ -34,6 +34,8 @@ pub enum How {
     Near(u64),
     /// Upwards.
     Later,
+    /// A list of signals by those of timers that have run out since: `SIGALRM` from the kernel.
+    Alarm,
 }
 
 const fn allow(path: &'static str, how: How, why: &'static str) -> Allowed {
@@ -110,20 +112,7 @@ pub const ALLOWED: &[Allowed] = &[
         sure: Some("inotify"),
         ..allow("tree.files[].kind.Inotify.unread", How::Free, "no call puts events back: one says in their place that some were lost")
     },
-    Allowed {
-        only: &["filemap"],
-        sure: Some("filemap"),
-        ..allow(
-            "tree.processes[].memory.mappings[].flags",
-            How::Free,
-            "a file that another mapping writes to is mapped from one descriptor",
-        )
-    },
-    Allowed {
-        only: &["pty"],
-        sure: Some("pty"),
-        ..allow("tree.files[].link", How::Free, "what was opened as /dev/tty is opened by its own name")
-    },
+    allow("tree.processes[].signals.pending", How::Alarm, "a timer runs out although its process is stopped"),
     allow("tree.system_v.queues[].perm.ctime", How::Later, "no call sets the times of a queue"),
     allow("tree.system_v.queues[].stime", How::Later, "no call sets the times of a queue"),
     allow("tree.system_v.queues[].rtime", How::Later, "no call sets the times of a queue"),
@@ -243,6 +232,11 @@ impl Walk<'_> {
             How::Near(most) => numbers.is_some_and(|(a, b)| a.abs_diff(b) <= most),
             How::Later if around.0.is_array() => instant(around.0).zip(instant(around.1)).is_some_and(|(a, b)| a <= b),
             How::Later => numbers.is_some_and(|(a, b)| a <= b),
+            How::Alarm => before.as_array().zip(after.as_array()).is_some_and(|(a, b)| {
+                // `struct siginfo`: the signal, no error, SI_KERNEL.
+                const ALARM: &str = "0e0000000000000080000000";
+                b.starts_with(a) && b[a.len()..].iter().all(|s| s.as_str().is_some_and(|s| s.starts_with(ALARM)))
+            }),
             How::RanOn => numbers.is_some_and(|(a, b)| self.ran_on(a, b, around.0)),
         }
     }
@@ -307,7 +301,7 @@ fn joined(mappings: &[Value]) -> Vec<Value> {
 }
 
 fn follows(a: &Value, b: &Value) -> bool {
-    let same = ["flags", "huge_page_kib", "name", "prot", "shared"].iter().all(|field| a[*field] == b[*field]);
+    let same = ["flags", "huge_page_kib", "name", "policy", "prot", "shared"].iter().all(|field| a[*field] == b[*field]);
     let length = a["end"].as_u64().unwrap_or(0) - a["start"].as_u64().unwrap_or(0);
     let backing = match (&a["backing"], &b["backing"]) {
         (Value::Object(a), Value::Object(b)) => a.iter().zip(b).all(|((kind, a), (other, b))| {
@@ -327,7 +321,7 @@ mod tests {
         let process = json!({"pid": 7, "comm": "a", "threads": [{"registers": {"rip": 1}, "sigmask": 0}], "memory": {"mappings": [
             {"start": 0, "end": 4096, "prot": 1, "backing": {"File": {"file": 0, "offset": 0}}},
             {"start": 4096, "end": 8192, "prot": 1, "backing": {"File": {"file": 0, "offset": 4096}}},
-        ]}, "timers": {"interval": [[0, 500], [100, 50]], "posix": [{"interval_ns": 0, "remaining_ns": 9_000}]}});
+        ]}, "signals": {"pending": []}, "timers": {"interval": [[0, 500], [100, 50]], "posix": [{"interval_ns": 0, "remaining_ns": 9_000}]}});
         let files = json!([{"link": "pipe:[5]", "flags": 2, "pos": 3}, {"link": "/a/b", "flags": 0, "pos": 0}]);
         json!({"manifest": {"created": 10, "host": "h"}, "tree": {"processes": [process], "files": files}})
     }
@@ -341,7 +335,10 @@ mod tests {
     #[test]
     fn what_nothing_allows_is_found() {
         type Change = fn(&mut Value);
-        let planted: [(&str, Change); 14] = [
+        let planted: [(&str, Change); 15] = [
+            ("tree.processes[0].signals.pending", |v| {
+                v["tree"]["processes"][0]["signals"] = json!({"pending": ["0f0000000000000080000000"]});
+            }),
             ("manifest.host", |v| v["manifest"]["host"] = "other".into()),
             ("manifest.created", |v| v["manifest"]["created"] = 9.into()),
             ("tree.processes[0].comm", |v| v["tree"]["processes"][0]["comm"] = "b".into()),
@@ -373,6 +370,7 @@ mod tests {
     fn what_is_allowed_is_not_found() {
         assert_eq!(found(|_| ()), Vec::<String>::new());
         let allowed = found(|v| {
+            v["tree"]["processes"][0]["signals"]["pending"] = json!(["0e000000000000008000000000"]);
             v["manifest"]["created"] = 11.into();
             v["tree"]["processes"][0]["threads"][0]["registers"]["rip"] = 2.into();
             v["tree"]["files"][0]["link"] = "pipe:[6]".into();

@@ -60,6 +60,7 @@ fn space() -> AddressSpace {
                 flags: vec![],
                 huge_page_kib: 0,
                 name: "/usr/bin/counter".into(),
+                policy: None,
             },
             Mapping {
                 start: 0x7f00_0000_0000,
@@ -70,6 +71,7 @@ fn space() -> AddressSpace {
                 flags: vec!["lo".into()],
                 huge_page_kib: 0,
                 name: "[heap]".into(),
+                policy: None,
             },
         ],
         borders: Borders { start_code: 0x40_0000, end_code: 0x40_4000, auxv: vec![6, 0, 0, 16], ..Borders::default() },
@@ -125,7 +127,7 @@ pub fn tree() -> Tree {
             build_id: Some(vec![0xab; 20]),
             namespace: None,
         }],
-        objects: vec![Object { id: 0, origin: Origin::Memfd { name: "cache".into(), seals: 0 }, size: 5 * PAGE }],
+        objects: vec![Object { id: 0, origin: Origin::Memfd { name: "cache".into(), seals: 0, mode: None, owner: None }, size: 5 * PAGE }],
         ..Tree::default()
     }
 }

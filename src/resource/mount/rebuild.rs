@@ -17,6 +17,15 @@ pub struct Prepared {
     groups: HostGroups,
 }
 
+/// File systems that show what the kernel knows of a namespace.
+const REVEALING: [&[u8]; 2] = [b"proc", b"sysfs"];
+
+/// File systems that were made where meio is: those of [`Saved::own`], and one instead of the proc that meio sees.
+pub struct Revealed {
+    own: Vec<Option<OwnedFd>>,
+    proc: Option<OwnedFd>,
+}
+
 impl Saved {
     /// Takes along what meio sees and the namespace shows. In meio, before anything is started.
     pub fn prepare(&self) -> Result<Prepared> {
@@ -42,16 +51,32 @@ impl Saved {
         Ok(Prepared { hosts, groups: propagation::open_groups(self)? })
     }
 
+    /// Makes the proc and sysfs file systems. In a process of its own that has entered the pid and network namespaces that
+    /// they are to show, and is in the mount namespace of meio still: in one that a user namespace owns they may be mounted
+    /// only where others are seen whole already (`mount_too_revealing` of the kernel). With `fresh_proc`, places of the proc
+    /// that meio sees become places of a new one.
+    pub fn reveal(&self, fresh_proc: bool) -> Result<Revealed> {
+        let mount = |own: &FileSystem| {
+            own.configure(Configuration::new(own.fstype.bytes())?, own.read_only)
+                .context(|| format!("making a file system of type {}", own.fstype))
+        };
+        let reveals = |own: &FileSystem| REVEALING.contains(&own.fstype.bytes());
+        let own = self.own.iter().map(|own| reveals(own).then(|| mount(own)).transpose()).collect::<Result<_>>()?;
+        let of_meio = |m: &Mount| matches!(&m.shows, Shown::Host { fstype, .. } if fstype.bytes() == b"proc");
+        let proc = FileSystem { fstype: "proc".into(), source: "proc".into(), ..FileSystem::default() };
+        let proc = if fresh_proc && self.mounts.iter().any(of_meio) { Some(mount(&proc)?) } else { None };
+        Ok(Revealed { own, proc })
+    }
+
     /// Makes the mounts. In a process of its own that has entered the fresh mount namespace, its user namespace, and the
-    /// pid, network, ipc and cgroup namespaces whose proc, sysfs, mqueue and cgroup file systems are to be shown; what was in
-    /// the namespace goes. With `fresh_proc`, places of the proc that meio sees become places of a new one.
-    pub fn rebuild(&self, prepared: Prepared, fresh_proc: bool) -> Result<()> {
+    /// ipc and cgroup namespaces whose mqueue and cgroup file systems are to be shown; what was in the namespace goes.
+    pub fn rebuild(&self, prepared: Prepared, revealed: Revealed) -> Result<()> {
         mount::make_private().context(|| "making all mounts private")?;
-        let mut stage = Stage::new(self.own.len())?;
+        let mut stage = Stage::new(revealed)?;
         let mut made: Vec<OwnedFd> = Vec::with_capacity(self.mounts.len());
         for (number, (wanted, host)) in self.mounts.iter().zip(prepared.hosts).enumerate() {
             let doing = || format!("mounting {}", wanted.at);
-            let new = self.source(wanted, host, fresh_proc, &mut stage).context(doing)?;
+            let new = self.source(wanted, host, &mut stage).context(doing)?;
             let target = match wanted.parent {
                 None if number == 0 => stage.root()?,
                 Some(parent) if (parent as usize) < number => {
@@ -82,7 +107,7 @@ impl Saved {
             made.push(new);
         }
         for (own, fs) in self.own.iter().zip(&stage.own) {
-            if let (true, Some(fs)) = (own.read_only, fs) {
+            if let (true, Some(fs)) = (own.read_only && !REVEALING.contains(&own.fstype.bytes()), fs) {
                 let doing = || format!("making {} read-only", own.fstype);
                 let configuration = Configuration::of(fs.as_fd()).context(doing)?;
                 configuration.set(b"ro", None).context(doing)?;
@@ -95,19 +120,23 @@ impl Saved {
     }
 
     /// Mounts proc file systems of the namespace's own anew, over whose place nothing else is mounted. In a process that has
-    /// entered the namespaces, of which the pid namespace is to be shown.
-    pub fn renew_proc(&self) -> Result<()> {
+    /// entered the pid namespace that is to be shown, and by `enter` then enters the mount namespace.
+    pub fn renew_proc(&self, enter: impl FnOnce() -> Result<()>) -> Result<()> {
+        let mut renewed = Vec::new();
         for (number, wanted) in self.mounts.iter().enumerate() {
-            let Shown::Own { number: own, .. } = &wanted.shows else { continue };
+            let Shown::Own { number: own, root } = &wanted.shows else { continue };
             let Some(fs) = self.own.get(*own as usize).filter(|fs| fs.fstype.bytes() == b"proc") else { continue };
-            if self.mounts.iter().any(|m| m.parent == Some(number as u32)) {
+            if root.bytes() != b"/" || self.mounts.iter().any(|m| m.parent == Some(number as u32)) {
                 continue;
             }
             let doing = || format!("mounting {}", wanted.at);
-            let configuration = Configuration::new(b"proc").context(doing)?;
-            configuration.set(b"source", Some(fs.source.bytes())).context(doing)?;
-            let new = configuration.mount().context(doing)?;
+            let new = Configuration::new(b"proc").and_then(|new| fs.configure(new, fs.read_only)).context(doing)?;
             mount::set_attributes(new.as_fd(), wanted.attributes, libc::MOUNT_ATTR__ATIME, 0).context(doing)?;
+            renewed.push((wanted, new));
+        }
+        enter()?;
+        for (wanted, new) in renewed {
+            let doing = || format!("mounting {}", wanted.at);
             mount::detach(&wanted.at).context(doing)?;
             let place = mount::place(None, &wanted.at).context(doing)?;
             mount::attach(new.as_fd(), place.as_fd()).context(doing)?;
@@ -116,21 +145,16 @@ impl Saved {
     }
 
     /// The mount that is to be attached.
-    fn source(&self, wanted: &Mount, host: Option<OwnedFd>, fresh_proc: bool, stage: &mut Stage) -> Result<OwnedFd> {
-        match (&wanted.shows, host) {
-            (Shown::Host { path, fstype, .. }, Some(_)) if fresh_proc && fstype.bytes() == b"proc" => {
+    fn source(&self, wanted: &Mount, host: Option<OwnedFd>, stage: &mut Stage) -> Result<OwnedFd> {
+        match (&wanted.shows, host, &stage.proc) {
+            (Shown::Host { path, fstype, .. }, Some(_), Some(proc)) if fstype.bytes() == b"proc" => {
                 // Where meio sees it need not be /proc, but what is below a mount of proc is the same everywhere.
                 let rest = path.bytes().strip_prefix(b"/proc").map(FilePath::from);
                 let rest = rest.ok_or_else(|| Error::other(format!("{path} does not lie in /proc")))?;
-                let proc = match &stage.proc {
-                    Some(proc) => proc.try_clone()?,
-                    None => stage.make(&FileSystem { fstype: "proc".into(), source: "proc".into(), ..FileSystem::default() }, "proc")?,
-                };
-                stage.proc = Some(proc.try_clone()?);
                 part(proc.as_fd(), &rest)
             }
-            (Shown::Host { .. }, Some(host)) => Ok(host),
-            (Shown::Own { number, root }, _) => {
+            (Shown::Host { .. }, Some(host), _) => Ok(host),
+            (Shown::Own { number, root }, ..) => {
                 let own = self.own.get(*number as usize).ok_or_else(|| Error::image("image damaged: a file system is missing"))?;
                 let fs = match &stage.own[*number as usize] {
                     Some(fs) => fs.try_clone()?,
@@ -139,8 +163,26 @@ impl Saved {
                 stage.own[*number as usize] = Some(fs.try_clone()?);
                 part(fs.as_fd(), root)
             }
-            (Shown::Host { .. }, None) => Err(Error::other("a mount was not taken along")),
+            (Shown::Host { .. }, None, _) => Err(Error::other("a mount was not taken along")),
         }
+    }
+}
+
+impl FileSystem {
+    /// Makes it, and a mount of it that is attached nowhere.
+    fn configure(&self, configuration: Configuration, read_only: bool) -> std::io::Result<OwnedFd> {
+        if !self.source.bytes().is_empty() {
+            configuration.set(b"source", Some(self.source.bytes()))?;
+        }
+        for option in &self.options {
+            let mut parts = option.bytes().splitn(2, |b| *b == b'=');
+            let (key, value) = (parts.next().unwrap_or_default(), parts.next());
+            configuration.set(key, value).map_err(|e| std::io::Error::new(e.kind(), format!("option {option}: {e}")))?;
+        }
+        if read_only {
+            configuration.set(b"ro", None)?;
+        }
+        configuration.mount()
     }
 }
 
@@ -187,13 +229,20 @@ struct Stage {
 }
 
 impl Stage {
-    fn new(own: usize) -> Result<Stage> {
+    fn new(revealed: Revealed) -> Result<Stage> {
         let doing = || "making a staging place";
         let place = Configuration::new(b"tmpfs").and_then(Configuration::mount).context(doing)?;
         let folders = ["/tmp", "/mnt", "/run", "/var", "/dev", "/proc"];
         let at = folders.iter().find_map(|f| mount::place(None, Path::new(f)).ok()).ok_or_else(|| Error::other("no folder to stage in"))?;
         mount::attach(place.as_fd(), at.as_fd()).context(doing)?;
-        Ok(Stage { place, own: (0..own).map(|_| None).collect(), proc: None, top: None })
+        let stage = Stage { place, own: revealed.own, proc: revealed.proc, top: None };
+        for (number, fs) in stage.own.iter().enumerate().filter_map(|(number, fs)| Some((number, fs.as_ref()?))) {
+            mount::attach(fs.as_fd(), stage.folder(&number.to_string())?.as_fd()).context(doing)?;
+        }
+        if let Some(proc) = &stage.proc {
+            mount::attach(proc.as_fd(), stage.folder("proc")?.as_fd()).context(doing)?;
+        }
+        Ok(stage)
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -214,24 +263,13 @@ impl Stage {
     fn make(&self, own: &FileSystem, name: &str) -> Result<OwnedFd> {
         let doing = || format!("making a file system of type {}", own.fstype);
         let configuration = Configuration::new(own.fstype.bytes()).context(doing)?;
-        if !own.source.bytes().is_empty() {
-            configuration.set(b"source", Some(own.source.bytes())).context(doing)?;
-        }
         let inside = own.inner_paths.then_some(self.top.as_ref()).flatten();
         let outside = mount::place(None, Path::new("/"))?;
         if let Some(top) = inside {
             nix::unistd::fchdir(top.as_fd())?;
             nix::unistd::chroot(".")?;
         }
-        let run = || -> Result<OwnedFd> {
-            for option in &own.options {
-                let mut parts = option.bytes().splitn(2, |b| *b == b'=');
-                let (key, value) = (parts.next().unwrap_or_default(), parts.next());
-                configuration.set(key, value).context(|| format!("option {option}"))?;
-            }
-            configuration.mount().context(doing)
-        };
-        let fs = run();
+        let fs = own.configure(configuration, false);
         if inside.is_some() {
             nix::unistd::fchdir(outside.as_fd())?;
             nix::unistd::chroot(".")?;

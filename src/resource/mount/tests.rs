@@ -34,19 +34,20 @@ impl Drop for Shell {
 /// Saves the namespace of a process, and says what was refused.
 fn save(pid: i32) -> (Saved, Capture) {
     let mut capture = Capture::default();
-    let saved = super::capture(pid, 0, true, &mut capture).unwrap();
+    let saved = super::capture(pid, 0, true, &Ids::of([Vec::new(), Vec::new()]), &mut capture).unwrap();
     (saved, capture)
 }
 
 /// Makes the mounts in a fresh namespace, in which `look` then finds itself; also gives what a capture of it finds.
 fn again<T: Send>(saved: &Saved, look: impl FnOnce() -> T + Send) -> (Saved, T) {
     let prepared = saved.prepare().unwrap();
+    let revealed = saved.reveal(false).unwrap();
     std::thread::scope(|scope| {
         let (told, tell) = std::sync::mpsc::channel();
         let (wait, go) = std::sync::mpsc::channel::<()>();
         let thread = scope.spawn(move || {
             nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
-            saved.rebuild(prepared, false).unwrap();
+            saved.rebuild(prepared, revealed).unwrap();
             let seen = look();
             told.send(nix::unistd::gettid().as_raw()).unwrap();
             let _ = go.recv();

@@ -37,11 +37,11 @@ pub fn capture(found: &Found, capture: &mut Capture) -> Result<Option<FileKind>>
     }
     let kind = socket::number(fd, libc::SO_TYPE).context(doing)?;
     let protocol = socket::number(fd, libc::SO_PROTOCOL).context(doing)?;
-    if listen::is(fd, protocol) {
-        return listen::capture(found, fd, capture).context(doing);
-    }
     if udp::is(domain, kind, protocol) {
         return udp::capture(found, fd, capture).context(doing);
+    }
+    if listen::is(fd, protocol) {
+        return listen::capture(found, fd, capture).context(doing);
     }
     let listening = socket::number(fd, libc::SO_ACCEPTCONN).is_ok_and(|l| l != 0);
     if matches!(protocol, libc::IPPROTO_TCP | tcp::MPTCP) && kind == libc::SOCK_STREAM && !listening {

@@ -189,6 +189,17 @@ impl Sockets {
                 }
             }
         }
+        // Their ends here have no inode, are not listed and cannot be looked into but by accept(2), and nobody can put
+        // them back with the same peer credentials afterwards.
+        let closed = entry.pending.iter().filter(|&&client| client == 0).count();
+        let ids = [entry.name.as_deref().map(readable), Some(format!("[{}]", entry.inode))];
+        if closed > 0 && !ids.iter().flatten().any(|id| capture.decisions.ignores(&format!("unix:{id}"))) {
+            let reason = format!("{closed} of those who wait to be accepted have closed their ends: what they sent cannot be read");
+            let id = ids.into_iter().flatten().next().unwrap_or_default();
+            let advice = format!("dump again a moment later, when they are accepted, or let them come back without: --ignore unix:{id}");
+            capture.refuse_for_now(pid, object, reason, advice);
+            return None;
+        }
         Some(Role::Listening { backlog: entry.written as i32, pending })
     }
 

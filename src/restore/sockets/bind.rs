@@ -5,14 +5,17 @@ use crate::error::{Context, Error, Kind, Result};
 use crate::resource::socket::unix::{BoundFile, readable};
 use crate::sys::{apart, sock_diag, socket};
 use nix::errno::Errno;
-use nix::fcntl::AT_FDCWD;
+use nix::fcntl::{AT_FDCWD, OFlag};
 use nix::sys::stat::{UtimensatFlags, utimensat};
 use nix::sys::time::TimeSpec;
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
+use std::fs::File;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// How a bound socket is reached whatever has become of its path.
@@ -47,7 +50,7 @@ impl Reach {
 pub fn bind(fd: BorrowedFd<'_>, name: &[u8], file: Option<(&BoundFile, &Path)>) -> Result<()> {
     if name.first() == Some(&0) {
         return socket::bind(fd, name).map_err(|e| match e {
-            Errno::EADDRINUSE => Error::new(Kind::Image, format!("the abstract name {} is in use", readable(name)))
+            Errno::EADDRINUSE => Error::new(Kind::Unsupported, format!("the abstract name {} is in use", readable(name)))
                 .help("end the program that has it, or restore in a network namespace of its own"),
             e => Error::from(e).context(format!("binding {}", readable(name))),
         });
@@ -55,13 +58,16 @@ pub fn bind(fd: BorrowedFd<'_>, name: &[u8], file: Option<(&BoundFile, &Path)>) 
     if let Some((_, place)) = file {
         free(place)?;
     }
+    // By a child that goes on when meio is killed: else the folder would be left.
+    apart::run(0, || put(fd, name, file)).context(|| format!("binding {}", readable(name)))?
+}
+
+fn put(fd: BorrowedFd<'_>, name: &[u8], file: Option<(&BoundFile, &Path)>) -> Result<()> {
     // Where the file is there still, as in a file system of the tree's own, nothing in its folder is to look changed.
     let was = file.and_then(|(_, place)| Some((Times::of(place)?, Times::of(place.parent()?)?)));
     let folder = file.and_then(|(_, place)| place.parent()).map_or_else(std::env::temp_dir, Path::to_owned);
     let root = Root::make(&folder)?;
-    apart::run(0, || {
-        nix::unistd::chroot(&root.0)?;
-        nix::unistd::chdir("/")?;
+    root.within(|| {
         for (at, _) in name.iter().enumerate().filter(|&(at, b)| at > 0 && *b == b'/') {
             match nix::unistd::mkdir(OsStr::from_bytes(&name[..at]), nix::sys::stat::Mode::S_IRWXU) {
                 Ok(()) | Err(Errno::EEXIST) => {}
@@ -70,11 +76,10 @@ pub fn bind(fd: BorrowedFd<'_>, name: &[u8], file: Option<(&BoundFile, &Path)>) 
         }
         socket::bind(fd, name)
     })
-    .and_then(|done| done)
     .context(|| format!("binding {}", readable(name)))?;
     let Some((file, place)) = file else { return Ok(()) };
     let doing = || format!("putting the socket {} into its place", file.path.as_ref().map(ToString::to_string).unwrap_or_default());
-    let made = below(&root.0, name);
+    let made = below(&root.path, name);
     std::os::unix::fs::lchown(&made, Some(file.owner.0), Some(file.owner.1)).context(doing)?;
     std::fs::set_permissions(&made, std::fs::Permissions::from_mode(file.mode & 0o7777)).context(doing)?;
     std::fs::rename(&made, place).context(doing)?;
@@ -116,7 +121,7 @@ fn below(root: &Path, name: &[u8]) -> PathBuf {
 fn free(place: &Path) -> Result<()> {
     let shown = place.display();
     let taken =
-        |what: &str| Err(Error::new(Kind::Image, format!("{shown} is {what}")).help("move it away, or end the program that has it"));
+        |what: &str| Err(Error::new(Kind::Unsupported, format!("{shown} is {what}")).help("move it away, or end the program that has it"));
     let Ok(meta) = std::fs::symlink_metadata(place) else { return Ok(()) };
     if !meta.file_type().is_socket() {
         return taken("there and is not a socket");
@@ -127,22 +132,68 @@ fn free(place: &Path) -> Result<()> {
     if all.iter().any(|s| s.file == identity) { taken("in use by another program") } else { Ok(()) }
 }
 
-/// A folder that is a root for a moment.
-struct Root(PathBuf);
+/// A folder that is a root for a moment. Its maker holds a lock on it.
+struct Root {
+    path: PathBuf,
+    folder: File,
+}
+
+/// What the names of such folders begin with.
+const PREFIX: &str = ".meio-";
+
+/// One that is older than this, in seconds, and that nobody holds is left from a meio that could not end its work.
+const LEFT: u64 = 10;
 
 impl Root {
     fn make(folder: &Path) -> Result<Root> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        let path = folder.join(format!(".meio-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
-        let made = std::fs::DirBuilder::new().mode(0o700).create(&path);
-        made.context(|| format!("making a folder in {}", folder.display()))?;
-        Ok(Root(path))
+        static SWEPT: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+        if SWEPT.lock().is_ok_and(|mut swept| swept.insert(folder.to_owned())) {
+            sweep(folder);
+        }
+        let doing = || format!("making a folder in {}", folder.display());
+        let path = folder.join(format!("{PREFIX}{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
+        std::fs::DirBuilder::new().mode(0o700).create(&path).context(doing)?;
+        let folder = File::open(&path).context(doing)?;
+        folder.lock().context(doing)?;
+        Ok(Root { path, folder })
+    }
+
+    /// Works where the folder is the root, and the current directory; in a process that shares neither with others.
+    fn within(&self, work: impl FnOnce() -> nix::Result<()>) -> nix::Result<()> {
+        let outside = nix::fcntl::open("/", OFlag::O_PATH | OFlag::O_CLOEXEC, nix::sys::stat::Mode::empty())?;
+        nix::unistd::fchdir(&self.folder)?;
+        nix::unistd::chroot(".")?;
+        let done = work();
+        nix::unistd::fchdir(&outside)?;
+        nix::unistd::chroot(".")?;
+        done
     }
 }
 
 impl Drop for Root {
     fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
+        let _ = std::fs::remove_dir_all(&self.path);
+    }
+}
+
+/// Removes what is left of others in a folder.
+fn sweep(folder: &Path) {
+    let own = nix::unistd::geteuid().as_raw();
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let ours = entry
+            .file_name()
+            .as_bytes()
+            .strip_prefix(PREFIX.as_bytes())
+            .is_some_and(|rest| rest.contains(&b'-') && rest.iter().all(|b| b.is_ascii_digit() || *b == b'-'));
+        let old = |meta: &std::fs::Metadata| meta.modified().is_ok_and(|m| m.elapsed().is_ok_and(|age| age.as_secs() > LEFT));
+        if ours
+            && entry.metadata().is_ok_and(|meta| meta.is_dir() && meta.uid() == own && old(&meta))
+            && let Ok(left) = File::open(entry.path())
+            && left.try_lock().is_ok()
+        {
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
     }
 }
 

@@ -19,8 +19,8 @@ pub struct Holder {
 pub struct Making<'a> {
     /// Namespaces to enter first.
     pub enter: &'a [(BorrowedFd<'a>, Kind)],
-    /// Effective user whose a new user namespace becomes, as the last of those counts him.
-    pub owner: u32,
+    /// Effective user and group whose a new user namespace becomes, as we number them before we enter those.
+    pub maker: Option<(u32, u32)>,
     /// A file that is given our pid before: `cgroup.procs`.
     pub join: Vec<std::path::PathBuf>,
 }
@@ -71,16 +71,33 @@ fn make(making: &Making<'_>, flags: i32) -> std::result::Result<(), Errno> {
         let file = nix::fcntl::open(path, nix::fcntl::OFlag::O_WRONLY, nix::sys::stat::Mode::empty())?;
         nix::unistd::write(&file, own.as_bytes())?;
     }
-    making.enter.iter().try_for_each(|&(fd, kind)| enter(fd, kind))?;
-    if flags & libc::CLONE_NEWUSER != 0 && making.owner != 0 {
-        // SAFETY: numbers only. The raw call: this thread is alone in the child.
-        Errno::result(unsafe { libc::syscall(libc::SYS_setresuid, -1, making.owner, -1) })?;
-        // A change of identity takes the signal of the parent's death away.
-        // SAFETY: numbers only.
-        unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+    if let Some((uid, gid)) = making.maker.filter(|maker| *maker != (0, 0)) {
+        become_one(uid, gid)?;
     }
+    making.enter.iter().try_for_each(|&(fd, kind)| enter(fd, kind))?;
+    // A change of identity takes the signal of the parent's death away.
+    // SAFETY: numbers only.
+    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
     // SAFETY: numbers only.
     Errno::result(unsafe { libc::unshare(flags) }).map(drop)
+}
+
+/// Becomes another effective user and group and keeps all capabilities, those over files, too; for a child of meio that
+/// does nothing else.
+///
+/// # Errors
+/// When the ids have no numbers here.
+pub fn become_one(uid: u32, gid: u32) -> std::result::Result<(), Errno> {
+    const NO_SETUID_FIXUP: i32 = 1 << 2;
+    // SAFETY: numbers only. The raw calls: this thread is alone in its process.
+    unsafe {
+        // Where that is not allowed there may be no capabilities to keep.
+        libc::prctl(libc::PR_SET_SECUREBITS, NO_SETUID_FIXUP);
+        Errno::result(libc::syscall(libc::SYS_setresgid, -1, gid, -1))?;
+        Errno::result(libc::syscall(libc::SYS_setresuid, -1, uid, -1))?;
+        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+    }
+    Ok(())
 }
 
 impl Drop for Holder {

@@ -3,7 +3,7 @@
 mod holder;
 mod init;
 
-pub use holder::{Holder, Making, worker};
+pub use holder::{Holder, Making, become_one, worker};
 pub use init::spawn_init;
 
 use nix::errno::Errno;

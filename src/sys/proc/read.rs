@@ -81,6 +81,14 @@ pub fn read_task(pid: i32, tid: i32, name: &str) -> Result<Vec<u8>> {
     parsed_task(pid, tid, name, |text| Ok(text.to_vec()))
 }
 
+/// The first bytes of a long text about one task, of which the kernel makes no more than that.
+pub fn begin(pid: i32, tid: i32, name: &str) -> Result<[u8; 64]> {
+    let path = format!("/proc/{pid}/task/{tid}/{name}");
+    let mut bytes = [0; 64];
+    let read = File::open(&path).and_then(|mut file| file.read(&mut bytes));
+    read.map(|_| bytes).map_err(|e| Error::from(e).context(&path))
+}
+
 /// The bytes of a text about the whole machine, /proc/`name`: `timer_list`.
 pub fn read_machine(name: &str) -> Result<Vec<u8>> {
     let path = format!("/proc/{name}");
