@@ -9,6 +9,7 @@ mod generated;
 mod hostile;
 mod ipc;
 mod lab;
+mod listening;
 mod postmortem;
 mod programs;
 mod readme;

@@ -142,7 +142,7 @@ mod tests {
                 let listener = TcpListener::bind(any).unwrap();
                 let at = listener.local_addr().unwrap();
                 let mut client = TcpStream::connect(at).unwrap();
-                std::io::Write::write_all(&mut client, b"hello").unwrap();
+                io::Write::write_all(&mut client, b"hello").unwrap();
                 let all = list(1 << tcp::ESTABLISHED | 1 << tcp::LISTEN).unwrap();
                 let waits = all.iter().find(|e| e.local == at && e.inode == 0).unwrap();
                 assert_eq!((waits.peer, waits.state, waits.readable), (client.local_addr().unwrap(), tcp::ESTABLISHED, 5));

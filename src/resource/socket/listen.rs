@@ -14,6 +14,7 @@ use crate::sys::namespace::{self, Kind, places};
 use crate::sys::{socket, tcp, tcp_diag};
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -117,11 +118,11 @@ pub fn capture(found: &Found, fd: BorrowedFd<'_>, capture: &mut Capture) -> Resu
         asked => asked?,
     }
     let key = listening.inet.key();
-    if !capture.inet.listening.contains_key(&key) {
-        let new = inet::another(fd, &listening.inet)?;
-        capture.inet.listening.insert(key, inet::answers(new.as_fd(), KNOWN));
-    }
-    listening.options = capture.inet.listening.get(&key).map(|new| inet::differing(fd, KNOWN, new)).unwrap_or_default();
+    let new = match capture.inet.listening.entry(key) {
+        Entry::Occupied(known) => known.into_mut(),
+        Entry::Vacant(place) => place.insert(inet::answers(inet::another(fd, &listening.inet)?.as_fd(), KNOWN)),
+    };
+    listening.options = inet::differing(fd, KNOWN, new);
     listening.backlog = tcp_diag::backlog(fd)?.1;
     Ok(Some(FileKind::Listening(Box::new(listening))))
 }
