@@ -14,7 +14,7 @@ use crate::resource::aio;
 use crate::resource::capture::{Capture, Decisions};
 use crate::resource::graph::Lost;
 use crate::resource::process::State;
-use crate::resource::socket::tcp;
+use crate::resource::socket::{listen, tcp};
 use crate::resource::{Manifest, Tree};
 use crate::sys::proc::{read, stat, status};
 use crate::sys::{apart, arch, signal};
@@ -243,11 +243,15 @@ fn hold_still(
         })?;
         let pids: Vec<i32> = frozen.processes.iter().map(|p| p.pid).collect();
         locks.close(&pids)?;
-        let captured = phase(report, phases, "capture", |_| tree::capture(&mut frozen, &options.decisions))?;
+        let mut captured = phase(report, phases, "capture", |_| tree::capture(&mut frozen, &options.decisions))?;
         let refusals = captured.capture.refusals.len();
         // What was made in the last moment is locked in the next.
         let covered = refusals > 0 || locks.covers(&captured.capture.network);
         if refusals == 0 && (covered || tried == TRIES) {
+            if covered && listen::any(&captured.tree) {
+                let lost = phase(report, phases, "waiting connections", |_| listen::complete(&mut captured.tree, &captured.capture))?;
+                captured.warnings.extend(lost);
+            }
             if locks.len() > 0 {
                 report.note(&format!("connections and ports that are locked: {}", locks.len()));
                 locks.remarks().for_each(|remark| report.note(remark));

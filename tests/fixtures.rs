@@ -30,6 +30,9 @@ fixtures! {
     aio: "aio";
     anonymous: "anonymous";
     attributes: "attributes";
+    backlog: "backlog" "4";
+    backlog_over_ipv6: "backlog" "6";
+    backlog_mapped: "backlog" "46";
     busy: "busy";
     cgroup: "cgroup";
     credentials: "credentials";

@@ -10,6 +10,7 @@ mod generated;
 mod hostile;
 mod ipc;
 mod lab;
+mod listening;
 mod netlock;
 mod postmortem;
 mod programs;

@@ -30,7 +30,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use table::{HELD, Held};
 
 /// Packets with this mark (`SO_MARK` of meio's own raw sockets) pass every lock.
-pub const PASS: u32 = 0x6d65_696f;
+pub use crate::sys::wire::PASS;
 /// Packets that a lock holds at most; more are dropped, and sent again by whoever sent them.
 const PACKETS: u32 = 1 << 16;
 

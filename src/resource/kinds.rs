@@ -60,7 +60,7 @@ kinds! {
         ["unix_pairs", "unix_names", "unix_rights", "unix_ends", "unix_dgram", "unix_options"];
     "netlink socket", Partly, "protocol, port id, groups, peer, options, filter; refused: unread messages, a list on its way, queues of packets", ["netlink"];
     "TCP connection", Partly, "every state: addresses, numbers, windows, both queues, options; refused: kTLS, MPTCP, urgent data", ["tcp", "tcp_over_ipv6", "tcp_mapped", "tcp_pair", "tcp_states", "tcp_states_over_ipv6"];
-    "listening socket", Partly, "TCP and MPTCP: address, backlog, options, groups that share a port", ["listening"];
+    "listening socket", Partly, "TCP: address, backlog, options, groups that share a port, connections that wait with all they hold, half-open ones; MPTCP: when nothing waits", ["listening", "backlog"];
     "signalfd", Supported, "its mask", ["signalfd"];
     "pidfd", Supported, "the same process, also one that has ended", ["pidfd"];
     "inotify", Partly, "watches with their numbers; unread events become one that says that events were lost", ["inotify"];

@@ -93,6 +93,7 @@ impl Pool {
         for key in Graph::new(tree)?.order()? {
             pool.make(key, tree, &mut pipes, (terminals, places, &sockets))?;
         }
+        pool.listeners.fill(tree, places, &mut pool.warnings)?;
         pool.datagrams.finish()?;
         let mut changed = sockets.finish(&|id| pool.file(id), home)?;
         pool.warnings.append(&mut changed);

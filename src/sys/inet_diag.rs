@@ -49,7 +49,7 @@ pub fn sockets() -> io::Result<Vec<Inet>> {
 /// What is left of TCP connections that nobody has a descriptor of: their sockets were closed.
 pub fn remains() -> io::Result<Vec<Inet>> {
     let mut all = sockets()?;
-    all.retain(|s| s.protocol == libc::IPPROTO_TCP as u8 && s.inode == 0 && s.state != LISTEN && s.remote.port() != 0);
+    all.retain(|s| s.protocol == libc::IPPROTO_TCP as u8 && s.inode == 0 && s.state != super::sock_diag::LISTEN && s.remote.port() != 0);
     Ok(all)
 }
 

@@ -1,5 +1,6 @@
 //! Sockets. Those of the unix and netlink families come back; the others are named and refused.
 
+pub mod exchange;
 pub mod inet;
 pub mod listen;
 pub mod multicast;
@@ -14,6 +15,7 @@ pub mod received;
 pub mod tcp;
 pub mod udp;
 pub mod unix;
+pub mod waiting;
 
 use super::capture::Capture;
 use super::descriptor::{FileKind, Found};
