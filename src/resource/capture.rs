@@ -154,6 +154,11 @@ impl Choices {
         chosen
     }
 
+    /// Whether nothing was decided: then nothing needs to be named.
+    pub fn is_empty(&self) -> bool {
+        self.made.is_empty()
+    }
+
     /// Those that concerned something in the tree, for the image.
     pub fn made(&self) -> Decisions {
         let used = self.used.borrow();
@@ -231,8 +236,8 @@ impl Capture {
     }
 
     /// Adds to the time that sockets take.
-    pub fn took(&self, since: std::time::Instant) {
-        self.sockets.set(self.sockets.get() + since.elapsed());
+    pub fn took(&self, time: std::time::Duration) {
+        self.sockets.set(self.sockets.get() + time);
     }
 
     /// The object behind (device, inode); `open` is asked for its content the first time.

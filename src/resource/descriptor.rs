@@ -123,6 +123,7 @@ pub struct Found {
     pub info: FdInfo,
     files: Rc<Files>,
     own: OnceCell<OwnedFd>,
+    socket: OnceCell<(i32, i32, i32)>,
 }
 
 impl FileKind {
@@ -182,6 +183,17 @@ impl Found {
         self.files.get(self.fd).context(|| format!("duplicating {} of process {}", self.object(), self.pid))
     }
 
+    /// Of a socket: family, type and protocol, socket(2).
+    pub fn socket(&self) -> Result<(i32, i32, i32)> {
+        if let Some(known) = self.socket.get() {
+            return Ok(*known);
+        }
+        let fd = self.own()?;
+        let number = |name| crate::sys::socket::number(fd, name);
+        let asked = (number(libc::SO_DOMAIN)?, number(libc::SO_TYPE)?, number(libc::SO_PROTOCOL)?);
+        Ok(*self.socket.get_or_init(|| asked))
+    }
+
     /// The same for all who ask for as long as this is looked at.
     pub fn own(&self) -> Result<BorrowedFd<'_>> {
         if self.own.get().is_none() {
@@ -196,9 +208,8 @@ pub fn survey(pid: i32, capture: &mut Capture) -> Result<Vec<Descriptor>> {
     let mut table = Vec::new();
     let listed = Instant::now();
     let infos = read::fd_infos(pid)?;
-    if capture.socket_mount.is_some() {
-        capture.took(listed);
-    }
+    let (listed, all) = (listed.elapsed(), infos.len().max(1) as u32);
+    let mut sockets = 0;
     for (fd, info) in infos {
         let begin = Instant::now();
         let found = look(pid, fd, info, capture)?;
@@ -221,9 +232,11 @@ pub fn survey(pid: i32, capture: &mut Capture) -> Result<Vec<Descriptor>> {
         capture.descriptors.insert((pid, fd), file);
         table.push(Descriptor { fd, file, cloexec, locks: own });
         if found.link.starts_with(b"socket:[") {
-            capture.took(begin);
+            capture.took(begin.elapsed());
+            sockets += 1;
         }
     }
+    capture.took(listed * sockets / all);
     Ok(table)
 }
 
@@ -232,7 +245,7 @@ pub fn find_unheld(capture: &mut Capture) -> Result<()> {
     let begin = Instant::now();
     socket::peers::read_queues(capture)?;
     socket::tcp::complete(capture)?;
-    capture.took(begin);
+    capture.took(begin.elapsed());
     Ok(())
 }
 
@@ -258,14 +271,14 @@ fn look(pid: i32, fd: i32, info: FdInfo, capture: &mut Capture) -> Result<Found>
         let duplicate = files.get(fd).context(|| format!("duplicating fd {fd} of process {pid}"))?;
         let file = File::from(duplicate);
         let (meta, own) = (file.metadata()?, OnceCell::from(OwnedFd::from(file)));
-        return Ok(Found { pid, fd, link: socket_link(&meta), meta, info, files, own });
+        return Ok(Found { pid, fd, link: socket_link(&meta), meta, info, files, own, socket: OnceCell::new() });
     }
     let meta = std::fs::metadata(format!("/proc/{pid}/fd/{fd}")).context(|| format!("reading fd {fd} of process {pid}"))?;
     let link = read::fd_link(pid, fd)?;
     if link.starts_with(b"socket:[") && link == socket_link(&meta) {
         capture.socket_mount = info.mnt_id;
     }
-    Ok(Found { pid, fd, link, meta, info, files, own: OnceCell::new() })
+    Ok(Found { pid, fd, link, meta, info, files, own: OnceCell::new(), socket: OnceCell::new() })
 }
 
 /// What /proc says of an open socket.
@@ -278,7 +291,7 @@ pub fn settle(tree: &HashSet<i32>, capture: &mut Capture) -> Result<()> {
     let begin = Instant::now();
     socket::peers::resolve(tree, capture)?;
     socket::listen::resolve(tree, capture)?;
-    capture.took(begin);
+    capture.took(begin.elapsed());
     pidfd::refuse_outsiders(tree, capture);
     tun::refuse_unheld(capture)?;
     socket::outside::refuse_shared(tree, capture);

@@ -32,6 +32,9 @@ pub fn ids(found: &Found) -> Vec<String> {
 
 /// Whether the user has left it out.
 pub fn capture(found: &Found, capture: &Capture) -> Option<FileKind> {
+    if capture.decisions.is_empty() {
+        return None;
+    }
     ids(found).into_iter().find(|id| capture.decisions.ignores(id)).map(|id| FileKind::Ignored(Ignored { id }))
 }
 

@@ -31,6 +31,9 @@ pub struct Outside {
 
 /// Whether the user keeps this end of a pipe by name.
 pub fn capture(found: &Found, capture: &Capture) -> Option<FileKind> {
+    if capture.decisions.is_empty() {
+        return None;
+    }
     let id = ignored::ids(found).into_iter().find(|id| id.starts_with("pipe:[") && capture.decisions.external(id))?;
     Some(FileKind::Outside(Outside { id, boot: boot(), standard: (found.fd <= 2).then_some(found.fd) }))
 }

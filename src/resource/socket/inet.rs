@@ -305,12 +305,13 @@ impl Inet {
             capture.refuse(found.pid, found.object(), reason, "dump a process above");
             return Ok(None);
         };
+        let (family, kind, protocol) = found.socket()?;
         let bound = |a: &SocketAddr| !a.ip().is_unspecified() || a.port() != 0;
         let (uid, gid) = (found.meta.uid(), found.meta.gid());
         Ok(Some(Inet {
-            family: socket::number(fd, libc::SO_DOMAIN)?,
-            kind: socket::number(fd, libc::SO_TYPE)?,
-            protocol: socket::number(fd, libc::SO_PROTOCOL)?,
+            family,
+            kind,
+            protocol,
             network,
             local: inet::local(fd).ok().filter(bound).map(Address::from),
             peer: inet::peer(fd).ok().map(Address::from),

@@ -28,7 +28,7 @@ use std::os::unix::fs::MetadataExt;
 pub fn capture(found: &Found, capture: &mut Capture) -> Result<Option<FileKind>> {
     let doing = || format!("reading {} of process {}", found.object(), found.pid);
     let fd = found.own()?;
-    let domain = socket::number(fd, libc::SO_DOMAIN).context(doing)?;
+    let domain = found.socket().context(doing)?.0;
     if domain == libc::AF_UNIX {
         return unix::capture(found, fd, capture).context(doing);
     }
@@ -38,8 +38,7 @@ pub fn capture(found: &Found, capture: &mut Capture) -> Result<Option<FileKind>>
     if matches!(domain, libc::AF_INET | libc::AF_INET6) {
         capture.network.insert(found.meta.ino());
     }
-    let kind = socket::number(fd, libc::SO_TYPE).context(doing)?;
-    let protocol = socket::number(fd, libc::SO_PROTOCOL).context(doing)?;
+    let (_, kind, protocol) = found.socket().context(doing)?;
     if udp::is(domain, kind, protocol) {
         return udp::capture(found, fd, capture).context(doing);
     }
@@ -52,10 +51,10 @@ pub fn capture(found: &Found, capture: &mut Capture) -> Result<Option<FileKind>>
     if domain == libc::AF_PACKET && matches!(kind, libc::SOCK_RAW | libc::SOCK_DGRAM) {
         return packet::capture(found, fd, capture).context(doing);
     }
-    let listening = socket::number(fd, libc::SO_ACCEPTCONN).is_ok_and(|l| l != 0);
-    if matches!(protocol, libc::IPPROTO_TCP | tcp::MPTCP) && kind == libc::SOCK_STREAM && !listening {
+    if matches!(protocol, libc::IPPROTO_TCP | tcp::MPTCP) && kind == libc::SOCK_STREAM {
         return tcp::capture(found, fd, capture).context(doing);
     }
+    let listening = socket::number(fd, libc::SO_ACCEPTCONN).is_ok_and(|l| l != 0);
     let connected = socket::peer_name(fd).is_ok();
     let state = match (listening, connected) {
         (true, _) => "listening",
