@@ -1,0 +1,66 @@
+"""Keeps a postgresql busy through psql, which finds it by the environment, and counts along: number of clients.
+
+Each client has its inserts acknowledged one by one; one more has a transaction open all the time.
+"""
+import subprocess, sys, threading, time
+import record
+
+failed = []
+
+
+class Psql:
+    def __init__(self):
+        command = ["psql", "-X", "-q", "-At", "-v", "ON_ERROR_STOP=1"]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+
+    def ask(self, question, wanted):
+        since = time.monotonic_ns()
+        self.process.stdin.write(question + "\n")
+        said = self.process.stdout.readline().strip()
+        assert said == wanted, f"{question}: {said!r} instead of {wanted!r}"
+        record.heard(since)
+
+    def end(self):
+        self.process.stdin.close()
+        assert self.process.wait() == 0, "psql has failed"
+
+
+def client(number):
+    psql, count = Psql(), 0
+    while not record.stop():
+        count += 1
+        psql.ask(f"insert into acknowledged values ({number}, {count}) returning line;", str(count))
+        time.sleep(0.002)
+    psql.ask(f"select count(*), max(line) from acknowledged where client = {number};", f"{count}|{count}")
+    psql.end()
+
+
+def transaction():
+    psql = Psql()
+    psql.ask("begin; insert into kept values (pg_backend_pid(), 'before') returning line;", "before")
+    while not record.stop():
+        time.sleep(0.05)
+    psql.ask("select count(*) from kept;", "1")
+    psql.ask("insert into kept values (pg_backend_pid(), 'after') returning line;", "after")
+    psql.ask("commit; select count(*), count(distinct pid) from kept;", "2|1")
+    psql.end()
+
+
+def guarded(work, *arguments):
+    try:
+        work(*arguments)
+    except BaseException as error:
+        failed.append(f"{work.__name__}{arguments}: {error!r}")
+
+
+first = Psql()
+first.ask("create table acknowledged (client int, line int); create table kept (pid int, line text); select 'made';", "made")
+first.end()
+works = [(transaction,)] + [(client, number) for number in range(int(sys.argv[1]))]
+threads = [threading.Thread(target=guarded, args=work, daemon=True) for work in works]
+for thread in threads:
+    thread.start()
+while any(thread.is_alive() for thread in threads) and not failed:
+    time.sleep(0.05)
+assert not failed, failed
+record.end()
