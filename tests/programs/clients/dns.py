@@ -3,11 +3,10 @@
 Over one socket and over new ones, by UDP and by TCP; a question that is not answered is asked again with the same
 number. Every answer must be the one to its question, and names that are not there must not be there.
 """
-import random, socket, struct, sys, threading, time
+import random, socket, struct, sys, time
 import record
 
 address = (sys.argv[1], int(sys.argv[2]))
-failed = []
 
 
 def question(number, name):
@@ -65,18 +64,5 @@ def over_tcp():
                 time.sleep(0.01)
 
 
-def guarded(work, *arguments):
-    try:
-        work(*arguments)
-    except BaseException as error:
-        failed.append(f"{work.__name__}{arguments}: {error!r}")
-
-
 works = [(over_udp, False), (over_udp, False), (over_udp, True), (over_tcp,)]
-threads = [threading.Thread(target=guarded, args=work, daemon=True) for work in works]
-for thread in threads:
-    thread.start()
-while any(thread.is_alive() for thread in threads) and not failed:
-    time.sleep(0.05)
-assert not failed, failed
-record.end()
+record.together(works)

@@ -2,10 +2,8 @@
 
 Every connection has keys of its own, knows what it has set, and sends several requests ahead.
 """
-import random, socket, sys, threading, time
+import random, socket, sys, time
 import record
-
-failed = []
 
 
 def client(number, address):
@@ -53,18 +51,5 @@ def client(number, address):
         time.sleep(0.005)
 
 
-def guarded(*arguments):
-    try:
-        client(*arguments)
-    except BaseException as error:
-        failed.append(repr(error))
-
-
 address = (sys.argv[1], int(sys.argv[2]))
-threads = [threading.Thread(target=guarded, args=(number, address), daemon=True) for number in range(int(sys.argv[3]))]
-for thread in threads:
-    thread.start()
-while any(thread.is_alive() for thread in threads) and not failed:
-    time.sleep(0.05)
-assert not failed, failed
-record.end()
+record.together([(client, number, address) for number in range(int(sys.argv[3]))])

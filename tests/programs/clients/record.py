@@ -3,7 +3,7 @@
 `progress` always holds the number of answers. `gaps` lists in the end every wait of more than 50 ms: begin and end by
 CLOCK_MONOTONIC in nanoseconds. `verdict` is `ok` when every answer was the right one; else the client ends with words.
 """
-import os, time
+import os, threading, time
 
 answers = 0
 _gaps = []
@@ -35,3 +35,22 @@ def end():
         file.writelines("%d %d\n" % gap for gap in _gaps)
     with open("verdict", "w") as file:
         file.write("ok\n")
+
+
+def together(works):
+    """Does all of this at the same time, each work being a function and its arguments, and then ends."""
+    failed = []
+
+    def guarded(work, *arguments):
+        try:
+            work(*arguments)
+        except BaseException as error:
+            failed.append(f"{work.__name__}: {error!r}")
+
+    threads = [threading.Thread(target=guarded, args=work, daemon=True) for work in works]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads) and not failed:
+        time.sleep(0.05)
+    assert not failed, failed
+    end()

@@ -2,10 +2,8 @@
 
 Each client has its inserts acknowledged one by one; one more has a transaction open all the time.
 """
-import subprocess, sys, threading, time
+import subprocess, sys, time
 import record
-
-failed = []
 
 
 class Psql:
@@ -46,21 +44,8 @@ def transaction():
     psql.end()
 
 
-def guarded(work, *arguments):
-    try:
-        work(*arguments)
-    except BaseException as error:
-        failed.append(f"{work.__name__}{arguments}: {error!r}")
-
-
 first = Psql()
 first.ask("create table acknowledged (client int, line int); create table kept (pid int, line text); select 'made';", "made")
 first.end()
 works = [(transaction,)] + [(client, number) for number in range(int(sys.argv[1]))]
-threads = [threading.Thread(target=guarded, args=work, daemon=True) for work in works]
-for thread in threads:
-    thread.start()
-while any(thread.is_alive() for thread in threads) and not failed:
-    time.sleep(0.05)
-assert not failed, failed
-record.end()
+record.together(works)
