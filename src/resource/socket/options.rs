@@ -120,7 +120,7 @@ fn buffer(fd: BorrowedFd<'_>, name: i32, value: &[u8]) -> nix::Result<()> {
         Err(Errno::EPERM) => socket::set_number(fd, name, bytes / 2),
         done => done,
     }?;
-    // Receive buffers that grew by themselves may have an odd size, which nobody can ask for.
+    // The kernel makes it larger by itself, also to an odd size, and doubles what is set.
     if socket::number(fd, name)? == bytes & !1 { Ok(()) } else { Err(Errno::EPERM) }
 }
 
