@@ -20,6 +20,11 @@ for place in sys.argv[2:]:
     s.bind((host, int(port)))
     s.listen(4096)
     listeners.append(s)
+# One that has ended is remembered by the kernel.
+first, again = socket.create_connection(listeners[0].getsockname()), listeners[0].accept()[0]
+again.close()
+first.recv(1)
+first.close()
 open(prefix + ".places", "w").write(" ".join("%s:%d" % s.getsockname() for s in listeners))
 open(prefix + ".part", "w").write("ready\n")
 os.rename(prefix + ".part", prefix + ".ready")
@@ -80,16 +85,16 @@ crate::alone! {
     fn what_stands_in_the_way_is_named_at_once() {
         let mut lab = Lab::new("listening_refused");
         ip(&["address", "add", "198.51.100.7/32", "dev", "lo"]);
-        let (mut running, places) = server(&lab, &["127.0.0.1:0", "198.51.100.7:0"]);
+        let (mut running, places) = server(&lab, &["127.0.0.1:0", "198.51.100.7:0", "127.0.0.1:0"]);
         let waiting = clients(places[0], 3);
         let image = lab.dump(&mut running, &["--kill"]);
         ip(&["address", "del", "198.51.100.7/32", "dev", "lo"]);
-        let taker = TcpListener::bind(places[0]).expect("the port");
+        let taker = TcpListener::bind(places[2]).expect("the port");
         let mut command = lab.meio(&["restore", "-d"]);
         command.arg(&image);
         let refused = lab.run(command);
         assert_eq!(refused.code, 13, "{refused:?}");
-        let own = format!("its address {} is in use: process {} (", places[0], std::process::id());
+        let own = format!("its address {} is in use: process {} (", places[2], std::process::id());
         let gone = format!("cannot have its address {}", places[1]);
         for said in [own.as_str(), "end that process first", &gone, "ip address add 198.51.100.7"] {
             assert!(refused.stderr.contains(said), "{said}: {}", refused.stderr);
