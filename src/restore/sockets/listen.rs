@@ -157,7 +157,7 @@ fn make_all(all: &[One<'_>], warnings: &mut Vec<String>) -> Vec<Result<OwnedFd>>
     made
 }
 
-fn option<'l>(options: &'l [LevelOption], level: i32, name: i32) -> Option<&'l [u8]> {
+fn option(options: &[LevelOption], level: i32, name: i32) -> Option<&[u8]> {
     options.iter().find(|o| (o.level, o.name) == (level, name)).map(|o| o.value.as_slice())
 }
 
