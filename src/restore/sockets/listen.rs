@@ -182,13 +182,14 @@ fn bound(listening: &Listening, warnings: &mut Vec<String>) -> Result<OwnedFd> {
 }
 
 /// Connections of the port that have ended keep a socket without `SO_REUSEADDR` from having it, as they did not when it had it
-/// already. Where they are all that does, they are forgotten: their peers have ended, too, and hear of nothing. Whether some were.
+/// already. Where nobody listens there they are forgotten: their peers have ended, too, and hear of nothing. Whether some were. The
+/// tree's own connections, in repair, keep nobody away.
 fn forget(listening: &Listening) -> bool {
     let Some(address) = listening.address() else { return false };
     let there: Vec<Entry> = users(address);
     let Ok(netlink) = Socket::sock_diag() else { return false };
-    let remembered = |e: &Entry| e.state == tcp_diag::TIME_WAIT;
-    there.iter().all(remembered) && there.iter().filter(|e| tcp_diag::forget(&netlink, e).is_ok()).count() > 0
+    let remembered = there.iter().filter(|e| e.state == tcp_diag::TIME_WAIT);
+    there.iter().all(|e| e.state != tcp::LISTEN) && remembered.filter(|e| tcp_diag::forget(&netlink, e).is_ok()).count() > 0
 }
 
 /// Everybody who has to do with the port of an address.
@@ -205,7 +206,8 @@ fn taken(error: Error, listening: &Listening) -> Error {
         return error;
     }
     let there = users(address);
-    if let Some(user) = there.iter().find(|e| e.inode != 0) {
+    let listens = there.iter().find(|e| e.state == tcp::LISTEN);
+    if let Some(user) = listens.or_else(|| there.iter().find(|e| e.inode != 0)) {
         let holders = outside::holders(&HashSet::new());
         let who = outside::describe(holders.get(&u64::from(user.inode)));
         let what = if user.state == tcp::LISTEN { "listens" } else { "has connections" };
