@@ -17,6 +17,7 @@ mod planted;
 mod pool;
 mod ptys;
 mod queues;
+mod raw;
 mod rings;
 mod root;
 mod skeleton;
@@ -203,7 +204,10 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     if let Some(namespace) = namespace {
         namespace.keep();
     }
-    // The tree is not meio's any more: what fails here cannot be undone.
+    // The tree is not meio's any more: what fails here cannot be undone. What the connections say first is to be heard.
+    if let Some(Err(e)) = locks.take().map(Locks::open) {
+        warnings.push(format!("{e}; `meio check --unlock` opens what the dump has locked"));
+    }
     warnings.extend(pool.begin(&tree).unwrap_or_else(|e| vec![e.message]));
     report.clear();
     let session = foreground::Session::begin(&terminals, &tree, planted.front(), options.detach);
@@ -211,9 +215,6 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     drop(pool);
     terminals.let_go();
     planted.release();
-    if let Some(Err(e)) = locks.take().map(Locks::open) {
-        warnings.push(format!("{e}; `meio check --unlock` opens what the dump has locked"));
-    }
     let total = begin.elapsed();
     let exit = if options.detach { None } else { Some(session.serve(root, terminals)?) };
     if let (Some(_), Some((roster, _)), Some(entry)) = (&exit, &capsule, &entry) {

@@ -228,7 +228,7 @@ int main(int argc, char **argv)
         while (access(named(argv[1], "go"), F_OK)) usleep(10000);
         _exit(0);
     }
-    if ((pair[0] = socket(AF_INET, SOCK_DGRAM, 0)) < 0 || (pair[1] = socket(AF_INET, SOCK_STREAM, 0)) < 0) return 1;
+    if ((pair[0] = socket(AF_VSOCK, SOCK_STREAM, 0)) < 0 || (pair[1] = socket(AF_VSOCK, SOCK_STREAM, 0)) < 0) return 1;
     dup2(pair[0], 50);
     dup2(pair[1], 51);
     close(pair[0]);

@@ -62,6 +62,7 @@ fixtures! {
     named_memory: "options" "names";
     clamped: "options" "clamp";
     cores: "options" "core";
+    packet: "packet";
     pidfd: "pidfd";
     records: "records";
     seals: "seals";
@@ -75,6 +76,7 @@ fixtures! {
     namespaces_nested: "namespaces" "uP";
     mounts: "mounts";
     listening: "listening";
+    nestpeer: "nestpeer";
     netlink: "netlink";
     network: "network";
     mixed: "mixed" "100";
@@ -83,6 +85,7 @@ fixtures! {
     pty: "pty";
     rootless: "rootless";
     rootless_of_nobody: "rootless" "nobody";
+    raw: "raw";
     signalfd: "signalfd";
     seccomp: "seccomp";
     signals: "signals";
@@ -95,12 +98,18 @@ fixtures! {
     sysvshm: "sysvshm";
     tcp: "tcp" "4";
     tcp_over_ipv6: "tcp" "6";
+    tcp_states: "tcp_states" "4";
+    tcp_states_over_ipv6: "tcp_states" "6";
+    tcp_pair: "tcp_pair" "4";
+    tcp_pair_over_ipv6: "tcp_pair" "6";
     tcp_mapped: "tcp" "46";
     threads_200: "threads" "200";
     threads_1000: "threads" "1000";
     timerfd: "timerfd";
     timers: "timers";
     tree: "tree";
+    tun: "tun";
+    tun_inside: "tun" "inside";
     udp: "udp";
     udp_groups: "udp_groups";
     unread: "unread";
@@ -110,6 +119,7 @@ fixtures! {
     unix_options: "unix_options";
     unix_pairs: "unix_pairs";
     unix_rights: "unix_rights";
+    usernest: "usernest";
     vdso: "vdso";
     vectors_blocked: "vectors" "blocked";
     vectors_spinning: "vectors" "spin";

@@ -3,6 +3,7 @@
 mod bad_input;
 mod capsules;
 mod commands;
+mod datagrams;
 mod demo;
 mod fixtures;
 mod generated;
@@ -10,6 +11,7 @@ mod hostile;
 mod ipc;
 mod lab;
 mod listening;
+mod netlock;
 mod postmortem;
 mod programs;
 mod readme;

@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 
 /// `TCP_LISTEN`.
-pub const LISTEN: u8 = 10;
+const LISTEN: u8 = 10;
 
 /// The protocols whose sockets are listed.
 pub const PROTOCOLS: [u8; 3] = [libc::IPPROTO_TCP as u8, libc::IPPROTO_UDP as u8, libc::IPPROTO_UDPLITE as u8];
@@ -18,7 +18,7 @@ pub const PROTOCOLS: [u8; 3] = [libc::IPPROTO_TCP as u8, libc::IPPROTO_UDP as u8
 pub struct Inet {
     /// `IPPROTO_TCP`, …
     pub protocol: u8,
-    /// `TCP_ESTABLISHED` (1), [`LISTEN`], …
+    /// `TCP_ESTABLISHED` (1), `TCP_LISTEN` (10), …
     pub state: u8,
     /// Its own end.
     pub local: SocketAddr,
@@ -47,6 +47,33 @@ pub fn sockets() -> io::Result<Vec<Inet>> {
         }
     }
     Ok(found)
+}
+
+/// What is left of TCP connections that nobody has a descriptor of: their sockets were closed.
+pub fn remains() -> io::Result<Vec<Inet>> {
+    let mut all = sockets()?;
+    all.retain(|s| s.protocol == libc::IPPROTO_TCP as u8 && s.inode == 0 && s.state != super::sock_diag::LISTEN && s.remote.port() != 0);
+    Ok(all)
+}
+
+/// Ends a TCP socket as if its last packet had come (`SOCK_DESTROY`, Linux 4.5).
+pub fn destroy(socket: &Inet) -> io::Result<()> {
+    const SOCK_DESTROY: u16 = 21;
+    let family = if socket.local.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    let mut request = vec![family as u8, socket.protocol, 0, 0];
+    request.extend_from_slice(&u32::MAX.to_ne_bytes());
+    request.extend([socket.local.port().to_be_bytes(), socket.remote.port().to_be_bytes()].concat());
+    for end in [socket.local, socket.remote] {
+        let mut bytes = match end.ip() {
+            IpAddr::V4(ip) => ip.octets().to_vec(),
+            IpAddr::V6(ip) => ip.octets().to_vec(),
+        };
+        bytes.resize(16, 0);
+        request.extend(bytes);
+    }
+    request.extend([0; 4]); // any interface
+    request.extend([0xff; 8]); // INET_DIAG_NOCOOKIE
+    Socket::sock_diag()?.change(SOCK_DESTROY, 0, &request)
 }
 
 /// `struct inet_diag_msg`.
@@ -85,7 +112,7 @@ mod tests {
             let found = by(peer.as_raw_fd());
             assert_eq!((found.state, found.local, found.remote), (1, peer.local_addr().expect("name"), name));
             let found = by(listener.as_raw_fd());
-            assert_eq!((found.state, found.local, found.remote.port(), found.protocol), (LISTEN, name, 0, 6));
+            assert_eq!((found.state, found.local, found.remote.port(), found.protocol), (10, name, 0, 6));
             let found = by(udp.as_raw_fd());
             assert_eq!((found.local, found.remote.port(), found.protocol), (udp.local_addr().expect("name"), 0, 17));
             // The end that was not accepted yet.

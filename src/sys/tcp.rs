@@ -50,20 +50,22 @@ pub struct Info {
     pub sack: bool,
     /// Shifts of the windows of the other end and of this one.
     pub scales: (u8, u8),
-    /// Round trip time in microseconds, 0 for not measured.
-    pub rtt: u32,
+    /// Both ends have agreed on any of these: they have been connected.
+    pub agreed: bool,
+    /// How many segments have come in.
+    pub heard: u32,
 }
 
 /// Asks `TCP_INFO`.
 pub fn info(fd: BorrowedFd<'_>) -> Result<Info, Errno> {
-    let mut bytes = [0u8; 104];
+    let mut bytes = [0u8; 144];
     let len = socket::option_into(fd, libc::IPPROTO_TCP, TCP_INFO, &mut bytes)?;
     if len < bytes.len() {
         return Err(Errno::EINVAL);
     }
     let scales = if bytes[5] & 4 != 0 { (bytes[6] & 15, bytes[6] >> 4) } else { (0, 0) };
-    let rtt = u32::from_ne_bytes([bytes[68], bytes[69], bytes[70], bytes[71]]);
-    Ok(Info { state: bytes[0], timestamps: bytes[5] & 1 != 0, sack: bytes[5] & 2 != 0, scales, rtt })
+    let heard = u32::from_ne_bytes([bytes[140], bytes[141], bytes[142], bytes[143]]);
+    Ok(Info { state: bytes[0], timestamps: bytes[5] & 1 != 0, sack: bytes[5] & 2 != 0, scales, agreed: bytes[5] & 7 != 0, heard })
 }
 
 fn number(fd: BorrowedFd<'_>, name: i32) -> Result<u32, Errno> {

@@ -1,6 +1,6 @@
 //! What every socket of the families `AF_INET` and `AF_INET6` has: where it lives, its addresses, its options.
 
-use super::options::{self, Filter, New, SocketOption};
+use super::options::{self, Filter, SocketOption};
 use crate::error::{Context, Error, Result};
 use crate::resource::capture::Capture;
 use crate::resource::descriptor::Found;
@@ -185,12 +185,38 @@ type Key = (Option<u32>, i32, i32, i32);
 /// What a new socket answers to each question of a list.
 pub type Answers = Vec<Option<Vec<u8>>>;
 
+/// A new socket of one kind.
+#[derive(Debug)]
+struct New {
+    general: options::New,
+    list: Vec<(i32, i32, usize)>,
+    answers: Answers,
+}
+
+impl Known {
+    /// Sees to it that what a new socket like this one answers is known.
+    pub fn prepare(&mut self, fd: BorrowedFd<'_>, inet: &Inet) -> Result<()> {
+        let key = inet.key();
+        if !self.new.contains_key(&key) {
+            let (new, list) = (another(fd, inet)?, known(inet.family, inet.kind));
+            let new = New { general: options::New::asked(new.as_fd()), answers: answers(new.as_fd(), &list), list };
+            self.new.insert(key, new);
+        }
+        Ok(())
+    }
+
+    /// Whether that is so.
+    pub fn is_prepared(&self, inet: &Inet) -> bool {
+        self.new.contains_key(&inet.key())
+    }
+}
+
 /// What is known of the network namespaces of a capture, and of new sockets in them.
 #[derive(Debug, Default)]
 pub struct Known {
     /// By `SO_NETNS_COOKIE`: the place in the tree's table, `None` for meio's; nothing at all for one without a process.
     networks: HashMap<Vec<u8>, Option<Option<u32>>>,
-    new: HashMap<Key, (New, Answers)>,
+    new: HashMap<Key, New>,
     /// Answers of the protocol's own options, which its own file asks.
     pub protocols: HashMap<Key, Answers>,
     /// The same for sockets that listen.
@@ -208,11 +234,22 @@ pub fn another(like: BorrowedFd<'_>, inet: &Inet) -> Result<OwnedFd> {
     made.context(|| "making a socket")
 }
 
+/// Room for the longest option of all lists.
+const MOST: usize = 512;
+
 /// The options of a list in which a socket differs from a new one.
 pub fn differing(fd: BorrowedFd<'_>, list: &[(i32, i32, usize)], new: &[Option<Vec<u8>>]) -> Vec<LevelOption> {
     let differs = |(&(level, name, room), new): (&(i32, i32, usize), &Option<Vec<u8>>)| {
-        let value = socket::option(fd, level, name, room).ok()?;
-        (new.as_ref() != Some(&value)).then_some(LevelOption { level, name, value })
+        let (mut small, mut large);
+        let value: &mut [u8] = if room <= 16 {
+            small = [0u8; 16];
+            &mut small
+        } else {
+            large = [0u8; MOST];
+            &mut large
+        };
+        let value = socket::option_into(fd, level, name, value.get_mut(..room)?).ok().and_then(|len| value.get(..len))?;
+        (new.as_deref() != Some(value)).then(|| LevelOption { level, name, value: value.to_vec() })
     };
     list.iter().zip(new).filter_map(differs).collect()
 }
@@ -282,19 +319,23 @@ impl Inet {
     ///
     /// # Errors
     /// `EACCES` when the filter is not a classic one.
-    pub fn ask(&mut self, fd: BorrowedFd<'_>, known_: &mut Known) -> Result<()> {
-        let list = known(self.family, self.kind);
-        let key = self.key();
-        if !known_.new.contains_key(&key) {
-            let new = another(fd, self)?;
-            known_.new.insert(key, (New::asked(new.as_fd()), answers(new.as_fd(), &list)));
-        }
-        let Some((new, answers)) = known_.new.get(&key) else { return Ok(()) };
-        self.options = options::capture(fd, new);
-        self.more = differing(fd, &list, answers);
-        // Both follow what arrives, and mean something only where nothing has.
+    pub fn ask(&mut self, fd: BorrowedFd<'_>, known: &mut Known) -> Result<()> {
+        known.prepare(fd, self)?;
+        self.compare(fd, known)
+    }
+
+    /// The same, where `known` is prepared.
+    pub fn compare(&mut self, fd: BorrowedFd<'_>, known: &Known) -> Result<()> {
+        let Some(New { general, list, answers }) = known.new.get(&self.key()) else { return Ok(()) };
+        self.options = options::capture(fd, general);
+        self.more = differing(fd, list, answers);
+        // It follows what arrives, and means something only where nothing has.
         if self.peer.is_some() {
             self.more.retain(|o| (o.level, o.name) != (libc::SOL_SOCKET, libc::SO_INCOMING_CPU));
+        }
+        // bind(2) to an address of IPv6 sets this, and connect(2) from there does not; it says nothing more then.
+        if self.local.is_some_and(|a| !a.ip.is_unspecified()) {
+            self.more.retain(|o| (o.level, o.name) != (libc::IPPROTO_IPV6, libc::IPV6_V6ONLY));
         }
         // Setting the one sets the other.
         if self.more.iter().any(|o| (o.level, o.name) == (libc::IPPROTO_IP, libc::IP_TOS))
@@ -323,13 +364,18 @@ impl Inet {
             return Err(Error::image("image damaged: a socket with an address of another family"));
         }
         let made = socket::socket_of(self.family, self.kind, self.protocol).context(|| format!("making {what}"))?;
+        self.dress(made.as_fd(), what, warnings);
+        Ok(made)
+    }
+
+    /// Gives a new socket its owner and the options that matter before it is bound.
+    pub fn dress(&self, fd: BorrowedFd<'_>, what: &str, warnings: &mut Vec<String>) {
         if let Some((uid, gid)) = self.owner
-            && let Err(e) = nix::unistd::fchown(made.as_fd(), Some(uid.into()), Some(gid.into()))
+            && let Err(e) = nix::unistd::fchown(fd, Some(uid.into()), Some(gid.into()))
         {
             warnings.push(format!("{what}: it belongs to root instead of user {uid}: {e}"));
         }
-        set(made.as_fd(), &self.more, |o| known(self.family, self.kind).iter().any(|k| (k.0, k.1) == (o.level, o.name)), what, warnings);
-        Ok(made)
+        set(fd, &self.more, |o| known(self.family, self.kind).iter().any(|k| (k.0, k.1) == (o.level, o.name)), what, warnings);
     }
 
     /// Binds it to its address.

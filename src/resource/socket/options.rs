@@ -63,9 +63,10 @@ const KNOWN: [i32; 31] = [
 /// since their defaults are the machine's.
 pub fn capture(fd: BorrowedFd<'_>, new: &New) -> Vec<SocketOption> {
     let differs = |(&name, new): (&i32, &Option<Vec<u8>>)| {
-        let value = ask(fd, name)?;
+        let mut value = [0u8; 16];
+        let value = socket::option_into(fd, libc::SOL_SOCKET, name, &mut value).ok().and_then(|len| value.get(..len))?;
         let always = matches!(name, libc::SO_SNDBUF | libc::SO_RCVBUF);
-        (always || new.as_ref().is_none_or(|new| *new != value)).then_some(SocketOption { name, value })
+        (always || new.as_deref() != Some(value)).then(|| SocketOption { name, value: value.to_vec() })
     };
     KNOWN.iter().zip(&new.0).filter_map(differs).collect()
 }
@@ -119,7 +120,8 @@ fn buffer(fd: BorrowedFd<'_>, name: i32, value: &[u8]) -> nix::Result<()> {
         Err(Errno::EPERM) => socket::set_number(fd, name, bytes / 2),
         done => done,
     }?;
-    if socket::number(fd, name)? == bytes { Ok(()) } else { Err(Errno::EPERM) }
+    // The kernel makes it larger by itself, also to an odd size, and doubles what is set.
+    if socket::number(fd, name)? == bytes & !1 { Ok(()) } else { Err(Errno::EPERM) }
 }
 
 /// Lets a socket send as much as there may ever be; [`apply`] sets the true limit.

@@ -9,12 +9,14 @@ use crate::resource::Tree;
 use crate::resource::capture::Capture;
 use crate::resource::descriptor::{FileId, FileKind, Found};
 use crate::resource::graph::Part;
+use crate::sys::namespace::{Kind, places, within};
+use crate::sys::task::Files;
 use crate::sys::tcp::{self, Info, Queue, Repair, Window};
 use crate::sys::{apart, socket};
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
-use std::net::SocketAddr;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// One TCP socket that does not listen.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,9 +32,23 @@ pub struct Tcp {
     /// Whether the program wants to read no more (shutdown(2) `SHUT_RD`).
     #[serde(default, skip_serializing_if = "is_false")]
     pub deaf: bool,
-    /// The connection, where there is one.
+    /// The connection, where there is one, or what of it can still be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stream: Option<Stream>,
+    /// How it came to be closed; `None` for one that was never connected, or is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end: Option<End>,
+}
+
+/// The end of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum End {
+    /// Both sides have sent all they had.
+    Done,
+    /// The other end, or nobody there, broke it off, and the program has not been told.
+    Reset,
+    /// It was never answered but with a refusal, and the program has not been told.
+    Refused,
 }
 
 fn is_false(b: &bool) -> bool {
@@ -118,6 +134,11 @@ impl Tcp {
         if part.detail.is_empty() { "TCP socket".to_owned() } else { format!("{} {}", part.kind, part.detail) }
     }
 
+    /// Whether anything can arrive for it.
+    pub fn reachable(&self) -> bool {
+        self.state != tcp::CLOSE
+    }
+
     /// Whether a FIN was written, and whether it has been acknowledged.
     pub fn ended(&self) -> (bool, bool) {
         let written = matches!(self.state, tcp::FIN_WAIT1 | tcp::FIN_WAIT2 | tcp::CLOSING | tcp::LAST_ACK);
@@ -176,59 +197,100 @@ fn obstacle(fd: BorrowedFd<'_>, tcp: &Tcp) -> Result<Option<Obstacle>> {
 /// A connection that is in repair, for whoever has to end that.
 type InRepair = Option<((i32, i32), i32)>;
 
+/// One socket that is to be read.
+struct Job {
+    id: FileId,
+    holder: (i32, i32),
+    tcp: Tcp,
+    told: Option<Result<Option<Obstacle>>>,
+}
+
+/// Children that read connections at the same time.
+const READERS: usize = 4;
+/// Below that one of them is as fast.
+const MANY: usize = 64;
+
 /// Reads all connections. The tree must stand still, and nothing may arrive.
 pub fn complete(capture: &mut Capture) -> Result<()> {
-    let is_tcp = |id: &FileId| matches!(capture.files[*id as usize].kind, FileKind::Tcp(_));
-    let all: Vec<FileId> = (0..capture.files.len() as FileId).filter(is_tcp).collect();
-    if all.is_empty() {
+    let mut jobs = Vec::new();
+    for (file, holder) in capture.files.iter_mut().zip(&capture.holders) {
+        if let FileKind::Tcp(tcp) = &mut file.kind {
+            jobs.push(Job { id: file.id, holder: *holder, tcp: std::mem::take(&mut **tcp), told: None });
+        }
+    }
+    if jobs.is_empty() {
         return Ok(());
     }
+    let mut known = std::mem::take(&mut capture.inet);
+    for job in &jobs {
+        if !known.is_prepared(&job.tcp.inet) {
+            prepare(capture.duplicate(job.holder)?.as_fd(), &job.tcp.inet, &mut known)?;
+        }
+    }
+    let readers = std::thread::available_parallelism().map_or(1, |n| n.get().min(READERS));
+    let share = if jobs.len() < MANY { jobs.len() } else { jobs.len().div_ceil(readers) };
+    let done: Result<Vec<()>> = std::thread::scope(|scope| {
+        let known = &known;
+        let reading: Vec<_> = jobs.chunks_mut(share).map(|share| scope.spawn(|| read_all(share, known))).collect();
+        reading.into_iter().map(|r| r.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+    });
+    capture.inet = known;
+    done?;
+    for job in jobs {
+        let (holder, what) = (job.holder, job.tcp.called());
+        if let FileKind::Tcp(place) = &mut capture.files[job.id as usize].kind {
+            **place = job.tcp;
+        }
+        let told = job.told.unwrap_or_else(|| Err(Error::other("it was not read")));
+        if let Some((reason, advice)) = told.context(|| format!("reading {what}"))? {
+            capture.refuse_for_now(holder.0, format!("fd {}", holder.1), format!("{what}: {reason}"), advice);
+        }
+    }
+    Ok(())
+}
+
+fn prepare(fd: BorrowedFd<'_>, inet: &Inet, known: &mut inet::Known) -> Result<()> {
+    known.prepare(fd, inet)?;
+    let new = inet::another(fd, inet)?;
+    known.protocols.insert(inet.key(), inet::answers(new.as_fd(), KNOWN));
+    Ok(())
+}
+
+/// Reads some, in a child of the calling thread's.
+fn read_all(jobs: &mut [Job], known: &inet::Known) -> Result<()> {
     let meio = nix::unistd::getpid();
     let mut open: InRepair = None;
+    let mut files: Option<Files> = None;
     let done = apart::run(0, || {
-        for &id in &all {
+        for job in jobs {
             // Nobody wants to know any more.
             if nix::unistd::getppid() != meio {
                 break;
             }
-            read(id, capture, &mut open)?;
+            let (pid, fd) = job.holder;
+            if files.as_ref().is_none_or(|f| f.pid() != pid) {
+                files = Some(Files::of(pid));
+            }
+            let Some(own) = files.as_ref().map(|f| f.get(fd)) else { break };
+            let read = |own: OwnedFd| -> Result<Option<Obstacle>> {
+                options(own.as_fd(), &mut job.tcp, known)?;
+                stream(own.as_fd(), &mut job.tcp, (job.holder, &mut open))
+            };
+            job.told = Some(own.map_err(Error::from).and_then(read));
         }
-        Ok(())
     });
     // Its end must not be that of a connection, too.
-    if let (Err(Errno::ECANCELED), Some((holder, reuse))) = (&done, open) {
-        let fd = capture.duplicate(holder)?;
-        leave(fd.as_fd(), reuse)?;
+    if let (Err(Errno::ECANCELED), Some(((pid, fd), reuse))) = (&done, open) {
+        leave(Files::of(pid).get(fd)?.as_fd(), reuse)?;
     }
-    done.context(|| "reading TCP connections")?
+    done.context(|| "reading TCP connections")
 }
 
-/// Adds to one socket what there is of a connection.
-fn read(id: FileId, capture: &mut Capture, open: &mut InRepair) -> Result<()> {
-    let holder = capture.holders[id as usize];
-    let own = capture.duplicate(holder)?;
-    let fd = own.as_fd();
-    let mut known = std::mem::take(&mut capture.inet);
-    let FileKind::Tcp(tcp) = &mut capture.files[id as usize].kind else { return Ok(()) };
-    let asked = options(fd, tcp, &mut known).and_then(|()| stream(fd, tcp, (holder, open)));
-    let what = tcp.called();
-    capture.inet = known;
-    let (reason, advice) = match asked.context(|| format!("reading {what}"))? {
-        None => return Ok(()),
-        Some(obstacle) => obstacle,
-    };
-    capture.refuse_for_now(holder.0, format!("fd {}", holder.1), format!("{what}: {reason}"), advice);
-    Ok(())
-}
-
-fn options(fd: BorrowedFd<'_>, tcp: &mut Tcp, known: &mut inet::Known) -> Result<()> {
-    tcp.inet.ask(fd, known)?;
-    let key = tcp.inet.key();
-    if !known.protocols.contains_key(&key) {
-        let new = inet::another(fd, &tcp.inet)?;
-        known.protocols.insert(key, inet::answers(new.as_fd(), KNOWN));
-    }
-    tcp.options = known.protocols.get(&key).map(|new| inet::differing(fd, KNOWN, new)).unwrap_or_default();
+fn options(fd: BorrowedFd<'_>, tcp: &mut Tcp, known: &inet::Known) -> Result<()> {
+    tcp.inet.compare(fd, known)?;
+    tcp.inet.more.retain(|o| (o.level, o.name) != (libc::SOL_SOCKET, libc::SO_INCOMING_CPU));
+    let new = known.protocols.get(&tcp.inet.key());
+    tcp.options = new.map(|new| inet::differing(fd, KNOWN, new)).unwrap_or_default();
     Ok(())
 }
 
@@ -244,10 +306,12 @@ fn leave(fd: BorrowedFd<'_>, reuse: i32) -> Result<()> {
 fn stream(fd: BorrowedFd<'_>, tcp: &mut Tcp, (holder, open): ((i32, i32), &mut InRepair)) -> Result<Option<Obstacle>> {
     let info = tcp::info(fd)?;
     tcp.state = info.state;
-    if matches!(info.state, tcp::CLOSE | tcp::SYN_SENT) {
-        return Ok(Some(("it is not connected", "wait for a later version")));
-    }
     let events = socket::events(fd)?;
+    match info.state {
+        tcp::CLOSE => return closed(fd, tcp, info, events),
+        tcp::SYN_SENT => tcp.inet.peer = Some(addressee(fd, tcp)?),
+        _ => {}
+    }
     tcp.deaf = events & libc::POLLRDHUP != 0 && !tcp.heard_the_end();
     let waiting = socket::readable(fd)?;
     let (used, unsent) = tcp::outstanding(fd)?;
@@ -255,7 +319,7 @@ fn stream(fd: BorrowedFd<'_>, tcp: &mut Tcp, (holder, open): ((i32, i32), &mut I
     let clamp = socket::option(fd, libc::IPPROTO_TCP, libc::TCP_WINDOW_CLAMP, 4)?;
     let (fin, acknowledged) = tcp.ended();
     let fin_open = u32::from(fin && !acknowledged);
-    let unsent = unsent.saturating_sub(fin_open);
+    let (used, unsent) = if info.state == tcp::SYN_SENT { (0, 0) } else { (used, unsent.saturating_sub(fin_open)) };
     let reuse = socket::number(fd, libc::SO_REUSEADDR)?;
     *open = Some((holder, reuse));
     let asked = tcp::repair(fd, Repair::On).map_err(Error::from).and_then(|()| {
@@ -292,6 +356,52 @@ fn stream(fd: BorrowedFd<'_>, tcp: &mut Tcp, (holder, open): ((i32, i32), &mut I
     Ok(None)
 }
 
+/// A socket without a connection: there never was one, or what remains is unread bytes and an error.
+fn closed(fd: BorrowedFd<'_>, tcp: &mut Tcp, info: Info, events: i16) -> Result<Option<Obstacle>> {
+    if events & (libc::POLLRDHUP | libc::POLLERR) == 0 {
+        return Ok(None);
+    }
+    tcp.end = match events & libc::POLLERR != 0 {
+        false => Some(End::Done),
+        // Both ends have agreed on something.
+        true if info.agreed || info.heard > 1 => Some(End::Reset),
+        true if info.heard == 1 => Some(End::Refused),
+        true => return Ok(Some(("the error of a connection that was not answered waits in it", "let the program read it first"))),
+    };
+    let waiting = socket::readable(fd)?;
+    let received = if waiting > 0 { peek_all(fd, waiting)? } else { Vec::new() };
+    tcp.stream = (!received.is_empty()).then_some(Stream { received, ..Stream::default() });
+    Ok(None)
+}
+
+/// Whom a socket is being connected to, which getpeername(2) does not tell yet.
+fn addressee(fd: BorrowedFd<'_>, tcp: &Tcp) -> Result<inet::Address> {
+    let inode = nix::sys::stat::fstat(fd)?.st_ino;
+    let network = socket::network(fd)?;
+    let table = if tcp.inet.family == libc::AF_INET6 { "tcp6" } else { "tcp" };
+    let read = || std::fs::read_to_string(format!("/proc/thread-self/net/{table}"));
+    let text = within(&places([(&network, Kind::Net)]), read)??;
+    let found = text.lines().find_map(|line| remote(line, inode));
+    found.ok_or_else(|| Error::other("it is not in the list of TCP sockets"))
+}
+
+/// The address of the other end in a line of `/proc/net/tcp`, when it is that of this socket.
+fn remote(line: &str, inode: u64) -> Option<inet::Address> {
+    let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+    if fields.get(9)?.parse::<u64>().ok()? != inode {
+        return None;
+    }
+    let (address, port) = fields.get(2)?.split_once(':')?;
+    // Words of the machine's own order.
+    let words = (0..address.len() / 8).map(|n| u32::from_str_radix(address.get(8 * n..8 * n + 8)?, 16).ok());
+    let bytes: Vec<u8> = words.collect::<Option<Vec<u32>>>()?.into_iter().flat_map(u32::to_ne_bytes).collect();
+    let ip = match bytes.len() {
+        4 => IpAddr::from(<[u8; 4]>::try_from(bytes).ok()?),
+        _ => IpAddr::from(<[u8; 16]>::try_from(bytes).ok()?),
+    };
+    Some(SocketAddr::new(ip, u16::from_str_radix(port, 16).ok()?).into())
+}
+
 /// Looks at what was received, from the first byte on: `SO_PEEK_OFF` would begin elsewhere, and move.
 fn peek_all(fd: BorrowedFd<'_>, waiting: usize) -> Result<Vec<u8>> {
     let offset = socket::number(fd, libc::SO_PEEK_OFF).unwrap_or(-1);
@@ -317,11 +427,27 @@ pub fn silence(tree: &Tree, capture: &Capture) -> Result<()> {
 impl Stream {
     /// What both ends agreed on.
     pub fn info(&self) -> Info {
-        Info { state: tcp::ESTABLISHED, timestamps: self.clock.is_some(), sack: self.sack, scales: self.scales, rtt: 0 }
+        Info { state: tcp::ESTABLISHED, timestamps: self.clock.is_some(), sack: self.sack, scales: self.scales, ..Info::default() }
     }
 
     /// The part of what was written that was sent, and the one that was not.
     pub fn parts(&self) -> (&[u8], &[u8]) {
         self.written.split_at(self.written.len().saturating_sub(self.unsent as usize))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_other_end_is_found_in_the_list() {
+        let line =
+            "   0: 0100007F:D431 0200000A:0050 02 00000000:00000000 00:00000000 00000000  0  0 4711 1 0000000000000000 20 4 30 10 -1";
+        assert_eq!(remote(line, 4711).map(SocketAddr::from), Some("10.0.0.2:80".parse().unwrap()));
+        assert_eq!(remote(line, 4712), None);
+        let six = "0: 00000000000000000000000001000000:D431 000080FE000000000000000001000000:01BB 02 0:0 0:0 0 0 0 9 1 0 0 0 0 0";
+        assert_eq!(remote(six, 9).map(SocketAddr::from), Some("[fe80::1]:443".parse().unwrap()));
+        assert!(remote("", 1).is_none() && remote("sl local rem", 1).is_none());
     }
 }

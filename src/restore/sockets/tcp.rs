@@ -1,7 +1,9 @@
 //! TCP connections on their way back. All of them are made in repair, where they say nothing and hear what comes, before
 //! anything of the tree runs; they go to work together, last of all.
 
-use crate::error::{Context, Error, Result};
+mod ends;
+
+use crate::error::{Context, Error, Refusal, Result};
 use crate::resource::Tree;
 use crate::resource::descriptor::{FileId, FileKind};
 use crate::resource::socket::inet;
@@ -10,8 +12,10 @@ use crate::resource::socket::{options, unix};
 use crate::restore::places::Places;
 use crate::sys::namespace::Kind::Net;
 use crate::sys::namespace::{places as entered, within};
-use crate::sys::tcp::{self, Queue, Repair};
+use crate::sys::tcp::{self, Queue, Repair, Window};
+use crate::sys::wire::Wire;
 use crate::sys::{apart, socket};
+use ends::Near;
 use nix::errno::Errno;
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
@@ -21,6 +25,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 #[derive(Default)]
 pub struct Connections {
     made: HashMap<FileId, OwnedFd>,
+    /// What speaks for the other ends, by network namespace.
+    wires: HashMap<Option<u32>, Wire>,
     /// What comes back differently.
     pub warnings: Vec<String>,
 }
@@ -41,22 +47,28 @@ impl Connections {
         for (id, tcp) in all(tree) {
             networks.entry(tcp.inet.network).or_default().push((id, tcp));
         }
+        let mut refusals = Vec::new();
         for (network, list) in networks {
             let inside = match network {
                 Some(_) => entered([(places.fd(network, Net)?, Net)]),
                 None => Vec::new(),
             };
-            within(&inside, || list.iter().try_for_each(|(id, tcp)| connections.one(*id, tcp)))
-                .context(|| "entering a network namespace")??;
+            let mut near = Near::default();
+            let make = || {
+                for &(id, tcp) in &list {
+                    let what = tcp.called();
+                    match make(tcp, &what, &mut near, &mut connections.warnings) {
+                        Ok(made) => drop(connections.made.insert(id, made)),
+                        Err(e) if e.kind == crate::error::Kind::Image => return Err(e),
+                        Err(e) => refusals.push(refusal(tree, id, &what, e)),
+                    }
+                }
+                Ok(())
+            };
+            within(&inside, make).context(|| "entering a network namespace")??;
+            connections.wires.extend(near.into_wire().map(|wire| (network, wire)));
         }
-        Ok(connections)
-    }
-
-    fn one(&mut self, id: FileId, tcp: &Tcp) -> Result<()> {
-        let what = tcp.called();
-        let made = make(tcp, &what, &mut self.warnings)?;
-        self.made.insert(id, made);
-        Ok(())
+        if refusals.is_empty() { Ok(connections) } else { Err(Error::refused("cannot restore the connections of this tree", refusals)) }
     }
 
     /// One of them, once.
@@ -67,8 +79,16 @@ impl Connections {
     }
 }
 
-fn make(tcp: &Tcp, what: &str, warnings: &mut Vec<String>) -> Result<OwnedFd> {
-    let Some(stream) = &tcp.stream else { return Err(Error::image(format!("image damaged: {what} is not there"))) };
+fn refusal(tree: &Tree, id: FileId, what: &str, error: Error) -> Refusal {
+    let holder = tree.processes.iter().find_map(|p| Some((p.pid, p.descriptors.iter().find(|d| d.file == id)?.fd)));
+    let (pid, fd) = holder.unwrap_or_default();
+    let advice = error.help.unwrap_or_else(|| "run it again with -v to see each step".into());
+    Refusal { pid, object: format!("fd {fd} ({what})"), reason: error.message, advice, ..Refusal::default() }
+}
+
+fn make(tcp: &Tcp, what: &str, near: &mut Near, warnings: &mut Vec<String>) -> Result<OwnedFd> {
+    let none = Stream::default();
+    let stream = tcp.stream.as_ref().unwrap_or(&none);
     if tcp.inet.kind != libc::SOCK_STREAM || tcp.inet.protocol != libc::IPPROTO_TCP || stream.scales.0 > 14 || stream.scales.1 > 14 {
         return Err(Error::image(format!("image damaged: {what} is an impossible one")));
     }
@@ -79,27 +99,49 @@ fn make(tcp: &Tcp, what: &str, warnings: &mut Vec<String>) -> Result<OwnedFd> {
     // The one that a connection begins with.
     let (first, later): (Vec<_>, Vec<_>) = tcp.options.iter().cloned().partition(|o| o.name == libc::TCP_CONGESTION);
     inet::set(fd, &first, Tcp::may_set, what, warnings);
-    tcp::repair(fd, Repair::On).context(|| format!("making {what}"))?;
-    connect(fd, tcp, stream, what)?;
-    fill(fd, tcp, stream).context(|| format!("filling {what}"))?;
+    match (tcp.state, tcp.end) {
+        (tcp::CLOSE, None) => tcp.inet.bind(fd, what)?,
+        (tcp::CLOSE, Some(end)) => {
+            inet::set(fd, &later, Tcp::may_set, what, warnings);
+            return ends::closed(made, tcp, end, what, near);
+        }
+        (tcp::SYN_SENT, _) => {
+            ends::number(fd, stream.written_to.wrapping_sub(1)).context(|| format!("making {what}"))?;
+            tcp.inet.bind(fd, what)?;
+        }
+        _ => {
+            tcp::repair(fd, Repair::On).context(|| format!("making {what}"))?;
+            connect(fd, tcp, stream, what, near)?;
+            fill(fd, tcp, stream).context(|| format!("filling {what}"))?;
+            if ends::is_hastened(tcp) {
+                near.wire()?;
+            }
+            ends::bring(fd, tcp, near).context(|| format!("closing {what}"))?;
+        }
+    }
     inet::set(fd, &later, Tcp::may_set, what, warnings);
     Ok(made)
 }
 
 /// The connection as it was, with nothing in it.
-fn connect(fd: BorrowedFd<'_>, tcp: &Tcp, stream: &Stream, what: &str) -> Result<()> {
+fn connect(fd: BorrowedFd<'_>, tcp: &Tcp, stream: &Stream, what: &str, near: &mut Near) -> Result<()> {
     let doing = || format!("making {what}");
-    let (Some(_), Some(peer)) = (tcp.inet.local, tcp.inet.peer) else {
+    let (Some(local), Some(peer)) = (tcp.inet.local, tcp.inet.peer) else {
         return Err(Error::image(format!("image damaged: {what} has no addresses")));
     };
     tcp::choose(fd, Queue::Received).context(doing)?;
     tcp::set_sequence(fd, stream.received_to.wrapping_sub(stream.received.len() as u32)).context(doing)?;
     tcp::choose(fd, Queue::Written).context(doing)?;
-    tcp::set_sequence(fd, stream.written_to.wrapping_sub(stream.written.len() as u32)).context(doing)?;
+    let first = stream.written_to.wrapping_sub(stream.written.len() as u32);
+    tcp::set_sequence(fd, first.wrapping_sub(u32::from(ends::is_hastened(tcp)))).context(doing)?;
     tcp.inet.bind(fd, what)?;
     limit_segments(fd, stream.largest_segment.min(MOST_SEGMENT)).context(doing)?;
     let peer = SocketAddr::from(peer);
-    crate::sys::inet::connect(fd, peer).map_err(|e| {
+    let mut connected = crate::sys::inet::connect(fd, peer);
+    if connected == Err(Errno::EADDRNOTAVAIL) && near.clear(local.into(), peer) {
+        connected = crate::sys::inet::connect(fd, peer);
+    }
+    connected.map_err(|e| {
         let help = match e {
             Errno::EADDRNOTAVAIL | Errno::EADDRINUSE => "another connection has the same addresses and ports: end it first",
             _ => "there must be a way to the other end before it can go on: see ip route",
@@ -114,6 +156,18 @@ fn connect(fd: BorrowedFd<'_>, tcp: &Tcp, stream: &Stream, what: &str) -> Result
         tcp::set_clock(fd, clock.wrapping_add(step)).context(doing)?;
     }
     Ok(())
+}
+
+/// The windows, for a connection that has not heard the end of the other side yet: the one that it offered may count from
+/// behind that.
+fn offered(stream: &Stream) -> Window {
+    let [at, send, largest, mut offered, mut from] = stream.window;
+    let behind = from.wrapping_sub(stream.received_to);
+    if behind == 1 {
+        offered = offered.wrapping_add(1);
+        from = stream.received_to;
+    }
+    [at, send, largest, offered, from]
 }
 
 /// The most that `TCP_MAXSEG` takes.
@@ -152,13 +206,17 @@ fn fill(fd: BorrowedFd<'_>, tcp: &Tcp, stream: &Stream) -> Result<()> {
     if widened {
         socket::set_number(fd, libc::SO_RCVBUFFORCE, room / 2)?;
     }
-    tcp::set_window(fd, stream.window)?;
+    tcp::set_window(fd, offered(stream))?;
     measure_segments(fd, tcp);
     if stream.clamp != 0 {
         socket::set_option(fd, libc::IPPROTO_TCP, libc::TCP_WINDOW_CLAMP, &stream.clamp.to_ne_bytes())?;
     }
     tcp::choose(fd, Queue::Written)?;
-    append(fd, stream.parts().0)
+    if ends::is_hastened(tcp) {
+        append(fd, &[0])?;
+    }
+    // Behind a FIN that counts as sent nothing can be written any more.
+    append(fd, if tcp.state == tcp::CLOSING { &stream.written } else { stream.parts().0 })
 }
 
 fn append(fd: BorrowedFd<'_>, mut rest: &[u8]) -> Result<()> {
@@ -168,34 +226,51 @@ fn append(fd: BorrowedFd<'_>, mut rest: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// Sends all of them to work; `file` knows their descriptors. What one says may be an answer to another.
-pub fn begin<'f>(tree: &Tree, file: &dyn Fn(FileId) -> Option<BorrowedFd<'f>>) -> Result<Vec<String>> {
-    let mut warnings = Vec::new();
-    if all(tree).next().is_none() {
-        return Ok(warnings);
-    }
-    // All or none, also when meio is killed just now.
-    let done = apart::run(0, || {
-        for (id, tcp) in all(tree) {
-            let what = tcp.called();
-            let begun = file(id).ok_or_else(|| Error::image("image damaged: a connection is not there"));
-            if let Err(e) = begun.and_then(|fd| work(fd, tcp, &what, &mut warnings)) {
-                warnings.push(format!("{what}: {}", e.message));
-            }
+impl Connections {
+    /// Sends all of them to work; `file` knows their descriptors. What one says may be an answer to another.
+    pub fn begin<'f>(&self, tree: &Tree, file: &dyn Fn(FileId) -> Option<BorrowedFd<'f>>) -> Result<Vec<String>> {
+        let mut warnings = Vec::new();
+        if all(tree).next().is_none() {
+            return Ok(warnings);
         }
-    });
-    done.context(|| "sending connections to work")?;
-    Ok(warnings)
+        // All or none, also when meio is killed just now.
+        let done = apart::run(0, || {
+            for (id, tcp) in all(tree) {
+                let what = tcp.called();
+                let begun = file(id).ok_or_else(|| Error::image("image damaged: a connection is not there"));
+                if let Err(e) = begun.and_then(|fd| work(fd, tcp, &what, self.wires.get(&tcp.inet.network), &mut warnings)) {
+                    warnings.push(format!("{what}: {}", e.message));
+                }
+            }
+        });
+        done.context(|| "sending connections to work")?;
+        Ok(warnings)
+    }
 }
 
-fn work(fd: BorrowedFd<'_>, tcp: &Tcp, what: &str, warnings: &mut Vec<String>) -> Result<()> {
-    let Some(stream) = &tcp.stream else { return Ok(()) };
-    let (sent, unsent) = stream.parts();
-    tcp::repair(fd, if sent.is_empty() { Repair::Off } else { Repair::OffAndAsk })?;
-    let written = append(fd, unsent);
+fn work(fd: BorrowedFd<'_>, tcp: &Tcp, what: &str, wire: Option<&Wire>, warnings: &mut Vec<String>) -> Result<()> {
+    let mut said = Ok(());
+    match (tcp.state, &tcp.stream, tcp.inet.peer) {
+        (tcp::CLOSE, ..) => {}
+        (tcp::SYN_SENT, _, Some(peer)) => ends::start(fd, peer.into())?,
+        (state, Some(stream), _) => {
+            let (sent, unsent) = stream.parts();
+            tcp::repair(fd, if sent.is_empty() { Repair::Off } else { Repair::OffAndAsk })?;
+            if let Some(wire) = wire.filter(|_| ends::is_hastened(tcp)) {
+                ends::hasten(fd, tcp, stream, wire)?;
+            }
+            if state != tcp::CLOSING {
+                said = append(fd, unsent);
+            }
+            if matches!(state, tcp::FIN_WAIT1 | tcp::LAST_ACK) {
+                socket::shutdown(fd, libc::SHUT_WR)?;
+            }
+        }
+        _ => {}
+    }
     if tcp.deaf {
         socket::shutdown(fd, libc::SHUT_RD)?;
     }
     tcp.inet.finish(fd, what, warnings)?;
-    written
+    said
 }
