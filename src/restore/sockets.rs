@@ -110,7 +110,7 @@ impl<'t> Sockets<'t> {
                 sockets.files.insert(id, places.path(places.mounts_of_file(id), path));
             }
         }
-        raise_limit(Pool::base_of(tree) as u64 + 4 * tree.files.len() as u64 + 64)?;
+        raise_limit(Pool::base_of(tree) as u64 + 4 * sockets.all().count() as u64 + 64)?;
         let all: Vec<(FileId, &UnixSocket)> = sockets.all().collect();
         for &(id, socket) in &all {
             sockets.check(id, socket)?;
