@@ -14,7 +14,7 @@ use crate::resource::aio;
 use crate::resource::capture::{Capture, Decisions};
 use crate::resource::graph::Lost;
 use crate::resource::process::State;
-use crate::resource::socket::tcp;
+use crate::resource::socket::{listen, tcp};
 use crate::resource::{Manifest, Tree};
 use crate::sys::proc::{read, stat, status};
 use crate::sys::{apart, arch, signal};
@@ -151,7 +151,7 @@ fn save(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     captured.capture.notes.iter().for_each(|note| report.note(note));
     let mut held = Some(frozen);
     let mut locks = Some(locks);
-    let mut opened = Ok(());
+    let mut opened = None;
     let mut pause = None;
     let mut late = false;
     let written = phase(report, &mut phases, "memory", |report| {
@@ -161,7 +161,7 @@ fn save(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
                 if let Some(a) = held.take() {
                     Frozen::release(a)
                 }
-                opened = locks.take().map_or(Ok(()), |mut locks| locks.open().map(drop));
+                opened = locks.take().map(|mut locks| locks.open());
                 pause = Some(stopped.elapsed());
             }
         })
@@ -173,15 +173,16 @@ fn save(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
             return Err(e);
         }
     };
-    opened?;
+    if let Some(opened) = opened.transpose()?.filter(|o| o.packets > 0) {
+        report.note(&format!("packets that waited: {}; that found no room: {}", opened.packets, opened.lost));
+    }
     if late {
         return Err(Error::other("asynchronous I/O was under way and has ended while the tree was being saved").help("try again"));
     }
     phase(report, &mut phases, "flush", |_| target.commit())?;
     let source = match held.take() {
         Some(frozen) => {
-            locks.take().map_or(Ok(()), |locks| locks.keep(&Owner::image(&id)))?;
-            kill(frozen, &captured)?;
+            kill(frozen, &captured, locks.take().unwrap_or_default(), &Owner::image(&id))?;
             Source::Gone
         }
         None if matches!(captured.tree.processes.first().map(|root| &root.state), Some(State::Stopped(_))) => Source::Frozen,
@@ -242,11 +243,15 @@ fn hold_still(
         })?;
         let pids: Vec<i32> = frozen.processes.iter().map(|p| p.pid).collect();
         locks.close(&pids)?;
-        let captured = phase(report, phases, "capture", |_| tree::capture(&mut frozen, &options.decisions))?;
+        let mut captured = phase(report, phases, "capture", |_| tree::capture(&mut frozen, &options.decisions))?;
         let refusals = captured.capture.refusals.len();
         // What was made in the last moment is locked in the next.
         let covered = refusals > 0 || locks.covers(&captured.capture.network);
         if refusals == 0 && (covered || tried == TRIES) {
+            if covered && listen::any(&captured.tree) {
+                let lost = phase(report, phases, "waiting connections", |_| listen::complete(&mut captured.tree, &captured.capture))?;
+                captured.warnings.extend(lost);
+            }
             if locks.len() > 0 {
                 report.note(&format!("connections and ports that are locked: {}", locks.len()));
                 locks.remarks().for_each(|remark| report.note(remark));
@@ -318,10 +323,12 @@ fn manifest(root_pid: i32, capsule: Option<String>) -> Manifest {
     }
 }
 
-/// Ends a frozen tree. Nothing of it runs again: it is killed while it is held. Nor do its connections say a word.
-fn kill(mut frozen: Frozen, captured: &tree::Captured) -> Result<()> {
+/// Ends a frozen tree. Nothing of it runs again: it is killed while it is held. Nor do its connections say a word, and
+/// from now on nothing answers for them.
+fn kill(mut frozen: Frozen, captured: &tree::Captured, mut locks: Locks, owner: &Owner) -> Result<()> {
     let processes: Vec<i32> = frozen.processes.iter().filter(|p| !p.threads.is_empty()).map(|p| p.pid).collect();
     let end = || -> Result<()> {
+        locks.keep(owner)?;
         tcp::silence(&captured.tree, &captured.capture)?;
         processes.iter().try_for_each(|&pid| {
             nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL)
@@ -330,7 +337,10 @@ fn kill(mut frozen: Frozen, captured: &tree::Captured) -> Result<()> {
         })
     };
     // A connection that is silent is no use to a tree that lives: one follows the other also when meio is killed.
-    apart::run(0, end).context(|| "ending the tree")??;
+    if let Err(e) = apart::run(0, end).context(|| "ending the tree").and_then(|done| done) {
+        locks.take_back(owner);
+        return Err(e);
+    }
     // Children first: the init of a pid namespace ends only when all others in it have been waited for.
     for process in frozen.processes.drain(..).rev() {
         for thread in process.threads.iter().rev() {
@@ -403,7 +413,14 @@ pub fn preflight(pid: i32, decisions: &Decisions) -> Result<Look> {
         }
     }
     // Of a tree that is traced or foreign there is nothing more to see.
-    let processes = if capture.refusals.is_empty() { tree::survey(&pids, &mut capture)? } else { Vec::new() };
+    let mut processes = Vec::new();
+    if capture.refusals.is_empty() {
+        let network = |e: Error, capture: &Capture| match e.kind {
+            Kind::Permission if !capture.network.is_empty() => e.help("connections need CAP_NET_ADMIN: run meio as root"),
+            _ => e,
+        };
+        processes = tree::survey(&pids, &mut capture).map_err(|e| network(e, &capture))?;
+    }
     let tree = tree::gather(processes, &mut capture);
     capture.settle(&tree);
     Ok(Look { tree, refusals: capture.refusals, lost: capture.lost, unused: capture.decisions.unused(), network: capture.network })

@@ -17,6 +17,7 @@ mod planted;
 mod pool;
 mod ptys;
 mod queues;
+mod raw;
 mod rings;
 mod root;
 mod skeleton;

@@ -30,6 +30,9 @@ fixtures! {
     aio: "aio";
     anonymous: "anonymous";
     attributes: "attributes";
+    backlog: "backlog" "4";
+    backlog_over_ipv6: "backlog" "6";
+    backlog_mapped: "backlog" "46";
     busy: "busy";
     cgroup: "cgroup";
     credentials: "credentials";
@@ -59,6 +62,7 @@ fixtures! {
     named_memory: "options" "names";
     clamped: "options" "clamp";
     cores: "options" "core";
+    packet: "packet";
     pidfd: "pidfd";
     records: "records";
     seals: "seals";
@@ -72,6 +76,7 @@ fixtures! {
     namespaces_nested: "namespaces" "uP";
     mounts: "mounts";
     listening: "listening";
+    nestpeer: "nestpeer";
     netlink: "netlink";
     network: "network";
     mixed: "mixed" "100";
@@ -80,6 +85,7 @@ fixtures! {
     pty: "pty";
     rootless: "rootless";
     rootless_of_nobody: "rootless" "nobody";
+    raw: "raw";
     signalfd: "signalfd";
     seccomp: "seccomp";
     signals: "signals";
@@ -102,6 +108,8 @@ fixtures! {
     timerfd: "timerfd";
     timers: "timers";
     tree: "tree";
+    tun: "tun";
+    tun_inside: "tun" "inside";
     udp: "udp";
     udp_groups: "udp_groups";
     unread: "unread";
@@ -111,6 +119,7 @@ fixtures! {
     unix_options: "unix_options";
     unix_pairs: "unix_pairs";
     unix_rights: "unix_rights";
+    usernest: "usernest";
     vdso: "vdso";
     vectors_blocked: "vectors" "blocked";
     vectors_spinning: "vectors" "spin";

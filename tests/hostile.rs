@@ -16,7 +16,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// Fixtures whose images are changed: every kind of resource is in one of them.
-const FIXTURES: [(&str, &[&str]); 17] = [
+const FIXTURES: [(&str, &[&str]); 20] = [
     ("objects", &[]),
     ("unix_names", &[]),
     ("unix_rights", &[]),
@@ -28,6 +28,9 @@ const FIXTURES: [(&str, &[&str]); 17] = [
     ("namespaces", &["uiTCp"]),
     ("mounts", &[]),
     ("seccomp", &[]),
+    ("numa", &[]),
+    ("seals", &[]),
+    ("switches", &[]),
     ("inotify", &[]),
     ("epoll", &[]),
     ("pidfd", &[]),
@@ -191,7 +194,7 @@ fn judge(lab: &Lab, image: &Path) -> Result<(), String> {
 }
 
 fn of_a_fixture(name: &str, arguments: &[&str], failures: &mut Vec<String>) -> (u64, bool) {
-    let mut lab = Lab::new("hostile");
+    let mut lab = Lab::new(name);
     let mut running = lab.fixture(name, arguments);
     if running.skipped.is_some() {
         return (0, true);

@@ -3,12 +3,15 @@
 mod bad_input;
 mod capsules;
 mod commands;
+mod datagrams;
 mod demo;
 mod fixtures;
 mod generated;
 mod hostile;
 mod ipc;
 mod lab;
+mod listening;
+mod netlock;
 mod postmortem;
 mod programs;
 mod readme;

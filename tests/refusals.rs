@@ -78,8 +78,14 @@ macro_rules! refused {
 }
 
 refused! {
-    socket: "s = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)" => "vsock socket (not connected)";
+    socket: "s = socket.socket(socket.AF_VSOCK)" => "it is a vsock socket";
     netlink_socket: "s = socket.socket(16, 3, 0); s.send(b'\\x14\\0\\0\\0\\x12\\0\\5\\3' + bytes(12)); time.sleep(0.1)" => "a list is being sent over it";
+    datagram_begun: "s = socket.socket(type=socket.SOCK_DGRAM); s.sendto(b'begun', socket.MSG_MORE, ('127.0.0.1', 9))" => "a datagram has been begun";
+    datagram_errors: "s = socket.socket(type=socket.SOCK_DGRAM); s.setsockopt(0, 11, 1); s.connect(('127.0.0.1', 9)); s.send(b'x'); time.sleep(0.1)" => "errors wait in it to be read";
+    datagram_tunnel: "s = socket.socket(type=socket.SOCK_DGRAM); s.bind(('127.0.0.1', 4500)); s.setsockopt(17, 100, 2)" => "packets of a tunnel";
+    packet_ring: "
+import struct
+s = socket.socket(17, 3, 0); s.setsockopt(263, 5, struct.pack('IIII', 4096, 2, 2048, 4))" => "packets arrive in a ring";
     io_uring: "p = ctypes.create_string_buffer(120); i = syscall(425, 4, p)" => "io_uring";
     userfaultfd: "u = syscall(323, 1)" => "userfaultfd";
     dnotify: "import signal; signal.signal(signal.SIGIO, signal.SIG_IGN); d = os.open('.', os.O_RDONLY); fcntl.fcntl(d, 1026, 4)" => "dnotify";

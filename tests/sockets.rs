@@ -356,7 +356,7 @@ crate::alone! {
             nix::sys::stat::utimensat(nix::fcntl::AT_FDCWD, &lab.path(name), &old, &old, flags).expect("time");
         }
         let held = std::fs::File::open(lab.path(".meio-1-1")).expect("open");
-        held.lock().expect("lock");
+        let _held = nix::fcntl::Flock::lock(held, nix::fcntl::FlockArg::LockExclusive).map_err(|(_, e)| e).expect("lock");
         lab.restore(&image, &mut running, &[]);
         let mut left = ours(&lab);
         left.sort();

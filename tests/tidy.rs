@@ -220,6 +220,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("namespace", &["mount", "network", "path", "process"]),
     ("mount", &["memory", "path", "shared", "thread"]),
     ("network", &["thread"]),
+    ("tun", &["network", "path"]),
     ("signals", &["thread"]),
     ("pipe", &["path", "thread"]),
     ("regular", &["memory", "path", "shared"]),

@@ -4,7 +4,7 @@
 //! come and go, and what is new is added.
 
 use crate::error::{Context, Result};
-use crate::netlock::kept::Owner;
+use crate::netlock::kept::{self, Owner};
 use crate::netlock::{Flow, Manner, NetLock, Opened};
 use crate::sys::inet_diag::{self, Inet};
 use crate::sys::namespace::{self, Kind};
@@ -14,7 +14,11 @@ use std::os::fd::{AsFd, OwnedFd};
 
 /// Locks over all connections of a tree.
 #[derive(Debug, Default)]
-pub struct Locks(Vec<Network>);
+pub struct Locks {
+    networks: Vec<Network>,
+    /// Inodes of the tree's sockets as far as they are known.
+    own: HashSet<u64>,
+}
 
 /// One network namespace.
 #[derive(Debug)]
@@ -23,8 +27,6 @@ struct Network {
     lock: NetLock,
     /// Inodes of all sockets in it, whoever's they are, when the lock was prepared.
     known: HashSet<u64>,
-    /// Those of the tree among them.
-    own: HashSet<u64>,
 }
 
 impl Locks {
@@ -38,7 +40,8 @@ impl Locks {
             return Ok(Locks::default());
         }
         let (mut networks, mut seen) = (Vec::new(), HashSet::new());
-        for &pid in [std::process::id() as i32].iter().chain(pids) {
+        let meio = std::process::id() as i32;
+        for &pid in pids.iter().chain([&meio]) {
             // One that has ended needs none.
             let Ok(identity) = read::namespace(pid, "net") else { continue };
             if !seen.insert(identity) {
@@ -46,39 +49,40 @@ impl Locks {
             }
             let Ok(fd) = namespace::open(pid, "net") else { continue };
             let sockets = list(&fd)?;
-            if !sockets.iter().any(|s| inodes.contains(&s.inode)) {
+            // A program can go elsewhere and take along what it has opened here.
+            if pid == meio && !sockets.iter().any(|s| inodes.contains(&s.inode)) {
                 continue;
             }
             let mut lock = NetLock::prepare(Some(fd.as_fd()), Manner::Hold)?;
             lock.expect(&flows(&sockets, inodes))?;
-            networks.push(Network { fd, lock, known: sockets.iter().map(|s| s.inode).collect(), own: inodes.clone() });
+            networks.push(Network { fd, lock, known: sockets.iter().map(|s| s.inode).collect() });
         }
-        Ok(Locks(networks))
+        Ok(Locks { networks, own: inodes.clone() })
     }
 
     /// Locks what the tree has, which stands still now.
     pub fn close(&mut self, pids: &[i32]) -> Result<()> {
-        let mut held = None;
-        for network in &mut self.0 {
-            let sockets = list(&network.fd)?;
-            // To ask what every descriptor of the tree leads to is dear; mostly there is nothing new that could be its.
-            if sockets.iter().any(|s| !network.known.contains(&s.inode)) {
-                network.own = held.get_or_insert_with(|| self::held(pids)).clone();
-            }
-            network.lock.add(&flows(&sockets, &network.own))?;
+        let lists = self.networks.iter().map(|network| list(&network.fd)).collect::<Result<Vec<_>>>()?;
+        // To ask what every descriptor of the tree leads to is dear; mostly there is nothing new that could be its.
+        let is_new = |(network, list): (&Network, &Vec<Inet>)| list.iter().any(|s| !network.known.contains(&s.inode));
+        if self.networks.iter().zip(&lists).any(is_new) {
+            self.own = held(pids);
+        }
+        for (network, list) in self.networks.iter_mut().zip(&lists) {
+            network.lock.add(&flows(list, &self.own))?;
         }
         Ok(())
     }
 
-    /// Whether a socket of the tree was known when the lists were read.
+    /// Whether all these sockets were known to be the tree's when it was locked.
     pub fn covers(&self, inodes: &HashSet<u64>) -> bool {
-        inodes.iter().all(|inode| self.0.iter().any(|network| network.own.contains(inode)))
+        inodes.is_subset(&self.own)
     }
 
     /// Lets everything in.
     pub fn open(&mut self) -> Result<Opened> {
         let mut all = Opened::default();
-        for network in &mut self.0 {
+        for network in &mut self.networks {
             let opened = network.lock.open()?;
             (all.packets, all.lost) = (all.packets + opened.packets, all.lost + opened.lost);
         }
@@ -86,18 +90,27 @@ impl Locks {
     }
 
     /// Nothing answers for the tree until it comes back: the locks outlive meio.
-    pub fn keep(self, owner: &Owner) -> Result<()> {
-        self.0.into_iter().try_for_each(|network| network.lock.keep(owner))
+    pub fn keep(&mut self, owner: &Owner) -> Result<()> {
+        let mut locks = self.networks.iter_mut().filter(|network| network.lock.locked() > 0);
+        locks.try_for_each(|network| network.lock.keep(owner))
+    }
+
+    /// The tree lives after all.
+    pub fn take_back(&self, owner: &Owner) {
+        for network in &self.networks {
+            // What is not there need not be taken away.
+            let _ = kept::release(Some(network.fd.as_fd()), owner);
+        }
     }
 
     /// How many connections and other ends are locked.
     pub fn len(&self) -> usize {
-        self.0.iter().map(|network| network.lock.locked()).sum()
+        self.networks.iter().map(|network| network.lock.locked()).sum()
     }
 
     /// Why packets cannot be held here.
     pub fn remarks(&self) -> impl Iterator<Item = &str> {
-        self.0.iter().filter_map(|network| network.lock.remark.as_deref())
+        self.networks.iter().filter_map(|network| network.lock.remark.as_deref())
     }
 }
 

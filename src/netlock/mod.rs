@@ -30,9 +30,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use table::{HELD, Held};
 
 /// Packets with this mark (`SO_MARK` of meio's own raw sockets) pass every lock.
-pub const PASS: u32 = 0x6d65_696f;
+pub use crate::sys::wire::PASS;
 /// Packets that a lock holds at most; more are dropped, and sent again by whoever sent them.
-const PACKETS: u32 = 1 << 18;
+const PACKETS: u32 = 1 << 16;
 
 /// Whose packets are locked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -54,7 +54,8 @@ pub enum Manner {
     Drop,
 }
 
-/// A lock in one network namespace. Dropped, it is opened as by the end of meio: what it held is lost.
+/// A lock in one network namespace. Dropped, it is opened; when meio is killed the kernel does that, but for what was
+/// held, which is lost then and sent again.
 #[derive(Debug)]
 pub struct NetLock {
     // The queue goes last: the table leads to it.
@@ -201,19 +202,24 @@ impl NetLock {
 
     /// Turns this into a lock that drops, outlives meio and belongs to `owner`: for a tree that is gone into an image.
     /// Packets that are held are lost.
-    pub fn keep(self, owner: &Owner) -> Result<()> {
+    pub fn keep(&mut self, owner: &Owner) -> Result<()> {
         let mut batch = Batch::default();
         let table = nft::Table { name: owner.table(), flags: 0, comment: Some(owner.comment(self.locked.len())) };
         table::build(&mut batch, &table, Held::Dropped);
         table::close(&mut batch, &table.name);
         table::lock(&mut batch, &table.name, &self.locked);
         batch.delete_table(&self.name);
-        batch.commit(&self.socket).map_err(refused).context(|| "keeping the network lock")
+        batch.commit(&self.socket).map_err(refused).context(|| "keeping the network lock")?;
+        self.locked.clear();
+        Ok(())
     }
 }
 
 impl Drop for NetLock {
     fn drop(&mut self) {
+        if !self.locked.is_empty() {
+            let _ = self.open();
+        }
         if !self.owned {
             let mut batch = Batch::default();
             batch.delete_table(&self.name);

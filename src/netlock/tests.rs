@@ -288,6 +288,7 @@ fn the_end_of_meio_opens_the_lock() {
         assert_eq!(heard(&tree), b"");
         // As the kernel does it for a process that is killed: descriptors are closed, and nothing else.
         assert!(lock.owned);
+        lock.locked.clear();
         drop(lock);
         assert!(rules().is_empty() && kept::list(None).expect("a list").is_empty());
         tree.set_read_timeout(Some(Duration::from_secs(5))).expect("option");
@@ -311,6 +312,38 @@ fn packets_with_the_mark_pass() {
         socket::set_number(peer.as_fd(), libc::SO_MARK, PASS as i32).expect("mark");
         peer.send_to(b"pass", local).expect("send");
         assert_eq!(tree.recv(&mut [0; 9]).expect("arrives"), 4);
+    });
+}
+
+#[test]
+fn many_packets_wait() {
+    if !can_hold() {
+        return;
+    }
+    network(|| {
+        let count = std::env::var("PACKETS").ok().and_then(|n| n.parse().ok()).unwrap_or(30_000u32);
+        let tree = UdpSocket::bind("127.0.0.1:0").expect("bind");
+        let peer = UdpSocket::bind("127.0.0.1:0").expect("bind");
+        peer.connect(tree.local_addr().expect("name")).expect("connect");
+        let mut lock = NetLock::prepare(None, Manner::Hold).expect("a lock");
+        let flow = Flow { protocol: libc::IPPROTO_UDP as u8, local: tree.local_addr().expect("name"), remote: None };
+        lock.add(&[flow]).expect("added");
+        let begin = Instant::now();
+        (0..count).for_each(|n| assert_eq!(peer.send(&n.to_ne_bytes()).expect("send"), 4));
+        let sent = begin.elapsed();
+        let begin = Instant::now();
+        let opened = lock.open().expect("opened");
+        println!("{count} packets: sent in {sent:?}, let in in {:?}: {opened:?}", begin.elapsed());
+        assert_eq!((opened.packets, opened.lost), (count, 0));
+        // What the socket has room for are the first ones.
+        let mut bytes = [0; 4];
+        tree.set_nonblocking(true).expect("option");
+        let mut next = 0u32;
+        while tree.recv(&mut bytes).is_ok() {
+            assert_eq!(u32::from_ne_bytes(bytes), next);
+            next += 1;
+        }
+        assert!(next > 100, "{next}");
     });
 }
 

@@ -93,6 +93,8 @@ pub struct Capture {
     pub core_cookies: Vec<u64>,
     /// Session keyrings that were met.
     pub keyrings: Vec<i32>,
+    /// Interfaces that go with a descriptor: a process of their network namespace, and their names.
+    pub loose: Vec<(i32, String)>,
     /// Descriptors of meio's own that lead to open files which no process has a descriptor of.
     pub kept: Vec<OwnedFd>,
     /// What will be different after a restore.

@@ -5,7 +5,7 @@ use super::graph::{Lost, Part};
 use super::lock::{Family, Lock};
 use super::{
     device, epoll, eventfd, fanotify, ignored, inotify, mqueue, outside, owner, pidfd, pipe, pty, regular, signalfd, socket, terminal,
-    timerfd, unsupported,
+    timerfd, tun, unsupported,
 };
 use crate::error::{Context, Error, Result};
 use crate::sys::proc::fdinfo::{self, FdInfo};
@@ -100,6 +100,12 @@ pub enum FileKind {
     Udp(Box<socket::udp::Udp>),
     /// A TCP socket that listens.
     Listening(Box<socket::listen::Listening>),
+    /// A raw socket, or one of echoes.
+    Raw(Box<socket::raw::Raw>),
+    /// The other end of a network interface.
+    Tun(Box<tun::Tun>),
+    /// A packet socket.
+    Packet(Box<socket::packet::Packet>),
 }
 
 /// What is known of a descriptor before its kind is decided.
@@ -119,7 +125,7 @@ pub struct Found {
 }
 
 impl FileKind {
-    /// What it has to do with the network, where it is an internet socket.
+    /// What every internet socket has, where it is one.
     pub fn inet(&self) -> Option<&socket::inet::Inet> {
         match self {
             FileKind::Tcp(tcp) => tcp.reachable().then_some(&tcp.inet),
@@ -152,6 +158,9 @@ impl FileKind {
             FileKind::Tcp(tcp) => tcp.part(),
             FileKind::Udp(socket) => socket.part(),
             FileKind::Listening(listening) => listening.part(),
+            FileKind::Raw(socket) => socket.part(),
+            FileKind::Packet(socket) => socket.part(),
+            FileKind::Tun(tun) => tun.part(),
         }
     }
 }
@@ -239,6 +248,8 @@ pub fn settle(tree: &HashSet<i32>, capture: &mut Capture) -> Result<()> {
     socket::peers::resolve(tree, capture)?;
     socket::listen::resolve(tree, capture)?;
     pidfd::refuse_outsiders(tree, capture);
+    tun::refuse_unheld(capture)?;
+    socket::outside::refuse_shared(tree, capture);
     owner::refuse_outsiders(tree, capture);
     epoll::resolve(capture)
 }
@@ -300,6 +311,7 @@ fn kind(found: &Found, capture: &mut Capture) -> Result<Option<FileKind>> {
         _ if found.link == b"anon_inode:[signalfd]" => Ok(signalfd::capture(found, capture)),
         libc::S_IFCHR if terminal::is_terminal(found) => terminal::capture(found, capture),
         libc::S_IFCHR if pty::is_master(found) => pty::capture(found, capture),
+        libc::S_IFCHR if tun::is(found) => tun::capture(found, capture),
         libc::S_IFCHR => Ok(device::capture(found, capture)),
         libc::S_IFSOCK => socket::capture(found, capture),
         _ => {

@@ -60,7 +60,7 @@ kinds! {
         ["unix_pairs", "unix_names", "unix_rights", "unix_ends", "unix_dgram", "unix_options"];
     "netlink socket", Partly, "protocol, port id, groups, peer, options, filter; refused: unread messages, a list on its way, queues of packets", ["netlink"];
     "TCP connection", Partly, "every state: addresses, numbers, windows, both queues, options; refused: kTLS, MPTCP, urgent data", ["tcp", "tcp_over_ipv6", "tcp_mapped", "tcp_pair", "tcp_states", "tcp_states_over_ipv6"];
-    "listening socket", Partly, "TCP and MPTCP: address, backlog, options, groups that share a port", ["listening"];
+    "listening socket", Partly, "TCP: address, backlog, options, groups that share a port, connections that wait with all they hold, half-open ones; MPTCP: when nothing waits", ["listening", "backlog"];
     "signalfd", Supported, "its mask", ["signalfd"];
     "pidfd", Supported, "the same process, also one that has ended", ["pidfd"];
     "inotify", Partly, "watches with their numbers; unread events become one that says that events were lost", ["inotify"];
@@ -80,6 +80,10 @@ kinds! {
     "POSIX message queue", Partly, "name, sizes, owner, unread messages; who is told of the next by signal, but for SIGEV_THREAD", ["mqueue"];
     "UDP socket", Partly, "UDP-Lite too: addresses, peers, groups, options, unread datagrams with their senders; refused: one that is begun and not sent, errors to be read, tunnels",
         ["udp", "udp_groups"];
+    "raw socket", Partly, "protocol, address, peer, groups, filters, options; what was received and not read is lost", ["raw"];
+    "ping socket", Partly, "the number of its echoes, likewise", ["raw"];
+    "packet socket", Partly, "protocol, interface, memberships, fanout, filter, options; what was received and not read is lost; rings are refused", ["packet"];
+    "tun", Partly, "its interface with name, number, addresses, routes, offloads; packets not read are lost; filters are refused", ["tun", "tun_inside"];
     "AIO context", Partly, "the same number, its ring with completions not yet fetched; what is polled for is not kept", ["aio"];
     "socket", Refused, "its peer and what is under way cannot be read", ["socket"];
     "io_uring", Refused, "what is under way in its rings cannot be read", ["io_uring"];

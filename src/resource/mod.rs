@@ -42,6 +42,7 @@ pub mod terminal;
 pub mod thread;
 pub mod timerfd;
 pub mod timers;
+pub mod tun;
 pub mod unsupported;
 
 use serde::{Deserialize, Serialize};

@@ -7,6 +7,7 @@
 mod contents;
 mod propagation;
 mod rebuild;
+mod shared;
 #[cfg(test)]
 mod tests;
 
@@ -19,6 +20,7 @@ use crate::sys::proc::read;
 use contents::{Inode, Reader};
 use propagation::Groups;
 use serde::{Deserialize, Serialize};
+pub use shared::Seen;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -102,6 +104,12 @@ pub struct FileSystem {
     /// What is in it, when only memory holds it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub inodes: Vec<Inode>,
+    /// It is that of another mount namespace of the tree: which one, and its number there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shared: Option<(u32, u32)>,
+    /// The pid namespace that it shows (proc), when that is nested in the tree's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pids: Option<u32>,
 }
 
 /// A mount namespace as a capture sees it.
@@ -156,8 +164,9 @@ const WHEN_EMPTY: [&[u8]; 2] = [b"bpf", b"hugetlbfs"];
 
 /// Saves the mount namespace of a process. `number` is that of the namespace in the image, `contents` tells whether
 /// the contents of its file systems are wanted, too, whose owners are numbered by `ids`.
-pub fn capture(pid: i32, number: u32, contents: bool, ids: &Ids, capture: &mut Capture) -> Result<Saved> {
+pub fn capture(pid: i32, number: u32, contents: bool, ids: &Ids, seen: &mut Seen, capture: &mut Capture) -> Result<Saved> {
     let view = View::of(pid)?;
+    seen.look(number, &view);
     let host = Host { table: read::parsed(std::process::id() as i32, "mountinfo", mountinfo::parse)? };
     let mut saved = Saved::default();
     let mut own: Vec<(u32, u32)> = Vec::new();
@@ -175,6 +184,10 @@ pub fn capture(pid: i32, number: u32, contents: bool, ids: &Ids, capture: &mut C
         let at = FilePath::from(&*line.mountpoint);
         saved.mounts.push(Mount { parent, at, shows, attributes: attributes(&line.options), groups });
     }
+    for (own, reason) in seen.learn(number, &view, &own, &mut saved) {
+        capture.refuse(pid, format!("file system {}", saved.own[own as usize].fstype), reason, "unmount one of them");
+    }
+    saved.own.iter_mut().flat_map(|own| &mut own.options).for_each(|option| *option = ids.option(option));
     if contents {
         read_contents(pid, number, &view, &own, ids, &mut saved, capture)?;
     }
@@ -285,7 +298,7 @@ fn shown(
             let (fstype, source) = (FilePath::from(fstype), FilePath::from(&*line.source));
             let inner_paths = if overlay { layers_inside(&options, view)? } else { false };
             own.push(line.dev);
-            saved.push(FileSystem { fstype, source, options, read_only, inner_paths, inodes: Vec::new() });
+            saved.push(FileSystem { fstype, source, options, read_only, inner_paths, ..FileSystem::default() });
             Ok(own.len() as u32 - 1)
         },
         |known| Ok(known as u32),
@@ -367,6 +380,18 @@ impl Ids {
         let find = |map: &[[u32; 3]], id: u32| map.iter().find(|m| id >= m[1] && id - m[1] < m[2]).map_or(id, |m| id - m[1] + m[0]);
         (find(&self.maps[0], owner.0), find(&self.maps[1], owner.1))
     }
+
+    /// An option of a file system as it is to be given inside.
+    fn option(&self, option: &FilePath) -> FilePath {
+        let text = String::from_utf8_lossy(option.bytes());
+        let number = |key: &str| text.strip_prefix(key).and_then(|id| id.parse::<u32>().ok());
+        let inside = match (number("uid="), number("gid=")) {
+            (Some(uid), _) => format!("uid={}", self.inside((uid, 0)).0),
+            (_, Some(gid)) => format!("gid={}", self.inside((0, gid)).1),
+            _ => return option.clone(),
+        };
+        FilePath::from(inside.as_bytes())
+    }
 }
 
 /// Reads the contents of file systems that only the namespace's memory holds.
@@ -381,7 +406,8 @@ fn read_contents(
 ) -> Result<()> {
     let wanted = |l: &&Line| {
         let fstype = &&*l.fstype;
-        devices.contains(&l.dev) && (IN_MEMORY.contains(fstype) || WHEN_EMPTY.contains(fstype))
+        let own = devices.iter().position(|device| *device == l.dev);
+        own.is_some_and(|own| saved.own[own].shared.is_none()) && (IN_MEMORY.contains(fstype) || WHEN_EMPTY.contains(fstype))
     };
     // From the top: what lies over another mount has to go first.
     let lines: Vec<&Line> = view.table.iter().filter(wanted).rev().collect();
@@ -404,7 +430,7 @@ fn read_contents(
             }
         }
     }
-    for (own, device) in devices.iter().enumerate() {
+    for (own, device) in devices.iter().enumerate().filter(|(own, _)| saved.own[*own].shared.is_none()).collect::<Vec<_>>() {
         let mut reader = Reader::new(number, view, ids);
         let mut roots: Vec<&(&Line, OwnedFd)> = mounts.iter().filter(|(l, _)| l.dev == *device).collect();
         roots.sort_by_key(|(l, _)| (l.root.len(), l.id));

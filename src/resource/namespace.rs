@@ -4,13 +4,18 @@
 //! Numbers in the image are those of the *base*: the pid namespace that the tree's root lives in. A process in a
 //! namespace nested in it has further ones, [`Places::inner`].
 
+mod content;
+mod numbers;
+
 use super::capture::Capture;
 use super::path::FilePath;
 use super::process::Process;
 use super::{mount, network};
 use crate::error::{Context, Kind as Failure, Result};
 use crate::sys::namespace::{self, Kind};
-use crate::sys::proc::{read, status};
+use crate::sys::proc::read;
+use content::{content, id_map};
+pub use numbers::Numbers;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -123,6 +128,8 @@ pub struct Table {
     owners: Vec<Option<(u64, u64)>>,
     /// Root directories of mount namespaces, by index.
     roots: HashMap<u32, OwnedFd>,
+    /// File systems that were met in them.
+    file_systems: mount::Seen,
     /// The mount namespace of each process that is in another than meio.
     mounts: HashMap<i32, u32>,
     /// The ipc namespace, likewise.
@@ -254,12 +261,14 @@ fn look_up(pid: i32, (kind, name): (Kind, &str), identity: (u64, u64), look: Loo
     if kind == Kind::Mnt {
         capture.namespaces.roots.insert(id, mount::View::of(pid)?.root);
     }
+    let mut seen = std::mem::take(&mut capture.namespaces.file_systems);
     let content = match kind {
-        Kind::Mnt => mount::capture(pid, id, look == Look::Still, &ids_of(pid, owner, capture)?, capture)
+        Kind::Mnt => mount::capture(pid, id, look == Look::Still, &ids_of(pid, owner, capture)?, &mut seen, capture)
             .map(|saved| Content::Mounts(Box::new(saved))),
         Kind::Net => network::capture(pid, capture).map(|saved| Content::Net(Box::new(saved))),
         _ => content(pid, kind, &fd),
     };
+    capture.namespaces.file_systems = seen;
     let content = match content {
         Ok(content) => content,
         Err(e) if e.kind == Failure::Unsupported => {
@@ -287,138 +296,6 @@ fn ids_of(pid: i32, owner: Option<Identity>, capture: &Capture) -> Result<mount:
     }))
 }
 
-fn unsupported(reason: impl Into<String>) -> crate::error::Error {
-    crate::error::Error::new(Failure::Unsupported, reason).help("run meio inside of that namespace, with nsenter")
-}
-
-fn content(pid: i32, kind: Kind, fd: &OwnedFd) -> Result<Content> {
-    let inside = namespace::places([(fd, kind)]);
-    match kind {
-        Kind::Pid => Ok(Content::Nothing),
-        Kind::Uts => namespace::within(&inside, || {
-            let uname = nix::sys::utsname::uname()?;
-            let text = |s: &std::ffi::OsStr| s.to_string_lossy().into_owned();
-            Ok(Content::Names { host: text(uname.nodename()), domain: text(uname.domainname()) })
-        })?,
-        Kind::Ipc => namespace::within(&inside, || Content::Ipc { sysctls: ipc_sysctls() }).map_err(Into::into),
-        Kind::Time => clocks(&read::read(pid, "timens_offsets")?),
-        Kind::User => Ok(Content::User {
-            uids: id_map(&read::read(pid, "uid_map")?)?,
-            gids: id_map(&read::read(pid, "gid_map")?)?,
-            no_setgroups: read::read(pid, "setgroups")?.starts_with(b"deny"),
-            maker: namespace::owner_uid(fd).unwrap_or(0),
-        }),
-        Kind::Cgroup => {
-            let outside = read::read(pid, "cgroup")?;
-            let seen = namespace::within(&inside, || read::read(pid, "cgroup"))??;
-            roots(&outside, &seen).map(Content::Roots)
-        }
-        // These have their own way.
-        Kind::Mnt | Kind::Net => Ok(Content::Nothing),
-    }
-}
-
-/// Limits that each ipc namespace has for itself (ipc_namespaces(7)).
-const IPC: [&str; 13] = [
-    "kernel/shmmax",
-    "kernel/shmall",
-    "kernel/shmmni",
-    "kernel/shm_rmid_forced",
-    "kernel/msgmax",
-    "kernel/msgmnb",
-    "kernel/msgmni",
-    "kernel/sem",
-    "fs/mqueue/queues_max",
-    "fs/mqueue/msg_max",
-    "fs/mqueue/msgsize_max",
-    "fs/mqueue/msg_default",
-    "fs/mqueue/msgsize_default",
-];
-
-fn ipc_sysctls() -> Vec<(String, String)> {
-    let read = |name: &&str| Some((name.to_string(), std::fs::read_to_string(format!("/proc/sys/{name}")).ok()?.trim().to_owned()));
-    IPC.iter().filter_map(read).collect()
-}
-
-/// `/proc/PID/timens_offsets`: `monotonic  1000  5`, `boottime  0  0`.
-fn clocks(text: &[u8]) -> Result<Content> {
-    let text = String::from_utf8_lossy(text);
-    let of = |name: &str| -> Option<(i64, i64)> {
-        let mut words = text.lines().find_map(|line| line.trim_start().strip_prefix(name))?.split_whitespace();
-        Some((words.next()?.parse().ok()?, words.next()?.parse().ok()?))
-    };
-    match (of("monotonic"), of("boottime")) {
-        (Some(monotonic), Some(boottime)) => Ok(Content::Clocks { monotonic, boottime }),
-        _ => Err(crate::error::Error::other(format!("timens_offsets is not understood: {}", text.trim()))),
-    }
-}
-
-/// user_namespaces(7) `uid_map`: three numbers a line.
-fn id_map(text: &[u8]) -> Result<Vec<[u32; 3]>> {
-    let text = String::from_utf8_lossy(text);
-    let line = |line: &str| -> Option<[u32; 3]> {
-        let numbers: Vec<u32> = line.split_whitespace().map(|w| w.parse().ok()).collect::<Option<_>>()?;
-        numbers.try_into().ok()
-    };
-    let parsed: Option<Vec<_>> = text.lines().map(line).collect();
-    parsed.ok_or_else(|| crate::error::Error::other(format!("a map of ids is not understood: {}", text.trim())))
-}
-
-/// The roots of a cgroup namespace, out of one process's cgroups as they are seen from outside and from inside.
-fn roots(outside: &[u8], inside: &[u8]) -> Result<Vec<(String, String)>> {
-    let (outside, inside) = (String::from_utf8_lossy(outside), String::from_utf8_lossy(inside));
-    let split = |line: &str| line.split_once(':').and_then(|(_, rest)| rest.split_once(':')).map(|(a, b)| (a.to_owned(), b.to_owned()));
-    let seen: HashMap<String, String> = inside.lines().filter_map(split).collect();
-    let mut roots = Vec::new();
-    for (hierarchy, path) in outside.lines().filter_map(split) {
-        let below = seen.get(&hierarchy).map_or("/", String::as_str);
-        let root = if below == "/" { Some(path.as_str()) } else { path.strip_suffix(below) };
-        match root {
-            Some(root) => roots.push((hierarchy, if root.is_empty() { "/".into() } else { root.to_owned() })),
-            None => {
-                return Err(unsupported(format!(
-                    "the root of its cgroup namespace cannot be told: it is at {below} there, at {path} here"
-                )));
-            }
-        }
-    }
-    Ok(roots)
-}
-
-/// Numbers of the processes and threads of a tree in the base pid namespace, by those that meio sees.
-#[derive(Debug, Default)]
-pub struct Numbers {
-    base: usize,
-    known: HashMap<i32, i32>,
-}
-
-impl Numbers {
-    /// The numbers of a tree whose root has `root` in its status.
-    pub fn of(root: &status::Status) -> Self {
-        Numbers { base: root.ns_pid.len().saturating_sub(1), known: HashMap::new() }
-    }
-
-    /// Whether meio's own numbers are those of the image.
-    pub fn same(&self) -> bool {
-        self.base == 0
-    }
-
-    /// Learns the numbers of a task, its group and session; those that it has below the base.
-    pub fn learn(&mut self, status: &status::Status) -> Vec<i32> {
-        for list in [&status.ns_tgid, &status.ns_pid, &status.ns_pgid, &status.ns_sid] {
-            if let (Some(&host), Some(&number)) = (list.first(), list.get(self.base)) {
-                self.known.insert(host, number);
-            }
-        }
-        status.ns_pid.get(self.base + 1..).unwrap_or_default().to_vec()
-    }
-
-    /// The number in the base; 0 when it has none there.
-    pub fn translate(&self, number: i32) -> i32 {
-        if self.same() { number } else { self.known.get(&number).copied().unwrap_or(0) }
-    }
-}
-
 /// Completes the table when all processes are known: owners, and what only the whole tree shows.
 pub fn complete(processes: &[Process], capture: &mut Capture) {
     let owners = std::mem::take(&mut capture.namespaces.owners);
@@ -436,6 +313,12 @@ pub fn complete(processes: &[Process], capture: &mut Capture) {
         }
     }
     let base = processes.first().and_then(|root| root.places.of(&table, Kind::Pid));
+    let known = |identity| capture.namespaces.known(identity).filter(|id| Some(*id) != base);
+    for (id, namespace) in table.iter_mut().enumerate() {
+        if let Content::Mounts(saved) = &mut namespace.content {
+            capture.namespaces.file_systems.mark(id as u32, saved, known);
+        }
+    }
     for (id, namespace) in table.iter().enumerate().filter(|(id, n)| n.kind == Kind::Pid && Some(*id as u32) != base) {
         let here = |p: &&Process| p.places.of(&table, Kind::Pid) == Some(id as u32);
         if processes.iter().filter(here).count() > 0 && !processes.iter().filter(here).any(|p| p.places.inner.last() == Some(&1)) {
@@ -495,53 +378,5 @@ impl Process {
     /// Its number as it sees it itself.
     pub fn own_number(&self) -> i32 {
         self.places.inner.last().copied().unwrap_or(self.pid)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn maps_of_ids() {
-        assert_eq!(id_map(b"         0       1000          1\n 1 100000 65536\n").unwrap(), [[0, 1000, 1], [1, 100_000, 65536]]);
-        assert_eq!(id_map(b"").unwrap(), [[0u32; 3]; 0]);
-        assert!(id_map(b"0 1\n").is_err());
-        assert!(id_map(b"0 1 x\n").is_err());
-    }
-
-    #[test]
-    fn offsets_of_clocks() {
-        let text = b"monotonic         -86400       500000000\nboottime               7               0\n";
-        assert_eq!(clocks(text).unwrap(), Content::Clocks { monotonic: (-86400, 500_000_000), boottime: (7, 0) });
-        assert!(clocks(b"monotonic 1 2\n").is_err());
-    }
-
-    #[test]
-    fn roots_of_cgroup_namespaces() {
-        let outside = b"4:memory:/a/b\n1:name=systemd:/\n0::/x/y/z\n";
-        let inside = b"4:memory:/\n1:name=systemd:/\n0::/y/z\n";
-        let want = [("memory", "/a/b"), ("name=systemd", "/"), ("", "/x")].map(|(a, b)| (a.to_owned(), b.to_owned()));
-        assert_eq!(roots(outside, inside).unwrap(), want);
-        assert_eq!(roots(b"0::/x\n", b"0::/../q\n").unwrap_err().kind, Failure::Unsupported);
-    }
-
-    #[test]
-    fn numbers_of_the_base() {
-        let task = |pid: &[i32], group: &[i32], session: &[i32]| status::Status {
-            ns_tgid: pid.into(),
-            ns_pid: pid.into(),
-            ns_pgid: group.into(),
-            ns_sid: session.into(),
-            ..Default::default()
-        };
-        let root = task(&[500, 1], &[499, 0], &[400, 0]);
-        let mut numbers = Numbers::of(&root);
-        assert!(!numbers.same());
-        assert!(numbers.learn(&root).is_empty());
-        assert_eq!(numbers.learn(&task(&[510, 7, 1], &[510, 7, 1], &[400, 0, 0])), [1]);
-        assert_eq!([500, 510, 400, 499, 12345].map(|n| numbers.translate(n)), [1, 7, 0, 0, 0]);
-        let plain = Numbers::of(&task(&[500], &[500], &[500]));
-        assert_eq!((plain.same(), plain.translate(77)), (true, 77));
     }
 }

@@ -55,6 +55,13 @@ pub struct Record {
     pub attributes: Vec<(u16, Bytes)>,
 }
 
+impl Saved {
+    /// Whether some descriptor of a tun interface is detached for a while.
+    pub fn has_idle_queues(&self) -> bool {
+        self.links.iter().any(|l| l.idle_queues)
+    }
+}
+
 impl Record {
     /// Out of a message whose structure has `head` bytes.
     fn parse(message: &[u8], head: usize) -> Option<Record> {
@@ -188,6 +195,27 @@ fn read_tables(socket: &Socket) -> io::Result<Saved> {
         neighbours,
         sysctls: Vec::new(),
     })
+}
+
+/// An interface of the network namespace that the caller lives in, with its addresses and what leads through it.
+pub fn interface(name: &str) -> Result<Option<Saved>> {
+    let socket = Socket::route().context(|| "opening a netlink socket")?;
+    let doing = || format!("reading the interface {name}");
+    let Some(link) = links::read(&socket).context(doing)?.into_iter().find(|l| l.name == name) else { return Ok(None) };
+    let own = read_tables(&socket).context(doing)?;
+    let (index, of) = (link.index as u32, |records: Vec<Record>, at: usize| -> Vec<Record> {
+        records.into_iter().filter(|r| u32_at(&r.head.0, at) == Some(link.index as u32)).collect()
+    });
+    const RTA_OIF: u16 = 4;
+    let through = |r: &Record| r.get(RTA_OIF).and_then(|v| u32_at(v, 0)) == Some(index);
+    Ok(Some(Saved {
+        addresses: of(own.addresses, 4),
+        neighbours: of(own.neighbours, 4),
+        routes: own.routes.into_iter().filter(through).collect(),
+        links: vec![link],
+        sysctls: sysctl::of_interface(name),
+        ..Saved::default()
+    }))
 }
 
 /// Saves the network namespace of a process.

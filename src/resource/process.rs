@@ -174,11 +174,21 @@ impl Fs {
 }
 
 impl Fs {
-    /// Puts a stub into its directories. Paths are those that meio sees.
-    pub fn tell(&self, script: &mut Script<'_>) -> Result<()> {
+    /// Puts a stub into its current directory while it may go everywhere: before it enters a user namespace.
+    pub fn go_ahead(&self, script: &mut Script<'_>) -> Result<()> {
         let cwd = script.text(self.cwd.bytes());
-        script.call("chdir", libc::SYS_chdir, &[cwd])?;
-        if self.root.bytes() != b"/" {
+        script.attempt("chdir", libc::SYS_chdir, &[cwd])
+    }
+
+    /// Puts a stub into its directories. Paths are those that meio sees.
+    pub fn tell(&self, pid: i32, script: &mut Script<'_>) -> Result<()> {
+        let there = |name: &str, path: &FilePath| read::link(pid, name).is_ok_and(|link| link == path.bytes());
+        let arrived = there("cwd", &self.cwd) && there("root", &self.root);
+        if !arrived {
+            let cwd = script.text(self.cwd.bytes());
+            script.call("chdir", libc::SYS_chdir, &[cwd])?;
+        }
+        if self.root.bytes() != b"/" && !arrived {
             let root = script.text(self.root.bytes());
             script.call("chroot", libc::SYS_chroot, &[root])?;
         }

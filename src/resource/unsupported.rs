@@ -31,10 +31,9 @@ const NAMES: [(&str, Refused); 20] = [
 ];
 
 /// By the number of a character device: major, minor (`None` for all), reason, advice.
-const DEVICES: [(u32, Option<u32>, Refused); 8] = [
+const DEVICES: [(u32, Option<u32>, Refused); 7] = [
     (10, Some(229), ("it serves a file system (FUSE), whose requests wait for the program's answer", "unmount the file system first")),
     (10, Some(232), ("virtual machines run in the kernel", "save the virtual machine by its own means")),
-    (10, Some(200), ("it drives a network interface (tun, tap)", "close the interface first")),
     (10, Some(223), ("it is an input device of the program's own (uinput)", "close it first")),
     (10, Some(130), ("it is a watchdog that resets the machine when nobody answers it", "close it properly first")),
     (226, None, ("the state of a graphics device cannot be read", "let the program close the display first")),

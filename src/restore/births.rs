@@ -8,11 +8,19 @@ use super::skeleton::{Skeleton, lost};
 use crate::error::{Context, Error, Kind as Failure, Result};
 use crate::resource::Tree;
 use crate::resource::namespace::{Content, Namespace};
-use crate::resource::process::Process;
+use crate::resource::process::{Process, State};
 use crate::sys::namespace::Kind;
 use crate::tracee::stub::{Script, Stub};
 use std::collections::HashMap;
 use std::os::fd::AsRawFd;
+
+/// A child.
+pub enum Born {
+    /// As meio sees it; its first stop is not seen yet.
+    Fresh(i32),
+    /// It has stopped.
+    Seen(Box<Stub>),
+}
 
 /// The births of one process's children, in order.
 pub struct Births<'s> {
@@ -21,7 +29,7 @@ pub struct Births<'s> {
     namespaces: &'s [Namespace],
     /// What the parent runs next.
     pub script: Script<'s>,
-    pub(super) born: Vec<i32>,
+    pub(super) born: Vec<Born>,
     /// Its own pid namespace.
     home: Option<u32>,
     /// The pid namespace that its next child will be born in.
@@ -67,8 +75,8 @@ impl<'s> Births<'s> {
         if self.parent.places.of_children(self.namespaces, Kind::Pid) == there { self.enter(number, there) } else { Ok(()) }
     }
 
-    /// Runs what is left; the children as meio sees them.
-    pub fn end(mut self, stubs: &HashMap<i32, Stub>, tree: &Tree) -> Result<Vec<i32>> {
+    /// Runs what is left; the children.
+    pub fn end(mut self, stubs: &HashMap<i32, Stub>, tree: &Tree) -> Result<Vec<Stub>> {
         let last = self.parent.places.of_children(self.namespaces, Kind::Pid);
         if self.parent.places.unborn {
             self.go_to(self.home, stubs, tree)?;
@@ -77,12 +85,17 @@ impl<'s> Births<'s> {
             self.go_to(last, stubs, tree)?;
         }
         self.flush()?;
-        Ok(self.born)
+        let stub = self.stub;
+        let stop = |born| match born {
+            Born::Fresh(tid) => stub.born(tid, false),
+            Born::Seen(child) => Ok(*child),
+        };
+        self.born.into_iter().map(stop).collect()
     }
 
     pub(super) fn flush(&mut self) -> Result<Vec<i64>> {
         let ran = std::mem::replace(&mut self.script, self.stub.script()).run()?;
-        self.born.extend(ran.births);
+        self.born.extend(ran.births.into_iter().map(Born::Fresh));
         Ok(ran.results)
     }
 
@@ -151,6 +164,10 @@ impl Skeleton<'_> {
     /// Takes a process into its namespaces, all but pid and user, where they are not those of its parent.
     pub(super) fn enter(&self, index: usize) -> Result<()> {
         let process = self.process(index);
+        // One that has ended has left them, but it need not go anywhere else for that; it may not even be allowed to.
+        if matches!(process.state, State::Zombie(_)) {
+            return Ok(());
+        }
         let parent = self.tree.processes.iter().find(|p| p.pid == process.ppid);
         let table = &self.tree.namespaces;
         let stub = &self.stubs[&process.pid];

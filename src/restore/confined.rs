@@ -6,7 +6,7 @@
 //! which its parent knows it by, is had by counting up to it. Those below choose their numbers inside only, and have the one
 //! outside in the same way.
 
-use super::births::Births;
+use super::births::{Births, Born};
 use super::places::Places;
 use super::skeleton::lost;
 use super::users;
@@ -79,14 +79,14 @@ pub type Wanted = (i32, usize);
 /// the innermost first. The numbers that can be had.
 pub fn prepare(tree: &Tree, process: &Process, numbers: &[i32], stubs: &HashMap<i32, Stub>) -> Result<Vec<Wanted>> {
     let mut wanted = Vec::new();
-    for above in choosable(tree, process, numbers).len()..numbers.len() {
+    for (above, &number) in numbers.iter().enumerate().skip(choosable(tree, process, numbers).len()) {
         // Somebody who rules over that pid namespace, since he was born in it.
         let level = process.level() - above.min(process.level());
         let ruler = line(tree, process).skip(1).find(|p| p.level() == level).and_then(|p| stubs.get(&p.pid));
         if let Some(ruler) = ruler
-            && count_to(ruler, numbers[above] - 1)?
+            && count_to(ruler, number - 1)?
         {
-            wanted.push((numbers[above], above));
+            wanted.push((number, above));
         }
     }
     Ok(wanted)
@@ -161,7 +161,7 @@ impl Births<'_> {
             let right = child_seen == i64::from(number) && got(born, &wanted)?;
             let mut leave = vec![seen];
             if right {
-                self.born.push(born);
+                self.born.push(Born::Seen(Box::new(helper.born(born, false)?)));
             } else {
                 stub::end(&helper.born(born, false)?);
                 leave.push(child_seen);
@@ -172,7 +172,15 @@ impl Births<'_> {
             }
             script.run()?;
             if right {
-                return self.children_go_there(child, number, tree);
+                // The parent may look at it only where that is a question of their user namespaces, not of their memory, which
+                // is of meio's: for this moment.
+                let nested = is(tree, self.parent);
+                if nested {
+                    dumpable(&helper, born, true)?;
+                }
+                self.children_go_there(child, number, tree)?;
+                self.flush()?;
+                return if nested { dumpable(&helper, born, false) } else { Ok(()) };
             }
         }
         Err(crowded(child))
@@ -189,7 +197,7 @@ impl Births<'_> {
             script.clone_task(flags, child.exit_signal, choosable(tree, child, &numbers), seen)?;
             let born = *script.run()?.births.first().ok_or_else(lost)?;
             if got(born, &wanted)? {
-                self.born.push(born);
+                self.born.push(Born::Fresh(born));
                 return Ok(());
             }
             stub::end(&self.stub.born(born, false)?);
@@ -208,6 +216,14 @@ impl Births<'_> {
         let ran = script.run().context(|| "bearing the first process of a pid namespace")?;
         Ok((*ran.results.last().ok_or_else(lost)?, *ran.births.first().ok_or_else(lost)?))
     }
+}
+
+/// Whether others than root may look at a stub.
+fn dumpable(like: &Stub, tid: i32, on: bool) -> Result<()> {
+    let stub = Stub { tid, pid: tid, ..*like };
+    let mut script = stub.script();
+    script.call("prctl PR_SET_DUMPABLE", libc::SYS_prctl, &[libc::PR_SET_DUMPABLE as u64, u64::from(on), 0, 0, 0])?;
+    script.run().map(drop)
 }
 
 fn crowded(child: &Process) -> Error {

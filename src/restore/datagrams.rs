@@ -131,7 +131,12 @@ impl Datagrams {
             let _ = socket::set_number(fd, libc::SO_RCVBUFFORCE, LARGE);
             let wire = self.wire(udp.inet.network, network)?;
             let port = crate::sys::inet::local(fd).context(doing)?.port();
-            let lost = udp.queue.iter().map(|datagram| put_in(fd, wire, udp, datagram, port)).sum::<Result<usize>>()?;
+            let mut lost = 0;
+            for datagram in &udp.queue {
+                // Where one is kept out, by a packet filter, others are.
+                let patience = if lost == 0 { SOON } else { Duration::ZERO };
+                lost += usize::from(!put_in(fd, wire, udp, datagram, port, patience)?);
+            }
             if lost > 0 {
                 warnings.push(format!("{what}: {lost} of {} unread datagrams could not be put back", udp.queue.len()));
             }
@@ -164,8 +169,8 @@ fn refuse(fd: BorrowedFd<'_>, six: bool) -> nix::Result<()> {
     Ok(())
 }
 
-/// Sends a datagram to the socket at `port`; how many did not arrive.
-fn put_in(fd: BorrowedFd<'_>, wire: &Wire, udp: &Udp, received: &Received, port: u16) -> Result<usize> {
+/// Sends a datagram to the socket at `port`; whether it arrives.
+fn put_in(fd: BorrowedFd<'_>, wire: &Wire, udp: &Udp, received: &Received, port: u16, patience: Duration) -> Result<bool> {
     const TTL: u8 = 64;
     let to = SocketAddr::new(destination(udp, received), port);
     for part in received.parts() {
@@ -178,13 +183,13 @@ fn put_in(fd: BorrowedFd<'_>, wire: &Wire, udp: &Udp, received: &Received, port:
             if now.0 != before.0 {
                 break;
             }
-            if sent.is_err() || now.1 != before.1 || begin.elapsed() > SOON {
-                return Ok(1);
+            if sent.is_err() || now.1 != before.1 || begin.elapsed() > patience {
+                return Ok(false);
             }
             std::thread::yield_now();
         }
     }
-    Ok(0)
+    Ok(true)
 }
 
 /// The address of this machine that a datagram is put in at: where it was sent to as far as that is known, and no group.

@@ -13,7 +13,7 @@ use crate::sys::file;
 use crate::sys::namespace::{self, Holder, Kind, Making, places, within};
 use crate::tracee::stub::Stub;
 use nix::fcntl::{FcntlArg, fcntl};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -216,7 +216,10 @@ impl<'t> Places<'t> {
             Some(init) => Some(namespace::open(init, "pid").context(|| "opening the new pid namespace")?),
             None => None,
         };
-        let prepared = saved.prepare()?;
+        let prepared = saved.prepare(|other| match &self.tree.namespaces.get(other as usize)?.content {
+            Content::Mounts(saved) => Some((&**saved, File::from(self.fd(Some(other), Kind::Mnt).ok()?.try_clone().ok()?))),
+            _ => None,
+        })?;
         let mut enter: Vec<(BorrowedFd<'_>, Kind)> = pids.iter().map(|fd| (fd.as_fd(), Kind::Pid)).collect();
         for kind in [Kind::Net, Kind::Ipc, Kind::Cgroup] {
             if let Some(other) = member.places.of(table, kind) {
@@ -236,11 +239,14 @@ impl<'t> Places<'t> {
     pub fn show_nested(&self, stubs: &HashMap<i32, Stub>) -> Result<()> {
         for (id, namespace) in self.tree.namespaces.iter().enumerate() {
             let Content::Mounts(saved) = &namespace.content else { continue };
-            let lives = |p: &&Process| p.places.namespaces.contains(&(id as u32)) && p.level() > 0 && p.memory.is_some();
-            let Some(stub) = self.tree.processes.iter().find(lives).and_then(|p| stubs.get(&p.pid)) else { continue };
-            let pids = namespace::open(stub.pid, "pid").context(|| "opening a nested pid namespace")?;
-            let mounts = self.fd(Some(id as u32), Kind::Mnt)?;
-            namespace::worker(&[(pids.as_fd(), Kind::Pid)], || saved.renew_proc(|| self.go(mounts, namespace)))?;
+            let shown: BTreeSet<u32> = saved.own.iter().filter_map(|own| own.pids).collect();
+            for pids in shown {
+                let lives = |p: &&Process| p.places.of(&self.tree.namespaces, Kind::Pid) == Some(pids) && p.memory.is_some();
+                let Some(stub) = self.tree.processes.iter().find(lives).and_then(|p| stubs.get(&p.pid)) else { continue };
+                let fd = namespace::open(stub.pid, "pid").context(|| "opening a nested pid namespace")?;
+                let mounts = self.fd(Some(id as u32), Kind::Mnt)?;
+                namespace::worker(&[(fd.as_fd(), Kind::Pid)], || saved.renew_proc(pids, || self.go(mounts, namespace)))?;
+            }
         }
         Ok(())
     }

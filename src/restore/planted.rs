@@ -11,6 +11,7 @@ use super::queues;
 use super::rings;
 use super::root::Root;
 use super::skeleton::Skeleton;
+use super::sockets;
 use super::system_v::{self, Made};
 use super::terminal::Terminals;
 use super::users;
@@ -150,6 +151,10 @@ impl<'t> Planted<'t> {
                 groups.entry(cookie).or_default().push(self.threads[&thread.tid].tid);
             }
         }
+        let has_none = |p: &Process| p.threads.iter().any(|t| t.attributes.cookie.is_none());
+        if task::core_cookie(0).is_ok_and(|own| own != 0) && self.living().any(has_none) {
+            warnings.push("tasks that had no cookie of core scheduling have that of meio now".to_owned());
+        }
         for tids in groups.values() {
             if let Err(e) = task::share_core_cookie(tids) {
                 warnings.push(format!("{} tasks have lost their cookie of core scheduling: {e}", tids.len()));
@@ -177,7 +182,7 @@ impl<'t> Planted<'t> {
         let stub = &self.skeleton.stubs[&process.pid];
         let mut script = stub.script();
         process.tell(&mut script)?;
-        process.fs.tell(&mut script)?;
+        process.fs.tell(stub.pid, &mut script)?;
         for (_, foreground, slave) in terminals.sessions().into_iter().filter(|s| s.0 == process.pid) {
             if let Some(foreground) = self.group_seen(foreground, process.level()) {
                 let at = script.data(&foreground.to_le_bytes());
@@ -227,6 +232,7 @@ impl<'t> Planted<'t> {
             let inside = users::inside(self.tree, process, &thread.credentials, stub.tid)?;
             thread.credentials.tell(&mut script, own, inside)?;
             if thread.tid == process.pid {
+                sockets::identity::listen_again(process, self.tree, &mut script)?;
                 self.owners(&mut script, process)?;
             }
             thread.tell_last(&mut script)?;

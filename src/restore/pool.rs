@@ -5,6 +5,7 @@ use super::datagrams::Datagrams;
 use super::late::{self, Late};
 use super::places::Places;
 use super::queues::Queues;
+use super::raw;
 use super::sockets::Sockets;
 use super::sockets::listen::Listeners;
 use super::sockets::tcp::Connections;
@@ -92,6 +93,7 @@ impl Pool {
         for key in Graph::new(tree)?.order()? {
             pool.make(key, tree, &mut pipes, (terminals, places, &sockets))?;
         }
+        pool.listeners.fill(tree, places, &mut pool.warnings)?;
         pool.datagrams.finish()?;
         let mut changed = sockets.finish(&|id| pool.file(id), home)?;
         pool.warnings.append(&mut changed);
@@ -109,7 +111,7 @@ impl Pool {
         match key {
             Key::Object(n) => {
                 let object = &tree.objects[n as usize];
-                let writer = make_object(object, places)?;
+                let writer = make_object(object, places, &mut self.warnings)?;
                 // An executable must not be open for writing when a process takes it (PR_SET_MM_MAP).
                 let exe = tree.processes.iter().filter_map(|p| p.memory.as_ref()).any(|m| is_object(&m.exe, n));
                 let inherited = if exe { reopen(writer.as_raw_fd(), libc::O_RDONLY as u32)? } else { writer.try_clone()? };
@@ -291,7 +293,7 @@ fn is_object(backing: &Backing, id: u32) -> bool {
 }
 
 /// The shared mappings of one file or object.
-fn shared<'t>(tree: &'t Tree, of: impl Fn(&Backing) -> bool) -> impl Iterator<Item = &'t Mapping> {
+fn shared(tree: &Tree, of: impl Fn(&Backing) -> bool) -> impl Iterator<Item = &Mapping> {
     tree.processes.iter().filter_map(|p| p.memory.as_ref()).flat_map(|m| &m.mappings).filter(move |m| m.shared && of(&m.backing))
 }
 
@@ -379,6 +381,18 @@ impl Pool {
                 let network = udp.inet.network.map(|id| places.fd(Some(id), Net)).transpose()?;
                 return self.datagrams.udp(udp, network, &mut self.warnings).and_then(|fd| with_flags(fd, file.flags));
             }
+            FileKind::Tun(tun) => {
+                let network = tun.network.map(|id| places.fd(Some(id), Net)).transpose()?;
+                return tun.make(&place(&tun.path), network, file.flags, &mut self.warnings);
+            }
+            FileKind::Raw(raw) => {
+                let network = raw.inet.network.map(|id| places.fd(Some(id), Net)).transpose()?;
+                return raw::make(raw, network, &mut self.warnings).and_then(|fd| with_flags(fd, file.flags));
+            }
+            FileKind::Packet(packet) => {
+                let network = packet.inet.network.map(|id| places.fd(Some(id), Net)).transpose()?;
+                return raw::packet(packet, network, &mut self.warnings).and_then(|fd| with_flags(fd, file.flags));
+            }
             FileKind::Master(terminal) => return terminals.master(terminal.terminal, file.flags & KEPT),
             FileKind::MessageQueue(end) => self.queues.open(end.queue, file.flags & KEPT)?,
             FileKind::Ignored(_) => return Ignored::open(file.flags),
@@ -413,7 +427,7 @@ fn busy(e: nix::errno::Errno, lock: &Lock, path: &str) -> Error {
 }
 
 /// Makes a memory object; its content comes with the pages.
-fn make_object(object: &Object, places: &Places<'_>) -> Result<OwnedFd> {
+fn make_object(object: &Object, places: &Places<'_>, warnings: &mut Vec<String>) -> Result<OwnedFd> {
     let fd = match &object.origin {
         Origin::Anonymous => return file::shared_anonymous(object.size).context(|| "making shared memory"),
         Origin::Memfd { name, mode, owner, .. } => {
@@ -424,7 +438,10 @@ fn make_object(object: &Object, places: &Places<'_>) -> Result<OwnedFd> {
                 made.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(mode & 0o7777)).context(doing)?;
             }
             if let Some((uid, gid)) = owner {
-                std::os::unix::fs::fchown(&made, Some(*uid), Some(*gid)).context(doing)?;
+                // Without privileges files belong to whoever makes them.
+                if let Err(e) = std::os::unix::fs::fchown(&made, Some(*uid), Some(*gid)) {
+                    warnings.push(format!("memfd {name} does not belong to {uid}:{gid} now: {e}"));
+                }
             }
             made.into()
         }

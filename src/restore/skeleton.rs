@@ -130,8 +130,8 @@ impl<'t> Skeleton<'t> {
             self.lead(&mut births.script, parent)?;
         }
         let births = births.end(&self.stubs, self.tree)?;
-        for (&(child, _), &tid) in all.iter().zip(&births) {
-            self.stubs.insert(self.process(child).pid, stub.born(tid, false)?);
+        for (&(child, _), born) in all.iter().zip(births) {
+            self.stubs.insert(self.process(child).pid, born);
         }
         for &(child, session) in &all {
             self.join_group_of_outer(parent, child)?;

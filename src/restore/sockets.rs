@@ -2,10 +2,11 @@
 //! are there, and shut down last.
 //!
 //! Who connected or listened is a property of a connection (`SO_PEERCRED`), so these calls are made by a child with that
-//! very pid and user ([`apart`]), which is gone before the tree takes its pids.
+//! very pid and user ([`identity`]), which is gone before the tree takes its pids.
 
 mod bind;
 mod fill;
+pub mod identity;
 pub mod listen;
 pub mod tcp;
 
@@ -18,9 +19,8 @@ use crate::resource::namespace::Namespace;
 use crate::resource::socket::options;
 use crate::resource::socket::unix::{Identity, Peer, Role, UnixSocket, readable, set_flags};
 use crate::resource::thread::serde_bytes_vec::Bytes;
-use crate::sys::{apart, namespace, socket};
+use crate::sys::{namespace, socket};
 use bind::Reach;
-use nix::errno::Errno;
 use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
@@ -110,10 +110,16 @@ impl<'t> Sockets<'t> {
                 sockets.files.insert(id, places.path(places.mounts_of_file(id), path));
             }
         }
-        raise_limit(Pool::base_of(tree) as u64 + 4 * sockets.all().count() as u64 + 64)?;
         let all: Vec<(FileId, &UnixSocket)> = sockets.all().collect();
+        raise_limit(Pool::base_of(tree) as u64 + tree.files.len() as u64 + 3 * all.len() as u64 + 64)?;
         for &(id, socket) in &all {
             sockets.check(id, socket)?;
+            if let Some(number) = identity::unseen(id, socket, tree) {
+                let what = sockets.called(id);
+                sockets
+                    .warnings
+                    .push(format!("{what}: its peer was process {number} (SO_PEERCRED) in a pid namespace of the tree; it is 0 there now"));
+            }
         }
         sockets.pair_up(&all)?;
         // Listening sockets that have gone left connections with their names, which others may use by now.
@@ -400,67 +406,6 @@ impl<'t> Sockets<'t> {
             socket::bind(fd, &[]).context(|| "naming a socket")?;
         }
         Ok(())
-    }
-
-    /// Who has the socket open, first in the tree.
-    fn holder(&self, id: FileId) -> Option<Identity> {
-        let process = self.tree.processes.iter().find(|p| p.descriptors.iter().any(|d| d.file == id))?;
-        let credentials = &process.threads.first()?.credentials;
-        let (uid, gid) = (credentials.uid[1], credentials.gid[1]);
-        Some(Identity { pid: process.pid, uid, gid, groups: credentials.groups.clone() })
-    }
-
-    /// A socket like this one.
-    fn new_socket(&mut self, id: FileId) -> Result<OwnedFd> {
-        let kind = self.socket(id)?.kind;
-        self.make_as(id, None, || new_socket(kind))
-    }
-
-    /// Makes something as somebody else in the network namespace of a socket. That matters at birth only: whoever
-    /// connects and binds later does so in the socket's own.
-    fn make_as<R>(&mut self, id: FileId, who: Option<&Identity>, make: impl Fn() -> nix::Result<R>) -> Result<R> {
-        let network = match self.socket(id)?.network {
-            Some(number) => Some(self.networks.get(&number).ok_or_else(|| damaged(id, "lives nowhere"))?.try_clone()?),
-            None => None,
-        };
-        self.act_in(id, who, network.as_ref().map(AsFd::as_fd), make)
-    }
-
-    /// Does something as somebody else.
-    fn act<R>(&mut self, id: FileId, who: Option<&Identity>, act: impl Fn() -> nix::Result<R>) -> Result<R> {
-        self.act_in(id, who, None, act)
-    }
-
-    fn act_in<R>(
-        &mut self,
-        id: FileId,
-        who: Option<&Identity>,
-        network: Option<BorrowedFd<'_>>,
-        act: impl Fn() -> nix::Result<R>,
-    ) -> Result<R> {
-        let run = |pid, who: Option<&Identity>| {
-            apart::run(pid, || {
-                // First: another user may not.
-                network.map_or(Ok(()), |n| namespace::enter(n, namespace::Kind::Net))?;
-                let user = who.map_or(Ok(()), |who| apart::become_user(who.uid, who.gid, &who.groups));
-                Ok((user, act()))
-            })
-            .and_then(|done| done)
-        };
-        let Some(who) = who else {
-            return if network.is_some() { run(0, None).and_then(|done| done.1) } else { act() }.map_err(Into::into);
-        };
-        let mut done = run(who.pid, Some(who));
-        if matches!(done, Err(Errno::EEXIST | Errno::EPERM | Errno::EINVAL)) {
-            let why = "that number cannot be had here";
-            self.warnings.push(format!("{}: its peer was process {} (SO_PEERCRED); {why}", self.called(id), who.pid));
-            done = run(0, Some(who));
-        }
-        let (user, done) = done.context(|| "starting a helper")?;
-        if let Err(e) = user {
-            self.warnings.push(format!("{}: its peer was user {} (SO_PEERCRED): {e}", self.called(id), who.uid));
-        }
-        done.map_err(Into::into)
     }
 }
 

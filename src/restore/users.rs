@@ -29,11 +29,21 @@ pub fn enter_from(tree: &Tree, places: &Places<'_>, process: &Process, (from, us
     let mut script = stub.script();
     // With the numbers of where it is now: those of users who have none inside can be had only here.
     let ids = process.threads.first().map(|leader| &leader.credentials);
-    if let Some(ids) = ids.and_then(|ids| numbered(tree, from, ids)) {
+    if let Some(ids) = ids
+        && !has(stub.tid, ids)?
+        && let Some(ids) = numbered(tree, from, ids)
+    {
         ids.tell_ids(&mut script)?;
     }
+    process.fs.go_ahead(&mut script)?;
     script.call("setns of user", libc::SYS_setns, &[fd, Kind::User.flag() as u64])?;
     script.run().map(drop)
+}
+
+/// Whether a task has these ids already. Where setgroups(2) is forbidden they are never set again.
+fn has(tid: i32, wanted: &Credentials) -> Result<bool> {
+    let now = Credentials::from_status(&read::parsed(tid, "status", status::parse)?);
+    Ok((now.uid, now.gid, &now.groups) == (wanted.uid, wanted.gid, &wanted.groups))
 }
 
 /// An identity as it is numbered in a user namespace, `None` when some of it has no number there.
@@ -52,8 +62,7 @@ fn numbered(tree: &Tree, user: Option<u32>, wanted: &Credentials) -> Option<Cred
 /// does not have it already.
 pub fn inside(tree: &Tree, process: &Process, wanted: &Credentials, tid: i32) -> Result<Option<Option<Credentials>>> {
     let Some(user) = process.places.of(&tree.namespaces, Kind::User) else { return Ok(None) };
-    let now = Credentials::from_status(&read::parsed(tid, "status", status::parse)?);
-    if (now.uid, now.gid, &now.groups) == (wanted.uid, wanted.gid, &wanted.groups) {
+    if has(tid, wanted)? {
         return Ok(Some(None));
     }
     let Some(Content::User { uids, gids, .. }) = tree.namespaces.get(user as usize).map(|n| &n.content) else { return Ok(Some(None)) };

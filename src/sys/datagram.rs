@@ -85,42 +85,10 @@ pub fn address(bytes: &[u8]) -> Option<SocketAddr> {
     }
 }
 
-type Asks = unsafe extern "C" fn(i32, *mut libc::sockaddr, *mut libc::socklen_t) -> i32;
-
-fn asked(fd: BorrowedFd<'_>, ask: Asks) -> Result<Vec<u8>, Errno> {
-    // SAFETY: all-zero is valid; the structure has the size that is passed, and what is read of it is inside of it.
-    unsafe {
-        let mut address: libc::sockaddr_storage = std::mem::zeroed();
-        let mut len = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
-        Errno::result(ask(fd.as_raw_fd(), (&raw mut address).cast(), &raw mut len))?;
-        let len = (len as usize).min(size_of::<libc::sockaddr_storage>());
-        Ok(std::slice::from_raw_parts((&raw const address).cast::<u8>(), len).to_vec())
-    }
-}
-
-/// getsockname(2), as it is.
-pub fn own(fd: BorrowedFd<'_>) -> Result<Vec<u8>, Errno> {
-    asked(fd, libc::getsockname)
-}
-
-/// getpeername(2), as it is.
-///
-/// # Errors
-/// `ENOTCONN` when it is not connected.
-pub fn peer(fd: BorrowedFd<'_>) -> Result<Vec<u8>, Errno> {
-    asked(fd, libc::getpeername)
-}
-
 /// bind(2) to an address as it is.
 pub fn bind(fd: BorrowedFd<'_>, address: &[u8]) -> Result<(), Errno> {
     // SAFETY: the bytes outlive the call and are as many as is said; the kernel copies them.
     Errno::result(unsafe { libc::bind(fd.as_raw_fd(), address.as_ptr().cast(), address.len() as libc::socklen_t) }).map(drop)
-}
-
-/// connect(2) to an address as it is.
-pub fn connect(fd: BorrowedFd<'_>, address: &[u8]) -> Result<(), Errno> {
-    // SAFETY: as in `bind`.
-    Errno::result(unsafe { libc::connect(fd.as_raw_fd(), address.as_ptr().cast(), address.len() as libc::socklen_t) }).map(drop)
 }
 
 /// An address as the kernel wants it.
@@ -241,7 +209,5 @@ mod tests {
         assert_eq!(seen.told(libc::IPPROTO_IP, libc::IP_TTL), Some(&64i32.to_ne_bytes()[..]));
         assert!(received(socket.as_fd()).unwrap().0 > 0);
         assert_eq!(unsent(socket.as_fd()), Ok(0));
-        assert_eq!(address(&own(socket.as_fd()).unwrap()), Some(me));
-        assert_eq!(peer(socket.as_fd()), Err(Errno::ENOTCONN));
     }
 }

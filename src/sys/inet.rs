@@ -3,7 +3,7 @@
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockaddrLike, SockaddrStorage};
 use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6};
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 fn address(storage: &SockaddrStorage) -> Option<SocketAddr> {
     match storage.family()? {
@@ -31,6 +31,25 @@ pub fn bind(fd: BorrowedFd<'_>, to: SocketAddr) -> Result<(), Errno> {
 /// connect(2).
 pub fn connect(fd: BorrowedFd<'_>, to: SocketAddr) -> Result<(), Errno> {
     nix::sys::socket::connect(fd.as_raw_fd(), &SockaddrStorage::from(to))
+}
+
+/// Takes the first connection that waits at a listening socket, without waiting (`EAGAIN`); also says whose it is, which of one
+/// that was broken off nobody says any more afterwards.
+pub fn accept(fd: BorrowedFd<'_>) -> Result<(OwnedFd, SocketAddr), Errno> {
+    let mut poll = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    // SAFETY: one structure, as is said.
+    if Errno::result(unsafe { libc::poll(&raw mut poll, 1, 0) })? == 0 {
+        return Err(Errno::EAGAIN);
+    }
+    // SAFETY: all-zero is valid; the structure has the size that is passed; on success the descriptor is new and ours.
+    let (made, from) = unsafe {
+        let mut from: libc::sockaddr_storage = std::mem::zeroed();
+        let mut len = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
+        let made = libc::accept4(fd.as_raw_fd(), (&raw mut from).cast(), &raw mut len, libc::SOCK_CLOEXEC);
+        let made = OwnedFd::from_raw_fd(Errno::result(made)?);
+        (made, SockaddrStorage::from_raw((&raw const from).cast(), Some(len)))
+    };
+    Ok((made, from.as_ref().and_then(address).ok_or(Errno::EAFNOSUPPORT)?))
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 
 /// `TCP_LISTEN`.
-pub const LISTEN: u8 = 10;
+const LISTEN: u8 = 10;
 
 /// The protocols whose sockets are listed.
 pub const PROTOCOLS: [u8; 3] = [libc::IPPROTO_TCP as u8, libc::IPPROTO_UDP as u8, libc::IPPROTO_UDPLITE as u8];
@@ -18,7 +18,7 @@ pub const PROTOCOLS: [u8; 3] = [libc::IPPROTO_TCP as u8, libc::IPPROTO_UDP as u8
 pub struct Inet {
     /// `IPPROTO_TCP`, …
     pub protocol: u8,
-    /// `TCP_ESTABLISHED` (1), [`LISTEN`], …
+    /// `TCP_ESTABLISHED` (1), `TCP_LISTEN` (10), …
     pub state: u8,
     /// Its own end.
     pub local: SocketAddr,
@@ -52,7 +52,7 @@ pub fn sockets() -> io::Result<Vec<Inet>> {
 /// What is left of TCP connections that nobody has a descriptor of: their sockets were closed.
 pub fn remains() -> io::Result<Vec<Inet>> {
     let mut all = sockets()?;
-    all.retain(|s| s.protocol == libc::IPPROTO_TCP as u8 && s.inode == 0 && s.state != LISTEN && s.remote.port() != 0);
+    all.retain(|s| s.protocol == libc::IPPROTO_TCP as u8 && s.inode == 0 && s.state != super::sock_diag::LISTEN && s.remote.port() != 0);
     Ok(all)
 }
 
@@ -112,7 +112,7 @@ mod tests {
             let found = by(peer.as_raw_fd());
             assert_eq!((found.state, found.local, found.remote), (1, peer.local_addr().expect("name"), name));
             let found = by(listener.as_raw_fd());
-            assert_eq!((found.state, found.local, found.remote.port(), found.protocol), (LISTEN, name, 0, 6));
+            assert_eq!((found.state, found.local, found.remote.port(), found.protocol), (10, name, 0, 6));
             let found = by(udp.as_raw_fd());
             assert_eq!((found.local, found.remote.port(), found.protocol), (udp.local_addr().expect("name"), 0, 17));
             // The end that was not accepted yet.

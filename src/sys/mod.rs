@@ -10,6 +10,7 @@ pub mod clock;
 #[cfg(test)]
 pub mod counting_alloc;
 pub mod datagram;
+pub mod ear;
 pub mod feature;
 pub mod file;
 pub mod guardian;

@@ -138,6 +138,14 @@ impl Socket {
         Ok(found)
     }
 
+    /// One object: the payload of the answer. `ENOENT` when there is none.
+    pub fn one(&self, kind: u16, payload: &[u8]) -> io::Result<Option<Vec<u8>>> {
+        self.send(kind, libc::NLM_F_ACK, payload)?;
+        let mut found = None;
+        self.receive(|_, payload| found = Some(payload.to_vec()))?;
+        Ok(found)
+    }
+
     /// Asks for a change and waits until it is done.
     pub fn change(&self, kind: u16, flags: i32, payload: &[u8]) -> io::Result<()> {
         self.send(kind, flags | libc::NLM_F_ACK, payload)?;

@@ -12,8 +12,8 @@ const VERDICT_BATCH: u16 = 3 << 8 | 3;
 const NF_ACCEPT: u32 = 1;
 /// The kernel numbers packets from 1 on and compares numbers as signed ones.
 const ANY: u32 = i32::MAX as u32;
-/// What the kernel charges for the notice of one packet, about.
-const NOTICE: usize = 1 << 10;
+/// What the kernel charges for the notice of one packet, at most.
+const NOTICE: usize = 1 << 12;
 
 /// A queue of our own. Without its socket it is gone, and what it held is dropped.
 #[derive(Debug)]

@@ -1,5 +1,7 @@
 //! What the kernel tells of all unix sockets of a network namespace: sock_diag(7), `UNIX_DIAG`.
 
+pub mod packets;
+
 use nix::errno::Errno;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 

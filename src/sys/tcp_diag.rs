@@ -10,6 +10,8 @@ use std::os::fd::BorrowedFd;
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 /// `INET_DIAG_INFO`: `struct tcp_info`.
 const INFO: u16 = 2;
+/// `INET_DIAG_MD5SIG`: keys by which segments are signed.
+const SIGNATURES: u16 = 18;
 
 /// One TCP socket of a network namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +32,8 @@ pub struct Entry {
     pub written: u32,
     /// Seconds until the timer of a connection in `TCP_TIME_WAIT` ends, and the like; in milliseconds.
     pub expires: u32,
+    /// Segments are signed (`TCP_MD5SIG`).
+    pub signed: bool,
     /// `struct tcp_info`, if there is one.
     pub info: Vec<u8>,
 }
@@ -39,6 +43,12 @@ pub fn backlog(fd: BorrowedFd<'_>) -> Result<(u32, u32), Errno> {
     let info = socket::option(fd, libc::IPPROTO_TCP, libc::TCP_INFO, 32)?;
     let at = |n| u32_at(&info, n).ok_or(Errno::EINVAL);
     Ok((at(24)?, at(28)?)) // tcpi_unacked, tcpi_sacked
+}
+
+/// The number of the interface that a socket is bound to, or 0.
+pub fn bound_interface(fd: BorrowedFd<'_>) -> Result<u32, Errno> {
+    const SO_BINDTOIFINDEX: i32 = 62;
+    socket::number(fd, SO_BINDTOIFINDEX).map(|n| n as u32)
 }
 
 /// `struct inet_diag_req_v2` for TCP.
@@ -63,6 +73,25 @@ pub fn list(states: u32) -> io::Result<Vec<Entry>> {
     Ok(found)
 }
 
+/// Whoever would get a segment from `peer` to `local`: that connection, or the socket that listens there. `interface` is the one
+/// that it is bound to, or 0.
+pub fn find(netlink: &Socket, local: SocketAddr, peer: SocketAddr, interface: u32) -> io::Result<Option<Entry>> {
+    let mut id = [local.port().to_be_bytes(), peer.port().to_be_bytes()].concat();
+    for ip in [local.ip(), peer.ip()] {
+        match ip {
+            IpAddr::V4(ip) => id.extend([ip.octets(), [0; 4], [0; 4], [0; 4]].concat()),
+            IpAddr::V6(ip) => id.extend(ip.octets()),
+        }
+    }
+    id.extend(interface.to_ne_bytes());
+    id.extend([0xff; 8]); // INET_DIAG_NOCOOKIE
+    let family = if local.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    match netlink.one(SOCK_DIAG_BY_FAMILY, &request(family, !0, &id)) {
+        Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        answer => Ok(answer?.as_deref().and_then(entry)),
+    }
+}
+
 /// `struct inet_diag_msg` and its attributes.
 fn entry(message: &[u8]) -> Option<Entry> {
     let six = i32::from(*message.first()?) == libc::AF_INET6;
@@ -77,7 +106,9 @@ fn entry(message: &[u8]) -> Option<Entry> {
         let scope = if ip.is_unicast_link_local() { interface } else { 0 };
         Some(SocketAddr::V6(SocketAddrV6::new(ip, port, 0, scope)))
     };
-    let info = attributes(message.get(72..)?).into_iter().find(|a| a.0 == INFO).map(|a| a.1);
+    let attributes = attributes(message.get(72..)?);
+    let signed = attributes.iter().any(|a| a.0 == SIGNATURES);
+    let info = attributes.into_iter().find(|a| a.0 == INFO).map(|a| a.1);
     Some(Entry {
         state: *message.get(1)?,
         local: address(8, 4)?,
@@ -87,6 +118,7 @@ fn entry(message: &[u8]) -> Option<Entry> {
         readable: u32_at(message, 56)?,
         written: u32_at(message, 60)?,
         inode: u32_at(message, 68)?,
+        signed,
         info: info.unwrap_or_default(),
     })
 }
@@ -110,7 +142,7 @@ mod tests {
                 let listener = TcpListener::bind(any).unwrap();
                 let at = listener.local_addr().unwrap();
                 let mut client = TcpStream::connect(at).unwrap();
-                std::io::Write::write_all(&mut client, b"hello").unwrap();
+                io::Write::write_all(&mut client, b"hello").unwrap();
                 let all = list(1 << tcp::ESTABLISHED | 1 << tcp::LISTEN).unwrap();
                 let waits = all.iter().find(|e| e.local == at && e.inode == 0).unwrap();
                 assert_eq!((waits.peer, waits.state, waits.readable), (client.local_addr().unwrap(), tcp::ESTABLISHED, 5));
@@ -119,6 +151,12 @@ mod tests {
                 let inode = std::fs::metadata(format!("/proc/self/fd/{fd}")).unwrap().ino();
                 let listens = all.iter().find(|e| e.state == tcp::LISTEN && u64::from(e.inode) == inode).unwrap();
                 assert_eq!((listens.local, listens.readable, listens.interface), (at, 1, 0));
+                let netlink = Socket::sock_diag().unwrap();
+                let found = find(&netlink, at, waits.peer, 0).unwrap().unwrap();
+                assert_eq!(Entry { info: vec![], ..found }, Entry { info: vec![], ..waits.clone() });
+                let stranger = SocketAddr::new(at.ip(), 1);
+                assert_eq!(find(&netlink, at, stranger, 0).unwrap().map(|e| e.inode), Some(listens.inode));
+                assert_eq!(find(&netlink, stranger, at, 0).unwrap(), None);
                 assert!(list(1 << tcp::SYN_RECV).unwrap().is_empty());
             }
         })

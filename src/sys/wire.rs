@@ -50,6 +50,23 @@ pub struct Segment {
     pub data: Vec<u8>,
 }
 
+impl Segment {
+    /// The timestamps among the options, RFC 7323: the sender's clock, and what it has seen of the other's.
+    pub fn timestamps(&self) -> Option<(u32, u32)> {
+        let mut rest = self.options.as_slice();
+        loop {
+            match rest {
+                [1, more @ ..] => rest = more,
+                [8, 10, a, b, c, d, e, f, g, h, ..] => {
+                    return Some((u32::from_be_bytes([*a, *b, *c, *d]), u32::from_be_bytes([*e, *f, *g, *h])));
+                }
+                [kind, length, ..] if *kind != 0 && *length >= 2 => rest = rest.get(usize::from(*length)..)?,
+                _ => return None,
+            }
+        }
+    }
+}
+
 /// Sockets that packets are put into the stack by.
 #[derive(Debug)]
 pub struct Wire {
@@ -119,7 +136,7 @@ impl Wire {
 }
 
 /// An IPv4 address that is written as one of IPv6 (`::ffff:192.0.2.1`) as what it is on the wire.
-fn plain(address: SocketAddr) -> SocketAddr {
+pub fn plain(address: SocketAddr) -> SocketAddr {
     match (address, address.ip().to_canonical()) {
         (SocketAddr::V6(_), IpAddr::V4(ip)) => SocketAddr::new(IpAddr::V4(ip), address.port()),
         _ => address,
@@ -246,6 +263,13 @@ mod tests {
         let bytes = segment.encode(&head).unwrap();
         assert_eq!((bytes.len(), bytes[12] >> 4, &bytes[20..28]), (20 + 8 + 3, 7, &[2u8, 4, 5, 180, 1, 1, 1, 1][..]));
         assert_eq!(head.checksum(&bytes).unwrap(), 0);
+    }
+
+    #[test]
+    fn timestamps_are_found() {
+        let of = |options: &[u8]| Segment { options: options.to_vec(), ..Segment::default() }.timestamps();
+        assert_eq!(of(&[2, 4, 5, 180, 1, 1, 8, 10, 0, 0, 1, 0, 0, 0, 0, 9]), Some((256, 9)));
+        assert_eq!((of(&[]), of(&[1, 8, 10, 0]), of(&[5, 0, 8, 10]), of(&[0, 8])), (None, None, None, None));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Makes the mounts of a namespace again: in a staging place first, then as the root of everything.
 
 use super::propagation::{self, HostGroups};
-use super::{FileSystem, IN_MEMORY, Line, Mount, Saved, Shown, below, contents, uncover};
+use super::{FileSystem, IN_MEMORY, Line, Mount, Saved, Shown, below, contents, shared, uncover};
 use crate::error::{Context, Error, Kind, Result};
 use crate::resource::path::FilePath;
 use crate::sys::mount::{self, Configuration};
@@ -18,7 +18,7 @@ pub struct Prepared {
 }
 
 /// File systems that show what the kernel knows of a namespace.
-const REVEALING: [&[u8]; 2] = [b"proc", b"sysfs"];
+pub(super) const REVEALING: [&[u8]; 2] = [b"proc", b"sysfs"];
 
 /// File systems that were made where meio is: those of [`Saved::own`], and one instead of the proc that meio sees.
 pub struct Revealed {
@@ -27,8 +27,8 @@ pub struct Revealed {
 }
 
 impl Saved {
-    /// Takes along what meio sees and the namespace shows. In meio, before anything is started.
-    pub fn prepare(&self) -> Result<Prepared> {
+    /// Takes along what meio sees and the namespace shows, and what it shares with `others` that are there already. In meio.
+    pub fn prepare<'o>(&self, others: impl Fn(u32) -> Option<(&'o Saved, File)>) -> Result<Prepared> {
         let table = read::parsed(std::process::id() as i32, "mountinfo", mountinfo::parse)?;
         let mut hosts = Vec::new();
         for wanted in &self.mounts {
@@ -45,7 +45,14 @@ impl Saved {
                     let place = found.ok_or_else(|| gone("is not there".into()))?;
                     Some(host_copy(place, fstype, *folder, &table).context(|| format!("copying the mount {path}"))?.map_err(gone)?)
                 }
-                Shown::Own { .. } => None,
+                Shown::Own { number, root } => match self.own.get(*number as usize).and_then(|own| own.shared) {
+                    Some((namespace, number)) => {
+                        let (saved, namespace) = others(namespace)
+                            .ok_or_else(|| Error::image("image damaged: a mount namespace that is shared with is missing"))?;
+                        Some(shared::copy(number, root, saved, &namespace).context(|| format!("mounting {}", wanted.at))?)
+                    }
+                    None => None,
+                },
             });
         }
         Ok(Prepared { hosts, groups: propagation::open_groups(self)? })
@@ -119,13 +126,13 @@ impl Saved {
         mount::change_root(root.as_fd()).context(|| "changing the root of the mount namespace")
     }
 
-    /// Mounts proc file systems of the namespace's own anew, over whose place nothing else is mounted. In a process that has
-    /// entered the pid namespace that is to be shown, and by `enter` then enters the mount namespace.
-    pub fn renew_proc(&self, enter: impl FnOnce() -> Result<()>) -> Result<()> {
+    /// Mounts proc file systems of the namespace's own anew that show the pid namespace `pids`, over whose place nothing else
+    /// is mounted. In a process that has entered that, and by `enter` then enters the mount namespace.
+    pub fn renew_proc(&self, pids: u32, enter: impl FnOnce() -> Result<()>) -> Result<()> {
         let mut renewed = Vec::new();
         for (number, wanted) in self.mounts.iter().enumerate() {
             let Shown::Own { number: own, root } = &wanted.shows else { continue };
-            let Some(fs) = self.own.get(*own as usize).filter(|fs| fs.fstype.bytes() == b"proc") else { continue };
+            let Some(fs) = self.own.get(*own as usize).filter(|fs| fs.fstype.bytes() == b"proc" && fs.pids == Some(pids)) else { continue };
             if root.bytes() != b"/" || self.mounts.iter().any(|m| m.parent == Some(number as u32)) {
                 continue;
             }
@@ -153,7 +160,7 @@ impl Saved {
                 let rest = rest.ok_or_else(|| Error::other(format!("{path} does not lie in /proc")))?;
                 part(proc.as_fd(), &rest)
             }
-            (Shown::Host { .. }, Some(host), _) => Ok(host),
+            (_, Some(host), _) => Ok(host),
             (Shown::Own { number, root }, ..) => {
                 let own = self.own.get(*number as usize).ok_or_else(|| Error::image("image damaged: a file system is missing"))?;
                 let fs = match &stage.own[*number as usize] {

@@ -34,13 +34,13 @@ impl Drop for Shell {
 /// Saves the namespace of a process, and says what was refused.
 fn save(pid: i32) -> (Saved, Capture) {
     let mut capture = Capture::default();
-    let saved = super::capture(pid, 0, true, &Ids::of([Vec::new(), Vec::new()]), &mut capture).unwrap();
+    let saved = super::capture(pid, 0, true, &Ids::of([Vec::new(), Vec::new()]), &mut Seen::default(), &mut capture).unwrap();
     (saved, capture)
 }
 
 /// Makes the mounts in a fresh namespace, in which `look` then finds itself; also gives what a capture of it finds.
 fn again<T: Send>(saved: &Saved, look: impl FnOnce() -> T + Send) -> (Saved, T) {
-    let prepared = saved.prepare().unwrap();
+    let prepared = saved.prepare(|_| None).unwrap();
     let revealed = saved.reveal(false).unwrap();
     std::thread::scope(|scope| {
         let (told, tell) = std::sync::mpsc::channel();

@@ -68,6 +68,9 @@ pub struct Link {
     /// The other end lies where meio is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub outside: Option<Outside>,
+    /// Some descriptor of a tun interface is detached for a while.
+    #[serde(skip)]
+    pub idle_queues: bool,
     /// `link` is a number in another namespace.
     #[serde(skip)]
     pub elsewhere: bool,
@@ -126,6 +129,7 @@ fn link(record: &Record) -> Option<Link> {
     let list = |kind| attributes(part(kind).unwrap_or_default()).into_iter().map(|(k, v)| (k, Bytes(v))).collect::<Vec<_>>();
     let kind = text(part(a::INFO_KIND));
     let mut data = list(a::INFO_DATA);
+    let mut idle_queues = false;
     let mut port = if text(part(a::INFO_SLAVE_KIND)) == "bridge" { list(a::INFO_SLAVE_DATA) } else { Vec::new() };
     match kind.as_str() {
         // Protocol timers, what was learned, and what follows from the rest.
@@ -136,7 +140,10 @@ fn link(record: &Record) -> Option<Link> {
                 value.copy_within(..4, 4);
             }
         }
-        "tun" => data.retain(|d| d.0 <= 7),
+        "tun" => {
+            idle_queues = data.iter().any(|d| d.0 == 9 && d.1.0.iter().any(|b| *b != 0));
+            data.retain(|d| d.0 <= 7);
+        }
         "veth" => data.clear(),
         "macvlan" => data.retain(|d| d.0 <= 2),
         _ => {}
@@ -156,6 +163,7 @@ fn link(record: &Record) -> Option<Link> {
         data,
         port,
         outside: None,
+        idle_queues,
         elsewhere: record.get(a::LINK_NAMESPACE).is_some(),
         kind,
     })
@@ -188,7 +196,7 @@ pub fn complete(pid: i32, links: &mut [Link], here: &[Link], capture: &mut Captu
         } else if link.elsewhere {
             capture.refuse(pid, object, "it stands on an interface of another namespace", "remove it first");
         } else if link.kind == "tun" && !link.data.iter().any(|d| d.0 == 6 && d.1.0 == [1]) {
-            capture.refuse(pid, object, "it goes with the process that has it open", "make it persistent: ip tuntap add");
+            capture.loose.push((pid, link.name.clone()));
         }
     }
 }

@@ -111,6 +111,65 @@ impl Saved {
         sysctl::write(&self.sysctls, &fresh)
     }
 
+    /// Number of the first interface.
+    pub fn index(&self) -> Option<i32> {
+        self.links.first().map(|l| l.index)
+    }
+
+    /// User and group that may attach to the first interface, which is of the tun driver.
+    pub fn tun_owner(&self) -> (Option<u32>, Option<u32>) {
+        let id = |kind: u16| {
+            let found = self.links.first()?.data.iter().find(|d| d.0 == kind)?;
+            crate::sys::netlink::u32_at(&found.1.0, 0)
+        };
+        (id(1), id(2))
+    }
+
+    /// Gives the first interface, which is there, its properties, its addresses and routes. What cannot be had is named in
+    /// `warnings`.
+    pub fn furnish(&self, warnings: &mut Vec<String>) -> Result<()> {
+        let socket = Socket::route().context(|| "opening a netlink socket")?;
+        let Some(link) = self.links.first() else { return Ok(()) };
+        let now = links::read(&socket).context(|| "reading links")?;
+        let Some(index) = now.iter().find(|l| l.name == link.name).map(|l| l.index) else {
+            return Err(Error::other(format!("{} is not there", link.name)));
+        };
+        socket.change(libc::RTM_NEWLINK, 0, &configure(link, index)?)?;
+        for (key, value) in self.sysctls.iter().filter(|(key, _)| sysctl::is_of_interface(key, &link.name)) {
+            sysctl::set(key, value);
+        }
+        socket.change(libc::RTM_NEWLINK, 0, &Message::link(index, link.flags, link.flags | 0x1 | 0x1000).0)?;
+        let mut wanted = self.clone();
+        wanted.move_to(link.index, index);
+        let born = super::interface(&link.name)?.unwrap_or_default();
+        let same = |a: &Record, b: &Record| (a.byte(0), a.get(1), a.get(2)) == (b.byte(0), b.get(1), b.get(2));
+        for other in born.addresses.iter().filter(|a| !wanted.addresses.iter().any(|w| same(a, w))) {
+            let _ = socket.change(ADDRESS.remove, 0, &other.message());
+        }
+        let lists =
+            [("address", ADDRESS, &wanted.addresses), ("neighbour", NEIGHBOUR, &wanted.neighbours), ("route", ROUTE, &wanted.routes)];
+        for (what, kinds, list) in lists {
+            if let Err(e) = self.make(what, kinds, list, &socket) {
+                warnings.push(format!("the interface {}: {}", link.name, e.message));
+            }
+        }
+        Ok(())
+    }
+
+    /// The same for an interface that has another number.
+    fn move_to(&mut self, from: i32, to: i32) {
+        const RTA_OIF: u16 = 4;
+        if from == to {
+            return;
+        }
+        for record in self.addresses.iter_mut().chain(&mut self.neighbours).filter(|r| r.head.0.len() >= 8) {
+            record.head.0[4..8].copy_from_slice(&to.to_ne_bytes());
+        }
+        for (_, Bytes(value)) in self.routes.iter_mut().flat_map(|r| &mut r.attributes).filter(|a| a.0 == RTA_OIF) {
+            *value = to.to_ne_bytes().to_vec();
+        }
+    }
+
     fn settings(&self, want: impl Fn(&str) -> bool) -> Vec<(String, String)> {
         self.sysctls.iter().filter(|(key, _)| want(key)).cloned().collect()
     }

@@ -35,6 +35,37 @@ pub fn read() -> Values {
     values
 }
 
+/// Where each interface has a folder with settings.
+const FOLDERS: [&str; 4] = ["ipv4/conf", "ipv6/conf", "ipv4/neigh", "ipv6/neigh"];
+
+/// Whether a setting is one of this interface.
+pub fn is_of_interface(key: &str, name: &str) -> bool {
+    let plain = |part: &str| !part.is_empty() && !part.contains('/') && part != "." && part != "..";
+    let rest = FOLDERS.iter().find_map(|folder| key.strip_prefix(folder)?.strip_prefix('/')?.strip_prefix(name)?.strip_prefix('/'));
+    plain(name) && rest.is_some_and(plain)
+}
+
+/// Settings of one interface that are not those that interfaces are born with.
+pub fn of_interface(name: &str) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    for folder in FOLDERS {
+        let root = Path::new(ROOT).join(folder);
+        for entry in std::fs::read_dir(root.join(name)).into_iter().flatten().flatten() {
+            let file = entry.file_name();
+            let writable = entry.metadata().is_ok_and(|m| std::os::unix::fs::PermissionsExt::mode(&m.permissions()) & 0o600 == 0o600);
+            let read = |of: &str| std::fs::read_to_string(root.join(of).join(&file)).ok().map(|text| text.trim_end().to_owned());
+            if let (true, Some(own), Some(file)) = (writable, read(name), file.to_str())
+                && !NOT_SETTINGS.contains(&file)
+                && read("default").is_some_and(|usual| usual != own)
+            {
+                found.push((format!("{folder}/{name}/{file}"), own));
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
 /// The settings of a fresh namespace.
 pub fn fresh() -> Result<Values> {
     namespace::fresh_network(read).context(|| "making a network namespace to compare with")

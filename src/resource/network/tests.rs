@@ -118,3 +118,13 @@ fn interfaces_addresses_routes_rules_neighbours_sysctls() {
     assert!(seen.contains("via 10.1.2.253 dev d0 table 77"), "{seen}");
     same(&before, &after);
 }
+
+#[test]
+fn settings_of_one_interface() {
+    assert!(sysctl::is_of_interface("ipv6/conf/tun0/disable_ipv6", "tun0"));
+    for (key, name) in
+        [("ipv6/conf/tun1/mtu", "tun0"), ("ipv4/conf/tun0/../../../x", "tun0"), ("ipv4/conf/../x", ".."), ("ipv4/tun0/x", "tun0")]
+    {
+        assert!(!sysctl::is_of_interface(key, name), "{key}");
+    }
+}

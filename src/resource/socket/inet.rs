@@ -358,13 +358,18 @@ impl Inet {
             return Err(Error::image("image damaged: a socket with an address of another family"));
         }
         let made = socket::socket_of(self.family, self.kind, self.protocol).context(|| format!("making {what}"))?;
+        self.dress(made.as_fd(), what, warnings);
+        Ok(made)
+    }
+
+    /// Gives a new socket its owner and the options that matter before it is bound.
+    pub fn dress(&self, fd: BorrowedFd<'_>, what: &str, warnings: &mut Vec<String>) {
         if let Some((uid, gid)) = self.owner
-            && let Err(e) = nix::unistd::fchown(made.as_fd(), Some(uid.into()), Some(gid.into()))
+            && let Err(e) = nix::unistd::fchown(fd, Some(uid.into()), Some(gid.into()))
         {
             warnings.push(format!("{what}: it belongs to root instead of user {uid}: {e}"));
         }
-        set(made.as_fd(), &self.more, |o| known(self.family, self.kind).iter().any(|k| (k.0, k.1) == (o.level, o.name)), what, warnings);
-        Ok(made)
+        set(fd, &self.more, |o| known(self.family, self.kind).iter().any(|k| (k.0, k.1) == (o.level, o.name)), what, warnings);
     }
 
     /// Binds it to its address.

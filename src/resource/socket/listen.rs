@@ -1,16 +1,20 @@
 //! TCP sockets that listen: their addresses, options and groups, and who waits at them.
 
+use super::exchange::{self, Seat};
 use super::inet::{self, Inet, LevelOption};
 use super::outside;
+use super::waiting::Waiting;
 use crate::error::{Context, Result};
+use crate::resource::Tree;
 use crate::resource::capture::Capture;
 use crate::resource::descriptor::{FileId, FileKind, Found};
 use crate::resource::graph::Part;
+use crate::sys::keeper::keep;
 use crate::sys::namespace::{self, Kind, places};
-use crate::sys::tcp_diag::{self, Entry};
-use crate::sys::{socket, tcp};
+use crate::sys::{socket, tcp, tcp_diag};
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -29,6 +33,9 @@ pub struct Listening {
     /// Its place among those of one address that share it (`SO_REUSEPORT`): a program that chooses between them counts so.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub order: u32,
+    /// Connections that nobody has accepted yet, first come first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub waiting: Vec<Waiting>,
 }
 
 fn is_zero(n: &u32) -> bool {
@@ -111,11 +118,11 @@ pub fn capture(found: &Found, fd: BorrowedFd<'_>, capture: &mut Capture) -> Resu
         asked => asked?,
     }
     let key = listening.inet.key();
-    if !capture.inet.listening.contains_key(&key) {
-        let new = inet::another(fd, &listening.inet)?;
-        capture.inet.listening.insert(key, inet::answers(new.as_fd(), KNOWN));
-    }
-    listening.options = capture.inet.listening.get(&key).map(|new| inet::differing(fd, KNOWN, new)).unwrap_or_default();
+    let new = match capture.inet.listening.entry(key) {
+        Entry::Occupied(known) => known.into_mut(),
+        Entry::Vacant(place) => place.insert(inet::answers(inet::another(fd, &listening.inet)?.as_fd(), KNOWN)),
+    };
+    listening.options = inet::differing(fd, KNOWN, new);
     listening.backlog = tcp_diag::backlog(fd)?.1;
     Ok(Some(FileKind::Listening(Box::new(listening))))
 }
@@ -152,8 +159,7 @@ pub fn resolve(tree: &HashSet<i32>, capture: &mut Capture) -> Result<()> {
         }
     }
     for ids in by_network.values() {
-        order(ids, capture)?;
-        waiting(ids, capture)?;
+        listed(ids, capture)?;
     }
     Ok(())
 }
@@ -162,49 +168,103 @@ fn called(capture: &Capture, id: FileId) -> String {
     listening(capture, id).map_or_else(String::new, Listening::called)
 }
 
-/// The sockets of the network namespace that some listening ones of the tree live in.
-pub fn listed(like: &OwnedFd, network: Option<u32>, states: u32) -> Result<Vec<Entry>> {
-    let doing = || "listing TCP sockets (sock_diag)";
-    if network.is_none() {
-        return tcp_diag::list(states).context(doing);
-    }
-    let network = socket::network(like.as_fd()).context(doing)?;
-    namespace::within(&places([(&network, Kind::Net)]), || tcp_diag::list(states)).context(doing)?.context(doing)
-}
-
-/// Which of those that share an address was there first.
-fn order(ids: &[FileId], capture: &mut Capture) -> Result<()> {
-    let sharing: Vec<FileId> = ids.iter().copied().filter(|&id| listening(capture, id).is_some_and(Listening::shares)).collect();
-    if sharing.len() < 2 {
-        return Ok(());
-    }
-    let Ok(like) = capture.duplicate(capture.holders[sharing[0] as usize]) else { return Ok(()) };
-    let all = listed(&like, listening(capture, sharing[0]).and_then(|l| l.inet.network), 1 << tcp::LISTEN)?;
-    for id in sharing {
+/// What the list of all sockets of one network namespace shows of some listening ones.
+fn listed(ids: &[FileId], capture: &mut Capture) -> Result<()> {
+    let Some(like) = ids.iter().find_map(|&id| duplicate(capture, id).ok()) else { return Ok(()) };
+    let network = listening(capture, ids[0]).and_then(|l| l.inet.network);
+    let all = inside(&like, network, || tcp_diag::list(1 << tcp::LISTEN))?.context(|| "listing TCP sockets (sock_diag)")?;
+    let mut seats = Vec::new();
+    for &id in ids {
         let inode = inode(capture, id);
         let Some(at) = all.iter().position(|e| e.inode == inode) else { continue };
-        if let FileKind::Listening(listening) = &mut capture.files[id as usize].kind {
+        let (pid, fd) = capture.holders[id as usize];
+        if all[at].signed {
+            let reason = format!("{}: its connections are signed (TCP_MD5SIG)", called(capture, id));
+            capture.refuse(pid, format!("fd {fd}"), reason, "let the program do without");
+        }
+        let FileKind::Listening(listening) = &mut capture.files[id as usize].kind else { continue };
+        if listening.shares() {
             // The kernel puts new ones in front, but for those of IPv6 that share an address (inet_hash).
             let last = listening.inet.family == libc::AF_INET6;
             listening.order = if last { at } else { all.len() - at } as u32;
         }
+        let Ok(seat) = duplicate(capture, id).and_then(Seat::of) else { continue };
+        let waits = tcp_diag::backlog(seat.fd.as_fd())?.0;
+        if capture.standing && waits > 0 {
+            seats.push((id, waits, seat));
+        }
+    }
+    for (id, waits, seat) in seats {
+        possible(id, waits, (seat, network), capture)?;
     }
     Ok(())
 }
 
-/// Refuses, for now, those that have connections waiting at them.
-fn waiting(ids: &[FileId], capture: &mut Capture) -> Result<()> {
-    for &id in ids {
-        let (pid, fd) = capture.holders[id as usize];
-        // What runs closes sockets at any time.
-        let Ok(own) = capture.duplicate((pid, fd)) else { continue };
-        let count = tcp_diag::backlog(own.as_fd())?.0;
-        if count > 0 {
-            let s = if count == 1 { " waits" } else { "s wait" };
-            let reason = format!("{count} connection{s} at {} to be accepted", called(capture, id));
-            let advice = "dump again a moment later: the program has not accepted them yet";
-            capture.refuse_for_now(pid, format!("fd {fd}"), reason, advice);
-        }
+/// Refuses, for now, what waits at a socket and could not be put back into its queue.
+fn possible(id: FileId, waits: u32, (seat, network): (Seat, Option<u32>), capture: &mut Capture) -> Result<()> {
+    let (pid, fd) = capture.holders[id as usize];
+    let (like, seats) = (seat.fd.try_clone()?, [seat]);
+    let reason = match listening(capture, id).map(|l| l.inet.protocol) {
+        Some(MPTCP) => Some("of MPTCP nothing that waits can be kept".to_owned()),
+        _ => inside(&like, network, || exchange::possible(&seats))?.err().map(|e| e.message),
+    };
+    if let Some(reason) = reason {
+        let connections = if waits == 1 { "a connection waits".to_owned() } else { format!("{waits} connections wait") };
+        let reason = format!("{connections} at {} to be accepted: {reason}", called(capture, id));
+        capture.refuse_for_now(pid, format!("fd {fd}"), reason, "dump again when the program has accepted what waits");
     }
     Ok(())
+}
+
+fn duplicate(capture: &Capture, id: FileId) -> Result<OwnedFd> {
+    capture.duplicate(capture.holders.get(id as usize).copied().unwrap_or_default())
+}
+
+/// Runs `work` in the network namespace of a socket.
+fn inside<T: Send>(like: &OwnedFd, network: Option<u32>, work: impl FnOnce() -> T + Send) -> Result<T> {
+    let doing = || "entering the network namespace of a listening socket";
+    if network.is_none() {
+        return Ok(work());
+    }
+    let network = socket::network(like.as_fd()).context(doing)?;
+    namespace::within(&places([(&network, Kind::Net)]), work).context(doing)
+}
+
+/// Whether a tree has any.
+pub fn any(tree: &Tree) -> bool {
+    tree.files.iter().any(|file| matches!(file.kind, FileKind::Listening(_)))
+}
+
+/// Adds to the listening sockets of a tree what waits at them. The tree must stand still, and a network lock must keep away what
+/// arrives. Each connection is taken and put back, by a child that meio's end does not end. Returned is what is not kept.
+///
+/// # Errors
+/// When something could not be put back.
+pub fn complete(tree: &mut Tree, capture: &Capture) -> Result<Vec<String>> {
+    let mut by_network: BTreeMap<Option<u32>, Vec<FileId>> = BTreeMap::new();
+    for file in &tree.files {
+        if let FileKind::Listening(listening) = &file.kind
+            && listening.inet.protocol != MPTCP
+        {
+            by_network.entry(listening.inet.network).or_default().push(file.id);
+        }
+    }
+    let mut lost = Vec::new();
+    for (network, ids) in by_network {
+        let seats = ids.iter().map(|&id| Seat::of(duplicate(capture, id)?)).collect::<Result<Vec<_>>>()?;
+        let Some(like) = seats.first().map(|seat| seat.fd.try_clone()).transpose()? else { continue };
+        let waits = |seat: &Seat| tcp_diag::backlog(seat.fd.as_fd()).is_ok_and(|(waits, _)| waits > 0);
+        if !seats.iter().any(waits) && inside(&like, network, || exchange::half_open(&seats))??.is_empty() {
+            continue;
+        }
+        let found = inside(&like, network, || keep(|| exchange::exchange(&seats)))?
+            .context(|| "putting back the connections that wait to be accepted")?;
+        for (id, found) in ids.into_iter().zip(found) {
+            if let Some(FileKind::Listening(listening)) = tree.files.get_mut(id as usize).map(|f| &mut f.kind) {
+                lost.extend(found.unknown.iter().map(|peer| format!("a half-open connection from {peer} is not kept")));
+                listening.waiting = found.waiting;
+            }
+        }
+    }
+    Ok(lost)
 }

@@ -1,22 +1,27 @@
 //! Sockets. Those of the unix and netlink families come back; the others are named and refused.
 
+pub mod exchange;
 pub mod inet;
 pub mod listen;
 pub mod multicast;
 pub mod netlink;
 pub mod options;
 pub mod outside;
+pub mod packet;
 pub mod peers;
 pub mod queue;
+pub mod raw;
 pub mod received;
 pub mod tcp;
 pub mod udp;
 pub mod unix;
+pub mod waiting;
 
 use super::capture::Capture;
 use super::descriptor::{FileKind, Found};
 use crate::error::{Context, Result};
-use crate::sys::socket;
+use crate::sys::{datagram, socket};
+use std::os::fd::BorrowedFd;
 use std::os::unix::fs::MetadataExt;
 
 /// Saves a socket as far as it can be seen without its peer and its queue, which [`peers::complete`] adds.
@@ -41,6 +46,12 @@ pub fn capture(found: &Found, capture: &mut Capture) -> Result<Option<FileKind>>
     if listen::is(fd, protocol) {
         return listen::capture(found, fd, capture).context(doing);
     }
+    if raw::is(domain, kind, protocol) {
+        return raw::capture(found, fd, capture).context(doing);
+    }
+    if domain == libc::AF_PACKET && matches!(kind, libc::SOCK_RAW | libc::SOCK_DGRAM) {
+        return packet::capture(found, fd, capture).context(doing);
+    }
     let listening = socket::number(fd, libc::SO_ACCEPTCONN).is_ok_and(|l| l != 0);
     if matches!(protocol, libc::IPPROTO_TCP | tcp::MPTCP) && kind == libc::SOCK_STREAM && !listening {
         return tcp::capture(found, fd, capture).context(doing);
@@ -61,6 +72,21 @@ pub fn capture(found: &Found, capture: &mut Capture) -> Result<Option<FileKind>>
     Ok(None)
 }
 
+/// Tells what a socket holds that cannot be looked at beyond its begin.
+fn lost(found: &Found, fd: BorrowedFd<'_>, events: i16, capture: &mut Capture) -> Result<()> {
+    if !capture.standing {
+        return Ok(());
+    }
+    let mut tell = |what: &str| capture.warnings.push(format!("process {}, {}: {what}", found.pid, found.object()));
+    if events & libc::POLLIN != 0 && datagram::received(fd)?.0 > 0 {
+        tell("packets that were received and not read will not be there again");
+    }
+    if events & libc::POLLERR != 0 {
+        tell("an error that waits to be told will not be there again");
+    }
+    Ok(())
+}
+
 /// `TCP socket`, `raw socket of protocol 1`.
 fn describe(domain: i32, kind: i32, protocol: i32) -> String {
     let version = if domain == libc::AF_INET6 { " over IPv6" } else { "" };
@@ -68,6 +94,7 @@ fn describe(domain: i32, kind: i32, protocol: i32) -> String {
         (libc::AF_INET | libc::AF_INET6, libc::IPPROTO_TCP) => format!("TCP socket{version}"),
         (libc::AF_INET | libc::AF_INET6, libc::IPPROTO_UDP) => format!("UDP socket{version}"),
         (libc::AF_INET | libc::AF_INET6, _) if kind == libc::SOCK_RAW => format!("raw socket of protocol {protocol}{version}"),
+        (libc::AF_INET | libc::AF_INET6, libc::IPPROTO_ICMP | libc::IPPROTO_ICMPV6) => format!("ping socket{version}"),
         (libc::AF_INET | libc::AF_INET6, _) => format!("socket of protocol {protocol}{version}"),
         (libc::AF_PACKET, _) => "packet socket".into(),
         (libc::AF_ALG, _) => "crypto socket (AF_ALG)".into(),

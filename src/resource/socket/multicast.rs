@@ -206,7 +206,7 @@ mod tests {
 
     #[test]
     fn what_is_joined_is_seen_and_joined_again() {
-        crate::sys::namespace::fresh_network(|| {
+        namespace::fresh_network(|| {
             if !std::process::Command::new("ip").args(["link", "set", "lo", "up"]).status().is_ok_and(|s| s.success()) {
                 return;
             }

@@ -1,5 +1,7 @@
 //! Who outside of the tree has a hand on its sockets.
 
+use crate::resource::capture::Capture;
+use crate::resource::descriptor::FileKind;
 use crate::sys::proc::read;
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
@@ -23,6 +25,24 @@ pub fn holders(tree: &HashSet<i32>) -> HashMap<u64, Vec<i32>> {
         }
     }
     found
+}
+
+/// Refuses the sockets of the internet and packet families that somebody outside of the tree holds as well. Looked for
+/// before the tree stands still: it takes its time.
+pub fn refuse_shared(tree: &HashSet<i32>, capture: &mut Capture) {
+    let shared = |kind: &FileKind| matches!(kind, FileKind::Tcp(_) | FileKind::Udp(_) | FileKind::Raw(_) | FileKind::Packet(_));
+    let ids: Vec<usize> = (0..capture.files.len()).filter(|&id| shared(&capture.files[id].kind)).collect();
+    if capture.standing || ids.is_empty() {
+        return;
+    }
+    let holders = holders(tree);
+    for id in ids {
+        let link = capture.files[id].link.clone();
+        let Some(who) = inode(link.as_bytes()).and_then(|inode| holders.get(&inode)) else { continue };
+        let (pid, fd) = capture.holders[id];
+        let reason = format!("the socket is also held by {}, outside of the tree", describe(Some(who)));
+        capture.refuse(pid, format!("fd {fd} ({link})"), reason, "dump a process above both");
+    }
 }
 
 /// `process 12 (sshd)`, or what can be said when nobody was found.

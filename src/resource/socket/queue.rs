@@ -4,6 +4,10 @@
 //! `SO_PEEK_OFF` was set, which is a property of the socket and decides what the program itself would see with
 //! `MSG_PEEK`. It is set only when there is more than the begin, and by a child that no signal for meio reaches
 //! ([`apart`]): what it sets it also gives back, and meio does when the child is killed.
+//!
+//! One gap is the kernel's: a message without bytes behind others is shown once by an offset, and passed over by every later look
+//! (`skb->peeked`). Where the same queue is dumped twice without having been read in between, the second image lacks it; the program
+//! has it either way.
 
 use crate::error::{Context, Result};
 use crate::sys::{apart, socket};

@@ -83,9 +83,7 @@ pub fn capture(found: &Found, fd: BorrowedFd<'_>, capture: &mut Capture) -> Resu
     let passing = match () {
         () if error && reads_errors(fd) => Some("errors wait in it to be read (MSG_ERRQUEUE), which would take them away"),
         () if error && events & libc::POLLIN != 0 => Some("an error and datagrams wait in it: reading these would take the error away"),
-        () if capture.standing && begun(fd)? => {
-            Some("a datagram has been begun (MSG_MORE, UDP_CORK) and not been sent, which cannot be seen")
-        }
+        () if begun(fd)? => Some("a datagram has been begun (MSG_MORE, UDP_CORK) and not been sent, which cannot be seen"),
         () => None,
     };
     if let Some((reason, advice)) = obstacle {
@@ -151,7 +149,7 @@ fn begun(fd: BorrowedFd<'_>) -> Result<bool> {
 }
 
 /// What shutdown(2) has ended.
-fn ends(events: i16) -> u8 {
+pub fn ends(events: i16) -> u8 {
     match (events & libc::POLLHUP != 0, events & libc::POLLRDHUP != 0) {
         (true, _) => 3,
         (_, true) => 1,
@@ -183,10 +181,5 @@ impl Udp {
     /// Whether it is of UDP-Lite.
     pub fn is_lite(&self) -> bool {
         self.inet.protocol == UDPLITE
-    }
-
-    /// What network locks are to hold: its own address and that of its peer.
-    pub fn addresses(&self) -> Option<(SocketAddr, Option<SocketAddr>)> {
-        Some((self.inet.local?.into(), self.inet.peer.map(SocketAddr::from)))
     }
 }

@@ -5,7 +5,7 @@ use crate::error::{Context, Error, Kind, Result};
 use crate::resource::socket::unix::{BoundFile, readable};
 use crate::sys::{apart, sock_diag, socket};
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, OFlag};
+use nix::fcntl::{AT_FDCWD, Flock, FlockArg, OFlag};
 use nix::sys::stat::{UtimensatFlags, utimensat};
 use nix::sys::time::TimeSpec;
 use std::collections::BTreeSet;
@@ -135,7 +135,7 @@ fn free(place: &Path) -> Result<()> {
 /// A folder that is a root for a moment. Its maker holds a lock on it.
 struct Root {
     path: PathBuf,
-    folder: File,
+    folder: Flock<File>,
 }
 
 /// What the names of such folders begin with.
@@ -155,14 +155,14 @@ impl Root {
         let path = folder.join(format!("{PREFIX}{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
         std::fs::DirBuilder::new().mode(0o700).create(&path).context(doing)?;
         let folder = File::open(&path).context(doing)?;
-        folder.lock().context(doing)?;
+        let folder = Flock::lock(folder, FlockArg::LockExclusive).map_err(|(_, e)| e).context(doing)?;
         Ok(Root { path, folder })
     }
 
     /// Works where the folder is the root, and the current directory; in a process that shares neither with others.
     fn within(&self, work: impl FnOnce() -> nix::Result<()>) -> nix::Result<()> {
         let outside = nix::fcntl::open("/", OFlag::O_PATH | OFlag::O_CLOEXEC, nix::sys::stat::Mode::empty())?;
-        nix::unistd::fchdir(&self.folder)?;
+        nix::unistd::fchdir(&*self.folder)?;
         nix::unistd::chroot(".")?;
         let done = work();
         nix::unistd::fchdir(&outside)?;
@@ -190,7 +190,7 @@ fn sweep(folder: &Path) {
         if ours
             && entry.metadata().is_ok_and(|meta| meta.is_dir() && meta.uid() == own && old(&meta))
             && let Ok(left) = File::open(entry.path())
-            && left.try_lock().is_ok()
+            && Flock::lock(left, FlockArg::LockExclusiveNonblock).is_ok()
         {
             let _ = std::fs::remove_dir_all(entry.path());
         }

@@ -5,9 +5,12 @@ use super::super::places::Places;
 use crate::error::{Context, Error, Refusal, Result};
 use crate::resource::Tree;
 use crate::resource::descriptor::{FileId, FileKind};
+use crate::resource::socket::exchange::{self, Seat};
 use crate::resource::socket::inet::{self, LevelOption};
 use crate::resource::socket::listen::Listening;
 use crate::resource::socket::outside;
+use crate::resource::socket::waiting::{self, Placing};
+use crate::sys::ear::Ear;
 use crate::sys::namespace::{self, Kind};
 use crate::sys::tcp_diag::{self, Entry};
 use crate::sys::{socket, tcp};
@@ -27,21 +30,12 @@ type One<'t> = (FileId, &'t Listening);
 impl Listeners {
     /// Makes all of them; from then on they listen.
     pub fn make(tree: &Tree, places: &Places<'_>, warnings: &mut Vec<String>) -> Result<Listeners> {
-        let mut by_network: BTreeMap<Option<u32>, Vec<One<'_>>> = BTreeMap::new();
-        for (id, file) in tree.files.iter().enumerate() {
-            if let FileKind::Listening(listening) = &file.kind {
-                by_network.entry(listening.inet.network).or_default().push((id as FileId, listening));
-            }
-        }
         let mut listeners = Listeners::default();
         let mut refusals = Vec::new();
-        for (network, mut all) in by_network {
+        for (network, mut all) in listening(tree) {
             all.sort_by_key(|(_, listening)| listening.order);
-            let enter = match network {
-                Some(_) => namespace::places([(places.fd(network, Kind::Net)?, Kind::Net)]),
-                None => Vec::new(),
-            };
-            let made = namespace::within(&enter, || make_all(&all, warnings)).context(|| "entering a network namespace")?;
+            let made =
+                namespace::within(&enter(network, places)?, || make_all(&all, warnings)).context(|| "entering a network namespace")?;
             for ((id, listening), made) in all.into_iter().zip(made) {
                 match made {
                     Ok(fd) => drop(listeners.made.insert(id, fd)),
@@ -56,11 +50,90 @@ impl Listeners {
         }
     }
 
+    /// Puts the connections that waited into their queues again. A network lock must keep away what arrives, and what is answered.
+    pub fn fill(&self, tree: &Tree, places: &Places<'_>, warnings: &mut Vec<String>) -> Result<()> {
+        let mut refusals = Vec::new();
+        for (network, all) in listening(tree) {
+            if all.iter().all(|(_, listening)| listening.waiting.is_empty()) {
+                continue;
+            }
+            let filled = namespace::within(&enter(network, places)?, || {
+                let mut refused = Vec::new();
+                for (id, listening) in all {
+                    refused.extend(unreachable(listening).map(|e| refusal(tree, id, listening, e)));
+                }
+                if refused.is_empty() { self.fill_all(tree, network, warnings).map(|()| refused) } else { Ok(refused) }
+            });
+            refusals.extend(filled.context(|| "entering a network namespace")??);
+        }
+        if refusals.is_empty() { Ok(()) } else { Err(Error::refused("cannot restore connections that wait to be accepted", refusals)) }
+    }
+
+    fn fill_all(&self, tree: &Tree, network: Option<u32>, warnings: &mut Vec<String>) -> Result<()> {
+        let placing = Placing::new()?;
+        let ear = Ear::new().context(|| "making a packet socket")?;
+        let all = listening(tree).remove(&network).unwrap_or_default();
+        let seats = all.iter().map(|(id, _)| Seat::of(self.open(*id)?)).collect::<Result<Vec<_>>>()?;
+        for ((_, listening), Seat { fd, interface, .. }) in all.into_iter().zip(&seats) {
+            let interface = *interface;
+            let patience = exchange::without_patience(fd.as_fd());
+            for waiting in &listening.waiting {
+                placing.put(waiting, interface)?;
+                exchange::remind(&seats, &placing, &ear, waiting)?;
+                if placing.differs(waiting, interface) {
+                    let (peer, what) = (SocketAddr::from(waiting.peer), listening.called());
+                    warnings.push(format!("{what}: the connection from {peer} has another window here (net.ipv4.tcp_rmem)"));
+                }
+            }
+            if let Some(value) = patience {
+                socket::set_option(fd.as_fd(), libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, &value)?;
+            }
+        }
+        Ok(())
+    }
+
     /// A duplicate of one.
     pub fn open(&self, id: FileId) -> Result<OwnedFd> {
         let made = self.made.get(&id).ok_or_else(|| Error::image("image damaged: a listening socket is missing"))?;
         Ok(made.try_clone()?)
     }
+}
+
+/// Those of a tree, by their network namespaces.
+fn listening(tree: &Tree) -> BTreeMap<Option<u32>, Vec<One<'_>>> {
+    let mut by_network: BTreeMap<Option<u32>, Vec<One<'_>>> = BTreeMap::new();
+    for (id, file) in tree.files.iter().enumerate() {
+        if let FileKind::Listening(listening) = &file.kind {
+            by_network.entry(listening.inet.network).or_default().push((id as FileId, listening));
+        }
+    }
+    by_network
+}
+
+/// What is entered to be in a network namespace.
+fn enter<'p>(network: Option<u32>, places: &'p Places<'_>) -> Result<Vec<(BorrowedFd<'p>, Kind)>> {
+    Ok(match network {
+        Some(_) => namespace::places([(places.fd(network, Kind::Net)?, Kind::Net)]),
+        None => Vec::new(),
+    })
+}
+
+/// Why a connection that waited cannot be there again.
+fn unreachable(listening: &Listening) -> Option<Error> {
+    for waiting in &listening.waiting {
+        let (local, peer) = waiting.ends();
+        if !waiting.is_sound() || listening.address().is_none_or(|a| a.port() != local.port()) {
+            return Some(Error::image("image damaged: an impossible connection waits"));
+        }
+        if let Err(e) = waiting::possible(local, peer) {
+            let help = match e {
+                Errno::EADDRNOTAVAIL => format!("give an interface the address first: ip address add {} dev NAME", local.ip()),
+                _ => format!("there must be a way to {} before it can go on: see ip route", peer.ip()),
+            };
+            return Some(Error::other(format!("the connection from {peer} to {local} waits to be accepted: {e}")).help(help));
+        }
+    }
+    None
 }
 
 fn refusal(tree: &Tree, id: FileId, listening: &Listening, error: Error) -> Refusal {
