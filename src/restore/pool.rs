@@ -81,12 +81,12 @@ impl Pool {
 
     /// Opens everything.
     pub fn open(tree: &Tree, terminals: &Terminals, places: &Places<'_>, sockets: Sockets<'_>, home: Option<i32>) -> Result<Self> {
-        let count = 2 * tree.files.len() + 3 * tree.mapped.len() + 2 * tree.objects.len() + 64;
+        let count = tree.files.len() + 3 * tree.mapped.len() + 2 * tree.objects.len() + 64;
         let mut pool = Pool { base: Pool::base_of(tree), datagrams: Datagrams::of(tree), ..Pool::default() };
         raise_limit(pool.base as u64 + count as u64)?;
         pool.late = Late::new(tree)?.map(|late| late.keep(|fd| pool.keep(fd))).transpose()?;
         pool.queues = Queues::make(tree, places)?;
-        pool.connections = Connections::make(tree, places)?;
+        pool.connections = Connections::make(tree, places, pool.base)?;
         pool.warnings.append(&mut pool.connections.warnings);
         pool.listeners = Listeners::make(tree, places, &mut pool.warnings)?;
         let mut pipes = HashMap::new();

@@ -71,6 +71,10 @@ pub const ALLOWED: &[Allowed] = &[
     allow("tree.files[].kind.TimerFd.ticks", How::Later, "its clock runs"),
     Allowed { sure: Some("tcp"), ..allow("tree.files[].kind.Tcp.stream.clock", How::Later, "the clock of its timestamps runs") },
     Allowed {
+        only: &["tcp", "tcp_mapped", "tcp_over_ipv6", "tcp_pair", "tcp_pair_over_ipv6", "tcp_states", "tcp_states_over_ipv6"],
+        ..allow("tree.files[].kind.Tcp.options", How::Free, "TCP_QUICKACK follows what is said; the fixtures check the others")
+    },
+    Allowed {
         only: &["tcp", "tcp_mapped", "tcp_over_ipv6", "tcp_states", "tcp_states_over_ipv6"],
         ..allow("tree.files[].kind.Tcp.stream.unsent", How::Free, "what waited for its turn was sent, to somebody who does not hear it")
     },

@@ -9,6 +9,7 @@ use crate::sys::{inet, socket};
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
@@ -196,18 +197,11 @@ struct New {
 impl Known {
     /// Sees to it that what a new socket like this one answers is known.
     pub fn prepare(&mut self, fd: BorrowedFd<'_>, inet: &Inet) -> Result<()> {
-        let key = inet.key();
-        if !self.new.contains_key(&key) {
+        if let Entry::Vacant(place) = self.new.entry(inet.key()) {
             let (new, list) = (another(fd, inet)?, known(inet.family, inet.kind));
-            let new = New { general: options::New::asked(new.as_fd()), answers: answers(new.as_fd(), &list), list };
-            self.new.insert(key, new);
+            place.insert(New { general: options::New::asked(new.as_fd()), answers: answers(new.as_fd(), &list), list });
         }
         Ok(())
-    }
-
-    /// Whether that is so.
-    pub fn is_prepared(&self, inet: &Inet) -> bool {
-        self.new.contains_key(&inet.key())
     }
 }
 

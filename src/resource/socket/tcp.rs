@@ -223,7 +223,7 @@ pub fn complete(capture: &mut Capture) -> Result<()> {
     }
     let mut known = std::mem::take(&mut capture.inet);
     for job in &jobs {
-        if !known.is_prepared(&job.tcp.inet) {
+        if !known.protocols.contains_key(&job.tcp.inet.key()) {
             prepare(capture.duplicate(job.holder)?.as_fd(), &job.tcp.inet, &mut known)?;
         }
     }

@@ -14,7 +14,7 @@ use crate::sys::namespace::Kind::Net;
 use crate::sys::namespace::{places as entered, within};
 use crate::sys::tcp::{self, Queue, Repair, Window};
 use crate::sys::wire::Wire;
-use crate::sys::{apart, socket};
+use crate::sys::{apart, file, socket};
 use ends::Near;
 use nix::errno::Errno;
 use std::collections::{BTreeMap, HashMap};
@@ -40,8 +40,8 @@ fn all(tree: &Tree) -> impl Iterator<Item = (FileId, &Tcp)> {
 }
 
 impl Connections {
-    /// Makes all of them.
-    pub fn make(tree: &Tree, places: &Places<'_>) -> Result<Connections> {
+    /// Makes all of them, at descriptors from `base` on.
+    pub fn make(tree: &Tree, places: &Places<'_>, base: i32) -> Result<Connections> {
         let mut connections = Connections::default();
         let mut networks: BTreeMap<Option<u32>, Vec<(FileId, &Tcp)>> = BTreeMap::new();
         for (id, tcp) in all(tree) {
@@ -58,7 +58,7 @@ impl Connections {
                 for &(id, tcp) in &list {
                     let what = tcp.called();
                     match make(tcp, &what, &mut near, &mut connections.warnings) {
-                        Ok(made) => drop(connections.made.insert(id, made)),
+                        Ok(made) => drop(connections.made.insert(id, above(&made, base)?)),
                         Err(e) if e.kind == crate::error::Kind::Image => return Err(e),
                         Err(e) => refusals.push(refusal(tree, id, &what, e)),
                     }
@@ -77,6 +77,12 @@ impl Connections {
         unix::set_flags(made.as_fd(), flags)?;
         Ok(made)
     }
+}
+
+/// The same socket at a number that the tree does not use.
+fn above(made: &OwnedFd, base: i32) -> Result<OwnedFd> {
+    let new = nix::fcntl::fcntl(made, nix::fcntl::FcntlArg::F_DUPFD_CLOEXEC(base)).context(|| "duplicating a descriptor")?;
+    Ok(file::own(new))
 }
 
 fn refusal(tree: &Tree, id: FileId, what: &str, error: Error) -> Refusal {

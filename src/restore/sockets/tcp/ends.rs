@@ -10,7 +10,7 @@ use crate::sys::wire::{self, Segment, Wire};
 use crate::sys::{file, inet, socket};
 use nix::errno::Errno;
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -125,11 +125,8 @@ impl Line<'_> {
 pub fn closed(made: OwnedFd, tcp: &Tcp, end: End, what: &str, near: &mut Near) -> Result<OwnedFd> {
     let fd = made.as_fd();
     let doing = || format!("making {what}");
-    let six = tcp.inet.family == libc::AF_INET6;
-    let local = tcp
-        .inet
-        .local
-        .map_or_else(|| SocketAddr::from(if six { ([0u16, 0, 0, 0, 0, 0, 0, 1], 0).into() } else { LOCALHOST }), SocketAddr::from);
+    let nowhere = if tcp.inet.family == libc::AF_INET6 { IpAddr::V6(Ipv6Addr::LOCALHOST) } else { IpAddr::V4(Ipv4Addr::LOCALHOST) };
+    let local = tcp.inet.local.map_or(SocketAddr::new(nowhere, 0), SocketAddr::from);
     // Itself, at a port that nobody asks anything of.
     let peer = SocketAddr::new(local.ip(), DISCARD);
     if end == End::Refused {
@@ -170,7 +167,6 @@ pub fn closed(made: OwnedFd, tcp: &Tcp, end: End, what: &str, near: &mut Near) -
     Ok(made)
 }
 
-const LOCALHOST: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 /// The port of the discard protocol.
 const DISCARD: u16 = 9;
 
