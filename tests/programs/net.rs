@@ -90,22 +90,38 @@ pub(super) fn under_load(lab: &mut Lab, running: &mut Running, mut client: Clien
     write(lab, "stop", "");
     let ended = until(WORK, || !client.lives());
     assert!(ended && read(lab, "verdict") == "ok\n", "ended: {ended}\n{}", client.said(lab));
-    let long = too_long(&read(lab, "gaps"), &steps);
+    let gaps = read(lab, "gaps");
+    for (n, step) in steps.iter().enumerate() {
+        println!("step {n}: {} ms, longest wait {} ms", (step.1 - step.0) / 1_000_000, longest(&gaps, *step) / 1_000_000);
+    }
+    let long = too_long(&gaps, &steps);
     assert!(long.is_empty(), "clients waited too long:\n{}", long.join("\n"));
+}
+
+/// Begin and end of each wait.
+fn waits(gaps: &str) -> impl Iterator<Item = (u64, u64)> {
+    let number = |text: &str| text.parse().expect("a time");
+    gaps.lines().map(move |line| line.split_once(' ').map(|(a, b)| (number(a), number(b))).expect("two times"))
+}
+
+/// How much of a wait falls into a step.
+fn during(wait: (u64, u64), step: (u64, u64)) -> u64 {
+    wait.1.min(step.1).saturating_sub(wait.0.max(step.0))
+}
+
+/// The longest wait that has to do with a step; 0 where none was long enough to be noted.
+fn longest(gaps: &str, step: (u64, u64)) -> u64 {
+    waits(gaps).filter(|&wait| during(wait, step) > 0).map(|(begin, end)| end - begin).max().unwrap_or(0)
 }
 
 /// Waits that are not explained by what meio did.
 fn too_long(gaps: &str, steps: &[(u64, u64)]) -> Vec<String> {
-    let mut long = Vec::new();
-    for line in gaps.lines() {
-        let (begin, end) = line.split_once(' ').expect("two numbers");
-        let (begin, end): (u64, u64) = (begin.parse().expect("begin"), end.parse().expect("end"));
-        let away: u64 = steps.iter().map(|s| end.min(s.1).saturating_sub(begin.max(s.0))).sum();
-        if end - begin > 2 * away + SLACK {
-            long.push(format!("{} ms, of which meio worked {} ms", (end - begin) / 1_000_000, away / 1_000_000));
-        }
-    }
-    long
+    let judge = |(begin, end)| {
+        let away: u64 = steps.iter().map(|&step| during((begin, end), step)).sum();
+        let long = end - begin > 2 * away + SLACK;
+        long.then(|| format!("{} ms, of which meio worked {} ms", (end - begin) / 1_000_000, away / 1_000_000))
+    };
+    waits(gaps).filter_map(judge).collect()
 }
 
 /// Waits until a server accepts connections.
@@ -130,6 +146,8 @@ fn waits_are_explained_by_steps() {
     let steps = [(1000 * MS, 1500 * MS), (9000 * MS, 9100 * MS)];
     let gap = |begin: u64, end: u64| format!("{} {}\n", begin * MS, end * MS);
     let gaps = [gap(900, 1700), gap(900, 3800), gap(5000, 6900), gap(900, 4200), gap(5000, 7100)].concat();
+    assert_eq!(longest(&gaps, steps[0]), 3300 * MS);
+    assert_eq!(longest(&gaps, steps[1]), 0);
     let long = too_long(&gaps, &steps);
     assert_eq!(long, ["3300 ms, of which meio worked 500 ms", "2100 ms, of which meio worked 0 ms"]);
 }

@@ -1,6 +1,7 @@
 """Keeps a postgresql busy through psql, which finds it by the environment, and counts along: number of clients.
 
-Each client has its inserts acknowledged one by one; one more has a transaction open all the time.
+Each client has its inserts acknowledged one by one; one more has a transaction open all the time, and one reads long
+answers more slowly than they could come, so that the server always waits for it.
 """
 import subprocess, sys, time
 import record
@@ -44,8 +45,24 @@ def transaction():
     psql.end()
 
 
+def read_slowly():
+    while not record.stop():
+        question = "copy (select n, repeat(md5(n::text), 5) from generate_series(1, 60000) n) to stdout"
+        psql = subprocess.Popen(["psql", "-X", "-q", "-c", question], stdout=subprocess.PIPE)
+        wanted = 0
+        while lines := psql.stdout.readlines(100000):
+            since = time.monotonic_ns()
+            for line in lines:
+                wanted += 1
+                number, text = line.split(b"\t")
+                assert int(number) == wanted and len(text) == 161, f"row {number} instead of {wanted}"
+            record.heard(since)
+            time.sleep(0.01)
+        assert wanted == 60000 and psql.wait() == 0, f"{wanted} rows"
+
+
 first = Psql()
 first.ask("create table acknowledged (client int, line int); create table kept (pid int, line text); select 'made';", "made")
 first.end()
-works = [(transaction,)] + [(client, number) for number in range(int(sys.argv[1]))]
+works = [(transaction,), (read_slowly,)] + [(client, number) for number in range(int(sys.argv[1]))]
 record.together(works)
