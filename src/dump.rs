@@ -251,6 +251,9 @@ fn hold_still(
             if covered && listen::any(&captured.tree) {
                 let lost = phase(report, phases, "waiting connections", |_| listen::complete(&mut captured.tree, &captured.capture))?;
                 captured.warnings.extend(lost);
+            } else if !covered {
+                let lost = "sockets come and go: what waits at those that listen is not in the image";
+                captured.warnings.push(lost.to_owned());
             }
             if locks.len() > 0 {
                 report.note(&format!("connections and ports that are locked: {}", locks.len()));
