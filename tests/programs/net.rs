@@ -145,6 +145,19 @@ fn python() -> Command {
     Command::new(installed("python3"))
 }
 
+/// Echo servers at one port, and so many clients.
+fn echo(name: &str, servers: u32, clients: &str) {
+    let mut lab = Lab::new(name);
+    write(&lab, "server.py", ECHO_SERVER);
+    let mut running = lab.spawn(&installed("python3"), &["server.py", "7777", &servers.to_string()]);
+    assert!(until(SOON, || (0..servers).all(|n| lab.path(&format!("up{n}")).exists())), "{}", lab.log());
+    let client = Client::python(&lab, &mut python(), ECHO, &["7777", clients]);
+    let answers = clients.parse::<u64>().expect("a number") * 3 / 4;
+    under_load(&mut lab, &mut running, client, answers);
+    running.kill();
+    lab.nothing_left();
+}
+
 /// What dnsmasq is to say.
 fn hosts() -> String {
     let records = (0..200).map(|n| format!("host-record=h{n}.test,10.9.8.{n}\n"));
@@ -262,12 +275,11 @@ crate::alone! {
     }
 
     fn asyncio_echo_with_2000_clients() {
-        let mut lab = Lab::new("asyncio");
-        write(&lab, "server.py", ECHO_SERVER);
-        let mut running = lab.spawn(&installed("python3"), &["server.py", "7777"]);
-        assert!(until(SOON, || lab.path("up").exists()), "{}", lab.log());
-        let client = Client::python(&lab, &mut python(), ECHO, &["7777", "2000"]);
-        under_load(&mut lab, &mut running, client, 1500);
-        end(&lab, &mut running, Signal::SIGTERM);
+        echo("asyncio", 1, "2000");
+    }
+
+    /// Each of four processes has a listening socket of its own; a connection that waits at one is not another's.
+    fn workers_at_one_port() {
+        echo("workers", 4, "200");
     }
 }
