@@ -344,6 +344,7 @@ fn kill(mut frozen: Frozen, captured: &tree::Captured, mut locks: Locks, owner: 
         locks.take_back(owner);
         return Err(e);
     }
+    locks.cut_off(&processes);
     // Children first: the init of a pid namespace ends only when all others in it have been waited for.
     for process in frozen.processes.drain(..).rev() {
         for thread in process.threads.iter().rev() {

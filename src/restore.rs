@@ -117,7 +117,7 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
         places.make_others(None)?;
     }
     let id = reader.id();
-    let mut locks = if inside { None } else { Some(Locks::close(&tree, &places, &id)?) };
+    let mut locks = if inside { None } else { Some(Locks::close(&tree, &mut places, &id)?) };
     let mut sockets = if inside { None } else { Some(Sockets::make(&tree, &places, None)?) };
     let gadget = layout::gadget(&tree)?;
     let bear = |places: &Places<'_>| Root::bear(&tree, gadget, places, namespace.as_ref(), options.detach);
@@ -132,7 +132,7 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
             places.make_others(home)?;
         }
         if locks.is_none() {
-            locks = Some(Locks::close(&tree, &places, &id)?);
+            locks = Some(Locks::close(&tree, &mut places, &id)?);
         }
         check::files(&tree, &places)?;
         let sockets = sockets.take().map_or_else(|| Sockets::make(&tree, &places, home), Ok)?;

@@ -3,7 +3,9 @@
 //! again, and what it was doing must come out as if nothing had happened.
 
 mod batch;
+mod databases;
 mod interactive;
+mod net;
 mod rootless;
 mod services;
 
