@@ -161,8 +161,9 @@ fn save(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
                 if let Some(a) = held.take() {
                     Frozen::release(a)
                 }
-                opened = locks.take().map(|mut locks| locks.open());
+                opened = locks.as_mut().map(Locks::open);
                 pause = Some(stopped.elapsed());
+                locks.take().map(Locks::let_go);
             }
         })
     });
@@ -200,6 +201,14 @@ fn save(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
         phases,
         warnings: captured.warnings,
     })
+}
+
+/// Takes a part of the last phase out of it, under a name of its own.
+fn part(phases: &mut Vec<(&'static str, Duration)>, name: &'static str, took: Duration) {
+    if let Some(whole) = phases.last_mut().filter(|_| !took.is_zero()) {
+        whole.1 = whole.1.saturating_sub(took);
+        phases.push((name, took));
+    }
 }
 
 /// A tree that stands still and holds nothing that is refused.
@@ -242,8 +251,9 @@ fn hold_still(
             Ok::<_, Error>(frozen)
         })?;
         let pids: Vec<i32> = frozen.processes.iter().map(|p| p.pid).collect();
-        locks.close(&pids)?;
+        phase(report, phases, "lock", |_| locks.close(&pids))?;
         let mut captured = phase(report, phases, "capture", |_| tree::capture(&mut frozen, &options.decisions))?;
+        part(phases, "sockets", captured.capture.sockets.get());
         let refusals = captured.capture.refusals.len();
         // What was made in the last moment is locked in the next.
         let covered = refusals > 0 || locks.covers(&captured.capture.network);

@@ -83,6 +83,8 @@ pub struct Capture {
     pub way: RefCell<Option<Rc<Files>>>,
     /// Inodes of the sockets that have to do with the network.
     pub network: HashSet<u64>,
+    /// How long it took to look at sockets.
+    pub sockets: std::cell::Cell<std::time::Duration>,
     /// What new sockets are like, by domain and type.
     pub new_sockets: HashMap<(i32, i32), super::socket::options::New>,
     /// Network namespaces of internet sockets, and what new ones are like there.
@@ -222,6 +224,11 @@ impl Capture {
                 refusal.chain = graph.words(&chain);
             }
         }
+    }
+
+    /// Adds to the time that sockets take.
+    pub fn took(&self, since: std::time::Instant) {
+        self.sockets.set(self.sockets.get() + since.elapsed());
     }
 
     /// The object behind (device, inode); `open` is asked for its content the first time.
