@@ -247,6 +247,7 @@ fn look(pid: i32, fd: i32, capture: &Capture) -> Result<Found> {
 pub fn settle(tree: &HashSet<i32>, capture: &mut Capture) -> Result<()> {
     socket::peers::resolve(tree, capture)?;
     socket::listen::resolve(tree, capture)?;
+    socket::choice::refuse(capture);
     pidfd::refuse_outsiders(tree, capture);
     tun::refuse_unheld(capture)?;
     socket::outside::refuse_shared(tree, capture);

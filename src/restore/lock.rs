@@ -5,6 +5,7 @@ use crate::error::Result;
 use crate::netlock::kept::{self, Owner};
 use crate::netlock::{Flow, Manner, NetLock};
 use crate::resource::Tree;
+use crate::resource::socket::choice::Choice;
 use crate::resource::socket::inet::Inet;
 use crate::sys::namespace::Kind;
 use std::collections::BTreeMap;
@@ -31,11 +32,22 @@ impl Locks {
                 networks.entry(inet.network).or_default().push(flow);
             }
         }
+        // Those that are broken off only now were kept by the dump.
+        if tree.decisions.tcp == Choice::Close {
+            networks.entry(None).or_default();
+        }
         let mut locks = Locks { own: Vec::new(), kept: None };
         for (network, flows) in networks {
             let owner = Owner::image(id);
-            if network.is_none() && kept::is_kept(None, &owner)? {
+            let is_kept = || match kept::is_kept(None, &owner) {
+                Err(_) if flows.is_empty() => Ok(false),
+                kept => kept,
+            };
+            if network.is_none() && is_kept()? {
                 locks.kept = Some(owner);
+                continue;
+            }
+            if flows.is_empty() {
                 continue;
             }
             let fd = network.map(|_| places.fd(network, Kind::Net)).transpose()?;
