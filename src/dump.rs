@@ -14,6 +14,7 @@ use crate::resource::aio;
 use crate::resource::capture::{Capture, Decisions};
 use crate::resource::graph::Lost;
 use crate::resource::process::State;
+use crate::resource::socket::choice::{self, Choice};
 use crate::resource::socket::{listen, tcp};
 use crate::resource::{Manifest, Tree};
 use crate::sys::proc::{read, stat, status};
@@ -265,6 +266,9 @@ fn hold_still(
                 let lost = "sockets come and go: what waits at those that listen is not in the image";
                 captured.warnings.push(lost.to_owned());
             }
+            if options.decisions.tcp == Choice::Close {
+                report.note(&format!("connections that are broken off in the image: {}", choice::close(&mut captured.tree)));
+            }
             if locks.len() > 0 {
                 report.note(&format!("connections and ports that are locked: {}", locks.len()));
                 locks.remarks().for_each(|remark| report.note(remark));
@@ -336,12 +340,19 @@ fn manifest(root_pid: i32, capsule: Option<String>) -> Manifest {
     }
 }
 
-/// Ends a frozen tree. Nothing of it runs again: it is killed while it is held. Nor do its connections say a word, and
-/// from now on nothing answers for them.
+/// Ends a frozen tree. Nothing of it runs again: it is killed while it is held. Nor do the connections that are kept say a
+/// word, and from now on nothing answers for them.
 fn kill(mut frozen: Frozen, captured: &tree::Captured, mut locks: Locks, owner: &Owner) -> Result<()> {
     let processes: Vec<i32> = frozen.processes.iter().filter(|p| !p.threads.is_empty()).map(|p| p.pid).collect();
+    // What is broken off ends like the connections of any program that ends.
+    let broken_off = captured.tree.decisions.tcp == Choice::Close;
+    if broken_off {
+        locks.open()?;
+    }
     let end = || -> Result<()> {
-        locks.keep(owner)?;
+        if !broken_off {
+            locks.keep(owner)?;
+        }
         tcp::silence(&captured.tree, &captured.capture)?;
         processes.iter().try_for_each(|&pid| {
             nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL)

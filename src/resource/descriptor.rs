@@ -257,6 +257,7 @@ pub fn settle(tree: &HashSet<i32>, capture: &mut Capture) -> Result<()> {
     socket::peers::resolve(tree, capture)?;
     socket::listen::resolve(tree, capture)?;
     capture.took(begin);
+    socket::choice::refuse(capture);
     pidfd::refuse_outsiders(tree, capture);
     tun::refuse_unheld(capture)?;
     socket::outside::refuse_shared(tree, capture);
