@@ -164,7 +164,9 @@ fn save(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
                 }
                 opened = locks.as_mut().map(Locks::open);
                 pause = Some(stopped.elapsed());
-                locks.take().map(Locks::let_go);
+                if let Some(locks) = locks.take() {
+                    locks.let_go();
+                }
             }
         })
     });
