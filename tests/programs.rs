@@ -8,6 +8,7 @@ mod interactive;
 mod net;
 mod rootless;
 mod services;
+mod web;
 
 use crate::lab::{self, Lab, Running, SOON, observe, until};
 use nix::sys::signal::{Signal, kill};

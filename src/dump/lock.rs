@@ -91,6 +91,14 @@ impl Locks {
         Ok(all)
     }
 
+    /// Takes the open locks away while meio goes on: the kernel waits for all processors before it does that.
+    pub fn let_go(self) {
+        if !self.networks.is_empty() {
+            // Where there is no thread to be had the caller waits.
+            let _ = std::thread::Builder::new().spawn(move || drop(self));
+        }
+    }
+
     /// Nothing answers for the tree until it comes back: the locks outlive meio.
     pub fn keep(&mut self, owner: &Owner) -> Result<()> {
         let mut locks = self.networks.iter_mut().filter(|network| network.lock.locked() > 0);

@@ -74,7 +74,7 @@ kinds! {
     "System V shared memory", Supported, "same id, key, owner and content; attached where it was; times are those of the restore", ["sysvshm"];
     "System V semaphores", Supported, "same id, values, who acted last, what is undone at the end of a process; times are those of the restore", ["sysvsem"];
     "System V messages", Supported, "same id, content, types, counters; times are those of the restore", ["sysvmsg"];
-    "attributes", Partly, "I/O priority, memory policies of tasks and mappings, names of mappings, clamps, core cookies, MDWE, membarrier, THP, core dump filter, speculation and more; refused: keyrings of threads and processes", ["switches", "numa", "options"];
+    "attributes", Partly, "I/O priority, memory policies of tasks and mappings, names of mappings, clamps, core cookies, MDWE, membarrier, THP, core dump filter, speculation and more; refused: keyrings of threads and processes", ["switches", "numa", "named_memory", "clamped", "cores"];
     "cgroup", Supported, "version 1 and 2, threads too: joined again where they are there", ["cgroup"];
     "seccomp", Supported, "strict mode and filters of each thread", ["seccomp"];
     "POSIX message queue", Partly, "name, sizes, owner, unread messages; who is told of the next by signal, but for SIGEV_THREAD", ["mqueue"];

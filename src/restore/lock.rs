@@ -5,6 +5,7 @@ use crate::error::Result;
 use crate::netlock::kept::{self, Owner};
 use crate::netlock::{Flow, Manner, NetLock};
 use crate::resource::Tree;
+use crate::resource::socket::choice::Choice;
 use crate::resource::socket::inet::Inet;
 use std::os::fd::BorrowedFd;
 
@@ -27,12 +28,17 @@ impl Locks {
         let mut locks = Locks { own, kept: None };
         let flows = flows(tree, None);
         let owner = Owner::image(id);
-        if flows.is_empty() {
+        // Those that are broken off only now were kept by the dump.
+        if flows.is_empty() && tree.decisions.tcp != Choice::Close {
             return Ok(locks);
         }
-        if kept::is_kept(None, &owner)? {
+        let is_kept = match kept::is_kept(None, &owner) {
+            Err(_) if flows.is_empty() => false,
+            kept => kept?,
+        };
+        if is_kept {
             locks.kept = Some(owner);
-        } else {
+        } else if !flows.is_empty() {
             let mut lock = NetLock::prepare(None, Manner::Drop)?;
             lock.add(&flows)?;
             locks.own.push(lock);

@@ -141,7 +141,7 @@ pub(super) fn end(lab: &Lab, running: &mut Running, signal: Signal) {
     finish(lab, running, |_| true);
 }
 
-fn python() -> Command {
+pub(super) fn python() -> Command {
     Command::new(installed("python3"))
 }
 

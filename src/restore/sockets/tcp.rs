@@ -17,6 +17,7 @@ use crate::sys::wire::Wire;
 use crate::sys::{apart, file, socket};
 use ends::Near;
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -278,5 +279,21 @@ fn work(fd: BorrowedFd<'_>, tcp: &Tcp, what: &str, wire: Option<&Wire>, warnings
         socket::shutdown(fd, libc::SHUT_RD)?;
     }
     tcp.inet.finish(fd, what, warnings)?;
+    if tcp.stream.as_ref().is_some_and(|s| !s.written.is_empty()) {
+        announce_room(fd).context(|| format!("waking who waits to write to {what}"))?;
+    }
     said
+}
+
+/// Whoever was told that a connection takes no more waits for its announcement that it does. It makes one only after it
+/// was asked while it was full (`SOCK_NOSPACE` of the kernel), and the buffer was wide when epoll instances asked. Where
+/// its queue takes less memory than before, there may be room already.
+fn announce_room(fd: BorrowedFd<'_>) -> nix::Result<()> {
+    let full = poll(&mut [PollFd::new(fd, PollFlags::POLLOUT)], PollTimeout::ZERO)? == 0;
+    if full {
+        return Ok(());
+    }
+    // To set this option, also to what it is, announces what room there is.
+    let least = socket::option(fd, libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, 4)?;
+    socket::set_option(fd, libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, &least)
 }
