@@ -11,6 +11,7 @@ use nix::unistd::Pid;
 use std::fs::File;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 /// What every client notes.
 const RECORD: &str = include_str!("clients/record.py");
@@ -197,12 +198,16 @@ crate::alone! {
         end(&lab, &mut running, Signal::SIGTERM);
     }
 
-    /// The client lives in another network namespace, at the other end of a wire.
+    /// The client lives in another network namespace, at the other end of a wire. While the server is away, so are its
+    /// addresses.
     fn redis_over_a_wire() {
         let mut lab = Lab::new("wire");
         plainly(&lab, "ip", &["link", "add", "here", "type", "veth", "peer", "name", "there"]);
-        plainly(&lab, "ip", &["address", "add", "10.77.0.1/24", "dev", "here"]);
-        plainly(&lab, "ip", &["address", "add", "fd77::1/64", "dev", "here", "nodad"]);
+        let addresses = |lab: &Lab, change| {
+            plainly(lab, "ip", &["address", change, "10.77.0.1/24", "dev", "here"]);
+            plainly(lab, "ip", &["address", change, "fd77::1/64", "dev", "here", "nodad"]);
+        };
+        addresses(&lab, "add");
         plainly(&lab, "ip", &["link", "set", "here", "up"]);
         let options = ["--save", "", "--protected-mode", "no", "--bind", "10.77.0.1", "fd77::1"];
         let mut running = lab.spawn(&installed("redis-server"), &options);
@@ -214,7 +219,17 @@ crate::alone! {
         let client = Client::python(&lab, &mut there, REDIS, &["10.77.0.1,fd77::1", "6379", "20"]);
         assert!(until(SOON, || lab.path("apart").exists()), "{}", client.said(&lab));
         plainly(&lab, "ip", &["link", "set", "there", "netns", &client.child.id().to_string()]);
-        under_load(&mut lab, &mut running, client, 2000);
+        served_through(&mut lab, client, 2000, |lab, end| {
+            let image = lab.dump(&mut running, if end { &["--kill"] } else { &[] });
+            if end {
+                addresses(lab, "del");
+                let refused = lab.run(lab.meio(&["restore", "-d", image.to_str().expect("path")]));
+                assert!(refused.code != 0 && refused.stderr.contains("10.77.0.1") && refused.stderr.contains("fd77::1"), "{refused:?}");
+                std::thread::sleep(Duration::from_millis(300));
+                addresses(lab, "add");
+                lab.restore(&image, &mut running, &[]);
+            }
+        });
         end(&lab, &mut running, Signal::SIGTERM);
     }
 
