@@ -30,6 +30,7 @@ use crate::capsule::roster::{self, Entry, Roster};
 use crate::error::{Context, Error, Kind, Result};
 use crate::image::Reader;
 use crate::progress::{Report, phase};
+use crate::resource::socket::choice::{self, Choice};
 use crate::resource::{Manifest, Tree};
 use crate::sys::{arch, signal};
 use lock::Locks;
@@ -64,6 +65,8 @@ pub struct Options {
     pub pidfile: Option<PathBuf>,
     /// Restore into a fresh pid namespace.
     pub pid_namespace: bool,
+    /// Connections with somebody outside of the tree come back broken off.
+    pub close_connections: bool,
 }
 
 /// What was done.
@@ -91,7 +94,11 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     signal::catch();
     let mut reader = open(&options.input)?;
     let manifest: Manifest = reader.manifest()?;
-    let tree: Tree = reader.tree()?;
+    let mut tree: Tree = reader.tree()?;
+    if options.close_connections || tree.decisions.tcp == Choice::Close {
+        tree.decisions.tcp = Choice::Close;
+        report.note(&format!("connections that are broken off now: {}", choice::close(&mut tree)));
+    }
     let capsule = match &manifest.capsule {
         Some(name) if !roster::is_name(name) => return Err(Error::image("image damaged: its capsule has no possible name")),
         Some(name) => {
@@ -117,7 +124,7 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
         places.make_others(None)?;
     }
     let id = reader.id();
-    let mut locks = if inside { None } else { Some(Locks::close(&tree, &places, &id)?) };
+    let mut locks = if inside { None } else { Some(Locks::close(&tree, &mut places, &id)?) };
     let mut sockets = if inside { None } else { Some(Sockets::make(&tree, &places, None)?) };
     let gadget = layout::gadget(&tree)?;
     let bear = |places: &Places<'_>| Root::bear(&tree, gadget, places, namespace.as_ref(), options.detach);
@@ -132,7 +139,7 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
             places.make_others(home)?;
         }
         if locks.is_none() {
-            locks = Some(Locks::close(&tree, &places, &id)?);
+            locks = Some(Locks::close(&tree, &mut places, &id)?);
         }
         check::files(&tree, &places)?;
         let sockets = sockets.take().map_or_else(|| Sockets::make(&tree, &places, home), Ok)?;

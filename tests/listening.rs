@@ -51,6 +51,8 @@ const BUSY: &str = r#"
 import os, socket, sys, time
 prefix = sys.argv[1]
 s = socket.socket(socket.AF_INET)
+# Without, connections that were closed and not acknowledged yet keep the port from whoever listens anew.
+s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
 s.bind(("127.0.0.1", 0))
 s.listen(64)
 s.settimeout(0.1)

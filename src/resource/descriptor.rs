@@ -19,6 +19,7 @@ use std::fs::Metadata;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::rc::Rc;
+use std::time::Instant;
 
 /// Number of an [`OpenFile`] in the image.
 pub type FileId = u32;
@@ -194,6 +195,7 @@ impl Found {
 pub fn survey(pid: i32, capture: &mut Capture) -> Result<Vec<Descriptor>> {
     let mut table = Vec::new();
     for fd in read::fds(pid)? {
+        let begin = Instant::now();
         let found = look(pid, fd, capture)?;
         if let Some(refusal) = capture.lost_before(&found)? {
             capture.lost.push(found.lost(refusal));
@@ -213,14 +215,20 @@ pub fn survey(pid: i32, capture: &mut Capture) -> Result<Vec<Descriptor>> {
         let cloexec = found.info.flags & libc::O_CLOEXEC as u32 != 0;
         capture.descriptors.insert((pid, fd), file);
         table.push(Descriptor { fd, file, cloexec, locks: own });
+        if found.link.starts_with(b"socket:[") {
+            capture.took(begin);
+        }
     }
     Ok(table)
 }
 
 /// Finds the open files that no process has a descriptor of: those in messages that nobody has received.
 pub fn find_unheld(capture: &mut Capture) -> Result<()> {
+    let begin = Instant::now();
     socket::peers::read_queues(capture)?;
-    socket::tcp::complete(capture)
+    socket::tcp::complete(capture)?;
+    capture.took(begin);
+    Ok(())
 }
 
 /// The open file description of a descriptor of meio's own, which need not be in any table of the tree: a message that
@@ -245,8 +253,11 @@ fn look(pid: i32, fd: i32, capture: &Capture) -> Result<Found> {
 
 /// What needs all descriptor tables: who is meant by a handle, what an epoll instance watches. `tree` holds all processes.
 pub fn settle(tree: &HashSet<i32>, capture: &mut Capture) -> Result<()> {
+    let begin = Instant::now();
     socket::peers::resolve(tree, capture)?;
     socket::listen::resolve(tree, capture)?;
+    capture.took(begin);
+    socket::choice::refuse(capture);
     pidfd::refuse_outsiders(tree, capture);
     tun::refuse_unheld(capture)?;
     socket::outside::refuse_shared(tree, capture);

@@ -16,6 +16,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll as Instance, EpollCreateFlags};
 use serde::{Deserialize, Serialize};
 use std::cmp::Ordering;
+use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 
 /// One watched descriptor, as proc_pid_fdinfo(5) shows it (`tfd:`).
@@ -88,7 +89,28 @@ fn entries(holder: (i32, i32)) -> Result<Vec<EpollTarget>> {
 
 /// Which of several entries with the same number each is: kcmp(2) counts them.
 fn places(listed: &[EpollTarget]) -> Vec<u32> {
-    (0..listed.len()).map(|i| listed[..i].iter().filter(|t| t.tfd == listed[i].tfd).count() as u32).collect()
+    let mut seen: HashMap<i32, u32> = HashMap::new();
+    let count = |t: &EpollTarget| {
+        let next = seen.entry(t.tfd).or_default();
+        *next += 1;
+        *next - 1
+    };
+    listed.iter().map(count).collect()
+}
+
+/// Device and inode of what an entry watches.
+fn identity(t: &EpollTarget) -> Option<(u64, u64)> {
+    let (sdev, ino) = (t.sdev?, t.ino?);
+    Some((nix::sys::stat::makedev(sdev >> 20, sdev & 0xf_ffff), ino))
+}
+
+/// Whether an entry is plainly that of the socket which its number leads to: no two open files share a socket's inode.
+/// kcmp(2) goes through all entries each time, which makes it too dear where there are thousands.
+fn is_that_socket(t: &EpollTarget, pid: i32, capture: &Capture) -> bool {
+    let id = capture.descriptors.get(&(pid, t.tfd)).copied();
+    let only = identity(t).and_then(|key| capture.file_index.get(&key)).filter(|list| list.len() == 1);
+    let socket = |id: FileId| capture.files.get(id as usize).is_some_and(|f| f.link.starts_with("socket:["));
+    id.is_some_and(|id| only.is_some_and(|list| list[0] == id) && socket(id))
 }
 
 fn find(id: FileId, holder: (i32, i32), capture: &mut Capture) -> Result<Epoll> {
@@ -96,7 +118,8 @@ fn find(id: FileId, holder: (i32, i32), capture: &mut Capture) -> Result<Epoll> 
     let places = places(&listed);
     let known_in = |(pid, fd): (i32, i32)| -> Vec<bool> {
         let same = |(t, &place): (&EpollTarget, &u32)| {
-            task::compare_epoll_target((pid, t.tfd), (pid, fd), (t.tfd, place)).is_ok_and(|o| o == Ordering::Equal)
+            is_that_socket(t, pid, capture)
+                || task::compare_epoll_target((pid, t.tfd), (pid, fd), (t.tfd, place)).is_ok_and(|o| o == Ordering::Equal)
         };
         listed.iter().zip(&places).map(same).collect()
     };
@@ -136,9 +159,7 @@ fn find(id: FileId, holder: (i32, i32), capture: &mut Capture) -> Result<Epoll> 
 /// The open file behind an entry, among all of the tree. The tables are in kcmp(2)'s own order.
 fn search(t: &EpollTarget, place: u32, epoll: (i32, i32), capture: &Capture) -> Option<FileId> {
     let compare = |id: FileId| task::compare_epoll_target(capture.holders[id as usize], epoll, (t.tfd, place)).ok();
-    let (sdev, ino) = (t.sdev?, t.ino?);
-    let device = nix::sys::stat::makedev(sdev >> 20, sdev & 0xf_ffff);
-    let Some(list) = capture.file_index.get(&(device, ino)) else {
+    let Some(list) = capture.file_index.get(&identity(t)?) else {
         // stat(2) may show another device than the kernel has in mind (btrfs).
         return (0..capture.files.len() as FileId).find(|&id| compare(id) == Some(Ordering::Equal));
     };

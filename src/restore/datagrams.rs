@@ -15,6 +15,7 @@ use crate::sys::wire::{PASS, Wire};
 use crate::sys::{datagram, socket};
 use nix::errno::Errno;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -147,9 +148,8 @@ impl Datagrams {
     }
 
     fn wire(&mut self, number: Option<u32>, network: Option<&OwnedFd>) -> Result<&Wire> {
-        if !self.wires.contains_key(&number) {
-            let wire = inside(network, || Wire::new(PASS))?.context(|| "making raw sockets")?;
-            self.wires.insert(number, wire);
+        if let Entry::Vacant(unknown) = self.wires.entry(number) {
+            unknown.insert(inside(network, || Wire::new(PASS))?.context(|| "making raw sockets")?);
         }
         self.wires.get(&number).ok_or_else(|| Error::other("no raw sockets"))
     }

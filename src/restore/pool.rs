@@ -81,9 +81,11 @@ impl Pool {
 
     /// Opens everything.
     pub fn open(tree: &Tree, terminals: &Terminals, places: &Places<'_>, sockets: Sockets<'_>, home: Option<i32>) -> Result<Self> {
-        let count = tree.files.len() + 3 * tree.mapped.len() + 2 * tree.objects.len() + 64;
         let mut pool = Pool { base: Pool::base_of(tree), datagrams: Datagrams::of(tree), ..Pool::default() };
-        raise_limit(pool.base as u64 + count as u64)?;
+        // What is made before it has its place stands below the pool as far as there is room.
+        let files = tree.files.len();
+        let count = files + 3 * tree.mapped.len() + 2 * tree.objects.len() + 64;
+        raise_limit((pool.base as usize).max(files + 32) as u64 + count as u64)?;
         pool.late = Late::new(tree)?.map(|late| late.keep(|fd| pool.keep(fd))).transpose()?;
         pool.queues = Queues::make(tree, places)?;
         pool.connections = Connections::make(tree, places, pool.base)?;

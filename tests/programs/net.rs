@@ -73,17 +73,22 @@ impl Client {
 }
 
 /// Lets `client` be served while the tree is dumped and moved five times; then everything must have been right.
-pub(super) fn under_load(lab: &mut Lab, running: &mut Running, mut client: Client, answers: u64) {
+pub(super) fn under_load(lab: &mut Lab, running: &mut Running, client: Client, answers: u64) {
+    served_through(lab, client, answers, |lab, end| {
+        let image = lab.dump(running, if end { &["--kill"] } else { &[] });
+        if end {
+            lab.restore(&image, running, &[]);
+        }
+    });
+}
+
+/// The same for a tree that `step` knows how to dump, and to end and restore when it is told so.
+fn served_through(lab: &mut Lab, mut client: Client, answers: u64, mut step: impl FnMut(&mut Lab, bool)) {
     let mut steps = Vec::new();
-    for _ in 0..5 {
+    for end in [false, true].repeat(5) {
         client.served(lab, answers);
         let begin = now();
-        lab.dump(running, &[]);
-        steps.push((begin, now()));
-        client.served(lab, answers);
-        let begin = now();
-        let image = lab.dump(running, &["--kill"]);
-        lab.restore(&image, running, &[]);
+        step(lab, end);
         steps.push((begin, now()));
     }
     client.served(lab, answers);
@@ -138,6 +143,12 @@ pub(super) fn end(lab: &Lab, running: &mut Running, signal: Signal) {
 
 pub(super) fn python() -> Command {
     Command::new(installed("python3"))
+}
+
+/// What dnsmasq is to say.
+fn hosts() -> String {
+    let records = (0..200).map(|n| format!("host-record=h{n}.test,10.9.8.{n}\n"));
+    records.chain(["local=/test/\n".to_owned()]).collect()
 }
 
 #[test]
@@ -206,8 +217,7 @@ crate::alone! {
 
     fn dnsmasq_answers_dig() {
         let mut lab = Lab::new("dnsmasq");
-        let hosts: String = (0..200).map(|n| format!("host-record=h{n}.test,10.9.8.{n}\n")).collect();
-        write(&lab, "hosts", &format!("{hosts}local=/test/\n"));
+        write(&lab, "hosts", &hosts());
         let options = ["-k", "-p", "5353", "-R", "-h", "-C", "hosts", "-a", "127.0.0.1", "-z", "-u", "root", "--pid-file="];
         let mut running = lab.spawn(Path::new("/usr/sbin/dnsmasq"), &options);
         listens(&lab, "127.0.0.1:5353");
@@ -220,6 +230,35 @@ crate::alone! {
         let wrong = |line: &&str| *line != "10.9.8.7" && !line.ends_with("127.0.0.1#5353: timed out");
         assert!(said.lines().count() > 20 && !said.lines().any(|l| wrong(&l)), "{said}");
         end(&lab, &mut running, Signal::SIGTERM);
+    }
+
+    /// A whole network namespace comes and goes at a bridge, and nobody at the bridge is told that a port is closed.
+    fn dnsmasq_in_a_capsule() {
+        let mut lab = crate::capsules::lab("capsule-net");
+        write(&lab, "hosts", &hosts());
+        plainly(&lab, "ip", &["link", "add", "bridge", "type", "bridge"]);
+        plainly(&lab, "ip", &["address", "add", "10.77.0.2/24", "dev", "bridge"]);
+        plainly(&lab, "ip", &["link", "set", "bridge", "up"]);
+        let meio = |lab: &Lab, arguments: &[&str]| {
+            let done = lab.run(lab.meio(arguments));
+            assert_eq!(done.code, 0, "{arguments:?}: {}{}\n{}", done.stdout, done.stderr, lab.log());
+        };
+        let hosts = lab.path("hosts").display().to_string();
+        let server = ["/usr/sbin/dnsmasq", "-k", "-p", "5353", "-R", "-h", "-C", &hosts, "-u", "root", "--pid-file="];
+        meio(&lab, &[&["run", "-d", "--name", "names", "--net", "veth=bridge:10.77.0.1/24", "--"], &server[..]].concat());
+        listens(&lab, "10.77.0.1:5353");
+        let client = Client::python(&lab, &mut python(), DNS, &["10.77.0.1", "5353"]);
+        served_through(&mut lab, client, 200, |lab, end| {
+            let image = lab.path("image").display().to_string();
+            meio(lab, &[&["dump", "names", "-o", &image], &["--kill"][..usize::from(end)]].concat());
+            if end {
+                meio(lab, &["restore", "-d", &image]);
+            }
+        });
+        let entry: serde_json::Value = serde_json::from_slice(&std::fs::read("/run/meio/names.json").expect("entry")).expect("JSON");
+        let mut running = Running::of(&lab, entry["pid"].as_i64().expect("pid") as i32);
+        running.kill();
+        lab.nothing_left();
     }
 
     fn asyncio_echo_with_2000_clients() {

@@ -3,6 +3,7 @@
 //! A socket in repair is no use to its program. So each is taken into repair and out of it again before the next one, by a child
 //! that ends what it has begun when meio is killed ([`apart`]); nothing but `SO_REUSEADDR` has to be put back.
 
+use super::choice::Choice;
 use super::inet::{self, Inet, LevelOption};
 use crate::error::{Context, Error, Result};
 use crate::resource::Tree;
@@ -160,8 +161,13 @@ impl Tcp {
 pub fn capture(found: &Found, fd: BorrowedFd<'_>, capture: &mut Capture) -> Result<Option<FileKind>> {
     let Some(inet) = Inet::identify(found, fd, capture)? else { return Ok(None) };
     let state = if inet.protocol == MPTCP { 0 } else { tcp::info(fd)?.state };
-    let tcp = Tcp { inet, state, ..Tcp::default() };
+    let mut tcp = Tcp { inet, state, ..Tcp::default() };
     if let Some((reason, advice)) = obstacle(fd, &tcp)? {
+        // What cannot be kept can be broken off.
+        if capture.decisions.tcp() == Choice::Close && !tcp::in_repair(fd).is_ok_and(|yes| yes) {
+            tcp.break_off();
+            return Ok(Some(FileKind::Tcp(Box::new(tcp))));
+        }
         let reason = format!("{}: {reason}", tcp.called());
         match tcp.inet.protocol {
             MPTCP => capture.refuse(found.pid, found.object(), reason, advice),
@@ -274,6 +280,9 @@ fn read_all(jobs: &mut [Job], known: &inet::Known) -> Result<()> {
             let Some(own) = files.as_ref().map(|f| f.get(fd)) else { break };
             let read = |own: OwnedFd| -> Result<Option<Obstacle>> {
                 options(own.as_fd(), &mut job.tcp, known)?;
+                if job.tcp.end.is_some() {
+                    return Ok(None);
+                }
                 stream(own.as_fd(), &mut job.tcp, (job.holder, &mut open))
             };
             job.told = Some(own.map_err(Error::from).and_then(read));
@@ -414,10 +423,10 @@ fn peek_all(fd: BorrowedFd<'_>, waiting: usize) -> Result<Vec<u8>> {
     Ok(peeked?)
 }
 
-/// Takes all connections of a tree into repair for good: they end with their tree, and nobody is told.
+/// Takes all connections of a tree that its image keeps into repair for good: they end with their tree, and nobody is told.
 pub fn silence(tree: &Tree, capture: &Capture) -> Result<()> {
     for (file, holder) in tree.files.iter().zip(&capture.holders) {
-        if matches!(file.kind, FileKind::Tcp(_)) {
+        if matches!(&file.kind, FileKind::Tcp(tcp) if tcp.reachable()) {
             tcp::repair(capture.duplicate(*holder)?.as_fd(), Repair::On).context(|| "silencing a TCP connection")?;
         }
     }

@@ -160,6 +160,11 @@ fn an_exchange_changes_nothing() {
             wanted.iter().for_each(|waiting| placing.put(waiting, 0).unwrap());
             let seats = [Seat::of(listener.as_fd().try_clone_to_owned().unwrap()).unwrap()];
             possible(&seats).unwrap();
+            let limit = "/proc/sys/net/ipv4/tcp_max_tw_buckets";
+            let usual = std::fs::read_to_string(limit).unwrap();
+            std::fs::write(limit, "10").unwrap();
+            assert!(possible(&seats).is_err());
+            std::fs::write(limit, usual).unwrap();
             let first = exchange(&seats).unwrap().remove(0);
             assert_eq!((first.waiting.len(), &first.unknown[..]), (4, &[][..]));
             wanted.sort_by_key(|w| w.stage == Stage::HalfOpen);
