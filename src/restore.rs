@@ -18,6 +18,7 @@ mod pool;
 mod ptys;
 mod queues;
 mod raw;
+mod reach;
 mod rings;
 mod root;
 mod skeleton;

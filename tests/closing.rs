@@ -22,6 +22,7 @@ def connected():
     s.connect((address, port))
     return s
 listener = socket.socket(family)
+listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
 listener.bind((sys.argv[4], 0))
 listener.listen()
 waits, watched, full, writer, asked = (connected() for n in range(5))

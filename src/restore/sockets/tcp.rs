@@ -6,8 +6,8 @@ mod ends;
 use crate::error::{Context, Error, Refusal, Result};
 use crate::resource::Tree;
 use crate::resource::descriptor::{FileId, FileKind};
-use crate::resource::socket::inet;
 use crate::resource::socket::tcp::{Stream, Tcp};
+use crate::resource::socket::{choice, inet};
 use crate::resource::socket::{options, unix};
 use crate::restore::places::Places;
 use crate::sys::namespace::Kind::Net;
@@ -17,7 +17,7 @@ use crate::sys::wire::Wire;
 use crate::sys::{apart, socket};
 use ends::Near;
 use nix::errno::Errno;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -233,12 +233,15 @@ impl Connections {
         if all(tree).next().is_none() {
             return Ok(warnings);
         }
+        let out: HashSet<FileId> = choice::outside(&tree.files).into_iter().collect();
         // All or none, also when meio is killed just now.
         let done = apart::run(0, || {
             for (id, tcp) in all(tree) {
                 let what = tcp.called();
                 let begun = file(id).ok_or_else(|| Error::image("image damaged: a connection is not there"));
-                if let Err(e) = begun.and_then(|fd| work(fd, tcp, &what, self.wires.get(&tcp.inet.network), &mut warnings)) {
+                if let Err(e) =
+                    begun.and_then(|fd| work(fd, tcp, &what, (self.wires.get(&tcp.inet.network), out.contains(&id)), &mut warnings))
+                {
                     warnings.push(format!("{what}: {}", e.message));
                 }
             }
@@ -248,14 +251,15 @@ impl Connections {
     }
 }
 
-fn work(fd: BorrowedFd<'_>, tcp: &Tcp, what: &str, wire: Option<&Wire>, warnings: &mut Vec<String>) -> Result<()> {
+/// One that leads `out` asks the other end in any case: whether that has given up meanwhile was not heard.
+fn work(fd: BorrowedFd<'_>, tcp: &Tcp, what: &str, (wire, out): (Option<&Wire>, bool), warnings: &mut Vec<String>) -> Result<()> {
     let mut said = Ok(());
     match (tcp.state, &tcp.stream, tcp.inet.peer) {
         (tcp::CLOSE, ..) => {}
         (tcp::SYN_SENT, _, Some(peer)) => ends::start(fd, peer.into())?,
         (state, Some(stream), _) => {
             let (sent, unsent) = stream.parts();
-            tcp::repair(fd, if sent.is_empty() { Repair::Off } else { Repair::OffAndAsk })?;
+            tcp::repair(fd, if sent.is_empty() && !out { Repair::Off } else { Repair::OffAndAsk })?;
             if let Some(wire) = wire.filter(|_| ends::is_hastened(tcp)) {
                 ends::hasten(fd, tcp, stream, wire)?;
             }
