@@ -105,7 +105,7 @@ crate::alone! {
 
     fn everything_that_is_missing_or_taken_is_said_at_once() {
         let mut lab = Lab::new("network-missing");
-        for arguments in ["link add br9 type bridge", "link set br9 up", "addr add 10.8.0.1/24 dev br9", "addr add fd08::1/64 dev br9 nodad"] {
+        for arguments in ["link add br9 type bridge", "link set br9 up", "addr add 10.8.0.1/24 dev br9", "addr add fd08::1/64 dev br9 nodad", "addr add 10.6.0.1/32 dev lo"] {
             ip(arguments);
         }
         let scope = std::fs::read_to_string("/sys/class/net/br9/ifindex").or_else(|_| {
@@ -130,7 +130,8 @@ way.connect(('10.8.0.7', 9))
 way6 = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
 way6.connect(('fd08::7', 9))
 way2 = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-way2.bind(('0.0.0.0', 7006))
+way2.bind(('10.6.0.1', 0))
+way2.connect(('10.8.0.8', 9))
 say('ready')
 time.sleep(1000)", &[&scope]);
         let image = lab.dump(&mut running, &["--kill"]);
@@ -151,13 +152,14 @@ time.sleep(1000)", &[]);
             ("0.0.0.0:7003", "ip link add br9", "interface br9"),
             ("10.8.0.1:7004", "ip address add 10.8.0.1/32", "10.8.0.1"),
             ("7005", "ip link add br9", "interface br9"),
-            ("10.8.0.7", "ip ", "10.8.0"),
-            ("fd08::7", "ip ", "fd08::"),
+            ("fd 8 (UDP socket 10.8.0.1:", "ip address add 10.8.0.1/32", "10.8.0.1"),
+            ("fd 9 (UDP socket [fd08::1]:", "ip address add fd08::1/128", "fd08::1"),
+            ("UDP socket 10.6.0.1:", "ip route", "no way to 10.8.0.8"),
         ] {
             let reason = about(&error, object, advice);
             assert!(reason.contains(words), "{object}: {reason}");
         }
-        assert_eq!((error["refusals"].as_array().map(Vec::len), locks(&lab)), (Some(7), before), "{error:#}");
+        assert_eq!((error["refusals"].as_array().map(Vec::len), locks(&lab)), (Some(8), before), "{error:#}");
         thief.kill();
         assert_eq!(lab.run(lab.meio(&["check", "--unlock", "all"])).code, 0);
         lab.nothing_left();
