@@ -226,11 +226,13 @@ impl Server {
         if until(SOON / 4, || self.gone()) { self.again() } else { self.well(true) }
     }
 
-    fn end(mut self) {
-        self.client.end();
-        self.running.wait();
-        let _ = fs::remove_file(self.image());
-        self.lab.nothing_left();
+    fn end(self) {
+        let image = self.image();
+        let Server { lab, mut running, client, .. } = self;
+        client.end();
+        running.wait();
+        let _ = fs::remove_file(image);
+        lab.nothing_left();
     }
 }
 
