@@ -159,7 +159,7 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
         loop {
             let born = root.take().map_or_else(|| bear(&places), Ok);
             match born.and_then(|root| Planted::plant(&tree, root, &terminals, &places)) {
-                Err(e) if taken(&e) && tries < 5 => {
+                Err(e) if taken(&e) && tries < 8 => {
                     end_all();
                     tries += 1;
                     std::thread::sleep(Duration::from_millis(2 << tries));

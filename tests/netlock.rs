@@ -151,12 +151,14 @@ alone! {
         for _ in 0..10 {
             client.goes_on();
             client.longest_stall();
+            let begin = Instant::now();
             lab.dump(&mut running, &[]);
+            let dump = begin.elapsed();
             client.goes_on();
-            stalls.push(client.longest_stall());
+            stalls.push(client.longest_stall().saturating_sub(dump));
         }
         stalls.sort();
-        println!("\nsurvive: longest stalls of a streaming client during dumps: {stalls:.1?}");
+        println!("\nsurvive: stalls of a streaming client, beyond the dumps themselves: {stalls:.1?}");
         // Who waits for a retransmission waits for 200 ms at least. The machine may be busy with something else once.
         assert!(stalls[stalls.len() / 2] < Duration::from_millis(200), "{stalls:?}");
         end(&lab, &mut running, client);
