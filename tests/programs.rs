@@ -8,6 +8,7 @@ mod interactive;
 mod net;
 mod rootless;
 mod services;
+mod ssh;
 mod web;
 
 use crate::lab::{self, Lab, Running, SOON, observe, until};

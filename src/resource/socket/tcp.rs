@@ -160,9 +160,16 @@ impl Tcp {
 /// Saves a TCP socket as far as it can be seen from outside; [`complete`] adds its connection when the tree stands still.
 pub fn capture(found: &Found, fd: BorrowedFd<'_>, capture: &mut Capture) -> Result<Option<FileKind>> {
     let Some(inet) = Inet::identify(found, fd, capture)? else { return Ok(None) };
-    let state = if inet.protocol == MPTCP { 0 } else { tcp::info(fd)?.state };
-    let mut tcp = Tcp { inet, state, ..Tcp::default() };
-    if let Some((reason, advice)) = obstacle(fd, &tcp)? {
+    let mut tcp = Tcp { inet, ..Tcp::default() };
+    // Of a tree that stands still all this is asked when it is read.
+    if capture.standing && tcp.inet.protocol != MPTCP && capture.decisions.tcp() == Choice::Keep {
+        return Ok(Some(FileKind::Tcp(Box::new(tcp))));
+    }
+    let mut events = 0;
+    if tcp.inet.protocol != MPTCP {
+        (tcp.state, events) = (tcp::info(fd)?.state, socket::events(fd)?);
+    }
+    if let Some((reason, advice)) = obstacle(fd, &tcp, events)? {
         // What cannot be kept can be broken off.
         if capture.decisions.tcp() == Choice::Close && !tcp::in_repair(fd).is_ok_and(|yes| yes) {
             tcp.break_off();
@@ -179,7 +186,7 @@ pub fn capture(found: &Found, fd: BorrowedFd<'_>, capture: &mut Capture) -> Resu
     Ok(Some(FileKind::Tcp(Box::new(tcp))))
 }
 
-fn obstacle(fd: BorrowedFd<'_>, tcp: &Tcp) -> Result<Option<Obstacle>> {
+fn obstacle(fd: BorrowedFd<'_>, tcp: &Tcp, events: i16) -> Result<Option<Obstacle>> {
     if tcp.inet.protocol == MPTCP {
         return Ok(Some(("MPTCP does not show the numbers of its subflows", "let the program use plain TCP: sysctl net.mptcp.enabled=0")));
     }
@@ -189,7 +196,6 @@ fn obstacle(fd: BorrowedFd<'_>, tcp: &Tcp) -> Result<Option<Obstacle>> {
             "let the program do that itself, or close the connection",
         )));
     }
-    let events = socket::events(fd)?;
     Ok(match tcp.state {
         tcp::SYN_RECV => Some(("it is being opened (TCP Fast Open)", "wait until the other end has answered")),
         _ if tcp::in_repair(fd)? => Some(("somebody else has it in repair (TCP_REPAIR)", "end whoever repairs it first")),
@@ -237,6 +243,9 @@ pub fn complete(capture: &mut Capture) -> Result<()> {
     let share = if jobs.len() < MANY { jobs.len() } else { jobs.len().div_ceil(readers) };
     let done: Result<Vec<()>> = std::thread::scope(|scope| {
         let known = &known;
+        if share == jobs.len() {
+            return read_all(&mut jobs, known).map(|()| Vec::new());
+        }
         let reading: Vec<_> = jobs.chunks_mut(share).map(|share| scope.spawn(|| read_all(share, known))).collect();
         reading.into_iter().map(|r| r.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
     });
@@ -316,6 +325,9 @@ fn stream(fd: BorrowedFd<'_>, tcp: &mut Tcp, (holder, open): ((i32, i32), &mut I
     let info = tcp::info(fd)?;
     tcp.state = info.state;
     let events = socket::events(fd)?;
+    if let Some(obstacle) = obstacle(fd, tcp, events)? {
+        return Ok(Some(obstacle));
+    }
     match info.state {
         tcp::CLOSE => return closed(fd, tcp, info, events),
         tcp::SYN_SENT => tcp.inet.peer = Some(addressee(fd, tcp)?),
