@@ -280,6 +280,7 @@ pub fn settle(tree: &HashSet<i32>, capture: &mut Capture) -> Result<()> {
     socket::listen::resolve(tree, capture)?;
     capture.took(begin);
     socket::choice::refuse(capture);
+    socket::tcp::refuse_signed(capture)?;
     pidfd::refuse_outsiders(tree, capture);
     tun::refuse_unheld(capture)?;
     socket::outside::refuse_shared(tree, capture);

@@ -23,6 +23,9 @@ fn plain(address: SocketAddr) -> Plain {
     (address.ip().to_canonical(), address.port())
 }
 
+/// Interface and mark of a socket, its own address, and that of the other end with its interface.
+type Way = (Vec<u8>, Vec<u8>, Option<IpAddr>, IpAddr, u32);
+
 /// What has been found out already: trees have thousands of connections between the same few machines.
 #[derive(Default)]
 struct Reach {
@@ -30,7 +33,7 @@ struct Reach {
     connections: HashMap<(Plain, Plain), usize>,
     holders: Option<HashMap<u64, Vec<i32>>>,
     places: HashMap<(IpAddr, u32), Option<Errno>>,
-    ways: HashMap<(Vec<u8>, Vec<u8>, Option<IpAddr>, IpAddr, u32), Option<Errno>>,
+    ways: HashMap<Way, Option<Errno>>,
     devices: HashMap<Vec<u8>, Option<Errno>>,
 }
 

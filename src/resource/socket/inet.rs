@@ -361,6 +361,10 @@ impl Inet {
         if !self.local.iter().chain(&self.peer).all(alike) {
             return Err(Error::image("image damaged: a socket with an address of another family"));
         }
+        let list = known(self.family, self.kind);
+        if self.more.iter().any(|o| list.iter().all(|k| (k.0, k.1) != (o.level, o.name))) {
+            return Err(Error::image(format!("image damaged: {what} has an option that is none of its kind's")));
+        }
         let made = socket::socket_of(self.family, self.kind, self.protocol).context(|| format!("making {what}"))?;
         self.dress(made.as_fd(), what, warnings);
         Ok(made)

@@ -13,9 +13,10 @@ use crate::resource::graph::Part;
 use crate::sys::namespace::{Kind, places, within};
 use crate::sys::task::Files;
 use crate::sys::tcp::{self, Info, Queue, Repair, Window};
-use crate::sys::{apart, socket};
+use crate::sys::{apart, socket, tcp_diag};
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -188,12 +189,15 @@ pub fn capture(found: &Found, fd: BorrowedFd<'_>, capture: &mut Capture) -> Resu
 
 fn obstacle(fd: BorrowedFd<'_>, tcp: &Tcp, events: i16) -> Result<Option<Obstacle>> {
     if tcp.inet.protocol == MPTCP {
-        return Ok(Some(("MPTCP does not show the numbers of its subflows", "let the program use plain TCP: sysctl net.mptcp.enabled=0")));
+        return Ok(Some((
+            "MPTCP does not show the numbers of its subflows",
+            "let the program use plain TCP (sysctl net.mptcp.enabled=0), or break it off (--tcp close)",
+        )));
     }
     if tcp::upper(fd).is_some() {
         return Ok(Some((
             "the kernel encrypts it (kTLS), and does not give its keys back",
-            "let the program do that itself, or close the connection",
+            "let the program do that itself, or break the connection off (--tcp close)",
         )));
     }
     Ok(match tcp.state {
@@ -204,6 +208,39 @@ fn obstacle(fd: BorrowedFd<'_>, tcp: &Tcp, events: i16) -> Result<Option<Obstacl
         _ if events & libc::POLLERR != 0 => Some(("an error or a notice waits in it to be read", "let the program read it first")),
         _ => None,
     })
+}
+
+/// Refuses connections whose segments are signed: only the list of all sockets shows that. Looked for before the tree stands
+/// still, as it takes its time.
+pub fn refuse_signed(capture: &mut Capture) -> Result<()> {
+    if capture.standing || capture.decisions.tcp() == Choice::Close {
+        return Ok(());
+    }
+    let mut own: BTreeMap<Option<u32>, HashMap<String, FileId>> = BTreeMap::new();
+    for file in &capture.files {
+        if let FileKind::Tcp(tcp) = &file.kind
+            && tcp.reachable()
+        {
+            own.entry(tcp.inet.network).or_default().insert(file.link.clone(), file.id);
+        }
+    }
+    for (network, files) in own {
+        let Some(Ok(like)) = files.values().map(|&id| capture.duplicate(capture.holders[id as usize])).find(Result::is_ok) else {
+            continue;
+        };
+        let inside = match network {
+            Some(_) => Some(socket::network(like.as_fd())?),
+            None => None,
+        };
+        let all = within(&places(inside.iter().map(|fd| (fd, Kind::Net))), || tcp_diag::list(!0))??;
+        for entry in all.iter().filter(|e| e.signed) {
+            let Some(&id) = files.get(&format!("socket:[{}]", entry.inode)) else { continue };
+            let (FileKind::Tcp(tcp), (pid, fd)) = (&capture.files[id as usize].kind, capture.holders[id as usize]) else { continue };
+            let reason = format!("{}: its segments are signed, and the kernel does not give the key back (TCP_MD5SIG)", tcp.called());
+            capture.refuse(pid, format!("fd {fd} (socket:[{}])", entry.inode), reason, "close it first, or break it off (--tcp close)");
+        }
+    }
+    Ok(())
 }
 
 /// A connection that is in repair, for whoever has to end that.

@@ -48,6 +48,10 @@ impl Connections {
         for (id, tcp) in all(tree) {
             networks.entry(tcp.inet.network).or_default().push((id, tcp));
         }
+        let mut seen = HashSet::new();
+        if let Some((_, tcp)) = all(tree).find(|(_, t)| t.reachable() && !seen.insert((t.inet.network, t.inet.local, t.inet.peer))) {
+            return Err(Error::image(format!("image damaged: {} is there twice", tcp.called())));
+        }
         let mut refusals = Vec::new();
         for (network, list) in networks {
             let inside = match network {
@@ -98,6 +102,10 @@ fn make(tcp: &Tcp, what: &str, near: &mut Near, warnings: &mut Vec<String>) -> R
     let stream = tcp.stream.as_ref().unwrap_or(&none);
     if tcp.inet.kind != libc::SOCK_STREAM || tcp.inet.protocol != libc::IPPROTO_TCP || stream.scales.0 > 14 || stream.scales.1 > 14 {
         return Err(Error::image(format!("image damaged: {what} is an impossible one")));
+    }
+    let ends = || tcp.inet.local.iter().chain(&tcp.inet.peer);
+    if tcp.reachable() && (ends().count() < 2 || ends().any(|a| a.port == 0)) || !tcp.options.iter().all(Tcp::may_set) {
+        return Err(Error::image(format!("image damaged: {what} has impossible addresses or options")));
     }
     let made = tcp.inet.make(what, warnings)?;
     let fd = made.as_fd();
@@ -211,7 +219,10 @@ fn fill(fd: BorrowedFd<'_>, tcp: &Tcp, stream: &Stream) -> Result<()> {
     if widened {
         socket::set_number(fd, libc::SO_RCVBUFFORCE, room / 2)?;
     }
-    tcp::set_window(fd, offered(stream))?;
+    tcp::set_window(fd, offered(stream)).map_err(|e| match e {
+        Errno::EINVAL => Error::image("image damaged: windows that contradict each other"),
+        e => e.into(),
+    })?;
     measure_segments(fd, tcp);
     if stream.clamp != 0 {
         socket::set_option(fd, libc::IPPROTO_TCP, libc::TCP_WINDOW_CLAMP, &stream.clamp.to_ne_bytes())?;
