@@ -71,7 +71,7 @@ _meio() {
             return 0
             ;;
         meio__subcmd__check)
-            opts="-v -q -h --pid --external --ignore --kinds --unlock --verbose --quiet --json --color --help"
+            opts="-v -q -h --pid --external --ignore --tcp --kinds --unlock --verbose --quiet --json --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -87,6 +87,10 @@ _meio() {
                     ;;
                 --ignore)
                     COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --tcp)
+                    COMPREPLY=($(compgen -W "keep close refuse" -- "${cur}"))
                     return 0
                     ;;
                 --unlock)
@@ -155,7 +159,7 @@ _meio() {
             return 0
             ;;
         meio__subcmd__dump)
-            opts="-o -v -q -h --output --kill --compress --freeze-timeout --external --ignore --verbose --quiet --json --color --help"
+            opts="-o -v -q -h --output --kill --compress --freeze-timeout --external --ignore --tcp --verbose --quiet --json --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -205,6 +209,10 @@ _meio() {
                     ;;
                 --ignore)
                     COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --tcp)
+                    COMPREPLY=($(compgen -W "keep close refuse" -- "${cur}"))
                     return 0
                     ;;
                 --color)
@@ -311,7 +319,7 @@ _meio() {
             return 0
             ;;
         meio__subcmd__restore)
-            opts="-d -v -q -h --detach --pidfile --pid-namespace --verbose --quiet --json --color --help"
+            opts="-d -v -q -h --detach --pidfile --pid-namespace --tcp --verbose --quiet --json --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -330,6 +338,10 @@ _meio() {
                     if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
                         compopt -o filenames
                     fi
+                    return 0
+                    ;;
+                --tcp)
+                    COMPREPLY=($(compgen -W "keep close" -- "${cur}"))
                     return 0
                     ;;
                 --color)

@@ -47,6 +47,9 @@ complete -c meio -n "__fish_meio_using_subcommand dump" -l compress -d 'How memo
 complete -c meio -n "__fish_meio_using_subcommand dump" -l freeze-timeout -d 'How long to wait for every task to stand still, such as 5s or 500ms' -r
 complete -c meio -n "__fish_meio_using_subcommand dump" -l external -d 'Keep it by name only; its other side lives outside, and is looked for again at the restore' -r
 complete -c meio -n "__fish_meio_using_subcommand dump" -l ignore -d 'Leave it out of the image; a descriptor comes back as one of /dev/null' -r
+complete -c meio -n "__fish_meio_using_subcommand dump" -l tcp -d 'What becomes of TCP connections with somebody outside of the tree' -r -f -a "keep\t'They go on where they were'
+close\t'They come back broken off, and the program finds ECONNRESET; with --kill the other ends see the program end'
+refuse\t'A tree that has such is refused'"
 complete -c meio -n "__fish_meio_using_subcommand dump" -l color -d 'When to colour; auto means on a terminal, unless NO_COLOR is set' -r -f -a "auto\t''
 always\t''
 never\t''"
@@ -56,6 +59,8 @@ complete -c meio -n "__fish_meio_using_subcommand dump" -s q -l quiet -d 'Say le
 complete -c meio -n "__fish_meio_using_subcommand dump" -l json -d 'Write one JSON object a line to standard output'
 complete -c meio -n "__fish_meio_using_subcommand dump" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c meio -n "__fish_meio_using_subcommand restore" -l pidfile -d 'Write the pid of the root to this file' -r -F
+complete -c meio -n "__fish_meio_using_subcommand restore" -l tcp -d 'What becomes of TCP connections with somebody outside of the tree, where the dump has kept them' -r -f -a "keep\t'They are as the image has them'
+close\t'They come back broken off, and the program finds ECONNRESET; the other ends are told so'"
 complete -c meio -n "__fish_meio_using_subcommand restore" -l color -d 'When to colour; auto means on a terminal, unless NO_COLOR is set' -r -f -a "auto\t''
 always\t''
 never\t''"
@@ -85,6 +90,9 @@ complete -c meio -n "__fish_meio_using_subcommand list" -s h -l help -d 'Print h
 complete -c meio -n "__fish_meio_using_subcommand check" -l pid -d 'Look through the tree below this process, or through this capsule, too' -r
 complete -c meio -n "__fish_meio_using_subcommand check" -l external -d 'Keep it by name only; its other side lives outside, and is looked for again at the restore' -r
 complete -c meio -n "__fish_meio_using_subcommand check" -l ignore -d 'Leave it out of the image; a descriptor comes back as one of /dev/null' -r
+complete -c meio -n "__fish_meio_using_subcommand check" -l tcp -d 'What becomes of TCP connections with somebody outside of the tree' -r -f -a "keep\t'They go on where they were'
+close\t'They come back broken off, and the program finds ECONNRESET; with --kill the other ends see the program end'
+refuse\t'A tree that has such is refused'"
 complete -c meio -n "__fish_meio_using_subcommand check" -l unlock -d 'Open the network lock that a dump has kept for the image with this id, or all of them' -r
 complete -c meio -n "__fish_meio_using_subcommand check" -l color -d 'When to colour; auto means on a terminal, unless NO_COLOR is set' -r -f -a "auto\t''
 always\t''

@@ -14,6 +14,7 @@ use crate::resource::aio;
 use crate::resource::capture::{Capture, Decisions};
 use crate::resource::graph::Lost;
 use crate::resource::process::State;
+use crate::resource::socket::choice::{self, Choice};
 use crate::resource::socket::{listen, tcp};
 use crate::resource::{Manifest, Tree};
 use crate::sys::proc::{read, stat, status};
@@ -163,7 +164,9 @@ fn save(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
                 }
                 opened = locks.as_mut().map(Locks::open);
                 pause = Some(stopped.elapsed());
-                locks.take().map(Locks::let_go);
+                if let Some(locks) = locks.take() {
+                    locks.let_go();
+                }
             }
         })
     });
@@ -261,6 +264,12 @@ fn hold_still(
             if covered && listen::any(&captured.tree) {
                 let lost = phase(report, phases, "waiting connections", |_| listen::complete(&mut captured.tree, &captured.capture))?;
                 captured.warnings.extend(lost);
+            } else if !covered {
+                let lost = "sockets come and go: what waits at those that listen is not in the image";
+                captured.warnings.push(lost.to_owned());
+            }
+            if options.decisions.tcp == Choice::Close {
+                report.note(&format!("connections that are broken off in the image: {}", choice::close(&mut captured.tree)));
             }
             if locks.len() > 0 {
                 report.note(&format!("connections and ports that are locked: {}", locks.len()));
@@ -333,12 +342,19 @@ fn manifest(root_pid: i32, capsule: Option<String>) -> Manifest {
     }
 }
 
-/// Ends a frozen tree. Nothing of it runs again: it is killed while it is held. Nor do its connections say a word, and
-/// from now on nothing answers for them.
+/// Ends a frozen tree. Nothing of it runs again: it is killed while it is held. Nor do the connections that are kept say a
+/// word, and from now on nothing answers for them.
 fn kill(mut frozen: Frozen, captured: &tree::Captured, mut locks: Locks, owner: &Owner) -> Result<()> {
     let processes: Vec<i32> = frozen.processes.iter().filter(|p| !p.threads.is_empty()).map(|p| p.pid).collect();
+    // What is broken off ends like the connections of any program that ends.
+    let broken_off = captured.tree.decisions.tcp == Choice::Close;
+    if broken_off {
+        locks.open()?;
+    }
     let end = || -> Result<()> {
-        locks.keep(owner)?;
+        if !broken_off {
+            locks.keep(owner)?;
+        }
         tcp::silence(&captured.tree, &captured.capture)?;
         processes.iter().try_for_each(|&pid| {
             nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL)
@@ -351,6 +367,7 @@ fn kill(mut frozen: Frozen, captured: &tree::Captured, mut locks: Locks, owner: 
         locks.take_back(owner);
         return Err(e);
     }
+    locks.cut_off(&processes);
     // Children first: the init of a pid namespace ends only when all others in it have been waited for.
     for process in frozen.processes.drain(..).rev() {
         for thread in process.threads.iter().rev() {

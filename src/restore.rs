@@ -18,6 +18,7 @@ mod pool;
 mod ptys;
 mod queues;
 mod raw;
+mod reach;
 mod rings;
 mod root;
 mod skeleton;
@@ -30,7 +31,9 @@ use crate::capsule::roster::{self, Entry, Roster};
 use crate::error::{Context, Error, Kind, Result};
 use crate::image::Reader;
 use crate::progress::{Report, phase};
+use crate::resource::socket::choice::{self, Choice};
 use crate::resource::{Manifest, Tree};
+use crate::sys::guardian::Guardian;
 use crate::sys::{arch, signal};
 use lock::Locks;
 use namespace::Namespace;
@@ -64,6 +67,8 @@ pub struct Options {
     pub pidfile: Option<PathBuf>,
     /// Restore into a fresh pid namespace.
     pub pid_namespace: bool,
+    /// Connections with somebody outside of the tree come back broken off.
+    pub close_connections: bool,
 }
 
 /// What was done.
@@ -91,7 +96,11 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     signal::catch();
     let mut reader = open(&options.input)?;
     let manifest: Manifest = reader.manifest()?;
-    let tree: Tree = reader.tree()?;
+    let mut tree: Tree = reader.tree()?;
+    if options.close_connections || tree.decisions.tcp == Choice::Close {
+        tree.decisions.tcp = Choice::Close;
+        report.note(&format!("connections that are broken off now: {}", choice::close(&mut tree)));
+    }
     let capsule = match &manifest.capsule {
         Some(name) if !roster::is_name(name) => return Err(Error::image("image damaged: its capsule has no possible name")),
         Some(name) => {
@@ -117,7 +126,7 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
         places.make_others(None)?;
     }
     let id = reader.id();
-    let mut locks = if inside { None } else { Some(Locks::close(&tree, &places, &id)?) };
+    let mut locks = if inside { None } else { Some(Locks::close(&tree, &mut places, &id)?) };
     let mut sockets = if inside { None } else { Some(Sockets::make(&tree, &places, None)?) };
     let gadget = layout::gadget(&tree)?;
     let bear = |places: &Places<'_>| Root::bear(&tree, gadget, places, namespace.as_ref(), options.detach);
@@ -132,7 +141,7 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
             places.make_others(home)?;
         }
         if locks.is_none() {
-            locks = Some(Locks::close(&tree, &places, &id)?);
+            locks = Some(Locks::close(&tree, &mut places, &id)?);
         }
         check::files(&tree, &places)?;
         let sockets = sockets.take().map_or_else(|| Sockets::make(&tree, &places, home), Ok)?;
@@ -150,7 +159,7 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
         loop {
             let born = root.take().map_or_else(|| bear(&places), Ok);
             match born.and_then(|root| Planted::plant(&tree, root, &terminals, &places)) {
-                Err(e) if taken(&e) && tries < 5 => {
+                Err(e) if taken(&e) && tries < 8 => {
                     end_all();
                     tries += 1;
                     std::thread::sleep(Duration::from_millis(2 << tries));
@@ -195,12 +204,19 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
             return Err(e);
         }
     };
+    // Nothing is said or heard yet: what fails or is killed from here on can be restored again.
+    warnings.extend(pool.begin(&tree).unwrap_or_else(|e| vec![e.message]));
+    let left = locks.as_ref().and_then(Locks::left);
     // Last: from here on no file is opened any more.
-    if let Err(e) = pool.arm(&tree, root).and_then(|()| planted.entrust()) {
-        drop(namespace);
-        planted.destroy();
-        return Err(e);
-    }
+    let guardian = match pool.arm(&tree, root).and_then(|()| planted.entrust(left)) {
+        Ok(guardian) => guardian,
+        Err(e) => {
+            pool.silence(&tree);
+            drop(namespace);
+            planted.destroy();
+            return Err(e);
+        }
+    };
     if let Some(namespace) = namespace {
         namespace.keep();
     }
@@ -208,7 +224,10 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     if let Some(Err(e)) = locks.take().map(Locks::open) {
         warnings.push(format!("{e}; `meio check --unlock` opens what the dump has locked"));
     }
-    warnings.extend(pool.begin(&tree).unwrap_or_else(|e| vec![e.message]));
+    if let Some(Err(e)) = guardian.map(Guardian::dismiss) {
+        warnings.push(e.message);
+    }
+    warnings.extend(pool.speak(&tree).unwrap_or_else(|e| vec![e.message]));
     report.clear();
     let session = foreground::Session::begin(&terminals, &tree, planted.front(), options.detach);
     pool.queues.keep();

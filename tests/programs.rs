@@ -3,9 +3,13 @@
 //! again, and what it was doing must come out as if nothing had happened.
 
 mod batch;
+mod databases;
 mod interactive;
+mod net;
 mod rootless;
 mod services;
+mod ssh;
+mod web;
 
 use crate::lab::{self, Lab, Running, SOON, observe, until};
 use nix::sys::signal::{Signal, kill};

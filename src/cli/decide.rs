@@ -1,6 +1,7 @@
-//! `--external` and `--ignore`, the same wherever a tree is looked through.
+//! `--external`, `--ignore` and `--tcp`, the same wherever a tree is looked through.
 
 use crate::resource::capture::Decisions;
+use crate::resource::socket::choice::Choice;
 
 /// What to do about things that would be refused. A refusal names its KIND:ID.
 #[derive(clap::Args, Clone, Default)]
@@ -16,6 +17,33 @@ pub struct Decide {
     /// recorded in the image, and the restore warns of it. May be given more than once.
     #[arg(long, value_name = "KIND:ID", value_parser = id)]
     ignore: Vec<String>,
+    /// What becomes of TCP connections with somebody outside of the tree
+    ///
+    /// It is recorded in the image. Connections with both ends in the tree always come back, and so do sockets that listen.
+    #[arg(long, value_name = "WHAT", default_value = "keep")]
+    tcp: Tcp,
+}
+
+/// See [`Choice`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+enum Tcp {
+    /// They go on where they were
+    #[default]
+    Keep,
+    /// They come back broken off, and the program finds ECONNRESET; with --kill the other ends see the program end
+    Close,
+    /// A tree that has such is refused
+    Refuse,
+}
+
+impl From<Tcp> for Choice {
+    fn from(tcp: Tcp) -> Choice {
+        match tcp {
+            Tcp::Keep => Choice::Keep,
+            Tcp::Close => Choice::Close,
+            Tcp::Refuse => Choice::Refuse,
+        }
+    }
 }
 
 fn id(text: &str) -> Result<String, String> {
@@ -30,7 +58,7 @@ fn id(text: &str) -> Result<String, String> {
 impl Decide {
     /// For the screenplays.
     pub fn decisions(&self) -> Decisions {
-        Decisions { external: self.external.clone(), ignore: self.ignore.clone() }
+        Decisions { external: self.external.clone(), ignore: self.ignore.clone(), tcp: self.tcp.into() }
     }
 }
 

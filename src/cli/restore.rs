@@ -33,6 +33,18 @@ pub struct Restore {
     /// Restore into a fresh pid namespace: the same numbers inside, whatever runs outside
     #[arg(long)]
     pid_namespace: bool,
+    /// What becomes of TCP connections with somebody outside of the tree, where the dump has kept them
+    #[arg(long, value_name = "WHAT", default_value = "keep")]
+    tcp: Tcp,
+}
+
+/// What can be decided when the dump is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Tcp {
+    /// They are as the image has them
+    Keep,
+    /// They come back broken off, and the program finds ECONNRESET; the other ends are told so
+    Close,
 }
 
 impl Restore {
@@ -43,6 +55,7 @@ impl Restore {
             detach: self.detach,
             pidfile: self.pidfile.clone(),
             pid_namespace: self.pid_namespace,
+            close_connections: self.tcp == Tcp::Close,
         };
         let mut drawing = Drawing::new(*console);
         let outcome = restore::run(&options, &mut drawing)?;

@@ -8,8 +8,10 @@ use crate::netlock::kept::{self, Owner};
 use crate::netlock::{Flow, Manner, NetLock, Opened};
 use crate::sys::inet_diag::{self, Inet};
 use crate::sys::namespace::{self, Kind};
+use crate::sys::netlink::Socket;
 use crate::sys::proc::read;
 use std::collections::HashSet;
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 /// Locks over all connections of a tree.
@@ -113,6 +115,16 @@ impl Locks {
         }
     }
 
+    /// Cuts off the network namespaces that end with these processes, the tree's. The kernel takes the packet filter of a
+    /// namespace that ends away before its interfaces, and would answer in between. Where that fails the image is good all
+    /// the same.
+    pub fn cut_off(&self, pids: &[i32]) {
+        // meio's own does not end with them.
+        for network in self.networks.iter().filter_map(|n| n.fd.as_ref()).filter(|fd| ends_with(fd, pids)) {
+            let _ = namespace::within(&namespace::places([(network, Kind::Net)]), interfaces_down);
+        }
+    }
+
     /// How many connections and other ends are locked.
     pub fn len(&self) -> usize {
         self.networks.iter().map(|network| network.lock.locked()).sum()
@@ -122,6 +134,28 @@ impl Locks {
     pub fn remarks(&self) -> impl Iterator<Item = &str> {
         self.networks.iter().filter_map(|network| network.lock.remark.as_deref())
     }
+}
+
+/// Whether nobody but these processes lives in a network namespace, and no file stands for it.
+fn ends_with(network: &OwnedFd, pids: &[i32]) -> bool {
+    let Ok(identity) = nix::sys::stat::fstat(network).map(|s| (s.st_dev, s.st_ino)) else { return false };
+    let others = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let mut others = others.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(|pid| !pids.contains(pid));
+    let mounts = read::read(std::process::id() as i32, "mountinfo").unwrap_or_default();
+    let file = format!("net:[{}]", identity.1);
+    !mounts.windows(file.len()).any(|w| w == file.as_bytes()) && !others.any(|pid| read::namespace(pid, "net").is_ok_and(|n| n == identity))
+}
+
+/// Takes the interfaces of the namespace down in which it is called.
+fn interfaces_down() -> io::Result<()> {
+    let socket = Socket::route()?;
+    for link in socket.dump(libc::RTM_GETLINK, &[0; 16])? {
+        let Some(index) = link.get(4..8) else { continue };
+        // struct ifinfomsg: which one, its flags, and which of them change
+        let head = [&[0; 4], index, &[0; 4], &libc::IFF_UP.to_ne_bytes()].concat();
+        socket.change(libc::RTM_NEWLINK, 0, &head)?;
+    }
+    Ok(())
 }
 
 fn list(network: Option<&OwnedFd>) -> Result<Vec<Inet>> {

@@ -2,6 +2,7 @@
 
 use super::Tree;
 use super::graph::{Graph, How};
+use super::socket::choice::Choice;
 use super::{
     descriptor::FileId, descriptor::OpenFile, memory::MappedFile, memory::ObjectId, namespace::Table, path::FilePath, pipe::Pipe,
     shared::Object, shared::Origin, system_v::Listed, terminal::TerminalState,
@@ -30,6 +31,9 @@ pub struct Decisions {
     pub external: Vec<String>,
     /// Left out of the image.
     pub ignore: Vec<String>,
+    /// What becomes of connections with somebody outside of the tree.
+    #[serde(default, skip_serializing_if = "Choice::is_keep")]
+    pub tcp: Choice,
 }
 
 /// The tables of one capture.
@@ -125,7 +129,7 @@ pub struct Choices {
 impl Decisions {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.external.is_empty() && self.ignore.is_empty()
+        self.external.is_empty() && self.ignore.is_empty() && self.tcp.is_keep()
     }
 }
 
@@ -146,6 +150,11 @@ impl Choices {
         self.chosen(&self.made.ignore, id)
     }
 
+    /// What becomes of connections with somebody outside of the tree.
+    pub fn tcp(&self) -> Choice {
+        self.made.tcp
+    }
+
     fn chosen(&self, list: &[String], id: &str) -> bool {
         let chosen = list.iter().any(|c| c == id);
         if chosen {
@@ -163,7 +172,7 @@ impl Choices {
     pub fn made(&self) -> Decisions {
         let used = self.used.borrow();
         let kept = |list: &[String]| list.iter().filter(|c| used.contains(*c)).cloned().collect();
-        Decisions { external: kept(&self.made.external), ignore: kept(&self.made.ignore) }
+        Decisions { external: kept(&self.made.external), ignore: kept(&self.made.ignore), tcp: self.made.tcp }
     }
 
     /// A sentence for each that concerned nothing.

@@ -292,6 +292,8 @@ pub fn settle(tree: &HashSet<i32>, capture: &mut Capture) -> Result<()> {
     socket::peers::resolve(tree, capture)?;
     socket::listen::resolve(tree, capture)?;
     capture.took(begin.elapsed());
+    socket::choice::refuse(capture);
+    socket::tcp::refuse_signed(capture)?;
     pidfd::refuse_outsiders(tree, capture);
     tun::refuse_unheld(capture)?;
     socket::outside::refuse_shared(tree, capture);

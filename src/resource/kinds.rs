@@ -40,9 +40,9 @@ kinds! {
     "process", Supported, "pids, parents, stopped ones, zombies, orphans, any number of threads", ["tree", "zombies", "stopped", "threads_1000"];
     "session", Supported, "same number, same leader", ["tree"];
     "process group", Supported, "same number, same members", ["tree"];
-    "mapped file", Supported, "mapped again from its path; private changes travel in the image", ["filemap"];
+    "mapped file", Supported, "mapped again from its path, for reading only where it was; private changes travel in the image", ["filemap"];
     "shared memory", Supported, "one object for all that map it", ["anonymous"];
-    "memfd", Supported, "content, name, seals", ["memfd"];
+    "memfd", Supported, "content, name, mode, owner, seals; of huge pages: refused", ["memfd", "seals"];
     "deleted file", Supported, "content travels in the image", ["deleted"];
     "file", Supported, "path, flags, offset shared as before, locks", ["files", "locks"];
     "directory", Supported, "opened again by its path, with its position", ["directory", "folders"];
@@ -56,25 +56,25 @@ kinds! {
     "pipe to outside", Partly, "kept by `--external`: the same pipe, or standard input or output", ["refusals::a_pipe_to_outside_is_found_again"];
     "eventfd", Supported, "its value, semaphore or not", ["eventfd"];
     "timerfd", Supported, "every clock; time left, interval, expirations not yet read", ["timerfd"];
-    "unix socket", Partly, "names, peers, unread messages with descriptors and credentials, waiting connections, ends, options; refused: a peer outside, bytes in a connection not accepted yet",
+    "unix socket", Partly, "names, peers, unread messages with descriptors and credentials, waiting connections, ends, options; refused: a peer outside, bytes in a connection not accepted yet, one whose client has closed before that",
         ["unix_pairs", "unix_names", "unix_rights", "unix_ends", "unix_dgram", "unix_options"];
     "netlink socket", Partly, "protocol, port id, groups, peer, options, filter; refused: unread messages, a list on its way, queues of packets", ["netlink"];
     "TCP connection", Partly, "every state: addresses, numbers, windows, both queues, options; refused: kTLS, MPTCP, urgent data", ["tcp", "tcp_over_ipv6", "tcp_mapped", "tcp_pair", "tcp_states", "tcp_states_over_ipv6"];
     "listening socket", Partly, "TCP: address, backlog, options, groups that share a port, connections that wait with all they hold, half-open ones; MPTCP: when nothing waits", ["listening", "backlog"];
     "signalfd", Supported, "its mask", ["signalfd"];
     "pidfd", Supported, "the same process, also one that has ended", ["pidfd"];
-    "inotify", Partly, "watches with their numbers; unread events become one that says that events were lost", ["inotify"];
+    "inotify", Partly, "watches with their numbers; unread events become one that says that events were lost, with a warning", ["inotify"];
     "fanotify", Partly, "marks on files, mounts and file systems; unread events and groups asked for permission are refused", ["fanotify"];
     "file owner", Supported, "who gets which signal for an open file, leases; dnotify is refused", ["owners"];
-    "namespace", Partly, "pid (nested too), ipc, uts, time, user, cgroup: names, limits, offsets, id maps; user namespaces inside one another are refused", ["namespaces_all", "namespaces_nested", "namespace_of_users", "namespace_of_cgroups"];
+    "namespace", Partly, "pid (nested too), ipc, uts, time, user, cgroup: names, limits, offsets, id maps; user namespaces inside one another and without root; a connection inside a nested pid namespace shows peer 0 afterwards, with a warning", ["namespaces_all", "namespaces_nested", "namespace_of_users", "namespace_of_cgroups", "rootless", "usernest"];
     "mount namespace", Supported, "its whole table: binds, tmpfs with contents, proc, devpts, overlay, flags, propagation", ["mounts"];
     "network namespace", Partly, "interfaces, addresses, routes, rules, neighbours, sysctls; packet filters and traffic control are refused", ["network"];
     "file in memory", Supported, "files of a tmpfs of the tree's own", ["mounts"];
-    "pseudo-terminal", Supported, "both sides in the tree: number, modes, sessions, what is unread either way", ["pty"];
-    "System V shared memory", Supported, "same id, key, owner and content; attached where it was", ["sysvshm"];
-    "System V semaphores", Supported, "same id, values, who acted last, what is undone at the end of a process", ["sysvsem"];
-    "System V messages", Supported, "same id, content, types, counters", ["sysvmsg"];
-    "attributes", Partly, "I/O priority, memory policy, MDWE, membarrier, THP, core dump filter, speculation and more", ["switches"];
+    "pseudo-terminal", Supported, "both sides in the tree: number, modes, sessions, what is unread either way; console redirection is not seen", ["pty"];
+    "System V shared memory", Supported, "same id, key, owner and content; attached where it was; times are those of the restore", ["sysvshm"];
+    "System V semaphores", Supported, "same id, values, who acted last, what is undone at the end of a process; times are those of the restore", ["sysvsem"];
+    "System V messages", Supported, "same id, content, types, counters; times are those of the restore", ["sysvmsg"];
+    "attributes", Partly, "I/O priority, memory policies of tasks and mappings, names of mappings, clamps, core cookies, MDWE, membarrier, THP, core dump filter, speculation and more; refused: keyrings of threads and processes", ["switches", "numa", "named_memory", "clamped", "cores"];
     "cgroup", Supported, "version 1 and 2, threads too: joined again where they are there", ["cgroup"];
     "seccomp", Supported, "strict mode and filters of each thread", ["seccomp"];
     "POSIX message queue", Partly, "name, sizes, owner, unread messages; who is told of the next by signal, but for SIGEV_THREAD", ["mqueue"];
@@ -84,7 +84,7 @@ kinds! {
     "ping socket", Partly, "the number of its echoes, likewise", ["raw"];
     "packet socket", Partly, "protocol, interface, memberships, fanout, filter, options; what was received and not read is lost; rings are refused", ["packet"];
     "tun", Partly, "its interface with name, number, addresses, routes, offloads; packets not read are lost; filters are refused", ["tun", "tun_inside"];
-    "AIO context", Partly, "the same number, its ring with completions not yet fetched; what is polled for is not kept", ["aio"];
+    "AIO context", Partly, "the same number, its ring with completions not yet fetched; what is polled for cannot be seen and is not kept, with a warning", ["aio"];
     "socket", Refused, "its peer and what is under way cannot be read", ["socket"];
     "io_uring", Refused, "what is under way in its rings cannot be read", ["io_uring"];
     "userfaultfd", Refused, "another process answers for the memory", ["userfaultfd"];

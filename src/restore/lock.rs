@@ -5,10 +5,9 @@ use crate::error::Result;
 use crate::netlock::kept::{self, Owner};
 use crate::netlock::{Flow, Manner, NetLock};
 use crate::resource::Tree;
+use crate::resource::socket::choice::Choice;
 use crate::resource::socket::inet::Inet;
-use crate::sys::namespace::Kind;
-use std::collections::BTreeMap;
-use std::os::fd::AsFd;
+use std::os::fd::BorrowedFd;
 
 /// Locks over all connections of a tree that comes back. Dropped, those of this restore are opened; the one that the dump
 /// kept stays, as the tree is still gone.
@@ -19,31 +18,38 @@ pub struct Locks {
 }
 
 impl Locks {
-    /// Locks what the tree of the image `id` had, in the namespaces where it will be again. Without connections nothing
-    /// is asked of the kernel.
+    /// Locks what the tree of the image `id` had, in the namespaces where it will be again; those that `places` has made are
+    /// locked already. Without connections nothing is asked of the kernel.
     ///
     /// # Errors
     /// Exit code 11 or 12 where the network cannot be locked.
-    pub fn close(tree: &Tree, places: &Places<'_>, id: &[u8; 16]) -> Result<Self> {
-        let mut networks: BTreeMap<Option<u32>, Vec<Flow>> = BTreeMap::new();
-        for inet in tree.files.iter().filter_map(|f| f.kind.inet()) {
-            if let Some(flow) = flow(inet) {
-                networks.entry(inet.network).or_default().push(flow);
-            }
+    pub fn close(tree: &Tree, places: &mut Places<'_>, id: &[u8; 16]) -> Result<Self> {
+        let own = std::mem::take(&mut places.locks);
+        let mut locks = Locks { own, kept: None };
+        let flows = flows(tree, None);
+        let owner = Owner::image(id);
+        // Those that are broken off only now were kept by the dump.
+        if flows.is_empty() && tree.decisions.tcp != Choice::Close {
+            return Ok(locks);
         }
-        let mut locks = Locks { own: Vec::new(), kept: None };
-        for (network, flows) in networks {
-            let owner = Owner::image(id);
-            if network.is_none() && kept::is_kept(None, &owner)? {
-                locks.kept = Some(owner);
-                continue;
-            }
-            let fd = network.map(|_| places.fd(network, Kind::Net)).transpose()?;
-            let mut lock = NetLock::prepare(fd.map(AsFd::as_fd), Manner::Drop)?;
+        let is_kept = match kept::is_kept(None, &owner) {
+            Err(_) if flows.is_empty() => false,
+            kept => kept?,
+        };
+        if is_kept {
+            locks.kept = Some(owner);
+        } else if !flows.is_empty() {
+            let mut lock = NetLock::prepare(None, Manner::Drop)?;
             lock.add(&flows)?;
             locks.own.push(lock);
         }
         Ok(locks)
+    }
+
+    /// What is left to be done for a tree that runs, by somebody else should meio die.
+    pub fn left(&self) -> Option<impl FnOnce() + use<>> {
+        let owner = self.kept.clone()?;
+        Some(move || drop(kept::release(None, &owner)))
     }
 
     /// The tree runs: everything is let in, also what the dump has kept out since.
@@ -53,6 +59,22 @@ impl Locks {
         }
         self.kept.take().map_or(Ok(()), |owner| kept::release(None, &owner).map(drop))
     }
+}
+
+/// Locks a network namespace that has just been made, before anything can arrive in it.
+pub fn new_network(tree: &Tree, network: u32, fd: BorrowedFd<'_>) -> Result<Option<NetLock>> {
+    let flows = flows(tree, Some(network));
+    if flows.is_empty() {
+        return Ok(None);
+    }
+    let mut lock = NetLock::prepare(Some(fd), Manner::Drop)?;
+    lock.add(&flows)?;
+    Ok(Some(lock))
+}
+
+/// What the sockets of a tree hear and say in one network namespace, `None` for meio's own.
+fn flows(tree: &Tree, network: Option<u32>) -> Vec<Flow> {
+    tree.files.iter().filter_map(|f| f.kind.inet()).filter(|inet| inet.network == network).filter_map(flow).collect()
 }
 
 /// Whether some socket lives in a network namespace of the tree's own.

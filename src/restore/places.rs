@@ -3,7 +3,9 @@
 //! A child of meio makes each, owned by the user namespace that shall own it; meio holds it by a descriptor, which the
 //! stubs inherit and enter it by. When meio ends early the descriptors close, and with them it has gone.
 
+use super::lock;
 use crate::error::{Context, Error, Kind as Failure, Result};
+use crate::netlock::NetLock;
 use crate::resource::Tree;
 use crate::resource::mount::Saved;
 use crate::resource::namespace::{Content, Namespace, below};
@@ -27,6 +29,8 @@ pub struct Places<'t> {
     own: Vec<(Kind, OwnedFd)>,
     /// Root directories of the mount namespaces.
     roots: HashMap<u32, OwnedFd>,
+    /// Over the connections in network namespaces: nobody who can reach one of them is to hear that they are not there.
+    pub locks: Vec<NetLock>,
     /// What will be different.
     pub warnings: Vec<String>,
 }
@@ -44,7 +48,7 @@ impl<'t> Places<'t> {
     /// Nothing yet. `base`: the tree's own descriptors are below.
     pub fn new(tree: &'t Tree, base: i32) -> Self {
         let made = tree.namespaces.iter().map(|_| None).collect();
-        Places { tree, base, made, own: Vec::new(), roots: HashMap::new(), warnings: Vec::new() }
+        Places { tree, base, made, own: Vec::new(), roots: HashMap::new(), locks: Vec::new(), warnings: Vec::new() }
     }
 
     /// Makes the user namespaces, those above others first.
@@ -154,6 +158,7 @@ impl<'t> Places<'t> {
             })?
             .context(doing)?,
             Content::Net(saved) => {
+                self.locks.extend(lock::new_network(self.tree, id as u32, fd.as_fd())?);
                 let prepared = saved.prepare()?;
                 let mut enter = inside.clone();
                 enter.extend(self.owner(namespace)?);

@@ -88,7 +88,7 @@ impl Pool {
         raise_limit((pool.base as usize).max(files + 32) as u64 + count as u64)?;
         pool.late = Late::new(tree)?.map(|late| late.keep(|fd| pool.keep(fd))).transpose()?;
         pool.queues = Queues::make(tree, places)?;
-        pool.connections = Connections::make(tree, places)?;
+        pool.connections = Connections::make(tree, places, pool.base)?;
         pool.warnings.append(&mut pool.connections.warnings);
         pool.listeners = Listeners::make(tree, places, &mut pool.warnings)?;
         let mut pipes = HashMap::new();
@@ -189,9 +189,19 @@ impl Pool {
         self.late.as_ref()
     }
 
-    /// Sends the connections to work; what is different is returned.
+    /// Sends the connections to work behind the network lock; what is different is returned.
     pub fn begin(&self, tree: &Tree) -> Result<Vec<String>> {
         self.connections.begin(tree, &|id| self.files.get(&id).map(AsFd::as_fd))
+    }
+
+    /// They may be heard.
+    pub fn speak(&self, tree: &Tree) -> Result<Vec<String>> {
+        self.connections.speak(tree, &|id| self.files.get(&id).map(AsFd::as_fd))
+    }
+
+    /// They end without a word.
+    pub fn silence(&self, tree: &Tree) {
+        self.connections.silence(tree, &|id| self.files.get(&id).map(AsFd::as_fd));
     }
 
     /// Descriptor of a mapped file, for a mapping that may write to it or not.

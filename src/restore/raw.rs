@@ -68,9 +68,8 @@ fn as_group(raw: &Raw, network: Option<&OwnedFd>) -> Result<OwnedFd> {
 fn empty(fd: BorrowedFd<'_>) {
     let mut byte = [0];
     for _ in 0..MANY {
-        match nix::sys::socket::recv(fd.as_raw_fd(), &mut byte, nix::sys::socket::MsgFlags::MSG_DONTWAIT) {
-            Err(Errno::EAGAIN) => return,
-            _ => {}
+        if nix::sys::socket::recv(fd.as_raw_fd(), &mut byte, nix::sys::socket::MsgFlags::MSG_DONTWAIT) == Err(Errno::EAGAIN) {
+            return;
         }
     }
 }

@@ -7,9 +7,6 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 
-/// `TCP_LISTEN`.
-const LISTEN: u8 = 10;
-
 /// The protocols whose sockets are listed.
 pub const PROTOCOLS: [u8; 3] = [libc::IPPROTO_TCP as u8, libc::IPPROTO_UDP as u8, libc::IPPROTO_UDPLITE as u8];
 

@@ -12,6 +12,8 @@ const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const INFO: u16 = 2;
 /// `INET_DIAG_MD5SIG`: keys by which segments are signed.
 const SIGNATURES: u16 = 18;
+/// State of a connection that has ended, and is remembered for a minute lest its last segments meet another one.
+pub const TIME_WAIT: u8 = 6;
 
 /// One TCP socket of a network namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,9 +75,18 @@ pub fn list(states: u32) -> io::Result<Vec<Entry>> {
     Ok(found)
 }
 
-/// Whoever would get a segment from `peer` to `local`: that connection, or the socket that listens there. `interface` is the one
-/// that it is bound to, or 0.
-pub fn find(netlink: &Socket, local: SocketAddr, peer: SocketAddr, interface: u32) -> io::Result<Option<Entry>> {
+/// Ends a connection that is only remembered (`TCP_TIME_WAIT`); nobody is told.
+///
+/// # Errors
+/// `EOPNOTSUPP` where the kernel cannot (`CONFIG_INET_DIAG_DESTROY`), `ENOENT` when it is not there any more.
+pub fn forget(netlink: &Socket, entry: &Entry) -> io::Result<()> {
+    const SOCK_DESTROY: u16 = 21;
+    let (family, id) = identity(entry.local, entry.peer, entry.interface);
+    netlink.change(SOCK_DESTROY, 0, &request(family, 1 << TIME_WAIT, &id))
+}
+
+/// `struct inet_diag_sockid`, with the family.
+fn identity(local: SocketAddr, peer: SocketAddr, interface: u32) -> (i32, Vec<u8>) {
     let mut id = [local.port().to_be_bytes(), peer.port().to_be_bytes()].concat();
     for ip in [local.ip(), peer.ip()] {
         match ip {
@@ -85,7 +96,13 @@ pub fn find(netlink: &Socket, local: SocketAddr, peer: SocketAddr, interface: u3
     }
     id.extend(interface.to_ne_bytes());
     id.extend([0xff; 8]); // INET_DIAG_NOCOOKIE
-    let family = if local.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    (if local.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 }, id)
+}
+
+/// Whoever would get a segment from `peer` to `local`: that connection, or the socket that listens there. `interface` is the one
+/// that it is bound to, or 0.
+pub fn find(netlink: &Socket, local: SocketAddr, peer: SocketAddr, interface: u32) -> io::Result<Option<Entry>> {
+    let (family, id) = identity(local, peer, interface);
     match netlink.one(SOCK_DIAG_BY_FAMILY, &request(family, !0, &id)) {
         Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(None),
         answer => Ok(answer?.as_deref().and_then(entry)),

@@ -135,6 +135,22 @@ fn zstd() -> PathBuf {
     manifest.with_file_name("zstd").join("lib")
 }
 
+/// Makes a new database cluster in the folder `data`: what its server is to be run by, and where its programs are.
+pub(super) fn cluster(lab: &Lab) -> (Vec<&'static str>, PathBuf) {
+    let bin = std::fs::read_dir("/usr/lib/postgresql").expect("postgresql is not installed");
+    let bin = bin.flatten().map(|e| e.path().join("bin")).find(|b| b.join("postgres").exists()).expect("postgres");
+    // It refuses to run as root.
+    const USER: u32 = 65534;
+    std::fs::set_permissions(lab.path(""), PermissionsExt::from_mode(0o755)).expect("mode");
+    std::os::unix::fs::chown(lab.path(""), Some(USER), Some(USER)).expect("owner");
+    // The way to the folder need not be open to everybody.
+    const ENTER: [&str; 2] = ["--inh-caps=+dac_override,+dac_read_search", "--ambient-caps=+dac_override,+dac_read_search"];
+    let as_user = ["--reuid=65534", "--regid=65534", "--clear-groups", ENTER[0], ENTER[1], "env", "LC_ALL=C"].to_vec();
+    let initdb = bin.join("initdb").display().to_string();
+    plainly(lab, "setpriv", &[&as_user[..], &[&initdb, "-D", "data", "-A", "trust", "--no-sync"]].concat());
+    (as_user, bin)
+}
+
 crate::alone! {
     fn tmux_with_two_panes_and_an_editor() {
         let mut lab = Lab::new("tmux");
@@ -238,19 +254,8 @@ crate::alone! {
 
     fn postgresql_with_an_open_transaction() {
         let mut lab = Lab::new("postgresql");
-        let bin = std::fs::read_dir("/usr/lib/postgresql").expect("postgresql is not installed");
-        let bin = bin.flatten().map(|e| e.path().join("bin")).find(|b| b.join("postgres").exists()).expect("postgres");
-        // It refuses to run as root.
-        const USER: u32 = 65534;
-        std::fs::set_permissions(lab.path(""), PermissionsExt::from_mode(0o755)).expect("mode");
-        std::os::unix::fs::chown(lab.path(""), Some(USER), Some(USER)).expect("owner");
         write(&lab, "cluster.sh", CLUSTER);
-        // The way to the folder need not be open to everybody.
-        const ENTER: &str = "+dac_override,+dac_read_search";
-        let (inherited, ambient) = (format!("--inh-caps={ENTER}"), format!("--ambient-caps={ENTER}"));
-        let as_user = ["--reuid=65534", "--regid=65534", "--clear-groups", &inherited, &ambient, "env", "LC_ALL=C"];
-        let initdb = bin.join("initdb").display().to_string();
-        plainly(&lab, "setpriv", &[&as_user[..], &[&initdb, "-D", "data", "-A", "trust", "--no-sync"]].concat());
+        let (as_user, bin) = cluster(&lab);
         let path = format!("BIN={}", bin.display());
         let mut running = lab.spawn(&installed("setpriv"), &[&as_user[..], &[&path, "bash", "cluster.sh"]].concat());
         assert!(until(WORK, || lab.path("up").exists()), "{}", lab.log());

@@ -133,8 +133,13 @@ fn show(teller: &Teller<'_>) -> Result<Seen> {
         return Err(Error::other(format!("something goes on with pid {pid}, although the program was killed")));
     }
 
-    let options =
-        restore::Options { input: restore::Input::Path(program.path("image.meio")), detach: true, pidfile: None, pid_namespace: false };
+    let options = restore::Options {
+        input: restore::Input::Path(program.path("image.meio")),
+        detach: true,
+        pidfile: None,
+        pid_namespace: false,
+        close_connections: false,
+    };
     let mut drawing = Drawing::new(*teller.console);
     let restored = restore::run(&options, &mut drawing)?;
     drawing.finish(&restored.warnings);

@@ -5,6 +5,7 @@ use crate::cli::console::{Console, Paint};
 use crate::cli::figures::{bytes, count, date};
 use crate::cli::table::{Side, Table, printable};
 use crate::resource::process::{Process, State};
+use crate::resource::socket::choice::Choice;
 
 /// The whole page.
 pub fn page(console: &Console, name: &str, seen: &Seen) -> String {
@@ -40,6 +41,12 @@ pub fn page(console: &Console, name: &str, seen: &Seen) -> String {
     for (label, ids) in decided.iter().filter(|(_, ids)| !ids.is_empty()) {
         lines.push(format!("{} {}", console.out(&format!("{label:<8}"), Paint::Faint), printable(&ids.join(", "))));
     }
+    let tcp = match t.decisions.tcp {
+        Choice::Keep => None,
+        Choice::Close => Some("close: connections that led out of the tree come back broken off"),
+        Choice::Refuse => Some("refuse: no connection led out of the tree"),
+    };
+    lines.extend(tcp.map(|said| format!("{} {said}", console.out(&format!("{:<8}", "tcp"), Paint::Faint))));
     lines.push(String::new());
     lines.extend(processes(&t.processes).lines(|head| console.out(head, Paint::Faint)));
     lines.join("\n")

@@ -177,6 +177,16 @@ fn numbers(
     Ok(heard?.filter(|segment| segment.flags == ACK))
 }
 
+/// How many more connections may end while those that wait are exchanged.
+const MARGIN: u32 = 64;
+
+/// Connections in `TCP_TIME_WAIT`, by `/proc/net/sockstat`.
+fn remembered(sockstat: &str) -> u32 {
+    let tcp = sockstat.lines().find_map(|line| line.strip_prefix("TCP: ")).unwrap_or_default();
+    let mut words = tcp.split(' ');
+    words.find(|word| *word == "tw").and_then(|_| words.next()?.parse().ok()).unwrap_or(0)
+}
+
 /// Whether everything that waits could be put back: asked while it still waits.
 ///
 /// # Errors
@@ -184,9 +194,30 @@ fn numbers(
 pub fn possible(seats: &[Seat]) -> Result<()> {
     let all = tcp_diag::list(1 << tcp::ESTABLISHED | 1 << tcp::CLOSE_WAIT | 1 << tcp::SYN_RECV);
     let all = all.context(|| "listing connections (sock_diag)")?;
+    // One at a time is made to have ended, and the kernel remembers only so many.
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let most = read("/proc/sys/net/ipv4/tcp_max_tw_buckets").trim().parse().unwrap_or(u32::MAX);
+    if remembered(&read("/proc/thread-self/net/sockstat")).saturating_add(MARGIN) > most {
+        return Err(Error::other(
+            "as many connections in TIME_WAIT as there may be (net.ipv4.tcp_max_tw_buckets) leave no way to put it back",
+        ));
+    }
     for entry in all.iter().filter(|e| e.inode == 0 && seats.iter().any(|seat| seat.takes(e.local))) {
         waiting::possible(entry.local, entry.peer)
             .map_err(|e| Error::other(format!("the connection from {} could not be put back: {e}", entry.peer)))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_that_are_remembered() {
+        assert_eq!(remembered("sockets: used 9\nTCP: inuse 5 orphan 0 tw 17 alloc 7 mem 1\nUDP: inuse 1 mem 2\n"), 17);
+        assert_eq!((remembered(""), remembered("TCP: inuse 5 tw")), (0, 0));
+        // As this machine writes it.
+        assert!(std::fs::read_to_string("/proc/thread-self/net/sockstat").unwrap().contains(" tw "));
+    }
 }

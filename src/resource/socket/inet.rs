@@ -9,6 +9,7 @@ use crate::sys::{inet, socket};
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
@@ -196,18 +197,11 @@ struct New {
 impl Known {
     /// Sees to it that what a new socket like this one answers is known.
     pub fn prepare(&mut self, fd: BorrowedFd<'_>, inet: &Inet) -> Result<()> {
-        let key = inet.key();
-        if !self.new.contains_key(&key) {
+        if let Entry::Vacant(place) = self.new.entry(inet.key()) {
             let (new, list) = (another(fd, inet)?, known(inet.family, inet.kind));
-            let new = New { general: options::New::asked(new.as_fd()), answers: answers(new.as_fd(), &list), list };
-            self.new.insert(key, new);
+            place.insert(New { general: options::New::asked(new.as_fd()), answers: answers(new.as_fd(), &list), list });
         }
         Ok(())
-    }
-
-    /// Whether that is so.
-    pub fn is_prepared(&self, inet: &Inet) -> bool {
-        self.new.contains_key(&inet.key())
     }
 }
 
@@ -367,6 +361,10 @@ impl Inet {
         let alike = |a: &Address| a.ip.is_ipv6() == (self.family == libc::AF_INET6);
         if !self.local.iter().chain(&self.peer).all(alike) {
             return Err(Error::image("image damaged: a socket with an address of another family"));
+        }
+        let list = known(self.family, self.kind);
+        if self.more.iter().any(|o| list.iter().all(|k| (k.0, k.1) != (o.level, o.name))) {
+            return Err(Error::image(format!("image damaged: {what} has an option that is none of its kind's")));
         }
         let made = socket::socket_of(self.family, self.kind, self.protocol).context(|| format!("making {what}"))?;
         self.dress(made.as_fd(), what, warnings);

@@ -257,6 +257,11 @@ pub fn complete(tree: &mut Tree, capture: &Capture) -> Result<Vec<String>> {
         if !seats.iter().any(waits) && inside(&like, network, || exchange::half_open(&seats))??.is_empty() {
             continue;
         }
+        // Of those that wait this has been asked; there may be half-open ones only.
+        if let Err(e) = inside(&like, network, || exchange::possible(&seats))? {
+            lost.push(format!("half-open connections are not kept: {}", e.message));
+            continue;
+        }
         let found = inside(&like, network, || keep(|| exchange::exchange(&seats)))?
             .context(|| "putting back the connections that wait to be accepted")?;
         for (id, found) in ids.into_iter().zip(found) {

@@ -140,7 +140,9 @@ mod tests {
             let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
             let me = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), socket.local_addr().unwrap().port());
             let sent: [&[u8]; 5] = [b"", b"one", b"", b"", &[7; 60000]];
-            sent.iter().for_each(|data| drop(sender.send_to(data, me).unwrap()));
+            for data in sent {
+                sender.send_to(data, me).unwrap();
+            }
             let seen = read(socket.as_fd()).unwrap();
             assert!(seen.iter().map(|d| d.data.as_slice()).eq(sent), "{:?}", seen.iter().map(|d| d.data.len()).collect::<Vec<_>>());
             assert!(seen.iter().all(|d| d.source() == sender.local_addr().unwrap()));

@@ -3,6 +3,7 @@
 //! A socket in repair is no use to its program. So each is taken into repair and out of it again before the next one, by a child
 //! that ends what it has begun when meio is killed ([`apart`]); nothing but `SO_REUSEADDR` has to be put back.
 
+use super::choice::Choice;
 use super::inet::{self, Inet, LevelOption};
 use crate::error::{Context, Error, Result};
 use crate::resource::Tree;
@@ -12,9 +13,10 @@ use crate::resource::graph::Part;
 use crate::sys::namespace::{Kind, places, within};
 use crate::sys::task::Files;
 use crate::sys::tcp::{self, Info, Queue, Repair, Window};
-use crate::sys::{apart, socket};
+use crate::sys::{apart, socket, tcp_diag};
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -161,7 +163,7 @@ pub fn capture(found: &Found, fd: BorrowedFd<'_>, capture: &mut Capture) -> Resu
     let Some(inet) = Inet::identify(found, fd, capture)? else { return Ok(None) };
     let mut tcp = Tcp { inet, ..Tcp::default() };
     // Of a tree that stands still all this is asked when it is read.
-    if capture.standing && tcp.inet.protocol != MPTCP {
+    if capture.standing && tcp.inet.protocol != MPTCP && capture.decisions.tcp() == Choice::Keep {
         return Ok(Some(FileKind::Tcp(Box::new(tcp))));
     }
     let mut events = 0;
@@ -169,6 +171,11 @@ pub fn capture(found: &Found, fd: BorrowedFd<'_>, capture: &mut Capture) -> Resu
         (tcp.state, events) = (tcp::info(fd)?.state, socket::events(fd)?);
     }
     if let Some((reason, advice)) = obstacle(fd, &tcp, events)? {
+        // What cannot be kept can be broken off.
+        if capture.decisions.tcp() == Choice::Close && !tcp::in_repair(fd).is_ok_and(|yes| yes) {
+            tcp.break_off();
+            return Ok(Some(FileKind::Tcp(Box::new(tcp))));
+        }
         let reason = format!("{}: {reason}", tcp.called());
         match tcp.inet.protocol {
             MPTCP => capture.refuse(found.pid, found.object(), reason, advice),
@@ -182,12 +189,15 @@ pub fn capture(found: &Found, fd: BorrowedFd<'_>, capture: &mut Capture) -> Resu
 
 fn obstacle(fd: BorrowedFd<'_>, tcp: &Tcp, events: i16) -> Result<Option<Obstacle>> {
     if tcp.inet.protocol == MPTCP {
-        return Ok(Some(("MPTCP does not show the numbers of its subflows", "let the program use plain TCP: sysctl net.mptcp.enabled=0")));
+        return Ok(Some((
+            "MPTCP does not show the numbers of its subflows",
+            "let the program use plain TCP (sysctl net.mptcp.enabled=0), or break it off (--tcp close)",
+        )));
     }
     if tcp::upper(fd).is_some() {
         return Ok(Some((
             "the kernel encrypts it (kTLS), and does not give its keys back",
-            "let the program do that itself, or close the connection",
+            "let the program do that itself, or break the connection off (--tcp close)",
         )));
     }
     Ok(match tcp.state {
@@ -198,6 +208,39 @@ fn obstacle(fd: BorrowedFd<'_>, tcp: &Tcp, events: i16) -> Result<Option<Obstacl
         _ if events & libc::POLLERR != 0 => Some(("an error or a notice waits in it to be read", "let the program read it first")),
         _ => None,
     })
+}
+
+/// Refuses connections whose segments are signed: only the list of all sockets shows that. Looked for before the tree stands
+/// still, as it takes its time.
+pub fn refuse_signed(capture: &mut Capture) -> Result<()> {
+    if capture.standing || capture.decisions.tcp() == Choice::Close {
+        return Ok(());
+    }
+    let mut own: BTreeMap<Option<u32>, HashMap<String, FileId>> = BTreeMap::new();
+    for file in &capture.files {
+        if let FileKind::Tcp(tcp) = &file.kind
+            && tcp.reachable()
+        {
+            own.entry(tcp.inet.network).or_default().insert(file.link.clone(), file.id);
+        }
+    }
+    for (network, files) in own {
+        let Some(Ok(like)) = files.values().map(|&id| capture.duplicate(capture.holders[id as usize])).find(Result::is_ok) else {
+            continue;
+        };
+        let inside = match network {
+            Some(_) => Some(socket::network(like.as_fd())?),
+            None => None,
+        };
+        let all = within(&places(inside.iter().map(|fd| (fd, Kind::Net))), || tcp_diag::list(!0))??;
+        for entry in all.iter().filter(|e| e.signed) {
+            let Some(&id) = files.get(&format!("socket:[{}]", entry.inode)) else { continue };
+            let (FileKind::Tcp(tcp), (pid, fd)) = (&capture.files[id as usize].kind, capture.holders[id as usize]) else { continue };
+            let reason = format!("{}: its segments are signed, and the kernel does not give the key back (TCP_MD5SIG)", tcp.called());
+            capture.refuse(pid, format!("fd {fd} (socket:[{}])", entry.inode), reason, "close it first, or break it off (--tcp close)");
+        }
+    }
+    Ok(())
 }
 
 /// A connection that is in repair, for whoever has to end that.
@@ -229,7 +272,7 @@ pub fn complete(capture: &mut Capture) -> Result<()> {
     }
     let mut known = std::mem::take(&mut capture.inet);
     for job in &jobs {
-        if !known.is_prepared(&job.tcp.inet) {
+        if !known.protocols.contains_key(&job.tcp.inet.key()) {
             prepare(capture.duplicate(job.holder)?.as_fd(), &job.tcp.inet, &mut known)?;
         }
     }
@@ -283,6 +326,9 @@ fn read_all(jobs: &mut [Job], known: &inet::Known) -> Result<()> {
             let Some(own) = files.as_ref().map(|f| f.get(fd)) else { break };
             let read = |own: OwnedFd| -> Result<Option<Obstacle>> {
                 options(own.as_fd(), &mut job.tcp, known)?;
+                if job.tcp.end.is_some() {
+                    return Ok(None);
+                }
                 stream(own.as_fd(), &mut job.tcp, (job.holder, &mut open))
             };
             job.told = Some(own.map_err(Error::from).and_then(read));
@@ -426,10 +472,10 @@ fn peek_all(fd: BorrowedFd<'_>, waiting: usize) -> Result<Vec<u8>> {
     Ok(peeked?)
 }
 
-/// Takes all connections of a tree into repair for good: they end with their tree, and nobody is told.
+/// Takes all connections of a tree that its image keeps into repair for good: they end with their tree, and nobody is told.
 pub fn silence(tree: &Tree, capture: &Capture) -> Result<()> {
     for (file, holder) in tree.files.iter().zip(&capture.holders) {
-        if matches!(file.kind, FileKind::Tcp(_)) {
+        if matches!(&file.kind, FileKind::Tcp(tcp) if tcp.reachable()) {
             tcp::repair(capture.duplicate(*holder)?.as_fd(), Repair::On).context(|| "silencing a TCP connection")?;
         }
     }

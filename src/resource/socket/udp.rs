@@ -11,6 +11,7 @@ use crate::resource::graph::Part;
 use crate::sys::{datagram, socket};
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
+use std::collections::hash_map::Entry;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
@@ -117,9 +118,9 @@ pub fn capture(found: &Found, fd: BorrowedFd<'_>, capture: &mut Capture) -> Resu
 /// The options of a list of its protocol's own in which a socket differs from a new one.
 pub fn own_options(fd: BorrowedFd<'_>, list: &[(i32, i32, usize)], inet: &Inet, capture: &mut Capture) -> Result<Vec<LevelOption>> {
     let key = inet.key();
-    if !capture.inet.protocols.contains_key(&key) {
+    if let Entry::Vacant(unknown) = capture.inet.protocols.entry(key) {
         let new = inet::another(fd, inet)?;
-        capture.inet.protocols.insert(key, inet::answers(new.as_fd(), list));
+        unknown.insert(inet::answers(new.as_fd(), list));
     }
     Ok(inet::differing(fd, list, capture.inet.protocols.get(&key).map_or(&[], Vec::as_slice)))
 }

@@ -12,6 +12,7 @@ use super::inet::Address;
 use crate::error::{Context, Error, Result};
 use crate::sys::netlink::Socket;
 use crate::sys::tcp::{self, Queue, Repair};
+use crate::sys::tcp_diag::TIME_WAIT;
 use crate::sys::tcp_diag::{self, Entry};
 use crate::sys::wire::{self, ACK, FIN, PSH, RST, SYN, Segment, Wire, plain};
 use crate::sys::{inet, socket};
@@ -83,8 +84,6 @@ const AHEAD: u32 = 65535 + 2;
 const BEHIND: u32 = 1000;
 /// Bytes of a segment.
 const PART: usize = 1400;
-/// `TCP_TIME_WAIT`.
-const TIME_WAIT: u8 = 6;
 
 /// Takes all connections from a listening socket. They are closed then, and nobody was told.
 ///

@@ -32,9 +32,9 @@ fn made_up(local: SocketAddr, peer: &str, number: u32, stage: Stage, data: &[u8]
         peer_first: 0x7fff_fff0u32.wrapping_add(number * 0x1000_0001),
         largest_segment: 1400 + number as u16,
         scales: (number as u8 % 9 + 1, 0),
-        sack: number % 2 == 0,
-        timestamps: number % 3 != 0,
-        peer_clock: if stage == Stage::HalfOpen && number % 3 != 0 { 0xabcd_0000 + number } else { 0 },
+        sack: number.is_multiple_of(2),
+        timestamps: !number.is_multiple_of(3),
+        peer_clock: if stage == Stage::HalfOpen && !number.is_multiple_of(3) { 0xabcd_0000 + number } else { 0 },
         marks: false,
         window: 40000 >> (number as u8 % 9 + 1) << (number as u8 % 9 + 1),
         data: data.to_vec(),
@@ -160,6 +160,11 @@ fn an_exchange_changes_nothing() {
             wanted.iter().for_each(|waiting| placing.put(waiting, 0).unwrap());
             let seats = [Seat::of(listener.as_fd().try_clone_to_owned().unwrap()).unwrap()];
             possible(&seats).unwrap();
+            let limit = "/proc/sys/net/ipv4/tcp_max_tw_buckets";
+            let usual = std::fs::read_to_string(limit).unwrap();
+            std::fs::write(limit, "10").unwrap();
+            assert!(possible(&seats).is_err());
+            std::fs::write(limit, usual).unwrap();
             let first = exchange(&seats).unwrap().remove(0);
             assert_eq!((first.waiting.len(), &first.unknown[..]), (4, &[][..]));
             wanted.sort_by_key(|w| w.stage == Stage::HalfOpen);

@@ -12,6 +12,7 @@ use crate::resource::socket::outside;
 use crate::resource::socket::waiting::{self, Placing};
 use crate::sys::ear::Ear;
 use crate::sys::namespace::{self, Kind};
+use crate::sys::netlink::Socket;
 use crate::sys::tcp_diag::{self, Entry};
 use crate::sys::{socket, tcp};
 use nix::errno::Errno;
@@ -39,6 +40,7 @@ impl Listeners {
             for ((id, listening), made) in all.into_iter().zip(made) {
                 match made {
                     Ok(fd) => drop(listeners.made.insert(id, fd)),
+                    Err(e) if e.kind == crate::error::Kind::Image => return Err(e),
                     Err(e) => refusals.push(refusal(tree, id, listening, e)),
                 }
             }
@@ -156,7 +158,7 @@ fn make_all(all: &[One<'_>], warnings: &mut Vec<String>) -> Vec<Result<OwnedFd>>
     made
 }
 
-fn option<'l>(options: &'l [LevelOption], level: i32, name: i32) -> Option<&'l [u8]> {
+fn option(options: &[LevelOption], level: i32, name: i32) -> Option<&[u8]> {
     options.iter().find(|o| (o.level, o.name) == (level, name)).map(|o| o.value.as_slice())
 }
 
@@ -174,8 +176,28 @@ fn bound(listening: &Listening, warnings: &mut Vec<String>) -> Result<OwnedFd> {
     }
     // Connections of its own from before may still be there, in TIME_WAIT for one.
     socket::set_number(fd.as_fd(), libc::SO_REUSEADDR, 1)?;
-    listening.inet.bind(fd.as_fd(), &what).map_err(|e| taken(e, listening))?;
+    let bound = listening.inet.bind(fd.as_fd(), &what);
+    let bound = if bound.is_err() && forget(listening) { listening.inet.bind(fd.as_fd(), &what) } else { bound };
+    bound.map_err(|e| taken(e, listening))?;
     Ok(fd)
+}
+
+/// Connections of the port that have ended keep a socket without `SO_REUSEADDR` from having it, as they did not when it had it
+/// already. Where nobody listens there they are forgotten: their peers have ended, too, and hear of nothing. Whether some were. The
+/// tree's own connections, in repair, keep nobody away.
+fn forget(listening: &Listening) -> bool {
+    let Some(address) = listening.address() else { return false };
+    let there: Vec<Entry> = users(address);
+    let Ok(netlink) = Socket::sock_diag() else { return false };
+    let remembered = there.iter().filter(|e| e.state == tcp_diag::TIME_WAIT);
+    there.iter().all(|e| e.state != tcp::LISTEN) && remembered.filter(|e| tcp_diag::forget(&netlink, e).is_ok()).count() > 0
+}
+
+/// Everybody who has to do with the port of an address.
+fn users(address: SocketAddr) -> Vec<Entry> {
+    let mut all = tcp_diag::list(!0).unwrap_or_default();
+    all.retain(|e| e.local.port() == address.port() && meets(e.local, address));
+    all
 }
 
 /// Who has the port, where that is what the error says.
@@ -184,10 +206,9 @@ fn taken(error: Error, listening: &Listening) -> Error {
     if !error.message.contains("EADDRINUSE") {
         return error;
     }
-    let mine = |e: &&Entry| e.local.port() == address.port() && meets(e.local, address);
-    let all = tcp_diag::list(!0).unwrap_or_default();
-    let there: Vec<&Entry> = all.iter().filter(mine).collect();
-    if let Some(user) = there.iter().find(|e| e.inode != 0) {
+    let there = users(address);
+    let listens = there.iter().find(|e| e.state == tcp::LISTEN);
+    if let Some(user) = listens.or_else(|| there.iter().find(|e| e.inode != 0)) {
         let holders = outside::holders(&HashSet::new());
         let who = outside::describe(holders.get(&u64::from(user.inode)));
         let what = if user.state == tcp::LISTEN { "listens" } else { "has connections" };
@@ -214,7 +235,11 @@ fn listen(fd: BorrowedFd<'_>, listening: &Listening, warnings: &mut Vec<String>)
     let what = listening.called();
     inet::set(fd, &listening.options, Listening::may_set, &what, warnings);
     listening.inet.finish(fd, &what, warnings)?;
-    let listened = socket::listen(fd, listening.backlog.min(i32::MAX as u32) as i32);
+    let listened = || socket::listen(fd, listening.backlog.min(i32::MAX as u32) as i32);
+    let listened = match listened() {
+        Err(Errno::EADDRINUSE) if forget(listening) => listened(),
+        listened => listened,
+    };
     match listened {
         Err(e @ Errno::EADDRINUSE) => return Err(taken(Error::other(format!("{what} cannot have its address: {e}")), listening)),
         listened => listened.context(|| format!("listening on {what}"))?,

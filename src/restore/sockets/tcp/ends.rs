@@ -10,7 +10,7 @@ use crate::sys::wire::{self, Segment, Wire};
 use crate::sys::{file, inet, socket};
 use nix::errno::Errno;
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -121,15 +121,67 @@ impl Line<'_> {
     }
 }
 
-/// A socket whose connection has ended: it is connected to nobody, who ends it likewise.
+/// A socket whose connection has ended: it is connected to nobody, who ends it likewise. What its address and interface have to
+/// do with that is nothing: where they are not here it has them afterwards, as far as that goes.
 pub fn closed(made: OwnedFd, tcp: &Tcp, end: End, what: &str, near: &mut Near) -> Result<OwnedFd> {
     let fd = made.as_fd();
+    let device = tcp.inet.more.iter().find(|o| (o.level, o.name) == (libc::SOL_SOCKET, libc::SO_BINDTODEVICE));
+    let here = tcp.inet.local.is_none_or(is_here);
+    if device.is_none() && here {
+        return ended(made, tcp, end, what, near);
+    }
+    socket::set_option(fd, libc::SOL_SOCKET, libc::SO_BINDTODEVICE, b"\0").context(|| format!("making {what}"))?;
+    if here {
+        ended(made.try_clone()?, tcp, end, what, near)?;
+    } else {
+        let any = tcp.inet.local.map(|l| SocketAddr::new(loopback(l.ip), 0).into());
+        let elsewhere = Tcp { inet: Inet { local: any, ..tcp.inet.clone() }, ..tcp.clone() };
+        ended(made.try_clone()?, &elsewhere, end, what, near)?;
+        let _ = rename(fd, tcp);
+    }
+    if let Some(device) = device {
+        let _ = socket::set_option(fd, libc::SOL_SOCKET, libc::SO_BINDTODEVICE, &device.value);
+    }
+    Ok(made)
+}
+
+/// Whether an address can be had, and connected to from itself.
+fn is_here(address: Address) -> bool {
+    let family = if address.ip.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    let bound = socket::socket(family, libc::SOCK_DGRAM).and_then(|fd| inet::bind(fd.as_fd(), SocketAddr::new(address.ip, 0)));
+    address.scope == 0 && bound.is_ok()
+}
+
+fn loopback(ip: IpAddr) -> IpAddr {
+    match ip {
+        IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(six) if six.to_ipv4_mapped().is_some() => Ipv4Addr::LOCALHOST.to_ipv6_mapped().into(),
+        IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+    }
+}
+
+/// Gives a socket without a connection an address that nobody has here, for getsockname(2).
+fn rename(fd: BorrowedFd<'_>, tcp: &Tcp) -> nix::Result<()> {
+    const IPV6_FREEBIND: i32 = 78;
+    let Some(local) = tcp.inet.local else { return Ok(()) };
+    let option = if local.ip.is_ipv4() { (libc::IPPROTO_IP, libc::IP_FREEBIND) } else { (libc::IPPROTO_IPV6, IPV6_FREEBIND) };
+    let before = socket::option(fd, option.0, option.1, 4)?;
+    let reuse = socket::number(fd, libc::SO_REUSEADDR)?;
+    socket::set_option(fd, option.0, option.1, &1i32.to_ne_bytes())?;
+    // In repair whoever else has the port does not matter.
+    let bound = tcp::repair(fd, Repair::On).and_then(|()| inet::bind(fd, local.into()));
+    let left = tcp::repair(fd, Repair::Off);
+    socket::set_number(fd, libc::SO_REUSEADDR, reuse)?;
+    socket::set_option(fd, option.0, option.1, &before)?;
+    bound.and(left)
+}
+
+/// The same, for an address that is here.
+fn ended(made: OwnedFd, tcp: &Tcp, end: End, what: &str, near: &mut Near) -> Result<OwnedFd> {
+    let fd = made.as_fd();
     let doing = || format!("making {what}");
-    let six = tcp.inet.family == libc::AF_INET6;
-    let local = tcp
-        .inet
-        .local
-        .map_or_else(|| SocketAddr::from(if six { ([0u16, 0, 0, 0, 0, 0, 0, 1], 0).into() } else { LOCALHOST }), SocketAddr::from);
+    let nowhere = if tcp.inet.family == libc::AF_INET6 { IpAddr::V6(Ipv6Addr::LOCALHOST) } else { IpAddr::V4(Ipv4Addr::LOCALHOST) };
+    let local = tcp.inet.local.map_or(SocketAddr::new(nowhere, 0), SocketAddr::from);
     // Itself, at a port that nobody asks anything of.
     let peer = SocketAddr::new(local.ip(), DISCARD);
     if end == End::Refused {
@@ -170,7 +222,6 @@ pub fn closed(made: OwnedFd, tcp: &Tcp, end: End, what: &str, near: &mut Near) -
     Ok(made)
 }
 
-const LOCALHOST: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 /// The port of the discard protocol.
 const DISCARD: u16 = 9;
 
@@ -229,4 +280,18 @@ pub fn hasten(fd: BorrowedFd<'_>, tcp: &Tcp, stream: &Stream, wire: &Wire) -> Re
         let _ = socket::set_option(fd, libc::IPPROTO_TCP, TCP_RTO_MIN_US, &usual);
     }
     said.context(|| "acknowledging a byte that was acknowledged before")
+}
+
+/// Has the socket hear what it has heard before, so that it tells the other end how far it is; who has no such connection any
+/// more answers with a reset.
+pub fn ask(tcp: &Tcp, stream: &Stream, wire: &Wire) -> Result<()> {
+    let (Some(local), Some(peer)) = (tcp.inet.local, tcp.inet.peer) else { return Ok(()) };
+    let segment = Segment {
+        seq: stream.window[4].wrapping_sub(1),
+        ack: stream.written_to.wrapping_sub(stream.written.len() as u32),
+        flags: wire::ACK,
+        window: u16::try_from(stream.window[1] >> stream.scales.0).unwrap_or(u16::MAX),
+        ..Segment::default()
+    };
+    wire.tcp(peer.into(), local.into(), &segment).context(|| "asking the other end of a connection how far it is")
 }
