@@ -362,7 +362,10 @@ fn stream(fd: BorrowedFd<'_>, tcp: &mut Tcp, (holder, open): ((i32, i32), &mut I
     let info = tcp::info(fd)?;
     tcp.state = info.state;
     let events = socket::events(fd)?;
-    if let Some(obstacle) = obstacle(fd, tcp, events)? {
+    // One that has been broken off already has no obstacle any more.
+    if tcp.end.is_none()
+        && let Some(obstacle) = obstacle(fd, tcp, events)?
+    {
         return Ok(Some(obstacle));
     }
     match info.state {
