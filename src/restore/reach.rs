@@ -8,7 +8,7 @@ use crate::resource::descriptor::{FileId, FileKind};
 use crate::resource::socket::inet::{Address, Inet};
 use crate::resource::socket::{choice, listen::Listening, outside};
 use crate::sys::inet_diag::{self, Inet as Seen};
-use crate::sys::{inet, socket, tcp, tcp_diag};
+use crate::sys::{inet, socket, tcp};
 use nix::errno::Errno;
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
@@ -253,12 +253,8 @@ impl Reach {
         self.look();
         let mine = |s: &&Seen| i32::from(s.protocol) == inet.protocol && s.local.port() == local.port() && meets(s.local.ip(), local.ip());
         let there: Vec<Seen> = self.sockets.iter().filter(mine).copied().collect();
-        let Some(user) = there.iter().find(|s| s.inode != 0) else {
-            let left = tcp_diag::list(!0).unwrap_or_default().iter().filter(|e| e.local.port() == local.port()).map(|e| e.expires).max();
-            let seconds = left.unwrap_or_default().div_ceil(1000).max(1);
-            let reason = format!("connections of its address {local} that have ended are remembered for another {seconds} s");
-            return Some((reason, "wait for that long, or let the program set SO_REUSEADDR".into()));
-        };
+        // Connections that have ended keep it only from some, which are told where they are made.
+        let user = there.iter().find(|s| s.inode != 0)?;
         let what = match (i32::from(user.protocol), user.state) {
             (libc::IPPROTO_TCP, tcp::LISTEN) => "listens",
             (libc::IPPROTO_TCP, _) => "has connections",
