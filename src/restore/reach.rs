@@ -2,13 +2,13 @@
 //!
 //! Only sockets of meio's own network namespace are looked at. Those of the tree's come with their interfaces and addresses.
 
-use crate::error::{Refusal, Result};
+use crate::error::Refusal;
 use crate::resource::Tree;
 use crate::resource::descriptor::{FileId, FileKind};
 use crate::resource::socket::inet::{Address, Inet};
-use crate::resource::socket::{listen::Listening, outside};
+use crate::resource::socket::{choice, listen::Listening, outside};
 use crate::sys::inet_diag::{self, Inet as Seen};
-use crate::sys::{inet, socket, tcp, tcp_diag};
+use crate::sys::{inet, socket, tcp};
 use nix::errno::Errno;
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
@@ -29,6 +29,8 @@ type Way = (Vec<u8>, Vec<u8>, Option<IpAddr>, IpAddr, u32);
 /// What has been found out already: trees have thousands of connections between the same few machines.
 #[derive(Default)]
 struct Reach {
+    /// Both ends of each connection of the tree.
+    own: HashSet<(Plain, Plain)>,
     sockets: Vec<Seen>,
     connections: HashMap<(Plain, Plain), usize>,
     holders: Option<HashMap<u64, Vec<i32>>>,
@@ -40,7 +42,8 @@ struct Reach {
 /// Adds what stands in the way.
 pub fn check(tree: &Tree, refusals: &mut Vec<Refusal>) {
     let here = |inet: &Inet| inet.network.is_none();
-    let mut reach = Reach::default();
+    let own = choice::all_ends(&tree.files).into_iter().filter(|ends| ends.0.is_none()).map(|(_, near, far)| (near, far));
+    let mut reach = Reach { own: own.collect(), ..Reach::default() };
     // An interface that comes with the tree may bring what is missing now.
     let furnished = tree.files.iter().any(|f| matches!(f.kind, FileKind::Tun(_)));
     for (id, file) in tree.files.iter().enumerate() {
@@ -220,18 +223,26 @@ impl Reach {
         Some((reason, "end that process first; it may be this very tree, restored before".into()))
     }
 
+    /// Ends what an earlier restore that failed, or the tree itself, has left of the connections of the tree: whether there was such.
+    fn sweep(&mut self) -> bool {
+        let left = inet_diag::remains().unwrap_or_default();
+        let own = left.iter().filter(|s| self.own.contains(&(plain(s.local), plain(s.remote))));
+        own.filter(|s| inet_diag::destroy(s).is_ok()).count() > 0
+    }
+
     /// Its port, for one that is bound.
     fn port(&mut self, inet: &Inet, shares: bool) -> Option<Obstacle> {
         let local = SocketAddr::from(inet.local.filter(|l| l.port != 0)?);
-        let tried = || -> Result<Option<Errno>> {
-            let fd = inet.make("a socket", &mut Vec::new())?;
+        let tried = || -> Result<Option<Errno>, ()> {
+            let fd = inet.make("a socket", &mut Vec::new()).map_err(drop)?;
             if shares {
-                socket::set_number(fd.as_fd(), libc::SO_REUSEADDR, 1)?;
+                socket::set_number(fd.as_fd(), libc::SO_REUSEADDR, 1).map_err(drop)?;
             }
             Ok(inet::bind(fd.as_fd(), local).err())
         };
         // What is impossible in other ways is told of where it is made.
-        match tried() {
+        let first = tried();
+        match if first == Ok(Some(Errno::EADDRINUSE)) && self.sweep() { tried() } else { first } {
             Ok(Some(Errno::EADDRINUSE)) => {}
             Ok(Some(Errno::EACCES)) => {
                 let advice = "run meio as root, or lower sysctl net.ipv4.ip_unprivileged_port_start";
@@ -242,12 +253,8 @@ impl Reach {
         self.look();
         let mine = |s: &&Seen| i32::from(s.protocol) == inet.protocol && s.local.port() == local.port() && meets(s.local.ip(), local.ip());
         let there: Vec<Seen> = self.sockets.iter().filter(mine).copied().collect();
-        let Some(user) = there.iter().find(|s| s.inode != 0) else {
-            let left = tcp_diag::list(!0).unwrap_or_default().iter().filter(|e| e.local.port() == local.port()).map(|e| e.expires).max();
-            let seconds = left.unwrap_or_default().div_ceil(1000).max(1);
-            let reason = format!("connections of its address {local} that have ended are remembered for another {seconds} s");
-            return Some((reason, "wait for that long, or let the program set SO_REUSEADDR".into()));
-        };
+        // Connections that have ended keep it only from some, which are told where they are made.
+        let user = there.iter().find(|s| s.inode != 0)?;
         let what = match (i32::from(user.protocol), user.state) {
             (libc::IPPROTO_TCP, tcp::LISTEN) => "listens",
             (libc::IPPROTO_TCP, _) => "has connections",

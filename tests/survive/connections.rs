@@ -310,6 +310,45 @@ fn killed_at_random(restores: bool, n: usize) {
     server.end();
 }
 
+/// A dump that ends the tree: it goes on, or is in the image and behind a lock.
+fn ended_at_random(n: usize) {
+    let mut server = Server::start();
+    let mut longest = Duration::ZERO;
+    for _ in 0..3 {
+        let begin = std::time::Instant::now();
+        server.save().expect("undisturbed");
+        longest = longest.max(begin.elapsed());
+        server.again().expect("undisturbed");
+    }
+    let mut seed = std::process::id() as u64 ^ 0x9e37_79b9_7f4a_7c15;
+    each(&format!("dump --kill of connections, killed within {longest:?}"), n, |_| {
+        seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        let instant = longest.mul_f64((seed >> 11) as f64 / (1u64 << 53) as f64);
+        let mut judge = || -> Result<(), String> {
+            let _ = fs::remove_file(server.image());
+            let mut command = server.dump();
+            command.arg("--kill");
+            run_for(&mut command, instant);
+            // Whoever ends the tree has begun within that time, and ends what it has begun.
+            let ended = until(Duration::from_millis(400), || {
+                observe::tree(server.running.pid).iter().all(|&pid| observe::state(pid).is_none_or(|s| s == 'Z'))
+            });
+            if !ended {
+                return server.well(true);
+            }
+            server.running.wait();
+            if !until(SOON / 4, || server.gone()) {
+                return Err(format!("processes are left\n{}", observe::listing()));
+            }
+            server.again()
+        };
+        let result = judge().map_err(|why| format!("killed after {instant:?}\n    {why}"));
+        renew(&mut server, &result);
+        result
+    });
+    server.end();
+}
+
 fn restore(injury: Injury) {
     let mut server = Server::start();
     server.save().expect("undisturbed");
@@ -345,6 +384,7 @@ crate::alone! {
     fn dump_of_connections_when_a_call_fails() { dump(Injury::Fails) }
     fn dump_of_connections_killed_at_a_call() { dump(Injury::Killed) }
     fn dump_of_connections_killed_at_random() { killed_at_random(false, if all() { 500 } else { 40 }) }
+    fn dump_that_ends_connections_killed_at_random() { ended_at_random(if all() { 500 } else { 40 }) }
     fn restore_of_connections_when_a_call_fails() { restore(Injury::Fails) }
     fn restore_of_connections_killed_at_a_call() { restore(Injury::Killed) }
     fn restore_of_connections_killed_at_random() { killed_at_random(true, if all() { 500 } else { 40 }) }

@@ -31,7 +31,7 @@ impl Choice {
 }
 
 /// One end and the other, in one network namespace; IPv4 in the clothes of IPv6 is IPv4.
-type Ends = (Option<u32>, (IpAddr, u16), (IpAddr, u16));
+pub type Ends = (Option<u32>, (IpAddr, u16), (IpAddr, u16));
 
 fn ends(network: Option<u32>, near: Address, far: Address) -> Ends {
     let plain = |a: Address| (a.ip.to_canonical(), a.port);
@@ -39,7 +39,7 @@ fn ends(network: Option<u32>, near: Address, far: Address) -> Ends {
 }
 
 /// All ends of connections among some open files: those that wait to be accepted, too.
-fn all_ends(files: &[OpenFile]) -> HashSet<Ends> {
+pub fn all_ends(files: &[OpenFile]) -> HashSet<Ends> {
     let mut all = HashSet::new();
     for file in files {
         match &file.kind {

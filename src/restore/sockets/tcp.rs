@@ -336,7 +336,8 @@ fn speak(fd: BorrowedFd<'_>, tcp: &Tcp, wire: Option<&Wire>, out: bool) -> Resul
         if ends::is_hastened(tcp) {
             ends::hasten(fd, tcp, stream, wire)?;
         } else if out || !sent.is_empty() {
-            ends::ask(tcp, stream, wire)?;
+            // It will be asked by other means, only later.
+            let _ = ends::ask(tcp, stream, wire);
         }
     }
     let ends = matches!(tcp.state, tcp::FIN_WAIT1 | tcp::LAST_ACK);
