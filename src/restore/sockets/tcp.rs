@@ -261,8 +261,10 @@ fn work(fd: BorrowedFd<'_>, tcp: &Tcp, what: &str, wire: Option<&Wire>, warnings
         (tcp::CLOSE, ..) => {}
         (tcp::SYN_SENT, _, Some(peer)) => ends::start(fd, peer.into())?,
         (state, Some(stream), _) => {
-            let (sent, unsent) = stream.parts();
-            tcp::repair(fd, if sent.is_empty() { Repair::Off } else { Repair::OffAndAsk })?;
+            let (_, unsent) = stream.parts();
+            // The other end may have made room meanwhile, and says so once.
+            let ask = !stream.written.is_empty() || stream.window[1] == 0;
+            tcp::repair(fd, if ask { Repair::OffAndAsk } else { Repair::Off })?;
             if let Some(wire) = wire.filter(|_| ends::is_hastened(tcp)) {
                 ends::hasten(fd, tcp, stream, wire)?;
             }
