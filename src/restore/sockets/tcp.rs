@@ -262,11 +262,14 @@ fn work(fd: BorrowedFd<'_>, tcp: &Tcp, what: &str, wire: Option<&Wire>, warnings
         (tcp::SYN_SENT, _, Some(peer)) => ends::start(fd, peer.into())?,
         (state, Some(stream), _) => {
             let (_, unsent) = stream.parts();
-            // The other end may have made room meanwhile, and says so once.
-            let ask = !stream.written.is_empty() || stream.window[1] == 0;
-            tcp::repair(fd, if ask { Repair::OffAndAsk } else { Repair::Off })?;
+            tcp::repair(fd, Repair::Off)?;
+            // First: an answer to a question acknowledges by the timestamp of long ago, which would count as a round trip.
             if let Some(wire) = wire.filter(|_| ends::is_hastened(tcp)) {
                 ends::hasten(fd, tcp, stream, wire)?;
+            }
+            // The other end may have made room meanwhile, and says so once.
+            if !stream.written.is_empty() || stream.window[1] == 0 {
+                tcp::repair(fd, Repair::OffAndAsk)?;
             }
             if state != tcp::CLOSING {
                 said = append(fd, unsent);
