@@ -13,7 +13,7 @@ SUDO   := sudo
 RUNNER := CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="sudo -E"
 endif
 
-.PHONY: all demo test bench lint install survive clean setup
+.PHONY: all demo test bench lint install survive invisible clean setup
 
 all: $(MEIO)
 
@@ -29,6 +29,10 @@ bench: setup
 # Every kernel call of a dump and of a restore is made to fail once; `make test` does a slice of it.
 survive: setup
 	$(RUNNER) SURVIVE=all $(CARGO) test --locked --test meio survive -- --nocapture
+
+# A fast stream goes through 200 dumps of the server; `make test` does a slice of it.
+invisible: setup
+	$(RUNNER) INVISIBLE=all $(CARGO) test --locked --test meio invisible -- --nocapture
 
 lint: setup
 	@if $(CARGO) fmt --version >/dev/null 2>&1 || rustup component add rustfmt >/dev/null 2>&1; then \

@@ -1,7 +1,10 @@
 //! How long a tree stands still, how long all of it takes, and how that compares with what the machine needs to
 //! merely copy or touch as much memory. `make bench` prints tables in Markdown.
 //!
-//! `cargo bench --bench pause -- [--rounds N] [--mib N]... [--small]` makes a shorter run.
+//! `cargo bench --bench pause -- [--rounds N] [--mib N]... [--small] [--connections]` makes a shorter run.
+
+#[path = "pause/connections.rs"]
+mod connections;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -11,8 +14,9 @@ use std::time::{Duration, Instant};
 /// Set inside of the namespace that everything runs in.
 const INSIDE: &str = "MEIO_BENCH_INSIDE";
 /// The first process of that namespace: it reaps orphans, so that pids are free again, and drops inherited descriptors,
-/// which a tree could not take along.
-const INIT: &str = r#"for fd in /proc/self/fd/*; do [ "${fd##*/}" -gt 2 ] && eval "exec ${fd##*/}>&-"; done; "$@"; exit $?"#;
+/// which a tree could not take along. The network is its own, too.
+const INIT: &str =
+    r#"ip link set lo up; for fd in /proc/self/fd/*; do [ "${fd##*/}" -gt 2 ] && eval "exec ${fd##*/}>&-"; done; "$@"; exit $?"#;
 const MEIO: &str = env!("CARGO_BIN_EXE_meio");
 
 /// What is to be measured.
@@ -20,13 +24,14 @@ struct Plan {
     rounds: usize,
     sizes: Vec<u64>,
     small_only: bool,
+    connections_only: bool,
 }
 
 fn main() {
     let plan = plan();
     if std::env::var_os(INSIDE).is_none() {
         let status = Command::new("unshare")
-            .args(["--pid", "--fork", "--kill-child", "--mount-proc", "bash", "-c", INIT, "bash"])
+            .args(["--pid", "--net", "--fork", "--kill-child", "--mount-proc", "bash", "-c", INIT, "bash"])
             .arg(std::env::current_exe().expect("own path"))
             .args(std::env::args_os().skip(1))
             .env(INSIDE, "1")
@@ -37,6 +42,11 @@ fn main() {
     }
     let bench = Bench::new();
     println!("{}\n", machine());
+    connections::redis(&bench, plan.rounds);
+    connections::idle(&bench, plan.rounds);
+    if plan.connections_only {
+        return;
+    }
     if !plan.small_only {
         let disk = format!("disk ({})", file_system(bench.folder.path()));
         println!(
@@ -67,7 +77,7 @@ fn main() {
 }
 
 fn plan() -> Plan {
-    let mut plan = Plan { rounds: 5, sizes: Vec::new(), small_only: false };
+    let mut plan = Plan { rounds: 5, sizes: Vec::new(), small_only: false, connections_only: false };
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let mut number = || arguments.next().and_then(|n| n.parse().ok()).filter(|&n| n > 0).expect("a number");
@@ -75,6 +85,7 @@ fn plan() -> Plan {
             "--rounds" => plan.rounds = number() as usize,
             "--mib" => plan.sizes.push(number()),
             "--small" => plan.small_only = true,
+            "--connections" => plan.connections_only = true,
             "--bench" => {} // said by cargo
             other => panic!("what is {other}?"),
         }

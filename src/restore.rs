@@ -18,6 +18,7 @@ mod pool;
 mod ptys;
 mod queues;
 mod raw;
+mod reach;
 mod rings;
 mod root;
 mod skeleton;
@@ -32,6 +33,7 @@ use crate::image::Reader;
 use crate::progress::{Report, phase};
 use crate::resource::socket::choice::{self, Choice};
 use crate::resource::{Manifest, Tree};
+use crate::sys::guardian::Guardian;
 use crate::sys::{arch, signal};
 use lock::Locks;
 use namespace::Namespace;
@@ -157,7 +159,7 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
         loop {
             let born = root.take().map_or_else(|| bear(&places), Ok);
             match born.and_then(|root| Planted::plant(&tree, root, &terminals, &places)) {
-                Err(e) if taken(&e) && tries < 5 => {
+                Err(e) if taken(&e) && tries < 8 => {
                     end_all();
                     tries += 1;
                     std::thread::sleep(Duration::from_millis(2 << tries));
@@ -202,12 +204,19 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
             return Err(e);
         }
     };
+    // Nothing is said or heard yet: what fails or is killed from here on can be restored again.
+    warnings.extend(pool.begin(&tree).unwrap_or_else(|e| vec![e.message]));
+    let left = locks.as_ref().and_then(Locks::left);
     // Last: from here on no file is opened any more.
-    if let Err(e) = pool.arm(&tree, root).and_then(|()| planted.entrust()) {
-        drop(namespace);
-        planted.destroy();
-        return Err(e);
-    }
+    let guardian = match pool.arm(&tree, root).and_then(|()| planted.entrust(left)) {
+        Ok(guardian) => guardian,
+        Err(e) => {
+            pool.silence(&tree);
+            drop(namespace);
+            planted.destroy();
+            return Err(e);
+        }
+    };
     if let Some(namespace) = namespace {
         namespace.keep();
     }
@@ -215,7 +224,10 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     if let Some(Err(e)) = locks.take().map(Locks::open) {
         warnings.push(format!("{e}; `meio check --unlock` opens what the dump has locked"));
     }
-    warnings.extend(pool.begin(&tree).unwrap_or_else(|e| vec![e.message]));
+    if let Some(Err(e)) = guardian.map(Guardian::dismiss) {
+        warnings.push(e.message);
+    }
+    warnings.extend(pool.speak(&tree).unwrap_or_else(|e| vec![e.message]));
     report.clear();
     let session = foreground::Session::begin(&terminals, &tree, planted.front(), options.detach);
     pool.queues.keep();

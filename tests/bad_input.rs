@@ -2,6 +2,7 @@
 
 mod images;
 mod moving;
+mod network;
 mod output;
 
 use crate::lab::{Lab, Outcome, SOON, observe, until};

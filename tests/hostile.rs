@@ -6,6 +6,7 @@
 #[path = "../src/image/tests/forge.rs"]
 #[allow(dead_code)] // the unit tests of the format use more of it
 mod forge;
+mod sockets;
 
 use crate::lab::{Lab, SOON, observe, until};
 use ciborium::Value;
@@ -16,11 +17,14 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// Fixtures whose images are changed: every kind of resource is in one of them.
-const FIXTURES: [(&str, &[&str]); 20] = [
+const FIXTURES: [(&str, &[&str]); 23] = [
     ("objects", &[]),
     ("unix_names", &[]),
     ("unix_rights", &[]),
     ("unix_options", &[]),
+    ("tcp_pair", &["4"]),
+    ("listening", &[]),
+    ("udp", &[]),
     ("pty", &[]),
     ("sysvmsg", &[]),
     ("sysvsem", &[]),

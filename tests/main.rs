@@ -9,6 +9,7 @@ mod demo;
 mod fixtures;
 mod generated;
 mod hostile;
+mod invisible;
 mod ipc;
 mod lab;
 mod listening;

@@ -14,6 +14,13 @@ def syscall(*arguments):
         open('ready', 'w').write('skip ' + os.strerror(ctypes.get_errno()))
         sys.exit()
     return result
+def skip(e):
+    open('ready', 'w').write('skip ' + str(e))
+    sys.exit()
+def connection():
+    l = socket.create_server(('127.0.0.1', 0))
+    c = socket.create_connection(l.getsockname())
+    return l, c, l.accept()[0]
 def ready():
     open('ready.new', 'w').write('ready')
     os.rename('ready.new', 'ready')
@@ -101,6 +108,30 @@ if os.fork() == 0:
         time.sleep(1000)
     os._exit(0)
 os.wait()" => "outside of the tree, has this message queue open";
+    mptcp: "
+try:
+    l, c = (socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262) for n in range(2))
+except OSError as e:
+    skip(e)
+l.bind(('127.0.0.1', 0)); l.listen(); c.connect(l.getsockname()); a = l.accept()[0]" => "MPTCP";
+    encrypted_by_the_kernel: "
+l, c, a = connection()
+try:
+    c.setsockopt(socket.IPPROTO_TCP, 31, b'tls')
+except OSError as e:
+    skip(e)" => "kTLS";
+    urgent_data: "
+l, c, a = connection(); c.send(b'!', socket.MSG_OOB); time.sleep(0.1)" => "urgent data wait";
+    signed_segments: "
+import struct
+l, c = socket.create_server(('127.0.0.1', 0)), socket.socket()
+key = struct.pack('=HH4s120xBBHI80s', 2, 0, bytes([127, 0, 0, 1]), 0, 0, 3, 0, b'key')
+try:
+    for s in (l, c):
+        s.setsockopt(socket.IPPROTO_TCP, 14, key)
+except OSError as e:
+    skip(e)
+c.connect(l.getsockname()); a = l.accept()[0]; l.close()" => "segments are signed";
     traced: "
 child = os.fork()
 if child == 0:

@@ -6,6 +6,7 @@
 //! `SURVIVE=all` each test does an even selection for a few seconds.
 
 mod calls;
+mod connections;
 mod source;
 
 use crate::lab::{Lab, Outcome, SOON, observe, until};

@@ -25,7 +25,8 @@ pub struct Locks {
 /// One network namespace.
 #[derive(Debug)]
 struct Network {
-    fd: OwnedFd,
+    /// `None` for meio's own, which needs not be entered.
+    fd: Option<OwnedFd>,
     lock: NetLock,
     /// Inodes of all sockets in it, whoever's they are, when the lock was prepared.
     known: HashSet<u64>,
@@ -49,13 +50,14 @@ impl Locks {
             if !seen.insert(identity) {
                 continue;
             }
-            let Ok(fd) = namespace::open(pid, "net") else { continue };
-            let sockets = list(&fd)?;
+            let own = read::namespace(meio, "net").is_ok_and(|own| own == identity);
+            let Ok(fd) = (!own).then(|| namespace::open(pid, "net")).transpose() else { continue };
+            let sockets = list(fd.as_ref())?;
             // A program can go elsewhere and take along what it has opened here.
             if pid == meio && !sockets.iter().any(|s| inodes.contains(&s.inode)) {
                 continue;
             }
-            let mut lock = NetLock::prepare(Some(fd.as_fd()), Manner::Hold)?;
+            let mut lock = NetLock::prepare(fd.as_ref().map(AsFd::as_fd), Manner::Hold)?;
             lock.expect(&flows(&sockets, inodes))?;
             networks.push(Network { fd, lock, known: sockets.iter().map(|s| s.inode).collect() });
         }
@@ -64,7 +66,7 @@ impl Locks {
 
     /// Locks what the tree has, which stands still now.
     pub fn close(&mut self, pids: &[i32]) -> Result<()> {
-        let lists = self.networks.iter().map(|network| list(&network.fd)).collect::<Result<Vec<_>>>()?;
+        let lists = self.networks.iter().map(|network| list(network.fd.as_ref())).collect::<Result<Vec<_>>>()?;
         // To ask what every descriptor of the tree leads to is dear; mostly there is nothing new that could be its.
         let is_new = |(network, list): (&Network, &Vec<Inet>)| list.iter().any(|s| !network.known.contains(&s.inode));
         if self.networks.iter().zip(&lists).any(is_new) {
@@ -109,7 +111,7 @@ impl Locks {
     pub fn take_back(&self, owner: &Owner) {
         for network in &self.networks {
             // What is not there need not be taken away.
-            let _ = kept::release(Some(network.fd.as_fd()), owner);
+            let _ = kept::release(network.fd.as_ref().map(AsFd::as_fd), owner);
         }
     }
 
@@ -117,8 +119,9 @@ impl Locks {
     /// namespace that ends away before its interfaces, and would answer in between. Where that fails the image is good all
     /// the same.
     pub fn cut_off(&self, pids: &[i32]) {
-        for network in self.networks.iter().filter(|n| ends_with(&n.fd, pids)) {
-            let _ = namespace::within(&namespace::places([(&network.fd, Kind::Net)]), interfaces_down);
+        // meio's own does not end with them.
+        for network in self.networks.iter().filter_map(|n| n.fd.as_ref()).filter(|fd| ends_with(fd, pids)) {
+            let _ = namespace::within(&namespace::places([(network, Kind::Net)]), interfaces_down);
         }
     }
 
@@ -155,8 +158,8 @@ fn interfaces_down() -> io::Result<()> {
     Ok(())
 }
 
-fn list(network: &OwnedFd) -> Result<Vec<Inet>> {
-    let inside = namespace::places([(network, Kind::Net)]);
+fn list(network: Option<&OwnedFd>) -> Result<Vec<Inet>> {
+    let inside = namespace::places(network.map(|fd| (fd, Kind::Net)));
     namespace::within(&inside, inet_diag::sockets)
         .context(|| "entering the network namespace of the tree")?
         .context(|| "listing the sockets of the network namespace")

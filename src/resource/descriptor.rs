@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use std::cell::OnceCell;
 use std::cmp::Ordering;
 use std::collections::HashSet;
-use std::fs::Metadata;
+use std::fs::{File, Metadata};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::rc::Rc;
@@ -194,9 +194,14 @@ impl Found {
 /// Reads the descriptor table of a process; new open file descriptions are added to `capture`.
 pub fn survey(pid: i32, capture: &mut Capture) -> Result<Vec<Descriptor>> {
     let mut table = Vec::new();
-    for fd in read::fds(pid)? {
+    let listed = Instant::now();
+    let infos = read::fd_infos(pid)?;
+    if capture.socket_mount.is_some() {
+        capture.took(listed);
+    }
+    for (fd, info) in infos {
         let begin = Instant::now();
-        let found = look(pid, fd, capture)?;
+        let found = look(pid, fd, info, capture)?;
         if let Some(refusal) = capture.lost_before(&found)? {
             capture.lost.push(found.lost(refusal));
             continue;
@@ -234,7 +239,9 @@ pub fn find_unheld(capture: &mut Capture) -> Result<()> {
 /// The open file description of a descriptor of meio's own, which need not be in any table of the tree: a message that
 /// nobody has received yet holds it. `None` after a refusal in the name of meio's pid.
 pub fn held(fd: OwnedFd, capture: &mut Capture) -> Result<Option<FileId>> {
-    let found = look(std::process::id() as i32, fd.as_raw_fd(), capture)?;
+    let pid = std::process::id() as i32;
+    let info = read::parsed(pid, &format!("fdinfo/{}", fd.as_raw_fd()), fdinfo::parse)?;
+    let found = look(pid, fd.as_raw_fd(), info, capture)?;
     let locks = found.info.all("lock").filter_map(Lock::parse).filter(|l| l.family != Family::Posix).collect();
     let known = capture.files.len();
     let file = identify(&found, locks, capture)?;
@@ -244,11 +251,26 @@ pub fn held(fd: OwnedFd, capture: &mut Capture) -> Result<Option<FileId>> {
     Ok(file)
 }
 
-fn look(pid: i32, fd: i32, capture: &Capture) -> Result<Found> {
-    let link = read::fd_link(pid, fd)?;
+fn look(pid: i32, fd: i32, info: FdInfo, capture: &mut Capture) -> Result<Found> {
+    let files = capture.files_of(pid);
+    // With thousands of sockets paths through /proc are dear. All of them lie in one mount, which no path leads to.
+    if info.mnt_id.is_some_and(|mount| capture.socket_mount == Some(mount)) {
+        let duplicate = files.get(fd).context(|| format!("duplicating fd {fd} of process {pid}"))?;
+        let file = File::from(duplicate);
+        let (meta, own) = (file.metadata()?, OnceCell::from(OwnedFd::from(file)));
+        return Ok(Found { pid, fd, link: socket_link(&meta), meta, info, files, own });
+    }
     let meta = std::fs::metadata(format!("/proc/{pid}/fd/{fd}")).context(|| format!("reading fd {fd} of process {pid}"))?;
-    let info = read::parsed(pid, &format!("fdinfo/{fd}"), fdinfo::parse)?;
-    Ok(Found { pid, fd, link, meta, info, files: capture.files_of(pid), own: OnceCell::new() })
+    let link = read::fd_link(pid, fd)?;
+    if link.starts_with(b"socket:[") && link == socket_link(&meta) {
+        capture.socket_mount = info.mnt_id;
+    }
+    Ok(Found { pid, fd, link, meta, info, files, own: OnceCell::new() })
+}
+
+/// What /proc says of an open socket.
+fn socket_link(meta: &Metadata) -> Vec<u8> {
+    format!("socket:[{}]", meta.ino()).into_bytes()
 }
 
 /// What needs all descriptor tables: who is meant by a handle, what an epoll instance watches. `tree` holds all processes.
@@ -258,6 +280,7 @@ pub fn settle(tree: &HashSet<i32>, capture: &mut Capture) -> Result<()> {
     socket::listen::resolve(tree, capture)?;
     capture.took(begin);
     socket::choice::refuse(capture);
+    socket::tcp::refuse_signed(capture)?;
     pidfd::refuse_outsiders(tree, capture);
     tun::refuse_unheld(capture)?;
     socket::outside::refuse_shared(tree, capture);

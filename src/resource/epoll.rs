@@ -69,6 +69,7 @@ pub fn capture(found: &Found, capture: &mut Capture) -> Option<FileKind> {
         return None;
     };
     let targets = listed.iter().map(|t| Target { fd: t.tfd, events: t.events, data: t.data, file: None }).collect();
+    capture.watched.insert((found.pid, found.fd), listed);
     Some(FileKind::Epoll(Epoll { first: (found.pid, found.fd), targets, quiet: false }))
 }
 
@@ -114,7 +115,11 @@ fn is_that_socket(t: &EpollTarget, pid: i32, capture: &Capture) -> bool {
 }
 
 fn find(id: FileId, holder: (i32, i32), capture: &mut Capture) -> Result<Epoll> {
-    let listed = entries(holder)?;
+    let listed = match capture.watched.remove(&holder) {
+        // Of one that runs the newest is wanted.
+        Some(listed) if capture.standing => listed,
+        _ => entries(holder)?,
+    };
     let places = places(&listed);
     let known_in = |(pid, fd): (i32, i32)| -> Vec<bool> {
         let same = |(t, &place): (&EpollTarget, &u32)| {

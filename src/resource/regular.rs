@@ -58,8 +58,9 @@ pub fn capture(found: &Found, capture: &mut Capture) -> Result<Option<FileKind>>
         })?;
         return Ok(Some(FileKind::Memory(SharedMemory { object })));
     }
+    // Many programs look at themselves now and then, and are done in an instant.
     if path.bytes().starts_with(b"/proc/") && path.bytes().get(6).is_some_and(u8::is_ascii_digit) {
-        capture.refuse(found.pid, found.object(), "it is a file of a running process", "close it first");
+        capture.refuse_for_now(found.pid, found.object(), "it is a file of a running process", "close it first");
         return Ok(None);
     }
     // A file may really be called `x (deleted)`.

@@ -1,7 +1,7 @@
 //! Everything that can be known to go wrong is found here, all of it, before anything is started.
 
 use super::places::Places;
-use super::{datagrams, layout, queues, skeleton, system_v};
+use super::{layout, queues, reach, skeleton, system_v};
 use crate::error::{Error, Kind as Failure, Refusal, Result};
 use crate::resource::descriptor::FileKind;
 use crate::resource::path::FilePath;
@@ -29,15 +29,20 @@ pub fn check(manifest: &Manifest, tree: &Tree, pid_namespace: bool) -> Result<()
     system_v::check(tree)?;
     queues::check(tree)?;
     let mut refusals = Vec::new();
-    datagrams::check(tree, &mut refusals);
-    if !refusals.is_empty() {
-        return Err(Error { kind: Failure::Image, ..Error::refused("cannot restore here", refusals) });
-    }
     if !pid_namespace && tree.base().is_none() {
-        pids(tree)?;
+        pids(tree, &mut refusals);
     }
-    Ok(())
+    let taken = refusals.len();
+    reach::check(tree, &mut refusals);
+    match (taken, refusals.len()) {
+        (_, 0) => Ok(()),
+        (taken, all) if taken == all => Err(Error::refused("cannot restore: pids are in use", refusals).help(OTHERS)),
+        (0, _) => Err(Error::refused("cannot restore the connections of this tree here", refusals)),
+        _ => Err(Error::refused("cannot restore here", refusals)),
+    }
 }
+
+const OTHERS: &str = "use --pid-namespace to restore with the same numbers in a fresh pid namespace";
 
 /// What the rest of the restore takes for granted.
 fn structure(tree: &Tree) -> Result<()> {
@@ -134,9 +139,8 @@ fn privately_mapped(tree: &Tree, path: &FilePath) -> bool {
 }
 
 /// Every pid and tid must be free.
-fn pids(tree: &Tree) -> Result<()> {
+fn pids(tree: &Tree, refusals: &mut Vec<Refusal>) {
     let wanted = tree.processes.iter().flat_map(|p| std::iter::once(p.pid).chain(p.threads.iter().map(|t| t.tid)));
-    let mut refusals = Vec::new();
     for pid in wanted.chain(skeleton::departed_leaders(tree)) {
         if !std::path::Path::new(&format!("/proc/{pid}")).exists() || refusals.iter().any(|r: &Refusal| r.pid == pid) {
             continue;
@@ -150,9 +154,4 @@ fn pids(tree: &Tree) -> Result<()> {
             ..Refusal::default()
         });
     }
-    if refusals.is_empty() {
-        return Ok(());
-    }
-    Err(Error::refused("cannot restore: pids are in use", refusals)
-        .help("use --pid-namespace to restore with the same numbers in a fresh pid namespace"))
 }

@@ -4,7 +4,7 @@
 //! port that nobody knows. A socket whose port was chosen by the kernel loses it when it is disconnected and keeps its queue;
 //! only then it gets its own address, which others may share, its interface and its peer.
 
-use crate::error::{Context, Error, Kind, Refusal, Result};
+use crate::error::{Context, Error, Kind, Result};
 use crate::resource::Tree;
 use crate::resource::descriptor::FileKind;
 use crate::resource::socket::inet::{self, Address, LevelOption};
@@ -241,21 +241,4 @@ fn by_itself(fd: BorrowedFd<'_>, udp: &Udp, local: Address, connect: impl Fn() -
 
 fn bind(fd: BorrowedFd<'_>, udp: &Udp, what: &str) -> Result<()> {
     udp.inet.bind(fd, what)
-}
-
-/// Finds the addresses that cannot be had here, all of them, before anything is started.
-pub fn check(tree: &Tree, refusals: &mut Vec<Refusal>) {
-    for (id, file) in tree.files.iter().enumerate() {
-        let FileKind::Udp(udp) = &file.kind else { continue };
-        if udp.inet.network.is_some() || udp.inet.local.is_none() {
-            continue;
-        }
-        let tried = udp.inet.make("", &mut Vec::new()).and_then(|made| bind(made.as_fd(), udp, &udp.called()));
-        if let Err(e) = tried {
-            let holds = |p: &&crate::resource::process::Process| p.descriptors.iter().any(|d| d.file as usize == id);
-            let holder = tree.processes.iter().find(holds).map_or(0, |p| p.pid);
-            let advice = e.help.clone().unwrap_or_default();
-            refusals.push(Refusal { pid: holder, object: file.link.clone(), reason: e.message.clone(), advice, ..Refusal::default() });
-        }
-    }
 }

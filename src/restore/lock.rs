@@ -46,6 +46,12 @@ impl Locks {
         Ok(locks)
     }
 
+    /// What is left to be done for a tree that runs, by somebody else should meio die.
+    pub fn left(&self) -> Option<impl FnOnce() + use<>> {
+        let owner = self.kept.clone()?;
+        Some(move || drop(kept::release(None, &owner)))
+    }
+
     /// The tree runs: everything is let in, also what the dump has kept out since.
     pub fn open(mut self) -> Result<()> {
         for lock in &mut self.own {

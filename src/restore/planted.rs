@@ -306,10 +306,14 @@ impl<'t> Planted<'t> {
 
     /// From here on the tree outlives meio, all of it or nothing: a task that is not let go below, because that fails or
     /// meio is killed just then, is let go by the kernel, not killed.
-    pub fn entrust(&self) -> Result<()> {
+    ///
+    /// The guardian that is returned stays on its post until what is `left` has been done by meio.
+    pub fn entrust(&self, left: Option<impl FnOnce()>) -> Result<Option<Guardian>> {
         let pids: Vec<i32> = self.living().map(|p| self.skeleton.stubs[&p.pid].pid).collect();
         // The threads of one process end together anyway.
-        let guardian = if pids.len() > 1 { Some(Guardian::post(&pids)?) } else { None };
+        let more = left.is_some();
+        let guardian =
+            if pids.len() > 1 || more { Some(Guardian::post(&pids, || left.into_iter().for_each(|left| left()))?) } else { None };
         let outlive = || -> Result<()> {
             self.living().flat_map(|p| &p.threads).try_for_each(|thread| {
                 let tid = self.threads[&thread.tid].tid;
@@ -317,9 +321,13 @@ impl<'t> Planted<'t> {
             })
         };
         let outlived = outlive();
+        let outlived = outlived.and_then(|()| if more { guardian.iter().try_for_each(Guardian::entrust) } else { Ok(()) });
+        if more && outlived.is_ok() {
+            return Ok(guardian);
+        }
         // In any case: meio answers for the tree itself when this has failed.
         let dismissed = guardian.map_or(Ok(()), Guardian::dismiss);
-        outlived.and(dismissed)
+        outlived.and(dismissed).map(|()| None)
     }
 
     /// Lets all tasks go on, children before their parents.

@@ -189,9 +189,19 @@ impl Pool {
         self.late.as_ref()
     }
 
-    /// Sends the connections to work; what is different is returned.
+    /// Sends the connections to work behind the network lock; what is different is returned.
     pub fn begin(&self, tree: &Tree) -> Result<Vec<String>> {
         self.connections.begin(tree, &|id| self.files.get(&id).map(AsFd::as_fd))
+    }
+
+    /// They may be heard.
+    pub fn speak(&self, tree: &Tree) -> Result<Vec<String>> {
+        self.connections.speak(tree, &|id| self.files.get(&id).map(AsFd::as_fd))
+    }
+
+    /// They end without a word.
+    pub fn silence(&self, tree: &Tree) {
+        self.connections.silence(tree, &|id| self.files.get(&id).map(AsFd::as_fd));
     }
 
     /// Descriptor of a mapped file, for a mapping that may write to it or not.

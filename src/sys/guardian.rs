@@ -1,9 +1,9 @@
 //! A child of meio that ends processes when meio dies before it could answer for all of them.
 //!
 //! What becomes of a tracee when its tracer dies is a property of each task (`PTRACE_O_EXITKILL`), and no single call
-//! changes that of two. While it is changed for one task after the other the guardian stands by.
+//! changes that of two. While it is changed for one task after the other the guardian stands by. When the tree lives whatever
+//! becomes of meio, there may be something left to be done for it: then that is the guardian's, should meio die.
 
-use super::spawn::CloneArgs;
 use crate::error::{Context, Result};
 use nix::errno::Errno;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -11,37 +11,52 @@ use std::os::fd::{AsRawFd, OwnedFd};
 /// On its post until it is dismissed. Dropped, it is told that meio is no more.
 pub struct Guardian {
     pid: i32,
-    _alive: OwnedFd,
+    alive: OwnedFd,
 }
 
 impl Guardian {
-    /// Starts one that ends `pids` as soon as meio is gone.
+    /// Starts one that ends `pids` as soon as meio is gone; once they are [entrusted](Guardian::entrust) to nobody, it does what
+    /// is `left` instead.
     ///
     /// # Errors
     /// When the kernel gives no process or no pipe.
-    pub fn post(pids: &[i32]) -> Result<Guardian> {
+    pub fn post(pids: &[i32], left: impl FnOnce()) -> Result<Guardian> {
         let doing = || "starting a guardian";
         let (gone, alive) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).context(doing)?;
-        let args = CloneArgs { exit_signal: libc::SIGCHLD as u64, ..CloneArgs::default() };
-        // SAFETY: without CLONE_VM the child has a copy of everything; it makes only system calls and never returns.
-        let pid = Errno::result(unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) }).context(doing)?;
+        // SAFETY: the C library's own fork: what the child allocates is sound. It never returns.
+        let pid = Errno::result(unsafe { libc::fork() }).context(doing)?;
         if pid != 0 {
-            return Ok(Guardian { pid: pid as i32, _alive: alive });
+            return Ok(Guardian { pid, alive });
         }
-        // SAFETY: system calls on numbers and on a byte that outlives them.
+        drop(alive);
+        let mut byte = 0u8;
+        let mut entrusted = false;
+        loop {
+            // SAFETY: the kernel writes one byte, which outlives the call.
+            match unsafe { libc::read(gone.as_raw_fd(), (&raw mut byte).cast(), 1) } {
+                0 => break,
+                1 => entrusted = true,
+                _ => {}
+            }
+        }
+        if entrusted {
+            let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(left));
+        }
+        // SAFETY: system calls on numbers; the child ends without the clean-up that is meio's.
         unsafe {
-            libc::close(alive.as_raw_fd());
-            let mut byte = 0u8;
-            // Only the end of the pipe ends the loop; nobody writes.
-            while libc::read(gone.as_raw_fd(), (&raw mut byte).cast(), 1) != 0 {}
-            for &pid in pids {
+            for &pid in pids.iter().filter(|_| !entrusted) {
                 libc::kill(pid, libc::SIGKILL);
             }
             libc::_exit(0)
         }
     }
 
-    /// Takes it from its post: from here on the processes live whatever becomes of meio.
+    /// From here on the processes live whatever becomes of meio.
+    pub fn entrust(&self) -> Result<()> {
+        nix::unistd::write(&self.alive, &[1]).map(drop).context(|| "telling the guardian that the tree lives")
+    }
+
+    /// Takes it from its post: nothing is left to be done.
     ///
     /// # Errors
     /// When it cannot be ended; the processes must be ended then, since it will.

@@ -62,8 +62,11 @@ pub fn option_into(fd: BorrowedFd<'_>, level: i32, name: i32, value: &mut [u8]) 
 
 /// An option that is a number.
 pub fn number(fd: BorrowedFd<'_>, name: i32) -> Result<i32, Errno> {
-    let value = option(fd, libc::SOL_SOCKET, name, 4)?;
-    value.try_into().map(i32::from_ne_bytes).map_err(|_| Errno::EINVAL)
+    let mut value = [0u8; 4];
+    match option_into(fd, libc::SOL_SOCKET, name, &mut value)? {
+        4 => Ok(i32::from_ne_bytes(value)),
+        _ => Err(Errno::EINVAL),
+    }
 }
 
 /// Sets an option.

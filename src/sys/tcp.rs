@@ -84,9 +84,7 @@ pub enum Repair {
     /// It is in repair: nothing is sent, what is written goes into its queues, and it ends without a word. `SO_REUSEADDR`
     /// is lost by the end of it.
     On,
-    /// It works; the other end is asked how far it is.
-    OffAndAsk,
-    /// It works.
+    /// It works; nothing is sent because of that.
     Off,
 }
 
@@ -97,7 +95,6 @@ pub enum Repair {
 pub fn repair(fd: BorrowedFd<'_>, how: Repair) -> Result<(), Errno> {
     let value: i32 = match how {
         Repair::On => 1,
-        Repair::OffAndAsk => 0,
         Repair::Off => -1,
     };
     set(fd, TCP_REPAIR, value as u32)

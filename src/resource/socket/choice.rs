@@ -56,7 +56,7 @@ fn leads_out(all: &HashSet<Ends>, network: Option<u32>, near: Option<Address>, f
 }
 
 /// Connections whose other end is not among the open files.
-fn outside(files: &[OpenFile]) -> Vec<FileId> {
+pub fn outside(files: &[OpenFile]) -> Vec<FileId> {
     let all = all_ends(files);
     let is_out = |file: &&OpenFile| match &file.kind {
         FileKind::Tcp(tcp) => tcp.reachable() && leads_out(&all, tcp.inet.network, tcp.inet.local, tcp.inet.peer),

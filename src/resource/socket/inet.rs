@@ -183,7 +183,7 @@ const KNOWN6: &[(i32, i32, usize)] = &[
 
 /// One kind of socket in one network namespace.
 type Key = (Option<u32>, i32, i32, i32);
-/// What a new socket answers to each question of a list.
+/// What a new socket answers to each question of a list, `None` where it has no such option.
 pub type Answers = Vec<Option<Vec<u8>>>;
 
 /// A new socket of one kind.
@@ -234,6 +234,7 @@ const MOST: usize = 512;
 /// The options of a list in which a socket differs from a new one.
 pub fn differing(fd: BorrowedFd<'_>, list: &[(i32, i32, usize)], new: &[Option<Vec<u8>>]) -> Vec<LevelOption> {
     let differs = |(&(level, name, room), new): (&(i32, i32, usize), &Option<Vec<u8>>)| {
+        let new = new.as_ref()?;
         let (mut small, mut large);
         let value: &mut [u8] = if room <= 16 {
             small = [0u8; 16];
@@ -243,18 +244,18 @@ pub fn differing(fd: BorrowedFd<'_>, list: &[(i32, i32, usize)], new: &[Option<V
             &mut large
         };
         let value = socket::option_into(fd, level, name, value.get_mut(..room)?).ok().and_then(|len| value.get(..len))?;
-        (new.as_deref() != Some(value)).then(|| LevelOption { level, name, value: value.to_vec() })
+        (new != value).then(|| LevelOption { level, name, value: value.to_vec() })
     };
     list.iter().zip(new).filter_map(differs).collect()
 }
 
 /// What a socket answers to each question of a list.
 pub fn answers(fd: BorrowedFd<'_>, list: &[(i32, i32, usize)]) -> Answers {
-    list.iter().map(|&(level, name, room)| socket::option(fd, level, name, room).ok()).collect()
+    list.iter().map(|&(level, name, room)| options::answer(fd, level, name, room)).collect()
 }
 
-/// Options of datagrams. A connection shows there what it was opened by.
-const NOT_OF_STREAMS: [(i32, i32); 8] = [
+/// Options of datagrams, and such as only these can be given. A connection shows there what it was opened by.
+const NOT_OF_STREAMS: [(i32, i32); 11] = [
     (libc::IPPROTO_IP, libc::IP_MULTICAST_TTL),
     (libc::IPPROTO_IP, libc::IP_MULTICAST_LOOP),
     (libc::IPPROTO_IP, libc::IP_MULTICAST_ALL),
@@ -263,6 +264,9 @@ const NOT_OF_STREAMS: [(i32, i32); 8] = [
     (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_LOOP),
     (libc::IPPROTO_IPV6, 29),
     (libc::SOL_SOCKET, libc::SO_TXTIME),
+    (libc::IPPROTO_IP, libc::IP_HDRINCL),
+    (libc::IPPROTO_IP, libc::IP_NODEFRAG),
+    (libc::IPPROTO_IP, 25),
 ];
 
 /// The list that is asked of a socket.
@@ -356,6 +360,10 @@ impl Inet {
         let alike = |a: &Address| a.ip.is_ipv6() == (self.family == libc::AF_INET6);
         if !self.local.iter().chain(&self.peer).all(alike) {
             return Err(Error::image("image damaged: a socket with an address of another family"));
+        }
+        let list = known(self.family, self.kind);
+        if self.more.iter().any(|o| list.iter().all(|k| (k.0, k.1) != (o.level, o.name))) {
+            return Err(Error::image(format!("image damaged: {what} has an option that is none of its kind's")));
         }
         let made = socket::socket_of(self.family, self.kind, self.protocol).context(|| format!("making {what}"))?;
         self.dress(made.as_fd(), what, warnings);

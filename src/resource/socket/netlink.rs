@@ -88,19 +88,26 @@ pub fn capture(found: &Found, fd: BorrowedFd<'_>, capture: &mut Capture) -> Resu
     let here = table.is_some() || namespace::identity(&network)? == own_network()?;
     let events = socket::events(fd)?;
     let obstacle = match state {
-        _ if !here => Some(("it lives in a network namespace that no process of the tree lives in", "dump a process above")),
-        _ if receives => Some(("packets are sent to it, which would be lost", "let the program unbind from its queue or group first")),
-        // The list has those only that were bound, or have sent something; or it was closed in the meantime.
-        None if own.pid() != 0 && capture.standing => Some(("it is not in the list of netlink sockets", "close it first")),
-        Some(State { listing: true }) => Some(("a list is being sent over it", "let the program read it to its end first")),
-        _ if events & libc::POLLIN != 0 => {
-            Some(("messages wait in it, and only the kernel can send them", "let the program read them first"))
+        _ if !here => Some(("it lives in a network namespace that no process of the tree lives in", "dump a process above", false)),
+        _ if receives => {
+            Some(("packets are sent to it, which would be lost", "let the program unbind from its queue or group first", false))
         }
-        _ if events & libc::POLLERR != 0 => Some(("an error waits to be told", "let the program read from it first")),
+        // The list has those only that were bound, or have sent something; or it was closed in the meantime.
+        None if own.pid() != 0 && capture.standing => Some(("it is not in the list of netlink sockets", "close it first", false)),
+        Some(State { listing: true }) => Some(("a list is being sent over it", "let the program read it to its end first", true)),
+        _ if events & libc::POLLIN != 0 => {
+            Some(("messages wait in it, and only the kernel can send them", "let the program read them first", true))
+        }
+        _ if events & libc::POLLERR != 0 => Some(("an error waits to be told", "let the program read from it first", true)),
         _ => None,
     };
-    if let Some((reason, advice)) = obstacle {
-        capture.refuse(found.pid, found.object(), format!("netlink socket of protocol {protocol}: {reason}"), advice);
+    if let Some((reason, advice, passes)) = obstacle {
+        let reason = format!("netlink socket of protocol {protocol}: {reason}");
+        if passes {
+            capture.refuse_for_now(found.pid, found.object(), reason, advice);
+        } else {
+            capture.refuse(found.pid, found.object(), reason, advice);
+        }
         return Ok(None);
     }
     let filter = match options::filter(fd) {

@@ -63,16 +63,21 @@ const KNOWN: [i32; 31] = [
 /// since their defaults are the machine's.
 pub fn capture(fd: BorrowedFd<'_>, new: &New) -> Vec<SocketOption> {
     let differs = |(&name, new): (&i32, &Option<Vec<u8>>)| {
+        let new = new.as_ref()?;
         let mut value = [0u8; 16];
         let value = socket::option_into(fd, libc::SOL_SOCKET, name, &mut value).ok().and_then(|len| value.get(..len))?;
         let always = matches!(name, libc::SO_SNDBUF | libc::SO_RCVBUF);
-        (always || new.as_deref() != Some(value)).then(|| SocketOption { name, value: value.to_vec() })
+        (always || new != value).then(|| SocketOption { name, value: value.to_vec() })
     };
     KNOWN.iter().zip(&new.0).filter_map(differs).collect()
 }
 
-fn ask(fd: BorrowedFd<'_>, name: i32) -> Option<Vec<u8>> {
-    socket::option(fd, libc::SOL_SOCKET, name, 16).ok()
+/// What a new socket answers. `None` where sockets of its kind have no such option: it need not be asked of any other.
+pub fn answer(fd: BorrowedFd<'_>, level: i32, name: i32, room: usize) -> Option<Vec<u8>> {
+    match socket::option(fd, level, name, room) {
+        Err(Errno::ENOPROTOOPT | Errno::EOPNOTSUPP) => None,
+        answer => Some(answer.unwrap_or_default()),
+    }
 }
 
 /// What a new socket answers to each of the questions.
@@ -88,7 +93,7 @@ impl New {
 
     /// Asks a new socket.
     pub fn asked(new: BorrowedFd<'_>) -> Self {
-        New(KNOWN.map(|name| ask(new, name)))
+        New(KNOWN.map(|name| answer(new, libc::SOL_SOCKET, name, 16)))
     }
 }
 

@@ -13,9 +13,10 @@ use crate::resource::graph::Part;
 use crate::sys::namespace::{Kind, places, within};
 use crate::sys::task::Files;
 use crate::sys::tcp::{self, Info, Queue, Repair, Window};
-use crate::sys::{apart, socket};
+use crate::sys::{apart, socket, tcp_diag};
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -160,9 +161,16 @@ impl Tcp {
 /// Saves a TCP socket as far as it can be seen from outside; [`complete`] adds its connection when the tree stands still.
 pub fn capture(found: &Found, fd: BorrowedFd<'_>, capture: &mut Capture) -> Result<Option<FileKind>> {
     let Some(inet) = Inet::identify(found, fd, capture)? else { return Ok(None) };
-    let state = if inet.protocol == MPTCP { 0 } else { tcp::info(fd)?.state };
-    let mut tcp = Tcp { inet, state, ..Tcp::default() };
-    if let Some((reason, advice)) = obstacle(fd, &tcp)? {
+    let mut tcp = Tcp { inet, ..Tcp::default() };
+    // Of a tree that stands still all this is asked when it is read.
+    if capture.standing && tcp.inet.protocol != MPTCP && capture.decisions.tcp() == Choice::Keep {
+        return Ok(Some(FileKind::Tcp(Box::new(tcp))));
+    }
+    let mut events = 0;
+    if tcp.inet.protocol != MPTCP {
+        (tcp.state, events) = (tcp::info(fd)?.state, socket::events(fd)?);
+    }
+    if let Some((reason, advice)) = obstacle(fd, &tcp, events)? {
         // What cannot be kept can be broken off.
         if capture.decisions.tcp() == Choice::Close && !tcp::in_repair(fd).is_ok_and(|yes| yes) {
             tcp.break_off();
@@ -179,17 +187,19 @@ pub fn capture(found: &Found, fd: BorrowedFd<'_>, capture: &mut Capture) -> Resu
     Ok(Some(FileKind::Tcp(Box::new(tcp))))
 }
 
-fn obstacle(fd: BorrowedFd<'_>, tcp: &Tcp) -> Result<Option<Obstacle>> {
+fn obstacle(fd: BorrowedFd<'_>, tcp: &Tcp, events: i16) -> Result<Option<Obstacle>> {
     if tcp.inet.protocol == MPTCP {
-        return Ok(Some(("MPTCP does not show the numbers of its subflows", "let the program use plain TCP: sysctl net.mptcp.enabled=0")));
+        return Ok(Some((
+            "MPTCP does not show the numbers of its subflows",
+            "let the program use plain TCP (sysctl net.mptcp.enabled=0), or break it off (--tcp close)",
+        )));
     }
     if tcp::upper(fd).is_some() {
         return Ok(Some((
             "the kernel encrypts it (kTLS), and does not give its keys back",
-            "let the program do that itself, or close the connection",
+            "let the program do that itself, or break the connection off (--tcp close)",
         )));
     }
-    let events = socket::events(fd)?;
     Ok(match tcp.state {
         tcp::SYN_RECV => Some(("it is being opened (TCP Fast Open)", "wait until the other end has answered")),
         _ if tcp::in_repair(fd)? => Some(("somebody else has it in repair (TCP_REPAIR)", "end whoever repairs it first")),
@@ -198,6 +208,39 @@ fn obstacle(fd: BorrowedFd<'_>, tcp: &Tcp) -> Result<Option<Obstacle>> {
         _ if events & libc::POLLERR != 0 => Some(("an error or a notice waits in it to be read", "let the program read it first")),
         _ => None,
     })
+}
+
+/// Refuses connections whose segments are signed: only the list of all sockets shows that. Looked for before the tree stands
+/// still, as it takes its time.
+pub fn refuse_signed(capture: &mut Capture) -> Result<()> {
+    if capture.standing || capture.decisions.tcp() == Choice::Close {
+        return Ok(());
+    }
+    let mut own: BTreeMap<Option<u32>, HashMap<String, FileId>> = BTreeMap::new();
+    for file in &capture.files {
+        if let FileKind::Tcp(tcp) = &file.kind
+            && tcp.reachable()
+        {
+            own.entry(tcp.inet.network).or_default().insert(file.link.clone(), file.id);
+        }
+    }
+    for (network, files) in own {
+        let Some(Ok(like)) = files.values().map(|&id| capture.duplicate(capture.holders[id as usize])).find(Result::is_ok) else {
+            continue;
+        };
+        let inside = match network {
+            Some(_) => Some(socket::network(like.as_fd())?),
+            None => None,
+        };
+        let all = within(&places(inside.iter().map(|fd| (fd, Kind::Net))), || tcp_diag::list(!0))??;
+        for entry in all.iter().filter(|e| e.signed) {
+            let Some(&id) = files.get(&format!("socket:[{}]", entry.inode)) else { continue };
+            let (FileKind::Tcp(tcp), (pid, fd)) = (&capture.files[id as usize].kind, capture.holders[id as usize]) else { continue };
+            let reason = format!("{}: its segments are signed, and the kernel does not give the key back (TCP_MD5SIG)", tcp.called());
+            capture.refuse(pid, format!("fd {fd} (socket:[{}])", entry.inode), reason, "close it first, or break it off (--tcp close)");
+        }
+    }
+    Ok(())
 }
 
 /// A connection that is in repair, for whoever has to end that.
@@ -237,6 +280,9 @@ pub fn complete(capture: &mut Capture) -> Result<()> {
     let share = if jobs.len() < MANY { jobs.len() } else { jobs.len().div_ceil(readers) };
     let done: Result<Vec<()>> = std::thread::scope(|scope| {
         let known = &known;
+        if share == jobs.len() {
+            return read_all(&mut jobs, known).map(|()| Vec::new());
+        }
         let reading: Vec<_> = jobs.chunks_mut(share).map(|share| scope.spawn(|| read_all(share, known))).collect();
         reading.into_iter().map(|r| r.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
     });
@@ -316,6 +362,9 @@ fn stream(fd: BorrowedFd<'_>, tcp: &mut Tcp, (holder, open): ((i32, i32), &mut I
     let info = tcp::info(fd)?;
     tcp.state = info.state;
     let events = socket::events(fd)?;
+    if let Some(obstacle) = obstacle(fd, tcp, events)? {
+        return Ok(Some(obstacle));
+    }
     match info.state {
         tcp::CLOSE => return closed(fd, tcp, info, events),
         tcp::SYN_SENT => tcp.inet.peer = Some(addressee(fd, tcp)?),

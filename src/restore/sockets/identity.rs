@@ -12,6 +12,7 @@ use crate::sys::{apart, namespace};
 use crate::tracee::stub::Script;
 use nix::errno::Errno;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 impl Sockets<'_> {
     /// Who has the socket open, first in the tree.
@@ -63,6 +64,14 @@ impl Sockets<'_> {
             return if network.is_some() { run(0, None).and_then(|done| done.1) } else { act() }.map_err(Into::into);
         };
         let mut done = run(who.pid, Some(who));
+        // A pid that has just been given up is in use for an instant longer than /proc shows it.
+        let given_up = || !std::path::Path::new(&format!("/proc/{}", who.pid)).exists();
+        let mut nap = Duration::from_millis(1);
+        while matches!(done, Err(Errno::EEXIST)) && nap < Duration::from_millis(200) && given_up() {
+            std::thread::sleep(nap);
+            nap *= 2;
+            done = run(who.pid, Some(who));
+        }
         if matches!(done, Err(Errno::EEXIST | Errno::EPERM | Errno::EINVAL)) {
             let why = "that number cannot be had here";
             self.warnings.push(format!("{}: its peer was process {} (SO_PEERCRED); {why}", self.called(id), who.pid));

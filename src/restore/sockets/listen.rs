@@ -40,6 +40,7 @@ impl Listeners {
             for ((id, listening), made) in all.into_iter().zip(made) {
                 match made {
                     Ok(fd) => drop(listeners.made.insert(id, fd)),
+                    Err(e) if e.kind == crate::error::Kind::Image => return Err(e),
                     Err(e) => refusals.push(refusal(tree, id, listening, e)),
                 }
             }

@@ -6,8 +6,8 @@ mod ends;
 use crate::error::{Context, Error, Refusal, Result};
 use crate::resource::Tree;
 use crate::resource::descriptor::{FileId, FileKind};
-use crate::resource::socket::inet;
 use crate::resource::socket::tcp::{Stream, Tcp};
+use crate::resource::socket::{choice, inet};
 use crate::resource::socket::{options, unix};
 use crate::restore::places::Places;
 use crate::sys::namespace::Kind::Net;
@@ -18,7 +18,7 @@ use crate::sys::{apart, file, socket};
 use ends::Near;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -47,6 +47,10 @@ impl Connections {
         let mut networks: BTreeMap<Option<u32>, Vec<(FileId, &Tcp)>> = BTreeMap::new();
         for (id, tcp) in all(tree) {
             networks.entry(tcp.inet.network).or_default().push((id, tcp));
+        }
+        let mut seen = HashSet::new();
+        if let Some((_, tcp)) = all(tree).find(|(_, t)| t.reachable() && !seen.insert((t.inet.network, t.inet.local, t.inet.peer))) {
+            return Err(Error::image(format!("image damaged: {} is there twice", tcp.called())));
         }
         let mut refusals = Vec::new();
         for (network, list) in networks {
@@ -99,6 +103,10 @@ fn make(tcp: &Tcp, what: &str, near: &mut Near, warnings: &mut Vec<String>) -> R
     if tcp.inet.kind != libc::SOCK_STREAM || tcp.inet.protocol != libc::IPPROTO_TCP || stream.scales.0 > 14 || stream.scales.1 > 14 {
         return Err(Error::image(format!("image damaged: {what} is an impossible one")));
     }
+    let ends = || tcp.inet.local.iter().chain(&tcp.inet.peer);
+    if tcp.reachable() && (ends().count() < 2 || ends().any(|a| a.port == 0)) || !tcp.options.iter().all(Tcp::may_set) {
+        return Err(Error::image(format!("image damaged: {what} has impossible addresses or options")));
+    }
     let made = tcp.inet.make(what, warnings)?;
     let fd = made.as_fd();
     options::apply(fd, &tcp.inet.options, what, warnings);
@@ -120,9 +128,7 @@ fn make(tcp: &Tcp, what: &str, near: &mut Near, warnings: &mut Vec<String>) -> R
             tcp::repair(fd, Repair::On).context(|| format!("making {what}"))?;
             connect(fd, tcp, stream, what, near)?;
             fill(fd, tcp, stream).context(|| format!("filling {what}"))?;
-            if ends::is_hastened(tcp) {
-                near.wire()?;
-            }
+            near.wire()?;
             ends::bring(fd, tcp, near).context(|| format!("closing {what}"))?;
         }
     }
@@ -213,7 +219,10 @@ fn fill(fd: BorrowedFd<'_>, tcp: &Tcp, stream: &Stream) -> Result<()> {
     if widened {
         socket::set_number(fd, libc::SO_RCVBUFFORCE, room / 2)?;
     }
-    tcp::set_window(fd, offered(stream))?;
+    tcp::set_window(fd, offered(stream)).map_err(|e| match e {
+        Errno::EINVAL => Error::image("image damaged: windows that contradict each other"),
+        e => e.into(),
+    })?;
     measure_segments(fd, tcp);
     if stream.clamp != 0 {
         socket::set_option(fd, libc::IPPROTO_TCP, libc::TCP_WINDOW_CLAMP, &stream.clamp.to_ne_bytes())?;
@@ -233,19 +242,43 @@ fn append(fd: BorrowedFd<'_>, mut rest: &[u8]) -> Result<()> {
     Ok(())
 }
 
+type Files<'a, 'f> = &'a dyn Fn(FileId) -> Option<BorrowedFd<'f>>;
+
 impl Connections {
-    /// Sends all of them to work; `file` knows their descriptors. What one says may be an answer to another.
-    pub fn begin<'f>(&self, tree: &Tree, file: &dyn Fn(FileId) -> Option<BorrowedFd<'f>>) -> Result<Vec<String>> {
+    /// Sends all of them to work; `file` knows their descriptors. A network lock still keeps away what they say and what comes.
+    pub fn begin(&self, tree: &Tree, file: Files<'_, '_>) -> Result<Vec<String>> {
+        self.each(tree, file, work)
+    }
+
+    /// The lock has been opened: all say what they have to say. What one says may be an answer to another.
+    pub fn speak(&self, tree: &Tree, file: Files<'_, '_>) -> Result<Vec<String>> {
+        let out: HashSet<FileId> = choice::outside(&tree.files).into_iter().collect();
+        self.each(tree, file, |fd, (id, tcp), _, _| speak(fd, tcp, self.wires.get(&tcp.inet.network), out.contains(&id)))
+    }
+
+    /// Takes them back into repair: they end with those who hold them, and nobody is told.
+    pub fn silence(&self, tree: &Tree, file: Files<'_, '_>) {
+        for fd in all(tree).filter(|(_, tcp)| tcp.reachable()).filter_map(|(id, _)| file(id)) {
+            let _ = tcp::repair(fd, Repair::On);
+        }
+    }
+
+    /// Does something to all or none of them, also when meio is killed just then. Returned is what went wrong.
+    fn each(
+        &self,
+        tree: &Tree,
+        file: Files<'_, '_>,
+        act: impl Fn(BorrowedFd<'_>, (FileId, &Tcp), &str, &mut Vec<String>) -> Result<()>,
+    ) -> Result<Vec<String>> {
         let mut warnings = Vec::new();
         if all(tree).next().is_none() {
             return Ok(warnings);
         }
-        // All or none, also when meio is killed just now.
         let done = apart::run(0, || {
             for (id, tcp) in all(tree) {
                 let what = tcp.called();
                 let begun = file(id).ok_or_else(|| Error::image("image damaged: a connection is not there"));
-                if let Err(e) = begun.and_then(|fd| work(fd, tcp, &what, self.wires.get(&tcp.inet.network), &mut warnings)) {
+                if let Err(e) = begun.and_then(|fd| act(fd, (id, tcp), &what, &mut warnings)) {
                     warnings.push(format!("{what}: {}", e.message));
                 }
             }
@@ -255,24 +288,15 @@ impl Connections {
     }
 }
 
-fn work(fd: BorrowedFd<'_>, tcp: &Tcp, what: &str, wire: Option<&Wire>, warnings: &mut Vec<String>) -> Result<()> {
+fn work(fd: BorrowedFd<'_>, (_, tcp): (FileId, &Tcp), what: &str, warnings: &mut Vec<String>) -> Result<()> {
     let mut said = Ok(());
     match (tcp.state, &tcp.stream, tcp.inet.peer) {
         (tcp::CLOSE, ..) => {}
         (tcp::SYN_SENT, _, Some(peer)) => ends::start(fd, peer.into())?,
         (state, Some(stream), _) => {
-            let (_, unsent) = stream.parts();
             tcp::repair(fd, Repair::Off)?;
-            // First: an answer to a question acknowledges by the timestamp of long ago, which would count as a round trip.
-            if let Some(wire) = wire.filter(|_| ends::is_hastened(tcp)) {
-                ends::hasten(fd, tcp, stream, wire)?;
-            }
-            // The other end may have made room meanwhile, and says so once.
-            if !stream.written.is_empty() || stream.window[1] == 0 {
-                tcp::repair(fd, Repair::OffAndAsk)?;
-            }
             if state != tcp::CLOSING {
-                said = append(fd, unsent);
+                said = append(fd, stream.parts().1);
             }
             if matches!(state, tcp::FIN_WAIT1 | tcp::LAST_ACK) {
                 socket::shutdown(fd, libc::SHUT_WR)?;
@@ -301,4 +325,35 @@ fn announce_room(fd: BorrowedFd<'_>) -> nix::Result<()> {
     // To set this option, also to what it is, announces what room there is.
     let least = socket::option(fd, libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, 4)?;
     socket::set_option(fd, libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, &least)
+}
+
+/// What was kept back by the lock goes out. One that leads `out` asks the other end in any case: whether that has given up
+/// meanwhile was not heard.
+fn speak(fd: BorrowedFd<'_>, tcp: &Tcp, wire: Option<&Wire>, out: bool) -> Result<()> {
+    let Some(stream) = tcp.stream.as_ref().filter(|_| tcp.reachable() && tcp.state != tcp::SYN_SENT) else { return Ok(()) };
+    let (sent, unsent) = stream.parts();
+    if let Some(wire) = wire {
+        if ends::is_hastened(tcp) {
+            ends::hasten(fd, tcp, stream, wire)?;
+        } else if out || !sent.is_empty() {
+            ends::ask(tcp, stream, wire)?;
+        }
+    }
+    let ends = matches!(tcp.state, tcp::FIN_WAIT1 | tcp::LAST_ACK);
+    if ends || !unsent.is_empty() {
+        push(fd)?;
+    }
+    Ok(())
+}
+
+/// Sends what can be sent now, which the kernel does as well when it is told not to wait for more (tcp(7)).
+fn push(fd: BorrowedFd<'_>) -> nix::Result<()> {
+    let level = libc::IPPROTO_TCP;
+    let corked = socket::option(fd, level, libc::TCP_CORK, 4)?;
+    if corked.iter().all(|b| *b == 0) {
+        let before = socket::option(fd, level, libc::TCP_NODELAY, 4)?;
+        socket::set_option(fd, level, libc::TCP_NODELAY, &1i32.to_ne_bytes())?;
+        socket::set_option(fd, level, libc::TCP_NODELAY, &before)?;
+    }
+    Ok(())
 }

@@ -12,6 +12,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use super::fdinfo::{self, FdInfo};
 use super::{children as children_text, text::int};
 use crate::error::{Error, Kind, Result};
 
@@ -143,6 +144,37 @@ pub fn children(pid: i32) -> Result<Vec<i32>> {
 /// The open descriptors of a process, ascending.
 pub fn fds(pid: i32) -> Result<Vec<i32>> {
     numbers(pid, "fd")
+}
+
+/// The same descriptors with what each says of itself (proc_pid_fdinfo(5)), where it has not gone meanwhile. Of many the kernel
+/// is asked by several threads.
+pub fn fd_infos(pid: i32) -> Result<Vec<(i32, FdInfo)>> {
+    const MANY: usize = 256;
+    // This folder, not `fd`: the kernel makes a file of /proc of each that is listed, and these will be opened.
+    let fds = numbers(pid, "fdinfo")?;
+    let read = |fds: &[i32]| -> Result<Vec<(i32, FdInfo)>> {
+        let mut infos = Vec::with_capacity(fds.len());
+        for &fd in fds {
+            match parsed(pid, &format!("fdinfo/{fd}"), fdinfo::parse) {
+                Err(e) if e.kind == Kind::NotFound => {}
+                info => infos.push((fd, info?)),
+            }
+        }
+        Ok(infos)
+    };
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(4));
+    if fds.len() < MANY || threads < 2 {
+        return read(&fds);
+    }
+    std::thread::scope(|scope| {
+        let (own, others) = fds.split_at(fds.len().div_ceil(threads));
+        let reading: Vec<_> = others.chunks(own.len()).map(|share| scope.spawn(move || read(share))).collect();
+        let mut all = read(own)?;
+        for share in reading {
+            all.extend(share.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
+        }
+        Ok(all)
+    })
 }
 
 /// Where /proc/PID/`name` points: `exe`, `cwd`, `root`, `ns/net`. The kernel

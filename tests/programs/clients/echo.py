@@ -1,6 +1,6 @@
 """Many clients of an echo server, each with a stream of its own that must come back byte by byte: port, number of clients.
 
-Most say a little now and then; a few never stop.
+Most say a little now and then; a few never stop, and some connect anew each time.
 """
 import asyncio, random, resource, sys, time
 import record
@@ -17,9 +17,11 @@ def part(number, begin, length):
 
 async def client(number, port):
     dice = random.Random(number)
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    reader = writer = None
     at = 0
     while not record.stop():
+        if not writer:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
         length = dice.randint(1, 100000 if number % 200 == 0 else 2000)
         wanted = part(number, at, length)
         since = time.monotonic_ns()
@@ -33,7 +35,15 @@ async def client(number, port):
             got += len(data)
             since = record.heard(since)
         at += length
+        if number % 20 == 7:
+            await end(number, reader, writer)
+            writer = None
         await asyncio.sleep(0.01 if number % 200 == 0 else dice.uniform(0.5, 2))
+    if writer:
+        await end(number, reader, writer)
+
+
+async def end(number, reader, writer):
     writer.write_eof()
     assert await reader.read() == b"", f"client {number}: more bytes than were sent"
     writer.close()

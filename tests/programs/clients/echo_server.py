@@ -1,5 +1,5 @@
-"""Sends back what it gets: the port."""
-import asyncio, resource, sys
+"""Sends back what it gets: the port, number of processes, each with a listening socket of its own at that port."""
+import asyncio, os, resource, sys
 
 resource.setrlimit(resource.RLIMIT_NOFILE, (10000, 10000))
 
@@ -12,9 +12,12 @@ async def serve(reader, writer):
 
 
 async def main():
-    server = await asyncio.start_server(serve, "127.0.0.1", int(sys.argv[1]), backlog=2000)
-    open("up", "w").close()
+    server = await asyncio.start_server(serve, "127.0.0.1", int(sys.argv[1]), backlog=2000, reuse_port=True)
+    open(f"up{number}", "w").close()
     await server.serve_forever()
 
 
+number = 0
+while number < int(sys.argv[2]) - 1 and os.fork():
+    number += 1
 asyncio.run(main())

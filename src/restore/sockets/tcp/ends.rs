@@ -281,3 +281,17 @@ pub fn hasten(fd: BorrowedFd<'_>, tcp: &Tcp, stream: &Stream, wire: &Wire) -> Re
     }
     said.context(|| "acknowledging a byte that was acknowledged before")
 }
+
+/// Has the socket hear what it has heard before, so that it tells the other end how far it is; who has no such connection any
+/// more answers with a reset.
+pub fn ask(tcp: &Tcp, stream: &Stream, wire: &Wire) -> Result<()> {
+    let (Some(local), Some(peer)) = (tcp.inet.local, tcp.inet.peer) else { return Ok(()) };
+    let segment = Segment {
+        seq: stream.window[4].wrapping_sub(1),
+        ack: stream.written_to.wrapping_sub(stream.written.len() as u32),
+        flags: wire::ACK,
+        window: u16::try_from(stream.window[1] >> stream.scales.0).unwrap_or(u16::MAX),
+        ..Segment::default()
+    };
+    wire.tcp(peer.into(), local.into(), &segment).context(|| "asking the other end of a connection how far it is")
+}
