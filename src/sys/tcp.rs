@@ -188,15 +188,13 @@ pub fn outstanding(fd: BorrowedFd<'_>) -> Result<(u32, u32), Errno> {
     Ok((socket::asks(fd, SIOCOUTQ)? as u32, socket::asks(fd, SIOCOUTQNSD)? as u32))
 }
 
-/// Looks at the first `len` bytes of the chosen queue.
+/// Looks at the first `len` bytes of the chosen queue of a connection in repair, or of what was received.
 pub fn peek(fd: BorrowedFd<'_>, len: usize) -> Result<Vec<u8>, Errno> {
     let mut bytes = vec![0u8; len];
     let mut at = 0;
     // Out of repair and in the queue of received bytes a call may stop at a border; it always begins at the front.
     while at < len {
-        // SAFETY: the buffer has the size that is passed.
-        let n = unsafe { libc::recv(fd.as_raw_fd(), bytes.as_mut_ptr().cast(), len, libc::MSG_PEEK | libc::MSG_DONTWAIT) };
-        let n = Errno::result(n)? as usize;
+        let n = look(fd, &mut bytes)?;
         if n <= at {
             break;
         }
@@ -204,6 +202,28 @@ pub fn peek(fd: BorrowedFd<'_>, len: usize) -> Result<Vec<u8>, Errno> {
     }
     bytes.truncate(at);
     Ok(bytes)
+}
+
+/// Looks at the last `len` bytes of the queue of written bytes, in repair: those that were not acknowledged. The kernel
+/// keeps segments as a whole until all of them was, and begins with the first byte of the first one.
+pub fn peek_unacknowledged(fd: BorrowedFd<'_>, len: usize) -> Result<Vec<u8>, Errno> {
+    let mut bytes = vec![0u8; len];
+    loop {
+        // How many there are, also when they found no room.
+        let n = look(fd, &mut bytes)?;
+        if n <= bytes.len() {
+            bytes.truncate(n);
+            bytes.drain(..n.saturating_sub(len));
+            return Ok(bytes);
+        }
+        bytes.resize(n, 0);
+    }
+}
+
+fn look(fd: BorrowedFd<'_>, bytes: &mut [u8]) -> Result<usize, Errno> {
+    // SAFETY: the buffer has the size that is passed.
+    let n = unsafe { libc::recv(fd.as_raw_fd(), bytes.as_mut_ptr().cast(), bytes.len(), libc::MSG_PEEK | libc::MSG_DONTWAIT) };
+    Errno::result(n).map(|n| n as usize)
 }
 
 /// Appends to the chosen queue, or writes to a connection that works; how many bytes found room.

@@ -390,7 +390,7 @@ fn stream(fd: BorrowedFd<'_>, tcp: &mut Tcp, (holder, open): ((i32, i32), &mut I
         tcp::choose(fd, Queue::Written)?;
         let written_to = tcp::sequence(fd)?.wrapping_sub(u32::from(fin));
         let length = used.saturating_sub(fin_open) as usize;
-        let written = if length > 0 { tcp::peek(fd, length)? } else { Vec::new() };
+        let written = if length > 0 { tcp::peek_unacknowledged(fd, length)? } else { Vec::new() };
         let (window, largest_segment) = (tcp::window(fd)?, tcp::largest_segment(fd)?);
         Ok((received_to, received, written_to, written, length, window, largest_segment))
     });

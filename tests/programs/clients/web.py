@@ -13,6 +13,14 @@ with open(os.path.join(folder, "big")) as file:
 SMALL = [open(os.path.join(folder, f"small-{n}"), "rb").read() for n in range(100)]
 
 
+def other(data, wanted, at):
+    """What came instead of what was wanted at this place, in words."""
+    same = next((n for n, (a, b) in enumerate(zip(data, wanted[at:])) if a != b), 0)
+    sources = [("the same file", wanted), ("big", BIG[:].obj)] + [(f"small-{n}", file) for n, file in enumerate(SMALL)]
+    places = [f"{name} at {place}" for name, file in sources if (place := file.find(data[same:same + 30])) >= 0]
+    return f"{len(data)} bytes came at {at} of {len(wanted)}; from {same} on they are others: {data[same:same + 30]}, {places}"
+
+
 class Connection:
     def __init__(self, window=None):
         self.link = socket.socket()
@@ -48,7 +56,7 @@ class Connection:
         while at < len(wanted):
             data = self.recv(time.monotonic_ns())
             length = min(len(data), len(wanted) - at)
-            assert data[:length] == wanted[at:at + length], f"other bytes in {at}..{at + length}"
+            assert data[:length] == wanted[at:at + length], other(bytes(data), bytes(wanted), at)
             self.came = bytes(data[length:])
             at += length
             if pause and not record.stop():
