@@ -162,9 +162,11 @@ fn deadline_of_restarted(held: &mut Held) -> Result<Option<Waiting>> {
         list
     };
     let mut candidates: Option<Vec<timer_list::HrTimer>> = None;
+    let mut own = None;
     let mut wchan = Vec::new();
-    // A timer of another task that was set meanwhile shows up only once.
-    for _ in 0..4 {
+    // A timer of another task that was set meanwhile shows up only once; its own is the same each time. So it must have been
+    // seen twice.
+    for _ in 0..6 {
         let before = timers();
         // From system call stop to system call stop: should its time come just now, it does not get as far as its next instruction,
         // which would move one thread on while all others stand still.
@@ -192,22 +194,25 @@ fn deadline_of_restarted(held: &mut Held) -> Result<Option<Waiting>> {
             return Ok(None); // its time came just now
         }
         new.retain(|t| !before.contains(t));
-        if let Some(seen) = &candidates {
-            new.retain(|t| seen.iter().any(|s| s.address == t.address && s.expires_ns == t.expires_ns));
-        }
-        let unique = new.len() <= 1;
-        candidates = Some(new);
-        if unique {
+        let Some(seen) = candidates.take() else {
+            candidates = Some(new);
+            continue;
+        };
+        let again = |t: &timer_list::HrTimer| seen.iter().any(|s| s.address == t.address && s.expires_ns == t.expires_ns);
+        let (mut both, once): (Vec<_>, Vec<_>) = new.into_iter().partition(again);
+        if both.len() == 1 || (seen.is_empty() && once.is_empty()) {
+            own = both.pop();
             break;
         }
+        // Missed in one of the two: from here anew.
+        candidates = Some(if both.is_empty() { once } else { both });
     }
     let number = original_number(held, &wchan);
     if time_out(number, &held.registers).is_none() {
         return Ok(Some(Waiting { number, remaining_ns: None }));
     }
     let now = clock::monotonic_ns();
-    let timer = candidates.unwrap_or_default().into_iter().next();
-    Ok(Some(Waiting { number, remaining_ns: timer.map(|t| t.softexpires_ns.saturating_sub(now)) }))
+    Ok(Some(Waiting { number, remaining_ns: own.map(|t| t.softexpires_ns.saturating_sub(now)) }))
 }
 
 /// Lets a stopped task make its interrupted call again. Where it sleeps, and whether the call has returned already, in which
@@ -224,7 +229,9 @@ fn fall_asleep(held: &mut Held) -> Result<(Vec<u8>, bool)> {
         }
     }
     ptrace::syscall(tid)?;
-    let until = Instant::now() + Duration::from_millis(5);
+    // On a busy machine it may get no processor for a while.
+    let until = Instant::now() + Duration::from_millis(100);
+    let begin = Instant::now();
     loop {
         if let Some((_, status)) = ptrace::poll(tid)? {
             return match status {
@@ -236,6 +243,10 @@ fn fall_asleep(held: &mut Held) -> Result<(Vec<u8>, bool)> {
         if (wchan.len() > 1 && !wchan.starts_with(b"ptrace")) || Instant::now() >= until {
             return Ok((wchan, false));
         }
-        std::thread::yield_now();
+        if begin.elapsed() < Duration::from_millis(1) {
+            std::thread::yield_now();
+        } else {
+            std::thread::sleep(Duration::from_micros(100));
+        }
     }
 }
