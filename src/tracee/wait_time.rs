@@ -164,8 +164,8 @@ fn deadline_of_restarted(held: &mut Held) -> Result<Option<Waiting>> {
     let mut candidates: Option<Vec<timer_list::HrTimer>> = None;
     let mut own = None;
     let mut wchan = Vec::new();
-    // A timer of another task that was set meanwhile shows up only once; its own is the same each time. So it must have been
-    // seen twice.
+    // A timer of another task that was set meanwhile shows up only once; its own ends at the same instant each time, though it
+    // may lie elsewhere on the kernel's stack. So it must have been seen twice.
     for _ in 0..6 {
         let before = timers();
         // From system call stop to system call stop: should its time come just now, it does not get as far as its next instruction,
@@ -198,7 +198,7 @@ fn deadline_of_restarted(held: &mut Held) -> Result<Option<Waiting>> {
             candidates = Some(new);
             continue;
         };
-        let again = |t: &timer_list::HrTimer| seen.iter().any(|s| s.address == t.address && s.expires_ns == t.expires_ns);
+        let again = |t: &timer_list::HrTimer| seen.iter().any(|s| (s.softexpires_ns, s.expires_ns) == (t.softexpires_ns, t.expires_ns));
         let (mut both, once): (Vec<_>, Vec<_>) = new.into_iter().partition(again);
         if both.len() == 1 || (seen.is_empty() && once.is_empty()) {
             own = both.pop();
