@@ -55,7 +55,8 @@ pub fn survey(pids: &[i32], capture: &mut Capture) -> Result<Vec<Process>> {
         };
         // A running process changes while it is looked at. What fails here is found again, or not, once it stands still.
         match look(&mut seen, capture) {
-            Err(e) if e.kind == Failure::Permission => return Err(e),
+            // Of one that is just ending nothing may be seen any more.
+            Err(e) if e.kind == Failure::Permission && !super::ended(pid) => return Err(e),
             _ => {}
         }
     }

@@ -21,9 +21,10 @@ use nix::poll::PollFlags;
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
+use std::time::{Duration, Instant};
 
 /// What is known of the slave side.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -253,16 +254,22 @@ fn take_out(master: BorrowedFd<'_>, slave: BorrowedFd<'_>, packet: bool, termios
     taken
 }
 
+/// How long the kernel may take to carry bytes from one side to the other.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 /// Everything that the master has not read.
 fn output(master: BorrowedFd<'_>) -> Result<Vec<u8>> {
-    let mut all = Vec::new();
+    let (mut all, begin) = (Vec::new(), Instant::now());
     let mut file = File::from(master.try_clone_to_owned()?);
     // Its own descriptor may be one that waits: it is read only when there is something.
     while pty::ready(master, PollFlags::POLLIN) {
         let mut piece = [0u8; 65536];
-        match file.read(&mut piece)? {
-            0 => break,
-            n => all.extend_from_slice(&piece[..n]),
+        match file.read(&mut piece) {
+            Ok(0) => break,
+            Ok(n) => all.extend_from_slice(&piece[..n]),
+            // On its way between the two sides.
+            Err(e) if e.kind() == ErrorKind::WouldBlock && begin.elapsed() < PATIENCE => std::thread::sleep(Duration::from_micros(100)),
+            Err(e) => return Err(e.into()),
         }
     }
     Ok(all)
@@ -272,7 +279,7 @@ fn output(master: BorrowedFd<'_>) -> Result<Vec<u8>> {
 pub fn put_output(slave: BorrowedFd<'_>, output: &[u8], stopped: Stop, termios: &[u8]) -> Result<()> {
     if !output.is_empty() {
         file::set_termios(slave, &Modes(termios.to_vec()).without(Modes::OUTPUT, libc::OPOST).0)?;
-        let written = File::from(slave.try_clone_to_owned()?).write_all(output);
+        let written = write_all(slave, output);
         file::set_termios(slave, termios)?;
         written?;
     }
@@ -281,6 +288,23 @@ pub fn put_output(slave: BorrowedFd<'_>, output: &[u8], stopped: Stop, termios: 
         Stop::Flow => pty::stop_output(slave, true).map_err(Into::into),
         Stop::Typed => type_control(slave, true, termios),
     }
+}
+
+/// Writes all of it into a descriptor that does not wait. The kernel gives the room of what was just taken out free in its own
+/// time.
+fn write_all(slave: BorrowedFd<'_>, mut bytes: &[u8]) -> Result<()> {
+    let mut file = File::from(slave.try_clone_to_owned()?);
+    let begin = Instant::now();
+    while !bytes.is_empty() {
+        match file.write(bytes) {
+            Ok(n) => bytes = &bytes[n..],
+            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) && begin.elapsed() < PATIENCE => {
+                std::thread::sleep(Duration::from_micros(100));
+            }
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(())
 }
 
 /// Types ^S or ^Q, whatever characters the modes have for them.
