@@ -123,6 +123,16 @@ impl Hashes {
         });
     }
 
+    /// Forgets some pages.
+    pub fn forget(&mut self, of: Of, (start, end): (u64, u64)) {
+        let Some(table) = self.known.get_mut().unwrap_or_else(PoisonError::into_inner).get_mut(&of) else { return };
+        for page in start / PAGE..end.div_ceil(PAGE) {
+            if let Some(part) = table.get_mut(&(page / PART as u64)) {
+                part[(page % PART as u64) as usize] = UNKNOWN;
+            }
+        }
+    }
+
     /// See [`Tracker::object`].
     ///
     /// # Errors
@@ -212,6 +222,10 @@ impl Tracker for Hash {
 
     fn copied(&self, of: Of, ranges: &[(u64, u32)], bytes: &[u8]) {
         self.hashes.note(of, ranges, bytes);
+    }
+
+    fn missed(&mut self, of: Of, range: (u64, u64)) {
+        self.hashes.forget(of, range);
     }
 
     fn doubt(&mut self) {

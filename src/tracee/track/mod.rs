@@ -84,14 +84,6 @@ pub struct Pages {
     pub kept: Vec<(u64, u64)>,
 }
 
-impl Pages {
-    /// Forgets all.
-    pub fn clear(&mut self) {
-        self.changed.clear();
-        self.kept.clear();
-    }
-}
-
 /// A private mapping, whole, whose own pages are looked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Area {
@@ -139,13 +131,6 @@ pub enum Class {
 /// The answer for one process.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Seen([Pages; 3]);
-
-impl Seen {
-    /// Forgets all.
-    pub fn clear(&mut self) {
-        self.0.iter_mut().for_each(Pages::clear);
-    }
-}
 
 impl std::ops::Index<Class> for Seen {
     type Output = Pages;
@@ -215,6 +200,10 @@ pub trait Tracker: Send + Sync {
             self.hashes().note(of, ranges, bytes);
         }
     }
+
+    /// These pages were told to have changed, but could not be copied: should they still exist at the next look, they count
+    /// as changed.
+    fn missed(&mut self, of: Of, range: (u64, u64));
 
     /// What was told is not saved: everything counts as changed at the next look.
     fn doubt(&mut self);

@@ -65,6 +65,14 @@ impl Tracker for SoftDirty {
         Ok(())
     }
 
+    fn missed(&mut self, of: Of, range: (u64, u64)) {
+        match of {
+            // Nothing is missed of a process that stands still: then something is wrong with all of it.
+            Of::Process(pid) => drop(self.wiped.remove(&pid)),
+            Of::Object(..) => self.hashes.forget(of, range),
+        }
+    }
+
     fn doubt(&mut self) {
         self.wiped.clear();
         self.hashes.clear();

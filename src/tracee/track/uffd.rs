@@ -15,7 +15,7 @@
 
 use super::ranges::{Ranges, both, either, within, without};
 use super::{Area, Hashes, Kind, Of, Seen, Tracker};
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, Kind as ErrorKind, Result};
 use crate::sys::feature::{self, Scans};
 use crate::sys::pagemap::{PAGE, Pagemap, Regions, push};
 use crate::sys::proc::maps::Vma;
@@ -51,6 +51,18 @@ struct Watched {
     own: Ranges,
     /// They count as changed at the next look.
     doubted: bool,
+    /// These do, in any order.
+    missed: Ranges,
+}
+
+/// How the beginning went.
+enum Begun {
+    /// Writes are noted; a page of a mapping of which that is true.
+    Watching(Userfaultfd, u64),
+    /// It may be possible later.
+    NotNow,
+    /// It is not possible, and why.
+    Never(String),
 }
 
 /// One look at one process.
@@ -99,14 +111,13 @@ impl Tracker for Uffd {
         // Closed before the next one is made: a mapping can have only one.
         self.watched.remove(&pid);
         let Some(held) = process.threads.first_mut() else { return Ok(None) };
-        let (watched, why) = match begin(held, vmas, call, known)? {
-            Ok(watched) => (watched, None),
-            Err(why) => {
-                let none = Watched { uffd: None, landmark: 0, own: Ranges::new(), doubted: false };
-                (none, Some(format!("process {pid} is saved whole each time: {why}")))
-            }
+        let (uffd, landmark, why) = match begin(held, vmas, call, known)? {
+            Begun::NotNow => return Ok(None),
+            Begun::Watching(uffd, landmark) => (Some(uffd), landmark, None),
+            Begun::Never(why) => (None, 0, Some(format!("process {pid} is saved whole each time: {why}"))),
         };
-        self.watched.insert(pid, watched);
+        // Registered, but not looked at yet: doubted.
+        self.watched.insert(pid, Watched { uffd, landmark, own: Ranges::new(), doubted: true, missed: Ranges::new() });
         Ok(why)
     }
 
@@ -125,6 +136,9 @@ impl Tracker for Uffd {
         let doubted = std::mem::replace(&mut watched.doubted, true);
         let Some(uffd) = &watched.uffd else { return Ok(()) };
         let before = std::mem::take(&mut watched.own);
+        let mut missed = std::mem::take(&mut watched.missed);
+        missed.sort_unstable();
+        let missed = either(&missed, &[]);
         for area in areas {
             let mut glance = Glance { uffd, map: &map, scans: self.scans, own: &before, regions: &mut self.regions };
             let looked = match area.kind {
@@ -146,12 +160,21 @@ impl Tracker for Uffd {
             for &(start, end) in &either(&changed, &kept) {
                 push(&mut watched.own, start, end);
             }
+            let owed = both(&kept, &missed);
+            let (changed, kept) = if owed.is_empty() { (changed, kept) } else { (either(&changed, &owed), without(&kept, &owed)) };
             let out = &mut seen[area.class];
             changed.iter().for_each(|r| push(&mut out.changed, r.0, r.1));
             kept.iter().for_each(|r| push(&mut out.kept, r.0, r.1));
         }
         watched.doubted = false;
         Ok(())
+    }
+
+    fn missed(&mut self, of: Of, range: (u64, u64)) {
+        match of {
+            Of::Process(pid) => self.watched.entry(pid).and_modify(|w| w.missed.push(range)),
+            Of::Object(..) => return self.hashes.forget(of, range),
+        };
     }
 
     fn doubt(&mut self) {
@@ -288,18 +311,22 @@ impl Glance<'_> {
     }
 }
 
-/// Makes the userfaultfd of a process that stands still. In words, why it cannot be watched.
-fn begin(held: &mut Held, vmas: &[Vma], call: Option<u64>, known: &mut Known) -> Result<std::result::Result<Watched, String>> {
+/// Makes the userfaultfd of a process that stands still.
+fn begin(held: &mut Held, vmas: &[Vma], call: Option<u64>, known: &mut Known) -> Result<Begun> {
     let pid = held.pid;
     let map = Pagemap::open(pid).context(|| format!("opening the page map of process {pid}"))?;
     // Another process has the same memory, and it is watched there: two that look would take news from each other.
     if vmas.iter().any(|v| map.noted(v.start)) {
-        return Ok(Err("its memory is watched already".into()));
+        return Ok(Begun::Never("its memory is watched already".into()));
     }
     let Some(foothold) = Foothold::find(pid, vmas, held.registers.rsp, known) else {
-        return Ok(Err("it holds no system call instruction".into()));
+        return Ok(Begun::Never("it holds no system call instruction".into()));
     };
-    let mut run = Injector::begin(held, &foothold, call)?;
+    let mut run = match Injector::begin(held, &foothold, call) {
+        // It is deep in its stack just now: at the next look.
+        Err(e) if e.kind == ErrorKind::Unsupported => return Ok(Begun::NotNow),
+        run => run?,
+    };
     let made = run.call(libc::SYS_userfaultfd, [FLAGS as u64, 0, 0, 0, 0, 0])?;
     let taken = if made >= 0 {
         let taken = task::Files::of(pid).get(made as i32);
@@ -311,16 +338,15 @@ fn begin(held: &mut Held, vmas: &[Vma], call: Option<u64>, known: &mut Known) ->
     run.end()?;
     let uffd = match taken.and_then(Userfaultfd::adopt) {
         Ok(uffd) => uffd,
-        Err(e) => return Ok(Err(format!("userfaultfd: {}", e.desc()))),
+        Err(e) => return Ok(Begun::Never(format!("userfaultfd: {}", e.desc()))),
     };
     // The end of the stack holds the environment, and is never given back.
     let own = |v: &&Vma| !v.shared && v.prot & libc::PROT_WRITE as u32 != 0;
     let Some(stack) = vmas.iter().find(|v| v.name == b"[stack]").or_else(|| vmas.iter().rev().find(own)) else {
-        return Ok(Err("it has no memory of its own".into()));
+        return Ok(Begun::Never("it has no memory of its own".into()));
     };
     match uffd.register(stack.start, stack.end).and_then(|()| uffd.unprotect(stack.start, stack.end)) {
-        // Registered, but not yet looked at: doubted.
-        Ok(()) => Ok(Ok(Watched { uffd: Some(uffd), landmark: stack.end - PAGE, own: Ranges::new(), doubted: true })),
-        Err(e) => Ok(Err(format!("userfaultfd: {}", e.desc()))),
+        Ok(()) => Ok(Begun::Watching(uffd, stack.end - PAGE)),
+        Err(e) => Ok(Begun::Never(format!("userfaultfd: {}", e.desc()))),
     }
 }
