@@ -106,6 +106,16 @@ impl Area {
     }
 }
 
+/// The same mappings without what overlaps: while a process runs its list may hold some twice, as they were and as they are.
+fn apart(areas: &[Area]) -> impl Iterator<Item = Area> + '_ {
+    let mut end = 0;
+    areas.iter().filter_map(move |area| {
+        let start = area.start.max(end);
+        end = end.max(area.end);
+        (start < area.end).then_some(Area { start, ..*area })
+    })
+}
+
 /// What a private mapping is made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {

@@ -11,6 +11,7 @@ use crate::sys::memory::MemFile;
 use crate::sys::proc::{maps, read};
 use crate::tracee::freeze::{Frozen, freeze};
 use std::collections::{BTreeMap, HashMap};
+use nix::time::ClockId;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
 use std::process::{Child, Command};
@@ -46,6 +47,17 @@ impl Program {
     fn pid(&self) -> i32 {
         self.0.id() as i32
     }
+
+    /// Lets it have so much time of a processor.
+    fn go_on(&self, time: Duration) {
+        let clock = ClockId::pid_cpu_clock_id(nix::unistd::Pid::from_raw(self.pid())).expect("clock");
+        let used = || Duration::from(clock.now().expect("time"));
+        let (until, limit) = (used() + time, Instant::now() + Duration::from_secs(60));
+        while used() < until {
+            assert!(Instant::now() < limit, "the program stands still");
+            std::thread::sleep(Duration::from_micros(100));
+        }
+    }
 }
 
 impl Drop for Program {
@@ -80,10 +92,13 @@ fn alone(name: &str, test: impl FnOnce()) {
     assert!(run.status.success() && text.contains("1 passed"), "{name}");
 }
 
+fn private(vmas: &[Vma]) -> impl Iterator<Item = &Vma> {
+    vmas.iter().filter(|v| !v.shared && !v.name.starts_with(b"[v"))
+}
+
 /// The private mappings of a process.
 fn areas(vmas: &[Vma]) -> Vec<Area> {
-    let private = vmas.iter().filter(|v| !v.shared && !v.name.starts_with(b"[v"));
-    private
+    private(vmas)
         .map(|v| {
             let kind = if v.inode == 0 { Kind::Anonymous } else { Kind::File };
             let class = match kind {
@@ -112,27 +127,29 @@ fn take(
     let before = copies.of.remove(&of).unwrap_or_default();
     // A round in between adds to what there is; a look at a tree that stands still says what there is.
     let mut now = if still { Memory::new() } else { before.clone() };
-    let mut last = None;
     for pages in told {
         for set in [&pages.changed, &pages.kept] {
             assert!(set.iter().all(|r| r.0 < r.1 && r.0 % PAGE == 0 && r.1 % PAGE == 0), "{of:?}: {set:x?}");
             assert!(set.is_sorted() && set.windows(2).all(|w| w[0].1 < w[1].0), "{of:?}: {set:x?}");
         }
-        last = last.max(pages.changed.last());
-        for page in list(&pages.changed) {
-            let mut bytes = vec![0; PAGE as usize];
-            match read(page, &mut bytes) {
-                Ok(()) => {
-                    tracker.copied(of, &[(page, 1)], &bytes);
-                    assert!(now.insert(page, bytes.into()).is_none() || !still, "{of:?}: {page:x} is told twice");
-                    copies.changed += 1;
-                }
-                Err(e) if still => panic!("{of:?}: page {page:x}: {e}"),
-                Err(_) => {
-                    tracker.missed(of, (page, page + PAGE));
-                    now.remove(&page);
-                }
+        for &(start, end) in &pages.changed {
+            let mut bytes = vec![0; (end - start) as usize];
+            let mut count = (end - start) / PAGE;
+            // In a process that runs a part of it may have gone.
+            while count > 0 && read(start, &mut bytes[..(count * PAGE) as usize]).is_err() {
+                assert!(!still, "{of:?}: pages {start:x}-{end:x} cannot be read");
+                count /= 2;
             }
+            let copied = start + count * PAGE;
+            if copied < end {
+                tracker.missed(of, (copied, end));
+                list(&[(copied, end)]).for_each(|page| drop(now.remove(&page)));
+            }
+            tracker.copied(of, &[(start, count as u32)], &bytes[..(count * PAGE) as usize]);
+            for (page, bytes) in list(&[(start, copied)]).zip(bytes.chunks(PAGE as usize)) {
+                assert!(now.insert(page, bytes.into()).is_none() || !still, "{of:?}: {page:x} is told twice");
+            }
+            copies.changed += count;
         }
         if !still {
             continue;
@@ -178,7 +195,9 @@ fn epoch(tracker: &mut dyn Tracker, frozen: &mut Frozen, copies: &mut Copies) {
         let memory = MemFile::open(pid).expect("memory");
         let told = [&seen[Class::Plain], &seen[Class::OverFile], &seen[Class::Protected]];
         take(tracker, Of::Process(pid), &told, copies, true, |page, bytes| memory.read(page, bytes));
-        compare(pid, &areas, &memory, &copies.of[&Of::Process(pid)], tracker.name());
+        // Mappings may have become one by being registered.
+        let vmas = read::parsed(pid, "maps", maps::parse).expect("maps");
+        compare(pid, &vmas, &memory, &copies.of[&Of::Process(pid)], tracker.name());
         all.insert(Of::Process(pid));
         objects(tracker, pid, &vmas, &mut all, copies);
     }
@@ -214,46 +233,51 @@ fn objects(tracker: &mut dyn Tracker, pid: i32, vmas: &[Vma], all: &mut HashSet<
 }
 
 /// Compares copies with the real memory: every page that has one, or that the page table knows.
-fn compare(pid: i32, areas: &[Area], memory: &MemFile, copies: &Memory, name: &str) {
+fn compare(pid: i32, vmas: &[Vma], memory: &MemFile, copies: &Memory, name: &str) {
     let pagemap = File::open(format!("/proc/{pid}/pagemap")).expect("pagemap");
     let mut inside = 0;
-    for area in areas {
+    for (area, vma) in areas(vmas).iter().zip(private(vmas)) {
         let mut words = vec![0u8; ((area.end - area.start) / PAGE * 8) as usize];
         pagemap.read_exact_at(&mut words, area.start / PAGE * 8).expect("words");
         inside += copies.range(area.start..area.end).count();
-        for (n, word) in words.chunks_exact(8).enumerate() {
-            let page = area.start + n as u64 * PAGE;
-            let word = u64::from_le_bytes(word.try_into().expect("8 bytes"));
-            let copy = copies.get(&page);
-            if word >> 62 == 0 && copy.is_none() {
+        let word = |page: u64| {
+            let at = ((page - area.start) / PAGE * 8) as usize;
+            u64::from_le_bytes(words[at..at + 8].try_into().expect("8 bytes"))
+        };
+        let mut there = Vec::new();
+        for page in list(&[(area.start, area.end)]).filter(|&page| word(page) >> 62 != 0 || copies.contains_key(&page)) {
+            crate::sys::pagemap::push(&mut there, page, page + PAGE);
+        }
+        for (start, end) in there {
+            let mut real = vec![0; (end - start) as usize];
+            if memory.read(start, &mut real).is_err() {
+                // Beyond the end of a file that was cut.
+                let beyond = |page| memory.read(page, &mut [0; 8]).is_err();
+                let gone = list(&[(start, end)]).all(|page| !copies.contains_key(&page) || !beyond(page));
+                assert!(gone && area.kind == Kind::File, "pages {start:x}-{end:x} of {pid} in {area:x?}");
                 continue;
             }
-            let mut real = vec![0; PAGE as usize];
-            if memory.read(page, &mut real).is_err() {
-                // Beyond the end of a file.
-                assert!(copy.is_none() && area.kind == Kind::File, "page {page:x} of {pid} cannot be read");
-                continue;
+            let same = if area.kind == Kind::File { of_file(pid, vma, start, real.len()) } else { vec![0; real.len()] };
+            for ((page, real), same) in list(&[(start, end)]).zip(real.chunks(PAGE as usize)).zip(same.chunks(PAGE as usize)) {
+                let copy = copies.get(&page);
+                let same = copy.map_or(same, |copy| copy) == real;
+                let word = word(page);
+                assert!(same, "{name}: page {page:x} of process {pid} in {area:x?}, word {word:x}, copied {}", copy.is_some());
             }
-            let same = match (copy, area.kind) {
-                (Some(copy), _) => **copy == *real,
-                (None, Kind::Anonymous) => real.iter().all(|b| *b == 0),
-                // Nobody writes to the file itself but through shared mappings of it: then it is the same page.
-                (None, _) => word >> 61 & 1 != 0 || of_file(pid, area, page).is_none_or(|bytes| bytes == real),
-            };
-            assert!(same, "{name}: page {page:x} of process {pid} in {area:x?}, word {word:x}, copied {}", copy.is_some());
         }
     }
     assert_eq!(inside, copies.len(), "{name}: pages of process {pid} are told that are in no mapping");
 }
 
-/// A page as the file behind a mapping has it.
-fn of_file(pid: i32, area: &Area, page: u64) -> Option<Vec<u8>> {
-    let vmas = read::parsed(pid, "maps", maps::parse).ok()?;
-    let vma = vmas.iter().find(|v| v.start == area.start)?;
-    let file = File::open(format!("/proc/{pid}/map_files/{:x}-{:x}", vma.start, vma.end)).ok()?;
-    let mut bytes = vec![0; PAGE as usize];
-    file.read_at(&mut bytes, vma.offset + page - vma.start).ok()?;
-    Some(bytes)
+/// Pages as the file behind a mapping has them.
+fn of_file(pid: i32, vma: &Vma, page: u64, length: usize) -> Vec<u8> {
+    let mut bytes = vec![0; length];
+    let file = File::open(format!("/proc/{pid}/map_files/{:x}-{:x}", vma.start, vma.end)).expect("mapped file");
+    let mut done = 0;
+    while let Ok(n @ 1..) = file.read_at(&mut bytes[done..], vma.offset + page - vma.start + done as u64) {
+        done += n;
+    }
+    bytes
 }
 
 /// How long a tracker is tried in `make test`; with `TRACKERS=all`, how many epochs.
@@ -283,7 +307,7 @@ fn prove(choice: Choice, least: u64) {
     let mut pids = Vec::new();
     let mut looking = Duration::ZERO;
     while epochs < most && (begun.elapsed() < time || epochs < least) {
-        std::thread::sleep(Duration::from_micros(random.below(3000)));
+        chaos.go_on(Duration::from_micros(random.below(1500)));
         for _ in 0..random.below(3) {
             if !tracker.still() {
                 round(&mut *tracker, &pids, &mut copies);

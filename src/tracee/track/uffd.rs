@@ -14,10 +14,10 @@
 //! Linux 6.14 of all pages of a table); one word of the page map for each 2 MiB does.
 
 use super::ranges::{Ranges, both, either, within, without};
-use super::{Area, Hashes, Kind, Of, Seen, Tracker};
+use super::{Area, Hashes, Kind, Of, Seen, Tracker, apart};
 use crate::error::{Context, Error, Kind as ErrorKind, Result};
 use crate::sys::feature::{self, Scans};
-use crate::sys::pagemap::{PAGE, Pagemap, Regions, push};
+use crate::sys::pagemap::{Marker, PAGE, Pagemap, Regions, push};
 use crate::sys::proc::maps::Vma;
 use crate::sys::task;
 use crate::sys::userfaultfd::{FLAGS, Userfaultfd};
@@ -123,12 +123,12 @@ impl Tracker for Uffd {
 
     fn look(&mut self, pid: i32, areas: &[Area], seen: &mut Seen) -> Result<()> {
         let context = || format!("reading the page map of process {pid}");
-        let mut map = Pagemap::open(pid).context(context)?;
+        let map = Pagemap::open(pid).context(context)?;
         // Not after execve(2): what this process maps now is not what the userfaultfd knows.
         let watched = self.watched.get_mut(&pid).filter(|w| w.uffd.is_some() && map.noted(w.landmark));
         let Some(watched) = watched else {
-            for area in areas {
-                whole(&mut map, area, &mut seen[area.class].changed).context(context)?;
+            for area in apart(areas) {
+                whole(&map, &area, self.scans.marker, &mut self.regions, &mut seen[area.class].changed).context(context)?;
             }
             return Ok(());
         };
@@ -139,20 +139,20 @@ impl Tracker for Uffd {
         let mut missed = std::mem::take(&mut watched.missed);
         missed.sort_unstable();
         let missed = either(&missed, &[]);
-        for area in areas {
+        for area in apart(areas) {
             let mut glance = Glance { uffd, map: &map, scans: self.scans, own: &before, regions: &mut self.regions };
             let looked = match area.kind {
                 // What was given back and is zero again keeps its mark, and looks unchanged.
                 Kind::Hugetlb => Err(Errno::EINVAL),
-                _ if doubted => glance.first(area),
-                _ => glance.at(area),
+                _ if doubted => glance.first(&area),
+                _ => glance.at(&area),
             };
             let (changed, kept) = match looked {
                 Ok(found) => found,
                 // Not to be registered, or mappings change meanwhile.
                 Err(Errno::EPERM | Errno::EINVAL | Errno::ENOENT | Errno::ENOMEM | Errno::EBUSY | Errno::ESRCH | Errno::EAGAIN) => {
                     let mut all = Ranges::new();
-                    whole(&mut map, area, &mut all).context(context)?;
+                    whole(&map, &area, self.scans.marker, &mut self.regions, &mut all).context(context)?;
                     (all, Ranges::new())
                 }
                 Err(e) => return Err(Error::from(e)).context(context),
@@ -197,8 +197,8 @@ impl Tracker for Uffd {
 }
 
 /// All own pages of a mapping.
-fn whole(map: &mut Pagemap, area: &Area, out: &mut Ranges) -> std::io::Result<()> {
-    map.ranges(area.start, area.end, area.want(), out)
+fn whole(map: &Pagemap, area: &Area, marker: Marker, regions: &mut Regions, out: &mut Ranges) -> std::io::Result<()> {
+    map.existing((area.start, area.end), area.kind != Kind::Anonymous, marker, regions, out)
 }
 
 impl Glance<'_> {
