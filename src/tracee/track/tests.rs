@@ -48,13 +48,20 @@ impl Program {
         self.0.id() as i32
     }
 
+    /// What its threads do.
+    fn threads(&self) -> String {
+        let of = |tid: i32, name| read::read_task(self.pid(), tid, name).map(|t| String::from_utf8_lossy(&t).into_owned()).unwrap_or_default();
+        let tell = |tid| ["stat", "wchan", "syscall"].map(|name| of(tid, name)).join(" ");
+        read::tasks(self.pid()).unwrap_or_default().into_iter().map(tell).collect::<Vec<_>>().join("; ")
+    }
+
     /// Lets it have so much time of a processor.
     fn go_on(&self, time: Duration) {
         let clock = ClockId::pid_cpu_clock_id(nix::unistd::Pid::from_raw(self.pid())).expect("clock");
         let used = || Duration::from(clock.now().expect("time"));
-        let (until, limit) = (used() + time, Instant::now() + Duration::from_secs(60));
+        let (until, limit) = (used() + time, Instant::now() + Duration::from_secs(30));
         while used() < until {
-            assert!(Instant::now() < limit, "the program stands still");
+            assert!(Instant::now() < limit, "the program stands still: {}", self.threads());
             std::thread::sleep(Duration::from_micros(100));
         }
     }
