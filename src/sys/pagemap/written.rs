@@ -191,7 +191,8 @@ impl Pagemap {
     pub fn soft_dirty(&mut self, area: (u64, u64), marked: &mut Vec<(u64, u64)>, unmarked: &mut Vec<(u64, u64)>) -> std::io::Result<()> {
         if self.scan {
             let mut regions = Regions(vec![Region::default(); 512]);
-            let question = Question { none: IS_FILE | IS_PFNZERO, any: IS_PRESENT | IS_SWAPPED, tell: IS_SOFT_DIRTY, ..Question::default() };
+            let question =
+                Question { none: IS_FILE | IS_PFNZERO, any: IS_PRESENT | IS_SWAPPED, tell: IS_SOFT_DIRTY, ..Question::default() };
             let mut tell = |r: &Region| push(if r.categories & IS_SOFT_DIRTY != 0 { &mut *marked } else { &mut *unmarked }, r.start, r.end);
             match self.ask(area, question, &mut regions, &mut tell) {
                 // Linux 6.7 has the scan, but not the category in all its versions.

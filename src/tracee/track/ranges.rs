@@ -83,7 +83,8 @@ mod tests {
         };
         for round in 0..2000 {
             // Long runs as well as single bits.
-            let (a, b) = if round % 2 == 0 { (next() & next(), next() | next()) } else { (next() >> (next() % 64), next() << (next() % 64)) };
+            let (a, b) =
+                if round % 2 == 0 { (next() & next(), next() | next()) } else { (next() >> (next() % 64), next() << (next() % 64)) };
             assert_eq!(without(&set(a), &set(b)), set(a & !b), "{a:x} {b:x}");
             assert_eq!(both(&set(a), &set(b)), set(a & b), "{a:x} {b:x}");
             assert_eq!(either(&set(a), &set(b)), set(a | b), "{a:x} {b:x}");

@@ -10,8 +10,8 @@ use super::*;
 use crate::sys::memory::MemFile;
 use crate::sys::proc::{maps, read};
 use crate::tracee::freeze::{Frozen, freeze};
-use std::collections::{BTreeMap, HashMap};
 use nix::time::ClockId;
+use std::collections::{BTreeMap, HashMap};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
 use std::process::{Child, Command};
@@ -50,7 +50,8 @@ impl Program {
 
     /// What its threads do.
     fn threads(&self) -> String {
-        let of = |tid: i32, name| read::read_task(self.pid(), tid, name).map(|t| String::from_utf8_lossy(&t).into_owned()).unwrap_or_default();
+        let of =
+            |tid: i32, name| read::read_task(self.pid(), tid, name).map(|t| String::from_utf8_lossy(&t).into_owned()).unwrap_or_default();
         let tell = |tid| ["stat", "wchan", "syscall"].map(|name| of(tid, name)).join(" ");
         read::tasks(self.pid()).unwrap_or_default().into_iter().map(tell).collect::<Vec<_>>().join("; ")
     }
@@ -93,7 +94,8 @@ fn alone(name: &str, test: impl FnOnce()) {
     }
     let own = std::env::current_exe().expect("own path");
     let name = format!("tracee::track::tests::{name}");
-    let run = Command::new(own).args([&name, "--exact", "--nocapture", "--test-threads=1"]).env("TRACKER_ALONE", "1").output().expect("run");
+    let run =
+        Command::new(own).args([&name, "--exact", "--nocapture", "--test-threads=1"]).env("TRACKER_ALONE", "1").output().expect("run");
     let text = String::from_utf8_lossy(&run.stdout).into_owned() + &String::from_utf8_lossy(&run.stderr);
     println!("{text}");
     assert!(run.status.success() && text.contains("1 passed"), "{name}");
@@ -301,7 +303,9 @@ fn prove(choice: Choice, least: u64) {
         println!("{}: {lack}: not tried", choice.name());
         return;
     }
-    let seed = std::env::var("SEED").ok().map_or_else(|| u64::from(std::process::id()) << 32 | begin(1).unwrap_or(7), |s| s.parse().expect("seed"));
+    let seed = std::env::var("SEED")
+        .ok()
+        .map_or_else(|| u64::from(std::process::id()) << 32 | begin(1).unwrap_or(7), |s| s.parse().expect("seed"));
     println!("{}: SEED={seed}", choice.name());
     let mut random = Random(seed | 1);
     let folder = tempfile::tempdir().expect("folder");
