@@ -18,7 +18,7 @@ use crate::sys::proc::{read, stat, status, timers};
 use crate::sys::ptrace;
 use crate::sys::task::Pinned;
 use crate::tracee::Held;
-use crate::tracee::foothold::{Foothold, Known};
+use crate::tracee::foothold::Foothold;
 use crate::tracee::freeze;
 use crate::tracee::inject::Injector;
 
@@ -28,12 +28,11 @@ pub fn ask(
     vmas: &[Vma],
     saved: &mut Process,
     threads: &mut [Thread],
-    known: &mut Known,
     capture: &mut Capture,
     warnings: &mut Vec<String>,
 ) -> Result<()> {
     let pid = frozen.pid;
-    let foothold = Foothold::find(pid, vmas, frozen.threads[0].registers.rsp, known)
+    let foothold = Foothold::find(pid, vmas, frozen.threads[0].registers.rsp, &mut capture.recall.footholds)
         .ok_or_else(|| Error::other(format!("process {pid} holds no system call instruction")))?;
     if foothold.trampoline.is_none() {
         warnings.push(format!("process {pid} has no signal trampoline: it was not protected against a sudden death of meio"));

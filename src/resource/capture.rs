@@ -69,6 +69,10 @@ pub struct Capture {
     pub mapped: Vec<MappedFile>,
     /// Place of a path of a mount namespace in `mapped`.
     pub mapped_index: HashMap<(Option<u32>, FilePath), u32>,
+    /// Place in `mapped` of what proc_pid_maps(5) names alike: device, inode and path, in a mount namespace.
+    pub mapped_alike: HashMap<(Option<u32>, (u32, u32), u64, Vec<u8>), u32>,
+    /// What was found out before.
+    pub recall: super::recall::Recall,
     /// Objects whose content travels in the image.
     pub objects: Vec<Object>,
     /// Content of each of `objects`.

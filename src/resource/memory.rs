@@ -222,11 +222,16 @@ fn backing(pid: i32, vma: &Vma, capture: &mut Capture) -> Result<Option<Backing>
     }
     let (path, deleted) = vma.path();
     let path = FilePath::from(path);
+    let alike = (capture.mounts_of(pid), vma.dev, vma.inode, vma.name.clone());
+    if let Some(&file) = capture.mapped_alike.get(&alike) {
+        return Ok(Some(Backing::File { file, offset: vma.offset }));
+    }
     let link = format!("/proc/{pid}/map_files/{:x}-{:x}", vma.start, vma.end);
     let meta = std::fs::metadata(&link).context(|| format!("reading {at} of process {pid}"))?;
     let same = !deleted && std::fs::metadata(capture.place(pid, &path)).is_ok_and(|now| (now.dev(), now.ino()) == (meta.dev(), meta.ino()));
     if same {
         let file = mapped_file(pid, &path, &meta, capture);
+        capture.mapped_alike.insert(alike, file);
         return Ok(Some(Backing::File { file, offset: vma.offset }));
     }
     if segment {
@@ -268,11 +273,13 @@ fn mapped_file(pid: i32, path: &FilePath, meta: &std::fs::Metadata, capture: &mu
         return index;
     }
     let index = capture.mapped.len() as u32;
+    let place = capture.place(pid, path);
+    let build_id = capture.recall.build_id(&place, meta);
     capture.mapped.push(MappedFile {
         path: path.clone(),
         size: meta.len(),
         mtime: (meta.mtime(), meta.mtime_nsec() as u32),
-        build_id: build_id(&capture.place(pid, path)),
+        build_id,
         namespace: key.0,
     });
     capture.mapped_index.insert(key, index);
