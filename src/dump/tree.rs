@@ -159,6 +159,10 @@ pub fn extent(pid: i32) -> (usize, u64) {
 /// Reads everything of a frozen tree. When `capture.refusals` is not empty afterwards, nothing must be written.
 pub fn capture(frozen: &mut Frozen, decisions: &Decisions, recall: Recall) -> Result<Captured> {
     let mut capture = Capture { standing: true, decisions: decisions.clone().into(), recall, ..Capture::default() };
+    if let Some(quiet) = &mut capture.recall.quiet {
+        let born = |pid| read::parsed(pid, "stat", stat::parse).map_or(0, |s| s.start_time);
+        quiet.keep(frozen.processes.iter().map(|p| (p.pid, born(p.pid))));
+    }
     capture.system_v = system_v::Listed::of(frozen.processes.iter().map(|p| p.pid))?;
     let mut processes = Vec::new();
     let mut jobs = Vec::new();

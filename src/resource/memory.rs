@@ -140,9 +140,23 @@ const KEPT: [&[u8; 2]; 13] = [b"mw", b"gd", b"lo", b"lf", b"sr", b"rr", b"dc", b
 /// Same page merging, madvise(2) `MADV_MERGEABLE`.
 const MERGEABLE: &[u8; 2] = b"mg";
 
+/// The mappings of a process with their flags.
+fn vmas(pid: i32, capture: &mut Capture) -> Result<Vec<Vma>> {
+    let Some(quiet) = capture.recall.quiet.as_mut().filter(|_| capture.standing) else {
+        return read::parsed(pid, "smaps", maps::parse);
+    };
+    let text = read::read(pid, "maps")?;
+    if let Some(vmas) = quiet.layout(pid, &text) {
+        return Ok(vmas);
+    }
+    let vmas = read::parsed(pid, "smaps", maps::parse)?;
+    quiet.note_layout(pid, text, &vmas);
+    Ok(vmas)
+}
+
 /// Reads the address space of a process; what cannot be saved is noted in `capture`.
 pub fn survey(pid: i32, capture: &mut Capture) -> Result<(AddressSpace, Vec<Vma>)> {
-    let vmas = read::parsed(pid, "smaps", maps::parse)?;
+    let vmas = vmas(pid, capture)?;
     let mut mappings = Vec::with_capacity(vmas.len());
     for vma in vmas.iter().filter(|v| v.name != b"[vsyscall]") {
         if let Some(backing) = backing(pid, vma, capture)? {

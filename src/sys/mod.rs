@@ -5,6 +5,7 @@
 pub mod anon;
 pub mod apart;
 pub mod arch;
+pub mod calls;
 pub mod capsule;
 pub mod clock;
 #[cfg(test)]
