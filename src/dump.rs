@@ -4,6 +4,7 @@ mod ask;
 mod copy;
 mod lock;
 mod output;
+mod parent;
 mod tree;
 
 use crate::error::{Context, Error, Kind, Refusal, Result};
@@ -23,6 +24,7 @@ use crate::sys::{apart, arch, signal};
 use crate::tracee::freeze::{Frozen, freeze};
 use lock::Locks;
 use output::{Interruptible, Target};
+use parent::Heritage;
 use std::collections::HashSet;
 use std::fs::File;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -158,7 +160,7 @@ fn save(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     let mut pause = None;
     let mut late = false;
     let written = phase(report, &mut phases, "memory", |report| {
-        write(options, &target, &captured, (id, &dedup), report, || {
+        write(options, &target, &captured, (id, &dedup, None), report, || {
             late |= aio::moved(&captured.capture.rings);
             if !options.kill {
                 if let Some(a) = held.take() {
@@ -304,7 +306,7 @@ fn write(
     options: &Options,
     target: &Target,
     captured: &tree::Captured,
-    (id, dedup): ([u8; 16], &Dedup),
+    (id, dedup, parent): ([u8; 16], &Dedup, Option<&Heritage>),
     report: &mut dyn Report,
     read_all: impl FnMut(),
 ) -> Result<image::Summary> {
@@ -314,11 +316,14 @@ fn write(
         SectionKind::Manifest,
         &manifest(captured.tree.processes.first().map_or(options.pid, |root| root.pid), options.capsule.clone()),
     )?;
+    if let Some(parent) = parent {
+        writer.parent(&parent.link)?;
+    }
     writer.section(SectionKind::Tree, &captured.tree)?;
     let objects: Vec<File> = captured.capture.sources.iter().map(|s| s.file.try_clone()).collect::<std::io::Result<_>>()?;
     let codec = options.level.map_or(Codec::Raw, Codec::Zstd);
     let to = if target.is_file() { copy::Output::File(file) } else { copy::Output::Stream(file) };
-    copy::copy(copy::Source { jobs: &captured.jobs, objects: &objects, codec, dedup }, &mut writer, to, read_all, |pages| {
+    copy::copy(copy::Source { jobs: &captured.jobs, objects: &objects, codec, dedup, parent }, &mut writer, to, read_all, |pages| {
         report.bytes(pages * image::PAGE as u64, Some(captured.bytes));
         signal::check_interrupted()
     })?;

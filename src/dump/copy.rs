@@ -7,8 +7,9 @@
 //! been *read*: `read_all` is called then, while the rest is still written.
 
 use super::output::Interruptible;
+use super::parent::Heritage;
 use crate::error::{Context, Error, Result};
-use crate::image::{BLOCK_PAGES, Codec, Dedup, Encoded, Owner, PAGE, Pages, Placed, Writer, encode};
+use crate::image::{BLOCK_PAGES, Codec, Dedup, Encoded, MAX_KEPT, Owner, PAGE, Pages, Placed, Writer, encode, encode_child, encode_kept};
 use crate::sys::memory::{self, MemFile};
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
@@ -34,6 +35,18 @@ pub enum From {
     Protected(i32),
     /// Content of the object with this number.
     Object(usize),
+    /// As in the parent image: nothing is read. Only where that has every one of these pages.
+    Parent,
+}
+
+impl From {
+    /// Ranges, and pages in them, that one block holds at most.
+    fn room(self) -> (usize, u64) {
+        match self {
+            From::Parent => MAX_KEPT,
+            _ => (usize::MAX, JOB_PAGES as u64),
+        }
+    }
 }
 
 /// One block to be.
@@ -49,19 +62,27 @@ pub struct Job {
     pub elide_zero: bool,
 }
 
+impl Job {
+    /// Pages that are read for it.
+    pub fn pages(&self) -> u64 {
+        if matches!(self.from, From::Parent) { 0 } else { self.ranges.iter().map(|r| u64::from(r.1)).sum() }
+    }
+}
+
 /// Cuts ranges (start, end) into jobs of at most one block each.
 pub fn cut(owner: Owner, from: From, elide_zero: bool, ranges: &[(u64, u64)], jobs: &mut Vec<Job>) {
     let page = PAGE as u64;
+    let (most, room) = from.room();
     let mut job: Option<(Vec<(u64, u32)>, u64)> = None;
     for &(start, end) in ranges {
         let mut at = start;
         while at < end {
-            let (list, room) = job.get_or_insert_with(|| (Vec::new(), JOB_PAGES as u64));
+            let (list, room) = job.get_or_insert_with(|| (Vec::new(), room));
             let pages = ((end - at) / page).min(*room);
             list.push((at, pages as u32));
             *room -= pages;
             at += pages * page;
-            if *room == 0
+            if (*room == 0 || list.len() == most)
                 && let Some((ranges, _)) = job.take()
             {
                 jobs.push(Job { owner, from, ranges, elide_zero });
@@ -131,6 +152,8 @@ pub struct Source<'a> {
     pub codec: Codec,
     /// Pages known so far.
     pub dedup: &'a Dedup,
+    /// The parent of the image.
+    pub parent: Option<&'a Heritage>,
 }
 
 /// Copies all jobs into `writer`'s image. `progress` is told the pages written so far.
@@ -218,8 +241,7 @@ impl<'w, W: Write + Send> Shared<'_, 'w, W> {
 
     fn read(&self, number: usize, mut buffer: Vec<u8>) -> Result<Encoded> {
         let job = &self.from.jobs[number];
-        let pages: usize = job.ranges.iter().map(|r| r.1 as usize).sum();
-        buffer.resize(pages * PAGE, 0);
+        buffer.resize(job.pages() as usize * PAGE, 0);
         fill(job, self.from.objects, &mut buffer)?;
         let mut flow = self.lock();
         flow.read += 1;
@@ -227,8 +249,14 @@ impl<'w, W: Write + Send> Shared<'_, 'w, W> {
             self.news.notify_all();
         }
         drop(flow);
+        let number = number as u32;
         let pages = Pages { ranges: &job.ranges, data: buffer, elide_zero: job.elide_zero };
-        Ok(encode(number as u32, job.owner, pages, self.from.codec, Some(self.from.dedup)))
+        let (codec, dedup) = (self.from.codec, Some(self.from.dedup));
+        Ok(match (job.from, self.from.parent) {
+            (From::Parent, _) => encode_kept(number, job.owner, &job.ranges),
+            (_, Some(parent)) => encode_child(number, job.owner, pages, codec, dedup, parent.inherited.as_ref()),
+            _ => encode(number, job.owner, pages, codec, dedup),
+        })
     }
 
     /// Takes an encoded block in, and places all whose turn it is.
@@ -269,7 +297,7 @@ impl<'w, W: Write + Send> Shared<'_, 'w, W> {
     }
 
     fn written(&self, block: Encoded) {
-        let pages: u64 = self.from.jobs[block.block() as usize].ranges.iter().map(|r| u64::from(r.1)).sum();
+        let pages = self.from.jobs[block.block() as usize].pages();
         let mut flow = self.lock();
         let full = flow.next == flow.written + WINDOW;
         flow.written += 1;
@@ -342,6 +370,7 @@ fn fill(job: &Job, objects: &[File], buffer: &mut [u8]) -> Result<()> {
             }
             Ok(())
         }
+        From::Parent => Ok(()),
         From::Object(number) => {
             let mut at = 0;
             for &(offset, pages) in &job.ranges {

@@ -189,7 +189,7 @@ pub fn capture(frozen: &mut Frozen, decisions: &Decisions, recall: Recall) -> Re
         let ranges: Vec<(u64, u64)> = ranges.iter().map(|&(start, len)| (start, start + len)).collect();
         cut(Owner::Object(number as u32), From::Object(number), true, &ranges, &mut jobs);
     }
-    let bytes = jobs.iter().flat_map(|j| &j.ranges).map(|r| u64::from(r.1) * PAGE).sum();
+    let bytes = jobs.iter().map(|j| j.pages() * PAGE).sum();
     let numbers = numbers(&mut processes, &capture)?;
     namespace::complete(&processes, &mut capture);
     let mut tree = gather(processes, &mut capture);

@@ -1,8 +1,9 @@
 //! From pages to the payload of a PAGES section. Pure, so that worker threads can do it.
 
 use super::dedup::Dedup;
-use super::format::{BLOCK_PAGES, PAGE};
-use super::pages::{Content, Meta, Owner, Run, Stored};
+use super::format::{BLOCK_PAGES, MAX_DESCRIBED, MAX_RUNS, PAGE};
+use super::inherited::Inherited;
+use super::pages::{Content, Lineage, Meta, Owner, Run, Stored};
 use std::cell::RefCell;
 use xxhash_rust::xxh3::Xxh3;
 
@@ -35,6 +36,7 @@ pub struct Encoded {
     pub(super) meta: Vec<u8>,
     pub(super) data: Vec<u8>,
     pub(super) stored: Stored,
+    pub(super) lineage: Lineage,
     /// XXH3-64 of `meta` and `data`.
     pub(super) checksum: u64,
     /// How many pages came out as what.
@@ -52,6 +54,8 @@ pub struct Counts {
     pub copy: u64,
     /// Zero and left out altogether.
     pub elided: u64,
+    /// Named as the parent's.
+    pub parent: u64,
 }
 
 impl Counts {
@@ -61,6 +65,7 @@ impl Counts {
         self.zero += other.zero;
         self.copy += other.copy;
         self.elided += other.elided;
+        self.parent += other.parent;
     }
 }
 
@@ -86,13 +91,53 @@ impl Encoded {
 /// # Panics
 /// When the ranges and the data do not fit together, or the pages are too many for one block.
 pub fn encode(block: u32, owner: Owner, pages: Pages<'_>, codec: Codec, dedup: Option<&Dedup>) -> Encoded {
+    encode_any(block, owner, pages, codec, Known { dedup, lineage: Lineage::Flat, inherited: None })
+}
+
+/// The same for an image that has a parent: pages that are equal to those of the parent become runs of that kind. Without
+/// `inherited` none do; with it, `dedup` must be keyed likewise ([`Inherited::id`]).
+pub fn encode_child(
+    block: u32,
+    owner: Owner,
+    pages: Pages<'_>,
+    codec: Codec,
+    dedup: Option<&Dedup>,
+    inherited: Option<&Inherited>,
+) -> Encoded {
+    encode_any(block, owner, pages, codec, Known { dedup, lineage: Lineage::Child, inherited })
+}
+
+/// A block of pages that are known to be as in the parent image, in an image that has one; by address.
+///
+/// # Panics
+/// When they are more than one block may describe: [`MAX_KEPT`] ranges and pages.
+pub fn encode_kept(block: u32, owner: Owner, ranges: &[(u64, u32)]) -> Encoded {
+    let pages = ranges.iter().map(|&(_, pages)| u64::from(pages)).sum();
+    assert!(ranges.len() <= MAX_KEPT.0 && pages <= MAX_KEPT.1, "{pages} pages are too many for one block");
+    let runs = ranges.iter().map(|&(address, pages)| Run { address, pages, content: Content::Parent }).collect();
+    let counts = Counts { parent: pages, ..Counts::default() };
+    finish(Meta { block, owner, stored: Stored::Raw, data_pages: 0, runs }, Vec::new(), Lineage::Child, counts)
+}
+
+/// Ranges, and pages in them, that [`encode_kept`] takes at most.
+pub const MAX_KEPT: (usize, u64) = (MAX_RUNS, MAX_DESCRIBED);
+
+/// What pages may be found to be equal to.
+#[derive(Clone, Copy)]
+struct Known<'a> {
+    dedup: Option<&'a Dedup>,
+    lineage: Lineage,
+    inherited: Option<&'a Inherited>,
+}
+
+fn encode_any(block: u32, owner: Owner, pages: Pages<'_>, codec: Codec, known: Known<'_>) -> Encoded {
     let Pages { ranges, mut data, elide_zero } = pages;
     assert!(data.len() <= BLOCK_PAGES * PAGE, "{} bytes are too many for one block", data.len());
     let sum: u64 = ranges.iter().map(|&(_, pages)| u64::from(pages)).sum();
     assert_eq!(sum * PAGE as u64, data.len() as u64, "ranges and data of a block differ");
 
     let mut counts = Counts::default();
-    let runs = sift(block, ranges, &mut data, elide_zero, dedup, &mut counts);
+    let runs = sift((block, owner), ranges, &mut data, elide_zero, known, &mut counts);
     let mut stored = Stored::Raw;
     if let Codec::Zstd(level) = codec
         && let Some(smaller) = compress(&data, level)
@@ -100,15 +145,28 @@ pub fn encode(block: u32, owner: Owner, pages: Pages<'_>, codec: Codec, dedup: O
         data = smaller;
         stored = Stored::Zstd;
     }
-    let meta = Meta { block, owner, stored, data_pages: counts.data as u32, runs }.to_bytes();
+    finish(Meta { block, owner, stored, data_pages: counts.data as u32, runs }, data, known.lineage, counts)
+}
+
+fn finish(meta: Meta, data: Vec<u8>, lineage: Lineage, counts: Counts) -> Encoded {
+    let Meta { block, stored, .. } = meta;
+    let meta = meta.to_bytes(lineage);
     let mut hash = Xxh3::new();
     hash.update(&meta);
     hash.update(&data);
-    Encoded { block, meta, data, stored, checksum: hash.digest(), counts }
+    Encoded { block, meta, data, stored, lineage, checksum: hash.digest(), counts }
 }
 
 /// Decides for every page what it becomes, and moves those that stay to the front of `data`.
-fn sift(block: u32, ranges: &[(u64, u32)], data: &mut Vec<u8>, elide_zero: bool, dedup: Option<&Dedup>, counts: &mut Counts) -> Vec<Run> {
+fn sift(
+    (block, owner): (u32, Owner),
+    ranges: &[(u64, u32)],
+    data: &mut Vec<u8>,
+    elide_zero: bool,
+    known: Known<'_>,
+    counts: &mut Counts,
+) -> Vec<Run> {
+    let mut before = known.inherited.map(|inherited| inherited.of(owner));
     let mut runs = Vec::new();
     let mut from = 0;
     let mut kept = 0;
@@ -119,15 +177,22 @@ fn sift(block: u32, ranges: &[(u64, u32)], data: &mut Vec<u8>, elide_zero: bool,
             Content::Zero
         } else {
             let index = (kept / PAGE) as u32;
-            match dedup.and_then(|dedup| dedup.find(page, block, index)) {
-                Some((block, page)) => Content::Copy { block, page },
-                None => Content::Data,
+            let keyed = known.inherited.map(Inherited::keyed).or(known.dedup.map(Dedup::keyed));
+            let key = keyed.map(|keyed| keyed.key(page));
+            if before.as_mut().is_some_and(|before| key.is_some_and(|key| before.has(address, key))) {
+                Content::Parent
+            } else {
+                match known.dedup.zip(key).and_then(|(dedup, key)| dedup.find(key, block, index)) {
+                    Some((block, page)) => Content::Copy { block, page },
+                    None => Content::Data,
+                }
             }
         };
         match content {
             Content::Zero if elide_zero => counts.elided += 1,
             Content::Zero => counts.zero += 1,
             Content::Copy { .. } => counts.copy += 1,
+            Content::Parent => counts.parent += 1,
             Content::Data => {
                 counts.data += 1;
                 if kept != from {
@@ -149,7 +214,7 @@ fn sift(block: u32, ranges: &[(u64, u32)], data: &mut Vec<u8>, elide_zero: bool,
 fn push(runs: &mut Vec<Run>, address: u64, content: Content) {
     if let Some(last) = runs.last_mut() {
         let continues = match (last.content, content) {
-            (Content::Data, Content::Data) | (Content::Zero, Content::Zero) => true,
+            (Content::Data, Content::Data) | (Content::Zero, Content::Zero) | (Content::Parent, Content::Parent) => true,
             (Content::Copy { block: a, page: first }, Content::Copy { block: b, page }) => a == b && first + last.pages == page,
             _ => false,
         };

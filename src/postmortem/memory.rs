@@ -57,6 +57,9 @@ impl Contents {
     pub fn read(mut reader: Reader<'_>) -> Result<Contents> {
         let manifest = reader.manifest()?;
         let tree: Tree = reader.tree()?;
+        if reader.parent().is_some() {
+            return Err(Error::image("images with a parent cannot be looked into yet"));
+        }
         let mut blocks = Vec::new();
         while let Some(block) = reader.next_block()? {
             blocks.push(block);
@@ -228,6 +231,7 @@ fn place(number: u32, runs: &[Run]) -> impl Iterator<Item = Extent> {
     runs.iter().map(move |run| {
         let data = match run.content {
             Content::Zero => None,
+            Content::Parent => None, // CHAIN
             Content::Copy { block, page } => Some((block, page)),
             Content::Data => {
                 let page = next;

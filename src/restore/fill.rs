@@ -100,7 +100,7 @@ impl<'a> Targets<'a> {
                         self.write(block.owner, run.address + at as u64, &zeros[..zeros.len().min(len - at)])?;
                     }
                 }
-                Content::Copy { .. } => {}
+                Content::Copy { .. } | Content::Parent => {}
             }
         }
         Ok(())
