@@ -19,7 +19,7 @@ mod verify;
 mod writer;
 
 pub use dedup::Dedup;
-pub use encode::{Codec, Encoded, MAX_KEPT, Pages, encode, encode_child, encode_kept};
+pub use encode::{Codec, Encoded, Laid, MAX_KEPT, Pages, encode, encode_apart, encode_child, encode_kept};
 pub use format::{BLOCK_PAGES, PAGE, SectionKind};
 pub use inherited::Inherited;
 pub use link::ParentLink;

@@ -228,7 +228,7 @@ impl Contents {
 /// Where the pages of a block belong.
 fn place(number: u32, runs: &[Run]) -> impl Iterator<Item = Extent> {
     let mut next = 0;
-    runs.iter().map(move |run| {
+    runs.iter().filter_map(move |run| {
         let data = match run.content {
             Content::Zero => None,
             Content::Parent => None, // CHAIN
@@ -238,8 +238,12 @@ fn place(number: u32, runs: &[Run]) -> impl Iterator<Item = Extent> {
                 next += run.pages;
                 Some((number, page))
             }
+            Content::Unused => {
+                next += run.pages;
+                return None;
+            }
         };
-        Extent { address: run.address, pages: run.pages, data }
+        Some(Extent { address: run.address, pages: run.pages, data })
     })
 }
 

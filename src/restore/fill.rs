@@ -100,6 +100,7 @@ impl<'a> Targets<'a> {
                         self.write(block.owner, run.address + at as u64, &zeros[..zeros.len().min(len - at)])?;
                     }
                 }
+                Content::Unused => from += len,
                 Content::Copy { .. } | Content::Parent => {}
             }
         }
