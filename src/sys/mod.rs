@@ -41,6 +41,7 @@ pub mod task;
 pub mod tcp;
 pub mod tcp_diag;
 pub mod tun;
+pub mod userfaultfd;
 pub mod wire;
 pub mod workers;
 pub mod xattr;
