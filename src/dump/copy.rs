@@ -283,15 +283,7 @@ impl<'w, W: Write + Send> Shared<'_, 'w, W> {
 
     /// Writes a block to its place.
     fn put(&self, placed: &Placed, block: Encoded) -> Result<()> {
-        let after = placed.offset + placed.front.len() as u64;
-        match self.to {
-            Output::File(file) => file.write_all_at(&placed.front, placed.offset).and_then(|()| file.write_all_at(block.data(), after)),
-            Output::Stream(file) => {
-                let mut file = Interruptible(file);
-                file.write_all(&placed.front).and_then(|()| file.write_all(block.data()))
-            }
-        }
-        .context(|| "writing the image")?;
+        put_at(placed, self.to, &block)?;
         self.written(block);
         Ok(())
     }
@@ -349,6 +341,46 @@ impl<'w, W: Write + Send> Shared<'_, 'w, W> {
             flow = self.lock();
         }
     }
+}
+
+/// Reads the bytes of a job of a process that runs, as far as they can be read; which those are. `buffer` has no others then.
+pub fn fill_what_is_there(job: &Job, buffer: &mut Vec<u8>) -> Result<Vec<(u64, u32)>> {
+    if fill(job, &[], buffer).is_ok() {
+        return Ok(job.ranges.clone());
+    }
+    let mut ranges: Vec<(u64, u32)> = Vec::new();
+    let mut filled = 0;
+    for (address, n) in job.ranges.iter().flat_map(|&(a, n)| (0..u64::from(n)).map(move |k| (a + k * PAGE as u64, k))) {
+        let page = Job { ranges: vec![(address, 1)], ..*job };
+        if fill(&page, &[], &mut buffer[filled..filled + PAGE]).is_err() {
+            continue;
+        }
+        filled += PAGE;
+        match ranges.last_mut() {
+            Some((start, pages)) if n > 0 && *start + u64::from(*pages) * PAGE as u64 == address => *pages += 1,
+            _ => ranges.push((address, 1)),
+        }
+    }
+    buffer.truncate(filled);
+    Ok(ranges)
+}
+
+/// Writes a block behind all others.
+pub fn put_in_order<W: Write>(writer: &mut Writer<W>, to: Output<'_>, block: &Encoded) -> Result<()> {
+    let placed = writer.place(block)?;
+    put_at(&placed, to, block)
+}
+
+fn put_at(placed: &Placed, to: Output<'_>, block: &Encoded) -> Result<()> {
+    let after = placed.offset + placed.front.len() as u64;
+    match to {
+        Output::File(file) => file.write_all_at(&placed.front, placed.offset).and_then(|()| file.write_all_at(block.data(), after)),
+        Output::Stream(file) => {
+            let mut file = Interruptible(file);
+            file.write_all(&placed.front).and_then(|()| file.write_all(block.data()))
+        }
+    }
+    .context(|| "writing the image")
 }
 
 /// Reads the bytes of a job.

@@ -2,6 +2,7 @@
 
 use super::ask::ask;
 use super::copy::{From, Job, cut};
+use super::tracking::Tracking;
 use crate::error::{Context, Kind as Failure, Result};
 use crate::image::Owner;
 use crate::resource::capture::{Capture, Decisions};
@@ -33,6 +34,8 @@ pub struct Captured {
     pub bytes: u64,
     /// Bytes of memory in all mappings of the tree that are the tree's own.
     pub warnings: Vec<String>,
+    /// The numbers of processes in the image.
+    pub numbers: Numbers,
 }
 
 /// Looks at everything that can be refused; touches nothing. The processes may be running; returned is what was seen of
@@ -157,8 +160,11 @@ pub fn extent(pid: i32) -> (usize, u64) {
 }
 
 /// Reads everything of a frozen tree. When `capture.refusals` is not empty afterwards, nothing must be written.
-pub fn capture(frozen: &mut Frozen, decisions: &Decisions, recall: Recall) -> Result<Captured> {
+pub fn capture(frozen: &mut Frozen, decisions: &Decisions, recall: Recall, mut tracking: Option<&mut Tracking>) -> Result<Captured> {
     let mut capture = Capture { standing: true, decisions: decisions.clone().into(), recall, ..Capture::default() };
+    if let Some(tracking) = &tracking {
+        capture.watched_by_meio = frozen.processes.iter().map(|p| p.pid).filter(|&pid| tracking.tracker.protects(pid)).collect();
+    }
     if let Some(quiet) = &mut capture.recall.quiet {
         let born = |pid| read::parsed(pid, "stat", stat::parse).map_or(0, |s| s.start_time);
         quiet.keep(frozen.processes.iter().map(|p| (p.pid, born(p.pid))));
@@ -169,7 +175,7 @@ pub fn capture(frozen: &mut Frozen, decisions: &Decisions, recall: Recall) -> Re
     let mut warnings = Vec::new();
     for process in &mut frozen.processes {
         let pid = process.pid;
-        let captured = capture_process(process, &mut capture, &mut jobs, &mut warnings);
+        let captured = capture_process(process, &mut capture, tracking.as_deref_mut(), &mut jobs, &mut warnings);
         match captured {
             // It had ended, and somebody outside of the tree has taken notice since.
             Err(e) if e.kind == Failure::NotFound && process.threads.is_empty() => {}
@@ -203,7 +209,7 @@ pub fn capture(frozen: &mut Frozen, decisions: &Decisions, recall: Recall) -> Re
             }
         }
     }
-    Ok(Captured { tree, capture, jobs, bytes, warnings })
+    Ok(Captured { tree, capture, jobs, bytes, warnings, numbers })
 }
 
 /// The numbers of the tree's own pid namespace, by those that meio sees. Notes those of nested namespaces.
@@ -225,6 +231,7 @@ fn numbers(processes: &mut [Process], capture: &Capture) -> Result<Numbers> {
 fn capture_process(
     frozen: &mut freeze::Process,
     capture: &mut Capture,
+    tracking: Option<&mut Tracking>,
     jobs: &mut Vec<Job>,
     warnings: &mut Vec<String>,
 ) -> Result<Option<Process>> {
@@ -267,7 +274,13 @@ fn capture_process(
     ask(frozen, &vmas, &mut saved, &mut threads, capture, warnings)?;
     saved.threads = threads;
     if let Some(space) = &saved.memory {
-        pages(pid, space, jobs)?;
+        match tracking {
+            Some(tracking) => {
+                let call = saved.threads[0].waiting.as_ref().map(|w| w.number);
+                warnings.extend(tracking.pages(frozen, (&vmas, space), (call, &mut capture.recall.footholds), jobs)?);
+            }
+            None => pages(pid, space, jobs)?,
+        }
     }
     Ok(Some(saved))
 }

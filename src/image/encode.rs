@@ -168,7 +168,6 @@ fn finish(meta: Meta, data: Vec<u8>, lineage: Lineage, counts: Counts) -> Encode
 /// A block whose data is kept elsewhere until it is known which of its pages are wanted.
 #[derive(Debug)]
 pub struct Laid {
-    owner: Owner,
     stored: Stored,
     data_pages: u32,
     runs: Vec<Run>,
@@ -180,7 +179,7 @@ pub fn encode_apart(owner: Owner, ranges: &[(u64, u32)], data: Vec<u8>, codec: C
     let pages = Pages { ranges, data, elide_zero: false };
     let known = Known { dedup: None, lineage: Lineage::Flat, inherited: None };
     let (meta, data, _) = encode_meta(0, owner, pages, codec, known);
-    (Laid { owner, stored: meta.stored, data_pages: meta.data_pages, runs: meta.runs }, data)
+    (Laid { stored: meta.stored, data_pages: meta.data_pages, runs: meta.runs }, data)
 }
 
 impl Laid {
@@ -223,11 +222,6 @@ impl Laid {
         let stored = if data_pages == 0 { Stored::Raw } else { self.stored };
         let lineage = if child { Lineage::Child } else { Lineage::Flat };
         Ok(Some(finish(Meta { block: number, owner, stored, data_pages, runs }, data, lineage, counts)))
-    }
-
-    /// Whose pages it was laid by for.
-    pub fn owner(&self) -> Owner {
-        self.owner
     }
 
     /// Address and number of pages of what it holds, in order.
