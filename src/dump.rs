@@ -8,10 +8,11 @@ mod parent;
 mod tree;
 
 use crate::error::{Context, Error, Kind, Refusal, Result};
-use crate::image::{self, Codec, Dedup, SectionKind, Writer};
+use crate::image::{self, Codec, Dedup, Inherited, SectionKind, Writer};
 use crate::netlock::kept::Owner;
 use crate::progress::{Report, phase};
 use crate::resource::aio;
+use crate::resource::birth::Birth;
 use crate::resource::capture::{Capture, Decisions};
 use crate::resource::graph::Lost;
 use crate::resource::process::State;
@@ -55,6 +56,8 @@ pub struct Options {
     pub freeze_timeout: Duration,
     /// What was decided about things that would be refused.
     pub decisions: Decisions,
+    /// Image of the same tree that the new one builds upon.
+    pub parent: Option<PathBuf>,
 }
 
 /// What became of the tree that was saved.
@@ -77,6 +80,8 @@ pub struct Outcome {
     pub total: Duration,
     /// Bytes of memory that were saved.
     pub memory_bytes: u64,
+    /// Those of them that are as in the parent.
+    pub inherited_bytes: u64,
     /// Size of the image in bytes.
     pub image_bytes: u64,
     /// Threads of all processes.
@@ -133,6 +138,11 @@ fn save(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     }
     crate::sys::workers::start()?;
     crate::sys::ptrace::watch_for_killed().context(|| "starting threads")?;
+    let birth = Birth::of(options.pid)?;
+    let mut parent = match &options.parent {
+        Some(path) => Some(phase(report, &mut phases, "parent", |r| Heritage::open(path, options.pid, &birth, &options.output, r))?),
+        None => None,
+    };
     let (target, image) = match &options.output {
         Output::Path(path) => (Target::file(path)?, path.display().to_string()),
         Output::Stdout => (Target::Stream(File::from(nix::unistd::dup(std::io::stdout())?)), "-".to_owned()),
@@ -146,19 +156,24 @@ fn save(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     let dedup = phase(report, &mut phases, "room", |_| {
         let expected = tree::extent(options.pid).1;
         target.reserve(copy::image_bytes(expected), options.level.is_none());
-        Dedup::with_room(&id, expected / image::PAGE as u64)
+        Dedup::with_room(parent.as_ref().and_then(|p| p.inherited.as_ref()).map_or(&id, Inherited::id), expected / image::PAGE as u64)
     });
     signal::check_interrupted()?;
 
     let Still { stopped, frozen, captured, locks } = hold_still(options, seen.network, report, &mut phases)?;
     captured.capture.notes.iter().for_each(|note| report.note(note));
+    let mut birth = birth;
+    birth.note(captured.capture.sources.iter().map(|source| &source.file))?;
+    if let Some(parent) = &mut parent {
+        parent.settle(&birth, &captured.tree.objects);
+    }
     let mut held = Some(frozen);
     let mut locks = Some(locks);
     let mut opened = None;
     let mut pause = None;
     let mut late = false;
     let written = phase(report, &mut phases, "memory", |report| {
-        write(options, &target, &captured, (id, &dedup, None), report, || {
+        write(options, &target, &captured, New { id, dedup: &dedup, birth, parent: parent.as_ref() }, report, || {
             late |= aio::moved(&captured.capture.rings);
             if !options.kill {
                 if let Some(a) = held.take() {
@@ -198,6 +213,7 @@ fn save(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
         pause: pause.unwrap_or_else(|| stopped.elapsed()),
         total: begin.elapsed(),
         memory_bytes: captured.bytes,
+        inherited_bytes: summary.pages.parent * image::PAGE as u64,
         image_bytes: summary.bytes,
         tasks: captured.tree.processes.iter().map(|p| p.threads.len().max(1) as u32).sum(),
         processes: captured.tree.processes.len() as u32,
@@ -297,20 +313,33 @@ fn hold_still(
     }
 }
 
+/// What an image is made with.
+struct New<'a> {
+    /// Its random id.
+    id: [u8; 16],
+    /// Pages that it has: keyed like those of the parent, where they are compared with them.
+    dedup: &'a Dedup,
+    /// Which tree it is of.
+    birth: Birth,
+    /// What it builds upon.
+    parent: Option<&'a Heritage>,
+}
+
 /// Writes all sections. `read_all` is called as soon as the tree is not needed any more.
 fn write(
     options: &Options,
     target: &Target,
     captured: &tree::Captured,
-    (id, dedup, parent): ([u8; 16], &Dedup, Option<&Heritage>),
+    new: New<'_>,
     report: &mut dyn Report,
     read_all: impl FnMut(),
 ) -> Result<image::Summary> {
+    let New { id, dedup, birth, parent } = new;
     let mut file = target.open();
     let mut writer = Writer::new(Interruptible(file), image::Options { machine: arch::MACHINE, id })?;
     writer.section(
         SectionKind::Manifest,
-        &manifest(captured.tree.processes.first().map_or(options.pid, |root| root.pid), options.capsule.clone()),
+        &manifest(captured.tree.processes.first().map_or(options.pid, |root| root.pid), options.capsule.clone(), birth),
     )?;
     if let Some(parent) = parent {
         writer.parent(&parent.link)?;
@@ -331,7 +360,7 @@ fn write(
     Ok(summary)
 }
 
-fn manifest(root_pid: i32, capsule: Option<String>) -> Manifest {
+fn manifest(root_pid: i32, capsule: Option<String>, birth: Birth) -> Manifest {
     let uname = nix::sys::utsname::uname();
     let text = |f: fn(&nix::sys::utsname::UtsName) -> &std::ffi::OsStr| {
         uname.as_ref().map(|u| f(u).to_string_lossy().into_owned()).unwrap_or_default()
@@ -344,6 +373,7 @@ fn manifest(root_pid: i32, capsule: Option<String>) -> Manifest {
         root_pid,
         xfeatures: arch::xfeatures(),
         capsule,
+        birth: Some(birth),
     }
 }
 

@@ -16,7 +16,7 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 /// anything fails, the tree goes on as before and no half-written image stays. Whatever cannot be saved is listed,
 /// all of it, before anything is touched (exit code 13).
 ///
-/// With --json the last line has "pause_ms", "total_ms", "memory_bytes", "image_bytes", "tasks", "processes",
+/// With --json the last line has "pause_ms", "total_ms", "memory_bytes", "inherited_bytes", "image_bytes", "tasks", "processes",
 /// "source" ("running", "gone", or "frozen" when it was stopped before), "image", "phases" and "warnings".
 #[derive(clap::Args)]
 #[command(
@@ -38,6 +38,12 @@ pub struct Dump {
     /// How long to wait for every task to stand still, such as 5s or 500ms
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = figures::parse_time)]
     freeze_timeout: Duration,
+    /// Build upon this image of the same tree: what is as there is named, not stored
+    ///
+    /// The parent may itself have one. It is needed, unchanged, whenever the new image is used, and looked for beside that,
+    /// then where it was; meio merge makes an image that stands alone.
+    #[arg(long, value_name = "IMAGE", value_hint = clap::ValueHint::FilePath)]
+    parent: Option<PathBuf>,
     #[command(flatten)]
     decide: super::decide::Decide,
 }
@@ -83,6 +89,7 @@ impl Dump {
             level: self.compress.0,
             freeze_timeout: self.freeze_timeout,
             decisions: self.decide.decisions(),
+            parent: self.parent.clone(),
         };
         let mut drawing = Drawing::new(*console);
         let outcome = dump::run(&options, &mut drawing)?;
@@ -132,6 +139,7 @@ fn result(o: &Outcome) -> serde_json::Value {
         "pause_ms": figures::ms(o.pause),
         "total_ms": figures::ms(o.total),
         "memory_bytes": o.memory_bytes,
+        "inherited_bytes": o.inherited_bytes,
         "image_bytes": o.image_bytes,
         "tasks": o.tasks,
         "processes": o.processes,
@@ -149,8 +157,12 @@ fn closing(pid: i32, o: &Outcome) -> String {
         Source::Gone => "it was ended",
         Source::Frozen => "it stands still as before, until kill -CONT",
     };
+    let inherited = match o.inherited_bytes {
+        0 => String::new(),
+        bytes => format!(", {} of it as in the parent,", figures::bytes(bytes)),
+    };
     format!(
-        "{}: process {pid} ({}, {}) stood still for {}; {} of memory in a {} image after {}; {state}",
+        "{}: process {pid} ({}, {}) stood still for {}; {} of memory{inherited} in a {} image after {}; {state}",
         if o.image == "-" { "standard output" } else { &o.image },
         figures::count(o.processes.into(), "process", "processes"),
         figures::count(o.tasks.into(), "task", "tasks"),
