@@ -12,10 +12,11 @@ mod tracking;
 mod tree;
 
 use crate::error::{Context, Error, Kind, Refusal, Result};
-use crate::image::{self, Codec, Dedup, SectionKind, Writer};
+use crate::image::{self, Codec, Dedup, Inherited, SectionKind, Writer};
 use crate::netlock::kept::Owner;
 use crate::progress::{Report, phase};
 use crate::resource::aio;
+use crate::resource::birth::Birth;
 use crate::resource::capture::{Capture, Decisions};
 use crate::resource::graph::Lost;
 use crate::resource::process::State;
@@ -73,6 +74,8 @@ pub struct Options {
     pub live: Option<Duration>,
     /// What tells written pages.
     pub track: Track,
+    /// Image of the same tree that the new one builds upon.
+    pub parent: Option<PathBuf>,
 }
 
 /// What became of the tree that was saved.
@@ -99,6 +102,8 @@ pub struct Outcome {
     pub total: Duration,
     /// Bytes of memory that were saved.
     pub memory_bytes: u64,
+    /// Those of them that are as in the parent.
+    pub inherited_bytes: u64,
     /// Size of the image in bytes.
     pub image_bytes: u64,
     /// Threads of all processes.
@@ -143,8 +148,16 @@ fn save(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     if options.live.is_some() {
         session.track(report)?;
     }
-    let image = session.image(&options.output, None, report)?;
-    Ok(image.outcome)
+    let mut phases = std::mem::take(&mut session.phases);
+    let parent = match &options.parent {
+        Some(path) => {
+            let open = |r: &mut dyn Report| Heritage::open(path, options.pid, &session.birth, &options.output, r);
+            Some(phase(report, &mut phases, "parent", open)?)
+        }
+        None => None,
+    };
+    session.phases = phases;
+    Ok(session.image(&options.output, parent, report)?.outcome)
 }
 
 /// A tree that one image or several are made of.
@@ -155,6 +168,8 @@ struct Session<'o> {
     /// Inodes of the sockets whose connections are locked while it stands still.
     network: HashSet<u64>,
     recall: Recall,
+    /// Which tree it is.
+    birth: Birth,
     tracking: Option<Tracking>,
     /// How long a stop took lately but for the memory.
     base: Duration,
@@ -163,15 +178,9 @@ struct Session<'o> {
 /// An image that was made.
 struct Made {
     outcome: Outcome,
-    link: Link,
-}
-
-/// What a child says of the image that it builds upon.
-struct Link {
     id: [u8; 16],
     hash: image::Hash,
-    /// Memory objects: (device, inode) and number.
-    objects: HashMap<(u64, u64), u32>,
+    birth: Birth,
 }
 
 impl<'o> Session<'o> {
@@ -198,7 +207,8 @@ impl<'o> Session<'o> {
             let _ = crate::sys::clock::scheduler_offset_ns(stat.processor.max(0) as usize);
         }
         let (network, recall, base) = (seen.network, seen.recall, Duration::from_millis(5));
-        Ok(Session { options, begun, phases, network, recall, tracking: None, base })
+        let birth = Birth::of(options.pid)?;
+        Ok(Session { options, begun, phases, network, recall, birth, tracking: None, base })
     }
 
     /// Has the memory of the tree watched from now on.
@@ -211,7 +221,7 @@ impl<'o> Session<'o> {
     }
 
     /// Makes an image, which builds upon `parent` where there is one.
-    fn image(&mut self, output: &Output, parent: Option<&(Link, PathBuf)>, report: &mut dyn Report) -> Result<Made> {
+    fn image(&mut self, output: &Output, mut parent: Option<Heritage>, report: &mut dyn Report) -> Result<Made> {
         let options = self.options;
         let mut phases = std::mem::take(&mut self.phases);
         let (target, image) = match output {
@@ -230,20 +240,25 @@ impl<'o> Session<'o> {
         let dedup = phase(report, &mut phases, "room", |_| {
             let expected = if rounds.is_some() { 0 } else { tree::extent(options.pid).1 };
             target.reserve(copy::image_bytes(expected), options.level.is_none());
-            Dedup::with_room(&id, expected / image::PAGE as u64)
+            Dedup::with_room(parent.as_ref().and_then(|p| p.inherited.as_ref()).map_or(&id, Inherited::id), expected / image::PAGE as u64)
         });
         signal::check_interrupted()?;
 
         let Still { stopped, frozen, mut captured, locks } = self.hold_still(report, &mut phases)?;
         self.base = stopped.elapsed();
-        let parent = parent.map(|(link, path)| link.heritage(path, output, &captured));
+        let mut birth = self.birth.clone();
+        birth.note(captured.capture.sources.iter().map(|source| &source.file))?;
+        if let Some(parent) = &mut parent {
+            parent.settle(&birth, &captured.tree.objects);
+        }
         captured.capture.notes.iter().for_each(|note| report.note(note));
         let mut held = Some(frozen);
         let mut locks = Some(locks);
         let mut opened = None;
         let mut pause = None;
         let mut late = false;
-        let write = Write { options, target: &target, captured: &captured, id, dedup: &dedup, parent: parent.as_ref() };
+        let write =
+            Write { options, target: &target, captured: &captured, id, dedup: &dedup, birth: birth.clone(), parent: parent.as_ref() };
         let laid = self.tracking.as_ref().and_then(|t| Some((t.laid.as_ref()?, &t.wanted)));
         let written = phase(report, &mut phases, "memory", |report| {
             write.run(laid, report, || {
@@ -294,6 +309,7 @@ impl<'o> Session<'o> {
             rounds: rounds.map_or(0, |r| r.count),
             total: self.begun.elapsed(),
             memory_bytes: captured.bytes + laid,
+            inherited_bytes: summary.pages.parent * image::PAGE as u64,
             image_bytes: summary.bytes,
             tasks: captured.tree.processes.iter().map(|p| p.threads.len().max(1) as u32).sum(),
             processes: captured.tree.processes.len() as u32,
@@ -302,7 +318,7 @@ impl<'o> Session<'o> {
             phases,
             warnings: captured.warnings,
         };
-        Ok(Made { outcome, link: Link { id, hash: summary.hash, objects: captured.capture.object_index } })
+        Ok(Made { outcome, id, hash: summary.hash, birth })
     }
 }
 
@@ -400,19 +416,21 @@ struct Write<'a> {
     target: &'a Target,
     captured: &'a tree::Captured,
     id: [u8; 16],
+    /// Pages that it has: keyed like those of the parent, where they are compared with them.
     dedup: &'a Dedup,
+    birth: Birth,
     parent: Option<&'a Heritage>,
 }
 
 impl Write<'_> {
     /// Writes all sections. `read_all` is called as soon as the tree is not needed any more.
     fn run(&self, laid: Option<(&Laid, &HashMap<i32, Spans>)>, report: &mut dyn Report, read_all: impl FnMut()) -> Result<image::Summary> {
-        let Write { options, target, captured, dedup, parent, .. } = *self;
+        let &Write { options, target, captured, dedup, parent, .. } = self;
         let mut file = target.open();
         let mut writer = Writer::new(Interruptible(file), image::Options { machine: arch::MACHINE, id: self.id })?;
         writer.section(
             SectionKind::Manifest,
-            &manifest(captured.tree.processes.first().map_or(options.pid, |root| root.pid), options.capsule.clone()),
+            &manifest(captured.tree.processes.first().map_or(options.pid, |root| root.pid), options.capsule.clone(), self.birth.clone()),
         )?;
         if let Some(parent) = parent {
             writer.parent(&parent.link)?;
@@ -443,7 +461,7 @@ impl Write<'_> {
     }
 }
 
-fn manifest(root_pid: i32, capsule: Option<String>) -> Manifest {
+fn manifest(root_pid: i32, capsule: Option<String>, birth: Birth) -> Manifest {
     let uname = nix::sys::utsname::uname();
     let text = |f: fn(&nix::sys::utsname::UtsName) -> &std::ffi::OsStr| {
         uname.as_ref().map(|u| f(u).to_string_lossy().into_owned()).unwrap_or_default()
@@ -456,6 +474,7 @@ fn manifest(root_pid: i32, capsule: Option<String>) -> Manifest {
         root_pid,
         xfeatures: arch::xfeatures(),
         capsule,
+        birth: Some(birth),
     }
 }
 

@@ -16,8 +16,8 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 /// anything fails, the tree goes on as before and no half-written image stays. Whatever cannot be saved is listed,
 /// all of it, before anything is touched (exit code 13).
 ///
-/// With --json the last line has "pause_ms", "stop_ms" and "rounds" (--live), "total_ms", "memory_bytes", "image_bytes",
-/// "tasks", "processes", "source" ("running", "gone", or "frozen" when it was stopped before), "image", "phases" and
+/// With --json the last line has "pause_ms", "stop_ms" and "rounds" (--live), "total_ms", "memory_bytes", "inherited_bytes",
+/// "image_bytes", "tasks", "processes", "source" ("running", "gone", or "frozen" when it was stopped before), "image", "phases" and
 /// "warnings"; with --every there is such a line for each image, with "epoch", its number.
 #[derive(clap::Args)]
 #[command(
@@ -39,6 +39,12 @@ pub struct Dump {
     /// How long to wait for every task to stand still, such as 5s or 500ms
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = figures::parse_time)]
     freeze_timeout: Duration,
+    /// Build upon this image of the same tree: what is as there is named, not stored
+    ///
+    /// The parent may itself have one. It is needed, unchanged, whenever the new image is used, and looked for beside that,
+    /// then where it was; meio merge makes an image that stands alone.
+    #[arg(long, value_name = "IMAGE", value_hint = clap::ValueHint::FilePath, conflicts_with_all = ["live", "every"])]
+    parent: Option<PathBuf>,
     #[command(flatten)]
     live: super::live::Live,
     #[command(flatten)]
@@ -88,6 +94,7 @@ impl Dump {
             decisions: self.decide.decisions(),
             live: self.live.pause()?,
             track: self.live.track(),
+            parent: self.parent.clone(),
         };
         if let Some(series) = self.live.series(self.output.as_deref())? {
             return super::live::run(&options, &series, console);
@@ -142,6 +149,7 @@ pub fn result(o: &Outcome) -> serde_json::Value {
         "rounds": o.rounds,
         "total_ms": figures::ms(o.total),
         "memory_bytes": o.memory_bytes,
+        "inherited_bytes": o.inherited_bytes,
         "image_bytes": o.image_bytes,
         "tasks": o.tasks,
         "processes": o.processes,
@@ -159,8 +167,12 @@ pub fn closing(pid: i32, o: &Outcome) -> String {
         Source::Gone => "it was ended",
         Source::Frozen => "it stands still as before, until kill -CONT",
     };
+    let inherited = match o.inherited_bytes {
+        0 => String::new(),
+        bytes => format!(", {} of it as in the parent,", figures::bytes(bytes)),
+    };
     format!(
-        "{}: process {pid} ({}, {}) stood still for {}{}; {} of memory in a {} image after {}; {state}",
+        "{}: process {pid} ({}, {}) stood still for {}{}; {} of memory{inherited} in a {} image after {}; {state}",
         if o.image == "-" { "standard output" } else { &o.image },
         figures::count(o.processes.into(), "process", "processes"),
         figures::count(o.tasks.into(), "task", "tasks"),

@@ -1,9 +1,8 @@
 //! A series of images of one tree, each of what has changed since the one before.
 
 use super::parent::Heritage;
-use super::{Link, Options, Outcome, Output, Session, Source};
+use super::{Made, Options, Outcome, Output, Session, Source};
 use crate::error::{Error, Kind, Result};
-use crate::image::ParentLink;
 use crate::progress::Report;
 use crate::sys::signal;
 use std::ffi::OsString;
@@ -53,7 +52,7 @@ pub fn run_series(
 ) -> Result<(u64, Ended)> {
     let mut session = Session::begin(options, report)?;
     session.track(report)?;
-    let mut parent: Option<(Link, PathBuf)> = None;
+    let mut before: Option<(Made, PathBuf)> = None;
     let mut due = Instant::now();
     let mut n = 0;
     while series.count.is_none_or(|count| n < count) {
@@ -63,7 +62,9 @@ pub fn run_series(
         session.begun = Instant::now();
         due = session.begun + series.every;
         let path = series.path(n + 1);
-        let made = match session.image(&Output::Path(path.clone()), parent.as_ref(), report) {
+        let output = Output::Path(path.clone());
+        let parent = before.take().map(|(made, path)| Heritage::after((made.id, made.hash), made.birth, &path, &output));
+        let made = match session.image(&output, parent.transpose()?, report) {
             Err(_) if n > 0 && super::ended(options.pid) => return Ok((n, Ended::TreeEnded)),
             made => made.map_err(|e| signal::check_interrupted().err().unwrap_or(e))?,
         };
@@ -71,9 +72,9 @@ pub fn run_series(
         if let Some(tracking) = &mut session.tracking {
             tracking.saved();
         }
-        parent = Some((made.link, path));
         let gone = made.outcome.source == Source::Gone;
-        each(n, made.outcome, report);
+        each(n, made.outcome.clone(), report);
+        before = Some((made, path));
         if gone {
             return Ok((n, Ended::TreeEnded));
         }
@@ -93,24 +94,6 @@ fn wait(pid: i32, due: Instant) -> Result<bool> {
             None => return Ok(true),
             Some(left) => std::thread::sleep(left.min(STEP)),
         }
-    }
-}
-
-impl Link {
-    /// What the image in `output` says of this one, which is at `path`.
-    pub fn heritage(&self, path: &Path, output: &Output, captured: &super::tree::Captured) -> Heritage {
-        let child = match output {
-            Output::Path(child) => child.parent(),
-            Output::Stdout => None,
-        };
-        let file = match path.file_name() {
-            Some(name) if path.parent() == child => name.as_bytes().to_vec(),
-            _ => std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).into_os_string().into_vec(),
-        };
-        let now = captured.capture.object_index.iter();
-        let mut objects: Vec<(u32, u32)> = now.filter_map(|(identity, &here)| Some((here, *self.objects.get(identity)?))).collect();
-        objects.sort_unstable();
-        Heritage { link: ParentLink { id: self.id, hash: self.hash, file, objects }, inherited: None }
     }
 }
 

@@ -1,10 +1,13 @@
 //! The pages of a parent image by their hashes: what a child may refer to.
 
+use super::chain::{Chain, Needed};
 use super::dedup::{Key, Keyed};
 use super::format::PAGE;
 use super::link::ParentLink;
-use super::pages::Owner;
+use super::pages::{Block, Owner};
+use crate::error::{Error, Result};
 use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
 
 /// Hashes of consecutive pages.
 #[derive(Debug, Clone, Copy)]
@@ -44,6 +47,28 @@ impl Inherited {
         }
         owners.values_mut().for_each(Vec::shrink_to_fit);
         Inherited { id, keyed: Keyed::new(&id), keys: vec![[0; 2]; first], owners }
+    }
+
+    /// The pages of the parent that is the youngest of `chain`. `progress` is told the bytes that have been looked at.
+    pub fn of_image(chain: &Chain, progress: &mut dyn FnMut(u64) -> Result<()>) -> Result<Inherited> {
+        let id = chain.members.first().map(|member| member.id).ok_or_else(|| Error::other("a chain without an image"))?;
+        let mut pieces: Vec<(Owner, u64, u32)> =
+            chain.needed().flat_map(|(_, needed)| &needed.pieces).map(|p| (p.owner, p.address, p.pages)).collect();
+        pieces.sort_unstable();
+        let inherited = Mutex::new(Inherited::new(id, pieces.into_iter()));
+        let keyed = Keyed::new(&id);
+        let note = |needed: &Needed, block: &Block| {
+            for piece in &needed.pieces {
+                let keys: Vec<Key> = needed.bytes(block, piece)?.chunks_exact(PAGE).map(|page| keyed.key(page)).collect();
+                let mut inherited = inherited.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Some(slots) = inherited.slots(piece.owner, piece.address, piece.pages) {
+                    slots.copy_from_slice(&keys);
+                }
+            }
+            Ok(())
+        };
+        chain.deliver(&note, progress)?;
+        Ok(inherited.into_inner().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The id of the parent, with which the hashes are keyed: also that of the child's [`super::Dedup`].

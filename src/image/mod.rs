@@ -6,6 +6,7 @@
 //! copies are found again through a [`Placement`]. What stands in the metadata is the callers' business:
 //! any serde type.
 
+mod chain;
 mod dedup;
 mod encode;
 mod format;
@@ -16,8 +17,10 @@ mod placement;
 mod reader;
 mod source;
 mod verify;
+mod wanted;
 mod writer;
 
+pub use chain::{Chain, FromParent, Needed, folder_of};
 pub use dedup::Dedup;
 pub use encode::{Codec, Encoded, Laid, MAX_KEPT, Pages, encode, encode_apart, encode_child, encode_kept};
 pub use format::{BLOCK_PAGES, PAGE, SectionKind};

@@ -108,6 +108,7 @@ fn show(teller: &Teller<'_>) -> Result<Seen> {
         decisions: Default::default(),
         live: None,
         track: dump::Track::default(),
+        parent: None,
     };
     let mut drawing = Drawing::new(*teller.console);
     let dumped = dump::run(&options, &mut drawing)?;
