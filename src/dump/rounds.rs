@@ -252,7 +252,7 @@ fn changed(tracking: &mut Tracking, pid: i32) -> Result<Option<Vec<(copy::From, 
 /// Prepares processes that are new to the tracker. How long the tree stood still for that.
 fn meet(options: &Options, tracking: &mut Tracking, recall: &mut Recall) -> Result<Duration> {
     let pids = processes(options.pid);
-    tracking.retain(&pids.iter().copied().collect());
+    tracking.retain(&pids);
     if !pids.iter().any(|&pid| tracking.tracker.stranger(pid)) {
         return Ok(Duration::ZERO);
     }

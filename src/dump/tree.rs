@@ -191,6 +191,10 @@ pub fn capture(frozen: &mut Frozen, decisions: &Decisions, recall: Recall, mut t
     mqueue::finish(&tree, &processes, &mut capture)?;
     warnings.append(&mut capture.warnings);
     for (number, source) in capture.sources.iter().enumerate() {
+        if let Some(tracking) = &mut tracking {
+            tracking.object(number as u32, &source.file, capture.objects[number].size, &mut jobs)?;
+            continue;
+        }
         let ranges = file::data_ranges(&source.file, capture.objects[number].size).context(|| "looking for data in shared memory")?;
         let ranges: Vec<(u64, u64)> = ranges.iter().map(|&(start, len)| (start, start + len)).collect();
         cut(Owner::Object(number as u32), From::Object(number), true, &ranges, &mut jobs);
