@@ -141,11 +141,12 @@ fn save(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     }
     let mut id = [0u8; 16];
     std::io::Read::read_exact(&mut File::open("/dev/urandom")?, &mut id)?;
+    let expected = tree::extent(options.pid).1;
     let dedup = phase(report, &mut phases, "room", |_| {
-        let expected = tree::extent(options.pid).1;
         target.reserve(copy::image_bytes(expected), options.level.is_none());
         Dedup::with_room(&id, expected / image::PAGE as u64)
     });
+    let mut staging = copy::Staging::with_room(expected + expected / 4)?;
     signal::check_interrupted()?;
 
     let Still { stopped, frozen, captured, locks } = hold_still(options, seen.network, report, &mut phases)?;
@@ -156,7 +157,7 @@ fn save(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     let mut pause = None;
     let mut late = false;
     let written = phase(report, &mut phases, "memory", |report| {
-        write(options, &target, &captured, (id, &dedup), report, || {
+        write(options, &target, &captured, (id, &dedup, &mut staging), report, || {
             late |= aio::moved(&captured.capture.rings);
             if !options.kill {
                 if let Some(a) = held.take() {
@@ -300,10 +301,22 @@ fn write(
     options: &Options,
     target: &Target,
     captured: &tree::Captured,
-    (id, dedup): ([u8; 16], &Dedup),
+    (id, dedup, staging): ([u8; 16], &Dedup, &mut copy::Staging),
     report: &mut dyn Report,
-    read_all: impl FnMut(),
+    read_all: impl FnOnce(),
 ) -> Result<image::Summary> {
+    let mut read_all = Some(read_all);
+    let mut read_all = || {
+        if let Some(read_all) = read_all.take() {
+            read_all();
+        }
+    };
+    let objects: Vec<File> = captured.capture.sources.iter().map(|s| s.file.try_clone()).collect::<std::io::Result<_>>()?;
+    let mut ready = copy::Ready::No;
+    if staging.read(&captured.jobs, &objects)? {
+        ready = copy::Ready::Staged(staging);
+        read_all();
+    }
     let mut file = target.open();
     let mut writer = Writer::new(Interruptible(file), image::Options { machine: arch::MACHINE, id })?;
     writer.section(
@@ -311,10 +324,9 @@ fn write(
         &manifest(captured.tree.processes.first().map_or(options.pid, |root| root.pid), options.capsule.clone()),
     )?;
     writer.section(SectionKind::Tree, &captured.tree)?;
-    let objects: Vec<File> = captured.capture.sources.iter().map(|s| s.file.try_clone()).collect::<std::io::Result<_>>()?;
     let codec = options.level.map_or(Codec::Raw, Codec::Zstd);
     let to = if target.is_file() { copy::Output::File(file) } else { copy::Output::Stream(file) };
-    copy::copy(copy::Source { jobs: &captured.jobs, objects: &objects, codec, dedup }, &mut writer, to, read_all, |pages| {
+    copy::copy(copy::Source { jobs: &captured.jobs, objects: &objects, codec, dedup, ready }, &mut writer, to, read_all, |pages| {
         report.bytes(pages * image::PAGE as u64, Some(captured.bytes));
         signal::check_interrupted()
     })?;

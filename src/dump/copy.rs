@@ -4,12 +4,16 @@
 //! soon as all blocks before it are encoded: a block never leaves the cache of the processor that read it. To a
 //! stream the calling thread, which holds the tree by ptrace, appends them in order. At most [`WINDOW`] blocks are in
 //! flight, so memory stays bounded whatever the size of the tree. The tree is needed only until the last block has
-//! been *read*: `read_all` is called then, while the rest is still written.
+//! been *read*: `read_all` is called then, while the rest is still written. What was read before ([`Ready`]) needs it
+//! not at all.
+
+mod read;
+mod staging;
 
 use super::output::Interruptible;
 use crate::error::{Context, Error, Result};
 use crate::image::{BLOCK_PAGES, Codec, Dedup, Encoded, Owner, PAGE, Pages, Placed, Writer, encode};
-use crate::sys::memory::{self, MemFile};
+pub use staging::Staging;
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::io::Write;
@@ -26,7 +30,7 @@ const JOB_PAGES: usize = BLOCK_PAGES / 2;
 const TELL: Duration = Duration::from_millis(40);
 
 /// Where the bytes of a block are.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum From {
     /// Memory of a process, by process_vm_readv(2).
     Memory(i32),
@@ -47,6 +51,22 @@ pub struct Job {
     pub ranges: Vec<(u64, u32)>,
     /// Pages of zeros need not be named.
     pub elide_zero: bool,
+}
+
+impl Job {
+    /// How many bytes there are to read.
+    pub fn bytes(&self) -> u64 {
+        self.pages() * PAGE as u64
+    }
+
+    fn pages(&self) -> u64 {
+        self.ranges.iter().map(|r| u64::from(r.1)).sum()
+    }
+}
+
+/// Bytes to read in all jobs.
+pub fn total(jobs: &[Job]) -> u64 {
+    jobs.iter().map(Job::bytes).sum()
 }
 
 /// Cuts ranges (start, end) into jobs of at most one block each.
@@ -131,6 +151,17 @@ pub struct Source<'a> {
     pub codec: Codec,
     /// Pages known so far.
     pub dedup: &'a Dedup,
+    /// What has been read already.
+    pub ready: Ready<'a>,
+}
+
+/// Where the bytes of the jobs are when the copying begins.
+#[derive(Clone, Copy)]
+pub enum Ready<'a> {
+    /// Where the jobs say: they are read one by one.
+    No,
+    /// In memory, all of them.
+    Staged(&'a Staging),
 }
 
 /// Copies all jobs into `writer`'s image. `progress` is told the pages written so far.
@@ -141,10 +172,14 @@ pub fn copy<W: Write + Send>(
     mut read_all: impl FnMut(),
     mut progress: impl FnMut(u64) -> Result<()>,
 ) -> Result<()> {
+    let read = match from.ready {
+        Ready::No => 0,
+        Ready::Staged(_) => from.jobs.len(),
+    };
     let flow = Flow {
         writer,
         next: 0,
-        read: 0,
+        read,
         placed: 0,
         written: 0,
         pages: 0,
@@ -218,15 +253,21 @@ impl<'w, W: Write + Send> Shared<'_, 'w, W> {
 
     fn read(&self, number: usize, mut buffer: Vec<u8>) -> Result<Encoded> {
         let job = &self.from.jobs[number];
-        let pages: usize = job.ranges.iter().map(|r| r.1 as usize).sum();
-        buffer.resize(pages * PAGE, 0);
-        fill(job, self.from.objects, &mut buffer)?;
-        let mut flow = self.lock();
-        flow.read += 1;
-        if flow.read == self.from.jobs.len() {
-            self.news.notify_all();
+        match self.from.ready {
+            Ready::Staged(staging) => {
+                buffer.clear();
+                buffer.extend_from_slice(staging.bytes(number));
+            }
+            Ready::No => {
+                buffer.resize(job.bytes() as usize, 0);
+                read::fill(std::slice::from_ref(job), self.from.objects, &mut [&mut buffer])?;
+                let mut flow = self.lock();
+                flow.read += 1;
+                if flow.read == self.from.jobs.len() {
+                    self.news.notify_all();
+                }
+            }
         }
-        drop(flow);
         let pages = Pages { ranges: &job.ranges, data: buffer, elide_zero: job.elide_zero };
         Ok(encode(number as u32, job.owner, pages, self.from.codec, Some(self.from.dedup)))
     }
@@ -269,7 +310,7 @@ impl<'w, W: Write + Send> Shared<'_, 'w, W> {
     }
 
     fn written(&self, block: Encoded) {
-        let pages: u64 = self.from.jobs[block.block() as usize].ranges.iter().map(|r| u64::from(r.1)).sum();
+        let pages = self.from.jobs[block.block() as usize].pages();
         let mut flow = self.lock();
         let full = flow.next == flow.written + WINDOW;
         flow.written += 1;
@@ -321,52 +362,6 @@ impl<'w, W: Write + Send> Shared<'_, 'w, W> {
             flow = self.lock();
         }
     }
-}
-
-/// Reads the bytes of a job.
-fn fill(job: &Job, objects: &[File], buffer: &mut [u8]) -> Result<()> {
-    let bytes = |pages: u32| u64::from(pages) * PAGE as u64;
-    match job.from {
-        From::Memory(pid) => {
-            let remote: Vec<(u64, u64)> = job.ranges.iter().map(|&(a, n)| (a, bytes(n))).collect();
-            let n = memory::read_ranges(pid, &remote, buffer).context(|| format!("reading the memory of process {pid}"))?;
-            if n == buffer.len() { Ok(()) } else { Err(Error::other(format!("memory of process {pid} became unreadable"))) }
-        }
-        From::Protected(pid) => {
-            let file = MemFile::open(pid).context(|| format!("opening the memory of process {pid}"))?;
-            let mut at = 0;
-            for &(address, pages) in &job.ranges {
-                let n = bytes(pages) as usize;
-                file.read(address, &mut buffer[at..at + n]).context(|| format!("reading protected memory of process {pid}"))?;
-                at += n;
-            }
-            Ok(())
-        }
-        From::Object(number) => {
-            let mut at = 0;
-            for &(offset, pages) in &job.ranges {
-                let piece = &mut buffer[at..at + bytes(pages) as usize];
-                read_padded(&objects[number], offset, piece)?;
-                at += piece.len();
-            }
-            Ok(())
-        }
-    }
-}
-
-/// Reads at `offset`; beyond the end of the file there are zeros.
-fn read_padded(file: &File, offset: u64, piece: &mut [u8]) -> Result<()> {
-    let mut done = 0;
-    while done < piece.len() {
-        match file.read_at(&mut piece[done..], offset + done as u64).context(|| "reading shared memory")? {
-            0 => {
-                piece[done..].fill(0);
-                break;
-            }
-            n => done += n,
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -31,6 +31,7 @@ pub mod pagemap;
 pub mod proc;
 pub mod ptrace;
 pub mod pty;
+pub mod region;
 pub mod seccomp;
 pub mod signal;
 pub mod sock_diag;
