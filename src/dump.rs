@@ -142,11 +142,10 @@ fn save(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     let mut id = [0u8; 16];
     std::io::Read::read_exact(&mut File::open("/dev/urandom")?, &mut id)?;
     let expected = tree::extent(options.pid).1;
-    let dedup = phase(report, &mut phases, "room", |_| {
-        target.reserve(copy::image_bytes(expected), options.level.is_none());
-        Dedup::with_room(&id, expected / image::PAGE as u64)
-    });
-    let mut staging = copy::Staging::with_room(expected + expected / 4)?;
+    let (dedup, mut room) = phase(report, &mut phases, "room", |_| {
+        target.reserve(copy::image_bytes(expected));
+        Ok::<_, Error>((Dedup::with_room(&id, expected / image::PAGE as u64), Room::prepare(&target, expected, options.kill)?))
+    })?;
     signal::check_interrupted()?;
 
     let Still { stopped, frozen, captured, locks } = hold_still(options, seen.network, report, &mut phases)?;
@@ -157,7 +156,7 @@ fn save(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     let mut pause = None;
     let mut late = false;
     let written = phase(report, &mut phases, "memory", |report| {
-        write(options, &target, &captured, (id, &dedup, &mut staging), report, || {
+        write(options, &target, &captured, (id, &dedup, &mut room), report, || {
             late |= aio::moved(&captured.capture.rings);
             if !options.kill {
                 if let Some(a) = held.take() {
@@ -296,12 +295,36 @@ fn hold_still(
     }
 }
 
+/// Where pages are put first so that the tree can go on.
+enum Room<'t> {
+    Staging(copy::Staging),
+    Spool(copy::Spool<'t>),
+    /// Nowhere: they are written as they come.
+    None,
+}
+
+impl<'t> Room<'t> {
+    /// For a tree with about `bytes` of memory.
+    fn prepare(target: &'t Target, bytes: u64, kill: bool) -> Result<Room<'t>> {
+        // Room for what is added until it stands still.
+        let bytes = bytes + bytes / 8;
+        Ok(if bytes <= copy::STAGED_MOST {
+            Room::Staging(copy::Staging::with_room(bytes)?)
+        } else if kill || !target.is_unnamed() {
+            // It will not go on anyhow, or the file is in reach of others.
+            Room::None
+        } else {
+            copy::Spool::prepare(target.open(), copy::image_bytes(bytes)).map_or(Room::None, Room::Spool)
+        })
+    }
+}
+
 /// Writes all sections. `read_all` is called as soon as the tree is not needed any more.
 fn write(
     options: &Options,
     target: &Target,
     captured: &tree::Captured,
-    (id, dedup, staging): ([u8; 16], &Dedup, &mut copy::Staging),
+    (id, dedup, room): ([u8; 16], &Dedup, &mut Room<'_>),
     report: &mut dyn Report,
     read_all: impl FnOnce(),
 ) -> Result<image::Summary> {
@@ -312,9 +335,11 @@ fn write(
         }
     };
     let objects: Vec<File> = captured.capture.sources.iter().map(|s| s.file.try_clone()).collect::<std::io::Result<_>>()?;
-    let mut ready = copy::Ready::No;
-    if staging.read(&captured.jobs, &objects)? {
-        ready = copy::Ready::Staged(staging);
+    let mut read = false;
+    if let Room::Staging(staging) = room
+        && staging.read(&captured.jobs, &objects)?
+    {
+        read = true;
         read_all();
     }
     let mut file = target.open();
@@ -324,6 +349,18 @@ fn write(
         &manifest(captured.tree.processes.first().map_or(options.pid, |root| root.pid), options.capsule.clone()),
     )?;
     writer.section(SectionKind::Tree, &captured.tree)?;
+    if let Room::Spool(spool) = room
+        && spool.read(&captured.jobs, &objects, writer.position())?
+    {
+        read = true;
+        read_all();
+        spool.settle();
+    }
+    let ready = match room {
+        Room::Staging(staging) if read => copy::Ready::Staged(staging),
+        Room::Spool(spool) if read => copy::Ready::Spooled(spool),
+        _ => copy::Ready::No,
+    };
     let codec = options.level.map_or(Codec::Raw, Codec::Zstd);
     let to = if target.is_file() { copy::Output::File(file) } else { copy::Output::Stream(file) };
     copy::copy(copy::Source { jobs: &captured.jobs, objects: &objects, codec, dedup, ready }, &mut writer, to, read_all, |pages| {
@@ -334,7 +371,7 @@ fn write(
         std::io::Seek::seek(&mut file, std::io::SeekFrom::Start(writer.position())).context(|| "writing the image")?;
     }
     let summary = writer.finish()?.1;
-    target.trim()?;
+    target.trim(summary.bytes)?;
     Ok(summary)
 }
 

@@ -8,12 +8,14 @@
 //! not at all.
 
 mod read;
+mod spool;
 mod staging;
 
 use super::output::Interruptible;
 use crate::error::{Context, Error, Result};
 use crate::image::{BLOCK_PAGES, Codec, Dedup, Encoded, Owner, PAGE, Pages, Placed, Writer, encode};
-pub use staging::Staging;
+pub use spool::Spool;
+pub use staging::{MOST as STAGED_MOST, Staging};
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::io::Write;
@@ -162,6 +164,8 @@ pub enum Ready<'a> {
     No,
     /// In memory, all of them.
     Staged(&'a Staging),
+    /// In the image file, all of them.
+    Spooled(&'a Spool<'a>),
 }
 
 /// Copies all jobs into `writer`'s image. `progress` is told the pages written so far.
@@ -174,7 +178,7 @@ pub fn copy<W: Write + Send>(
 ) -> Result<()> {
     let read = match from.ready {
         Ready::No => 0,
-        Ready::Staged(_) => from.jobs.len(),
+        Ready::Staged(_) | Ready::Spooled(_) => from.jobs.len(),
     };
     let flow = Flow {
         writer,
@@ -258,6 +262,10 @@ impl<'w, W: Write + Send> Shared<'_, 'w, W> {
                 buffer.clear();
                 buffer.extend_from_slice(staging.bytes(number));
             }
+            Ready::Spooled(spool) => {
+                buffer.resize(job.bytes() as usize, 0);
+                spool.take(number, &mut buffer)?;
+            }
             Ready::No => {
                 buffer.resize(job.bytes() as usize, 0);
                 read::fill(std::slice::from_ref(job), self.from.objects, &mut [&mut buffer])?;
@@ -297,11 +305,15 @@ impl<'w, W: Write + Send> Shared<'_, 'w, W> {
     /// Writes a block to its place.
     fn put(&self, placed: &Placed, block: Encoded) -> Result<()> {
         let after = placed.offset + placed.front.len() as u64;
+        let data = match self.from.ready {
+            Ready::Spooled(spool) if spool.holds(block.block() as usize, after, block.data().len())? => &[],
+            _ => block.data(),
+        };
         match self.to {
-            Output::File(file) => file.write_all_at(&placed.front, placed.offset).and_then(|()| file.write_all_at(block.data(), after)),
+            Output::File(file) => file.write_all_at(&placed.front, placed.offset).and_then(|()| file.write_all_at(data, after)),
             Output::Stream(file) => {
                 let mut file = Interruptible(file);
-                file.write_all(&placed.front).and_then(|()| file.write_all(block.data()))
+                file.write_all(&placed.front).and_then(|()| file.write_all(data))
             }
         }
         .context(|| "writing the image")?;
