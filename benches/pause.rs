@@ -244,7 +244,8 @@ fn kill_session(leader: &str) {
     let others = || {
         let listed = Command::new("ps").args(["-o", "pid=,stat=", "--sid", leader]).output().expect("ps(1) starts");
         let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
-        let alive = listed.lines().filter_map(|l| l.trim().split_once(' ')).filter(|(pid, state)| *pid != leader || !state.trim().starts_with('Z'));
+        let alive =
+            listed.lines().filter_map(|l| l.trim().split_once(' ')).filter(|(pid, state)| *pid != leader || !state.trim().starts_with('Z'));
         alive.map(|(pid, _)| pid.to_owned()).collect::<Vec<_>>()
     };
     until(|| {

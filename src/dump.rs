@@ -4,6 +4,8 @@ mod ask;
 mod copy;
 mod lock;
 mod output;
+mod parent;
+mod room;
 mod tree;
 
 use crate::error::{Context, Error, Kind, Refusal, Result};
@@ -14,6 +16,7 @@ use crate::resource::aio;
 use crate::resource::capture::{Capture, Decisions};
 use crate::resource::graph::Lost;
 use crate::resource::process::State;
+use crate::resource::recall::Recall;
 use crate::resource::socket::choice::{self, Choice};
 use crate::resource::socket::{listen, tcp};
 use crate::resource::{Manifest, Tree};
@@ -22,6 +25,8 @@ use crate::sys::{apart, arch, signal};
 use crate::tracee::freeze::{Frozen, freeze};
 use lock::Locks;
 use output::{Interruptible, Target};
+use parent::Heritage;
+use room::Room;
 use std::collections::HashSet;
 use std::fs::File;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -148,7 +153,8 @@ fn save(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     })?;
     signal::check_interrupted()?;
 
-    let Still { stopped, frozen, captured, locks } = hold_still(options, seen.network, report, &mut phases)?;
+    let mut recall = seen.recall;
+    let Still { stopped, frozen, captured, locks } = hold_still(options, seen.network, &mut recall, report, &mut phases)?;
     captured.capture.notes.iter().for_each(|note| report.note(note));
     let mut held = Some(frozen);
     let mut locks = Some(locks);
@@ -156,7 +162,7 @@ fn save(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     let mut pause = None;
     let mut late = false;
     let written = phase(report, &mut phases, "memory", |report| {
-        write(options, &target, &captured, (id, &dedup, &mut room), report, || {
+        write(options, &target, &captured, (id, &dedup, None, &mut room), report, || {
             late |= aio::moved(&captured.capture.rings);
             if !options.kill {
                 if let Some(a) = held.take() {
@@ -229,6 +235,7 @@ struct Still {
 fn hold_still(
     options: &Options,
     mut network: HashSet<u64>,
+    recall: &mut Recall,
     report: &mut dyn Report,
     phases: &mut Vec<(&'static str, Duration)>,
 ) -> Result<Still> {
@@ -255,7 +262,7 @@ fn hold_still(
         })?;
         let pids: Vec<i32> = frozen.processes.iter().map(|p| p.pid).collect();
         phase(report, phases, "lock", |_| locks.close(&pids))?;
-        let mut captured = phase(report, phases, "capture", |_| tree::capture(&mut frozen, &options.decisions))?;
+        let mut captured = phase(report, phases, "capture", |_| tree::capture(&mut frozen, &options.decisions, std::mem::take(recall)))?;
         part(phases, "sockets", captured.capture.sockets.get());
         let refusals = captured.capture.refusals.len();
         // What was made in the last moment is locked in the next.
@@ -278,6 +285,7 @@ fn hold_still(
             return Ok(Still { stopped, frozen, captured, locks });
         }
         network.extend(&captured.capture.network);
+        *recall = std::mem::take(&mut captured.capture.recall);
         frozen.release();
         locks.open()?;
         if !covered {
@@ -295,36 +303,12 @@ fn hold_still(
     }
 }
 
-/// Where pages are put first so that the tree can go on.
-enum Room<'t> {
-    Staging(copy::Staging),
-    Spool(copy::Spool<'t>),
-    /// Nowhere: they are written as they come.
-    None,
-}
-
-impl<'t> Room<'t> {
-    /// For a tree with about `bytes` of memory.
-    fn prepare(target: &'t Target, bytes: u64, kill: bool) -> Result<Room<'t>> {
-        // Room for what is added until it stands still.
-        let bytes = bytes + bytes / 8;
-        Ok(if bytes <= copy::STAGED_MOST {
-            Room::Staging(copy::Staging::with_room(bytes)?)
-        } else if kill || !target.is_unnamed() {
-            // It will not go on anyhow, or the file is in reach of others.
-            Room::None
-        } else {
-            copy::Spool::prepare(target.open(), copy::image_bytes(bytes)).map_or(Room::None, Room::Spool)
-        })
-    }
-}
-
 /// Writes all sections. `read_all` is called as soon as the tree is not needed any more.
 fn write(
     options: &Options,
     target: &Target,
     captured: &tree::Captured,
-    (id, dedup, room): ([u8; 16], &Dedup, &mut Room<'_>),
+    (id, dedup, parent, room): ([u8; 16], &Dedup, Option<&Heritage>, &mut Room<'_>),
     report: &mut dyn Report,
     read_all: impl FnOnce(),
 ) -> Result<image::Summary> {
@@ -335,11 +319,7 @@ fn write(
         }
     };
     let objects: Vec<File> = captured.capture.sources.iter().map(|s| s.file.try_clone()).collect::<std::io::Result<_>>()?;
-    let mut read = false;
-    if let Room::Staging(staging) = room
-        && staging.read(&captured.jobs, &objects)?
-    {
-        read = true;
+    if room.stage(&captured.jobs, &objects)? {
         read_all();
     }
     let mut file = target.open();
@@ -348,25 +328,26 @@ fn write(
         SectionKind::Manifest,
         &manifest(captured.tree.processes.first().map_or(options.pid, |root| root.pid), options.capsule.clone()),
     )?;
-    writer.section(SectionKind::Tree, &captured.tree)?;
-    if let Room::Spool(spool) = room
-        && spool.read(&captured.jobs, &objects, writer.position())?
-    {
-        read = true;
-        read_all();
-        spool.settle();
+    if let Some(parent) = parent {
+        writer.parent(&parent.link)?;
     }
-    let ready = match room {
-        Room::Staging(staging) if read => copy::Ready::Staged(staging),
-        Room::Spool(spool) if read => copy::Ready::Spooled(spool),
-        _ => copy::Ready::No,
-    };
+    writer.section(SectionKind::Tree, &captured.tree)?;
+    if room.spool(&captured.jobs, &objects, writer.position())? {
+        read_all();
+    }
+    let ready = room.ready();
     let codec = options.level.map_or(Codec::Raw, Codec::Zstd);
     let to = if target.is_file() { copy::Output::File(file) } else { copy::Output::Stream(file) };
-    copy::copy(copy::Source { jobs: &captured.jobs, objects: &objects, codec, dedup, ready }, &mut writer, to, read_all, |pages| {
-        report.bytes(pages * image::PAGE as u64, Some(captured.bytes));
-        signal::check_interrupted()
-    })?;
+    copy::copy(
+        copy::Source { jobs: &captured.jobs, objects: &objects, codec, dedup, parent, ready },
+        &mut writer,
+        to,
+        read_all,
+        |pages| {
+            report.bytes(pages * image::PAGE as u64, Some(captured.bytes));
+            signal::check_interrupted()
+        },
+    )?;
     if target.is_file() {
         std::io::Seek::seek(&mut file, std::io::SeekFrom::Start(writer.position())).context(|| "writing the image")?;
     }
@@ -439,6 +420,8 @@ pub struct Look {
     pub unused: Vec<String>,
     /// Inodes of the sockets that have to do with the network.
     pub network: HashSet<u64>,
+    /// What needs not be found out again.
+    pub recall: Recall,
 }
 
 /// How many processes the tree below `pid` has, and about how many bytes of memory of its own; it may be running.
@@ -499,5 +482,12 @@ pub fn preflight(pid: i32, decisions: &Decisions) -> Result<Look> {
     }
     let tree = tree::gather(processes, &mut capture);
     capture.settle(&tree);
-    Ok(Look { tree, refusals: capture.refusals, lost: capture.lost, unused: capture.decisions.unused(), network: capture.network })
+    Ok(Look {
+        tree,
+        refusals: capture.refusals,
+        lost: capture.lost,
+        unused: capture.decisions.unused(),
+        network: capture.network,
+        recall: capture.recall,
+    })
 }

@@ -97,6 +97,9 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     let mut reader = open(&options.input)?;
     let manifest: Manifest = reader.manifest()?;
     let mut tree: Tree = reader.tree()?;
+    if reader.parent().is_some() {
+        return Err(Error::image("images with a parent cannot be restored yet"));
+    }
     if options.close_connections || tree.decisions.tcp == Choice::Close {
         tree.decisions.tcp = Choice::Close;
         report.note(&format!("connections that are broken off now: {}", choice::close(&mut tree)));

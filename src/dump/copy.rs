@@ -12,8 +12,9 @@ mod spool;
 mod staging;
 
 use super::output::Interruptible;
+use super::parent::Heritage;
 use crate::error::{Context, Error, Result};
-use crate::image::{BLOCK_PAGES, Codec, Dedup, Encoded, Owner, PAGE, Pages, Placed, Writer, encode};
+use crate::image::{BLOCK_PAGES, Codec, Dedup, Encoded, MAX_KEPT, Owner, PAGE, Pages, Placed, Writer, encode, encode_child, encode_kept};
 pub use spool::Spool;
 pub use staging::{MOST as STAGED_MOST, Staging};
 use std::collections::{BTreeMap, VecDeque};
@@ -40,6 +41,18 @@ pub enum From {
     Protected(i32),
     /// Content of the object with this number.
     Object(usize),
+    /// As in the parent image: nothing is read. Only where that has every one of these pages.
+    Parent,
+}
+
+impl From {
+    /// Ranges, and pages in them, that one block holds at most.
+    fn room(self) -> (usize, u64) {
+        match self {
+            From::Parent => MAX_KEPT,
+            _ => (usize::MAX, JOB_PAGES as u64),
+        }
+    }
 }
 
 /// One block to be.
@@ -56,13 +69,14 @@ pub struct Job {
 }
 
 impl Job {
-    /// How many bytes there are to read.
-    pub fn bytes(&self) -> u64 {
-        self.pages() * PAGE as u64
+    /// Pages that are read for it.
+    pub fn pages(&self) -> u64 {
+        if matches!(self.from, From::Parent) { 0 } else { self.ranges.iter().map(|r| u64::from(r.1)).sum() }
     }
 
-    fn pages(&self) -> u64 {
-        self.ranges.iter().map(|r| u64::from(r.1)).sum()
+    /// Bytes that are read for it.
+    pub fn bytes(&self) -> u64 {
+        self.pages() * PAGE as u64
     }
 }
 
@@ -74,16 +88,17 @@ pub fn total(jobs: &[Job]) -> u64 {
 /// Cuts ranges (start, end) into jobs of at most one block each.
 pub fn cut(owner: Owner, from: From, elide_zero: bool, ranges: &[(u64, u64)], jobs: &mut Vec<Job>) {
     let page = PAGE as u64;
+    let (most, room) = from.room();
     let mut job: Option<(Vec<(u64, u32)>, u64)> = None;
     for &(start, end) in ranges {
         let mut at = start;
         while at < end {
-            let (list, room) = job.get_or_insert_with(|| (Vec::new(), JOB_PAGES as u64));
+            let (list, room) = job.get_or_insert_with(|| (Vec::new(), room));
             let pages = ((end - at) / page).min(*room);
             list.push((at, pages as u32));
             *room -= pages;
             at += pages * page;
-            if *room == 0
+            if (*room == 0 || list.len() == most)
                 && let Some((ranges, _)) = job.take()
             {
                 jobs.push(Job { owner, from, ranges, elide_zero });
@@ -153,6 +168,8 @@ pub struct Source<'a> {
     pub codec: Codec,
     /// Pages known so far.
     pub dedup: &'a Dedup,
+    /// The parent of the image.
+    pub parent: Option<&'a Heritage>,
     /// What has been read already.
     pub ready: Ready<'a>,
 }
@@ -276,8 +293,14 @@ impl<'w, W: Write + Send> Shared<'_, 'w, W> {
                 }
             }
         }
+        let number = number as u32;
         let pages = Pages { ranges: &job.ranges, data: buffer, elide_zero: job.elide_zero };
-        Ok(encode(number as u32, job.owner, pages, self.from.codec, Some(self.from.dedup)))
+        let (codec, dedup) = (self.from.codec, Some(self.from.dedup));
+        Ok(match (job.from, self.from.parent) {
+            (From::Parent, _) => encode_kept(number, job.owner, &job.ranges),
+            (_, Some(parent)) => encode_child(number, job.owner, pages, codec, dedup, parent.inherited.as_ref()),
+            _ => encode(number, job.owner, pages, codec, dedup),
+        })
     }
 
     /// Takes an encoded block in, and places all whose turn it is.

@@ -9,6 +9,8 @@
 mod dedup;
 mod encode;
 mod format;
+mod inherited;
+mod link;
 mod pages;
 mod placement;
 mod reader;
@@ -17,8 +19,10 @@ mod verify;
 mod writer;
 
 pub use dedup::Dedup;
-pub use encode::{Codec, Encoded, Pages, encode};
+pub use encode::{Codec, Encoded, Laid, MAX_KEPT, Pages, encode, encode_apart, encode_child, encode_kept};
 pub use format::{BLOCK_PAGES, PAGE, SectionKind};
+pub use inherited::Inherited;
+pub use link::ParentLink;
 pub use pages::{Block, Content, Owner, Run};
 pub use placement::Placement;
 pub use reader::{EncodedBlock, Reader};

@@ -2,7 +2,8 @@
 
 use super::Hash;
 use super::format::{HEADER, Header, PAGE, Place, SECTION, SectionHeader, SectionKind, Trailer};
-use super::pages::{BLOCK_HEADER, Block, Meta, Owner, Run, Stored};
+use super::link::ParentLink;
+use super::pages::{BLOCK_HEADER, Block, Lineage, Meta, Owner, Run, Stored};
 use super::source::{FileAt, Positioned, Source};
 use crate::error::{Context, Error, Result};
 use serde::de::DeserializeOwned;
@@ -50,6 +51,7 @@ pub struct Reader<'a> {
     stage: Stage,
     name: Option<Hash>,
     id: [u8; 16],
+    parent: Option<ParentLink>,
 }
 
 impl<'a> Reader<'a> {
@@ -79,7 +81,7 @@ impl<'a> Reader<'a> {
         let mut hash = blake3::Hasher::new();
         hash.update(&bytes);
         let (sections, stage) = (Vec::new(), Stage::Manifest);
-        Ok(Reader { source, length, hash, sections, blocks: 0, stage, name: None, id })
+        Ok(Reader { source, length, hash, sections, blocks: 0, stage, name: None, id, parent: None })
     }
 
     /// The image's name; known once [`Reader::next_block`] has returned `None`.
@@ -100,6 +102,11 @@ impl<'a> Reader<'a> {
     /// Random bytes of this image, [`Header::id`].
     pub fn id(&self) -> [u8; 16] {
         self.id
+    }
+
+    /// The image that this one builds upon; known once the tree has been read.
+    pub fn parent(&self) -> Option<&ParentLink> {
+        self.parent.as_ref()
     }
 
     /// The payload of the MANIFEST section. To be called first, once.
@@ -146,7 +153,13 @@ impl<'a> Reader<'a> {
         if self.stage != now {
             return Err(Error::other(format!("{kind} section was asked for out of its turn")));
         }
-        let (header, place) = self.next_known()?;
+        let (mut header, mut place) = self.next_known()?;
+        if header.kind == SectionKind::Parent && kind == SectionKind::Tree {
+            let payload = self.source.take_bytes(header.length, place)?;
+            check(&header, place, &[&payload])?;
+            self.parent = Some(decode_cbor(&payload, place)?);
+            (header, place) = self.next_known()?;
+        }
         if header.kind != kind {
             return Err(place.damaged(format!("the {kind} section belongs here")));
         }
@@ -217,7 +230,8 @@ impl<'a> Reader<'a> {
                 }
             }
         };
-        Ok(EncodedBlock { number, header, place, start, payload })
+        let lineage = if self.parent.is_some() { Lineage::Child } else { Lineage::Flat };
+        Ok(EncodedBlock { number, header, place, start, payload, lineage })
     }
 
     /// Compares the trailer with what was read.
@@ -291,9 +305,9 @@ impl Parts {
     }
 
     /// Compares the checksum and checks every run; `number` is the index that the block must have.
-    fn check(&self, number: u32, header: &SectionHeader, place: Place) -> Result<Meta> {
+    fn check(&self, number: u32, header: &SectionHeader, place: Place, lineage: Lineage) -> Result<Meta> {
         check(header, place, &[&self.meta, &self.data])?;
-        let meta = Meta::parse(&self.meta).map_err(|what| place.damaged(what))?;
+        let meta = Meta::parse(&self.meta, lineage).map_err(|what| place.damaged(what))?;
         if meta.block != number {
             return Err(place.damaged(format!("block {} stands where block {number} belongs", meta.block)));
         }
@@ -316,6 +330,7 @@ pub struct EncodedBlock {
     /// Where its payload stands in the image.
     start: u64,
     payload: Payload,
+    lineage: Lineage,
 }
 
 impl EncodedBlock {
@@ -329,7 +344,7 @@ impl EncodedBlock {
                 &read
             }
         };
-        let meta = parts.check(self.number, &self.header, self.place)?;
+        let meta = parts.check(self.number, &self.header, self.place, self.lineage)?;
         Ok((meta.owner, meta.runs))
     }
 
@@ -341,12 +356,12 @@ impl EncodedBlock {
     /// The same with memory for the data: that of a block which is done with. Fresh memory for each block would
     /// cost as much as all the rest.
     pub fn decode_into(self, buffer: Vec<u8>) -> Result<Block> {
-        let EncodedBlock { number, header, place, start, payload } = self;
+        let EncodedBlock { number, header, place, start, payload, lineage } = self;
         let (parts, in_file, spare) = match payload {
             Payload::Read(parts) => (parts, false, buffer),
             Payload::In(mut at) => (Parts::read(&mut at, &header, place, buffer)?, true, Vec::new()),
         };
-        let meta = parts.check(number, &header, place)?;
+        let meta = parts.check(number, &header, place, lineage)?;
         let Parts { meta: front, mut data } = parts;
         let length = meta.data_pages as usize * PAGE;
         if meta.stored == Stored::Zstd {

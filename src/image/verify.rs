@@ -57,6 +57,8 @@ fn count(block: &Block, placement: &Placement, pages: &mut Counts) -> Result<()>
                 placement.find(from, page, run.pages)?;
                 pages.copy += n;
             }
+            Content::Parent => pages.parent += n,
+            Content::Unused => pages.unused += n,
         }
     }
     Ok(())

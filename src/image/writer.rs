@@ -2,8 +2,9 @@
 
 use super::Hash;
 use super::encode::{Counts, Encoded};
-use super::format::{Header, MANDATORY, MAX_METADATA, PAGE, SECTION, SECTION_VERSION, SectionHeader, SectionKind, Trailer};
-use super::pages::{Stored, meta_length};
+use super::format::{Header, MANDATORY, MAX_LINK, MAX_METADATA, PAGE, SECTION, SECTION_VERSION, SectionHeader, SectionKind, Trailer};
+use super::link::ParentLink;
+use super::pages::{Lineage, Stored, meta_length};
 use crate::error::{Context, Error, Result};
 use serde::Serialize;
 use std::io::Write;
@@ -61,6 +62,7 @@ pub struct Writer<W: Write> {
     hash: blake3::Hasher,
     pages: Counts,
     next: SectionKind,
+    lineage: Lineage,
 }
 
 impl<W: Write> Writer<W> {
@@ -74,6 +76,7 @@ impl<W: Write> Writer<W> {
             hash: blake3::Hasher::new(),
             pages: Counts::default(),
             next: SectionKind::Manifest,
+            lineage: Lineage::Flat,
         };
         let header = Header { machine: options.machine, id: options.id }.to_bytes();
         writer.hash.update(&header);
@@ -101,6 +104,21 @@ impl<W: Write> Writer<W> {
         }
         self.next = after;
         self.raw_section(kind, SECTION_VERSION, MANDATORY, &payload)
+    }
+
+    /// Says that the image has a parent: after the manifest, before the tree. Its blocks are then those of
+    /// [`super::encode_child`] and [`super::encode_kept`].
+    pub fn parent(&mut self, link: &ParentLink) -> Result<()> {
+        if self.next != SectionKind::Tree || self.lineage == Lineage::Child {
+            return Err(Error::other(format!("{} section written where {} belongs", SectionKind::Parent, self.next)));
+        }
+        let mut payload = Vec::new();
+        ciborium::into_writer(link, &mut payload).map_err(|e| Error::other(format!("{} section: {e}", SectionKind::Parent)))?;
+        if payload.len() as u64 > MAX_LINK {
+            return Err(Error::new(crate::error::Kind::Unsupported, "too many memory objects for an image with a parent"));
+        }
+        self.lineage = Lineage::Child;
+        self.raw_section(SectionKind::Parent, SECTION_VERSION, MANDATORY, &payload)
     }
 
     /// Writes a section of any kind.
@@ -139,6 +157,9 @@ impl<W: Write> Writer<W> {
     pub fn place(&mut self, block: &Encoded) -> Result<Placed> {
         if self.next != SectionKind::Pages || block.block != self.blocks {
             return Err(Error::other(format!("block {} written where block {} belongs", block.block, self.blocks)));
+        }
+        if block.lineage != self.lineage {
+            return Err(Error::other("a block of an image with a parent, in one without, or the other way round"));
         }
         let mut header = SectionHeader {
             kind: SectionKind::Pages,

@@ -57,6 +57,9 @@ impl Contents {
     pub fn read(mut reader: Reader<'_>) -> Result<Contents> {
         let manifest = reader.manifest()?;
         let tree: Tree = reader.tree()?;
+        if reader.parent().is_some() {
+            return Err(Error::image("images with a parent cannot be looked into yet"));
+        }
         let mut blocks = Vec::new();
         while let Some(block) = reader.next_block()? {
             blocks.push(block);
@@ -225,17 +228,22 @@ impl Contents {
 /// Where the pages of a block belong.
 fn place(number: u32, runs: &[Run]) -> impl Iterator<Item = Extent> {
     let mut next = 0;
-    runs.iter().map(move |run| {
+    runs.iter().filter_map(move |run| {
         let data = match run.content {
             Content::Zero => None,
+            Content::Parent => None, // CHAIN
             Content::Copy { block, page } => Some((block, page)),
             Content::Data => {
                 let page = next;
                 next += run.pages;
                 Some((number, page))
             }
+            Content::Unused => {
+                next += run.pages;
+                return None;
+            }
         };
-        Extent { address: run.address, pages: run.pages, data }
+        Some(Extent { address: run.address, pages: run.pages, data })
     })
 }
 

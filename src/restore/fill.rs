@@ -100,7 +100,8 @@ impl<'a> Targets<'a> {
                         self.write(block.owner, run.address + at as u64, &zeros[..zeros.len().min(len - at)])?;
                     }
                 }
-                Content::Copy { .. } => {}
+                Content::Unused => from += len,
+                Content::Copy { .. } | Content::Parent => {}
             }
         }
         Ok(())

@@ -97,6 +97,7 @@ pub fn fill(jobs: &[Job], objects: &[File], places: &mut [&mut [u8]]) -> Result<
                 file.read(address, piece).context(|| format!("reading protected memory of process {pid}"))
             })
         }
+        From::Parent => Ok(()),
         From::Object(number) => each_range(jobs, places, |offset, piece| read_padded(&objects[number], offset, piece)),
     }
 }
