@@ -5,6 +5,7 @@ mod copy;
 mod lock;
 mod output;
 mod parent;
+mod room;
 mod rounds;
 mod series;
 mod spans;
@@ -32,10 +33,10 @@ pub use crate::tracee::track::Choice as Track;
 use lock::Locks;
 use output::{Interruptible, Target};
 use parent::Heritage;
+use room::Room;
 use rounds::{End, Laid, copy_rounds};
 pub use series::{Ended, Series, check_pattern, run_series};
-use spans::Spans;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::fs::File;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use std::{path::PathBuf, time::Duration};
@@ -237,11 +238,13 @@ impl<'o> Session<'o> {
                 phase(report, &mut phases, "rounds", |report| copy_rounds(options, (tracking, &mut self.recall), &target, allowed, report));
             rounds = Some(copied.inspect_err(|_| tracking.lost())?);
         }
-        let dedup = phase(report, &mut phases, "room", |_| {
-            let expected = if rounds.is_some() { 0 } else { tree::extent(options.pid).1 };
-            target.reserve(copy::image_bytes(expected), options.level.is_none());
-            Dedup::with_room(parent.as_ref().and_then(|p| p.inherited.as_ref()).map_or(&id, Inherited::id), expected / image::PAGE as u64)
-        });
+        let expected = rounds.map_or_else(|| tree::extent(options.pid).1, |r| r.expected());
+        let (dedup, mut room) = phase(report, &mut phases, "room", |_| {
+            target.reserve(copy::image_bytes(expected));
+            let key = parent.as_ref().and_then(|p| p.inherited.as_ref()).map_or(&id, Inherited::id);
+            let dedup = Dedup::with_room(key, expected / image::PAGE as u64);
+            Ok::<_, Error>((dedup, Room::prepare(&target, expected, options.kill)?))
+        })?;
         signal::check_interrupted()?;
 
         let Still { stopped, frozen, mut captured, locks } = self.hold_still(report, &mut phases)?;
@@ -259,9 +262,8 @@ impl<'o> Session<'o> {
         let mut late = false;
         let write =
             Write { options, target: &target, captured: &captured, id, dedup: &dedup, birth: birth.clone(), parent: parent.as_ref() };
-        let laid = self.tracking.as_ref().and_then(|t| Some((t.laid.as_ref()?, &t.wanted)));
         let written = phase(report, &mut phases, "memory", |report| {
-            write.run(laid, report, || {
+            write.run(self.tracking.as_ref(), &mut room, report, || {
                 late |= aio::moved(&captured.capture.rings);
                 if !options.kill {
                     if let Some(a) = held.take() {
@@ -424,8 +426,25 @@ struct Write<'a> {
 
 impl Write<'_> {
     /// Writes all sections. `read_all` is called as soon as the tree is not needed any more.
-    fn run(&self, laid: Option<(&Laid, &HashMap<i32, Spans>)>, report: &mut dyn Report, read_all: impl FnMut()) -> Result<image::Summary> {
+    fn run(
+        &self,
+        tracking: Option<&Tracking>,
+        room: &mut Room<'_>,
+        report: &mut dyn Report,
+        read_all: impl FnOnce(),
+    ) -> Result<image::Summary> {
         let &Write { options, target, captured, dedup, parent, .. } = self;
+        let laid = tracking.and_then(|t| Some((t.laid.as_ref()?, &t.wanted)));
+        let mut read_all = Some(read_all);
+        let mut read_all = || {
+            if let Some(read_all) = read_all.take() {
+                read_all();
+            }
+        };
+        let objects: Vec<File> = captured.capture.sources.iter().map(|s| s.file.try_clone()).collect::<std::io::Result<_>>()?;
+        if room.stage(&captured.jobs, &objects)? {
+            read_all();
+        }
         let mut file = target.open();
         let mut writer = Writer::new(Interruptible(file), image::Options { machine: arch::MACHINE, id: self.id })?;
         writer.section(
@@ -436,7 +455,10 @@ impl Write<'_> {
             writer.parent(&parent.link)?;
         }
         writer.section(SectionKind::Tree, &captured.tree)?;
-        let objects: Vec<File> = captured.capture.sources.iter().map(|s| s.file.try_clone()).collect::<std::io::Result<_>>()?;
+        if room.spool(&captured.jobs, &objects, writer.position())? {
+            read_all();
+        }
+        let ready = room.ready();
         let codec = options.level.map_or(Codec::Raw, Codec::Zstd);
         let to = if target.is_file() { copy::Output::File(file) } else { copy::Output::Stream(file) };
         let mut all = captured.bytes;
@@ -445,7 +467,8 @@ impl Write<'_> {
             report.bytes(pages * image::PAGE as u64, Some(all));
             signal::check_interrupted()
         };
-        copy::copy(copy::Source { jobs: &captured.jobs, objects: &objects, codec, dedup, parent }, &mut writer, to, read_all, &mut tell)?;
+        let source = copy::Source { jobs: &captured.jobs, objects: &objects, codec, dedup, parent, ready, tracking };
+        copy::copy(source, &mut writer, to, read_all, &mut tell)?;
         if let Some((laid, wanted)) = laid {
             let before = captured.bytes / image::PAGE as u64;
             let place = (captured.jobs.len() as u32, parent.is_some());
@@ -456,7 +479,7 @@ impl Write<'_> {
             std::io::Seek::seek(&mut file, std::io::SeekFrom::Start(writer.position())).context(|| "writing the image")?;
         }
         let summary = writer.finish()?.1;
-        target.trim()?;
+        target.trim(summary.bytes)?;
         Ok(summary)
     }
 }

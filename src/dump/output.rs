@@ -69,24 +69,27 @@ impl Target {
         !matches!(self, Target::Stream(_))
     }
 
-    /// Takes room for an image of about `bytes`, so that the tree need not wait for it while it stands still: blocks
-    /// on a disk, where that costs next to nothing, and pages in memory (tmpfs), where it is most of the cost of
-    /// writing, when the image will really be so large (`exact`). No room is no failure yet: less may be needed.
-    pub fn reserve(&self, bytes: u64, exact: bool) {
+    /// Whether it is a file that nobody else can reach.
+    pub fn is_unnamed(&self) -> bool {
+        matches!(self, Target::Unnamed { .. })
+    }
+
+    /// Takes room for an image of about `bytes` on a disk, where that costs next to nothing, so that the tree need not
+    /// wait for it while it stands still. No room is no failure yet: less may be needed.
+    pub fn reserve(&self, bytes: u64) {
         let file = self.open();
         let in_memory = || nix::sys::statfs::fstatfs(file).is_ok_and(|s| s.filesystem_type() == nix::sys::statfs::TMPFS_MAGIC);
-        if self.is_file() && (exact || !in_memory()) {
+        if self.is_file() && !in_memory() {
             let _ = nix::fcntl::fallocate(file, nix::fcntl::FallocateFlags::FALLOC_FL_KEEP_SIZE, 0, bytes as i64);
         }
     }
 
-    /// Gives back what was reserved and not used, once the image has its size.
-    pub fn trim(&self) -> Result<()> {
+    /// Gives back what was taken and not used, once the image has its size in bytes.
+    pub fn trim(&self, bytes: u64) -> Result<()> {
         if !self.is_file() {
             return Ok(());
         }
-        let file = self.open();
-        file.metadata().and_then(|m| file.set_len(m.len())).context(|| "writing the image")
+        self.open().set_len(bytes).context(|| "writing the image")
     }
 
     /// Flushes to disk and gives the file its name, replacing what had it.

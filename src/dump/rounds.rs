@@ -8,7 +8,7 @@
 use super::copy::{self, Job, cut};
 use super::output::Target;
 use super::spans::Spans;
-use super::tracking::Tracking;
+use super::tracking::{Of, Tracking};
 use super::{Options, processes};
 use crate::error::{Context, Error, Kind, Result};
 use crate::image::{self, Codec, Encoded, Owner, PAGE, Writer, encode_apart};
@@ -63,7 +63,8 @@ impl Laid {
     }
 
     /// Copies what these jobs name, as far as it is there: mappings come and go while a tree runs.
-    fn copy(&mut self, pid: i32, jobs: Vec<Job>, codec: Codec) -> Result<()> {
+    /// Those that are not are returned. `copied` is told what was.
+    fn copy(&mut self, pid: i32, jobs: &[Job], codec: Codec, copied: impl Fn(&Job, &[(u64, u32)], &[u8]) + Sync) -> Result<Spans> {
         let changed = Spans::of(jobs.iter().flat_map(|j| &j.ranges).map(|&(a, n)| (a, a + u64::from(n) * PAGE as u64)).collect());
         let stale = self.covered.remove(&pid).unwrap_or_default().without(&changed);
         let end = Mutex::new(self.length);
@@ -71,10 +72,11 @@ impl Laid {
         let one = |job: &Job| -> Result<Option<Block>> {
             signal::check_interrupted()?;
             let mut data = vec![0; job.pages() as usize * PAGE];
-            let ranges = copy::fill_what_is_there(job, &mut data)?;
+            let ranges = copy::fill_what_is_there(job, &mut data);
             if ranges.is_empty() {
                 return Ok(None);
             }
+            copied(job, &ranges, &data);
             let (laid, data) = encode_apart(job.owner, &ranges, data, codec);
             let length = data.len();
             let offset = {
@@ -89,9 +91,10 @@ impl Laid {
         self.length = end.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
         let blocks: Vec<Block> = blocks.into_iter().flatten().collect();
         let there = blocks.iter().flat_map(|b| b.laid.ranges()).map(|(a, n)| (a, a + u64::from(n) * PAGE as u64)).collect();
-        self.covered.insert(pid, stale.or(&Spans::of(there)));
+        let there = Spans::of(there);
+        self.covered.insert(pid, stale.or(&there));
         self.blocks.extend(blocks);
-        Ok(())
+        Ok(changed.without(&there))
     }
 
     /// Brings what is wanted into an image whose number of blocks is `first`. Numbers of processes in the image are made by
@@ -179,6 +182,15 @@ pub struct Rounds {
     pub stop: Duration,
     /// Bytes that were copied.
     pub bytes: u64,
+    /// Bytes of the last one.
+    last: u64,
+}
+
+impl Rounds {
+    /// Bytes that may be left to be copied, with room for more.
+    pub fn expected(&self) -> u64 {
+        (8 << 20) + self.last * 4
+    }
 }
 
 /// Copies rounds until what is left is expected to take no longer than `allowed` of a pause that takes `base` anyhow.
@@ -190,7 +202,7 @@ pub fn copy_rounds(
     report: &mut dyn Report,
 ) -> Result<Rounds> {
     let codec = options.level.map_or(Codec::Raw, Codec::Zstd);
-    let mut rounds = Rounds { end: End::Restless, count: 0, stop: Duration::ZERO, bytes: 0 };
+    let mut rounds = Rounds { end: End::Restless, count: 0, stop: Duration::ZERO, bytes: 0, last: 0 };
     let mut laid = Laid::new(target)?;
     let (mut looked, mut restless, mut before) = (Instant::now(), 0, u64::MAX);
     while rounds.count < MOST {
@@ -209,10 +221,12 @@ pub fn copy_rounds(
                 cut(Owner::Process(pid), *from, false, spans.ranges(), &mut jobs);
                 bytes += spans.len();
             }
-            laid.copy(pid, jobs, codec)?;
+            let missed = laid.copy(pid, &jobs, codec, |job, ranges, bytes| tracking.copied(job.from, ranges, bytes))?;
+            missed.ranges().iter().for_each(|&range| tracking.tracker.missed(Of::Process(pid), range));
         }
         rounds.count += 1;
         rounds.bytes += bytes;
+        rounds.last = bytes;
         report.bytes(rounds.bytes, None);
         let took = looked.elapsed();
         report.note(&format!("round {}: {} KiB in {:.1} ms", rounds.count, bytes >> 10, took.as_secs_f64() * 1e3));
