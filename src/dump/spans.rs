@@ -102,7 +102,13 @@ mod tests {
         };
         for _ in 0..2000 {
             let mut some = || {
-                let ranges: Vec<(u64, u64)> = (0..below(6)).map(|_| below(60)).map(|start| (start, start + below(12))).collect();
+                let ranges: Vec<(u64, u64)> = {
+                    let mut one = || {
+                        let start = below(60);
+                        (start, start + below(12))
+                    };
+                    (0..4).map(|_| one()).collect()
+                };
                 let set: BTreeSet<u64> = ranges.iter().flat_map(|r| r.0..r.1).collect();
                 (Spans::of(ranges), set)
             };

@@ -5,7 +5,7 @@ mod forge;
 mod golden;
 mod mutation;
 mod round_trip;
-mod sample;
+pub(super) mod sample;
 mod tree;
 
 use super::{Block, Reader, Report, verify};
