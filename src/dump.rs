@@ -3,6 +3,7 @@
 mod ask;
 mod copy;
 mod lock;
+pub mod merge;
 mod output;
 mod parent;
 mod tree;
