@@ -53,9 +53,10 @@ pub struct Dump {
 
 /// zstd level, `None` for raw.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Level(Option<i32>);
+pub struct Level(pub Option<i32>);
 
-fn level(text: &str) -> std::result::Result<Level, String> {
+/// Reads one.
+pub fn level(text: &str) -> std::result::Result<Level, String> {
     match text.parse() {
         _ if text == "none" => Ok(Level(None)),
         Ok(n @ 1..=19) => Ok(Level(Some(n))),

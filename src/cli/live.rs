@@ -3,6 +3,7 @@
 use super::{Console, dump as command, figures};
 use crate::dump::{self, Ended, MAX_PAUSE, Options, Series, Track};
 use crate::error::{Error, Kind, Result};
+use crate::progress::Report;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -101,6 +102,11 @@ pub fn run(options: &Options, series: &Series, console: &Console) -> Result<Exit
         Kind::Interrupted => e.help(format!("the tree goes on running; {} can be restored", series.pattern.display())),
         _ => e,
     })?;
+    if let (Ended::TreeEnded, Some(_)) = (ended, series.count) {
+        let warning = format!("process {} has ended before all images were made", options.pid);
+        drawing.warning(&warning);
+        warned.push(warning);
+    }
     drawing.finish(&[]);
     let state = match ended {
         Ended::Complete => "it goes on running",

@@ -48,7 +48,7 @@ impl Heritage {
                 .help("a parent is an image of the same tree; without --parent the dump is whole"));
         };
         let objects = reader.tree::<Tree>().context(doing)?.objects;
-        let chain = Chain::whole(path, arch::MACHINE)?;
+        let chain = Chain::whole(path, arch::MACHINE, &[])?;
         if let Output::Path(output) = output
             && let Ok(output) = std::fs::canonicalize(output)
             && let Some(member) = chain.members.iter().find(|m| std::fs::canonicalize(&m.path).is_ok_and(|p| p == output))

@@ -9,13 +9,12 @@ use super::copy::{self, Job, cut};
 use super::output::Target;
 use super::spans::Spans;
 use super::tracking::{Of, Tracking};
-use super::{Options, processes};
+use super::{Options, processes, tree};
 use crate::error::{Context, Error, Kind, Result};
 use crate::image::{self, Codec, Encoded, Owner, PAGE, Writer, encode_apart};
 use crate::progress::Report;
 use crate::resource::capture::Capture;
 use crate::resource::recall::Recall;
-use crate::resource::thread::Thread;
 use crate::sys::proc::{maps, read};
 use crate::sys::{ptrace, signal};
 use crate::tracee::freeze::freeze;
@@ -275,9 +274,9 @@ fn meet(options: &Options, tracking: &mut Tracking, recall: &mut Recall) -> Resu
     let mut capture = Capture { standing: true, recall: std::mem::take(recall), ..Capture::default() };
     let mut greet = || -> Result<()> {
         for process in frozen.processes.iter_mut().filter(|p| !p.threads.is_empty()) {
-            let mut threads = Vec::new();
-            for held in &mut process.threads {
-                threads.push(Thread::capture(held, &mut capture)?);
+            let threads = tree::threads(process, &mut capture, &mut Vec::new())?;
+            if !capture.refusals.is_empty() {
+                continue; // that comes when the image is made
             }
             if tracking.tracker.stranger(process.pid) {
                 let vmas = read::parsed(process.pid, "maps", maps::parse)?;

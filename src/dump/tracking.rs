@@ -33,7 +33,7 @@ pub struct Tracking {
     /// The same of the image that is being made.
     named: Named,
     /// Device and inode of each object, by number.
-    objects: Vec<(u64, u64)>,
+    objects: Vec<Option<(u64, u64)>>,
     /// What has been copied while the tree ran.
     pub laid: Option<Laid>,
     /// The part of it that the image is made of, by process.
@@ -123,19 +123,26 @@ impl Tracking {
 
     /// Forgets all other processes.
     pub fn retain(&mut self, pids: &[i32]) {
-        let objects = self.objects.iter().map(|&(dev, ino)| Of::Object(dev, ino));
+        let objects = self.objects.iter().flatten().map(|&(dev, ino)| Of::Object(dev, ino));
         let all: HashSet<Of> = pids.iter().map(|&pid| Of::Process(pid)).chain(objects).collect();
         self.tracker.retain(&all);
     }
 
-    /// Looks at an object of a tree that stands still; adds what is to be copied of it.
+    /// Begins with the objects of a tree that stands still.
+    pub fn begin_objects(&mut self) {
+        self.objects.clear();
+    }
+
+    /// The next object is copied whole each time.
+    pub fn unwatched(&mut self) {
+        self.objects.push(None);
+    }
+
+    /// Looks at the next object of a tree that stands still; adds what is to be copied of it.
     pub fn object(&mut self, number: u32, file: &File, size: u64, jobs: &mut Vec<Job>) -> Result<()> {
         let meta = file.metadata()?;
         let identity = (meta.dev(), meta.ino());
-        if number == 0 {
-            self.objects.clear();
-        }
-        self.objects.push(identity);
+        self.objects.push(Some(identity));
         let mut pages = Pages::default();
         self.tracker.object(Of::Object(identity.0, identity.1), file, size, &mut pages)?;
         let (changed, kept) = (Spans::of(pages.changed), Spans::of(pages.kept));
@@ -155,8 +162,8 @@ impl Tracking {
         let of = match from {
             From::Memory(pid) | From::Protected(pid) => Of::Process(pid),
             From::Object(number) => match self.objects.get(number) {
-                Some(&(dev, ino)) => Of::Object(dev, ino),
-                None => return,
+                Some(&Some((dev, ino))) => Of::Object(dev, ino),
+                _ => return,
             },
             From::Parent => return,
         };

@@ -10,6 +10,7 @@ use crate::resource::memory::{AddressSpace, Backing, PAGE};
 use crate::resource::namespace::{Look, Numbers};
 use crate::resource::process::{Fs, Process, State};
 use crate::resource::recall::Recall;
+use crate::resource::shared::Origin;
 use crate::resource::system_v;
 use crate::resource::thread::Thread;
 use crate::resource::{Tree, cgroup, descriptor, memory, mqueue, namespace, pipe, pty, seccomp};
@@ -190,14 +191,18 @@ pub fn capture(frozen: &mut Frozen, decisions: &Decisions, recall: Recall, mut t
     pty::finish(&tree, &mut capture)?;
     mqueue::finish(&tree, &processes, &mut capture)?;
     warnings.append(&mut capture.warnings);
+    tracking.iter_mut().for_each(|tracking| tracking.begin_objects());
     for (number, source) in capture.sources.iter().enumerate() {
-        if let Some(tracking) = &mut tracking {
+        // Those of several ipc namespaces are told apart by nothing.
+        let own = !matches!(capture.objects[number].origin, Origin::SystemV { .. });
+        if let Some(tracking) = tracking.as_mut().filter(|_| own) {
             tracking.object(number as u32, &source.file, capture.objects[number].size, &mut jobs)?;
             continue;
         }
         let ranges = file::data_ranges(&source.file, capture.objects[number].size).context(|| "looking for data in shared memory")?;
         let ranges: Vec<(u64, u64)> = ranges.iter().map(|&(start, len)| (start, start + len)).collect();
         cut(Owner::Object(number as u32), From::Object(number), true, &ranges, &mut jobs);
+        tracking.iter_mut().for_each(|tracking| tracking.unwatched());
     }
     let bytes = jobs.iter().map(|j| j.pages() * PAGE).sum();
     let numbers = numbers(&mut processes, &capture)?;
@@ -252,15 +257,7 @@ fn capture_process(
     if !capture.refusals.is_empty() {
         return Ok(None); // only to list all of them
     }
-    let mut threads = Vec::with_capacity(frozen.threads.len());
-    for held in &mut frozen.threads {
-        let mut thread = Thread::capture(held, capture)?;
-        if !thread.seccomp.is_off() {
-            seccomp::capture(held, &mut thread.seccomp, capture)?;
-            warnings.extend(thread.keep_clear_of_restart(held));
-        }
-        threads.push(thread);
-    }
+    let mut threads = threads(frozen, capture, warnings)?;
     if !capture.refusals.is_empty() {
         return Ok(None);
     }
@@ -287,6 +284,20 @@ fn capture_process(
         }
     }
     Ok(Some(saved))
+}
+
+/// The threads of a process, as far as can be seen from outside; what is asked of them then leaves no trace.
+pub fn threads(frozen: &mut freeze::Process, capture: &mut Capture, warnings: &mut Vec<String>) -> Result<Vec<Thread>> {
+    let mut threads = Vec::with_capacity(frozen.threads.len());
+    for held in &mut frozen.threads {
+        let mut thread = Thread::capture(held, capture)?;
+        if !thread.seccomp.is_off() {
+            seccomp::capture(held, &mut thread.seccomp, capture)?;
+            warnings.extend(thread.keep_clear_of_restart(held));
+        }
+        threads.push(thread);
+    }
+    Ok(threads)
 }
 
 /// Finds the pages of a process that must be copied.

@@ -114,8 +114,8 @@ fn twice(owner: Owner, address: u64) -> Error {
 }
 
 impl Chain {
-    /// All pages of the image in this file.
-    pub fn whole(path: &Path, machine: u16) -> Result<Chain> {
+    /// All pages of the image in this file. `known`: ids and paths of images that may be its ancestors.
+    pub fn whole(path: &Path, machine: u16, known: &[([u8; 16], PathBuf)]) -> Result<Chain> {
         let doing = || path.display().to_string();
         let file = File::open(path).context(doing)?;
         let reader = Reader::from_file(file, machine).context(doing)?;
@@ -128,7 +128,7 @@ impl Chain {
         let link = fronts.link.clone();
         let member = chain.resolve(path, fronts, &mut sought).context(doing)?;
         chain.members.push(member);
-        chain.descend(link, folder_of(path), sought, machine)?;
+        chain.descend(link, folder_of(path), sought, known, machine)?;
         Ok(chain)
     }
 
@@ -147,12 +147,19 @@ impl Chain {
     /// The pages that an image has from its ancestors, where it is known which these are.
     pub fn find(reader: &Reader<'_>, wanted: FromParent) -> Result<Chain> {
         let mut chain = Chain::default();
-        chain.descend(reader.parent().cloned(), reader.folder().to_owned(), wanted.sought(), reader.machine())?;
+        chain.descend(reader.parent().cloned(), reader.folder().to_owned(), wanted.sought(), &[], reader.machine())?;
         Ok(chain)
     }
 
     /// Follows the links down to the image that has no parent.
-    fn descend(&mut self, mut link: Option<ParentLink>, mut folder: PathBuf, mut sought: Vec<Sought>, machine: u16) -> Result<()> {
+    fn descend(
+        &mut self,
+        mut link: Option<ParentLink>,
+        mut folder: PathBuf,
+        mut sought: Vec<Sought>,
+        known: &[([u8; 16], PathBuf)],
+        machine: u16,
+    ) -> Result<()> {
         while let Some(to) = link {
             if self.members.len() >= MOST {
                 return Err(Error::image(format!("the image has more than {MOST} ancestors")));
@@ -161,7 +168,7 @@ impl Chain {
             for s in &mut sought {
                 s.here = to.there(s.here).ok_or_else(|| missing(s.owner))?;
             }
-            let (path, reader) = look_for(&to, &folder, machine)?;
+            let (path, reader) = look_for(&to, &folder, known, machine)?;
             let doing = || format!("parent image {}", path.display());
             let fronts = Fronts::read(reader).context(doing)?;
             if fronts.hash != to.hash {
@@ -210,6 +217,25 @@ impl Chain {
             }
         }
         Ok(Member { path: path.to_owned(), hash, id, flat: link.is_none(), needed, unchecked })
+    }
+
+    /// How many pages have content.
+    pub fn pages(&self) -> u64 {
+        self.needed().flat_map(|(_, needed)| &needed.pieces).map(|p| u64::from(p.pages)).sum()
+    }
+
+    /// Ranges of zeros, owner, start and end, in order and put together.
+    pub fn zero_ranges(&self) -> Vec<(Owner, u64, u64)> {
+        let mut ranges: Vec<_> = self.zero.iter().map(|&(owner, at, pages)| (owner, at, at + u64::from(pages) * PAGE as u64)).collect();
+        ranges.sort_unstable();
+        ranges.dedup_by(|next, last| {
+            let joined = (last.0, last.2) == (next.0, next.1);
+            if joined {
+                last.2 = next.2;
+            }
+            joined
+        });
+        ranges
     }
 
     /// The blocks that are needed, and the member that each is in.
@@ -430,9 +456,10 @@ pub fn folder_of(image: &Path) -> PathBuf {
 }
 
 /// Finds a parent: beside its child, then where it was when the child was made.
-fn look_for(link: &ParentLink, folder: &Path, machine: u16) -> Result<(PathBuf, Reader<'static>)> {
+fn look_for(link: &ParentLink, folder: &Path, known: &[([u8; 16], PathBuf)], machine: u16) -> Result<(PathBuf, Reader<'static>)> {
     let hint = Path::new(OsStr::from_bytes(&link.file));
     let mut places: Vec<PathBuf> = hint.file_name().map(|name| folder.join(name)).into_iter().chain([folder.join(hint)]).collect();
+    places.splice(0..0, known.iter().filter(|(id, _)| *id == link.id).map(|(_, path)| path.clone()));
     places.dedup();
     let mut others = Vec::new();
     for path in &places {

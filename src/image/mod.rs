@@ -20,9 +20,9 @@ mod verify;
 mod wanted;
 mod writer;
 
-pub use chain::{Chain, FromParent, Needed, folder_of};
+pub use chain::{Chain, FromParent, Needed, Piece, folder_of};
 pub use dedup::Dedup;
-pub use encode::{Codec, Encoded, Laid, MAX_KEPT, Pages, encode, encode_apart, encode_child, encode_kept};
+pub use encode::{Codec, Encoded, Laid, MAX_KEPT, Pages, encode, encode_apart, encode_child, encode_kept, encode_zero};
 pub use format::{BLOCK_PAGES, PAGE, SectionKind};
 pub use inherited::Inherited;
 pub use link::ParentLink;

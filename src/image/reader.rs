@@ -146,6 +146,17 @@ impl<'a> Reader<'a> {
         decode_cbor(&payload, place)
     }
 
+    /// The payload of MANIFEST or TREE as it is, in place of [`Reader::manifest`] and [`Reader::tree`].
+    pub fn metadata_as_it_is(&mut self, kind: SectionKind) -> Result<Vec<u8>> {
+        self.metadata(kind).map(|(_, payload)| payload)
+    }
+
+    /// Which image this one builds upon, of one of which nothing else is to be read.
+    pub fn link(&mut self) -> Result<Option<ParentLink>> {
+        self.skip_metadata()?;
+        Ok(self.parent.clone())
+    }
+
     /// The payload of the TREE section. To be called before the first block is read, once.
     pub fn tree<T: DeserializeOwned>(&mut self) -> Result<T> {
         if self.stage == Stage::Manifest {
