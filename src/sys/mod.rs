@@ -5,6 +5,7 @@
 pub mod anon;
 pub mod apart;
 pub mod arch;
+pub mod calls;
 pub mod capsule;
 pub mod clock;
 #[cfg(test)]
@@ -31,6 +32,8 @@ pub mod pagemap;
 pub mod proc;
 pub mod ptrace;
 pub mod pty;
+pub mod region;
+pub mod room;
 pub mod seccomp;
 pub mod signal;
 pub mod sock_diag;

@@ -172,9 +172,9 @@ impl Tracker for Uffd {
 
     fn missed(&mut self, of: Of, range: (u64, u64)) {
         match of {
-            Of::Process(pid) => self.watched.entry(pid).and_modify(|w| w.missed.push(range)),
-            Of::Object(..) => return self.hashes.forget(of, range),
-        };
+            Of::Process(pid) => self.watched.get_mut(&pid).into_iter().for_each(|w| w.missed.push(range)),
+            Of::Object(..) => self.hashes.forget(of, range),
+        }
     }
 
     fn doubt(&mut self) {
