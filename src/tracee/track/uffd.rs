@@ -13,7 +13,7 @@
 //! it does not tell is a part of an address space that has no page table any more (`MADV_DONTNEED` of a huge page, or since
 //! Linux 6.14 of all pages of a table); one word of the page map for each 2 MiB does.
 
-use super::ranges::{Ranges, both, either, within, without};
+use super::ranges::{Ranges, both, either, joined, within, without};
 use super::{Area, Hashes, Kind, Of, Seen, Tracker, apart};
 use crate::error::{Context, Error, Kind as ErrorKind, Result};
 use crate::sys::feature::{self, Scans};
@@ -245,22 +245,38 @@ impl Glance<'_> {
     }
 
     fn anonymous(&mut self, range: (u64, u64)) -> nix::Result<(Ranges, Ranges)> {
-        let (mut written, mut kept) = (Ranges::new(), Ranges::new());
+        let (mut changed, mut kept) = (Ranges::new(), Ranges::new());
         if !self.scans.quick {
-            self.map.written_and_kept(range, self.regions, &mut written, &mut kept)?;
-            return Ok((written, kept));
+            self.map.written_and_kept(range, self.regions, &mut changed, &mut kept)?;
+            return Ok((changed, kept));
         }
-        self.map.written(range, self.regions, &mut written)?;
-        let mut changed = Ranges::new();
-        for &(start, end) in &written {
-            if end - start < RUN {
-                push(&mut changed, start, end);
-            } else {
-                self.existing(&[(start, end)], false)?.iter().for_each(|r| push(&mut changed, r.0, r.1));
-            }
-        }
+        // The quick scan also protects what is not there: only where there is something, or it would take page tables for
+        // all that a program has set aside.
         let own: Ranges = within(self.own, range).collect();
-        Ok((changed, self.with_table(&without(&own, &written))?))
+        let dense = joined(&own, TABLE / 8);
+        for &part in &dense {
+            let mut written = Ranges::new();
+            self.map.written(part, self.regions, &mut written)?;
+            let before: Ranges = within(&own, part).collect();
+            let new = self.existing(&without(&written, &before), false)?;
+            let mut again = Ranges::new();
+            for (start, end) in both(&written, &before) {
+                if end - start < RUN {
+                    push(&mut again, start, end);
+                } else {
+                    self.existing(&[(start, end)], false)?.iter().for_each(|r| push(&mut again, r.0, r.1));
+                }
+            }
+            changed.extend(either(&new, &again));
+            kept.extend(self.with_table(&without(&before, &written))?);
+        }
+        let mut found = Ranges::new();
+        for gap in without(&[range], &dense) {
+            let (mut written, mut marked) = (Ranges::new(), Ranges::new());
+            self.map.written_and_kept(gap, self.regions, &mut written, &mut marked)?;
+            found.extend(either(&written, &marked));
+        }
+        Ok((either(&changed, &found), kept))
     }
 
     /// Those of these pages, which are all protected when they have a page table, that have one.
