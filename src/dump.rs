@@ -17,6 +17,7 @@ use crate::resource::birth::Birth;
 use crate::resource::capture::{Capture, Decisions};
 use crate::resource::graph::Lost;
 use crate::resource::process::State;
+use crate::resource::recall::Recall;
 use crate::resource::socket::choice::{self, Choice};
 use crate::resource::socket::{listen, tcp};
 use crate::resource::{Manifest, Tree};
@@ -161,7 +162,8 @@ fn save(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     });
     signal::check_interrupted()?;
 
-    let Still { stopped, frozen, captured, locks } = hold_still(options, seen.network, report, &mut phases)?;
+    let mut recall = seen.recall;
+    let Still { stopped, frozen, captured, locks } = hold_still(options, seen.network, &mut recall, report, &mut phases)?;
     captured.capture.notes.iter().for_each(|note| report.note(note));
     let mut birth = birth;
     birth.note(captured.capture.sources.iter().map(|source| &source.file))?;
@@ -248,6 +250,7 @@ struct Still {
 fn hold_still(
     options: &Options,
     mut network: HashSet<u64>,
+    recall: &mut Recall,
     report: &mut dyn Report,
     phases: &mut Vec<(&'static str, Duration)>,
 ) -> Result<Still> {
@@ -274,7 +277,7 @@ fn hold_still(
         })?;
         let pids: Vec<i32> = frozen.processes.iter().map(|p| p.pid).collect();
         phase(report, phases, "lock", |_| locks.close(&pids))?;
-        let mut captured = phase(report, phases, "capture", |_| tree::capture(&mut frozen, &options.decisions))?;
+        let mut captured = phase(report, phases, "capture", |_| tree::capture(&mut frozen, &options.decisions, std::mem::take(recall)))?;
         part(phases, "sockets", captured.capture.sockets.get());
         let refusals = captured.capture.refusals.len();
         // What was made in the last moment is locked in the next.
@@ -297,6 +300,7 @@ fn hold_still(
             return Ok(Still { stopped, frozen, captured, locks });
         }
         network.extend(&captured.capture.network);
+        *recall = std::mem::take(&mut captured.capture.recall);
         frozen.release();
         locks.open()?;
         if !covered {
@@ -426,6 +430,8 @@ pub struct Look {
     pub unused: Vec<String>,
     /// Inodes of the sockets that have to do with the network.
     pub network: HashSet<u64>,
+    /// What needs not be found out again.
+    pub recall: Recall,
 }
 
 /// How many processes the tree below `pid` has, and about how many bytes of memory of its own; it may be running.
@@ -486,5 +492,12 @@ pub fn preflight(pid: i32, decisions: &Decisions) -> Result<Look> {
     }
     let tree = tree::gather(processes, &mut capture);
     capture.settle(&tree);
-    Ok(Look { tree, refusals: capture.refusals, lost: capture.lost, unused: capture.decisions.unused(), network: capture.network })
+    Ok(Look {
+        tree,
+        refusals: capture.refusals,
+        lost: capture.lost,
+        unused: capture.decisions.unused(),
+        network: capture.network,
+        recall: capture.recall,
+    })
 }

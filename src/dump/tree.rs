@@ -8,6 +8,7 @@ use crate::resource::capture::{Capture, Decisions};
 use crate::resource::memory::{AddressSpace, Backing, PAGE};
 use crate::resource::namespace::{Look, Numbers};
 use crate::resource::process::{Fs, Process, State};
+use crate::resource::recall::Recall;
 use crate::resource::system_v;
 use crate::resource::thread::Thread;
 use crate::resource::{Tree, cgroup, descriptor, memory, mqueue, namespace, pipe, pty, seccomp};
@@ -16,7 +17,7 @@ use crate::sys::namespace::Kind;
 use crate::sys::pagemap::{Pagemap, Want};
 use crate::sys::proc::{read, stat, status};
 use crate::sys::task::{self, Shared};
-use crate::tracee::foothold::Known;
+use crate::tracee::foothold::Foothold;
 use crate::tracee::freeze::{self, Frozen};
 use std::collections::HashSet;
 
@@ -47,7 +48,9 @@ pub fn survey(pids: &[i32], capture: &mut Capture) -> Result<Vec<Process>> {
             if let (false, Some(process)) = (ended, seen.last_mut()) {
                 process.places = namespace::survey(pid, Look::Running, capture)?;
                 process.threads = read::tasks(pid)?.into_iter().map(|tid| Thread { tid, ..Thread::default() }).collect();
-                process.memory = Some(memory::survey(pid, capture)?.0);
+                let (space, vmas) = memory::survey(pid, capture)?;
+                process.memory = Some(space);
+                let _ = Foothold::find(pid, &vmas, 0, &mut capture.recall.footholds); // known when it stands still
                 process.descriptors = descriptor::survey(pid, capture)?;
                 process.fs = Fs::capture(pid, capture)?;
             }
@@ -154,16 +157,19 @@ pub fn extent(pid: i32) -> (usize, u64) {
 }
 
 /// Reads everything of a frozen tree. When `capture.refusals` is not empty afterwards, nothing must be written.
-pub fn capture(frozen: &mut Frozen, decisions: &Decisions) -> Result<Captured> {
-    let mut capture = Capture { standing: true, decisions: decisions.clone().into(), ..Capture::default() };
+pub fn capture(frozen: &mut Frozen, decisions: &Decisions, recall: Recall) -> Result<Captured> {
+    let mut capture = Capture { standing: true, decisions: decisions.clone().into(), recall, ..Capture::default() };
+    if let Some(quiet) = &mut capture.recall.quiet {
+        let born = |pid| read::parsed(pid, "stat", stat::parse).map_or(0, |s| s.start_time);
+        quiet.keep(frozen.processes.iter().map(|p| (p.pid, born(p.pid))));
+    }
     capture.system_v = system_v::Listed::of(frozen.processes.iter().map(|p| p.pid))?;
-    let mut known = Known::default();
     let mut processes = Vec::new();
     let mut jobs = Vec::new();
     let mut warnings = Vec::new();
     for process in &mut frozen.processes {
         let pid = process.pid;
-        let captured = capture_process(process, &mut capture, &mut known, &mut jobs, &mut warnings);
+        let captured = capture_process(process, &mut capture, &mut jobs, &mut warnings);
         match captured {
             // It had ended, and somebody outside of the tree has taken notice since.
             Err(e) if e.kind == Failure::NotFound && process.threads.is_empty() => {}
@@ -219,7 +225,6 @@ fn numbers(processes: &mut [Process], capture: &Capture) -> Result<Numbers> {
 fn capture_process(
     frozen: &mut freeze::Process,
     capture: &mut Capture,
-    known: &mut Known,
     jobs: &mut Vec<Job>,
     warnings: &mut Vec<String>,
 ) -> Result<Option<Process>> {
@@ -259,7 +264,7 @@ fn capture_process(
     saved.descriptors = descriptors;
     saved.fs = fs;
     saved.places = places;
-    ask(frozen, &vmas, &mut saved, &mut threads, known, capture, warnings)?;
+    ask(frozen, &vmas, &mut saved, &mut threads, capture, warnings)?;
     saved.threads = threads;
     if let Some(space) = &saved.memory {
         pages(pid, space, jobs)?;

@@ -122,7 +122,7 @@ impl Chain {
         let fronts = Fronts::read(reader).context(doing)?;
         let mut wanted = FromParent::default();
         for (_, meta) in &fronts.blocks {
-            wanted.add(meta.owner, &meta.runs, |_| true).context(doing)?;
+            wanted.add(meta.owner, &meta.runs, |run| run.content != Content::Unused).context(doing)?;
         }
         let (mut chain, mut sought) = (Chain::default(), wanted.sought());
         let link = fronts.link.clone();
@@ -428,6 +428,10 @@ fn entries(blocks: &[(EncodedBlock, Meta)], sought: &[Sought]) -> Result<Vec<Vec
                     let page = next;
                     next += run.pages;
                     What::Data { block: number as u32, page }
+                }
+                Content::Unused => {
+                    next += run.pages;
+                    continue;
                 }
             };
             lists[place].push(Entry { address: run.address, pages: run.pages, what });

@@ -56,6 +56,8 @@ pub struct Counts {
     pub elided: u64,
     /// Named as the parent's.
     pub parent: u64,
+    /// Stored, but no page of the tree any more.
+    pub unused: u64,
 }
 
 impl Counts {
@@ -66,6 +68,7 @@ impl Counts {
         self.copy += other.copy;
         self.elided += other.elided;
         self.parent += other.parent;
+        self.unused += other.unused;
     }
 }
 
@@ -141,6 +144,11 @@ struct Known<'a> {
 }
 
 fn encode_any(block: u32, owner: Owner, pages: Pages<'_>, codec: Codec, known: Known<'_>) -> Encoded {
+    let (meta, data, counts) = encode_meta(block, owner, pages, codec, known);
+    finish(meta, data, known.lineage, counts)
+}
+
+fn encode_meta(block: u32, owner: Owner, pages: Pages<'_>, codec: Codec, known: Known<'_>) -> (Meta, Vec<u8>, Counts) {
     let Pages { ranges, mut data, elide_zero } = pages;
     assert!(data.len() <= BLOCK_PAGES * PAGE, "{} bytes are too many for one block", data.len());
     let sum: u64 = ranges.iter().map(|&(_, pages)| u64::from(pages)).sum();
@@ -155,7 +163,7 @@ fn encode_any(block: u32, owner: Owner, pages: Pages<'_>, codec: Codec, known: K
         data = smaller;
         stored = Stored::Zstd;
     }
-    finish(Meta { block, owner, stored, data_pages: counts.data as u32, runs }, data, known.lineage, counts)
+    (Meta { block, owner, stored, data_pages: counts.data as u32, runs }, data, counts)
 }
 
 fn finish(meta: Meta, data: Vec<u8>, lineage: Lineage, counts: Counts) -> Encoded {
@@ -165,6 +173,77 @@ fn finish(meta: Meta, data: Vec<u8>, lineage: Lineage, counts: Counts) -> Encode
     hash.update(&meta);
     hash.update(&data);
     Encoded { block, meta, data, stored, lineage, checksum: hash.digest(), counts }
+}
+
+/// A block whose data is kept elsewhere until it is known which of its pages are wanted.
+#[derive(Debug)]
+pub struct Laid {
+    owner: Owner,
+    stored: Stored,
+    data_pages: u32,
+    runs: Vec<Run>,
+}
+
+/// Encodes pages without giving them a place in an image: what is kept in memory of them, and their data. Zero pages are
+/// named, none is taken for a copy of another: either may be the wrong thing once some of them are not wanted any more.
+pub fn encode_apart(owner: Owner, ranges: &[(u64, u32)], data: Vec<u8>, codec: Codec) -> (Laid, Vec<u8>) {
+    let pages = Pages { ranges, data, elide_zero: false };
+    let known = Known { dedup: None, lineage: Lineage::Flat, inherited: None };
+    let (meta, data, _) = encode_meta(0, owner, pages, codec, known);
+    (Laid { owner, stored: meta.stored, data_pages: meta.data_pages, runs: meta.runs }, data)
+}
+
+impl Laid {
+    /// The block with this number that has those of its pages that are `wanted`, each asked for by its address in order;
+    /// `None` when none is.
+    pub fn block(
+        &self,
+        (number, owner, child): (u32, Owner, bool),
+        data: impl FnOnce() -> std::io::Result<Vec<u8>>,
+        mut wanted: impl FnMut(u64) -> bool,
+    ) -> std::io::Result<Option<Encoded>> {
+        let mut runs = Vec::with_capacity(self.runs.len());
+        let mut counts = Counts::default();
+        for run in &self.runs {
+            for n in 0..u64::from(run.pages) {
+                let address = run.address + n * PAGE as u64;
+                let content = match (run.content, wanted(address)) {
+                    (Content::Data, false) => Content::Unused,
+                    (_, false) => continue,
+                    (content, true) => content,
+                };
+                match content {
+                    Content::Data => counts.data += 1,
+                    Content::Unused => counts.unused += 1,
+                    _ => counts.zero += 1,
+                }
+                push(&mut runs, address, content);
+            }
+        }
+        if counts.data + counts.zero == 0 {
+            return Ok(None);
+        }
+        let (data_pages, data) = if counts.data == 0 {
+            runs.retain(|run| run.content != Content::Unused);
+            counts.unused = 0;
+            (0, Vec::new())
+        } else {
+            (self.data_pages, data()?)
+        };
+        let stored = if data_pages == 0 { Stored::Raw } else { self.stored };
+        let lineage = if child { Lineage::Child } else { Lineage::Flat };
+        Ok(Some(finish(Meta { block: number, owner, stored, data_pages, runs }, data, lineage, counts)))
+    }
+
+    /// Whose pages it was laid by for.
+    pub fn owner(&self) -> Owner {
+        self.owner
+    }
+
+    /// Address and number of pages of what it holds, in order.
+    pub fn ranges(&self) -> impl Iterator<Item = (u64, u32)> {
+        self.runs.iter().map(|run| (run.address, run.pages))
+    }
 }
 
 /// Decides for every page what it becomes, and moves those that stay to the front of `data`.
@@ -203,6 +282,7 @@ fn sift(
             Content::Zero => counts.zero += 1,
             Content::Copy { .. } => counts.copy += 1,
             Content::Parent => counts.parent += 1,
+            Content::Unused => counts.unused += 1, // no page is sifted out as that
             Content::Data => {
                 counts.data += 1;
                 if kept != from {
@@ -225,6 +305,7 @@ fn push(runs: &mut Vec<Run>, address: u64, content: Content) {
     if let Some(last) = runs.last_mut() {
         let continues = match (last.content, content) {
             (Content::Data, Content::Data) | (Content::Zero, Content::Zero) | (Content::Parent, Content::Parent) => true,
+            (Content::Unused, Content::Unused) => true,
             (Content::Copy { block: a, page: first }, Content::Copy { block: b, page }) => a == b && first + last.pages == page,
             _ => false,
         };

@@ -22,7 +22,7 @@ mod writer;
 
 pub use chain::{Chain, FromParent, Needed, Piece, folder_of};
 pub use dedup::Dedup;
-pub use encode::{Codec, Encoded, MAX_KEPT, Pages, encode, encode_child, encode_kept, encode_zero};
+pub use encode::{Codec, Encoded, Laid, MAX_KEPT, Pages, encode, encode_apart, encode_child, encode_kept, encode_zero};
 pub use format::{BLOCK_PAGES, PAGE, SectionKind};
 pub use inherited::Inherited;
 pub use link::ParentLink;

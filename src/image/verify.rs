@@ -80,6 +80,7 @@ fn count(block: &Block, placement: &Placement, pages: &mut Counts) -> Result<()>
                 pages.copy += n;
             }
             Content::Parent => pages.parent += n,
+            Content::Unused => pages.unused += n,
         }
     }
     Ok(())

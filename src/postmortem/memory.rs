@@ -275,6 +275,10 @@ fn place(number: u32, runs: &[Run]) -> impl Iterator<Item = Extent> {
                 next += run.pages;
                 Some((number, page))
             }
+            Content::Unused => {
+                next += run.pages;
+                return None;
+            }
         };
         Some(Extent { address: run.address, pages: run.pages, data })
     })

@@ -36,6 +36,9 @@ pub struct Decisions {
     pub tcp: Choice,
 }
 
+/// A mount namespace, and device, inode and path of a file as proc_pid_maps(5) has them.
+pub type Alike = (Option<u32>, (u32, u32), u64, Vec<u8>);
+
 /// The tables of one capture.
 #[derive(Debug, Default)]
 pub struct Capture {
@@ -69,6 +72,10 @@ pub struct Capture {
     pub mapped: Vec<MappedFile>,
     /// Place of a path of a mount namespace in `mapped`.
     pub mapped_index: HashMap<(Option<u32>, FilePath), u32>,
+    /// Place in `mapped` of what proc_pid_maps(5) names alike: device, inode and path, in a mount namespace.
+    pub mapped_alike: HashMap<Alike, u32>,
+    /// What was found out before.
+    pub recall: super::recall::Recall,
     /// Objects whose content travels in the image.
     pub objects: Vec<Object>,
     /// Content of each of `objects`.

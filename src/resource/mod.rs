@@ -31,6 +31,8 @@ pub mod pidfd;
 pub mod pipe;
 pub mod process;
 pub mod pty;
+pub mod quiet;
+pub mod recall;
 pub mod regular;
 pub mod sched;
 pub mod seccomp;

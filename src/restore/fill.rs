@@ -101,6 +101,7 @@ impl<'a> Targets<'a> {
                     self.write(block.owner, run.address, &block.data[from..from + len])?;
                     from += len;
                 }
+                Content::Unused => from += len,
                 Content::Zero => self.zero(block.owner, run.address, run.pages)?,
                 Content::Copy { .. } | Content::Parent => {}
             }

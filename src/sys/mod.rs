@@ -5,6 +5,7 @@
 pub mod anon;
 pub mod apart;
 pub mod arch;
+pub mod calls;
 pub mod capsule;
 pub mod clock;
 #[cfg(test)]
@@ -40,6 +41,7 @@ pub mod task;
 pub mod tcp;
 pub mod tcp_diag;
 pub mod tun;
+pub mod userfaultfd;
 pub mod wire;
 pub mod workers;
 pub mod xattr;

@@ -5,6 +5,7 @@ pub mod foothold;
 pub mod freeze;
 pub mod inject;
 pub mod stub;
+pub mod track;
 
 pub mod wait_time;
 

@@ -121,6 +121,10 @@ pub fn memory_upon(blocks: &[Block], parent: &dyn Fn(Owner, u64) -> Vec<u8>) -> 
                     Content::Zero => zero(),
                     Content::Parent => parent(block.owner, run.address + u64::from(n) * PAGE as u64),
                     Content::Data => data.next().unwrap().to_vec(),
+                    Content::Unused => {
+                        data.next().unwrap();
+                        continue;
+                    }
                     Content::Copy { block, page } => {
                         let at = (page + n) as usize * PAGE;
                         blocks[block as usize].data[at..at + PAGE].to_vec()
