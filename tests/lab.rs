@@ -265,6 +265,11 @@ impl Lab {
         done.code == wanted || done.code == 3 && SOMETIMES_WARNED.contains(name)
     }
 
+    /// An image that is made in another way than by [`Lab::dump`].
+    pub fn expect(&mut self, image: &Path) {
+        self.images.push(image.to_owned());
+    }
+
     /// `meio restore IMAGE -d …`, which must succeed.
     pub fn restore(&self, image: &Path, running: &mut Running, arguments: &[&str]) {
         let pidfile = self.path("pid");
