@@ -58,7 +58,8 @@ impl Userfaultfd {
     /// One for the own address space.
     pub fn own() -> Result<Self, Errno> {
         // SAFETY: no memory is involved; on success the descriptor is new and ours.
-        let fd = Errno::result(unsafe { libc::syscall(libc::SYS_userfaultfd, FLAGS) }).map(|fd| unsafe { OwnedFd::from_raw_fd(fd as i32) })?;
+        let fd =
+            Errno::result(unsafe { libc::syscall(libc::SYS_userfaultfd, FLAGS) }).map(|fd| unsafe { OwnedFd::from_raw_fd(fd as i32) })?;
         Userfaultfd::adopt(fd)
     }
 

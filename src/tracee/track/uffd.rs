@@ -85,7 +85,8 @@ impl Tracker for Uffd {
                     part.changed.iter().for_each(|r| out.push(true, r.0, r.1));
                     part.kept.iter().for_each(|r| out.push(false, r.0, r.1));
                 }
-                None | Some(Err(Errno::EPERM | Errno::EINVAL | Errno::ENOENT | Errno::ENOMEM | Errno::EBUSY | Errno::ESRCH | Errno::EAGAIN)) => {
+                None
+                | Some(Err(Errno::EPERM | Errno::EINVAL | Errno::ENOENT | Errno::ENOMEM | Errno::EBUSY | Errno::ESRCH | Errno::EAGAIN)) => {
                     map.ranges(area.start, area.end, Want::Own, &mut out.changed).context(context)?;
                 }
                 Some(Err(e)) => return Err(Error::from(e)).context(context),
