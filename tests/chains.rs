@@ -287,6 +287,44 @@ crate::alone! {
         chain.end();
     }
 
+    /// Redis goes back to what it had, and to what it had before that.
+    fn redis_has_what_it_had() {
+        let mut lab = Lab::new("chain-redis");
+        let socket = lab.path("redis.sock");
+        let options = ["--port", "0", "--unixsocket", text(&socket), "--save", "", "--appendonly", "no"];
+        let mut running = lab.spawn(Path::new("/usr/bin/redis-server"), &options);
+        let ask = |question: &str| {
+            let done = Command::new("/usr/bin/redis-cli").args(["-s", text(&socket), "eval", question, "0"]).output().expect("redis-cli");
+            String::from_utf8_lossy(&done.stdout).trim().to_owned()
+        };
+        assert!(until(SOON, || ask("return 7") == "(integer) 7" || ask("return 7") == "7"), "{}", lab.log());
+        let digest = || {
+            let said = ask("local h = '' for i = 1, 20000 do h = redis.sha1hex(h .. (redis.call('get', 'k' .. i) or '-')) end return h");
+            assert_eq!(said.trim_matches('"').len(), 40, "{said}");
+            said
+        };
+        let mut made: Vec<(PathBuf, String)> = Vec::new();
+        for work in [
+            "for i = 1, 18000 do redis.call('set', 'k' .. i, string.rep(i .. '.', 60)) end",
+            "for i = 1, 300 do redis.call('append', 'k' .. i * 7, 'more') end redis.call('set', 'k19000', 'new')",
+            "for i = 500, 900 do redis.call('del', 'k' .. i) end for i = 1, 50 do redis.call('set', 'k' .. i, i) end",
+        ] {
+            ask(work);
+            let said = digest();
+            let parent = made.last().map(|(image, _)| text(image).to_owned());
+            let arguments: Vec<&str> = parent.iter().flat_map(|path| ["--parent", path]).collect();
+            made.push((lab.dump(&mut running, &arguments), said));
+        }
+        assert!(size(&made[2].0) < size(&made[0].0) / 2);
+        for (image, said) in made.iter().rev() {
+            running.kill();
+            lab.restore(image, &mut running, &[]);
+            assert_eq!(digest(), *said, "{}", image.display());
+        }
+        running.kill();
+        lab.nothing_left();
+    }
+
     /// A long chain, its restore beside that of the same tree from one image. `CHAINS=all` makes it a thousand images long.
     fn a_long_chain_is_followed_quickly() {
         let length = if std::env::var_os("CHAINS").is_some() { 1000 } else { 40 };

@@ -14,6 +14,9 @@ use std::{path::PathBuf, process::ExitCode};
 /// the number of the signal that ended it. Everything that the dump was told is in the image; no option has to be
 /// repeated. When anything fails, nothing was started.
 ///
+/// An image that was made with --parent needs those that it builds upon. They are looked for beside it, or in the current
+/// folder where it comes as a stream, and then where they were.
+///
 /// With --json the last line has "root_pid", "total_ms", "status" ("running", "exited" or "killed"), "exit_code",
 /// "signal", "phases" and "warnings".
 #[derive(clap::Args)]
