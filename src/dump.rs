@@ -14,6 +14,7 @@ use crate::netlock::kept::Owner;
 use crate::progress::{Report, phase};
 use crate::resource::aio;
 use crate::resource::capture::{Capture, Decisions};
+use crate::resource::glance::Glance;
 use crate::resource::graph::Lost;
 use crate::resource::process::State;
 use crate::resource::recall::Recall;
@@ -154,7 +155,11 @@ fn save(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     signal::check_interrupted()?;
 
     let mut recall = seen.recall;
-    let Still { stopped, frozen, captured, locks } = hold_still(options, seen.network, &mut recall, report, &mut phases)?;
+    if !options.kill {
+        recall.glance = Glance::at(&processes(options.pid));
+    }
+    let Still { stopped, frozen, mut captured, locks } = hold_still(options, seen.network, &mut recall, report, &mut phases)?;
+    let glance = std::mem::take(&mut captured.capture.recall.glance);
     captured.capture.notes.iter().for_each(|note| report.note(note));
     let mut held = Some(frozen);
     let mut locks = Some(locks);
@@ -174,6 +179,7 @@ fn save(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
                     locks.let_go();
                 }
             }
+            glance.end();
         })
     });
     let summary = match written {
