@@ -1,5 +1,6 @@
 //! The restore screenplay: read, plant, rebuild, release.
 
+mod ancestors;
 mod attach;
 mod births;
 mod check;
@@ -29,7 +30,7 @@ mod users;
 
 use crate::capsule::roster::{self, Entry, Roster};
 use crate::error::{Context, Error, Kind, Result};
-use crate::image::Reader;
+use crate::image::{self, Chain, Reader};
 use crate::progress::{Report, phase};
 use crate::resource::socket::choice::{self, Choice};
 use crate::resource::{Manifest, Tree};
@@ -97,9 +98,6 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     let mut reader = open(&options.input)?;
     let manifest: Manifest = reader.manifest()?;
     let mut tree: Tree = reader.tree()?;
-    if reader.parent().is_some() {
-        return Err(Error::image("images with a parent cannot be restored yet"));
-    }
     if options.close_connections || tree.decisions.tcp == Choice::Close {
         tree.decisions.tcp = Choice::Close;
         report.note(&format!("connections that are broken off now: {}", choice::close(&mut tree)));
@@ -114,9 +112,13 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
         None => None,
     };
     phase(report, &mut phases, "check", |_| check::check(&manifest, &tree, options.pid_namespace))?;
+    crate::sys::workers::start()?;
+    let chain = match reader.parent() {
+        Some(_) => Some(phase(report, &mut phases, "parents", |_| Chain::upon(&reader))?),
+        None => None,
+    };
     let mut terminals = Terminals::prepare(&tree, options.detach)?;
     let mut warnings = terminals.warnings.clone();
-    crate::sys::workers::start()?;
     let fresh = options.pid_namespace || tree.base().is_some();
     let mut places = Places::new(&tree, Pool::base_of(&tree));
     places.make_users()?;
@@ -179,7 +181,7 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
             }
         }
     })?;
-    let result = planted.rebuild(&mut reader, &mut pool, &terminals, report, &mut phases, &mut warnings);
+    let result = planted.rebuild((&mut reader, chain), &mut pool, &terminals, report, &mut phases, &mut warnings);
     if let Err(e) = result {
         drop(namespace);
         planted.destroy();
@@ -257,7 +259,7 @@ fn open(input: &Input) -> Result<Reader<'static>> {
                 };
                 Error::new(kind, format!("cannot open image {}: {e}", path.display()))
             })?;
-            Reader::from_file(file, arch::MACHINE).context(|| path.display())
+            Reader::from_file(file, arch::MACHINE).context(|| path.display()).map(|reader| reader.beside(image::folder_of(path)))
         }
     }
 }

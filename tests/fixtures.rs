@@ -13,6 +13,7 @@ macro_rules! fixtures {
                 fn dumped() { through(stringify!($name), $program, &[$($argument),*], Way::DumpOnly) }
                 fn restored() { through(stringify!($name), $program, &[$($argument),*], Way::KillRestore) }
                 fn restored_twice() { through(stringify!($name), $program, &[$($argument),*], Way::TwiceRestored) }
+                fn in_a_series() { through(stringify!($name), $program, &[$($argument),*], Way::Series) }
                 fn in_a_pid_namespace() { through(stringify!($name), $program, &[$($argument),*], Way::PidNamespace) }
             }
         }
@@ -64,6 +65,7 @@ fixtures! {
     cores: "options" "core";
     packet: "packet";
     pidfd: "pidfd";
+    rewriting: "rewriting";
     records: "records";
     seals: "seals";
     namespace_of_cgroups: "namespaces" "C";

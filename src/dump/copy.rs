@@ -13,8 +13,10 @@ mod staging;
 
 use super::output::Interruptible;
 use super::parent::Heritage;
+use super::tracking::Tracking;
 use crate::error::{Context, Error, Result};
 use crate::image::{BLOCK_PAGES, Codec, Dedup, Encoded, MAX_KEPT, Owner, PAGE, Pages, Placed, Writer, encode, encode_child, encode_kept};
+pub use read::fill_what_is_there;
 pub use spool::Spool;
 pub use staging::{MOST as STAGED_MOST, Staging};
 use std::collections::{BTreeMap, VecDeque};
@@ -42,6 +44,7 @@ pub enum From {
     /// Content of the object with this number.
     Object(usize),
     /// As in the parent image: nothing is read. Only where that has every one of these pages.
+    #[allow(dead_code, reason = "for those who know what has not changed")]
     Parent,
 }
 
@@ -170,6 +173,8 @@ pub struct Source<'a> {
     pub dedup: &'a Dedup,
     /// The parent of the image.
     pub parent: Option<&'a Heritage>,
+    /// Whom to tell what was copied.
+    pub tracking: Option<&'a Tracking>,
     /// What has been read already.
     pub ready: Ready<'a>,
 }
@@ -293,6 +298,9 @@ impl<'w, W: Write + Send> Shared<'_, 'w, W> {
                 }
             }
         }
+        if let Some(tracking) = self.from.tracking {
+            tracking.copied(job.from, &job.ranges, &buffer);
+        }
         let number = number as u32;
         let pages = Pages { ranges: &job.ranges, data: buffer, elide_zero: job.elide_zero };
         let (codec, dedup) = (self.from.codec, Some(self.from.dedup));
@@ -332,14 +340,7 @@ impl<'w, W: Write + Send> Shared<'_, 'w, W> {
             Ready::Spooled(spool) if spool.holds(block.block() as usize, after, block.data().len())? => &[],
             _ => block.data(),
         };
-        match self.to {
-            Output::File(file) => file.write_all_at(&placed.front, placed.offset).and_then(|()| file.write_all_at(data, after)),
-            Output::Stream(file) => {
-                let mut file = Interruptible(file);
-                file.write_all(&placed.front).and_then(|()| file.write_all(data))
-            }
-        }
-        .context(|| "writing the image")?;
+        put_at(placed, self.to, data)?;
         self.written(block);
         Ok(())
     }
@@ -397,6 +398,24 @@ impl<'w, W: Write + Send> Shared<'_, 'w, W> {
             flow = self.lock();
         }
     }
+}
+
+/// Writes a block behind all others.
+pub fn put_in_order<W: Write>(writer: &mut Writer<W>, to: Output<'_>, block: &Encoded) -> Result<()> {
+    let placed = writer.place(block)?;
+    put_at(&placed, to, block.data())
+}
+
+fn put_at(placed: &Placed, to: Output<'_>, data: &[u8]) -> Result<()> {
+    let after = placed.offset + placed.front.len() as u64;
+    match to {
+        Output::File(file) => file.write_all_at(&placed.front, placed.offset).and_then(|()| file.write_all_at(data, after)),
+        Output::Stream(file) => {
+            let mut file = Interruptible(file);
+            file.write_all(&placed.front).and_then(|()| file.write_all(data))
+        }
+    }
+    .context(|| "writing the image")
 }
 
 #[cfg(test)]

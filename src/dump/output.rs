@@ -47,6 +47,23 @@ impl Target {
         }
     }
 
+    /// A file without a name for what is not in its place yet: on the same file system, where there is one.
+    pub fn beside(&self) -> io::Result<File> {
+        let folder = match self {
+            Target::Unnamed { path, .. } | Target::Temporary { path, .. } => match path.parent() {
+                Some(p) if p != Path::new("") => p.to_owned(),
+                _ => PathBuf::from("."),
+            },
+            Target::Stream(_) => std::env::temp_dir(),
+        };
+        let unnamed = OpenOptions::new().read(true).write(true).custom_flags(libc::O_TMPFILE).mode(0o600).open(&folder);
+        unnamed.or_else(|_| {
+            let temporary = folder.join(format!(".meio.{}.part", std::process::id()));
+            let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&temporary)?;
+            std::fs::remove_file(&temporary).map(|()| file)
+        })
+    }
+
     /// Whether it is a file that can be written at any place.
     pub fn is_file(&self) -> bool {
         !matches!(self, Target::Stream(_))

@@ -90,6 +90,11 @@ impl Dedup {
         &self.keyed
     }
 
+    /// The keys of pages.
+    pub fn keys(&self, pages: &[u8]) -> Vec<Key> {
+        pages.chunks_exact(PAGE).map(|page| self.keyed.key(page)).collect()
+    }
+
     /// The earlier (block, data page) with the same content as the page with this key; when there is none, remembers it as
     /// data page `index` of `block`.
     pub(super) fn find(&self, key: Key, block: u32, index: u32) -> Option<(u32, u32)> {

@@ -121,14 +121,24 @@ pub fn encode_child(
 /// # Panics
 /// When they are more than one block may describe: [`MAX_KEPT`] ranges and pages.
 pub fn encode_kept(block: u32, owner: Owner, ranges: &[(u64, u32)]) -> Encoded {
-    let pages = ranges.iter().map(|&(_, pages)| u64::from(pages)).sum();
-    assert!(ranges.len() <= MAX_KEPT.0 && pages <= MAX_KEPT.1, "{pages} pages are too many for one block");
-    let runs = ranges.iter().map(|&(address, pages)| Run { address, pages, content: Content::Parent }).collect();
-    let counts = Counts { parent: pages, ..Counts::default() };
-    finish(Meta { block, owner, stored: Stored::Raw, data_pages: 0, runs }, Packed::default(), Lineage::Child, counts)
+    let counts = Counts { parent: ranges.iter().map(|&(_, pages)| u64::from(pages)).sum(), ..Counts::default() };
+    named(block, owner, ranges, Content::Parent, Lineage::Child, counts)
 }
 
-/// Ranges, and pages in them, that [`encode_kept`] takes at most.
+/// A block of pages of zeros that are to be named, in an image without a parent; the same holds for it.
+pub fn encode_zero(block: u32, owner: Owner, ranges: &[(u64, u32)]) -> Encoded {
+    let counts = Counts { zero: ranges.iter().map(|&(_, pages)| u64::from(pages)).sum(), ..Counts::default() };
+    named(block, owner, ranges, Content::Zero, Lineage::Flat, counts)
+}
+
+fn named(block: u32, owner: Owner, ranges: &[(u64, u32)], content: Content, lineage: Lineage, counts: Counts) -> Encoded {
+    let pages = counts.parent + counts.zero;
+    assert!(ranges.len() <= MAX_KEPT.0 && pages <= MAX_KEPT.1, "{pages} pages are too many for one block");
+    let runs = ranges.iter().map(|&(address, pages)| Run { address, pages, content }).collect();
+    finish(Meta { block, owner, stored: Stored::Raw, data_pages: 0, runs }, Packed::default(), lineage, counts)
+}
+
+/// Ranges, and pages in them, that [`encode_kept`] and [`encode_zero`] take at most.
 pub const MAX_KEPT: (usize, u64) = (MAX_RUNS, MAX_DESCRIBED);
 
 /// What pages may be found to be equal to.
@@ -182,7 +192,6 @@ fn finish(meta: Meta, Packed { data, spare }: Packed, lineage: Lineage, counts: 
 /// A block whose data is kept elsewhere until it is known which of its pages are wanted.
 #[derive(Debug)]
 pub struct Laid {
-    owner: Owner,
     stored: Stored,
     data_pages: u32,
     runs: Vec<Run>,
@@ -194,7 +203,7 @@ pub fn encode_apart(owner: Owner, ranges: &[(u64, u32)], data: Vec<u8>, codec: C
     let pages = Pages { ranges, data, elide_zero: false };
     let known = Known { dedup: None, lineage: Lineage::Flat, inherited: None };
     let (meta, Packed { data, .. }, _) = encode_meta(0, owner, pages, codec, known);
-    (Laid { owner, stored: meta.stored, data_pages: meta.data_pages, runs: meta.runs }, data)
+    (Laid { stored: meta.stored, data_pages: meta.data_pages, runs: meta.runs }, data)
 }
 
 impl Laid {
@@ -237,11 +246,6 @@ impl Laid {
         let stored = if data_pages == 0 { Stored::Raw } else { self.stored };
         let lineage = if child { Lineage::Child } else { Lineage::Flat };
         Ok(Some(finish(Meta { block: number, owner, stored, data_pages, runs }, Packed { data, ..Packed::default() }, lineage, counts)))
-    }
-
-    /// Whose pages it was laid by for.
-    pub fn owner(&self) -> Owner {
-        self.owner
     }
 
     /// Address and number of pages of what it holds, in order.

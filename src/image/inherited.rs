@@ -1,13 +1,16 @@
 //! The pages of a parent image by their hashes: what a child may refer to.
 
+use super::chain::{Chain, Needed};
 use super::dedup::{Key, Keyed};
 use super::format::PAGE;
 use super::link::ParentLink;
-use super::pages::Owner;
+use super::pages::{Block, Owner};
+use crate::error::{Error, Result};
 use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
 
 /// Hashes of consecutive pages.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Stretch {
     address: u64,
     pages: u32,
@@ -44,6 +47,48 @@ impl Inherited {
         }
         owners.values_mut().for_each(Vec::shrink_to_fit);
         Inherited { id, keyed: Keyed::new(&id), keys: vec![[0; 2]; first], owners }
+    }
+
+    /// The pages of the parent that is the youngest of `chain`. `progress` is told the bytes that have been looked at.
+    pub fn of_image(chain: &Chain, progress: &mut dyn FnMut(u64) -> Result<()>) -> Result<Inherited> {
+        let inherited = Inherited::room_for(chain)?;
+        let keyed = Keyed::new(&inherited.id);
+        let inherited = Mutex::new(inherited);
+        let note = |needed: &Needed, block: &Block| {
+            for piece in &needed.pieces {
+                let keys: Vec<Key> = needed.bytes(block, piece)?.chunks_exact(PAGE).map(|page| keyed.key(page)).collect();
+                let mut inherited = inherited.lock().unwrap_or_else(PoisonError::into_inner);
+                inherited.note(piece.owner, &[(piece.address, piece.pages)], &keys);
+            }
+            Ok(())
+        };
+        chain.deliver(&note, progress)?;
+        Ok(inherited.into_inner().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Room for the hashes of all pages of the youngest image of `chain`.
+    pub fn room_for(chain: &Chain) -> Result<Inherited> {
+        let id = chain.members.first().map(|member| member.id).ok_or_else(|| Error::other("a chain without an image"))?;
+        let mut pieces: Vec<(Owner, u64, u32)> =
+            chain.needed().flat_map(|(_, needed)| &needed.pieces).map(|p| (p.owner, p.address, p.pages)).collect();
+        pieces.sort_unstable();
+        Ok(Inherited::new(id, pieces.into_iter()))
+    }
+
+    /// Notes the hashes of pages, those of each range one after the other.
+    pub fn note(&mut self, owner: Owner, ranges: &[(u64, u32)], mut keys: &[Key]) {
+        for &(address, pages) in ranges {
+            let (here, rest) = keys.split_at(pages as usize);
+            if let Some(slots) = self.slots(owner, address, pages) {
+                slots.copy_from_slice(here);
+            }
+            keys = rest;
+        }
+    }
+
+    /// Whether both have the same pages, and these the same hashes.
+    pub fn is_same(&self, other: &Inherited) -> bool {
+        self.id == other.id && self.keys == other.keys && self.owners == other.owners
     }
 
     /// The id of the parent, with which the hashes are keyed: also that of the child's [`super::Dedup`].

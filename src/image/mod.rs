@@ -6,6 +6,7 @@
 //! copies are found again through a [`Placement`]. What stands in the metadata is the callers' business:
 //! any serde type.
 
+mod chain;
 mod dedup;
 mod encode;
 mod format;
@@ -16,10 +17,12 @@ mod placement;
 mod reader;
 mod source;
 mod verify;
+mod wanted;
 mod writer;
 
+pub use chain::{Chain, FromParent, Needed, Piece, folder_of};
 pub use dedup::Dedup;
-pub use encode::{Codec, Encoded, Laid, MAX_KEPT, Pages, encode, encode_apart, encode_child, encode_kept};
+pub use encode::{Codec, Encoded, Laid, MAX_KEPT, Pages, encode, encode_apart, encode_child, encode_kept, encode_zero};
 pub use format::{BLOCK_PAGES, PAGE, SectionKind};
 pub use inherited::Inherited;
 pub use link::ParentLink;

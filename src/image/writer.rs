@@ -87,13 +87,7 @@ impl<W: Write> Writer<W> {
     /// Writes a metadata section: first [`SectionKind::Manifest`], then [`SectionKind::Tree`], each once and
     /// before all pages.
     pub fn section(&mut self, kind: SectionKind, value: &impl Serialize) -> Result<()> {
-        let after = match kind {
-            SectionKind::Manifest => SectionKind::Tree,
-            _ => SectionKind::Pages,
-        };
-        if kind != self.next || kind == SectionKind::Pages {
-            return Err(Error::other(format!("{kind} section written where {} belongs", self.next)));
-        }
+        self.after(kind)?;
         let mut payload = Vec::new();
         ciborium::into_writer(value, &mut payload).map_err(|e| Error::other(format!("{kind} section: {e}")))?;
         if payload.len() as u64 > MAX_METADATA {
@@ -102,8 +96,21 @@ impl<W: Write> Writer<W> {
                 format!("{kind} section would have {} bytes, at most {MAX_METADATA} are allowed", payload.len()),
             ));
         }
-        self.next = after;
-        self.raw_section(kind, SECTION_VERSION, MANDATORY, &payload)
+        self.section_as_it_is(kind, &payload)
+    }
+
+    /// The same with the bytes that such a section of another image has.
+    pub fn section_as_it_is(&mut self, kind: SectionKind, payload: &[u8]) -> Result<()> {
+        self.next = self.after(kind)?;
+        self.raw_section(kind, SECTION_VERSION, MANDATORY, payload)
+    }
+
+    /// What comes after a metadata section, whose turn it must be.
+    fn after(&self, kind: SectionKind) -> Result<SectionKind> {
+        if kind != self.next || kind == SectionKind::Pages {
+            return Err(Error::other(format!("{kind} section written where {} belongs", self.next)));
+        }
+        Ok(if kind == SectionKind::Manifest { SectionKind::Tree } else { SectionKind::Pages })
     }
 
     /// Says that the image has a parent: after the manifest, before the tree. Its blocks are then those of

@@ -140,6 +140,7 @@ fn image(tree: &Tree, blocks: &Blocks) -> Vec<u8> {
         root_pid: tree.processes[0].pid,
         xfeatures: 7,
         capsule: None,
+        birth: None,
     };
     out.section(SectionKind::Manifest, &manifest).unwrap();
     out.section(SectionKind::Tree, tree).unwrap();

@@ -1,5 +1,6 @@
 //! All tasks of a tree on their way from bare stubs to what they were.
 
+use super::ancestors;
 use super::confined;
 use super::fill;
 use super::interest;
@@ -16,7 +17,7 @@ use super::system_v::{self, Made};
 use super::terminal::Terminals;
 use super::users;
 use crate::error::{Context, Error, Result};
-use crate::image::Reader;
+use crate::image::{Chain, Reader};
 use crate::progress::{Report, phase};
 use crate::resource::credentials::Credentials;
 use crate::resource::owner::Owner;
@@ -81,7 +82,7 @@ impl<'t> Planted<'t> {
     /// Memory, then everything else, up to the last registers.
     pub fn rebuild(
         &mut self,
-        reader: &mut Reader<'_>,
+        (reader, chain): (&mut Reader<'_>, Option<Chain>),
         pool: &mut Pool,
         terminals: &Terminals,
         report: &mut dyn Report,
@@ -105,10 +106,12 @@ impl<'t> Planted<'t> {
         phase(report, phases, "memory", |report| {
             let pids = self.skeleton.stubs.iter().map(|(&pid, stub)| (pid, stub.pid)).collect();
             let targets = fill::Targets::new(self.tree, &pids, pool)?;
-            fill::fill(reader, &targets, |bytes| {
+            let mut progress = |bytes| {
                 report.bytes(bytes, None);
                 signal::check_interrupted()
-            })
+            };
+            let (bytes, from_parent) = fill::fill(reader, &targets, &mut progress)?;
+            chain.map_or(Ok(0), |chain| ancestors::fill(chain, reader, from_parent, &targets, &mut |more| progress(bytes + more)))
         })?;
         pool.seal(self.tree)?;
         pool.close_writers();

@@ -266,7 +266,10 @@ impl Barrier {
         let mut asked = HashSet::new();
         for (&tid, &(_, task)) in &self.tasks {
             match task {
-                Task::Stopped(_) => drop(ptrace::detach(tid)),
+                Task::Stopped(_) => {
+                    super::undo_interruption(tid);
+                    let _ = ptrace::detach(tid);
+                }
                 Task::Asked => drop(asked.insert(tid)),
             }
         }

@@ -6,11 +6,11 @@ pub mod freeze;
 pub mod inject;
 pub mod stub;
 pub mod track;
-
 pub mod wait_time;
 
 use crate::error::{Context, Result};
 use crate::sys::arch::Registers;
+use crate::sys::proc::{read, status};
 use crate::sys::ptrace;
 use crate::sys::seccomp::Confinement;
 
@@ -54,6 +54,22 @@ impl Held {
             // The task may have been killed meanwhile: nothing is left to signal then.
             let _ = crate::sys::task::tgkill(self.pid, self.tid, *signal);
         }
+        undo_interruption(self.tid);
         let _ = ptrace::detach(self.tid);
+    }
+}
+
+/// Some calls fail with `EINTR` at every ptrace stop (signal(7), "never restarted"). The one of a task that was stopped and
+/// not asked anything begins anew.
+fn undo_interruption(tid: i32) {
+    let Ok(registers) = ptrace::registers(tid) else { return };
+    if registers.rax as i64 != -i64::from(libc::EINTR) || (registers.orig_rax as i64) < 0 {
+        return;
+    }
+    // When a signal is about to be delivered, EINTR is the truth.
+    let signal_waits = |s: status::Status| (s.sig_pnd | s.shd_pnd) & !s.sig_blk != 0;
+    if read::parsed(tid, "status", status::parse).is_ok_and(|s| !signal_waits(s)) {
+        let anew = Registers { rip: registers.rip - 2, rax: registers.orig_rax, orig_rax: u64::MAX, ..registers };
+        let _ = ptrace::set_registers(tid, &anew);
     }
 }

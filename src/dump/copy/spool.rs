@@ -222,7 +222,7 @@ mod tests {
         assert!(spool.read(&jobs, &[], writer.position()).unwrap());
         spool.settle();
         let dedup = Dedup::new(&id);
-        let from = Source { jobs: &jobs, objects: &[], codec, dedup: &dedup, parent: None, ready: Ready::Spooled(&spool) };
+        let from = Source { jobs: &jobs, objects: &[], codec, dedup: &dedup, parent: None, ready: Ready::Spooled(&spool), tracking: None };
         copy(from, &mut writer, Output::File(&file), || (), |_| Ok(())).unwrap();
         (&file).seek(SeekFrom::Start(writer.position())).unwrap();
         let summary = writer.finish().unwrap().1;

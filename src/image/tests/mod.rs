@@ -1,11 +1,12 @@
 //! Tests of the whole format. Those of one part stand with it.
 
+mod chain;
 mod damaged;
 mod forge;
 mod golden;
 mod mutation;
 mod round_trip;
-mod sample;
+pub mod sample;
 mod tree;
 
 use super::{Block, Reader, Report, verify};

@@ -26,6 +26,7 @@ pub fn manifest() -> Manifest {
         root_pid: 400,
         xfeatures: 7,
         capsule: None,
+        birth: None,
     }
 }
 
