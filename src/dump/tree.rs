@@ -318,7 +318,9 @@ fn pages(pid: i32, space: &AddressSpace, jobs: &mut Vec<Job>) -> Result<()> {
             Backing::Anonymous => &mut plain,
             _ => &mut over_file,
         };
-        pagemap.ranges(mapping.start, mapping.end, Want::Own, list).context(|| format!("reading the page map of process {pid}"))?;
+        let anonymous = mapping.backing == Backing::Anonymous && mapping.huge_page_kib == 0;
+        let want = if anonymous { Want::Anonymous } else { Want::Own };
+        pagemap.ranges(mapping.start, mapping.end, want, list).context(|| format!("reading the page map of process {pid}"))?;
     }
     let owner = Owner::Process(pid);
     cut(owner, From::Memory(pid), true, &plain, jobs);

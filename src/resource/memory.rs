@@ -142,6 +142,12 @@ const MERGEABLE: &[u8; 2] = b"mg";
 
 /// The mappings of a process with their flags.
 fn vmas(pid: i32, capture: &mut Capture) -> Result<Vec<Vma>> {
+    if capture.standing && capture.recall.glance.knows(pid) {
+        let text = read::read(pid, "maps")?;
+        if let Some(vmas) = capture.recall.glance.layout(pid, &text) {
+            return Ok(vmas);
+        }
+    }
     let Some(quiet) = capture.recall.quiet.as_mut().filter(|_| capture.standing) else {
         return read::parsed(pid, "smaps", maps::parse);
     };

@@ -11,6 +11,7 @@ pub mod device;
 pub mod epoll;
 pub mod eventfd;
 pub mod fanotify;
+pub mod glance;
 pub mod graph;
 pub mod ignored;
 pub mod inotify;
