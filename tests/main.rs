@@ -13,6 +13,7 @@ mod hostile;
 mod invisible;
 mod ipc;
 mod lab;
+mod lazy;
 mod listening;
 mod netlock;
 mod postmortem;

@@ -214,7 +214,10 @@ fn backing(pid: i32, vma: &Vma, capture: &mut Capture) -> Result<Option<Backing>
         return Ok(Some(Backing::Kernel));
     }
     let refused: Option<(&str, &str)> = if vma.has(b"um") || vma.has(b"uw") && !capture.watched_by_meio.contains(&pid) {
-        Some(("it is watched by userfaultfd", "end the program's own use of userfaultfd first"))
+        Some((
+            "it is watched by userfaultfd",
+            "end the program's own use of userfaultfd first; after `meio restore --lazy`, wait until all pages are there",
+        ))
     } else if vma.protection_key.is_some_and(|key| key != 0) {
         Some(("it has a protection key (pkeys), which is not supported yet", "run the program without protection keys"))
     } else if vma.has(b"ss") {

@@ -6,6 +6,7 @@ use super::fill;
 use super::interest;
 use super::late;
 use super::layout;
+use super::lazy::Lazy;
 use super::places::Places;
 use super::pool::Pool;
 use super::queues;
@@ -82,7 +83,7 @@ impl<'t> Planted<'t> {
     /// Memory, then everything else, up to the last registers.
     pub fn rebuild(
         &mut self,
-        (reader, chain): (&mut Reader<'_>, Option<Chain>),
+        (reader, chain, lazy): (&mut Reader<'_>, Option<Chain>, Option<&mut Lazy>),
         pool: &mut Pool,
         terminals: &Terminals,
         report: &mut dyn Report,
@@ -106,11 +107,14 @@ impl<'t> Planted<'t> {
         phase(report, phases, "memory", |report| {
             let pids = self.skeleton.stubs.iter().map(|(&pid, stub)| (pid, stub.pid)).collect();
             let targets = fill::Targets::new(self.tree, &pids, pool)?;
+            if let Some(lazy) = lazy {
+                return lazy.fill(self.tree, &self.skeleton.stubs, &targets, report, warnings).map(|()| 0);
+            }
             let mut progress = |bytes| {
                 report.bytes(bytes, None);
                 signal::check_interrupted()
             };
-            let (bytes, from_parent) = fill::fill(reader, &targets, &mut progress)?;
+            let (bytes, from_parent) = fill::fill(|| reader.next_block(), &targets, |_, _| true, &mut progress)?;
             chain.map_or(Ok(0), |chain| ancestors::fill(chain, reader, from_parent, &targets, &mut |more| progress(bytes + more)))
         })?;
         pool.seal(self.tree)?;

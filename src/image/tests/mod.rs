@@ -4,6 +4,7 @@ mod chain;
 mod damaged;
 mod forge;
 mod golden;
+mod index;
 mod mutation;
 mod round_trip;
 pub mod sample;
