@@ -11,6 +11,7 @@ mod generated;
 mod hostile;
 mod invisible;
 mod ipc;
+mod kernels;
 mod lab;
 mod listening;
 mod netlock;
