@@ -26,6 +26,7 @@ mod sockets;
 mod system_v;
 mod terminal;
 mod users;
+mod vdso;
 
 use crate::capsule::roster::{self, Entry, Roster};
 use crate::error::{Context, Error, Kind, Result};
@@ -46,6 +47,7 @@ use std::fs::File;
 use std::time::Instant;
 use std::{path::PathBuf, process::ExitStatus, time::Duration};
 use terminal::Terminals;
+use vdso::Foreign;
 
 /// Where the image comes from.
 #[derive(Debug, Clone)]
@@ -111,6 +113,10 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
         None => None,
     };
     phase(report, &mut phases, "check", |_| check::check(&manifest, &tree, options.pid_namespace))?;
+    let foreign = Foreign::settle(&mut tree)?;
+    if foreign.count() > 0 {
+        report.note(&format!("processes whose vDSO is another kernel's: {}", foreign.count()));
+    }
     let mut terminals = Terminals::prepare(&tree, options.detach)?;
     let mut warnings = terminals.warnings.clone();
     crate::sys::workers::start()?;
@@ -176,7 +182,7 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
             }
         }
     })?;
-    let result = planted.rebuild(&mut reader, &mut pool, &terminals, report, &mut phases, &mut warnings);
+    let result = planted.rebuild(&mut reader, &mut pool, &terminals, &foreign, report, &mut phases, &mut warnings);
     if let Err(e) = result {
         drop(namespace);
         planted.destroy();

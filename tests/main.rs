@@ -7,6 +7,7 @@ mod commands;
 mod datagrams;
 mod demo;
 mod fixtures;
+mod foreign;
 mod generated;
 mod hostile;
 mod invisible;

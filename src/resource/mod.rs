@@ -4,6 +4,7 @@ pub mod aio;
 pub mod attributes;
 pub mod capture;
 pub mod cgroup;
+pub mod clocks;
 pub mod credentials;
 pub mod descriptor;
 pub mod device;
@@ -108,6 +109,9 @@ pub struct Tree {
     /// Those of other ipc namespaces than the root's.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub system_v_elsewhere: Vec<system_v::Elsewhere>,
+    /// The kernel's clocks, when a thread was just reading one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clocks: Option<clocks::Clocks>,
 }
 
 impl Tree {

@@ -278,9 +278,9 @@ impl Thread {
         Ok(Some(registers))
     }
 
-    /// Gives a task its final registers, vector state and mask.
-    pub fn finish(&self, tid: i32, registers: Option<Registers>) -> Result<()> {
-        ptrace::set_xstate(tid, &self.xstate).context(|| format!("setting the vector state of task {}", self.tid))?;
+    /// Gives a task its final registers, vector state and mask; others than were saved where it has gone on already.
+    pub fn finish(&self, tid: i32, registers: Option<Registers>, xstate: Option<&[u8]>) -> Result<()> {
+        ptrace::set_xstate(tid, xstate.unwrap_or(&self.xstate)).context(|| format!("setting the vector state of task {}", self.tid))?;
         ptrace::set_sigmask(tid, self.sigmask).context(|| format!("setting the signal mask of task {}", self.tid))?;
         ptrace::set_registers(tid, &registers.unwrap_or(self.registers)).context(|| format!("setting the registers of task {}", self.tid))
     }

@@ -1,7 +1,7 @@
 //! Everything that can be known to go wrong is found here, all of it, before anything is started.
 
 use super::places::Places;
-use super::{layout, queues, reach, skeleton, system_v};
+use super::{queues, reach, skeleton, system_v};
 use crate::error::{Error, Kind as Failure, Refusal, Result};
 use crate::resource::descriptor::FileKind;
 use crate::resource::path::FilePath;
@@ -22,9 +22,6 @@ pub fn check(manifest: &Manifest, tree: &Tree, pid_namespace: bool) -> Result<()
             "the image was made on a processor with vector features that are missing here (XCR0 bits {missing:#x})"
         ))
         .help("restore it on a machine with the same processor features"));
-    }
-    if let Some(space) = tree.processes.iter().find_map(|p| p.memory.as_ref()) {
-        layout::check_vdso(space)?;
     }
     system_v::check(tree)?;
     queues::check(tree)?;

@@ -15,6 +15,7 @@ use super::sockets;
 use super::system_v::{self, Made};
 use super::terminal::Terminals;
 use super::users;
+use super::vdso::{Foreign, Moved};
 use crate::error::{Context, Error, Result};
 use crate::image::Reader;
 use crate::progress::{Report, phase};
@@ -38,6 +39,8 @@ pub struct Planted<'t> {
     skeleton: Skeleton<'t>,
     /// Stub of each thread, by its tid in the image.
     pub threads: HashMap<i32, Stub>,
+    /// Threads that go on elsewhere than they were stopped.
+    moved: HashMap<i32, Moved>,
     /// System V objects that were made; they go again when the tree does not come to life.
     made: Made,
 }
@@ -61,7 +64,7 @@ impl<'t> Planted<'t> {
             threads.extend(confined::bear_threads(tree, process, &stub, &skeleton.stubs)?);
         }
         skeleton.settle()?;
-        Ok(Planted { tree, skeleton, threads, made: Made::new(tree) })
+        Ok(Planted { tree, skeleton, threads, moved: HashMap::new(), made: Made::new(tree) })
     }
 
     pub fn root(&self) -> i32 {
@@ -74,7 +77,7 @@ impl<'t> Planted<'t> {
         groups.filter_map(|group| self.skeleton.stubs.get(&group)).map(|stub| stub.pid).next().unwrap_or_else(|| self.root())
     }
 
-    fn living(&self) -> impl Iterator<Item = &'t Process> {
+    fn living(&self) -> impl Iterator<Item = &'t Process> + use<'t> {
         self.tree.processes.iter().filter(|p| !matches!(p.state, State::Zombie(_)))
     }
 
@@ -84,6 +87,7 @@ impl<'t> Planted<'t> {
         reader: &mut Reader<'_>,
         pool: &mut Pool,
         terminals: &Terminals,
+        foreign: &Foreign,
         report: &mut dyn Report,
         phases: &mut Vec<(&'static str, Duration)>,
         warnings: &mut Vec<String>,
@@ -110,6 +114,10 @@ impl<'t> Planted<'t> {
                 signal::check_interrupted()
             })
         })?;
+        for process in self.living() {
+            let moved = foreign.redirect(self.tree, process, &self.threads, warnings)?;
+            self.moved.extend(moved.into_iter().map(|m| (m.tid, m)));
+        }
         pool.seal(self.tree)?;
         pool.close_writers();
         phase(report, phases, "state", |_| {
@@ -261,7 +269,9 @@ impl<'t> Planted<'t> {
         }
         stub.vanish()?;
         for thread in &process.threads {
-            thread.finish(self.threads[&thread.tid].tid, entered.get(&thread.tid).copied())?;
+            let moved = self.moved.get(&thread.tid);
+            let registers = entered.get(&thread.tid).or(moved.map(|m| &m.registers));
+            thread.finish(self.threads[&thread.tid].tid, registers.copied(), moved.and_then(|m| m.xstate.as_deref()))?;
         }
         Ok(())
     }

@@ -125,6 +125,12 @@ pub fn xfeatures() -> u64 {
     u64::from(leaf.edx) << 32 | u64::from(leaf.eax)
 }
 
+/// The time-stamp counter.
+pub fn counter() -> u64 {
+    // SAFETY: every processor of this architecture has it.
+    unsafe { std::arch::x86_64::_rdtsc() }
+}
+
 /// Whether an auxiliary vector is that of a 32-bit program: its first entries are 8 bytes long, so that
 /// the second 32-bit word, the upper half of the first type in a 64-bit one, is not 0.
 pub fn is_32_bit(auxv: &[u8]) -> bool {
