@@ -119,6 +119,7 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     }
     let mut terminals = Terminals::prepare(&tree, options.detach)?;
     let mut warnings = terminals.warnings.clone();
+    warnings.extend(check::lesser_processor(&manifest));
     crate::sys::workers::start()?;
     let fresh = options.pid_namespace || tree.base().is_some();
     let mut places = Places::new(&tree, Pool::base_of(&tree));

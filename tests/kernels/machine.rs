@@ -13,6 +13,8 @@ const PACKAGES: &[&str] = &["bash", "coreutils", "iproute2", "kmod", "mount", "p
 const DISK: u64 = 3 << 30;
 /// Memory of a machine in MiB.
 const MEMORY: &str = "2048";
+/// All that qemu can play, but for what not every processor has and a tree can therefore not take along.
+const CPU: &str = "max,-pku,-mpx";
 /// Modules that lead to the disk.
 const MODULES: [&str; 2] = ["virtio_pci", "virtio_blk"];
 
@@ -111,7 +113,7 @@ impl Workshop {
             fs::create_dir_all(stage.join("usr").join(name)).expect("folder");
             std::os::unix::fs::symlink(format!("usr/{name}"), stage.join(name)).expect("link");
         }
-        for name in ["proc", "sys", "dev", "run", "tmp", "root", "var/tmp"] {
+        for name in ["proc", "sys", "dev", "run", "tmp", "root", "mnt", "home", "opt", "srv", "var/tmp"] {
             fs::create_dir_all(stage.join(name)).expect("folder");
         }
         fs::set_permissions(stage.join("tmp"), fs::Permissions::from_mode(0o1777)).expect("mode");
@@ -185,7 +187,7 @@ impl Workshop {
         File::create(&said).expect("file");
         let mut machine = Machine(
             Command::new("qemu-system-x86_64")
-                .args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", MEMORY])
+                .args(["-accel", "tcg,thread=multi", "-cpu", CPU, "-smp", "2", "-m", MEMORY])
                 .args(["-nodefaults", "-no-reboot", "-display", "none"])
                 .args(["-serial", &format!("file:{}", console.display())])
                 .args(["-serial", &format!("file:{}", said.display())])

@@ -38,7 +38,7 @@ impl Old<'_> {
     /// Lets a thread come out, instruction by instruction. The processor's counter is the one of then. `None` when it
     /// does not come out.
     pub fn come_out(&self, stub: &Stub, thread: &Thread) -> Result<Option<Moved>> {
-        ptrace::set_xstate(stub.tid, &thread.xstate)?;
+        thread.set_vectors(stub.tid, None)?;
         let mut registers = Registers { orig_rax: u64::MAX, ..thread.registers };
         let out = |registers: Registers| Ok(Some(Moved { tid: thread.tid, registers, xstate: Some(ptrace::xstate(stub.tid)?) }));
         for _ in 0..STEPS {
