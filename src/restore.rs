@@ -28,6 +28,7 @@ mod sockets;
 mod system_v;
 mod terminal;
 mod users;
+mod vdso;
 
 use crate::capsule::roster::{self, Entry, Roster};
 use crate::error::{Context, Error, Kind, Result};
@@ -49,6 +50,7 @@ use std::fs::File;
 use std::time::Instant;
 use std::{path::PathBuf, process::ExitStatus, time::Duration};
 use terminal::Terminals;
+use vdso::Foreign;
 
 /// Where the image comes from.
 #[derive(Debug, Clone)]
@@ -116,6 +118,10 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
         None => None,
     };
     phase(report, &mut phases, "check", |_| check::check(&manifest, &tree, options.pid_namespace))?;
+    let foreign = Foreign::settle(&mut tree)?;
+    if foreign.count() > 0 {
+        report.note(&format!("processes whose vDSO is another kernel's: {}", foreign.count()));
+    }
     crate::sys::workers::start()?;
     let mut lazy = if options.lazy { Some(Lazy::prepare(&mut reader, options.detach)?) } else { None };
     let chain = match reader.parent() {
@@ -124,6 +130,7 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     };
     let mut terminals = Terminals::prepare(&tree, options.detach)?;
     let mut warnings = terminals.warnings.clone();
+    warnings.extend(check::lesser_processor(&manifest));
     let fresh = options.pid_namespace || tree.base().is_some();
     let mut places = Places::new(&tree, Pool::base_of(&tree));
     places.make_users()?;
@@ -186,7 +193,8 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
             }
         }
     })?;
-    let result = planted.rebuild((&mut reader, chain, lazy.as_mut()), &mut pool, &terminals, report, &mut phases, &mut warnings);
+    let sources = (&mut reader, chain, lazy.as_mut());
+    let result = planted.rebuild(sources, &mut pool, (&terminals, &foreign), report, &mut phases, &mut warnings);
     if let Err(e) = result {
         let e = lazy.as_mut().and_then(Lazy::failure).unwrap_or(e);
         drop(namespace);

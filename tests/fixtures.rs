@@ -67,6 +67,7 @@ fixtures! {
     owners: "owners";
     named_memory: "options" "names";
     clamped: "options" "clamp";
+    clocks: "clocks" "8";
     cores: "options" "core";
     packet: "packet";
     pidfd: "pidfd";

@@ -5,6 +5,7 @@ pub mod attributes;
 pub mod birth;
 pub mod capture;
 pub mod cgroup;
+pub mod clocks;
 pub mod credentials;
 pub mod descriptor;
 pub mod device;
@@ -115,6 +116,9 @@ pub struct Tree {
     /// Those of other ipc namespaces than the root's.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub system_v_elsewhere: Vec<system_v::Elsewhere>,
+    /// The kernel's clocks, when a thread was just reading one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clocks: Option<clocks::Clocks>,
 }
 
 impl Tree {
