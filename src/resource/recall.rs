@@ -17,6 +17,8 @@ pub struct Recall {
     pub footholds: Known,
     /// What need not be asked for again.
     pub quiet: Option<super::quiet::Quiet>,
+    /// Options of connections.
+    pub connections: super::socket::steady::Connections,
     build_ids: HashMap<Content, Option<Vec<u8>>>,
 }
 
