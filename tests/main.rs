@@ -23,6 +23,7 @@ mod programs;
 mod readme;
 mod refusals;
 mod sockets;
+mod steady;
 mod survive;
 mod terminal;
 mod tidy;

@@ -172,6 +172,8 @@ pub fn capture(frozen: &mut Frozen, decisions: &Decisions, recall: Recall, mut t
         let born = |pid| read::parsed(pid, "stat", stat::parse).map_or(0, |s| s.start_time);
         quiet.keep(frozen.processes.iter().map(|p| (p.pid, born(p.pid))));
     }
+    let again = capture.recall.quiet.is_some();
+    capture.recall.connections.look(frozen.processes.iter().map(|p| p.pid), again);
     capture.system_v = system_v::Listed::of(frozen.processes.iter().map(|p| p.pid))?;
     let mut processes = Vec::new();
     let mut jobs = Vec::new();
