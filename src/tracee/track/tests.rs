@@ -353,3 +353,48 @@ fn memory_is_rebuilt_by_soft_dirty() {
 fn memory_is_rebuilt_by_hash() {
     alone("memory_is_rebuilt_by_hash", || prove(Choice::Hash, 20));
 }
+
+/// What a process has beside its memory.
+fn belongings(pid: i32) -> (Vec<String>, usize) {
+    let fds = std::fs::read_dir(format!("/proc/{pid}/fd")).expect("descriptors");
+    let link = |e: std::fs::DirEntry| format!("{:?} {:?}", e.file_name(), std::fs::read_link(e.path()).ok());
+    let mut fds: Vec<String> = fds.flatten().map(link).collect();
+    fds.sort();
+    (fds, read::tasks(pid).expect("threads").len())
+}
+
+/// Mappings whose pages are protected.
+fn protected(pid: i32) -> usize {
+    let vmas = read::parsed(pid, "smaps", maps::parse).expect("smaps");
+    vmas.iter().filter(|v| v.has(b"uw")).count()
+}
+
+#[test]
+fn nothing_of_a_tracker_stays_in_the_process() {
+    alone("nothing_of_a_tracker_stays_in_the_process", || {
+        let Ok(mut tracker) = tracker(Choice::Uffd) else { return };
+        let program = Program(Command::new("sleep").arg("1000").spawn().expect("sleep"));
+        let pid = program.pid();
+        let mut known = Known::default();
+        for _ in 0..3 {
+            // Until it sleeps: the loader has files open.
+            let calls = [libc::SYS_clock_nanosleep, libc::SYS_restart_syscall].map(|n| format!("{n} "));
+            let sleeps = || read::read(pid, "syscall").is_ok_and(|now| calls.iter().any(|call| now.starts_with(call.as_bytes())));
+            while !sleeps() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            let before = belongings(pid);
+            let mut frozen = freeze(pid, Duration::from_secs(20)).expect("freeze");
+            let vmas = read::parsed(pid, "maps", maps::parse).expect("maps");
+            assert_eq!(tracker.enter(&mut frozen.processes[0], &vmas, None, &mut known).expect("enter"), None);
+            assert!(!tracker.stranger(pid) && tracker.protects(pid));
+            frozen.release();
+            tracker.look(pid, &areas(&vmas), &mut Seen::default()).expect("look");
+            assert_eq!(belongings(pid), before);
+            assert!(protected(pid) > 3);
+            tracker.retain(&HashSet::new());
+            assert!(tracker.stranger(pid) && !tracker.protects(pid));
+            assert_eq!(protected(pid), 0);
+        }
+    });
+}
