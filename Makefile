@@ -13,7 +13,7 @@ SUDO   := sudo
 RUNNER := CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="sudo -E"
 endif
 
-.PHONY: all demo test bench lint install survive invisible kernels clean setup
+.PHONY: all demo test bench lint install survive trackers invisible kernels clean setup
 
 all: $(MEIO)
 
@@ -29,6 +29,10 @@ bench: setup
 # Every kernel call of a dump and of a restore is made to fail once; `make test` does a slice of it.
 survive: setup
 	$(RUNNER) SURVIVE=all $(CARGO) test --locked --test meio survive -- --nocapture
+
+# Thousands of epochs a tracker, and meio killed at a thousand instants of one; `make test` does a slice of it.
+trackers: setup
+	$(RUNNER) TRACKERS=all $(CARGO) test --locked --bin meio tracee::track -- --nocapture --test-threads 1
 
 # A fast stream goes through 200 dumps of the server; `make test` does a slice of it.
 invisible: setup

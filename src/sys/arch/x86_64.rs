@@ -68,7 +68,8 @@ impl SignalFrame {
     /// Bytes of a frame beside the XSAVE area, alignment and closing mark included.
     pub const SIZE_WITHOUT_XSTATE: u64 = UCONTEXT_END + 64 + 4;
 
-    /// A frame that brings back this state. `trampoline` is the code that calls rt_sigreturn(2).
+    /// A frame that brings back this state. `trampoline` is the code that calls rt_sigreturn(2). Without `xstate` the vector
+    /// state is that of a new program.
     pub fn new(regs: &Registers, sigmask: u64, xstate: &[u8], trampoline: u64) -> Self {
         SignalFrame { trampoline, regs: *regs, sigmask, xstate: xstate.to_vec() }
     }
@@ -76,7 +77,7 @@ impl SignalFrame {
     /// The bytes for a frame that lies at `address`: the trampoline's address first, which `ret` takes.
     pub fn at(&self, address: u64) -> Vec<u8> {
         let r = &self.regs;
-        let xstate_at = (address + UCONTEXT_END + 63) & !63;
+        let xstate_at = if self.xstate.is_empty() { 0 } else { (address + UCONTEXT_END + 63) & !63 };
         let mut out = Vec::with_capacity(4096);
         let words = |out: &mut Vec<u8>, values: &[u64]| values.iter().for_each(|v| out.extend(v.to_le_bytes()));
         // uc_flags: FP_XSTATE, SIGCONTEXT_SS, STRICT_RESTORE_SS; no link; a stack that sigaltstack(2) refuses, so that it stays.
@@ -88,6 +89,9 @@ impl SignalFrame {
         }
         words(&mut out, &[0, 0, 0, 0, xstate_at, 0, 0, 0, 0, 0, 0, 0, 0, self.sigmask]);
         debug_assert_eq!(out.len() as u64, UCONTEXT_END);
+        if self.xstate.is_empty() {
+            return out;
+        }
         out.resize((xstate_at - address) as usize, 0);
         out.extend(self.signal_xstate());
         out

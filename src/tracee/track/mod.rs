@@ -12,6 +12,7 @@
 //! memfd, deleted files, System V segments) is told by hashes under every tracker, at the object itself: who else has it
 //! mapped, or had it mapped for a moment, nobody tells.
 
+mod guest;
 pub mod hash;
 mod ranges;
 pub mod soft_dirty;

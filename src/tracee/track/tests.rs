@@ -2,13 +2,13 @@
 //!
 //! `fixtures/programs/chaos.c` does at random whatever can be done to memory. It is stopped at random instants; then what
 //! was told to have changed is copied, what was told to be kept is taken from the copies before, and everything is compared
-//! with the real memory. `TRACKERS=all` makes it thousands of epochs a tracker, `SEED` repeats a run, `CHAOS` is the
-//! program when it is compiled already.
+//! with the real memory. `TRACKERS=all` makes it thousands of epochs a tracker, `SEED` repeats a run, `CHAOS` and
+//! `BUSY` are the programs when they are compiled already.
 
 use super::hash::begin;
 use super::*;
 use crate::sys::memory::MemFile;
-use crate::sys::proc::{maps, read};
+use crate::sys::proc::{maps, read, status};
 use crate::tracee::freeze::{Frozen, freeze};
 use nix::time::ClockId;
 use std::collections::{BTreeMap, HashMap};
@@ -75,13 +75,13 @@ impl Drop for Program {
     }
 }
 
-/// The compiled program.
-fn program(folder: &tempfile::TempDir) -> PathBuf {
-    if let Some(path) = std::env::var_os("CHAOS") {
+/// A compiled program; one that is there already when the variable of its name says where.
+fn program(name: &str, folder: &tempfile::TempDir) -> PathBuf {
+    if let Some(path) = std::env::var_os(name.to_uppercase()) {
         return path.into();
     }
-    let source = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures/programs/chaos.c");
-    let path = folder.path().join("chaos");
+    let source = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures/programs").join(name).with_extension("c");
+    let path = folder.path().join(name);
     let done = Command::new("gcc").args(["-O1", "-g", "-pthread", "-o"]).arg(&path).arg(source).status().expect("gcc");
     assert!(done.success());
     path
@@ -309,7 +309,7 @@ fn prove(choice: Choice, least: u64) {
     println!("{}: SEED={seed}", choice.name());
     let mut random = Random(seed | 1);
     let folder = tempfile::tempdir().expect("folder");
-    let chaos = Program(Command::new(program(&folder)).args([seed.to_string(), "4".into()]).spawn().expect("chaos"));
+    let chaos = Program(Command::new(program("chaos", &folder)).args([seed.to_string(), "4".into()]).spawn().expect("chaos"));
     let mut tracker = tracker(choice).expect("tracker");
     let mut copies = Copies::default();
     let (time, most) = effort();
@@ -352,4 +352,111 @@ fn memory_is_rebuilt_by_soft_dirty() {
 #[test]
 fn memory_is_rebuilt_by_hash() {
     alone("memory_is_rebuilt_by_hash", || prove(Choice::Hash, 20));
+}
+
+/// What a process has beside its memory.
+fn belongings(pid: i32) -> (Vec<String>, usize) {
+    let fds = std::fs::read_dir(format!("/proc/{pid}/fd")).expect("descriptors");
+    let link = |e: std::fs::DirEntry| format!("{:?} {:?}", e.file_name(), std::fs::read_link(e.path()).ok());
+    let mut fds: Vec<String> = fds.flatten().map(link).collect();
+    fds.sort();
+    (fds, read::tasks(pid).expect("threads").len())
+}
+
+/// Mappings whose pages are protected.
+fn protected(pid: i32) -> usize {
+    let vmas = read::parsed(pid, "smaps", maps::parse).expect("smaps");
+    vmas.iter().filter(|v| v.has(b"uw")).count()
+}
+
+#[test]
+fn nothing_of_a_tracker_stays_in_the_process() {
+    alone("nothing_of_a_tracker_stays_in_the_process", || {
+        let Ok(mut tracker) = tracker(Choice::Uffd) else { return };
+        let program = Program(Command::new("sleep").arg("1000").spawn().expect("sleep"));
+        let pid = program.pid();
+        let mut known = Known::default();
+        for _ in 0..3 {
+            // Until it sleeps: the loader has files open.
+            let calls = [libc::SYS_clock_nanosleep, libc::SYS_restart_syscall].map(|n| format!("{n} "));
+            let sleeps = || read::read(pid, "syscall").is_ok_and(|now| calls.iter().any(|call| now.starts_with(call.as_bytes())));
+            while !sleeps() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            let before = belongings(pid);
+            let mut frozen = freeze(pid, Duration::from_secs(20)).expect("freeze");
+            let vmas = read::parsed(pid, "maps", maps::parse).expect("maps");
+            assert_eq!(tracker.enter(&mut frozen.processes[0], &vmas, None, &mut known).expect("enter"), None);
+            assert!(!tracker.stranger(pid) && tracker.protects(pid));
+            frozen.release();
+            tracker.look(pid, &areas(&vmas), &mut Seen::default()).expect("look");
+            assert_eq!(belongings(pid), before);
+            assert!(protected(pid) > 3);
+            tracker.retain(&HashSet::new());
+            assert!(tracker.stranger(pid) && !tracker.protects(pid));
+            assert_eq!(protected(pid), 0);
+        }
+    });
+}
+
+/// Tracks the process that it is told of, from the beginning again and again, until it is killed.
+#[test]
+fn a_tracker_that_is_killed() {
+    let Ok(pid) = std::env::var("TRACKER_OF") else { return };
+    let pid: i32 = pid.parse().expect("pid");
+    let mut tracker = tracker(Choice::Uffd).expect("tracker");
+    let mut known = Known::default();
+    loop {
+        let mut frozen = freeze(pid, Duration::from_secs(20)).expect("freeze");
+        for process in &mut frozen.processes {
+            let vmas = read::parsed(process.pid, "maps", maps::parse).expect("maps");
+            tracker.enter(process, &vmas, None, &mut known).expect("enter");
+            tracker.look(process.pid, &areas(&vmas), &mut Seen::default()).expect("look");
+        }
+        frozen.release();
+        tracker.retain(&HashSet::new());
+    }
+}
+
+#[test]
+fn a_tracker_that_is_killed_leaves_nothing() {
+    alone("a_tracker_that_is_killed_leaves_nothing", || {
+        if Choice::Uffd.probe().is_err() {
+            return;
+        }
+        let folder = tempfile::tempdir().expect("folder");
+        let prefix = folder.path().join("busy-run");
+        let run = Command::new(program("busy", &folder)).arg(&prefix).stdout(std::process::Stdio::null()).spawn();
+        let mut busy = Program(run.expect("busy"));
+        let pid = busy.pid();
+        let there = |end: &str| PathBuf::from(format!("{}{end}", prefix.display())).exists();
+        until("the program is ready", || there(".ready"));
+        let before = belongings(pid);
+        let mut random = Random(u64::from(std::process::id()) << 20 | 1);
+        let traced = |pid: i32| read::parsed(pid, "status", status::parse).is_ok_and(|s| s.tracer_pid != 0);
+        let kills = if std::env::var_os("TRACKERS").is_some() { 1000 } else { 20 };
+        for _ in 0..kills {
+            let own = std::env::current_exe().expect("own path");
+            let mut tracker = Command::new(own);
+            tracker.args(["tracee::track::tests::a_tracker_that_is_killed", "--exact"]).env("TRACKER_OF", pid.to_string());
+            let mut tracker = Program(tracker.stdout(std::process::Stdio::null()).spawn().expect("tracker"));
+            until("the tracker is at work", || traced(pid));
+            std::thread::sleep(Duration::from_micros(random.below(20_000)));
+            tracker.0.kill().expect("kill");
+            tracker.0.wait().expect("wait");
+            until("nothing is left", || belongings(pid) == before && protected(pid) == 0 && !traced(pid));
+        }
+        std::fs::write(format!("{}.go", prefix.display()), "").expect("go");
+        assert!(busy.0.wait().expect("wait").success());
+        assert_eq!(std::fs::read(format!("{}.result", prefix.display())).expect("verdict"), b"ok\n");
+    });
+}
+
+/// Waits for something that is sure to happen.
+fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let limit = Instant::now() + Duration::from_secs(60);
+    while !condition() {
+        assert!(Instant::now() < limit, "{what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }

@@ -1,7 +1,7 @@
 //! Asynchronous write protection by userfaultfd(2), and `PAGEMAP_SCAN`: both as of Linux 6.7.
 //!
 //! A userfaultfd belongs to the address space that it was made in, so the process is made to make it, once. meio takes
-//! it over (pidfd_getfd(2)) and the process closes it in the same breath. From then on all happens from outside: new
+//! it over (pidfd_getfd(2)) from a thread that has no other descriptor and ends with it ([`super::guest`]). From then on all happens from outside: new
 //! mappings are registered by ioctl on meio's descriptor, a look is one ioctl a mapping. When meio ends, however it ends,
 //! the kernel closes the only descriptor and takes every protection away.
 //!
@@ -13,6 +13,7 @@
 //! it does not tell is a part of an address space that has no page table any more (`MADV_DONTNEED` of a huge page, or since
 //! Linux 6.14 of all pages of a table); one word of the page map for each 2 MiB does.
 
+use super::guest;
 use super::ranges::{Ranges, both, either, joined, within, without};
 use super::{Area, Hashes, Kind, Of, Seen, Tracker, apart};
 use crate::error::{Context, Error, Kind as ErrorKind, Result};
@@ -27,6 +28,7 @@ use crate::tracee::freeze;
 use crate::tracee::inject::Injector;
 use nix::errno::Errno;
 use std::collections::{HashMap, HashSet};
+use std::os::fd::OwnedFd;
 
 /// What one page table of the lowest level covers.
 const TABLE: u64 = 512 * PAGE;
@@ -110,8 +112,9 @@ impl Tracker for Uffd {
         }
         // Closed before the next one is made: a mapping can have only one.
         self.watched.remove(&pid);
+        let threads: Vec<i32> = process.threads.iter().map(|t| t.tid).collect();
         let Some(held) = process.threads.first_mut() else { return Ok(None) };
-        let (uffd, landmark, why) = match begin(held, vmas, call, known)? {
+        let (uffd, landmark, why) = match begin(held, &threads, vmas, call, known)? {
             Begun::NotNow => return Ok(None),
             Begun::Watching(uffd, landmark) => (Some(uffd), landmark, None),
             Begun::Never(why) => (None, 0, Some(format!("process {pid} is saved whole each time: {why}"))),
@@ -327,8 +330,20 @@ impl Glance<'_> {
     }
 }
 
-/// Makes the userfaultfd of a process that stands still.
-fn begin(held: &mut Held, vmas: &[Vma], call: Option<u64>, known: &mut Known) -> Result<Begun> {
+/// Lets the process itself make a userfaultfd and close it again once it is taken over. Should meio die between the two, the
+/// process keeps a descriptor that does nothing.
+fn plain(run: &mut Injector<'_>, pid: i32) -> Result<nix::Result<OwnedFd>> {
+    let made = run.call(libc::SYS_userfaultfd, [FLAGS as u64, 0, 0, 0, 0, 0])?;
+    if made < 0 {
+        return Ok(Err(Errno::from_raw(-made as i32)));
+    }
+    let taken = task::Files::of(pid).get(made as i32);
+    run.must(libc::SYS_close, [made as u64, 0, 0, 0, 0, 0])?;
+    Ok(taken)
+}
+
+/// Makes the userfaultfd of a process that stands still. `threads`: all of its threads.
+fn begin(held: &mut Held, threads: &[i32], vmas: &[Vma], call: Option<u64>, known: &mut Known) -> Result<Begun> {
     let pid = held.pid;
     let map = Pagemap::open(pid).context(|| format!("opening the page map of process {pid}"))?;
     // Another process has the same memory, and it is watched there: two that look would take news from each other.
@@ -343,13 +358,9 @@ fn begin(held: &mut Held, vmas: &[Vma], call: Option<u64>, known: &mut Known) ->
         Err(e) if e.kind == ErrorKind::Unsupported => return Ok(Begun::NotNow),
         run => run?,
     };
-    let made = run.call(libc::SYS_userfaultfd, [FLAGS as u64, 0, 0, 0, 0, 0])?;
-    let taken = if made >= 0 {
-        let taken = task::Files::of(pid).get(made as i32);
-        run.must(libc::SYS_close, [made as u64, 0, 0, 0, 0, 0])?;
-        taken
-    } else {
-        Err(Errno::from_raw(-made as i32))
+    let taken = match guest::userfaultfd(&mut run, &foothold, threads)? {
+        Some(fd) => Ok(fd),
+        None => plain(&mut run, pid)?,
     };
     run.end()?;
     let uffd = match taken.and_then(Userfaultfd::adopt) {
