@@ -87,15 +87,10 @@ impl Lazy {
         let (catalog, first) = survey.split(&later)?;
         let mut first = first.into_iter();
         let wanted = |owner: Owner, run: &crate::image::Run| !comes_later(&later, owner, run);
-        fill::fill(
-            || Ok(first.next()),
-            targets,
-            wanted,
-            &mut |bytes| {
-                report.bytes(bytes, None);
-                signal::check_interrupted()
-            },
-        )?;
+        fill::fill(|| Ok(first.next()), targets, wanted, &mut |bytes| {
+            report.bytes(bytes, None);
+            signal::check_interrupted()
+        })?;
         report.note(&format!("pages that come later: {}", catalog.pages()));
         if missing.is_empty() {
             return Ok(());
