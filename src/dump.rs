@@ -338,6 +338,7 @@ fn manifest(root_pid: i32, capsule: Option<String>) -> Manifest {
         host: text(|u| u.nodename()),
         root_pid,
         xfeatures: arch::xfeatures(),
+        processor: arch::instructions(),
         capsule,
     }
 }

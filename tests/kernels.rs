@@ -12,7 +12,8 @@ use std::time::Duration;
 /// What the machines need of the repository and of what was built from it.
 fn own_files() -> Vec<PathBuf> {
     let programs = Path::new(super::ROOT).join("fixtures/programs");
-    let mut files = vec![PathBuf::from(super::MEIO), std::env::current_exe().expect("own path"), PathBuf::from(super::ROOT).join("tests/fixtures.rs")];
+    let mut files =
+        vec![PathBuf::from(super::MEIO), std::env::current_exe().expect("own path"), PathBuf::from(super::ROOT).join("tests/fixtures.rs")];
     files.push(PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("CACHEDIR.TAG"));
     let _ = std::fs::write(files.last().expect("one"), "Signature: 8a477f597d28d172789f06886806bc55\n");
     for entry in std::fs::read_dir(programs).expect("fixtures").flatten() {
@@ -137,7 +138,12 @@ fn kernels() {
         let mut steps = String::new();
         names[n + 1..].iter().for_each(|from| steps += &format!("arrive {from} {from}-{name}; arrive {name}-{from}; "));
         names[..n].iter().for_each(|from| steps += &format!("arrive {name}-{from}; "));
-        let job = Job { kernel: release, name: &format!("{name}-again"), script: &script(None, &steps, 10 + n), limit: Duration::from_secs(1800) };
+        let job = Job {
+            kernel: release,
+            name: &format!("{name}-again"),
+            script: &script(None, &steps, 10 + n),
+            limit: Duration::from_secs(1800),
+        };
         said += &workshop.boot(&job);
     }
     let _ = std::fs::remove_dir_all(journey::folder());

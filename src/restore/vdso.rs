@@ -282,12 +282,8 @@ mod tests {
     fn another_kernels_pages_become_plain_memory() {
         let own = Own::read().expect("this kernel's pages");
         let at = 0x7ffc_8497_e000;
-        let kernel = || {
-            space(vec![
-                mapping(0x7ffc_8497_a000, at, "[vvar]", Backing::Kernel),
-                mapping(at, at + 0x2000, "[vdso]", Backing::Kernel),
-            ])
-        };
+        let kernel =
+            || space(vec![mapping(0x7ffc_8497_a000, at, "[vvar]", Backing::Kernel), mapping(at, at + 0x2000, "[vdso]", Backing::Kernel)]);
         let mut other = kernel();
         assert!(!own.serves(&other));
         let made = make_room(&mut other, &own).expect("room").expect("a redirection");

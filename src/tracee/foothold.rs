@@ -61,12 +61,18 @@ impl Foothold {
                 }
                 continue;
             } else {
-                let key = (u64::from(vma.dev.0) << 32 | u64::from(vma.dev.1), vma.inode, vma.offset);
-                *known.0.entry(key).or_insert_with(|| {
+                let look = || {
                     let ret = search(pid, vma, &SYSCALL_RET).next();
                     let back = SIGRETURN.iter().find_map(|code| search(pid, vma, code).next());
                     (ret.map(|a| a - vma.start), back.map(|a| a - vma.start))
-                })
+                };
+                match vma.inode {
+                    0 => look(), // each has its own code
+                    inode => {
+                        let key = (u64::from(vma.dev.0) << 32 | u64::from(vma.dev.1), inode, vma.offset);
+                        *known.0.entry(key).or_insert_with(look)
+                    }
+                }
             };
             syscall = syscall.or(found.0.map(|o| vma.start + o));
             trampoline = trampoline.or(found.1.map(|o| vma.start + o));

@@ -8,7 +8,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// Packages whose files, and those of all that they depend on, are taken along.
-const PACKAGES: &[&str] = &["bash", "coreutils", "iproute2", "kmod", "mount", "procps", "python3", "redis-server", "redis-tools", "strace", "util-linux"];
+const PACKAGES: &[&str] =
+    &["bash", "coreutils", "iproute2", "kmod", "mount", "procps", "python3", "redis-server", "redis-tools", "strace", "util-linux"];
 /// Bytes of the disk, which is sparse.
 const DISK: u64 = 3 << 30;
 /// Memory of a machine in MiB.
@@ -122,7 +123,13 @@ impl Workshop {
         list.sort();
         list.dedup();
         // Links need no room; across file systems they are copies.
-        let mut cpio = Command::new("cpio").args(["-pdmlu", "--quiet"]).arg(&stage).current_dir("/").stdin(Stdio::piped()).spawn().expect("cpio starts");
+        let mut cpio = Command::new("cpio")
+            .args(["-pdmlu", "--quiet"])
+            .arg(&stage)
+            .current_dir("/")
+            .stdin(Stdio::piped())
+            .spawn()
+            .expect("cpio starts");
         let there = |path: &str| fs::symlink_metadata(stage.join(&path[1..])).is_ok_and(|m| m.is_symlink());
         let text: String = list.iter().filter(|p| fs::symlink_metadata(p).is_ok() && !there(p)).map(|p| format!("{}\n", &p[1..])).collect();
         cpio.stdin.take().expect("pipe").write_all(text.as_bytes()).expect("cpio reads");
@@ -154,7 +161,8 @@ impl Workshop {
         fs::write(tree.join("job"), format!("{BEGIN}{}\n", job.script)).expect("job");
         let mut wanted = Vec::new();
         for module in MODULES {
-            let needed = run(Command::new("/usr/sbin/modprobe").args(["--show-depends", "-d"]).arg(&self.folder).args(["-S", job.kernel, module]));
+            let needed =
+                run(Command::new("/usr/sbin/modprobe").args(["--show-depends", "-d"]).arg(&self.folder).args(["-S", job.kernel, module]));
             for path in needed.lines().filter_map(|l| l.strip_prefix("insmod ")).map(|l| l.trim().to_owned()) {
                 if !wanted.contains(&path) {
                     wanted.push(path);
