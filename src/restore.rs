@@ -1,5 +1,6 @@
 //! The restore screenplay: read, plant, rebuild, release.
 
+mod ancestors;
 mod attach;
 mod births;
 mod check;
@@ -30,7 +31,7 @@ mod vdso;
 
 use crate::capsule::roster::{self, Entry, Roster};
 use crate::error::{Context, Error, Kind, Result};
-use crate::image::Reader;
+use crate::image::{self, Chain, Reader};
 use crate::progress::{Report, phase};
 use crate::resource::socket::choice::{self, Choice};
 use crate::resource::{Manifest, Tree};
@@ -138,10 +139,14 @@ fn bring_back(options: &Options, report: &mut dyn Report, made_under: &mut Strin
     if foreign.count() > 0 {
         report.note(&format!("processes whose vDSO is another kernel's: {}", foreign.count()));
     }
+    crate::sys::workers::start()?;
+    let chain = match reader.parent() {
+        Some(_) => Some(phase(report, &mut phases, "parents", |_| Chain::upon(&reader))?),
+        None => None,
+    };
     let mut terminals = Terminals::prepare(&tree, options.detach)?;
     let mut warnings = terminals.warnings.clone();
     warnings.extend(check::lesser_processor(&manifest));
-    crate::sys::workers::start()?;
     let fresh = options.pid_namespace || tree.base().is_some();
     let mut places = Places::new(&tree, Pool::base_of(&tree));
     places.make_users()?;
@@ -204,7 +209,7 @@ fn bring_back(options: &Options, report: &mut dyn Report, made_under: &mut Strin
             }
         }
     })?;
-    let result = planted.rebuild(&mut reader, &mut pool, &terminals, &foreign, report, &mut phases, &mut warnings);
+    let result = planted.rebuild((&mut reader, chain), &mut pool, &terminals, &foreign, report, &mut phases, &mut warnings);
     if let Err(e) = result {
         drop(namespace);
         planted.destroy();
@@ -282,7 +287,7 @@ fn open(input: &Input) -> Result<Reader<'static>> {
                 };
                 Error::new(kind, format!("cannot open image {}: {e}", path.display()))
             })?;
-            Reader::from_file(file, arch::MACHINE).context(|| path.display())
+            Reader::from_file(file, arch::MACHINE).context(|| path.display()).map(|reader| reader.beside(image::folder_of(path)))
         }
     }
 }

@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod capsules;
+mod chains;
 mod closing;
 mod commands;
 mod datagrams;

@@ -196,7 +196,7 @@ fn the_image_knows_no_kernel() {
 
 /// What the kinds stand on: the walk over all of them, and the table that leads to them. Every kind may use these,
 /// and the walks may use every kind.
-const GROUND: &[&str] = &["capture", "rebuild", "graph", "kinds", "descriptor"];
+const GROUND: &[&str] = &["capture", "quiet", "recall", "rebuild", "graph", "kinds", "descriptor"];
 /// Kinds that may use another kind: saved types that hold other saved types or their numbers.
 const MAY_USE: &[(&str, &[&str])] = &[
     ("outside", &["ignored"]),

@@ -2,7 +2,7 @@
 
 use super::{console::Console, drawing::Drawing};
 use crate::error::{Context, Error, Kind, Result};
-use crate::image::Reader;
+use crate::image::{Reader, folder_of};
 use crate::progress::Report;
 use crate::restore::Input;
 use crate::sys::arch::MACHINE;
@@ -28,7 +28,7 @@ pub fn name(image: &Path) -> String {
 pub fn open(image: &Path) -> Result<Reader<'static>> {
     let reader = match input(image) {
         Input::Stdin => Reader::open(io::stdin(), MACHINE),
-        Input::Path(path) => Reader::from_file(file(&path)?, MACHINE),
+        Input::Path(path) => Reader::from_file(file(&path)?, MACHINE).map(|reader| reader.beside(folder_of(&path))),
     };
     about(image, reader)
 }
@@ -48,7 +48,8 @@ pub fn open_watched(image: &Path, phase: &'static str, console: Console) -> Resu
     };
     let mut drawing = Drawing::new(console);
     drawing.started(phase);
-    about(image, Reader::open(Watched { input, phase, begin: Instant::now(), done: 0, total, drawing }, MACHINE))
+    let reader = Reader::open(Watched { input, phase, begin: Instant::now(), done: 0, total, drawing }, MACHINE);
+    about(image, reader.map(|reader| if total.is_some() { reader.beside(folder_of(image)) } else { reader }))
 }
 
 fn file(path: &Path) -> Result<File> {

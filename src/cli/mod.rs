@@ -13,6 +13,8 @@ mod graph;
 mod image;
 mod inspect;
 mod list;
+mod live;
+mod merge;
 mod restore;
 mod run;
 mod table;
@@ -68,6 +70,7 @@ enum Command {
     Inspect(inspect::Inspect),
     Graph(graph::GraphCommand),
     Verify(verify::Verify),
+    Merge(merge::Merge),
     Core(core::Core),
     Demo(demo::Demo),
     #[command(hide = true)]
@@ -93,7 +96,12 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(e) => return usage(&e),
     };
-    let console = Console::new(&cli.face, matches!(&cli.command, Command::Dump(c) if c.streams()));
+    let streams = match &cli.command {
+        Command::Dump(c) => c.streams(),
+        Command::Merge(c) => c.streams(),
+        _ => false,
+    };
+    let console = Console::new(&cli.face, streams);
     let done = match &cli.command {
         Command::Dump(c) => c.run(&console),
         Command::Restore(c) => c.run(&console),
@@ -103,6 +111,7 @@ pub fn main() -> ExitCode {
         Command::Inspect(c) => c.run(&console),
         Command::Graph(c) => c.run(&console),
         Command::Verify(c) => c.run(&console),
+        Command::Merge(c) => c.run(&console),
         Command::Core(c) => c.run(&console),
         Command::Demo(c) => c.run(&console),
         Command::Generate(c) => c.run(),

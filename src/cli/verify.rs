@@ -14,7 +14,8 @@ use std::{path::PathBuf, process::ExitCode};
 /// Every checksum, every reference and the hash of the whole are compared; an image that was cut off or changed is
 /// refused with exit code 14 and the place where it went wrong.
 ///
-/// With --json the line has "root_pid", "processes" (how many), "hash", "bytes", "blocks", "pages" ({data, zero, copy}) and "sections" (a list of {kind,
+/// With --json the line has "root_pid", "processes" (how many), "hash", "bytes", "blocks", "pages" ({data, zero, copy, parent}), "parents" (paths of the images
+/// that it builds upon) and "sections" (a list of {kind,
 /// version, offset, length}).
 #[derive(clap::Args)]
 pub struct Verify {
@@ -32,8 +33,12 @@ impl Verify {
             console.json("result", result(&report));
             return Ok(ExitCode::SUCCESS);
         }
+        let parents = match report.parents.len() {
+            0 => String::new(),
+            n => format!(", with {}", figures::count(n as u64, "image that it builds upon", "images that it builds upon")),
+        };
         console.result(&format!(
-            "{}: whole; process {} ({}) of {}; {} in {}, checked in {}; hash {}",
+            "{}: whole{parents}; process {} ({}) of {}; {} in {}, checked in {}; hash {}",
             image::name(&self.image),
             report.manifest.root_pid,
             figures::count(report.tree.processes.len() as u64, "process", "processes"),
@@ -60,7 +65,8 @@ fn result(r: &Report<Manifest, Tree>) -> serde_json::Value {
         "hash": r.hash.to_string(),
         "bytes": r.bytes,
         "blocks": r.blocks,
-        "pages": {"data": r.pages.data, "zero": r.pages.zero, "copy": r.pages.copy},
+        "pages": {"data": r.pages.data, "zero": r.pages.zero, "copy": r.pages.copy, "parent": r.pages.parent},
+        "parents": r.parents.iter().map(|path| path.to_string_lossy()).collect::<Vec<_>>(),
         "sections": sections,
     })
 }

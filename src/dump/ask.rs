@@ -4,7 +4,7 @@
 use crate::error::{Error, Kind, Result};
 use crate::resource::aio;
 use crate::resource::capture::Capture;
-use crate::resource::descriptor::FileKind;
+use crate::resource::descriptor::{Descriptor, FileKind};
 use crate::resource::keyring;
 use crate::resource::numa;
 use crate::resource::process::Process;
@@ -15,10 +15,9 @@ use crate::resource::thread::{QUESTIONS, Thread};
 use crate::resource::timers::Timers;
 use crate::sys::proc::maps::Vma;
 use crate::sys::proc::{read, stat, status, timers};
-use crate::sys::ptrace;
 use crate::sys::task::Pinned;
 use crate::tracee::Held;
-use crate::tracee::foothold::{Foothold, Known};
+use crate::tracee::foothold::Foothold;
 use crate::tracee::freeze;
 use crate::tracee::inject::Injector;
 
@@ -28,12 +27,21 @@ pub fn ask(
     vmas: &[Vma],
     saved: &mut Process,
     threads: &mut [Thread],
-    known: &mut Known,
     capture: &mut Capture,
     warnings: &mut Vec<String>,
 ) -> Result<()> {
     let pid = frozen.pid;
-    let foothold = Foothold::find(pid, vmas, frozen.threads[0].registers.rsp, known)
+    let status = read::parsed(pid, "status", status::parse)?;
+    let caught = status.sig_cgt | status.sig_ign;
+    if !has_hidden_flags(saved, capture)
+        && capture.system_v.sets(pid).is_empty()
+        && capture.recall.quiet.as_mut().is_some_and(|quiet| quiet.answer(saved, threads, caught))
+    {
+        saved.signals.pending = Signals::pending(pid)?;
+        frozen.threads.iter().try_for_each(super::rounds::settle)?;
+        return Ok(());
+    }
+    let foothold = Foothold::find(pid, vmas, frozen.threads[0].registers.rsp, &mut capture.recall.footholds)
         .ok_or_else(|| Error::other(format!("process {pid} holds no system call instruction")))?;
     if foothold.trampoline.is_none() {
         warnings.push(format!("process {pid} has no signal trampoline: it was not protected against a sudden death of meio"));
@@ -65,7 +73,20 @@ pub fn ask(
         warnings.extend(warning);
         capture.notes.extend(note);
     }
+    if let Some(quiet) = &mut capture.recall.quiet {
+        quiet.note(saved, threads, caught);
+    }
     Ok(())
+}
+
+/// Whether a descriptor of a process is one whose `FD_CLOEXEC` only the process itself can tell: TIOCGPTPEER leaves
+/// `O_CLOEXEC` among the flags of the file itself, and fdinfo shows it for every descriptor.
+fn has_hidden_flags(saved: &Process, capture: &Capture) -> bool {
+    saved.descriptors.iter().any(|d| d.cloexec && is_terminal(d, capture))
+}
+
+fn is_terminal(descriptor: &Descriptor, capture: &Capture) -> bool {
+    matches!(capture.files.get(descriptor.file as usize).map(|f| &f.kind), Some(FileKind::Terminal(_)))
 }
 
 /// The system call that a thread waits in, when it is known.
@@ -93,14 +114,13 @@ fn leader(
     for mapping in saved.memory.iter_mut().flat_map(|m| &mut m.mappings).filter(|m| suspects.contains(&m.start)) {
         mapping.policy = numa::ask(&mut run, mapping.start)?;
     }
-    // TIOCGPTPEER leaves O_CLOEXEC among the flags of the file itself: fdinfo shows it for every descriptor.
     for d in saved.descriptors.iter_mut().filter(|d| d.cloexec) {
-        if matches!(capture.files.get(d.file as usize).map(|f| &f.kind), Some(FileKind::Terminal(_))) {
+        if is_terminal(d, capture) {
             d.cloexec = run.must(libc::SYS_fcntl, [d.fd as u64, libc::F_GETFD as u64, 0, 0, 0, 0])? & i64::from(libc::FD_CLOEXEC) != 0;
         }
     }
     keyring::capture(pid, thread.credentials.uid[0], &mut run, capture)?;
-    saved.signals = Signals::capture(&mut run, status.sig_cgt | status.sig_ign, ptrace::pending(pid, true)?)?;
+    saved.signals = Signals::capture(&mut run, status.sig_cgt | status.sig_ign, Signals::pending(pid)?)?;
     saved.undo = system_v::probe(&mut run, pid, capture.system_v.sets(pid))?;
     let mappings = saved.memory.as_ref().map_or(&[][..], |m| &m.mappings);
     saved.rings = aio::capture(&mut run, pid, mappings, capture)?;

@@ -13,7 +13,28 @@ const SHARDS: usize = 64;
 pub const MAX_ENTRIES: usize = (1 << 21) / 8 * 7;
 
 /// A page's XXH3-128. Two words, because an `u128` would be aligned to 16 bytes and cost 8 more an entry.
-type Key = [u64; 2];
+pub type Key = [u64; 2];
+
+/// Makes the keys of pages. With a random id behind it, nobody can prepare two pages that have the same.
+pub struct Keyed {
+    secret: [u8; 192],
+}
+
+impl Keyed {
+    /// `id` is the random id of an image.
+    pub fn new(id: &[u8; 16]) -> Self {
+        let mut secret = [0; 192];
+        blake3::Hasher::new_derive_key("meio image: hash of a page").update(id).finalize_xof().fill(&mut secret);
+        Keyed { secret }
+    }
+
+    /// The key of a page.
+    pub fn key(&self, page: &[u8]) -> Key {
+        debug_assert_eq!(page.len(), PAGE);
+        let hash = xxh3_128_with_secret(page, &self.secret);
+        [hash as u64, (hash >> 64) as u64]
+    }
+}
 
 /// The key is a hash already: its two words need no more than being put together.
 #[derive(Default)]
@@ -42,7 +63,7 @@ type Shard = HashMap<Key, (u32, u32), BuildHasherDefault<Passed>>;
 /// the copy of one in a block with a lower number, or of an earlier one in the same block. Every block that was
 /// encoded with it must be written.
 pub struct Dedup {
-    secret: [u8; 192],
+    keyed: Keyed,
     shards: Vec<Mutex<Shard>>,
 }
 
@@ -59,19 +80,24 @@ impl Dedup {
         dedup
     }
 
-    /// An empty table. `id` is the image's random id: with it, nobody can prepare two pages that have the same hash.
+    /// An empty table. `id` is the image's random id, or that of its parent when pages are compared with those of it.
     pub fn new(id: &[u8; 16]) -> Self {
-        let mut secret = [0; 192];
-        blake3::Hasher::new_derive_key("meio image: hash of a page").update(id).finalize_xof().fill(&mut secret);
-        Dedup { secret, shards: (0..SHARDS).map(|_| Mutex::default()).collect() }
+        Dedup { keyed: Keyed::new(id), shards: (0..SHARDS).map(|_| Mutex::default()).collect() }
     }
 
-    /// The earlier (block, data page) with the same content as `page`; when there is none, remembers it as
+    /// What makes its keys.
+    pub(super) fn keyed(&self) -> &Keyed {
+        &self.keyed
+    }
+
+    /// The keys of pages.
+    pub fn keys(&self, pages: &[u8]) -> Vec<Key> {
+        pages.chunks_exact(PAGE).map(|page| self.keyed.key(page)).collect()
+    }
+
+    /// The earlier (block, data page) with the same content as the page with this key; when there is none, remembers it as
     /// data page `index` of `block`.
-    pub(super) fn find(&self, page: &[u8], block: u32, index: u32) -> Option<(u32, u32)> {
-        debug_assert_eq!(page.len(), PAGE);
-        let hash = xxh3_128_with_secret(page, &self.secret);
-        let key = [hash as u64, (hash >> 64) as u64];
+    pub(super) fn find(&self, key: Key, block: u32, index: u32) -> Option<(u32, u32)> {
         let shard = &self.shards[(key[1] >> 58) as usize % SHARDS];
         // A worker that panicked has left a whole table behind: an insert is all that happens under the lock.
         let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
@@ -102,13 +128,14 @@ mod tests {
     #[test]
     fn only_earlier_pages_are_found() {
         let dedup = Dedup::new(&[7; 16]);
-        assert_eq!(dedup.find(&page(1), 5, 3), None);
-        assert_eq!(dedup.find(&page(1), 5, 4), Some((5, 3)));
-        assert_eq!(dedup.find(&page(1), 9, 0), Some((5, 3)));
-        assert_eq!(dedup.find(&page(2), 9, 0), None);
+        let [one, two] = [1, 2].map(|n| dedup.keyed().key(&page(n)));
+        assert_eq!(dedup.find(one, 5, 3), None);
+        assert_eq!(dedup.find(one, 5, 4), Some((5, 3)));
+        assert_eq!(dedup.find(one, 9, 0), Some((5, 3)));
+        assert_eq!(dedup.find(two, 9, 0), None);
         // A lower block comes late: it stores its own page, and later ones refer to that.
-        assert_eq!(dedup.find(&page(1), 2, 8), None);
-        assert_eq!(dedup.find(&page(1), 4, 0), Some((2, 8)));
+        assert_eq!(dedup.find(one, 2, 8), None);
+        assert_eq!(dedup.find(one, 4, 0), Some((2, 8)));
     }
 
     #[test]
@@ -119,9 +146,9 @@ mod tests {
         for n in 0..full as u64 {
             dedup.shards[0].lock().unwrap().insert([n, 1], (0, 0));
         }
-        let n = (0..).find(|&n| (xxh3_128_with_secret(&page(n), &dedup.secret) >> 122) == 0).unwrap();
-        assert_eq!(dedup.find(&page(n), 1, 0), None);
-        assert_eq!(dedup.find(&page(n), 2, 0), None, "remembered beyond the bound");
+        let key = (0..).map(|n| dedup.keyed().key(&page(n))).find(|key| key[1] >> 58 == 0).unwrap();
+        assert_eq!(dedup.find(key, 1, 0), None);
+        assert_eq!(dedup.find(key, 2, 0), None, "remembered beyond the bound");
         assert_eq!(dedup.shards[0].lock().unwrap().len(), full);
         assert!(dedup.shards[0].lock().unwrap().capacity() * SHARDS <= MAX_ENTRIES);
     }

@@ -12,11 +12,13 @@ pub const PAGE: usize = 4096;
 pub const BLOCK_PAGES: usize = 256;
 /// Payload bytes of a metadata section (MANIFEST, TREE) at most.
 pub const MAX_METADATA: u64 = 256 << 20;
+/// Payload bytes of a PARENT section at most.
+pub const MAX_LINK: u64 = 4 << 20;
 /// Payload bytes of a PAGES section at most.
 pub const MAX_BLOCK: u64 = 2 << 20;
 /// Runs that one block describes at most.
 pub const MAX_RUNS: usize = 16384;
-/// Pages that one block's zero and copy runs describe at most, together.
+/// Pages that one block's zero, copy and parent runs describe at most, together.
 pub const MAX_DESCRIBED: u64 = 65536;
 
 /// First bytes of every image: no text, and broken by a transfer that changes line ends.
@@ -48,6 +50,8 @@ pub enum SectionKind {
     Pages,
     /// The trailer.
     End,
+    /// The image that this one builds upon, CBOR.
+    Parent,
     /// A kind that this meio does not know.
     Unknown(u16),
 }
@@ -60,6 +64,7 @@ impl SectionKind {
             SectionKind::Tree => 2,
             SectionKind::Pages => 3,
             SectionKind::End => 4,
+            SectionKind::Parent => 5,
             SectionKind::Unknown(n) => n,
         }
     }
@@ -71,6 +76,7 @@ impl SectionKind {
             2 => SectionKind::Tree,
             3 => SectionKind::Pages,
             4 => SectionKind::End,
+            5 => SectionKind::Parent,
             n => SectionKind::Unknown(n),
         }
     }
@@ -79,6 +85,7 @@ impl SectionKind {
     pub fn limit(self) -> Option<u64> {
         match self {
             SectionKind::Manifest | SectionKind::Tree => Some(MAX_METADATA),
+            SectionKind::Parent => Some(MAX_LINK),
             SectionKind::Pages => Some(MAX_BLOCK),
             SectionKind::End => Some(TRAILER as u64),
             SectionKind::Unknown(_) => None,
@@ -93,6 +100,7 @@ impl fmt::Display for SectionKind {
             SectionKind::Tree => f.write_str("TREE"),
             SectionKind::Pages => f.write_str("PAGES"),
             SectionKind::End => f.write_str("END"),
+            SectionKind::Parent => f.write_str("PARENT"),
             SectionKind::Unknown(n) => write!(f, "unknown (kind {n})"),
         }
     }

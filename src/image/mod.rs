@@ -6,24 +6,31 @@
 //! copies are found again through a [`Placement`]. What stands in the metadata is the callers' business:
 //! any serde type.
 
+mod chain;
 mod dedup;
 mod encode;
 mod format;
+mod inherited;
+mod link;
 mod pages;
 mod placement;
 mod reader;
 mod source;
 mod verify;
+mod wanted;
 mod writer;
 
+pub use chain::{Chain, FromParent, Needed, Piece, folder_of};
 pub use dedup::Dedup;
-pub use encode::{Codec, Encoded, Pages, encode};
+pub use encode::{Codec, Encoded, Laid, MAX_KEPT, Pages, encode, encode_apart, encode_child, encode_kept, encode_zero};
 pub use format::{BLOCK_PAGES, PAGE, SectionKind};
+pub use inherited::Inherited;
+pub use link::ParentLink;
 pub use pages::{Block, Content, Owner, Run};
 pub use placement::Placement;
 pub use reader::{EncodedBlock, Reader};
 pub use verify::{Report, verify};
-pub use writer::{Options, Placed, Summary, Writer};
+pub use writer::{Options, Placed, Summary, Writer, raw_data_at};
 
 /// The hash of an image: BLAKE3 over its header and all section headers. It is the image's name.
 pub type Hash = blake3::Hash;

@@ -1,6 +1,7 @@
 //! The payload of a PAGES section: whose pages, where they belong, and their content.
 
 use super::format::{BLOCK_PAGES, MAX_DESCRIBED, MAX_RUNS, PAGE, u16_at, u32_at, u64_at};
+use xxhash_rust::xxh3::Xxh3;
 
 /// Length of the block header in front of the runs.
 pub const BLOCK_HEADER: usize = 24;
@@ -36,6 +37,11 @@ pub enum Content {
         /// Index of the first data page in that block.
         page: u32,
     },
+    /// The same as in the parent image, at the same address of the same owner.
+    Parent,
+    /// From the data of this block, as [`Content::Data`], but no page of the saved tree: it was copied while the tree ran, and
+    /// has changed since.
+    Unused,
 }
 
 /// Consecutive pages of one kind of content.
@@ -58,7 +64,7 @@ pub struct Block {
     pub owner: Owner,
     /// Where they belong.
     pub runs: Vec<Run>,
-    /// The pages of the [`Content::Data`] runs, one after the other.
+    /// The pages of the [`Content::Data`] and [`Content::Unused`] runs, one after the other.
     pub data: Vec<u8>,
     /// Where `data` stands in the image file as it is, a multiple of [`PAGE`], so that it can be mapped or
     /// read from there again; `None` when it is compressed or came from a stream.
@@ -74,6 +80,16 @@ pub enum Stored {
     Zstd,
 }
 
+/// Whether an image has a parent. In one that has, the front of each block has a checksum of its own: so that of a long
+/// chain of images no more has to be read than what is still needed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lineage {
+    /// It stands alone.
+    Flat,
+    /// It has a parent.
+    Child,
+}
+
 /// Block header and runs, without the data.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Meta {
@@ -86,7 +102,7 @@ pub struct Meta {
 }
 
 impl Meta {
-    pub fn to_bytes(&self) -> Vec<u8> {
+    pub fn to_bytes(&self, lineage: Lineage) -> Vec<u8> {
         let (kind, id) = match self.owner {
             Owner::Process(pid) => (0u16, pid as u32),
             Owner::Object(id) => (1, id),
@@ -106,11 +122,17 @@ impl Meta {
                 Content::Data => (0, 0, 0),
                 Content::Zero => (1, 0, 0),
                 Content::Copy { block, page } => (2, block, page),
+                Content::Parent => (3, 0, 0),
+                Content::Unused => (4, 0, 0),
             };
             out.extend(run.address.to_le_bytes());
             for word in [run.pages, content, block, page] {
                 out.extend(word.to_le_bytes());
             }
+        }
+        if lineage == Lineage::Child {
+            let checksum = front_checksum(&out);
+            out[20..24].copy_from_slice(&checksum.to_le_bytes());
         }
         out
     }
@@ -125,7 +147,7 @@ impl Meta {
     }
 
     /// Reads and checks block header and runs; `bytes` has the length that [`Meta::length_from`] gave.
-    pub fn parse(bytes: &[u8]) -> Result<Meta, String> {
+    pub fn parse(bytes: &[u8], lineage: Lineage) -> Result<Meta, String> {
         let owner = match (u16_at(bytes, 0), u32_at(bytes, 4)) {
             (0, pid) => Owner::Process(pid as i32),
             (1, id) => Owner::Object(id),
@@ -141,10 +163,13 @@ impl Meta {
         if data_pages as usize > BLOCK_PAGES {
             return Err(format!("claims {data_pages} data pages, at most {BLOCK_PAGES} are allowed"));
         }
-        if u32_at(bytes, 20) != 0 {
-            return Err("reserved bytes of the block header are not zero".into());
+        let front = u32_at(bytes, 20);
+        match lineage {
+            Lineage::Flat if front != 0 => return Err("reserved bytes of the block header are not zero".into()),
+            Lineage::Child if front != front_checksum(bytes) => return Err("wrong checksum of its runs".into()),
+            _ => {}
         }
-        let mut check = Check { block, data: 0, described: 0 };
+        let mut check = Check { block, lineage, data: 0, described: 0 };
         let mut runs = Vec::with_capacity(bytes.len() / RUN);
         for (n, record) in bytes[BLOCK_HEADER..].chunks_exact(RUN).enumerate() {
             let run = check.run(record).map_err(|what| format!("run {n}: {what}"))?;
@@ -157,9 +182,19 @@ impl Meta {
     }
 }
 
+/// Checksum of block header and runs: the lower half of their XXH3, with zero where it stands itself.
+fn front_checksum(meta: &[u8]) -> u32 {
+    let mut hash = Xxh3::new();
+    hash.update(&meta[..20]);
+    hash.update(&[0; 4]);
+    hash.update(&meta[BLOCK_HEADER..]);
+    hash.digest() as u32
+}
+
 /// What the runs read so far add up to.
 struct Check {
     block: u32,
+    lineage: Lineage,
     data: u64,
     described: u64,
 }
@@ -179,11 +214,14 @@ impl Check {
             0 => Content::Data,
             1 => Content::Zero,
             2 => Content::Copy { block, page },
+            3 if self.lineage == Lineage::Flat => return Err("is as in the parent, of which the image has none".into()),
+            3 => Content::Parent,
+            4 => Content::Unused,
             other => return Err(format!("unknown content {other}")),
         };
         match content {
-            Content::Data => self.data += u64::from(pages),
-            Content::Zero | Content::Copy { .. } => self.described += u64::from(pages),
+            Content::Data | Content::Unused => self.data += u64::from(pages),
+            Content::Zero | Content::Copy { .. } | Content::Parent => self.described += u64::from(pages),
         }
         if self.data > BLOCK_PAGES as u64 || self.described > MAX_DESCRIBED {
             return Err(format!("{pages} pages are too many for one block"));

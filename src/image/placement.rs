@@ -25,8 +25,12 @@ impl Placement {
     pub fn note(&mut self, block: &Block) {
         let mut first = 0;
         let mut stretches = Vec::new();
-        for run in block.runs.iter().filter(|run| run.content == Content::Data) {
-            stretches.push(Stretch { first, pages: run.pages, address: run.address });
+        for run in &block.runs {
+            match run.content {
+                Content::Data => stretches.push(Stretch { first, pages: run.pages, address: run.address }),
+                Content::Unused => {}
+                Content::Zero | Content::Copy { .. } | Content::Parent => continue,
+            }
             first += run.pages;
         }
         self.blocks.insert(block.number, (block.owner, stretches));

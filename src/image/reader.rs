@@ -2,13 +2,15 @@
 
 use super::Hash;
 use super::format::{HEADER, Header, PAGE, Place, SECTION, SectionHeader, SectionKind, Trailer};
-use super::pages::{BLOCK_HEADER, Block, Meta, Owner, Run, Stored};
-use super::source::{FileAt, Positioned, Source};
+use super::link::ParentLink;
+use super::pages::{BLOCK_HEADER, Block, Lineage, Meta, Owner, Run, Stored};
+use super::source::{FileAt, Positioned, Source, Walk};
 use crate::error::{Context, Error, Result};
 use serde::de::DeserializeOwned;
 use std::cell::RefCell;
 use std::fs::File;
 use std::io::Read;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use xxhash_rust::xxh3::Xxh3;
 
@@ -50,6 +52,9 @@ pub struct Reader<'a> {
     stage: Stage,
     name: Option<Hash>,
     id: [u8; 16],
+    parent: Option<ParentLink>,
+    folder: PathBuf,
+    machine: u16,
 }
 
 impl<'a> Reader<'a> {
@@ -67,8 +72,36 @@ impl<'a> Reader<'a> {
         if !metadata.is_file() {
             return Reader::open(file, machine);
         }
-        let source = Source::File(FileAt { file: Arc::new(file), position: 0 });
-        Reader::start(source, Some(metadata.len()), machine)
+        Reader::start(Source::File(Walk::new(Arc::new(file))), Some(metadata.len()), machine)
+    }
+
+    /// The same; the image's parent is looked for in this folder, else in the current one.
+    pub fn beside(mut self, folder: PathBuf) -> Self {
+        self.folder = folder;
+        self
+    }
+
+    /// Where the image's parent is looked for.
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The architecture that it is of.
+    pub(super) fn machine(&self) -> u16 {
+        self.machine
+    }
+
+    /// Whether the image can be read only once.
+    pub fn is_stream(&self) -> bool {
+        matches!(self.source, Source::Stream(_))
+    }
+
+    /// Another reader of the same file, at its start; of a stream there is none.
+    pub(super) fn again(&self) -> Result<Option<Reader<'static>>> {
+        match &self.source {
+            Source::Stream(_) => Ok(None),
+            Source::File(walk) => Reader::start(Source::File(Walk::new(walk.at.file.clone())), self.length, self.machine).map(Some),
+        }
     }
 
     fn start(mut source: Source<'_>, length: Option<u64>, machine: u16) -> Result<Reader<'_>> {
@@ -79,7 +112,7 @@ impl<'a> Reader<'a> {
         let mut hash = blake3::Hasher::new();
         hash.update(&bytes);
         let (sections, stage) = (Vec::new(), Stage::Manifest);
-        Ok(Reader { source, length, hash, sections, blocks: 0, stage, name: None, id })
+        Ok(Reader { source, length, hash, sections, blocks: 0, stage, name: None, id, parent: None, folder: PathBuf::from("."), machine })
     }
 
     /// The image's name; known once [`Reader::next_block`] has returned `None`.
@@ -102,10 +135,26 @@ impl<'a> Reader<'a> {
         self.id
     }
 
+    /// The image that this one builds upon; known once the tree has been read.
+    pub fn parent(&self) -> Option<&ParentLink> {
+        self.parent.as_ref()
+    }
+
     /// The payload of the MANIFEST section. To be called first, once.
     pub fn manifest<M: DeserializeOwned>(&mut self) -> Result<M> {
         let (place, payload) = self.metadata(SectionKind::Manifest)?;
         decode_cbor(&payload, place)
+    }
+
+    /// The payload of MANIFEST or TREE as it is, in place of [`Reader::manifest`] and [`Reader::tree`].
+    pub fn metadata_as_it_is(&mut self, kind: SectionKind) -> Result<Vec<u8>> {
+        self.metadata(kind).map(|(_, payload)| payload)
+    }
+
+    /// Which image this one builds upon, of one of which nothing else is to be read.
+    pub fn link(&mut self) -> Result<Option<ParentLink>> {
+        self.skip_metadata()?;
+        Ok(self.parent.clone())
     }
 
     /// The payload of the TREE section. To be called before the first block is read, once.
@@ -137,6 +186,40 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// The next block with its runs. Of a file its data is stepped over: only where the image has a parent have the runs
+    /// been compared with a checksum then; those of others are right when the block is decoded or described as well.
+    pub(super) fn next_front(&mut self) -> Result<Option<(EncodedBlock, Meta)>> {
+        let Some(block) = self.next_block()? else { return Ok(None) };
+        let meta = match (&mut self.source, &block.payload) {
+            (Source::File(walk), Payload::In(here)) => {
+                let after = std::mem::replace(&mut walk.at.position, here.position);
+                let front = Parts::front(&mut self.source, &block.header, block.place)?;
+                if let Source::File(walk) = &mut self.source {
+                    walk.at.position = after;
+                }
+                Parts::parse(&front, block.number, block.place, block.lineage)?
+            }
+            _ => block.meta()?,
+        };
+        Ok(Some((block, meta)))
+    }
+
+    /// Steps over MANIFEST and TREE of a file, without a look at what they hold.
+    pub(super) fn skip_metadata(&mut self) -> Result<()> {
+        for (now, kind, after) in [(Stage::Manifest, SectionKind::Manifest, Stage::Tree), (Stage::Tree, SectionKind::Tree, Stage::Pages)] {
+            if self.stage != now {
+                continue;
+            }
+            let (header, place) = self.header_of(kind)?;
+            match &mut self.source {
+                Source::File(walk) => walk.at.position += header.length,
+                source => drop(source.take_bytes(header.length, place)?),
+            }
+            self.stage = after;
+        }
+        Ok(())
+    }
+
     /// Reads the payload of the one section of this kind, which must be the next that is known.
     fn metadata(&mut self, kind: SectionKind) -> Result<(Place, Vec<u8>)> {
         let (now, after) = match kind {
@@ -146,14 +229,27 @@ impl<'a> Reader<'a> {
         if self.stage != now {
             return Err(Error::other(format!("{kind} section was asked for out of its turn")));
         }
-        let (header, place) = self.next_known()?;
-        if header.kind != kind {
-            return Err(place.damaged(format!("the {kind} section belongs here")));
-        }
+        let (header, place) = self.header_of(kind)?;
         let payload = self.source.take_bytes(header.length, place)?;
         check(&header, place, &[&payload])?;
         self.stage = after;
         Ok((place, payload))
+    }
+
+    /// The header of the one section of this kind, which must be the next that is known; takes the one about the parent that
+    /// may stand before the tree.
+    fn header_of(&mut self, kind: SectionKind) -> Result<(SectionHeader, Place)> {
+        let (mut header, mut place) = self.next_known()?;
+        if header.kind == SectionKind::Parent && kind == SectionKind::Tree {
+            let payload = self.source.take_bytes(header.length, place)?;
+            check(&header, place, &[&payload])?;
+            self.parent = Some(decode_cbor(&payload, place)?);
+            (header, place) = self.next_known()?;
+        }
+        if header.kind != kind {
+            return Err(place.damaged(format!("the {kind} section belongs here")));
+        }
+        Ok((header, place))
     }
 
     /// The next section that this meio knows, read up to its payload; optional ones that it does not know are
@@ -208,16 +304,17 @@ impl<'a> Reader<'a> {
         self.blocks = number.checked_add(1).ok_or_else(|| Error::image("image has too many blocks"))?;
         let payload = match &mut self.source {
             Source::Stream(_) => Payload::Read(Parts::read(&mut self.source, &header, place, Vec::new())?),
-            Source::File(at) => {
-                let here = at.clone();
-                at.position += header.length;
+            Source::File(walk) => {
+                let here = walk.at.clone();
+                walk.at.position += header.length;
                 match self.length {
-                    Some(length) if at.position > length => return Err(place.cut_off(length)),
+                    Some(length) if walk.at.position > length => return Err(place.cut_off(length)),
                     _ => Payload::In(here),
                 }
             }
         };
-        Ok(EncodedBlock { number, header, place, start, payload })
+        let lineage = if self.parent.is_some() { Lineage::Child } else { Lineage::Flat };
+        Ok(EncodedBlock { number, header, place, start, payload, lineage })
     }
 
     /// Compares the trailer with what was read.
@@ -275,25 +372,36 @@ struct Parts {
 impl Parts {
     /// Reads them; the data goes into the memory of `data`, whatever that held.
     fn read(input: &mut impl Positioned, header: &SectionHeader, place: Place, mut data: Vec<u8>) -> Result<Parts> {
+        let meta = Parts::front(input, header, place)?;
+        data.resize(header.length as usize - meta.len(), 0);
+        input.fill(&mut data, place)?;
+        Ok(Parts { meta, data })
+    }
+
+    /// Block header and runs.
+    fn front(input: &mut impl Positioned, header: &SectionHeader, place: Place) -> Result<Vec<u8>> {
         let mut front = [0; BLOCK_HEADER];
         let short = || place.damaged(format!("{} bytes are too few for its runs", header.length));
         header.length.checked_sub(BLOCK_HEADER as u64).ok_or_else(short)?;
         input.fill(&mut front, place)?;
         let length = Meta::length_from(&front).map_err(|what| place.damaged(what))?;
         // At most MAX_BLOCK, checked with the section header.
-        let rest = header.length.checked_sub(length as u64).ok_or_else(short)? as usize;
+        header.length.checked_sub(length as u64).ok_or_else(short)?;
         let mut meta = vec![0; length];
         meta[..BLOCK_HEADER].copy_from_slice(&front);
         input.fill(&mut meta[BLOCK_HEADER..], place)?;
-        data.resize(rest, 0);
-        input.fill(&mut data, place)?;
-        Ok(Parts { meta, data })
+        Ok(meta)
     }
 
     /// Compares the checksum and checks every run; `number` is the index that the block must have.
-    fn check(&self, number: u32, header: &SectionHeader, place: Place) -> Result<Meta> {
+    fn check(&self, number: u32, header: &SectionHeader, place: Place, lineage: Lineage) -> Result<Meta> {
         check(header, place, &[&self.meta, &self.data])?;
-        let meta = Meta::parse(&self.meta).map_err(|what| place.damaged(what))?;
+        Parts::parse(&self.meta, number, place, lineage)
+    }
+
+    /// Checks every run; `number` is the index that the block must have.
+    fn parse(front: &[u8], number: u32, place: Place, lineage: Lineage) -> Result<Meta> {
+        let meta = Meta::parse(front, lineage).map_err(|what| place.damaged(what))?;
         if meta.block != number {
             return Err(place.damaged(format!("block {} stands where block {number} belongs", meta.block)));
         }
@@ -305,6 +413,8 @@ impl Parts {
 enum Payload {
     Read(Parts),
     In(FileAt),
+    /// In a file that has been closed, here.
+    Away(u64),
 }
 
 /// A block that was found in an image but not yet looked at. Send it to a worker and decode it there.
@@ -316,11 +426,34 @@ pub struct EncodedBlock {
     /// Where its payload stands in the image.
     start: u64,
     payload: Payload,
+    lineage: Lineage,
 }
 
 impl EncodedBlock {
     /// What it holds, without its content: reads it (when it is in a file), compares the checksum, checks every run.
     pub fn describe(&self) -> Result<(Owner, Vec<Run>)> {
+        let meta = self.meta()?;
+        Ok((meta.owner, meta.runs))
+    }
+
+    /// Lets go of the file that it is in.
+    pub(super) fn away(mut self) -> Self {
+        if let Payload::In(at) = &self.payload {
+            self.payload = Payload::Away(at.position);
+        }
+        self
+    }
+
+    /// The same in its file, which has been opened again.
+    pub(super) fn back(&self, file: &Arc<File>) -> Self {
+        let mut block = self.clone();
+        if let Payload::Away(position) = block.payload {
+            block.payload = Payload::In(FileAt { file: file.clone(), position });
+        }
+        block
+    }
+
+    fn meta(&self) -> Result<Meta> {
         let read;
         let parts = match &self.payload {
             Payload::Read(parts) => parts,
@@ -328,9 +461,9 @@ impl EncodedBlock {
                 read = Parts::read(&mut at.clone(), &self.header, self.place, Vec::new())?;
                 &read
             }
+            Payload::Away(_) => return Err(closed()),
         };
-        let meta = parts.check(self.number, &self.header, self.place)?;
-        Ok((meta.owner, meta.runs))
+        parts.check(self.number, &self.header, self.place, self.lineage)
     }
 
     /// Reads it (when it is in a file), compares the checksum, checks every run, decompresses.
@@ -341,12 +474,13 @@ impl EncodedBlock {
     /// The same with memory for the data: that of a block which is done with. Fresh memory for each block would
     /// cost as much as all the rest.
     pub fn decode_into(self, buffer: Vec<u8>) -> Result<Block> {
-        let EncodedBlock { number, header, place, start, payload } = self;
+        let EncodedBlock { number, header, place, start, payload, lineage } = self;
         let (parts, in_file, spare) = match payload {
             Payload::Read(parts) => (parts, false, buffer),
             Payload::In(mut at) => (Parts::read(&mut at, &header, place, buffer)?, true, Vec::new()),
+            Payload::Away(_) => return Err(closed()),
         };
-        let meta = parts.check(number, &header, place)?;
+        let meta = parts.check(number, &header, place, lineage)?;
         let Parts { meta: front, mut data } = parts;
         let length = meta.data_pages as usize * PAGE;
         if meta.stored == Stored::Zstd {
@@ -363,6 +497,10 @@ impl EncodedBlock {
         let offset = (raw && in_file).then_some(offset);
         Ok(Block { number, owner: meta.owner, runs: meta.runs, data, offset })
     }
+}
+
+fn closed() -> Error {
+    Error::other("a block was asked for whose image has been closed")
 }
 
 /// Decompresses zstd frames that hold about `length` bytes: more than `out` has room for is an error.

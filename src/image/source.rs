@@ -22,6 +22,46 @@ impl Read for FileAt {
     }
 }
 
+/// A file that is read from front to back in many small pieces: of the headers and fronts of blocks that stand close
+/// together several come with one call.
+pub struct Walk {
+    pub at: FileAt,
+    window: Vec<u8>,
+    /// Where the window's first byte stands in the file.
+    from: u64,
+}
+
+/// Bytes that are read ahead: a header, a page of padding, and runs.
+const WINDOW: usize = 8192;
+
+impl Walk {
+    pub fn new(file: Arc<File>) -> Self {
+        Walk { at: FileAt { file, position: 0 }, window: Vec::new(), from: 0 }
+    }
+}
+
+impl Read for Walk {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if buffer.len() >= WINDOW {
+            return self.at.read(buffer);
+        }
+        let known = |walk: &Walk| walk.at.position.checked_sub(walk.from).filter(|&n| n < walk.window.len() as u64);
+        if known(self).is_none() {
+            self.window.resize(WINDOW, 0);
+            let n = self.at.file.read_at(&mut self.window, self.at.position);
+            self.window.truncate(*n.as_ref().unwrap_or(&0));
+            self.from = self.at.position;
+            n?;
+        }
+        let Some(from) = known(self) else { return Ok(0) };
+        let there = &self.window[from as usize..];
+        let n = there.len().min(buffer.len());
+        buffer[..n].copy_from_slice(&there[..n]);
+        self.at.position += n as u64;
+        Ok(n)
+    }
+}
+
 /// A stream and how much of it has been read.
 pub struct Stream<'a> {
     input: BufReader<Box<dyn Read + Send + 'a>>,
@@ -39,7 +79,7 @@ impl Read for Stream<'_> {
 /// Either of them.
 pub enum Source<'a> {
     Stream(Stream<'a>),
-    File(FileAt),
+    File(Walk),
 }
 
 impl<'a> Source<'a> {
@@ -51,7 +91,7 @@ impl<'a> Source<'a> {
     pub fn position(&self) -> u64 {
         match self {
             Source::Stream(stream) => stream.position,
-            Source::File(at) => at.position,
+            Source::File(walk) => walk.at.position,
         }
     }
 }
@@ -60,7 +100,7 @@ impl Read for Source<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
             Source::Stream(stream) => stream.read(buffer),
-            Source::File(at) => at.read(buffer),
+            Source::File(walk) => walk.read(buffer),
         }
     }
 }

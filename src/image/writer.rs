@@ -2,8 +2,9 @@
 
 use super::Hash;
 use super::encode::{Counts, Encoded};
-use super::format::{Header, MANDATORY, MAX_METADATA, PAGE, SECTION, SECTION_VERSION, SectionHeader, SectionKind, Trailer};
-use super::pages::Stored;
+use super::format::{Header, MANDATORY, MAX_LINK, MAX_METADATA, PAGE, SECTION, SECTION_VERSION, SectionHeader, SectionKind, Trailer};
+use super::link::ParentLink;
+use super::pages::{Lineage, Stored, meta_length};
 use crate::error::{Context, Error, Result};
 use serde::Serialize;
 use std::io::Write;
@@ -33,6 +34,16 @@ pub struct Summary {
     pub pages: Counts,
 }
 
+/// Where the data of a raw block with so many runs stands when its section begins at `position`: at a page border, so
+/// that a restore can map it.
+pub fn raw_data_at(position: u64, runs: usize) -> u64 {
+    data_at(position, meta_length(runs))
+}
+
+fn data_at(position: u64, meta: usize) -> u64 {
+    (position + (SECTION + meta) as u64).next_multiple_of(PAGE as u64)
+}
+
 /// Where a block goes.
 #[derive(Debug)]
 pub struct Placed {
@@ -51,6 +62,7 @@ pub struct Writer<W: Write> {
     hash: blake3::Hasher,
     pages: Counts,
     next: SectionKind,
+    lineage: Lineage,
 }
 
 impl<W: Write> Writer<W> {
@@ -64,6 +76,7 @@ impl<W: Write> Writer<W> {
             hash: blake3::Hasher::new(),
             pages: Counts::default(),
             next: SectionKind::Manifest,
+            lineage: Lineage::Flat,
         };
         let header = Header { machine: options.machine, id: options.id }.to_bytes();
         writer.hash.update(&header);
@@ -74,13 +87,7 @@ impl<W: Write> Writer<W> {
     /// Writes a metadata section: first [`SectionKind::Manifest`], then [`SectionKind::Tree`], each once and
     /// before all pages.
     pub fn section(&mut self, kind: SectionKind, value: &impl Serialize) -> Result<()> {
-        let after = match kind {
-            SectionKind::Manifest => SectionKind::Tree,
-            _ => SectionKind::Pages,
-        };
-        if kind != self.next || kind == SectionKind::Pages {
-            return Err(Error::other(format!("{kind} section written where {} belongs", self.next)));
-        }
+        self.after(kind)?;
         let mut payload = Vec::new();
         ciborium::into_writer(value, &mut payload).map_err(|e| Error::other(format!("{kind} section: {e}")))?;
         if payload.len() as u64 > MAX_METADATA {
@@ -89,8 +96,36 @@ impl<W: Write> Writer<W> {
                 format!("{kind} section would have {} bytes, at most {MAX_METADATA} are allowed", payload.len()),
             ));
         }
-        self.next = after;
-        self.raw_section(kind, SECTION_VERSION, MANDATORY, &payload)
+        self.section_as_it_is(kind, &payload)
+    }
+
+    /// The same with the bytes that such a section of another image has.
+    pub fn section_as_it_is(&mut self, kind: SectionKind, payload: &[u8]) -> Result<()> {
+        self.next = self.after(kind)?;
+        self.raw_section(kind, SECTION_VERSION, MANDATORY, payload)
+    }
+
+    /// What comes after a metadata section, whose turn it must be.
+    fn after(&self, kind: SectionKind) -> Result<SectionKind> {
+        if kind != self.next || kind == SectionKind::Pages {
+            return Err(Error::other(format!("{kind} section written where {} belongs", self.next)));
+        }
+        Ok(if kind == SectionKind::Manifest { SectionKind::Tree } else { SectionKind::Pages })
+    }
+
+    /// Says that the image has a parent: after the manifest, before the tree. Its blocks are then those of
+    /// [`super::encode_child`] and [`super::encode_kept`].
+    pub fn parent(&mut self, link: &ParentLink) -> Result<()> {
+        if self.next != SectionKind::Tree || self.lineage == Lineage::Child {
+            return Err(Error::other(format!("{} section written where {} belongs", SectionKind::Parent, self.next)));
+        }
+        let mut payload = Vec::new();
+        ciborium::into_writer(link, &mut payload).map_err(|e| Error::other(format!("{} section: {e}", SectionKind::Parent)))?;
+        if payload.len() as u64 > MAX_LINK {
+            return Err(Error::new(crate::error::Kind::Unsupported, "too many memory objects for an image with a parent"));
+        }
+        self.lineage = Lineage::Child;
+        self.raw_section(SectionKind::Parent, SECTION_VERSION, MANDATORY, &payload)
     }
 
     /// Writes a section of any kind.
@@ -130,6 +165,9 @@ impl<W: Write> Writer<W> {
         if self.next != SectionKind::Pages || block.block != self.blocks {
             return Err(Error::other(format!("block {} written where block {} belongs", block.block, self.blocks)));
         }
+        if block.lineage != self.lineage {
+            return Err(Error::other("a block of an image with a parent, in one without, or the other way round"));
+        }
         let mut header = SectionHeader {
             kind: SectionKind::Pages,
             version: SECTION_VERSION,
@@ -140,9 +178,8 @@ impl<W: Write> Writer<W> {
             checksum: block.checksum,
         };
         if block.stored == Stored::Raw && !block.data.is_empty() {
-            // Raw pages stand at a page border, so that a restore can map them.
-            let data = self.position + (SECTION + block.meta.len()) as u64;
-            header.padding = (data.next_multiple_of(PAGE as u64) - data) as u32;
+            let unpadded = self.position + (SECTION + block.meta.len()) as u64;
+            header.padding = (data_at(self.position, block.meta.len()) - unpadded) as u32;
         }
         let offset = self.position;
         let front = self.front(header, &block.meta)?;

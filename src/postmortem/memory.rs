@@ -4,8 +4,8 @@
 //! is a file may be larger than the memory of this machine.
 
 use super::elf::{self, ReadMemory};
-use crate::error::{Error, Result};
-use crate::image::{Block, Content, EncodedBlock, Owner, Reader, Run};
+use crate::error::{Context, Error, Result};
+use crate::image::{Block, Chain, Content, EncodedBlock, FromParent, Needed, Owner, ParentLink, Reader, Run};
 use crate::resource::memory::{Backing, MappedFile, Mapping, ObjectId, PAGE};
 use crate::resource::process::Process;
 use crate::resource::{Manifest, Tree};
@@ -15,7 +15,9 @@ use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::ops::Range;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
 use std::rc::Rc;
+use std::sync::Arc;
 
 /// Decoded blocks that are kept, 1 MiB each.
 const KEPT_BLOCKS: usize = 64;
@@ -46,7 +48,10 @@ struct Decoded {
 pub struct Contents {
     manifest: Manifest,
     tree: Tree,
+    parent: Option<ParentLink>,
     blocks: Vec<EncodedBlock>,
+    /// Blocks of ancestors, which are counted behind those of the image itself, and the file that each is in.
+    older: Vec<(Rc<Path>, Needed)>,
     extents: HashMap<Owner, Vec<Extent>>,
     decoded: RefCell<Decoded>,
     files: Vec<OnceCell<Option<Rc<File>>>>,
@@ -63,20 +68,47 @@ impl Contents {
         }
         let described = blocks.par_iter().map(EncodedBlock::describe).collect::<Result<Vec<_>>>()?;
         let mut extents: HashMap<Owner, Vec<Extent>> = HashMap::new();
+        let mut from_parent = FromParent::default();
+        let first = blocks.len();
         for (number, (owner, runs)) in described.into_iter().enumerate() {
-            let number = u32::try_from(number).map_err(|_| Error::image("image has too many blocks"))?;
+            let number = u32::try_from(number).map_err(|_| too_many())?;
+            from_parent.note(owner, &runs)?;
             extents.entry(owner).or_default().extend(place(number, &runs));
+        }
+        let chain = Chain::find(&reader, from_parent)?;
+        chain.check()?;
+        let older: Vec<_> = chain
+            .members
+            .iter()
+            .flat_map(|m| {
+                let path: Rc<Path> = m.path.as_path().into();
+                m.needed.iter().map(move |needed| (path.clone(), needed.clone()))
+            })
+            .collect();
+        for (n, (_, needed)) in older.iter().enumerate() {
+            let number = u32::try_from(first + n).map_err(|_| too_many())?;
+            for p in &needed.pieces {
+                extents.entry(p.owner).or_default().push(Extent { address: p.address, pages: p.pages, data: Some((number, p.page)) });
+            }
+        }
+        for &(owner, address, pages) in &chain.zero {
+            extents.entry(owner).or_default().push(Extent { address, pages, data: None });
         }
         for list in extents.values_mut() {
             list.sort_by_key(|e| e.address);
         }
         let files = tree.mapped.iter().map(|_| OnceCell::new()).collect();
-        Ok(Contents { manifest, tree, blocks, extents, decoded: RefCell::default(), files })
+        Ok(Contents { manifest, tree, parent: reader.parent().cloned(), blocks, older, extents, decoded: RefCell::default(), files })
     }
 
     /// Where and when the image was made.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
+    }
+
+    /// The image that it builds upon.
+    pub fn parent(&self) -> Option<&ParentLink> {
+        self.parent.as_ref()
     }
 
     /// Everything but the pages.
@@ -172,7 +204,15 @@ impl Contents {
             return Ok(block.clone());
         }
         let missing = || Error::image(format!("image damaged: block {number} is named but not there"));
-        let block = Rc::new(self.blocks.get(number as usize).ok_or_else(missing)?.clone().decode()?);
+        let block = match self.blocks.get(number as usize) {
+            Some(block) => block.clone().decode()?,
+            None => {
+                let (path, needed) = self.older.get(number as usize - self.blocks.len()).ok_or_else(missing)?;
+                let file = File::open(path).context(|| format!("opening image {}", path.display()))?;
+                needed.decode(&Arc::new(file), Vec::new()).context(|| path.display().to_string())?
+            }
+        };
+        let block = Rc::new(block);
         if decoded.blocks.len() >= KEPT_BLOCKS {
             let oldest = decoded.blocks.iter().min_by_key(|(_, (used, _))| *used).map(|(&n, _)| n);
             oldest.map(|n| decoded.blocks.remove(&n));
@@ -225,18 +265,27 @@ impl Contents {
 /// Where the pages of a block belong.
 fn place(number: u32, runs: &[Run]) -> impl Iterator<Item = Extent> {
     let mut next = 0;
-    runs.iter().map(move |run| {
+    runs.iter().filter_map(move |run| {
         let data = match run.content {
             Content::Zero => None,
+            Content::Parent => return None,
             Content::Copy { block, page } => Some((block, page)),
             Content::Data => {
                 let page = next;
                 next += run.pages;
                 Some((number, page))
             }
+            Content::Unused => {
+                next += run.pages;
+                return None;
+            }
         };
-        Extent { address: run.address, pages: run.pages, data }
+        Some(Extent { address: run.address, pages: run.pages, data })
     })
+}
+
+fn too_many() -> Error {
+    Error::image("image has too many blocks")
 }
 
 /// Opens a file if it is the one that was mapped: by its build id where it has one, else by size and

@@ -141,6 +141,7 @@ fn image(tree: &Tree, blocks: &Blocks) -> Vec<u8> {
         xfeatures: 7,
         processor: String::new(),
         capsule: None,
+        birth: None,
     };
     out.section(SectionKind::Manifest, &manifest).unwrap();
     out.section(SectionKind::Tree, tree).unwrap();

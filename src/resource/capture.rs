@@ -36,11 +36,16 @@ pub struct Decisions {
     pub tcp: Choice,
 }
 
+/// A mount namespace, and device, inode and path of a file as proc_pid_maps(5) has them.
+pub type Alike = (Option<u32>, (u32, u32), u64, Vec<u8>);
+
 /// The tables of one capture.
 #[derive(Debug, Default)]
 pub struct Capture {
     /// The tree stands still: what is read stays true, and what only a stopped tree may be asked can be asked.
     pub standing: bool,
+    /// Processes whose memory meio itself has watched by userfaultfd.
+    pub watched_by_meio: HashSet<i32>,
     /// Open file descriptions.
     pub files: Vec<OpenFile>,
     /// For each of `files`: a process and descriptor that lead to it.
@@ -69,6 +74,10 @@ pub struct Capture {
     pub mapped: Vec<MappedFile>,
     /// Place of a path of a mount namespace in `mapped`.
     pub mapped_index: HashMap<(Option<u32>, FilePath), u32>,
+    /// Place in `mapped` of what proc_pid_maps(5) names alike: device, inode and path, in a mount namespace.
+    pub mapped_alike: HashMap<Alike, u32>,
+    /// What was found out before.
+    pub recall: super::recall::Recall,
     /// Objects whose content travels in the image.
     pub objects: Vec<Object>,
     /// Content of each of `objects`.

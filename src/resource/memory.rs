@@ -140,9 +140,23 @@ const KEPT: [&[u8; 2]; 13] = [b"mw", b"gd", b"lo", b"lf", b"sr", b"rr", b"dc", b
 /// Same page merging, madvise(2) `MADV_MERGEABLE`.
 const MERGEABLE: &[u8; 2] = b"mg";
 
+/// The mappings of a process with their flags.
+fn vmas(pid: i32, capture: &mut Capture) -> Result<Vec<Vma>> {
+    let Some(quiet) = capture.recall.quiet.as_mut().filter(|_| capture.standing) else {
+        return read::parsed(pid, "smaps", maps::parse);
+    };
+    let text = read::read(pid, "maps")?;
+    if let Some(vmas) = quiet.layout(pid, &text) {
+        return Ok(vmas);
+    }
+    let vmas = read::parsed(pid, "smaps", maps::parse)?;
+    quiet.note_layout(pid, text, &vmas);
+    Ok(vmas)
+}
+
 /// Reads the address space of a process; what cannot be saved is noted in `capture`.
 pub fn survey(pid: i32, capture: &mut Capture) -> Result<(AddressSpace, Vec<Vma>)> {
-    let vmas = read::parsed(pid, "smaps", maps::parse)?;
+    let vmas = vmas(pid, capture)?;
     let mut mappings = Vec::with_capacity(vmas.len());
     for vma in vmas.iter().filter(|v| v.name != b"[vsyscall]") {
         if let Some(backing) = backing(pid, vma, capture)? {
@@ -198,7 +212,7 @@ fn backing(pid: i32, vma: &Vma, capture: &mut Capture) -> Result<Option<Backing>
     if matches!(vma.name.as_slice(), b"[vdso]" | b"[vvar]" | b"[vvar_vclock]") || vma.name.starts_with(b"/[aio]") {
         return Ok(Some(Backing::Kernel));
     }
-    let refused: Option<(&str, &str)> = if vma.has(b"uw") || vma.has(b"um") {
+    let refused: Option<(&str, &str)> = if vma.has(b"um") || vma.has(b"uw") && !capture.watched_by_meio.contains(&pid) {
         Some(("it is watched by userfaultfd", "end the program's own use of userfaultfd first"))
     } else if vma.protection_key.is_some_and(|key| key != 0) {
         Some(("it has a protection key (pkeys), which is not supported yet", "run the program without protection keys"))
@@ -227,11 +241,16 @@ fn backing(pid: i32, vma: &Vma, capture: &mut Capture) -> Result<Option<Backing>
     }
     let (path, deleted) = vma.path();
     let path = FilePath::from(path);
+    let alike = (capture.mounts_of(pid), vma.dev, vma.inode, vma.name.clone());
+    if let Some(&file) = capture.mapped_alike.get(&alike) {
+        return Ok(Some(Backing::File { file, offset: vma.offset }));
+    }
     let link = format!("/proc/{pid}/map_files/{:x}-{:x}", vma.start, vma.end);
     let meta = std::fs::metadata(&link).context(|| format!("reading {at} of process {pid}"))?;
     let same = !deleted && std::fs::metadata(capture.place(pid, &path)).is_ok_and(|now| (now.dev(), now.ino()) == (meta.dev(), meta.ino()));
     if same {
         let file = mapped_file(pid, &path, &meta, capture);
+        capture.mapped_alike.insert(alike, file);
         return Ok(Some(Backing::File { file, offset: vma.offset }));
     }
     if segment {
@@ -273,11 +292,13 @@ fn mapped_file(pid: i32, path: &FilePath, meta: &std::fs::Metadata, capture: &mu
         return index;
     }
     let index = capture.mapped.len() as u32;
+    let place = capture.place(pid, path);
+    let build_id = capture.recall.build_id(&place, meta);
     capture.mapped.push(MappedFile {
         path: path.clone(),
         size: meta.len(),
         mtime: (meta.mtime(), meta.mtime_nsec() as u32),
-        build_id: build_id(&capture.place(pid, path)),
+        build_id,
         namespace: key.0,
     });
     capture.mapped_index.insert(key, index);

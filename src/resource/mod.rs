@@ -2,6 +2,7 @@
 
 pub mod aio;
 pub mod attributes;
+pub mod birth;
 pub mod capture;
 pub mod cgroup;
 pub mod clocks;
@@ -31,6 +32,8 @@ pub mod pidfd;
 pub mod pipe;
 pub mod process;
 pub mod pty;
+pub mod quiet;
+pub mod recall;
 pub mod regular;
 pub mod sched;
 pub mod seccomp;
@@ -70,6 +73,9 @@ pub struct Manifest {
     /// Name of the capsule that the tree is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capsule: Option<String>,
+    /// Which tree it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub birth: Option<birth::Birth>,
 }
 
 /// The whole tree, all that is not page content.

@@ -2,6 +2,7 @@
 
 use super::thread::serde_bytes_vec::Bytes;
 use crate::error::Result;
+use crate::sys::ptrace;
 use crate::tracee::inject::Injector;
 use crate::tracee::stub::Script;
 use serde::{Deserialize, Serialize};
@@ -33,7 +34,7 @@ pub struct Signals {
 impl Signals {
     /// Asks a stopped process for the dispositions that are not plainly default. `listed` are the signals
     /// that `/proc/PID/status` calls caught or ignored; `SIGCHLD` is asked for always, since its flags matter even by default.
-    pub fn capture(run: &mut Injector<'_>, listed: u64, pending: Vec<Vec<u8>>) -> Result<Self> {
+    pub fn capture(run: &mut Injector<'_>, listed: u64, pending: Vec<Bytes>) -> Result<Self> {
         let listed = listed | 1 << (libc::SIGCHLD - 1);
         let mut actions = Vec::new();
         for signal in (1..=64).filter(|s| listed >> (s - 1) & 1 != 0) {
@@ -45,7 +46,12 @@ impl Signals {
                 actions.push((signal, action));
             }
         }
-        Ok(Signals { actions, pending: pending.into_iter().map(Bytes).collect() })
+        Ok(Signals { actions, pending })
+    }
+
+    /// The signals that wait for a stopped process as a whole.
+    pub fn pending(pid: i32) -> Result<Vec<Bytes>> {
+        Ok(ptrace::pending(pid, true)?.into_iter().map(Bytes).collect())
     }
 }
 

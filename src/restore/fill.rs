@@ -3,7 +3,7 @@
 
 use super::pool::Pool;
 use crate::error::{Context, Error, Result};
-use crate::image::{Block, Content, EncodedBlock, Owner, PAGE, Placement, Reader};
+use crate::image::{Block, Content, EncodedBlock, FromParent, Owner, PAGE, Placement, Reader};
 use crate::resource::Tree;
 use crate::resource::memory::{Backing, Mapping};
 use crate::sys::memory::{self, MemFile};
@@ -42,7 +42,7 @@ impl<'a> Targets<'a> {
         Ok(Targets { processes, objects })
     }
 
-    fn write(&self, owner: Owner, mut address: u64, mut bytes: &[u8]) -> Result<()> {
+    pub fn write(&self, owner: Owner, mut address: u64, mut bytes: &[u8]) -> Result<()> {
         let process = match owner {
             Owner::Object(number) => {
                 let (file, size) = self.objects.get(number as usize).ok_or_else(|| stray(owner, address))?;
@@ -85,6 +85,13 @@ impl<'a> Targets<'a> {
         }
     }
 
+    /// Pages of zeros.
+    pub fn zero(&self, owner: Owner, address: u64, pages: u32) -> Result<()> {
+        let zeros = [0u8; 16 * PAGE];
+        let len = pages as usize * PAGE;
+        (0..len).step_by(zeros.len()).try_for_each(|at| self.write(owner, address + at as u64, &zeros[..zeros.len().min(len - at)]))
+    }
+
     fn place(&self, block: &Block) -> Result<()> {
         let mut from = 0;
         for run in &block.runs {
@@ -94,13 +101,9 @@ impl<'a> Targets<'a> {
                     self.write(block.owner, run.address, &block.data[from..from + len])?;
                     from += len;
                 }
-                Content::Zero => {
-                    let zeros = [0u8; 16 * PAGE];
-                    for at in (0..len).step_by(zeros.len()) {
-                        self.write(block.owner, run.address + at as u64, &zeros[..zeros.len().min(len - at)])?;
-                    }
-                }
-                Content::Copy { .. } => {}
+                Content::Unused => from += len,
+                Content::Zero => self.zero(block.owner, run.address, run.pages)?,
+                Content::Copy { .. } | Content::Parent => {}
             }
         }
         Ok(())
@@ -133,13 +136,15 @@ struct Flow {
     waiting: Vec<EncodedBlock>,
     placement: Placement,
     copies: Vec<Copy>,
+    from_parent: FromParent,
     failure: Option<Error>,
     done: bool,
     bytes: u64,
 }
 
-/// Places all pages of the image. Afterwards its checksums and its end have been verified.
-pub fn fill(reader: &mut Reader<'_>, targets: &Targets<'_>, mut progress: impl FnMut(u64) -> Result<()>) -> Result<u64> {
+/// Places all pages of the image. Afterwards its checksums and its end have been verified. Returned are the bytes, and what
+/// it has from its parent.
+pub fn fill(reader: &mut Reader<'_>, targets: &Targets<'_>, progress: &mut dyn FnMut(u64) -> Result<()>) -> Result<(u64, FromParent)> {
     let flow = Mutex::new(Flow::default());
     let moved = Condvar::new();
     let lock = || flow.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -162,6 +167,9 @@ pub fn fill(reader: &mut Reader<'_>, targets: &Targets<'_>, mut progress: impl F
             let mut guard = lock();
             match result {
                 Ok(mut block) => {
+                    if let Err(e) = guard.from_parent.note(block.owner, &block.runs) {
+                        guard.failure.get_or_insert(e);
+                    }
                     buffer = std::mem::take(&mut block.data);
                     guard.bytes += buffer.len() as u64;
                     guard.placement.note(&block);
@@ -225,5 +233,5 @@ pub fn fill(reader: &mut Reader<'_>, targets: &Targets<'_>, mut progress: impl F
             }
         }
     }
-    Ok(flow.bytes + copied)
+    Ok((flow.bytes + copied, flow.from_parent))
 }

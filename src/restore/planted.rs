@@ -1,5 +1,6 @@
 //! All tasks of a tree on their way from bare stubs to what they were.
 
+use super::ancestors;
 use super::confined;
 use super::fill;
 use super::interest;
@@ -17,7 +18,7 @@ use super::terminal::Terminals;
 use super::users;
 use super::vdso::{Foreign, Moved};
 use crate::error::{Context, Error, Result};
-use crate::image::Reader;
+use crate::image::{Chain, Reader};
 use crate::progress::{Report, phase};
 use crate::resource::credentials::Credentials;
 use crate::resource::owner::Owner;
@@ -84,7 +85,7 @@ impl<'t> Planted<'t> {
     /// Memory, then everything else, up to the last registers.
     pub fn rebuild(
         &mut self,
-        reader: &mut Reader<'_>,
+        (reader, chain): (&mut Reader<'_>, Option<Chain>),
         pool: &mut Pool,
         terminals: &Terminals,
         foreign: &Foreign,
@@ -109,10 +110,12 @@ impl<'t> Planted<'t> {
         phase(report, phases, "memory", |report| {
             let pids = self.skeleton.stubs.iter().map(|(&pid, stub)| (pid, stub.pid)).collect();
             let targets = fill::Targets::new(self.tree, &pids, pool)?;
-            fill::fill(reader, &targets, |bytes| {
+            let mut progress = |bytes| {
                 report.bytes(bytes, None);
                 signal::check_interrupted()
-            })
+            };
+            let (bytes, from_parent) = fill::fill(reader, &targets, &mut progress)?;
+            chain.map_or(Ok(0), |chain| ancestors::fill(chain, reader, from_parent, &targets, &mut |more| progress(bytes + more)))
         })?;
         for process in self.living() {
             let moved = foreign.redirect(self.tree, process, &self.threads, warnings)?;

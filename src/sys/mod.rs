@@ -5,6 +5,7 @@
 pub mod anon;
 pub mod apart;
 pub mod arch;
+pub mod calls;
 pub mod capsule;
 pub mod clock;
 #[cfg(test)]
@@ -31,6 +32,8 @@ pub mod pagemap;
 pub mod proc;
 pub mod ptrace;
 pub mod pty;
+pub mod region;
+pub mod room;
 pub mod seccomp;
 pub mod signal;
 pub mod sock_diag;
@@ -40,6 +43,7 @@ pub mod task;
 pub mod tcp;
 pub mod tcp_diag;
 pub mod tun;
+pub mod userfaultfd;
 pub mod wire;
 pub mod workers;
 pub mod xattr;

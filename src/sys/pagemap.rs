@@ -1,12 +1,17 @@
 //! Which pages of a mapping hold something of its own: `PAGEMAP_SCAN` (Linux 6.7), else the
 //! `/proc/PID/pagemap` words (Documentation/admin-guide/mm/pagemap.rst).
 
+mod written;
+
+pub use written::{Marker, Regions};
+
 use nix::errno::Errno;
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
-const PAGE: u64 = 4096;
+/// Bytes of a page.
+pub const PAGE: u64 = 4096;
 
 /// `struct page_region`.
 #[repr(C)]
@@ -44,8 +49,10 @@ nix::ioctl_readwrite!(pagemap_scan, b'f', 16, ScanArg);
 /// What is looked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Want {
-    /// Pages of the process's own: anonymous memory, and private copies of file pages.
+    /// Pages of the process's own, in a mapping that has a file behind it: private copies of its pages.
     Own,
+    /// Pages of anonymous memory. Which page belongs to a file takes eight times as long to tell.
+    Anonymous,
     /// Pages that exist, of shared memory.
     Present,
 }
@@ -77,7 +84,11 @@ impl Pagemap {
         let mut regions = [Region::default(); 512];
         while start < end {
             // A private copy: neither backed by a file nor the shared zero page. Inverted categories must be absent.
-            let absent = if want == Want::Own { IS_FILE | IS_PFNZERO } else { 0 };
+            let absent = match want {
+                Want::Own => IS_FILE | IS_PFNZERO,
+                Want::Anonymous => IS_PFNZERO,
+                Want::Present => 0,
+            };
             let mut arg = ScanArg {
                 size: size_of::<ScanArg>() as u64,
                 flags: 0,
@@ -106,7 +117,18 @@ impl Pagemap {
     }
 
     fn words(&self, start: u64, end: u64, want: Want, out: &mut Vec<(u64, u64)>) -> std::io::Result<()> {
-        let mut buf = vec![0u8; 64 * 1024];
+        self.each(start, end, |page, word| {
+            let there = word >> 62 != 0;
+            let file = word >> 61 & 1 != 0;
+            if there && (want == Want::Present || !file) {
+                push(out, page, page + PAGE);
+            }
+        })
+    }
+
+    /// Reads the words of these pages.
+    fn each(&self, start: u64, end: u64, mut tell: impl FnMut(u64, u64)) -> std::io::Result<()> {
+        let mut buf = vec![0u8; (64 * 1024).min((end - start) / PAGE * 8) as usize];
         let mut at = start;
         while at < end {
             let pages = ((end - at) / PAGE).min(buf.len() as u64 / 8) as usize;
@@ -116,12 +138,7 @@ impl Pagemap {
             }
             for (i, w) in buf[..n * 8].chunks_exact(8).enumerate() {
                 let word = u64::from_le_bytes([w[0], w[1], w[2], w[3], w[4], w[5], w[6], w[7]]);
-                let there = word >> 62 != 0;
-                let file = word >> 61 & 1 != 0;
-                if there && (want == Want::Present || !file) {
-                    let page = at + i as u64 * PAGE;
-                    push(out, page, page + PAGE);
-                }
+                tell(at + i as u64 * PAGE, word);
             }
             at += n as u64 * PAGE;
         }
@@ -129,7 +146,8 @@ impl Pagemap {
     }
 }
 
-fn push(out: &mut Vec<(u64, u64)>, start: u64, end: u64) {
+/// Appends a range behind all others, to the last one if they touch.
+pub fn push(out: &mut Vec<(u64, u64)>, start: u64, end: u64) {
     match out.last_mut() {
         Some(last) if last.1 == start => last.1 = end,
         _ => out.push((start, end)),

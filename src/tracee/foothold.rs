@@ -35,6 +35,33 @@ type Instructions = (Option<u64>, Option<u64>);
 #[derive(Debug, Default)]
 pub struct Known(HashMap<FilePart, Instructions>);
 
+impl Known {
+    fn of(&mut self, pid: i32, vma: &Vma) -> Instructions {
+        if vma.inode == 0 {
+            return instructions(pid, vma);
+        }
+        let key = (u64::from(vma.dev.0) << 32 | u64::from(vma.dev.1), vma.inode, vma.offset);
+        *self.0.entry(key).or_insert_with(|| instructions(pid, vma))
+    }
+}
+
+/// Searches a mapping.
+fn instructions(pid: i32, vma: &Vma) -> Instructions {
+    let ret = search(pid, vma, &SYSCALL_RET).next();
+    let back = SIGRETURN.iter().find_map(|code| search(pid, vma, code).next());
+    (ret.map(|a| a - vma.start), back.map(|a| a - vma.start))
+}
+
+/// Whether the instructions are where they were found: the file may have been changed, or the process's own copy of it.
+fn holds(pid: i32, vma: &Vma, found: Instructions) -> bool {
+    let is = |offset: u64, codes: &[&[u8]]| {
+        let mut bytes = [0; 9];
+        let there = memory::read_some(pid, vma.start + offset, &mut bytes).unwrap_or(0);
+        codes.iter().any(|code| bytes[..there].starts_with(code))
+    };
+    found.0.is_none_or(|o| is(o, &[&SYSCALL_RET])) && found.1.is_none_or(|o| is(o, &SIGRETURN))
+}
+
 /// Where to run calls in one process.
 #[derive(Debug, Clone, Copy)]
 pub struct Foothold {
@@ -50,30 +77,17 @@ pub struct Foothold {
 }
 
 impl Foothold {
-    /// Searches a stopped process.
+    /// Searches a process. One that runs is searched so that less is to be done when it stands still.
     pub fn find(pid: i32, vmas: &[Vma], main_rsp: u64, known: &mut Known) -> Option<Foothold> {
-        let (mut syscall, mut trampoline, mut bare) = (None, None, None);
-        for vma in vmas.iter().filter(|v| v.prot & 4 != 0 && v.prot & 1 != 0) {
-            let kernel = vma.name.starts_with(b"[");
-            let found = if kernel {
-                if bare.is_none() && vma.name == b"[vdso]" {
-                    bare = search(pid, vma, &SYSCALL).next();
-                }
-                continue;
-            } else {
-                let look = || {
-                    let ret = search(pid, vma, &SYSCALL_RET).next();
-                    let back = SIGRETURN.iter().find_map(|code| search(pid, vma, code).next());
-                    (ret.map(|a| a - vma.start), back.map(|a| a - vma.start))
-                };
-                match vma.inode {
-                    0 => look(), // each has its own code
-                    inode => {
-                        let key = (u64::from(vma.dev.0) << 32 | u64::from(vma.dev.1), inode, vma.offset);
-                        *known.0.entry(key).or_insert_with(look)
-                    }
-                }
-            };
+        let (mut syscall, mut trampoline) = (None, None);
+        // Memory without a file (code made by the program itself) comes last: it may be another code the next moment.
+        let code = vmas.iter().filter(|v| v.prot & 4 != 0 && v.prot & 1 != 0 && !v.name.starts_with(b"["));
+        let (files, others): (Vec<&Vma>, Vec<&Vma>) = code.partition(|v| v.inode != 0);
+        for vma in files.into_iter().chain(others) {
+            let mut found = known.of(pid, vma);
+            if !holds(pid, vma, found) {
+                found = instructions(pid, vma);
+            }
             syscall = syscall.or(found.0.map(|o| vma.start + o));
             trampoline = trampoline.or(found.1.map(|o| vma.start + o));
             if syscall.is_some() && trampoline.is_some() {
@@ -84,7 +98,12 @@ impl Foothold {
         let main_rsp = stack.filter(|s| (s.0..s.1).contains(&main_rsp)).map(|_| main_rsp);
         match syscall {
             Some(syscall) => Some(Foothold { syscall, trampoline, stack, main_rsp }),
-            None => bare.map(|syscall| Foothold { syscall, trampoline: None, stack, main_rsp }),
+            None => vmas.iter().find(|v| v.name == b"[vdso]").and_then(|vma| search(pid, vma, &SYSCALL).next()).map(|syscall| Foothold {
+                syscall,
+                trampoline: None,
+                stack,
+                main_rsp,
+            }),
         }
     }
 

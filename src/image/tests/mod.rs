@@ -1,11 +1,12 @@
 //! Tests of the whole format. Those of one part stand with it.
 
+mod chain;
 mod damaged;
 mod forge;
 mod golden;
 mod mutation;
 mod round_trip;
-mod sample;
+pub mod sample;
 mod tree;
 
 use super::{Block, Reader, Report, verify};
@@ -31,9 +32,9 @@ fn file(bytes: &[u8]) -> File {
 }
 
 fn verify_stream(bytes: &[u8]) -> Result<Report<Manifest, Tree>> {
-    Reader::open(bytes, sample::MACHINE).and_then(verify)
+    Reader::open(bytes, sample::MACHINE).and_then(|reader| verify(reader.beside(golden::folder())))
 }
 
 fn verify_file(bytes: &[u8]) -> Result<Report<Manifest, Tree>> {
-    Reader::from_file(file(bytes), sample::MACHINE).and_then(verify)
+    Reader::from_file(file(bytes), sample::MACHINE).and_then(|reader| verify(reader.beside(golden::folder())))
 }

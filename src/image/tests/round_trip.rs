@@ -206,3 +206,27 @@ fn blocks_are_decoded_by_other_threads() {
     blocks.sort_by_key(|b| b.number);
     assert_eq!(memory(&blocks), expected(&inputs()));
 }
+
+#[test]
+fn pages_laid_by_come_out_where_they_are_wanted() {
+    use crate::image::{Owner, encode_apart};
+    let (heap, step) = (0x7f00_0000_0000, PAGE as u64);
+    let ranges = [(heap, 3), (heap + 8 * step, 2)];
+    for codec in [Codec::Raw, Codec::Zstd(3)] {
+        let pages = [text(1), zero(), noise(2), text(3), text(4)].concat();
+        let (laid, data) = encode_apart(Owner::Process(7), &ranges, pages, codec);
+        assert_eq!(laid.ranges().map(|r| u64::from(r.1)).sum::<u64>(), 5);
+        let mut writer = start(Vec::new());
+        let wanted = |address: u64| address != heap + 2 * step && address != heap + 9 * step;
+        let block = laid.block((0, Owner::Process(400), false), || Ok(data.clone()), wanted).unwrap().unwrap();
+        writer.append(&block).unwrap();
+        assert!(laid.block((1, Owner::Process(400), false), || panic!("read"), |_| false).unwrap().is_none());
+        let only_zero = laid.block((1, Owner::Process(402), false), || panic!("read"), |a| a == heap + step).unwrap().unwrap();
+        writer.append(&only_zero).unwrap();
+        let (bytes, summary) = writer.finish().unwrap();
+        assert_eq!((summary.pages.data, summary.pages.zero, summary.pages.unused), (2, 2, 2));
+        let there = memory(&blocks(&mut Reader::open(&bytes[..], MACHINE).unwrap()));
+        let expected = [(400, 0, text(1)), (400, 1, zero()), (400, 8, text(3)), (402, 1, zero())];
+        assert_eq!(there, expected.into_iter().map(|(pid, n, page)| ((Owner::Process(pid), heap + n * step), page)).collect());
+    }
+}

@@ -107,6 +107,11 @@ pub fn expected(inputs: &[Input]) -> Memory {
 
 /// What came out.
 pub fn memory(blocks: &[Block]) -> Memory {
+    memory_upon(blocks, &|owner, address| panic!("{owner:?} {address:#x} is as in a parent"))
+}
+
+/// What came out of an image whose parent has these pages.
+pub fn memory_upon(blocks: &[Block], parent: &dyn Fn(Owner, u64) -> Vec<u8>) -> Memory {
     let mut memory = Memory::new();
     for block in blocks {
         let mut data = block.data.chunks_exact(PAGE);
@@ -114,7 +119,12 @@ pub fn memory(blocks: &[Block]) -> Memory {
             for n in 0..run.pages {
                 let page = match run.content {
                     Content::Zero => zero(),
+                    Content::Parent => parent(block.owner, run.address + u64::from(n) * PAGE as u64),
                     Content::Data => data.next().unwrap().to_vec(),
+                    Content::Unused => {
+                        data.next().unwrap();
+                        continue;
+                    }
                     Content::Copy { block, page } => {
                         let at = (page + n) as usize * PAGE;
                         blocks[block as usize].data[at..at + PAGE].to_vec()

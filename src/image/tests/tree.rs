@@ -27,6 +27,7 @@ pub fn manifest() -> Manifest {
         xfeatures: 7,
         processor: String::new(),
         capsule: None,
+        birth: None,
     }
 }
 

@@ -1,0 +1,480 @@
+//! An image and its ancestors: which block of which of them holds each page.
+//!
+//! From the youngest image to the oldest, each is asked for the pages that are still looked for: of an image with a parent
+//! only headers and runs are read for that, which have checksums of their own. At the end there is a list of the blocks
+//! that are needed, each with the places of its pages; no image is held open.
+
+use super::Hash;
+use super::format::PAGE;
+use super::link::ParentLink;
+use super::pages::{Block, Content, Meta, Owner, Run};
+use super::reader::{EncodedBlock, Reader};
+use super::wanted::Wanted;
+use crate::error::{Context, Error, Result};
+use rayon::prelude::*;
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
+
+/// Images that one may be built upon, one upon the other.
+const MOST: usize = 1 << 16;
+/// Blocks of one image that a worker takes at a time.
+const BATCH: usize = 32;
+/// How often the caller hears of the progress, and is asked whether to go on.
+const TELL: Duration = Duration::from_millis(40);
+
+/// Where some data pages of a block belong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Piece {
+    /// Whose pages, by the numbers of the youngest image.
+    pub owner: Owner,
+    /// Address of the first.
+    pub address: u64,
+    /// How many.
+    pub pages: u32,
+    /// Index of the first in the block's data.
+    pub page: u32,
+}
+
+/// A block of which some pages are needed.
+#[derive(Clone)]
+pub struct Needed {
+    block: EncodedBlock,
+    /// Where they belong.
+    pub pieces: Vec<Piece>,
+}
+
+/// One image of a chain.
+pub struct Member {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Its name.
+    pub hash: Hash,
+    /// Its random id.
+    pub id: [u8; 16],
+    /// It has no parent itself.
+    flat: bool,
+    /// Blocks of which pages are needed.
+    pub needed: Vec<Needed>,
+    /// Blocks that are not needed, but whose runs have not been compared with a checksum yet.
+    unchecked: Vec<EncodedBlock>,
+}
+
+/// Where the pages of an image are, or those that it has from its ancestors.
+#[derive(Default)]
+pub struct Chain {
+    /// The images that they come from, youngest first.
+    pub members: Vec<Member>,
+    /// Pages of zeros: owner, address, number.
+    pub zero: Vec<(Owner, u64, u32)>,
+}
+
+/// Pages of one owner that are looked for.
+struct Sought {
+    /// How the image at hand calls the owner.
+    here: Owner,
+    /// How the youngest calls it.
+    owner: Owner,
+    pages: Wanted,
+}
+
+/// Pages that an image has from its parent.
+#[derive(Default)]
+pub struct FromParent {
+    owners: HashMap<Owner, Wanted>,
+}
+
+impl FromParent {
+    /// Notes what a block has from the parent.
+    pub fn note(&mut self, owner: Owner, runs: &[Run]) -> Result<()> {
+        self.add(owner, runs, |run| run.content == Content::Parent)
+    }
+
+    fn add(&mut self, owner: Owner, runs: &[Run], which: impl Fn(&Run) -> bool) -> Result<()> {
+        for run in runs.iter().filter(|run| which(run)) {
+            if !self.owners.entry(owner).or_default().add(run.address, run.pages) {
+                return Err(twice(owner, run.address));
+            }
+        }
+        Ok(())
+    }
+
+    fn sought(self) -> Vec<Sought> {
+        self.owners.into_iter().map(|(owner, pages)| Sought { here: owner, owner, pages }).collect()
+    }
+}
+
+fn twice(owner: Owner, address: u64) -> Error {
+    Error::image(format!("image damaged: a page of {owner:?} at {address:#x} or right behind it is named twice"))
+}
+
+impl Chain {
+    /// All pages of the image in this file. `known`: ids and paths of images that may be its ancestors.
+    pub fn whole(path: &Path, machine: u16, known: &[([u8; 16], PathBuf)]) -> Result<Chain> {
+        let doing = || path.display().to_string();
+        let file = File::open(path).context(doing)?;
+        let reader = Reader::from_file(file, machine).context(doing)?;
+        let fronts = Fronts::read(reader).context(doing)?;
+        let mut wanted = FromParent::default();
+        for (_, meta) in &fronts.blocks {
+            wanted.add(meta.owner, &meta.runs, |run| run.content != Content::Unused).context(doing)?;
+        }
+        let (mut chain, mut sought) = (Chain::default(), wanted.sought());
+        let link = fronts.link.clone();
+        let member = chain.resolve(path, fronts, &mut sought).context(doing)?;
+        chain.members.push(member);
+        chain.descend(link, folder_of(path), sought, known, machine)?;
+        Ok(chain)
+    }
+
+    /// The pages that an image has from its ancestors; of one that comes as a stream so far only whether these are there.
+    pub fn upon(reader: &Reader<'_>) -> Result<Chain> {
+        let mut wanted = FromParent::default();
+        if reader.parent().is_some()
+            && let Some(again) = reader.again()?
+        {
+            let fronts = Fronts::read(again)?;
+            fronts.blocks.iter().try_for_each(|(_, meta)| wanted.note(meta.owner, &meta.runs))?;
+        }
+        Chain::find(reader, wanted)
+    }
+
+    /// The pages that an image has from its ancestors, where it is known which these are.
+    pub fn find(reader: &Reader<'_>, wanted: FromParent) -> Result<Chain> {
+        let mut chain = Chain::default();
+        chain.descend(reader.parent().cloned(), reader.folder().to_owned(), wanted.sought(), &[], reader.machine())?;
+        Ok(chain)
+    }
+
+    /// Follows the links down to the image that has no parent.
+    fn descend(
+        &mut self,
+        mut link: Option<ParentLink>,
+        mut folder: PathBuf,
+        mut sought: Vec<Sought>,
+        known: &[([u8; 16], PathBuf)],
+        machine: u16,
+    ) -> Result<()> {
+        while let Some(to) = link {
+            if self.members.len() >= MOST {
+                return Err(Error::image(format!("the image has more than {MOST} ancestors")));
+            }
+            sought.retain(|s| !s.pages.is_empty());
+            for s in &mut sought {
+                s.here = to.there(s.here).ok_or_else(|| missing(s.owner))?;
+            }
+            let (path, reader) = look_for(&to, &folder, known, machine)?;
+            let doing = || format!("parent image {}", path.display());
+            let fronts = Fronts::read(reader).context(doing)?;
+            if fronts.hash != to.hash {
+                let changed = format!("parent image {} has changed since another was made upon it", path.display());
+                return Err(Error::image(changed).help("bring back what it was"));
+            }
+            link = fronts.link.clone();
+            let member = self.resolve(&path, fronts, &mut sought).context(doing)?;
+            self.members.push(member);
+            folder = folder_of(&path);
+        }
+        sought.iter().find(|s| !s.pages.is_empty()).map_or(Ok(()), |s| Err(missing(s.owner)))
+    }
+
+    /// Takes what is sought out of one image, and leaves what that has from its own parent.
+    fn resolve(&mut self, path: &Path, fronts: Fronts, sought: &mut [Sought]) -> Result<Member> {
+        let Fronts { blocks, hash, id, link } = fronts;
+        let mut pieces: Vec<Vec<Piece>> = vec![Vec::new(); blocks.len()];
+        let entries = entries(&blocks, sought)?;
+        for (s, entries) in sought.iter_mut().zip(entries) {
+            let mut end = 0;
+            for entry in &entries {
+                if s.pages.any(end, entry.address) {
+                    return Err(missing(s.owner));
+                }
+                end = entry.end();
+                match entry.what {
+                    What::Parent => {}
+                    What::Zero => s.pages.take(entry.address, end, &mut |address, pages| self.zero.push((s.owner, address, pages))),
+                    What::Data { block, page } => s.pages.take(entry.address, end, &mut |address, pages| {
+                        let page = page + ((address - entry.address) / PAGE as u64) as u32;
+                        pieces[block as usize].push(Piece { owner: s.owner, address, pages, page });
+                    }),
+                }
+            }
+            if s.pages.any(end, u64::MAX) {
+                return Err(missing(s.owner));
+            }
+        }
+        let (mut needed, mut unchecked) = (Vec::new(), Vec::new());
+        for ((block, _), pieces) in blocks.into_iter().zip(pieces) {
+            match pieces.is_empty() {
+                false => needed.push(Needed { block: block.away(), pieces }),
+                true if link.is_none() => unchecked.push(block.away()),
+                true => {}
+            }
+        }
+        Ok(Member { path: path.to_owned(), hash, id, flat: link.is_none(), needed, unchecked })
+    }
+
+    /// How many pages have content.
+    pub fn pages(&self) -> u64 {
+        self.needed().flat_map(|(_, needed)| &needed.pieces).map(|p| u64::from(p.pages)).sum()
+    }
+
+    /// Ranges of zeros, owner, start and end, in order and put together.
+    pub fn zero_ranges(&self) -> Vec<(Owner, u64, u64)> {
+        let mut ranges: Vec<_> = self.zero.iter().map(|&(owner, at, pages)| (owner, at, at + u64::from(pages) * PAGE as u64)).collect();
+        ranges.sort_unstable();
+        ranges.dedup_by(|next, last| {
+            let joined = (last.0, last.2) == (next.0, next.1);
+            if joined {
+                last.2 = next.2;
+            }
+            joined
+        });
+        ranges
+    }
+
+    /// The blocks that are needed, and the member that each is in.
+    pub fn needed(&self) -> impl Iterator<Item = (&Member, &Needed)> {
+        self.members.iter().flat_map(|member| member.needed.iter().map(move |needed| (member, needed)))
+    }
+
+    /// Reads all blocks that are needed and compares their checksums, as far as that is not done when they are decoded.
+    pub fn check(&self) -> Result<()> {
+        self.members.par_iter().try_for_each(|member| {
+            if !member.flat {
+                return Ok(()); // the runs have a checksum
+            }
+            let file = member.open()?;
+            let blocks = member.needed.iter().map(|needed| &needed.block).chain(&member.unchecked);
+            blocks.par_bridge().try_for_each(|block| block.back(&file).describe().map(drop)).context(|| member.path.display().to_string())
+        })
+    }
+
+    /// Decodes all blocks that are needed, in parallel and in no order, for `place`; compares the checksums of those that are
+    /// not but have none for their runs alone. `progress` is told the bytes that have been placed. Returns them.
+    pub fn deliver(
+        &self,
+        place: &(dyn Fn(&Needed, &Block) -> Result<()> + Sync),
+        progress: &mut dyn FnMut(u64) -> Result<()>,
+    ) -> Result<u64> {
+        let mut tasks = Vec::new();
+        for member in &self.members {
+            let all = member.needed.len() + member.unchecked.len();
+            tasks.extend((0..all).step_by(BATCH).map(|from| (member, from..all.min(from + BATCH))));
+        }
+        let next = AtomicUsize::new(0);
+        let state = Mutex::new(Delivered::default());
+        let news = Condvar::new();
+        let lock = || state.lock().unwrap_or_else(PoisonError::into_inner);
+        let workers = rayon::current_num_threads().min(tasks.len());
+        rayon::in_place_scope(|scope| {
+            for _ in 0..workers {
+                scope.spawn(|_| {
+                    let mut buffer = Vec::new();
+                    while let Some((member, range)) = tasks.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        let result = member.deliver(range.clone(), &mut buffer, place);
+                        let mut state = lock();
+                        match result {
+                            Ok(bytes) => state.bytes += bytes,
+                            Err(e) => {
+                                state.failure.get_or_insert(e);
+                                next.store(tasks.len(), Ordering::Relaxed);
+                            }
+                        }
+                    }
+                    lock().ended += 1;
+                    news.notify_all();
+                });
+            }
+            let mut state = lock();
+            while state.ended < workers {
+                let (back, waited) = news.wait_timeout(state, TELL).unwrap_or_else(PoisonError::into_inner);
+                let bytes = back.bytes;
+                drop(back);
+                if waited.timed_out()
+                    && let Err(e) = progress(bytes)
+                {
+                    next.store(tasks.len(), Ordering::Relaxed);
+                    lock().failure.get_or_insert(e);
+                }
+                state = lock();
+            }
+        });
+        let Delivered { bytes, failure, .. } = state.into_inner().unwrap_or_else(PoisonError::into_inner);
+        failure.map_or(Ok(bytes), Err)
+    }
+}
+
+/// How far a delivery is.
+#[derive(Default)]
+struct Delivered {
+    bytes: u64,
+    ended: usize,
+    failure: Option<Error>,
+}
+
+impl Member {
+    /// Its file, opened again.
+    pub fn open(&self) -> Result<Arc<File>> {
+        File::open(&self.path).map(Arc::new).context(|| format!("opening image {}", self.path.display()))
+    }
+
+    fn deliver(
+        &self,
+        range: std::ops::Range<usize>,
+        buffer: &mut Vec<u8>,
+        place: &(dyn Fn(&Needed, &Block) -> Result<()> + Sync),
+    ) -> Result<u64> {
+        let file = self.open()?;
+        let mut bytes = 0;
+        for n in range {
+            let Some(needed) = self.needed.get(n) else {
+                let unchecked = &self.unchecked[n - self.needed.len()];
+                unchecked.back(&file).describe().context(|| self.path.display().to_string())?;
+                continue;
+            };
+            let block = needed.decode(&file, std::mem::take(buffer)).context(|| self.path.display().to_string())?;
+            place(needed, &block)?;
+            bytes += needed.pieces.iter().map(|p| u64::from(p.pages) * PAGE as u64).sum::<u64>();
+            *buffer = block.data;
+        }
+        Ok(bytes)
+    }
+}
+
+impl Needed {
+    /// Decodes it out of its image, which has been opened again; `buffer` is memory for the data.
+    pub fn decode(&self, file: &Arc<File>, buffer: Vec<u8>) -> Result<Block> {
+        self.block.back(file).decode_into(buffer)
+    }
+
+    /// The content of one of its pieces.
+    pub fn bytes<'b>(&self, block: &'b Block, piece: &Piece) -> Result<&'b [u8]> {
+        let (from, length) = (piece.page as usize * PAGE, piece.pages as usize * PAGE);
+        block.data.get(from..from + length).ok_or_else(|| Error::image("image damaged: a block has changed while it was read"))
+    }
+}
+
+fn missing(owner: Owner) -> Error {
+    Error::image(format!("image damaged: pages of {owner:?} are as in a parent that does not have them"))
+}
+
+/// Headers and runs of one image.
+struct Fronts {
+    blocks: Vec<(EncodedBlock, Meta)>,
+    link: Option<ParentLink>,
+    hash: Hash,
+    id: [u8; 16],
+}
+
+impl Fronts {
+    fn read(mut reader: Reader<'_>) -> Result<Fronts> {
+        reader.skip_metadata()?;
+        let mut blocks = Vec::new();
+        while let Some((block, meta)) = reader.next_front()? {
+            blocks.push((block.away(), meta));
+        }
+        let hash = reader.hash().ok_or_else(|| Error::image("image has no end"))?;
+        Ok(Fronts { blocks, link: reader.parent().cloned(), hash, id: reader.id() })
+    }
+}
+
+/// What stands at some pages of an owner.
+#[derive(Clone, Copy)]
+enum What {
+    Data { block: u32, page: u32 },
+    Zero,
+    Parent,
+}
+
+struct Entry {
+    address: u64,
+    pages: u32,
+    what: What,
+}
+
+impl Entry {
+    fn end(&self) -> u64 {
+        self.address + u64::from(self.pages) * PAGE as u64
+    }
+}
+
+/// All that an image names of each owner that is sought, by address.
+fn entries(blocks: &[(EncodedBlock, Meta)], sought: &[Sought]) -> Result<Vec<Vec<Entry>>> {
+    let places: HashMap<Owner, usize> = sought.iter().enumerate().map(|(n, s)| (s.here, n)).collect();
+    let mut lists: Vec<Vec<Entry>> = sought.iter().map(|_| Vec::new()).collect();
+    for (number, (_, meta)) in blocks.iter().enumerate() {
+        let Some(&place) = places.get(&meta.owner) else { continue };
+        let mut next = 0;
+        for run in &meta.runs {
+            let what = match run.content {
+                Content::Parent => What::Parent,
+                Content::Zero => What::Zero,
+                Content::Copy { block, page } => {
+                    let there = blocks.get(block as usize).map_or(0, |(_, meta)| meta.data_pages);
+                    if page.checked_add(run.pages).is_none_or(|end| end > there) {
+                        let pages = run.pages;
+                        let what = format!("image damaged: {pages} pages are copies of block {block}, page {page}, which is not there");
+                        return Err(Error::image(what));
+                    }
+                    What::Data { block, page }
+                }
+                Content::Data => {
+                    let page = next;
+                    next += run.pages;
+                    What::Data { block: number as u32, page }
+                }
+                Content::Unused => {
+                    next += run.pages;
+                    continue;
+                }
+            };
+            lists[place].push(Entry { address: run.address, pages: run.pages, what });
+        }
+    }
+    for (list, s) in lists.iter_mut().zip(sought) {
+        list.sort_unstable_by_key(|e| e.address);
+        if let Some(pair) = list.windows(2).find(|pair| pair[0].end() > pair[1].address) {
+            return Err(twice(s.here, pair[0].address));
+        }
+    }
+    Ok(lists)
+}
+
+/// The folder in which the parent of an image is looked for.
+pub fn folder_of(image: &Path) -> PathBuf {
+    let image = std::fs::canonicalize(image).unwrap_or_else(|_| image.to_owned());
+    match image.parent() {
+        Some(folder) if folder != Path::new("") => folder.to_owned(),
+        _ => PathBuf::from("."),
+    }
+}
+
+/// Finds a parent: beside its child, then where it was when the child was made.
+fn look_for(link: &ParentLink, folder: &Path, known: &[([u8; 16], PathBuf)], machine: u16) -> Result<(PathBuf, Reader<'static>)> {
+    let hint = Path::new(OsStr::from_bytes(&link.file));
+    let mut places: Vec<PathBuf> = hint.file_name().map(|name| folder.join(name)).into_iter().chain([folder.join(hint)]).collect();
+    places.splice(0..0, known.iter().filter(|(id, _)| *id == link.id).map(|(_, path)| path.clone()));
+    places.dedup();
+    let mut others = Vec::new();
+    for path in &places {
+        // Whatever else may lie there is not opened: that could wait for ever.
+        if !std::fs::metadata(path).is_ok_and(|m| m.is_file()) {
+            continue;
+        }
+        let doing = || format!("parent image {}", path.display());
+        match Reader::from_file(File::open(path).context(doing)?, machine) {
+            Ok(reader) if reader.id() == link.id => return Ok((path.clone(), reader)),
+            Ok(_) => others.push(Error::image(format!("{} is another image than the parent that is needed", doing()))),
+            Err(e) => others.push(e.context(doing())),
+        }
+    }
+    let shown: Vec<String> = places.iter().map(|path| path.display().to_string()).collect();
+    let missing = || Error::image(format!("parent image {} is missing", shown.join(", also ")));
+    Err(others.into_iter().next().unwrap_or_else(missing).help("a parent must be beside its child, under its old name, or where it was"))
+}

@@ -1,0 +1,29 @@
+//! What one look at a tree found out, and what the next one need not find out again. None of it is believed without a
+//! sign that it is still true: here a file that has the same number, size and time.
+
+use crate::tracee::foothold::Known;
+use std::collections::HashMap;
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+/// Device, inode, size, time of last modification.
+type Content = (u64, u64, u64, (i64, i64));
+
+/// What was found out before.
+#[derive(Debug, Default)]
+pub struct Recall {
+    /// Where files hold instructions that tasks can be made to run.
+    pub footholds: Known,
+    /// What need not be asked for again.
+    pub quiet: Option<super::quiet::Quiet>,
+    build_ids: HashMap<Content, Option<Vec<u8>>>,
+}
+
+impl Recall {
+    /// The GNU build id of a file that `meta` belongs to.
+    pub fn build_id(&mut self, path: &Path, meta: &Metadata) -> Option<Vec<u8>> {
+        let content = (meta.dev(), meta.ino(), meta.len(), (meta.mtime(), meta.mtime_nsec()));
+        self.build_ids.entry(content).or_insert_with(|| super::memory::build_id(path)).clone()
+    }
+}
