@@ -93,16 +93,37 @@ pub struct Outcome {
     pub phases: Vec<(&'static str, Duration)>,
 }
 
+/// Brings the tree of an image back; see [`bring_back`]. What fails because this kernel does not know it is said to be so.
+pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
+    let mut made_under = String::new();
+    bring_back(options, report, &mut made_under).map_err(|e| elsewhere(e, &made_under, &own_release()))
+}
+
+/// An older kernel has no other word for an argument that it does not know than `EINVAL`.
+fn elsewhere(e: Error, made_under: &str, here: &str) -> Error {
+    let unknown = e.kind == Kind::Kernel || e.kind == Kind::Other && e.message.contains("EINVAL");
+    if !unknown || made_under.is_empty() || made_under == here {
+        return e;
+    }
+    let help = format!("the image was made under Linux {made_under}, this is Linux {here}, which may lack what is named above");
+    Error { kind: Kind::Kernel, help: Some(e.help.map_or(help.clone(), |more| format!("{help}; {more}"))), ..e }
+}
+
+fn own_release() -> String {
+    nix::sys::utsname::uname().map(|u| u.release().to_string_lossy().into_owned()).unwrap_or_default()
+}
+
 /// Brings the tree of an image back.
 ///
 /// Guarantee: until everything is in place nothing of the tree runs, and whatever fails, and whenever meio dies,
 /// nothing of it is left: all its processes die with meio until they are let go together.
-pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
+fn bring_back(options: &Options, report: &mut dyn Report, made_under: &mut String) -> Result<Outcome> {
     let begin = Instant::now();
     let mut phases = Vec::new();
     signal::catch();
     let mut reader = open(&options.input)?;
     let manifest: Manifest = reader.manifest()?;
+    made_under.clone_from(&manifest.kernel);
     let mut tree: Tree = reader.tree()?;
     if options.close_connections || tree.decisions.tcp == Choice::Close {
         tree.decisions.tcp = Choice::Close;
@@ -283,5 +304,21 @@ fn open(input: &Input) -> Result<Reader<'static>> {
             })?;
             Reader::from_file(file, arch::MACHINE).context(|| path.display()).map(|reader| reader.beside(image::folder_of(path)))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_kernel_lacks_is_said_to_be_its_lack() {
+        let unknown = || Error::other("rebuilding task 7: rseq: EINVAL: Invalid argument");
+        assert_eq!(elsewhere(unknown(), "6.18.1", "6.18.1").kind, Kind::Other);
+        let lacks = elsewhere(unknown(), "6.18.1", "6.1.0");
+        assert_eq!(lacks.kind, Kind::Kernel);
+        assert!(lacks.message.contains("rseq") && lacks.help.is_some_and(|h| h.contains("6.18.1") && h.contains("6.1.0")));
+        assert_eq!(elsewhere(Error::image("damaged"), "6.18.1", "6.1.0").kind, Kind::Image);
+        assert_eq!(Error::from(nix::errno::Errno::ENOSYS).kind, Kind::Kernel);
     }
 }

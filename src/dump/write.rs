@@ -106,6 +106,7 @@ fn manifest(root_pid: i32, capsule: Option<String>, birth: Birth) -> Manifest {
         host: text(|u| u.nodename()),
         root_pid,
         xfeatures: arch::xfeatures(),
+        processor: arch::instructions(),
         capsule,
         birth: Some(birth),
     }

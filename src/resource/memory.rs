@@ -166,7 +166,7 @@ pub fn survey(pid: i32, capture: &mut Capture) -> Result<(AddressSpace, Vec<Vma>
     let mut mappings = Vec::with_capacity(vmas.len());
     for vma in vmas.iter().filter(|v| v.name != b"[vsyscall]") {
         if let Some(backing) = backing(pid, vma, capture)? {
-            let flags = KEPT.iter().copied().chain([MERGEABLE]).filter(|f| vma.has(f));
+            let flags = KEPT.iter().copied().chain([MERGEABLE]).filter(|f| vma.has(f) || on_fault(f, vma));
             mappings.push(Mapping {
                 start: vma.start,
                 end: vma.end,
@@ -205,6 +205,11 @@ pub fn survey(pid: i32, capture: &mut Capture) -> Result<(AddressSpace, Vec<Vma>
         None => 0,
     };
     Ok((AddressSpace { mappings, borders, exe, vdso_hash }, vmas))
+}
+
+/// Memory that is locked when it is touched, mlock2(2) `MLOCK_ONFAULT`, is a flag that older kernels have no letters for.
+fn on_fault(flag: &[u8; 2], vma: &Vma) -> bool {
+    flag == b"lf" && vma.has(b"lo") && vma.has(b"??")
 }
 
 /// What stands behind a mapping; `None` after a refusal.

@@ -68,6 +68,9 @@ pub struct Manifest {
     pub root_pid: i32,
     /// XCR0: the vector state components that the tree's threads may hold.
     pub xfeatures: u64,
+    /// Instructions of the processor that programs look for before they use them, with spaces in between.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub processor: String,
     /// Name of the capsule that the tree is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capsule: Option<String>,

@@ -12,13 +12,16 @@ use crate::sys::namespace::Kind;
 use crate::sys::proc::read;
 use std::os::unix::fs::MetadataExt;
 
-/// What the processor lacks that the image was made on, and no thread was using.
+/// What this processor lacks and the one that the image was made on had, though no thread was just using its registers.
 pub fn lesser_processor(manifest: &Manifest) -> Option<String> {
-    let missing = manifest.xfeatures & !arch::xfeatures();
-    (missing != 0).then(|| {
+    let here = arch::instructions();
+    let missing: Vec<&str> =
+        manifest.processor.split(' ').filter(|name| !name.is_empty() && !here.split(' ').any(|own| own == *name)).collect();
+    (!missing.is_empty()).then(|| {
         format!(
-            "this processor lacks vector features of the one that the image was made on (XCR0 bits {missing:#x}); no thread was using \
-             them, but code that has found them there would fail here"
+            "this processor lacks instructions of the one that the image was made on ({}): code that has found them there ends with \
+             SIGILL here",
+            missing.join(" ")
         )
     })
 }

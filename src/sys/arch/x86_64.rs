@@ -129,6 +129,19 @@ pub fn xfeatures() -> u64 {
     u64::from(leaf.edx) << 32 | u64::from(leaf.eax)
 }
 
+macro_rules! detected {
+    ($($name:tt)*) => { [$(($name, std::is_x86_feature_detected!($name))),*] };
+}
+
+/// The instructions beyond those of every processor that this one has and the kernel lets programs use, with spaces in between.
+pub fn instructions() -> String {
+    let all = detected!("sse3" "ssse3" "sse4.1" "sse4.2" "sse4a" "popcnt" "cmpxchg16b" "movbe" "lzcnt" "bmi1" "bmi2" "adx" "aes" "pclmulqdq"
+        "sha" "rdrand" "rdseed" "rtm" "xsave" "xsaveopt" "xsavec" "xsaves" "f16c" "fma" "avx" "avx2" "vaes" "vpclmulqdq" "gfni" "avx512f"
+        "avx512cd" "avx512bw" "avx512dq" "avx512vl" "avx512ifma" "avx512vbmi" "avx512vbmi2" "avx512vnni" "avx512bitalg" "avx512vpopcntdq"
+        "avx512bf16" "avx512vp2intersect");
+    all.into_iter().filter(|(_, there)| *there).map(|(name, _)| name).collect::<Vec<_>>().join(" ")
+}
+
 /// Components of the vector state that every processor keeps at the same place: x87, SSE, AVX.
 const COMMON: u64 = 0b111;
 /// Bytes of the vector state up to their end.
