@@ -1,10 +1,21 @@
 //! How long a tree stands still, how long all of it takes, and how that compares with what the machine needs to
-//! merely copy or touch as much memory. `make bench` prints tables in Markdown.
+//! merely copy or touch as much memory. `make bench` prints tables in Markdown: the figures that are aimed at, then what
+//! else there is to know.
 //!
-//! `cargo bench --bench pause -- [--rounds N] [--mib N]... [--small] [--connections]` makes a shorter run.
+//! `cargo bench --bench pause -- [--rounds N] [--mib N]... [--figures] [--small] [--connections]` makes a shorter run.
 
 #[path = "pause/connections.rs"]
 mod connections;
+#[path = "pause/figures.rs"]
+mod figures;
+#[path = "pause/full.rs"]
+mod full;
+#[path = "pause/many.rs"]
+mod many;
+#[path = "pause/peer.rs"]
+mod peer;
+#[path = "pause/small.rs"]
+mod small;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -23,8 +34,15 @@ const MEIO: &str = env!("CARGO_BIN_EXE_meio");
 struct Plan {
     rounds: usize,
     sizes: Vec<u64>,
-    small_only: bool,
-    connections_only: bool,
+    only: Option<Part>,
+}
+
+/// A part of the tables.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Figures,
+    Connections,
+    Small,
 }
 
 fn main() {
@@ -42,50 +60,34 @@ fn main() {
     }
     let bench = Bench::new();
     println!("{}\n", machine());
-    connections::redis(&bench, plan.rounds);
-    connections::idle(&bench, plan.rounds);
-    if plan.connections_only {
-        return;
+    let wanted = |part| plan.only.is_none_or(|only| only == part);
+    if wanted(Part::Figures) {
+        figures::table(&bench, plan.rounds);
     }
-    if !plan.small_only {
-        let disk = format!("disk ({})", file_system(bench.folder.path()));
-        println!(
-            "| memory | `--compress` | image on | memcpy to touched | memcpy to fresh | first touch | **pause** | × memcpy touched | × memcpy fresh | dump in all | image | meio's peak | **restore** | × first touch |"
-        );
-        println!("|---|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|");
-        for &mib in &plan.sizes {
-            for level in ["none", "1"] {
-                for (name, folder) in [("tmpfs", Path::new("/dev/shm")), (disk.as_str(), bench.folder.path())] {
-                    println!("{}", bench.large(mib, level, name, folder, plan.rounds));
-                }
-            }
-        }
-        println!();
+    if wanted(Part::Connections) {
+        connections::redis(&bench, plan.rounds);
+        connections::idle(&bench, plan.rounds);
     }
-    println!("| program | pause | dump, exec to exit | restore, exec to exit |\n|---|--:|--:|--:|");
-    let loads = [
-        ("1 MiB of memory", Load::Memory(1, 1)),
-        ("1 MiB of memory, 200 threads", Load::Memory(1, 200)),
-        ("1,000 descriptors of eight kinds", Load::Descriptors(1000)),
-    ];
-    for (name, load) in loads {
-        let runs: Vec<Run> = (0..=plan.rounds).map(|_| bench.round(load, "1", Path::new("/dev/shm"))).skip(1).collect();
-        let time = |what: fn(&Run) -> f64| ms(median(runs.iter().map(what).collect()));
-        println!("| {name} | {} | {} | {} |", time(|r| r.pause), time(|r| r.dump_command), time(|r| r.restore_command));
+    if plan.only.is_none() {
+        full::table(&bench, &plan.sizes, plan.rounds);
+    }
+    if wanted(Part::Small) {
+        small::table(&bench, plan.rounds);
     }
     println!("\nMedians of {}, after one run that does not count; the image is read from the page cache.", plan.rounds);
 }
 
 fn plan() -> Plan {
-    let mut plan = Plan { rounds: 5, sizes: Vec::new(), small_only: false, connections_only: false };
+    let mut plan = Plan { rounds: 5, sizes: Vec::new(), only: None };
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let mut number = || arguments.next().and_then(|n| n.parse().ok()).filter(|&n| n > 0).expect("a number");
         match argument.as_str() {
             "--rounds" => plan.rounds = number() as usize,
             "--mib" => plan.sizes.push(number()),
-            "--small" => plan.small_only = true,
-            "--connections" => plan.connections_only = true,
+            "--figures" => plan.only = Some(Part::Figures),
+            "--small" => plan.only = Some(Part::Small),
+            "--connections" => plan.only = Some(Part::Connections),
             "--bench" => {} // said by cargo
             other => panic!("what is {other}?"),
         }
@@ -101,6 +103,10 @@ fn plan() -> Plan {
 enum Load {
     /// MiB of random bytes, and threads.
     Memory(u64, u32),
+    /// MiB of text, pointers and zeros.
+    Mixed(u64),
+    /// Processes, and threads of each.
+    Many(u32, u32),
     /// Files, pipes, event and timer descriptors, sockets, epoll instances, devices.
     Descriptors(u32),
 }
@@ -114,6 +120,8 @@ struct Run {
     restore_command: f64,
     image: f64,
     peak_kib: f64,
+    /// Of that, what belongs to no file.
+    own_kib: f64,
     phases: String,
 }
 
@@ -139,44 +147,6 @@ impl Bench {
         Bench { folder, program, mixed }
     }
 
-    /// One row of the large table.
-    fn large(&self, mib: u64, level: &str, name: &str, folder: &Path, rounds: usize) -> String {
-        let mut speeds: [Vec<f64>; 3] = Default::default();
-        let mut runs = Vec::new();
-        for round in 0..=rounds {
-            // The first one counts for nothing: a virtual machine's memory is often not there before it was used.
-            let speed = self.speed(mib);
-            let run = self.round(Load::Memory(mib, 1), level, folder);
-            if std::env::var_os("MEIO_BENCH_PHASES").is_some() {
-                eprintln!("pause {:.0} ms: {}", run.pause, run.phases);
-            }
-            if round > 0 {
-                speeds.iter_mut().zip(speed).for_each(|(all, one)| all.push(one));
-                runs.push(run);
-            }
-        }
-        let [touched, fresh, touch] = speeds.map(median);
-        let of = |what: fn(&Run) -> f64| median(runs.iter().map(what).collect());
-        let (pause, restore) = (of(|r| r.pause), of(|r| r.restore));
-        let peak = runs.iter().map(|r| r.peak_kib).fold(0.0, f64::max);
-        format!(
-            "| {} | {} | {name} | {} | {} | {} | **{}** | {:.1} | {:.1} | {} | {:.0} MiB | {:.0} MiB | **{}** | {:.1} |",
-            if mib >= 1024 && mib.is_multiple_of(1024) { format!("{} GiB", mib / 1024) } else { format!("{mib} MiB") },
-            if level == "1" { "1 (default)" } else { level },
-            ms(touched),
-            ms(fresh),
-            ms(touch),
-            ms(pause),
-            pause / touched,
-            pause / fresh,
-            ms(of(|r| r.dump)),
-            of(|r| r.image) / 1048576.0,
-            peak / 1024.0,
-            ms(restore),
-            restore / touch,
-        )
-    }
-
     /// memcpy into touched memory, memcpy into fresh memory, first touch.
     fn speed(&self, mib: u64) -> [f64; 3] {
         let out = Command::new(&self.program).args(["speed", &mib.to_string()]).output().expect("memory starts");
@@ -188,27 +158,20 @@ impl Bench {
 
     /// A program is started, dumped, killed, restored and killed.
     fn round(&self, load: Load, level: &str, folder: &Path) -> Run {
-        let (prefix, ready, image) = (self.folder.path().join("x"), self.folder.path().join("x.ready"), folder.join("bench.meio"));
-        let _ = fs::remove_file(&ready);
-        let mut command = Command::new("setsid");
-        match load {
-            Load::Memory(mib, threads) => command.arg(&self.program).arg("hold").arg(&ready).args([mib.to_string(), threads.to_string()]),
-            Load::Descriptors(count) => command.arg(&self.mixed).arg(&prefix).arg(count.to_string()),
-        };
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("setsid(1) starts");
-        until(|| ready.exists());
+        let image = folder.join("bench.meio");
+        let mut child = self.start(load);
         let pid = child.id().to_string();
         let image_name = image.to_str().expect("path");
-        let (dump, dump_command, peak_kib) = self.meio(&["--json", "dump", &pid, "-o", image_name, "--compress", level]);
-        end(&mut child);
+        let (dump, dump_command, [peak_kib, own_kib]) = self.meio(&["--json", "dump", &pid, "-o", image_name, "--compress", level]);
+        end_all(&mut child);
         let (restore, restore_command, _) = self.meio(&["--json", "restore", "-d", image_name]);
         let restored = restore["root_pid"].as_i64().expect("root_pid").to_string();
         assert_eq!(restored, pid);
-        Command::new("kill").args(["-KILL", &restored]).status().expect("kill(1) starts");
+        kill_session(&restored);
         until(|| !Path::new("/proc").join(&restored).exists());
         let _ = fs::remove_file(&image);
         let number = |value: &serde_json::Value, name: &str| value[name].as_f64().unwrap_or_else(|| panic!("{name} in {value}"));
-        Run {
+        let run = Run {
             pause: number(&dump, "pause_ms"),
             dump: number(&dump, "total_ms"),
             dump_command,
@@ -216,12 +179,35 @@ impl Bench {
             restore_command,
             image: number(&dump, "image_bytes"),
             peak_kib,
+            own_kib,
             phases: format!("dump {} restore {} in {:.0} ms", dump["phases"], restore["phases"], number(&restore, "total_ms")),
+        };
+        if std::env::var_os("MEIO_BENCH_PHASES").is_some() {
+            eprintln!("pause {:.1} ms: {}", run.pause, run.phases);
         }
+        run
     }
 
-    /// Runs meio: its result, milliseconds from exec to exit, peak memory in KiB.
-    fn meio(&self, arguments: &[&str]) -> (serde_json::Value, f64, f64) {
+    /// Starts a program, in a session of its own, and waits until it has what it is to have.
+    fn start(&self, load: Load) -> Child {
+        let (prefix, ready) = (self.folder.path().join("x"), self.folder.path().join("x.ready"));
+        let _ = fs::remove_file(&ready);
+        let mut command = Command::new("setsid");
+        match load {
+            Load::Memory(mib, threads) => command.arg(&self.program).arg("hold").arg(&ready).args([mib.to_string(), threads.to_string()]),
+            Load::Mixed(mib) => command.arg(&self.program).arg("mixed").arg(&ready).arg(mib.to_string()),
+            Load::Many(processes, threads) => {
+                command.arg(&self.program).arg("many").arg(&ready).args([processes.to_string(), threads.to_string()])
+            }
+            Load::Descriptors(count) => command.arg(&self.mixed).arg(&prefix).arg(count.to_string()),
+        };
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("setsid(1) starts");
+        until(|| ready.exists());
+        child
+    }
+
+    /// Runs meio: its result, milliseconds from exec to exit, the peaks of its memory and of what belongs to no file, in KiB.
+    fn meio(&self, arguments: &[&str]) -> (serde_json::Value, f64, [f64; 2]) {
         let [report, out, err] = ["report", "out", "err"].map(|name| self.folder.path().join(name));
         let status = Command::new(&self.program)
             .arg("run")
@@ -237,14 +223,38 @@ impl Bench {
         let result = out.lines().last().and_then(|line| serde_json::from_str(line).ok()).expect("a result");
         let report = fs::read_to_string(report).expect("report");
         let mut numbers = report.split_whitespace().map(|n| n.parse::<f64>().expect("a number"));
-        let [nanoseconds, kib] = [0; 2].map(|_| numbers.next().expect("two numbers"));
-        (result, nanoseconds / 1e6, kib)
+        let [nanoseconds, peak, own] = [0; 3].map(|_| numbers.next().expect("three numbers"));
+        (result, nanoseconds / 1e6, [peak, own])
     }
 }
 
 fn end(child: &mut Child) {
     child.kill().expect("kill");
     child.wait().expect("wait");
+}
+
+/// Ends a program that was started as the leader of a session, and all in it.
+fn end_all(child: &mut Child) {
+    kill_session(&child.id().to_string());
+    child.wait().expect("wait");
+}
+
+/// Ends all processes of a session, and waits until they have gone; but its leader may wait for its parent.
+fn kill_session(leader: &str) {
+    let others = || {
+        let listed = Command::new("ps").args(["-o", "pid=,stat=", "--sid", leader]).output().expect("ps(1) starts");
+        let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
+        let alive =
+            listed.lines().filter_map(|l| l.trim().split_once(' ')).filter(|(pid, state)| *pid != leader || !state.trim().starts_with('Z'));
+        alive.map(|(pid, _)| pid.to_owned()).collect::<Vec<_>>()
+    };
+    until(|| {
+        let pids = others();
+        if !pids.is_empty() {
+            Command::new("kill").arg("-KILL").args(&pids).stderr(Stdio::null()).status().expect("kill(1) starts");
+        }
+        pids.is_empty()
+    });
 }
 
 fn until(condition: impl Fn() -> bool) {

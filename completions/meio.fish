@@ -47,6 +47,13 @@ complete -c meio -n "__fish_meio_using_subcommand dump" -s o -l output -d 'Where
 complete -c meio -n "__fish_meio_using_subcommand dump" -l compress -d 'How memory is packed: none (fastest), or a zstd level from 1 (fast) to 19 (small)' -r
 complete -c meio -n "__fish_meio_using_subcommand dump" -l freeze-timeout -d 'How long to wait for every task to stand still, such as 5s or 500ms' -r
 complete -c meio -n "__fish_meio_using_subcommand dump" -l parent -d 'Build upon this image of the same tree: what is as there is named, not stored' -r -F
+complete -c meio -n "__fish_meio_using_subcommand dump" -l max-pause -d 'How long the last stop may become, as far as that can be foreseen [default: 20ms]' -r
+complete -c meio -n "__fish_meio_using_subcommand dump" -l every -d 'Make a series of images, one after each such time, such as 10s: each of what has changed since the one before' -r
+complete -c meio -n "__fish_meio_using_subcommand dump" -l count -d 'How many images a series has [default: until the tree ends]' -r
+complete -c meio -n "__fish_meio_using_subcommand dump" -l track -d 'How written pages are told, with --live and --every' -r -f -a "auto\t'The first of the others that works here'
+uffd\t'Write protection by userfaultfd (Linux 6.7)'
+soft-dirty\t'Soft-dirty bits of the page table'
+hash\t'Hashes of all pages: works everywhere, and reads all memory each time'"
 complete -c meio -n "__fish_meio_using_subcommand dump" -l external -d 'Keep it by name only; its other side lives outside, and is looked for again at the restore' -r
 complete -c meio -n "__fish_meio_using_subcommand dump" -l ignore -d 'Leave it out of the image; a descriptor comes back as one of /dev/null' -r
 complete -c meio -n "__fish_meio_using_subcommand dump" -l tcp -d 'What becomes of TCP connections with somebody outside of the tree' -r -f -a "keep\t'They go on where they were'
@@ -56,6 +63,7 @@ complete -c meio -n "__fish_meio_using_subcommand dump" -l color -d 'When to col
 always\t''
 never\t''"
 complete -c meio -n "__fish_meio_using_subcommand dump" -l kill -d 'End the tree once the image is safely in place'
+complete -c meio -n "__fish_meio_using_subcommand dump" -l live -d 'Copy memory while the tree runs, round after round, and stop it only for what is left'
 complete -c meio -n "__fish_meio_using_subcommand dump" -s v -l verbose -d 'Say more: each phase with its time, and notes'
 complete -c meio -n "__fish_meio_using_subcommand dump" -s q -l quiet -d 'Say less: no progress; results, warnings and errors only'
 complete -c meio -n "__fish_meio_using_subcommand dump" -l json -d 'Write one JSON object a line to standard output'

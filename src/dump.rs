@@ -6,31 +6,47 @@ mod lock;
 pub mod merge;
 mod output;
 mod parent;
+mod room;
+mod rounds;
+mod series;
+mod spans;
+mod tracking;
 mod tree;
+mod write;
 
 use crate::error::{Context, Error, Kind, Refusal, Result};
-use crate::image::{self, Codec, Dedup, Inherited, SectionKind, Writer};
+use crate::image::{self, Dedup, Inherited};
 use crate::netlock::kept::Owner;
 use crate::progress::{Report, phase};
+use crate::resource::Tree;
 use crate::resource::aio;
 use crate::resource::birth::Birth;
 use crate::resource::capture::{Capture, Decisions};
 use crate::resource::graph::Lost;
 use crate::resource::process::State;
+use crate::resource::quiet::Quiet;
 use crate::resource::recall::Recall;
 use crate::resource::socket::choice::{self, Choice};
 use crate::resource::socket::{listen, tcp};
-use crate::resource::{Manifest, Tree};
 use crate::sys::proc::{read, stat, status};
 use crate::sys::{apart, arch, signal};
 use crate::tracee::freeze::{Frozen, freeze};
+pub use crate::tracee::track::Choice as Track;
 use lock::Locks;
-use output::{Interruptible, Target};
+use output::Target;
 use parent::Heritage;
+use room::Room;
+use rounds::{End, Laid, copy_rounds};
+pub use series::{Ended, Series, check_pattern, run_series};
 use std::collections::HashSet;
 use std::fs::File;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 use std::{path::PathBuf, time::Duration};
+use tracking::Tracking;
+use write::Write;
+
+/// The longest stop that is allowed where nothing else is said.
+pub const MAX_PAUSE: Duration = Duration::from_millis(20);
 
 /// Where the image goes.
 #[derive(Debug, Clone)]
@@ -58,6 +74,10 @@ pub struct Options {
     pub freeze_timeout: Duration,
     /// What was decided about things that would be refused.
     pub decisions: Decisions,
+    /// Copy while the tree runs, until the last stop is expected to be no longer than this.
+    pub live: Option<Duration>,
+    /// What tells written pages.
+    pub track: Track,
     /// Image of the same tree that the new one builds upon.
     pub parent: Option<PathBuf>,
 }
@@ -78,6 +98,10 @@ pub enum Source {
 pub struct Outcome {
     /// How long the tree stood still.
     pub pause: Duration,
+    /// The longest stop before that, to have memory watched; `None` when there was none.
+    pub stops: Option<Duration>,
+    /// How often memory was copied while the tree ran.
+    pub rounds: u32,
     /// The whole run.
     pub total: Duration,
     /// Bytes of memory that were saved.
@@ -124,107 +148,183 @@ fn ended(pid: i32) -> bool {
 }
 
 fn save(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
-    let begin = Instant::now();
-    let mut phases = Vec::new();
-    signal::catch();
-    let seen = phase(report, &mut phases, "check", |_| preflight(options.pid, &options.decisions))?;
-    // What passes by itself may have passed when the tree stands still.
-    if !seen.refusals.iter().all(|r| r.transient) {
-        let refused = Error::refused(&format!("cannot dump process {}", options.pid), seen.refusals);
-        // A slip in a decision looks like a decision that was not heeded.
-        return Err(if seen.unused.is_empty() {
-            refused
-        } else {
-            refused.help(format!("nothing was changed; {}", seen.unused.join("; ")))
-        });
+    let mut session = Session::begin(options, report)?;
+    if options.live.is_some() {
+        session.track(report)?;
     }
-    crate::sys::workers::start()?;
-    crate::sys::ptrace::watch_for_killed().context(|| "starting threads")?;
-    let birth = Birth::of(options.pid)?;
-    let mut parent = match &options.parent {
-        Some(path) => Some(phase(report, &mut phases, "parent", |r| Heritage::open(path, options.pid, &birth, &options.output, r))?),
+    let mut phases = std::mem::take(&mut session.phases);
+    let parent = match &options.parent {
+        Some(path) => {
+            let open = |r: &mut dyn Report| Heritage::open(path, options.pid, &session.birth, &options.output, r);
+            Some(phase(report, &mut phases, "parent", open)?)
+        }
         None => None,
     };
-    let (target, image) = match &options.output {
-        Output::Path(path) => (Target::file(path)?, path.display().to_string()),
-        Output::Stdout => (Target::Stream(File::from(nix::unistd::dup(std::io::stdout())?)), "-".to_owned()),
-    };
-    // Measured before the clock of the pause runs.
-    if let Ok(stat) = read::parsed(options.pid, "stat", stat::parse) {
-        let _ = crate::sys::clock::scheduler_offset_ns(stat.processor.max(0) as usize);
-    }
-    let mut id = [0u8; 16];
-    std::io::Read::read_exact(&mut File::open("/dev/urandom")?, &mut id)?;
-    let dedup = phase(report, &mut phases, "room", |_| {
-        let expected = tree::extent(options.pid).1;
-        target.reserve(copy::image_bytes(expected), options.level.is_none());
-        Dedup::with_room(parent.as_ref().and_then(|p| p.inherited.as_ref()).map_or(&id, Inherited::id), expected / image::PAGE as u64)
-    });
-    signal::check_interrupted()?;
+    session.phases = phases;
+    Ok(session.image(&options.output, parent, report)?.outcome)
+}
 
-    let mut recall = seen.recall;
-    let Still { stopped, frozen, captured, locks } = hold_still(options, seen.network, &mut recall, report, &mut phases)?;
-    captured.capture.notes.iter().for_each(|note| report.note(note));
-    let mut birth = birth;
-    birth.note(captured.capture.sources.iter().map(|source| &source.file))?;
-    if let Some(parent) = &mut parent {
-        parent.settle(&birth, &captured.tree.objects);
+/// A tree that one image or several are made of.
+struct Session<'o> {
+    options: &'o Options,
+    begun: Instant,
+    phases: Vec<(&'static str, Duration)>,
+    /// Inodes of the sockets whose connections are locked while it stands still.
+    network: HashSet<u64>,
+    recall: Recall,
+    /// Which tree it is.
+    birth: Birth,
+    tracking: Option<Tracking>,
+    /// How long a stop took lately but for the memory.
+    base: Duration,
+}
+
+/// An image that was made.
+struct Made {
+    outcome: Outcome,
+    id: [u8; 16],
+    hash: image::Hash,
+    birth: Birth,
+}
+
+impl<'o> Session<'o> {
+    /// Looks at everything that could stand in the way, and touches nothing.
+    fn begin(options: &'o Options, report: &mut dyn Report) -> Result<Self> {
+        let begun = Instant::now();
+        let mut phases = Vec::new();
+        signal::catch();
+        let seen = phase(report, &mut phases, "check", |_| preflight(options.pid, &options.decisions))?;
+        // What passes by itself may have passed when the tree stands still.
+        if !seen.refusals.iter().all(|r| r.transient) {
+            let refused = Error::refused(&format!("cannot dump process {}", options.pid), seen.refusals);
+            // A slip in a decision looks like a decision that was not heeded.
+            return Err(if seen.unused.is_empty() {
+                refused
+            } else {
+                refused.help(format!("nothing was changed; {}", seen.unused.join("; ")))
+            });
+        }
+        crate::sys::workers::start()?;
+        crate::sys::ptrace::watch_for_killed().context(|| "starting threads")?;
+        // Measured before the clock of the pause runs.
+        if let Ok(stat) = read::parsed(options.pid, "stat", stat::parse) {
+            let _ = crate::sys::clock::scheduler_offset_ns(stat.processor.max(0) as usize);
+        }
+        let (network, recall, base) = (seen.network, seen.recall, Duration::from_millis(5));
+        let birth = Birth::of(options.pid)?;
+        Ok(Session { options, begun, phases, network, recall, birth, tracking: None, base })
     }
-    let mut held = Some(frozen);
-    let mut locks = Some(locks);
-    let mut opened = None;
-    let mut pause = None;
-    let mut late = false;
-    let written = phase(report, &mut phases, "memory", |report| {
-        write(options, &target, &captured, New { id, dedup: &dedup, birth, parent: parent.as_ref() }, report, || {
-            late |= aio::moved(&captured.capture.rings);
-            if !options.kill {
-                if let Some(a) = held.take() {
-                    Frozen::release(a)
+
+    /// Has the memory of the tree watched from now on.
+    fn track(&mut self, report: &mut dyn Report) -> Result<()> {
+        let tracking = Tracking::new(self.options.track)?;
+        report.note(&format!("written pages are told by: {}", tracking.tracker.name()));
+        self.tracking = Some(tracking);
+        self.recall.quiet = Quiet::new();
+        Ok(())
+    }
+
+    /// Makes an image, which builds upon `parent` where there is one.
+    fn image(&mut self, output: &Output, mut parent: Option<Heritage>, report: &mut dyn Report) -> Result<Made> {
+        let options = self.options;
+        let mut phases = std::mem::take(&mut self.phases);
+        let (target, image) = match output {
+            Output::Path(path) => (Target::file(path)?, path.display().to_string()),
+            Output::Stdout => (Target::Stream(File::from(nix::unistd::dup(std::io::stdout())?)), "-".to_owned()),
+        };
+        let mut id = [0u8; 16];
+        std::io::Read::read_exact(&mut File::open("/dev/urandom")?, &mut id)?;
+        let mut rounds = None;
+        if let Some(tracking) = self.tracking.as_mut().filter(|t| !t.tracker.still()) {
+            let allowed = (options.live.unwrap_or(MAX_PAUSE), self.base);
+            let copied =
+                phase(report, &mut phases, "rounds", |report| copy_rounds(options, (tracking, &mut self.recall), &target, allowed, report));
+            rounds = Some(copied.inspect_err(|_| tracking.lost())?);
+        }
+        let expected = rounds.map_or_else(|| tree::extent(options.pid).1, |r| r.expected());
+        let (dedup, mut room) = phase(report, &mut phases, "room", |_| {
+            target.reserve(copy::image_bytes(expected));
+            let key = parent.as_ref().and_then(|p| p.inherited.as_ref()).map_or(&id, Inherited::id);
+            let dedup = Dedup::with_room(key, expected / image::PAGE as u64);
+            Ok::<_, Error>((dedup, Room::prepare(&target, expected, options.kill)?))
+        })?;
+        signal::check_interrupted()?;
+
+        let Still { stopped, frozen, mut captured, locks } = self.hold_still(report, &mut phases)?;
+        self.base = stopped.elapsed();
+        let mut birth = self.birth.clone();
+        birth.note(captured.capture.sources.iter().map(|source| &source.file))?;
+        if let Some(parent) = &mut parent {
+            parent.settle(&birth, &captured.tree.objects);
+        }
+        captured.capture.notes.iter().for_each(|note| report.note(note));
+        let mut held = Some(frozen);
+        let mut locks = Some(locks);
+        let mut opened = None;
+        let mut pause = None;
+        let mut late = false;
+        let write =
+            Write { options, target: &target, captured: &captured, id, dedup: &dedup, birth: birth.clone(), parent: parent.as_ref() };
+        let written = phase(report, &mut phases, "memory", |report| {
+            write.run(self.tracking.as_ref(), &mut room, report, || {
+                late |= aio::moved(&captured.capture.rings);
+                if !options.kill {
+                    if let Some(a) = held.take() {
+                        Frozen::release(a)
+                    }
+                    opened = locks.as_mut().map(Locks::open);
+                    pause = Some(stopped.elapsed());
+                    if let Some(locks) = locks.take() {
+                        locks.let_go();
+                    }
                 }
-                opened = locks.as_mut().map(Locks::open);
-                pause = Some(stopped.elapsed());
-                if let Some(locks) = locks.take() {
-                    locks.let_go();
-                }
+            })
+        });
+        let summary = match written {
+            Ok(summary) => summary,
+            Err(e) => {
+                drop(held);
+                return Err(e);
             }
-        })
-    });
-    let summary = match written {
-        Ok(summary) => summary,
-        Err(e) => {
-            drop(held);
-            return Err(e);
+        };
+        if let Some(opened) = opened.transpose()?.filter(|o| o.packets > 0) {
+            report.note(&format!("packets that waited: {}; that found no room: {}", opened.packets, opened.lost));
         }
-    };
-    if let Some(opened) = opened.transpose()?.filter(|o| o.packets > 0) {
-        report.note(&format!("packets that waited: {}; that found no room: {}", opened.packets, opened.lost));
-    }
-    if late {
-        return Err(Error::other("asynchronous I/O was under way and has ended while the tree was being saved").help("try again"));
-    }
-    phase(report, &mut phases, "flush", |_| target.commit())?;
-    let source = match held.take() {
-        Some(frozen) => {
-            kill(frozen, &captured, locks.take().unwrap_or_default(), &Owner::image(&id))?;
-            Source::Gone
+        if late {
+            return Err(Error::other("asynchronous I/O was under way and has ended while the tree was being saved").help("try again"));
         }
-        None if matches!(captured.tree.processes.first().map(|root| &root.state), Some(State::Stopped(_))) => Source::Frozen,
-        None => Source::Running,
-    };
-    Ok(Outcome {
-        pause: pause.unwrap_or_else(|| stopped.elapsed()),
-        total: begin.elapsed(),
-        memory_bytes: captured.bytes,
-        inherited_bytes: summary.pages.parent * image::PAGE as u64,
-        image_bytes: summary.bytes,
-        tasks: captured.tree.processes.iter().map(|p| p.threads.len().max(1) as u32).sum(),
-        processes: captured.tree.processes.len() as u32,
-        source,
-        image,
-        phases,
-        warnings: captured.warnings,
-    })
+        phase(report, &mut phases, "flush", |_| target.commit())?;
+        let source = match held.take() {
+            Some(frozen) => {
+                kill(frozen, &captured, locks.take().unwrap_or_default(), &Owner::image(&id))?;
+                Source::Gone
+            }
+            None if matches!(captured.tree.processes.first().map(|root| &root.state), Some(State::Stopped(_))) => Source::Frozen,
+            None => Source::Running,
+        };
+        self.recall = std::mem::take(&mut captured.capture.recall);
+        self.network.extend(&captured.capture.network);
+        if rounds.is_some_and(|r| r.end == End::Restless) {
+            report.note("memory is written about as fast as it can be copied: the last stop took what was left");
+        }
+        let laid = self.tracking.as_ref().map_or(0, |t| Laid::bytes(&t.wanted));
+        let outcome = Outcome {
+            pause: pause.unwrap_or_else(|| stopped.elapsed()),
+            stops: rounds.map(|r| r.stop).filter(|s| !s.is_zero()),
+            rounds: rounds.map_or(0, |r| r.count),
+            total: self.begun.elapsed(),
+            memory_bytes: captured.bytes + laid,
+            inherited_bytes: summary.pages.parent * image::PAGE as u64,
+            image_bytes: summary.bytes,
+            tasks: captured.tree.processes.iter().map(|p| p.threads.len().max(1) as u32).sum(),
+            processes: captured.tree.processes.len() as u32,
+            source,
+            image,
+            phases,
+            warnings: captured.warnings,
+        };
+        Ok(Made { outcome, id, hash: summary.hash, birth })
+    }
 }
 
 /// Takes a part of the last phase out of it, under a name of its own.
@@ -243,142 +343,75 @@ struct Still {
     locks: Locks,
 }
 
-/// Freezes and captures. Where only such things stand in the way as pass by themselves, the tree is let go for a moment
-/// and looked at again, for as long as it may take to stop it.
-///
-/// `network`: inodes of the sockets whose connections are locked meanwhile.
-fn hold_still(
-    options: &Options,
-    mut network: HashSet<u64>,
-    recall: &mut Recall,
-    report: &mut dyn Report,
-    phases: &mut Vec<(&'static str, Duration)>,
-) -> Result<Still> {
-    const TRIES: u32 = 20;
-    const MOMENT: Duration = Duration::from_millis(5);
-    let begin = Instant::now();
-    let known = phases.len();
-    let mut tried = 0;
-    loop {
-        tried += 1;
-        // Only the try that counts is shown.
-        phases.truncate(known);
-        let mut locks = if network.is_empty() {
-            Locks::default()
-        } else {
-            phase(report, phases, "network lock", |_| Locks::prepare(&processes(options.pid), &network))?
-        };
-        let stopped = Instant::now();
-        let mut frozen = phase(report, phases, "freeze", |report| {
-            let frozen = freeze(options.pid, options.freeze_timeout)?;
-            let tasks: usize = frozen.processes.iter().map(|p| p.threads.len()).sum();
-            report.note(&format!("tasks that stand still: {tasks}; processes: {}", frozen.processes.len()));
-            Ok::<_, Error>(frozen)
-        })?;
-        let pids: Vec<i32> = frozen.processes.iter().map(|p| p.pid).collect();
-        phase(report, phases, "lock", |_| locks.close(&pids))?;
-        let mut captured = phase(report, phases, "capture", |_| tree::capture(&mut frozen, &options.decisions, std::mem::take(recall)))?;
-        part(phases, "sockets", captured.capture.sockets.get());
-        let refusals = captured.capture.refusals.len();
-        // What was made in the last moment is locked in the next.
-        let covered = refusals > 0 || locks.covers(&captured.capture.network);
-        if refusals == 0 && (covered || tried == TRIES) {
-            if covered && listen::any(&captured.tree) {
-                let lost = phase(report, phases, "waiting connections", |_| listen::complete(&mut captured.tree, &captured.capture))?;
-                captured.warnings.extend(lost);
-            } else if !covered {
-                let lost = "sockets come and go: what waits at those that listen is not in the image";
-                captured.warnings.push(lost.to_owned());
+impl Session<'_> {
+    /// Freezes and captures. Where only such things stand in the way as pass by themselves, the tree is let go for a moment
+    /// and looked at again, for as long as it may take to stop it.
+    fn hold_still(&mut self, report: &mut dyn Report, phases: &mut Vec<(&'static str, Duration)>) -> Result<Still> {
+        let options = self.options;
+        const TRIES: u32 = 20;
+        const MOMENT: Duration = Duration::from_millis(5);
+        let begin = Instant::now();
+        let known = phases.len();
+        let mut tried = 0;
+        loop {
+            tried += 1;
+            // Only the try that counts is shown.
+            phases.truncate(known);
+            let mut locks = if self.network.is_empty() {
+                Locks::default()
+            } else {
+                phase(report, phases, "network lock", |_| Locks::prepare(&processes(options.pid), &self.network))?
+            };
+            let stopped = Instant::now();
+            let mut frozen = phase(report, phases, "freeze", |report| {
+                let frozen = freeze(options.pid, options.freeze_timeout)?;
+                let tasks: usize = frozen.processes.iter().map(|p| p.threads.len()).sum();
+                report.note(&format!("tasks that stand still: {tasks}; processes: {}", frozen.processes.len()));
+                Ok::<_, Error>(frozen)
+            })?;
+            let pids: Vec<i32> = frozen.processes.iter().map(|p| p.pid).collect();
+            phase(report, phases, "lock", |_| locks.close(&pids))?;
+            let mut captured = phase(report, phases, "capture", |_| {
+                tree::capture(&mut frozen, &options.decisions, std::mem::take(&mut self.recall), self.tracking.as_mut())
+            })?;
+            part(phases, "sockets", captured.capture.sockets.get());
+            let refusals = captured.capture.refusals.len();
+            // What was made in the last moment is locked in the next.
+            let covered = refusals > 0 || locks.covers(&captured.capture.network);
+            if refusals == 0 && (covered || tried == TRIES) {
+                if covered && listen::any(&captured.tree) {
+                    let lost = phase(report, phases, "waiting connections", |_| listen::complete(&mut captured.tree, &captured.capture))?;
+                    captured.warnings.extend(lost);
+                } else if !covered {
+                    let lost = "sockets come and go: what waits at those that listen is not in the image";
+                    captured.warnings.push(lost.to_owned());
+                }
+                if options.decisions.tcp == Choice::Close {
+                    report.note(&format!("connections that are broken off in the image: {}", choice::close(&mut captured.tree)));
+                }
+                if locks.len() > 0 {
+                    report.note(&format!("connections and ports that are locked: {}", locks.len()));
+                    locks.remarks().for_each(|remark| report.note(remark));
+                }
+                return Ok(Still { stopped, frozen, captured, locks });
             }
-            if options.decisions.tcp == Choice::Close {
-                report.note(&format!("connections that are broken off in the image: {}", choice::close(&mut captured.tree)));
+            self.network.extend(&captured.capture.network);
+            self.recall = std::mem::take(&mut captured.capture.recall);
+            frozen.release();
+            locks.open()?;
+            if !covered {
+                continue;
             }
-            if locks.len() > 0 {
-                report.note(&format!("connections and ports that are locked: {}", locks.len()));
-                locks.remarks().for_each(|remark| report.note(remark));
+            let passes = captured.capture.refusals.iter().all(|r| r.transient);
+            let pause = MOMENT * tried;
+            if !passes || tried == TRIES || begin.elapsed() + pause > options.freeze_timeout {
+                return Err(Error::refused(&format!("cannot dump process {}", options.pid), captured.capture.refusals));
             }
-            return Ok(Still { stopped, frozen, captured, locks });
+            drop(captured);
+            report.note(&format!("{refusals} things that pass by themselves are in the way: looking again"));
+            std::thread::sleep(pause);
+            signal::check_interrupted()?;
         }
-        network.extend(&captured.capture.network);
-        *recall = std::mem::take(&mut captured.capture.recall);
-        frozen.release();
-        locks.open()?;
-        if !covered {
-            continue;
-        }
-        let passes = captured.capture.refusals.iter().all(|r| r.transient);
-        let pause = MOMENT * tried;
-        if !passes || tried == TRIES || begin.elapsed() + pause > options.freeze_timeout {
-            return Err(Error::refused(&format!("cannot dump process {}", options.pid), captured.capture.refusals));
-        }
-        drop(captured);
-        report.note(&format!("{refusals} things that pass by themselves are in the way: looking again"));
-        std::thread::sleep(pause);
-        signal::check_interrupted()?;
-    }
-}
-
-/// What an image is made with.
-struct New<'a> {
-    /// Its random id.
-    id: [u8; 16],
-    /// Pages that it has: keyed like those of the parent, where they are compared with them.
-    dedup: &'a Dedup,
-    /// Which tree it is of.
-    birth: Birth,
-    /// What it builds upon.
-    parent: Option<&'a Heritage>,
-}
-
-/// Writes all sections. `read_all` is called as soon as the tree is not needed any more.
-fn write(
-    options: &Options,
-    target: &Target,
-    captured: &tree::Captured,
-    new: New<'_>,
-    report: &mut dyn Report,
-    read_all: impl FnMut(),
-) -> Result<image::Summary> {
-    let New { id, dedup, birth, parent } = new;
-    let mut file = target.open();
-    let mut writer = Writer::new(Interruptible(file), image::Options { machine: arch::MACHINE, id })?;
-    writer.section(
-        SectionKind::Manifest,
-        &manifest(captured.tree.processes.first().map_or(options.pid, |root| root.pid), options.capsule.clone(), birth),
-    )?;
-    if let Some(parent) = parent {
-        writer.parent(&parent.link)?;
-    }
-    writer.section(SectionKind::Tree, &captured.tree)?;
-    let objects: Vec<File> = captured.capture.sources.iter().map(|s| s.file.try_clone()).collect::<std::io::Result<_>>()?;
-    let codec = options.level.map_or(Codec::Raw, Codec::Zstd);
-    let to = if target.is_file() { copy::Output::File(file) } else { copy::Output::Stream(file) };
-    copy::copy(copy::Source { jobs: &captured.jobs, objects: &objects, codec, dedup, parent }, &mut writer, to, read_all, |pages| {
-        report.bytes(pages * image::PAGE as u64, Some(captured.bytes));
-        signal::check_interrupted()
-    })?;
-    if target.is_file() {
-        std::io::Seek::seek(&mut file, std::io::SeekFrom::Start(writer.position())).context(|| "writing the image")?;
-    }
-    let summary = writer.finish()?.1;
-    target.trim()?;
-    Ok(summary)
-}
-
-fn manifest(root_pid: i32, capsule: Option<String>, birth: Birth) -> Manifest {
-    let uname = nix::sys::utsname::uname();
-    let text = |f: fn(&nix::sys::utsname::UtsName) -> &std::ffi::OsStr| {
-        uname.as_ref().map(|u| f(u).to_string_lossy().into_owned()).unwrap_or_default()
-    };
-    Manifest {
-        meio: env!("CARGO_PKG_VERSION").to_owned(),
-        created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
-        kernel: text(|u| u.release()),
-        host: text(|u| u.nodename()),
-        root_pid,
-        xfeatures: arch::xfeatures(),
-        capsule,
-        birth: Some(birth),
     }
 }
 

@@ -37,6 +37,8 @@ pub enum Way {
     TwiceRestored,
     /// `dump --kill`, `restore -d --pid-namespace`.
     PidNamespace,
+    /// `dump --every`, then it is killed, and the last image of the series restored.
+    Series,
 }
 
 /// A folder for one test, and what must be there again at its end.
@@ -243,6 +245,19 @@ impl Lab {
         image
     }
 
+    /// `meio dump PID --every 50ms …`, which must succeed: the last of `count` images.
+    pub fn series(&mut self, running: &mut Running, count: u64, arguments: &[&str]) -> PathBuf {
+        let (pid, n) = (running.pid.to_string(), count.to_string());
+        let mut all = vec!["dump", &pid, "--every", "50ms", "--count", &n, "-o", "s{n}.meio"];
+        all.extend(arguments);
+        let done = self.run(self.meio(&all));
+        assert!(self.succeeded(&done), "meio {}: {}{}\n{}", all.join(" "), done.stdout, done.stderr, self.log());
+        let images: Vec<PathBuf> = (1..=count).map(|n| self.path(&format!("images/s{n}.meio"))).collect();
+        self.images.extend(images);
+        running.dumped = done.time;
+        self.images.last().expect("an image").clone()
+    }
+
     /// Some things that a fixture shows come back only so far, and a warning says so.
     fn succeeded(&self, done: &Outcome) -> bool {
         let name = &self.name.as_str();
@@ -313,6 +328,17 @@ impl Lab {
             Way::PidNamespace => {
                 let image = self.dump(&mut running, &["--kill"]);
                 self.restore(&image, &mut running, &["--pid-namespace"]);
+            }
+            Way::Series => {
+                let last = self.series(&mut running, 3, &[]);
+                // Whoever it is connected to outside of the tree would hear that it ends.
+                if running.file("outside").exists() {
+                    running.back = running.dumped.1;
+                    running.away.1 = running.dumped.1 - running.dumped.0;
+                } else {
+                    running.kill();
+                    self.restore(&last, &mut running, &[]);
+                }
             }
         }
         self.go_and_verify(running, Duration::from_secs(60));

@@ -78,7 +78,7 @@ fn start(bench: &Bench, program: &Path, words: &[&str]) -> Child {
     let _ = fs::remove_file(&ready);
     let mut command = Command::new("setsid");
     command.arg(program).arg(words[0]).arg(&ready).args(&words[1..]);
-    let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().expect("setsid(1) starts");
+    let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("setsid(1) starts");
     until(|| ready.exists());
     child
 }

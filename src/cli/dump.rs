@@ -16,8 +16,9 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 /// anything fails, the tree goes on as before and no half-written image stays. Whatever cannot be saved is listed,
 /// all of it, before anything is touched (exit code 13).
 ///
-/// With --json the last line has "pause_ms", "total_ms", "memory_bytes", "inherited_bytes", "image_bytes", "tasks", "processes",
-/// "source" ("running", "gone", or "frozen" when it was stopped before), "image", "phases" and "warnings".
+/// With --json the last line has "pause_ms", "stop_ms" and "rounds" (--live), "total_ms", "memory_bytes", "inherited_bytes",
+/// "image_bytes", "tasks", "processes", "source" ("running", "gone", or "frozen" when it was stopped before), "image", "phases" and
+/// "warnings"; with --every there is such a line for each image, with "epoch", its number.
 #[derive(clap::Args)]
 #[command(
     after_long_help = "Examples:\n  meio dump 1234\n  meio dump 1234 -o job.meio --kill\n  meio dump 1234 -o - | ssh host meio restore -d -"
@@ -42,8 +43,10 @@ pub struct Dump {
     ///
     /// The parent may itself have one. It is needed, unchanged, whenever the new image is used, and looked for beside that,
     /// then where it was; meio merge makes an image that stands alone.
-    #[arg(long, value_name = "IMAGE", value_hint = clap::ValueHint::FilePath)]
+    #[arg(long, value_name = "IMAGE", value_hint = clap::ValueHint::FilePath, conflicts_with_all = ["live", "every"])]
     parent: Option<PathBuf>,
+    #[command(flatten)]
+    live: super::live::Live,
     #[command(flatten)]
     decide: super::decide::Decide,
 }
@@ -90,8 +93,13 @@ impl Dump {
             level: self.compress.0,
             freeze_timeout: self.freeze_timeout,
             decisions: self.decide.decisions(),
+            live: self.live.pause()?,
+            track: self.live.track(),
             parent: self.parent.clone(),
         };
+        if let Some(series) = self.live.series(self.output.as_deref())? {
+            return super::live::run(&options, &series, console);
+        }
         let mut drawing = Drawing::new(*console);
         let outcome = dump::run(&options, &mut drawing)?;
         if let (Output::Path(path), Some(name)) = (&options.output, &options.capsule) {
@@ -134,10 +142,12 @@ fn source(source: Source) -> &'static str {
     }
 }
 
-fn result(o: &Outcome) -> serde_json::Value {
+pub fn result(o: &Outcome) -> serde_json::Value {
     json!({
         "command": "dump",
         "pause_ms": figures::ms(o.pause),
+        "stop_ms": o.stops.map(figures::ms),
+        "rounds": o.rounds,
         "total_ms": figures::ms(o.total),
         "memory_bytes": o.memory_bytes,
         "inherited_bytes": o.inherited_bytes,
@@ -152,7 +162,7 @@ fn result(o: &Outcome) -> serde_json::Value {
 }
 
 /// The one honest line.
-fn closing(pid: i32, o: &Outcome) -> String {
+pub fn closing(pid: i32, o: &Outcome) -> String {
     let state = match o.source {
         Source::Running => "it goes on running",
         Source::Gone => "it was ended",
@@ -163,11 +173,12 @@ fn closing(pid: i32, o: &Outcome) -> String {
         bytes => format!(", {} of it as in the parent,", figures::bytes(bytes)),
     };
     format!(
-        "{}: process {pid} ({}, {}) stood still for {}; {} of memory{inherited} in a {} image after {}; {state}",
+        "{}: process {pid} ({}, {}) stood still for {}{}; {} of memory{inherited} in a {} image after {}; {state}",
         if o.image == "-" { "standard output" } else { &o.image },
         figures::count(o.processes.into(), "process", "processes"),
         figures::count(o.tasks.into(), "task", "tasks"),
         figures::time(o.pause),
+        o.stops.map_or_else(String::new, |stop| format!(" (and {} before)", figures::time(stop))),
         figures::bytes(o.memory_bytes),
         figures::bytes(o.image_bytes),
         figures::time(o.total),

@@ -13,6 +13,7 @@ mod graph;
 mod image;
 mod inspect;
 mod list;
+mod live;
 mod merge;
 mod restore;
 mod run;

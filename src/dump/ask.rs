@@ -38,6 +38,7 @@ pub fn ask(
         && capture.recall.quiet.as_mut().is_some_and(|quiet| quiet.answer(saved, threads, caught))
     {
         saved.signals.pending = Signals::pending(pid)?;
+        frozen.threads.iter().try_for_each(super::rounds::settle)?;
         return Ok(());
     }
     let foothold = Foothold::find(pid, vmas, frozen.threads[0].registers.rsp, &mut capture.recall.footholds)

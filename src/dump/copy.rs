@@ -4,13 +4,21 @@
 //! soon as all blocks before it are encoded: a block never leaves the cache of the processor that read it. To a
 //! stream the calling thread, which holds the tree by ptrace, appends them in order. At most [`WINDOW`] blocks are in
 //! flight, so memory stays bounded whatever the size of the tree. The tree is needed only until the last block has
-//! been *read*: `read_all` is called then, while the rest is still written.
+//! been *read*: `read_all` is called then, while the rest is still written. What was read before ([`Ready`]) needs it
+//! not at all.
+
+mod read;
+mod spool;
+mod staging;
 
 use super::output::Interruptible;
 use super::parent::Heritage;
+use super::tracking::Tracking;
 use crate::error::{Context, Error, Result};
 use crate::image::{BLOCK_PAGES, Codec, Dedup, Encoded, MAX_KEPT, Owner, PAGE, Pages, Placed, Writer, encode, encode_child, encode_kept};
-use crate::sys::memory::{self, MemFile};
+pub use read::fill_what_is_there;
+pub use spool::Spool;
+pub use staging::{MOST as STAGED_MOST, Staging};
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::io::Write;
@@ -27,7 +35,7 @@ const JOB_PAGES: usize = BLOCK_PAGES / 2;
 const TELL: Duration = Duration::from_millis(40);
 
 /// Where the bytes of a block are.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum From {
     /// Memory of a process, by process_vm_readv(2).
     Memory(i32),
@@ -68,6 +76,16 @@ impl Job {
     pub fn pages(&self) -> u64 {
         if matches!(self.from, From::Parent) { 0 } else { self.ranges.iter().map(|r| u64::from(r.1)).sum() }
     }
+
+    /// Bytes that are read for it.
+    pub fn bytes(&self) -> u64 {
+        self.pages() * PAGE as u64
+    }
+}
+
+/// Bytes to read in all jobs.
+pub fn total(jobs: &[Job]) -> u64 {
+    jobs.iter().map(Job::bytes).sum()
 }
 
 /// Cuts ranges (start, end) into jobs of at most one block each.
@@ -155,6 +173,21 @@ pub struct Source<'a> {
     pub dedup: &'a Dedup,
     /// The parent of the image.
     pub parent: Option<&'a Heritage>,
+    /// Whom to tell what was copied.
+    pub tracking: Option<&'a Tracking>,
+    /// What has been read already.
+    pub ready: Ready<'a>,
+}
+
+/// Where the bytes of the jobs are when the copying begins.
+#[derive(Clone, Copy)]
+pub enum Ready<'a> {
+    /// Where the jobs say: they are read one by one.
+    No,
+    /// In memory, all of them.
+    Staged(&'a Staging),
+    /// In the image file, all of them.
+    Spooled(&'a Spool<'a>),
 }
 
 /// Copies all jobs into `writer`'s image. `progress` is told the pages written so far.
@@ -165,10 +198,14 @@ pub fn copy<W: Write + Send>(
     mut read_all: impl FnMut(),
     mut progress: impl FnMut(u64) -> Result<()>,
 ) -> Result<()> {
+    let read = match from.ready {
+        Ready::No => 0,
+        Ready::Staged(_) | Ready::Spooled(_) => from.jobs.len(),
+    };
     let flow = Flow {
         writer,
         next: 0,
-        read: 0,
+        read,
         placed: 0,
         written: 0,
         pages: 0,
@@ -242,14 +279,28 @@ impl<'w, W: Write + Send> Shared<'_, 'w, W> {
 
     fn read(&self, number: usize, mut buffer: Vec<u8>) -> Result<Encoded> {
         let job = &self.from.jobs[number];
-        buffer.resize(job.pages() as usize * PAGE, 0);
-        fill(job, self.from.objects, &mut buffer)?;
-        let mut flow = self.lock();
-        flow.read += 1;
-        if flow.read == self.from.jobs.len() {
-            self.news.notify_all();
+        match self.from.ready {
+            Ready::Staged(staging) => {
+                buffer.clear();
+                buffer.extend_from_slice(staging.bytes(number));
+            }
+            Ready::Spooled(spool) => {
+                buffer.resize(job.bytes() as usize, 0);
+                spool.take(number, &mut buffer)?;
+            }
+            Ready::No => {
+                buffer.resize(job.bytes() as usize, 0);
+                read::fill(std::slice::from_ref(job), self.from.objects, &mut [&mut buffer])?;
+                let mut flow = self.lock();
+                flow.read += 1;
+                if flow.read == self.from.jobs.len() {
+                    self.news.notify_all();
+                }
+            }
         }
-        drop(flow);
+        if let Some(tracking) = self.from.tracking {
+            tracking.copied(job.from, &job.ranges, &buffer);
+        }
         let number = number as u32;
         let pages = Pages { ranges: &job.ranges, data: buffer, elide_zero: job.elide_zero };
         let (codec, dedup) = (self.from.codec, Some(self.from.dedup));
@@ -285,14 +336,11 @@ impl<'w, W: Write + Send> Shared<'_, 'w, W> {
     /// Writes a block to its place.
     fn put(&self, placed: &Placed, block: Encoded) -> Result<()> {
         let after = placed.offset + placed.front.len() as u64;
-        match self.to {
-            Output::File(file) => file.write_all_at(&placed.front, placed.offset).and_then(|()| file.write_all_at(block.data(), after)),
-            Output::Stream(file) => {
-                let mut file = Interruptible(file);
-                file.write_all(&placed.front).and_then(|()| file.write_all(block.data()))
-            }
-        }
-        .context(|| "writing the image")?;
+        let data = match self.from.ready {
+            Ready::Spooled(spool) if spool.holds(block.block() as usize, after, block.data().len())? => &[],
+            _ => block.data(),
+        };
+        put_at(placed, self.to, data)?;
         self.written(block);
         Ok(())
     }
@@ -352,51 +400,22 @@ impl<'w, W: Write + Send> Shared<'_, 'w, W> {
     }
 }
 
-/// Reads the bytes of a job.
-fn fill(job: &Job, objects: &[File], buffer: &mut [u8]) -> Result<()> {
-    let bytes = |pages: u32| u64::from(pages) * PAGE as u64;
-    match job.from {
-        From::Memory(pid) => {
-            let remote: Vec<(u64, u64)> = job.ranges.iter().map(|&(a, n)| (a, bytes(n))).collect();
-            let n = memory::read_ranges(pid, &remote, buffer).context(|| format!("reading the memory of process {pid}"))?;
-            if n == buffer.len() { Ok(()) } else { Err(Error::other(format!("memory of process {pid} became unreadable"))) }
-        }
-        From::Protected(pid) => {
-            let file = MemFile::open(pid).context(|| format!("opening the memory of process {pid}"))?;
-            let mut at = 0;
-            for &(address, pages) in &job.ranges {
-                let n = bytes(pages) as usize;
-                file.read(address, &mut buffer[at..at + n]).context(|| format!("reading protected memory of process {pid}"))?;
-                at += n;
-            }
-            Ok(())
-        }
-        From::Parent => Ok(()),
-        From::Object(number) => {
-            let mut at = 0;
-            for &(offset, pages) in &job.ranges {
-                let piece = &mut buffer[at..at + bytes(pages) as usize];
-                read_padded(&objects[number], offset, piece)?;
-                at += piece.len();
-            }
-            Ok(())
-        }
-    }
+/// Writes a block behind all others.
+pub fn put_in_order<W: Write>(writer: &mut Writer<W>, to: Output<'_>, block: &Encoded) -> Result<()> {
+    let placed = writer.place(block)?;
+    put_at(&placed, to, block.data())
 }
 
-/// Reads at `offset`; beyond the end of the file there are zeros.
-fn read_padded(file: &File, offset: u64, piece: &mut [u8]) -> Result<()> {
-    let mut done = 0;
-    while done < piece.len() {
-        match file.read_at(&mut piece[done..], offset + done as u64).context(|| "reading shared memory")? {
-            0 => {
-                piece[done..].fill(0);
-                break;
-            }
-            n => done += n,
+fn put_at(placed: &Placed, to: Output<'_>, data: &[u8]) -> Result<()> {
+    let after = placed.offset + placed.front.len() as u64;
+    match to {
+        Output::File(file) => file.write_all_at(&placed.front, placed.offset).and_then(|()| file.write_all_at(data, after)),
+        Output::Stream(file) => {
+            let mut file = Interruptible(file);
+            file.write_all(&placed.front).and_then(|()| file.write_all(data))
         }
     }
-    Ok(())
+    .context(|| "writing the image")
 }
 
 #[cfg(test)]

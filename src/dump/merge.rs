@@ -183,7 +183,7 @@ fn write(chain: &Chain, target: &Target, codec: Codec, report: &mut dyn Report) 
     }
     drop(out);
     let summary = writer.finish()?.1;
-    target.trim()?;
+    target.trim(summary.bytes)?;
     Ok((summary, pages.into_inner().unwrap_or_else(PoisonError::into_inner)))
 }
 

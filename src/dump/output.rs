@@ -47,29 +47,49 @@ impl Target {
         }
     }
 
+    /// A file without a name for what is not in its place yet: on the same file system, where there is one.
+    pub fn beside(&self) -> io::Result<File> {
+        let folder = match self {
+            Target::Unnamed { path, .. } | Target::Temporary { path, .. } => match path.parent() {
+                Some(p) if p != Path::new("") => p.to_owned(),
+                _ => PathBuf::from("."),
+            },
+            Target::Stream(_) => std::env::temp_dir(),
+        };
+        let unnamed = OpenOptions::new().read(true).write(true).custom_flags(libc::O_TMPFILE).mode(0o600).open(&folder);
+        unnamed.or_else(|_| {
+            let temporary = folder.join(format!(".meio.{}.part", std::process::id()));
+            let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&temporary)?;
+            std::fs::remove_file(&temporary).map(|()| file)
+        })
+    }
+
     /// Whether it is a file that can be written at any place.
     pub fn is_file(&self) -> bool {
         !matches!(self, Target::Stream(_))
     }
 
-    /// Takes room for an image of about `bytes`, so that the tree need not wait for it while it stands still: blocks
-    /// on a disk, where that costs next to nothing, and pages in memory (tmpfs), where it is most of the cost of
-    /// writing, when the image will really be so large (`exact`). No room is no failure yet: less may be needed.
-    pub fn reserve(&self, bytes: u64, exact: bool) {
+    /// Whether it is a file that nobody else can reach.
+    pub fn is_unnamed(&self) -> bool {
+        matches!(self, Target::Unnamed { .. })
+    }
+
+    /// Takes room for an image of about `bytes` on a disk, where that costs next to nothing, so that the tree need not
+    /// wait for it while it stands still. No room is no failure yet: less may be needed.
+    pub fn reserve(&self, bytes: u64) {
         let file = self.open();
         let in_memory = || nix::sys::statfs::fstatfs(file).is_ok_and(|s| s.filesystem_type() == nix::sys::statfs::TMPFS_MAGIC);
-        if self.is_file() && (exact || !in_memory()) {
+        if self.is_file() && !in_memory() {
             let _ = nix::fcntl::fallocate(file, nix::fcntl::FallocateFlags::FALLOC_FL_KEEP_SIZE, 0, bytes as i64);
         }
     }
 
-    /// Gives back what was reserved and not used, once the image has its size.
-    pub fn trim(&self) -> Result<()> {
+    /// Gives back what was taken and not used, once the image has its size in bytes.
+    pub fn trim(&self, bytes: u64) -> Result<()> {
         if !self.is_file() {
             return Ok(());
         }
-        let file = self.open();
-        file.metadata().and_then(|m| file.set_len(m.len())).context(|| "writing the image")
+        self.open().set_len(bytes).context(|| "writing the image")
     }
 
     /// Flushes to disk and gives the file its name, replacing what had it.

@@ -64,6 +64,13 @@ impl Heritage {
         Ok(Heritage { link, inherited: Some(inherited), birth: theirs.clone(), objects })
     }
 
+    /// The image before this one in a series, which is at `path`: its id and name, and the tree then. What has not changed
+    /// since is known, nothing needs to be compared.
+    pub fn after((id, hash): ([u8; 16], crate::image::Hash), birth: Birth, path: &Path, output: &Output) -> Result<Heritage> {
+        let link = ParentLink { id, hash, file: hint(path, output)?, objects: Vec::new() };
+        Ok(Heritage { link, inherited: None, birth, objects: Vec::new() })
+    }
+
     /// Finds the memory objects of the tree as it stands now among those of the parent.
     pub fn settle(&mut self, birth: &Birth, objects: &[Object]) {
         self.link.objects = if birth.ran_on_from(&self.birth) {

@@ -2,6 +2,7 @@
 
 use super::ask::ask;
 use super::copy::{From, Job, cut};
+use super::tracking::Tracking;
 use crate::error::{Context, Kind as Failure, Result};
 use crate::image::Owner;
 use crate::resource::capture::{Capture, Decisions};
@@ -9,6 +10,7 @@ use crate::resource::memory::{AddressSpace, Backing, PAGE};
 use crate::resource::namespace::{Look, Numbers};
 use crate::resource::process::{Fs, Process, State};
 use crate::resource::recall::Recall;
+use crate::resource::shared::Origin;
 use crate::resource::system_v;
 use crate::resource::thread::Thread;
 use crate::resource::{Tree, cgroup, descriptor, memory, mqueue, namespace, pipe, pty, seccomp};
@@ -33,6 +35,8 @@ pub struct Captured {
     pub bytes: u64,
     /// Bytes of memory in all mappings of the tree that are the tree's own.
     pub warnings: Vec<String>,
+    /// The numbers of processes in the image.
+    pub numbers: Numbers,
 }
 
 /// Looks at everything that can be refused; touches nothing. The processes may be running; returned is what was seen of
@@ -157,8 +161,11 @@ pub fn extent(pid: i32) -> (usize, u64) {
 }
 
 /// Reads everything of a frozen tree. When `capture.refusals` is not empty afterwards, nothing must be written.
-pub fn capture(frozen: &mut Frozen, decisions: &Decisions, recall: Recall) -> Result<Captured> {
+pub fn capture(frozen: &mut Frozen, decisions: &Decisions, recall: Recall, mut tracking: Option<&mut Tracking>) -> Result<Captured> {
     let mut capture = Capture { standing: true, decisions: decisions.clone().into(), recall, ..Capture::default() };
+    if let Some(tracking) = &tracking {
+        capture.watched_by_meio = frozen.processes.iter().map(|p| p.pid).filter(|&pid| tracking.tracker.protects(pid)).collect();
+    }
     if let Some(quiet) = &mut capture.recall.quiet {
         let born = |pid| read::parsed(pid, "stat", stat::parse).map_or(0, |s| s.start_time);
         quiet.keep(frozen.processes.iter().map(|p| (p.pid, born(p.pid))));
@@ -169,7 +176,7 @@ pub fn capture(frozen: &mut Frozen, decisions: &Decisions, recall: Recall) -> Re
     let mut warnings = Vec::new();
     for process in &mut frozen.processes {
         let pid = process.pid;
-        let captured = capture_process(process, &mut capture, &mut jobs, &mut warnings);
+        let captured = capture_process(process, &mut capture, tracking.as_deref_mut(), &mut jobs, &mut warnings);
         match captured {
             // It had ended, and somebody outside of the tree has taken notice since.
             Err(e) if e.kind == Failure::NotFound && process.threads.is_empty() => {}
@@ -184,10 +191,18 @@ pub fn capture(frozen: &mut Frozen, decisions: &Decisions, recall: Recall) -> Re
     pty::finish(&tree, &mut capture)?;
     mqueue::finish(&tree, &processes, &mut capture)?;
     warnings.append(&mut capture.warnings);
+    tracking.iter_mut().for_each(|tracking| tracking.begin_objects());
     for (number, source) in capture.sources.iter().enumerate() {
+        // Those of several ipc namespaces are told apart by nothing.
+        let own = !matches!(capture.objects[number].origin, Origin::SystemV { .. });
+        if let Some(tracking) = tracking.as_mut().filter(|_| own) {
+            tracking.object(number as u32, &source.file, capture.objects[number].size, &mut jobs)?;
+            continue;
+        }
         let ranges = file::data_ranges(&source.file, capture.objects[number].size).context(|| "looking for data in shared memory")?;
         let ranges: Vec<(u64, u64)> = ranges.iter().map(|&(start, len)| (start, start + len)).collect();
         cut(Owner::Object(number as u32), From::Object(number), true, &ranges, &mut jobs);
+        tracking.iter_mut().for_each(|tracking| tracking.unwatched());
     }
     let bytes = jobs.iter().map(|j| j.pages() * PAGE).sum();
     let numbers = numbers(&mut processes, &capture)?;
@@ -203,7 +218,7 @@ pub fn capture(frozen: &mut Frozen, decisions: &Decisions, recall: Recall) -> Re
             }
         }
     }
-    Ok(Captured { tree, capture, jobs, bytes, warnings })
+    Ok(Captured { tree, capture, jobs, bytes, warnings, numbers })
 }
 
 /// The numbers of the tree's own pid namespace, by those that meio sees. Notes those of nested namespaces.
@@ -225,6 +240,7 @@ fn numbers(processes: &mut [Process], capture: &Capture) -> Result<Numbers> {
 fn capture_process(
     frozen: &mut freeze::Process,
     capture: &mut Capture,
+    tracking: Option<&mut Tracking>,
     jobs: &mut Vec<Job>,
     warnings: &mut Vec<String>,
 ) -> Result<Option<Process>> {
@@ -241,15 +257,7 @@ fn capture_process(
     if !capture.refusals.is_empty() {
         return Ok(None); // only to list all of them
     }
-    let mut threads = Vec::with_capacity(frozen.threads.len());
-    for held in &mut frozen.threads {
-        let mut thread = Thread::capture(held, capture)?;
-        if !thread.seccomp.is_off() {
-            seccomp::capture(held, &mut thread.seccomp, capture)?;
-            warnings.extend(thread.keep_clear_of_restart(held));
-        }
-        threads.push(thread);
-    }
+    let mut threads = threads(frozen, capture, warnings)?;
     if !capture.refusals.is_empty() {
         return Ok(None);
     }
@@ -267,9 +275,29 @@ fn capture_process(
     ask(frozen, &vmas, &mut saved, &mut threads, capture, warnings)?;
     saved.threads = threads;
     if let Some(space) = &saved.memory {
-        pages(pid, space, jobs)?;
+        match tracking {
+            Some(tracking) => {
+                let call = saved.threads[0].waiting.as_ref().map(|w| w.number);
+                warnings.extend(tracking.pages(frozen, (&vmas, space), (call, &mut capture.recall.footholds), jobs)?);
+            }
+            None => pages(pid, space, jobs)?,
+        }
     }
     Ok(Some(saved))
+}
+
+/// The threads of a process, as far as can be seen from outside; what is asked of them then leaves no trace.
+pub fn threads(frozen: &mut freeze::Process, capture: &mut Capture, warnings: &mut Vec<String>) -> Result<Vec<Thread>> {
+    let mut threads = Vec::with_capacity(frozen.threads.len());
+    for held in &mut frozen.threads {
+        let mut thread = Thread::capture(held, capture)?;
+        if !thread.seccomp.is_off() {
+            seccomp::capture(held, &mut thread.seccomp, capture)?;
+            warnings.extend(thread.keep_clear_of_restart(held));
+        }
+        threads.push(thread);
+    }
+    Ok(threads)
 }
 
 /// Finds the pages of a process that must be copied.

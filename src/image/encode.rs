@@ -35,6 +35,8 @@ pub struct Encoded {
     pub(super) block: u32,
     pub(super) meta: Vec<u8>,
     pub(super) data: Vec<u8>,
+    /// The buffer that the pages came in, when `data` is another one.
+    pub(super) spare: Vec<u8>,
     pub(super) stored: Stored,
     pub(super) lineage: Lineage,
     /// XXH3-64 of `meta` and `data`.
@@ -83,9 +85,13 @@ impl Encoded {
         &self.data
     }
 
-    /// The data buffer, to be filled again once the block has been appended.
+    /// The buffer that the pages came in, to be filled again once the block has been appended.
     pub fn into_buffer(self) -> Vec<u8> {
-        self.data
+        if self.stored == Stored::Raw {
+            return self.data;
+        }
+        PACKED.with_borrow_mut(|packed| packed.push(self.data));
+        self.spare
     }
 }
 
@@ -129,7 +135,7 @@ fn named(block: u32, owner: Owner, ranges: &[(u64, u32)], content: Content, line
     let pages = counts.parent + counts.zero;
     assert!(ranges.len() <= MAX_KEPT.0 && pages <= MAX_KEPT.1, "{pages} pages are too many for one block");
     let runs = ranges.iter().map(|&(address, pages)| Run { address, pages, content }).collect();
-    finish(Meta { block, owner, stored: Stored::Raw, data_pages: 0, runs }, Vec::new(), lineage, counts)
+    finish(Meta { block, owner, stored: Stored::Raw, data_pages: 0, runs }, Packed::default(), lineage, counts)
 }
 
 /// Ranges, and pages in them, that [`encode_kept`] and [`encode_zero`] take at most.
@@ -148,7 +154,15 @@ fn encode_any(block: u32, owner: Owner, pages: Pages<'_>, codec: Codec, known: K
     finish(meta, data, known.lineage, counts)
 }
 
-fn encode_meta(block: u32, owner: Owner, pages: Pages<'_>, codec: Codec, known: Known<'_>) -> (Meta, Vec<u8>, Counts) {
+/// The data of a block as it is stored.
+#[derive(Default)]
+struct Packed {
+    data: Vec<u8>,
+    /// The buffer that the pages came in, when `data` is another one.
+    spare: Vec<u8>,
+}
+
+fn encode_meta(block: u32, owner: Owner, pages: Pages<'_>, codec: Codec, known: Known<'_>) -> (Meta, Packed, Counts) {
     let Pages { ranges, mut data, elide_zero } = pages;
     assert!(data.len() <= BLOCK_PAGES * PAGE, "{} bytes are too many for one block", data.len());
     let sum: u64 = ranges.iter().map(|&(_, pages)| u64::from(pages)).sum();
@@ -156,29 +170,28 @@ fn encode_meta(block: u32, owner: Owner, pages: Pages<'_>, codec: Codec, known: 
 
     let mut counts = Counts::default();
     let runs = sift((block, owner), ranges, &mut data, elide_zero, known, &mut counts);
-    let mut stored = Stored::Raw;
+    let (mut stored, mut spare) = (Stored::Raw, Vec::new());
     if let Codec::Zstd(level) = codec
         && let Some(smaller) = compress(&data, level)
     {
-        data = smaller;
+        spare = std::mem::replace(&mut data, smaller);
         stored = Stored::Zstd;
     }
-    (Meta { block, owner, stored, data_pages: counts.data as u32, runs }, data, counts)
+    (Meta { block, owner, stored, data_pages: counts.data as u32, runs }, Packed { data, spare }, counts)
 }
 
-fn finish(meta: Meta, data: Vec<u8>, lineage: Lineage, counts: Counts) -> Encoded {
+fn finish(meta: Meta, Packed { data, spare }: Packed, lineage: Lineage, counts: Counts) -> Encoded {
     let Meta { block, stored, .. } = meta;
     let meta = meta.to_bytes(lineage);
     let mut hash = Xxh3::new();
     hash.update(&meta);
     hash.update(&data);
-    Encoded { block, meta, data, stored, lineage, checksum: hash.digest(), counts }
+    Encoded { block, meta, data, spare, stored, lineage, checksum: hash.digest(), counts }
 }
 
 /// A block whose data is kept elsewhere until it is known which of its pages are wanted.
 #[derive(Debug)]
 pub struct Laid {
-    owner: Owner,
     stored: Stored,
     data_pages: u32,
     runs: Vec<Run>,
@@ -189,8 +202,8 @@ pub struct Laid {
 pub fn encode_apart(owner: Owner, ranges: &[(u64, u32)], data: Vec<u8>, codec: Codec) -> (Laid, Vec<u8>) {
     let pages = Pages { ranges, data, elide_zero: false };
     let known = Known { dedup: None, lineage: Lineage::Flat, inherited: None };
-    let (meta, data, _) = encode_meta(0, owner, pages, codec, known);
-    (Laid { owner, stored: meta.stored, data_pages: meta.data_pages, runs: meta.runs }, data)
+    let (meta, Packed { data, .. }, _) = encode_meta(0, owner, pages, codec, known);
+    (Laid { stored: meta.stored, data_pages: meta.data_pages, runs: meta.runs }, data)
 }
 
 impl Laid {
@@ -232,12 +245,7 @@ impl Laid {
         };
         let stored = if data_pages == 0 { Stored::Raw } else { self.stored };
         let lineage = if child { Lineage::Child } else { Lineage::Flat };
-        Ok(Some(finish(Meta { block: number, owner, stored, data_pages, runs }, data, lineage, counts)))
-    }
-
-    /// Whose pages it was laid by for.
-    pub fn owner(&self) -> Owner {
-        self.owner
+        Ok(Some(finish(Meta { block: number, owner, stored, data_pages, runs }, Packed { data, ..Packed::default() }, lineage, counts)))
     }
 
     /// Address and number of pages of what it holds, in order.
@@ -317,22 +325,53 @@ fn push(runs: &mut Vec<Run>, address: u64, content: Content) {
     runs.push(Run { address, pages: 1, content });
 }
 
+thread_local! {
+    // Making a compressor costs more than compressing a block with a fast level.
+    static COMPRESSOR: RefCell<Option<(i32, zstd::bulk::Compressor<'static>)>> = const { RefCell::new(None) };
+    /// Room for compressed data: fresh memory for each block costs as much as hashing it.
+    static PACKED: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Bytes of a block that are tried first, and in how many pieces.
+const SAMPLE: usize = 16 << 10;
+const PIECES: usize = 8;
+
 /// The data as one zstd frame, if that saves at least a sixteenth of it; else reading it raw costs less.
 fn compress(data: &[u8], level: i32) -> Option<Vec<u8>> {
-    thread_local! {
-        // Making a compressor costs more than compressing a block with a fast level.
-        static COMPRESSOR: RefCell<Option<(i32, zstd::bulk::Compressor<'static>)>> = const { RefCell::new(None) };
-    }
-    let room = data.len() - data.len() / 16;
-    COMPRESSOR.with_borrow_mut(|slot| {
+    let mut out = PACKED.with_borrow_mut(Vec::pop).unwrap_or_default();
+    let smaller = COMPRESSOR.with_borrow_mut(|slot| {
         let compressor = match slot.take() {
             Some((known, compressor)) if known == level => compressor,
             _ => zstd::bulk::Compressor::new(level).ok()?,
         };
         let (_, compressor) = slot.insert((level, compressor));
-        let mut out = Vec::with_capacity(room);
-        // Also fails when the output has no room; then it is not small enough.
-        compressor.compress_to_buffer(data, &mut out).ok()?;
-        Some(out)
-    })
+        let mut within = |data: &[u8], room: usize| {
+            out.clear();
+            out.reserve(room);
+            // Also fails when the output has no room; then it is not small enough.
+            compressor.compress_to_buffer(data, &mut out).is_ok_and(|length| length <= room)
+        };
+        promising(data, &mut within).then(|| within(data, data.len() - data.len() / 16)).filter(|&fits| fits)
+    });
+    if smaller.is_none() {
+        PACKED.with_borrow_mut(|packed| packed.push(out));
+        return None;
+    }
+    Some(out)
+}
+
+/// Whether a part of the data, taken from all over it, becomes smaller. Of what has been compressed or encrypted already,
+/// that costs a thirtieth of trying it all. Pages that are the same twice have been found before.
+fn promising(data: &[u8], within: &mut impl FnMut(&[u8], usize) -> bool) -> bool {
+    if data.len() < 4 * SAMPLE {
+        return true;
+    }
+    let mut sample = [0; SAMPLE];
+    let length = SAMPLE / PIECES;
+    for (n, piece) in sample.chunks_exact_mut(length).enumerate() {
+        // From the middle of each eighth, which is the start of no page.
+        let from = data.len() / PIECES * n + data.len() / (2 * PIECES) + length / 4;
+        piece.copy_from_slice(&data[from..from + length]);
+    }
+    within(&sample, SAMPLE - SAMPLE / 32)
 }

@@ -30,7 +30,7 @@ pub use pages::{Block, Content, Owner, Run};
 pub use placement::Placement;
 pub use reader::{EncodedBlock, Reader};
 pub use verify::{Report, verify};
-pub use writer::{Options, Placed, Summary, Writer};
+pub use writer::{Options, Placed, Summary, Writer, raw_data_at};
 
 /// The hash of an image: BLAKE3 over its header and all section headers. It is the image's name.
 pub type Hash = blake3::Hash;

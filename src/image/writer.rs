@@ -4,7 +4,7 @@ use super::Hash;
 use super::encode::{Counts, Encoded};
 use super::format::{Header, MANDATORY, MAX_LINK, MAX_METADATA, PAGE, SECTION, SECTION_VERSION, SectionHeader, SectionKind, Trailer};
 use super::link::ParentLink;
-use super::pages::{Lineage, Stored};
+use super::pages::{Lineage, Stored, meta_length};
 use crate::error::{Context, Error, Result};
 use serde::Serialize;
 use std::io::Write;
@@ -32,6 +32,16 @@ pub struct Summary {
     pub blocks: u32,
     /// What became of the pages.
     pub pages: Counts,
+}
+
+/// Where the data of a raw block with so many runs stands when its section begins at `position`: at a page border, so
+/// that a restore can map it.
+pub fn raw_data_at(position: u64, runs: usize) -> u64 {
+    data_at(position, meta_length(runs))
+}
+
+fn data_at(position: u64, meta: usize) -> u64 {
+    (position + (SECTION + meta) as u64).next_multiple_of(PAGE as u64)
 }
 
 /// Where a block goes.
@@ -168,9 +178,8 @@ impl<W: Write> Writer<W> {
             checksum: block.checksum,
         };
         if block.stored == Stored::Raw && !block.data.is_empty() {
-            // Raw pages stand at a page border, so that a restore can map them.
-            let data = self.position + (SECTION + block.meta.len()) as u64;
-            header.padding = (data.next_multiple_of(PAGE as u64) - data) as u32;
+            let unpadded = self.position + (SECTION + block.meta.len()) as u64;
+            header.padding = (data_at(self.position, block.meta.len()) - unpadded) as u32;
         }
         let offset = self.position;
         let front = self.front(header, &block.meta)?;

@@ -44,6 +44,8 @@ pub type Alike = (Option<u32>, (u32, u32), u64, Vec<u8>);
 pub struct Capture {
     /// The tree stands still: what is read stays true, and what only a stopped tree may be asked can be asked.
     pub standing: bool,
+    /// Processes whose memory meio itself has watched by userfaultfd.
+    pub watched_by_meio: HashSet<i32>,
     /// Open file descriptions.
     pub files: Vec<OpenFile>,
     /// For each of `files`: a process and descriptor that lead to it.

@@ -207,7 +207,7 @@ fn backing(pid: i32, vma: &Vma, capture: &mut Capture) -> Result<Option<Backing>
     if matches!(vma.name.as_slice(), b"[vdso]" | b"[vvar]" | b"[vvar_vclock]") || vma.name.starts_with(b"/[aio]") {
         return Ok(Some(Backing::Kernel));
     }
-    let refused: Option<(&str, &str)> = if vma.has(b"uw") || vma.has(b"um") {
+    let refused: Option<(&str, &str)> = if vma.has(b"um") || vma.has(b"uw") && !capture.watched_by_meio.contains(&pid) {
         Some(("it is watched by userfaultfd", "end the program's own use of userfaultfd first"))
     } else if vma.protection_key.is_some_and(|key| key != 0) {
         Some(("it has a protection key (pkeys), which is not supported yet", "run the program without protection keys"))

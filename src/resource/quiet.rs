@@ -8,8 +8,9 @@ use super::process::Process;
 use super::thread::Thread;
 use super::timers::Timers;
 use crate::sys::calls::{Call, Calls, Counters};
-use crate::sys::proc::maps::Vma;
-use std::collections::HashMap;
+use crate::sys::proc::maps::{self, Vma};
+use crate::sys::proc::{read, stat};
+use std::collections::{HashMap, HashSet};
 
 /// Descriptors that the counters may take.
 const MOST_COUNTERS: usize = 4096;
@@ -86,6 +87,8 @@ const OF_MAPPINGS: &[Call] = &[
 pub struct Quiet {
     of_tasks: Calls,
     of_mappings: Calls,
+    /// Counters of the calls of each process that concern what it is asked for.
+    counters: HashMap<i32, Counters>,
     asked: HashMap<i32, Asked>,
     layouts: HashMap<i32, Layout>,
     born: HashMap<i32, u64>,
@@ -94,7 +97,6 @@ pub struct Quiet {
 /// What a process told of itself.
 #[derive(Debug)]
 struct Asked {
-    counters: Counters,
     /// Signals that were caught or ignored: a handler can be for one signal only.
     caught: u64,
     process: Process,
@@ -106,6 +108,7 @@ struct Asked {
 #[derive(Debug)]
 struct Layout {
     counters: Counters,
+    /// Text of proc_pid_maps(5), and the mappings; empty: not known.
     maps: Vec<u8>,
     vmas: Vec<Vma>,
 }
@@ -114,19 +117,63 @@ impl Quiet {
     /// Where the kernel counts calls for meio.
     pub fn new() -> Option<Quiet> {
         let (of_tasks, of_mappings) = (Calls::named(OF_TASKS).ok()?, Calls::named(OF_MAPPINGS).ok()?);
-        Some(Quiet { of_tasks, of_mappings, asked: HashMap::new(), layouts: HashMap::new(), born: HashMap::new() })
+        Some(Quiet {
+            of_tasks,
+            of_mappings,
+            counters: HashMap::new(),
+            asked: HashMap::new(),
+            layouts: HashMap::new(),
+            born: HashMap::new(),
+        })
     }
 
     /// Forgets all processes but these, each with the time of its start (proc_pid_stat(5)): pids are used again.
     pub fn keep(&mut self, processes: impl Iterator<Item = (i32, u64)>) {
         let now: HashMap<i32, u64> = processes.collect();
         let same = |pid: &i32| now.contains_key(pid) && now.get(pid) == self.born.get(pid);
+        self.counters.retain(|pid, _| same(pid));
         self.asked.retain(|pid, _| same(pid));
         self.layouts.retain(|pid, _| same(pid));
         self.born = now;
     }
 
-    /// The mappings of a process, if they are as they were. `maps`: the text of proc_pid_maps(5) now.
+    /// Begins to count what a process does that runs; nothing to do for one that is counted.
+    pub fn watch(&mut self, pid: i32) {
+        if let Ok(stat) = read::parsed(pid, "stat", stat::parse) {
+            self.born.insert(pid, stat.start_time);
+        }
+        if !self.counters.contains_key(&pid)
+            && let Some(counters) = self.count(&self.of_tasks, pid)
+        {
+            self.counters.insert(pid, counters);
+        }
+        if !self.layouts.contains_key(&pid)
+            && let Some(counters) = self.count(&self.of_mappings, pid)
+        {
+            self.layouts.insert(pid, Layout { counters, maps: Vec::new(), vmas: Vec::new() });
+        }
+    }
+
+    /// Looks at the mappings of a process that runs, if they may be others than they were.
+    pub fn look(&mut self, pid: i32) {
+        let Some(layout) = self.layouts.get_mut(&pid) else { return };
+        let maps = || read::read(pid, "maps").unwrap_or_default();
+        let text = maps();
+        if layout.counters.still() && layout.maps == text {
+            return;
+        }
+        layout.maps.clear();
+        let vmas = read::parsed(pid, "smaps", maps::parse);
+        // What changed in between is looked at again another time.
+        if let Ok(vmas) = vmas
+            && layout.counters.still()
+            && maps() == text
+        {
+            (layout.maps, layout.vmas) = (text, vmas);
+        }
+    }
+
+    /// The mappings of a process that stands still, if they are as they were. `maps`: the text of proc_pid_maps(5) now.
     pub fn layout(&mut self, pid: i32, maps: &[u8]) -> Option<Vec<Vma>> {
         let layout = self.layouts.get_mut(&pid)?;
         (layout.counters.still() && layout.maps == maps).then(|| layout.vmas.clone())
@@ -134,29 +181,39 @@ impl Quiet {
 
     /// Notes the mappings of a process that stands still.
     pub fn note_layout(&mut self, pid: i32, maps: Vec<u8>, vmas: &[Vma]) {
-        match self.layouts.get_mut(&pid) {
-            Some(layout) => (layout.maps, layout.vmas) = (maps, vmas.to_vec()),
-            None => {
-                let Some(counters) = self.count(&self.of_mappings, pid) else { return };
-                self.layouts.insert(pid, Layout { counters, maps, vmas: vmas.to_vec() });
-            }
+        self.watch(pid);
+        if let Some(layout) = self.layouts.get_mut(&pid) {
+            layout.counters.still();
+            (layout.maps, layout.vmas) = (maps, vmas.to_vec());
         }
     }
 
     /// Counters for all threads of a process, while there are descriptors for them.
     fn count(&self, calls: &Calls, pid: i32) -> Option<Counters> {
-        let tids = crate::sys::proc::read::tasks(pid).ok()?;
-        let used: usize = self.asked.values().map(|a| a.counters.len()).chain(self.layouts.values().map(|l| l.counters.len())).sum();
-        if used + tids.len() * calls.len() > MOST_COUNTERS {
-            return None;
+        let all = self.counters.values().chain(self.layouts.values().map(|l| &l.counters));
+        let used: usize = all.map(Counters::len).sum();
+        let mut counters = Counters::default();
+        let mut counted = HashSet::new();
+        // What is born of a task that is counted is counted with it; what was born a moment before is found in the list.
+        loop {
+            let tids = read::tasks(pid).ok()?;
+            let new: Vec<i32> = tids.into_iter().filter(|tid| !counted.contains(tid)).collect();
+            if new.is_empty() {
+                return Some(counters);
+            }
+            if used + counters.len() + new.len() * calls.len() > MOST_COUNTERS {
+                return None;
+            }
+            counters.add(calls.count(new.iter().copied()).ok()?);
+            counted.extend(new);
         }
-        calls.count(tids.into_iter()).ok()
     }
 
     /// Completes what was seen of a process by what it told before. False when it must be asked (again).
     pub fn answer(&mut self, process: &mut Process, threads: &mut [Thread], caught: u64) -> bool {
+        let still = self.counters.get_mut(&process.pid).is_some_and(Counters::still);
         let Some(asked) = self.asked.get_mut(&process.pid) else { return false };
-        if !asked.counters.still() || asked.caught != caught || process.rings.len() != asked.process.rings.len() {
+        if !still || asked.caught != caught || process.rings.len() != asked.process.rings.len() {
             return false;
         }
         let of = |tid: i32| asked.threads.iter().find(|t| t.tid == tid);
@@ -197,18 +254,13 @@ impl Quiet {
             self.asked.remove(&process.pid);
             return;
         }
-        let counters = match self.asked.remove(&process.pid) {
-            // The calls that it was just made to run have been counted; those of new threads are, with their parents'.
-            Some(mut asked) => {
-                asked.counters.still();
-                Some(asked.counters)
-            }
-            None => self.count(&self.of_tasks, process.pid),
-        };
-        let Some(counters) = counters else { return };
+        self.watch(process.pid);
+        // The calls that it was just made to run have been counted, too.
+        let Some(counters) = self.counters.get_mut(&process.pid) else { return };
+        counters.still();
         let mappings = process.memory.iter().flat_map(|m| &m.mappings);
         let policies = mappings.filter_map(|m| Some((m.start, m.policy.clone()?))).collect();
         let (process, threads) = (process.clone(), threads.to_vec());
-        self.asked.insert(process.pid, Asked { counters, caught, process, threads, policies });
+        self.asked.insert(process.pid, Asked { caught, process, threads, policies });
     }
 }

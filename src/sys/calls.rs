@@ -40,7 +40,7 @@ pub type Call = (&'static str, Option<&'static CStr>);
 pub struct Calls(Vec<(u64, Option<&'static CStr>)>);
 
 /// Counters of them over some tasks and all that are born of these.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Counters {
     counters: Vec<File>,
     last: Option<u64>,
@@ -106,7 +106,19 @@ impl Calls {
     }
 }
 
+impl Default for Counters {
+    fn default() -> Self {
+        Counters { counters: Vec::new(), last: Some(0) }
+    }
+}
+
 impl Counters {
+    /// Joins others with these.
+    pub fn add(&mut self, others: Counters) {
+        self.counters.extend(others.counters);
+        self.last = self.last.zip(others.last).map(|(a, b)| a.wrapping_add(b));
+    }
+
     /// Descriptors that they take.
     pub fn len(&self) -> usize {
         self.counters.len()

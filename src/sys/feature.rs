@@ -7,7 +7,7 @@ mod memory;
 mod tracing;
 
 pub use making::{mm_map, namespace, run_memfd, set_tid};
-pub use memory::{pagemap, pagemap_scan, soft_dirty, userfaultfd};
+pub use memory::{Scans, pagemap, pagemap_scan, scans, soft_dirty, userfaultfd};
 pub use tracing::{kcmp, pidfd_getfd, ptrace, read_memory, rseq, xsave};
 
 use nix::errno::Errno;

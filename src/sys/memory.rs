@@ -24,13 +24,18 @@ pub fn read_u64(pid: i32, address: u64) -> Result<u64, Errno> {
     Ok(u64::from_le_bytes(b))
 }
 
-/// Copies several ranges (address, length) one after the other into `buf`; at most `IOV_MAX` at once.
-pub fn read_ranges(pid: i32, ranges: &[(u64, u64)], buf: &mut [u8]) -> Result<usize, Errno> {
+/// Ranges of one process's memory that one call reads at most: `UIO_MAXIOV`.
+pub const MOST_RANGES: usize = 1024;
+
+/// Copies several ranges (address, length), one after the other, into several pieces of memory, likewise. At most
+/// [`MOST_RANGES`] of both. Shorter when a page is not readable.
+pub fn read_ranges(pid: i32, ranges: &[(u64, u64)], into: &mut [&mut [u8]]) -> Result<usize, Errno> {
     let remote: Vec<libc::iovec> = ranges.iter().map(|&(a, n)| libc::iovec { iov_base: a as *mut _, iov_len: n as usize }).collect();
-    let local = libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: buf.len() };
-    // SAFETY: as in `read_some`.
-    Errno::result(unsafe { libc::process_vm_readv(pid, &raw const local, 1, remote.as_ptr(), remote.len() as libc::c_ulong, 0) })
-        .map(|n| n as usize)
+    let local: Vec<libc::iovec> =
+        into.iter_mut().map(|piece| libc::iovec { iov_base: piece.as_mut_ptr().cast(), iov_len: piece.len() }).collect();
+    let (locals, remotes) = (local.len() as libc::c_ulong, remote.len() as libc::c_ulong);
+    // SAFETY: `local` describes pieces that are exclusively borrowed; the remote side is checked by the kernel.
+    Errno::result(unsafe { libc::process_vm_readv(pid, local.as_ptr(), locals, remote.as_ptr(), remotes, 0) }).map(|n| n as usize)
 }
 
 /// Writes all of `buf` at `address`; the mapping must be writable.

@@ -32,6 +32,8 @@ pub mod pagemap;
 pub mod proc;
 pub mod ptrace;
 pub mod pty;
+pub mod region;
+pub mod room;
 pub mod seccomp;
 pub mod signal;
 pub mod sock_diag;

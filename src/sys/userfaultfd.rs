@@ -74,7 +74,8 @@ impl Userfaultfd {
         Ok(Userfaultfd(fd))
     }
 
-    /// From now on writes between these addresses, whole mappings, are noted; for now all pages count as written.
+    /// From now on writes between these addresses, whole mappings, are noted; for now all pages count as written, but see
+    /// [`Userfaultfd::unprotect`].
     ///
     /// # Errors
     /// `ESRCH` when the address space is gone, `EBUSY` when somebody else's userfaultfd has one of the mappings, `EINVAL`
@@ -82,11 +83,19 @@ impl Userfaultfd {
     pub fn register(&self, start: u64, end: u64) -> Result<(), Errno> {
         let mut register = Register { start, length: end - start, mode: MODE_WP, ioctls: 0 };
         // SAFETY: `register` has the kernel's layout and outlives the call. No memory is changed.
-        unsafe { uffdio_register(self.0.as_raw_fd(), &raw mut register) }?;
-        // A mapping that was moved (mremap(2)) is not registered any more, but before Linux 6.15 its pages keep their marks:
-        // they would count as unchanged, and never be protected again.
-        let mut unprotect = WriteProtect { start, length: end - start, mode: 0 };
-        // SAFETY: likewise.
-        unsafe { uffdio_writeprotect(self.0.as_raw_fd(), &raw mut unprotect) }.map(drop)
+        unsafe { uffdio_register(self.0.as_raw_fd(), &raw mut register) }.map(drop)
+    }
+
+    /// Takes the protection of all pages between these addresses away: they count as written.
+    ///
+    /// A mapping that was moved (mremap(2)) is not registered any more, but before Linux 6.13 its pages keep their marks.
+    /// Registered again they would count as unchanged, and never be protected.
+    ///
+    /// # Errors
+    /// `ENOENT` when one of the mappings is not registered.
+    pub fn unprotect(&self, start: u64, end: u64) -> Result<(), Errno> {
+        let mut protect = WriteProtect { start, length: end - start, mode: 0 };
+        // SAFETY: `protect` has the kernel's layout and outlives the call. No memory is changed.
+        unsafe { uffdio_writeprotect(self.0.as_raw_fd(), &raw mut protect) }.map(drop)
     }
 }

@@ -106,6 +106,8 @@ fn show(teller: &Teller<'_>) -> Result<Seen> {
         level: Some(1),
         freeze_timeout: Duration::from_secs(5),
         decisions: Default::default(),
+        live: None,
+        track: dump::Track::default(),
         parent: None,
     };
     let mut drawing = Drawing::new(*teller.console);

@@ -1,11 +1,13 @@
 //! Probes of finding out which pages there are, and which have changed.
 
 use super::{Lack, Probe, check};
+use crate::sys::pagemap::{Marker, Pagemap, Regions};
+use crate::sys::userfaultfd::Userfaultfd;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 use std::ffi::c_void;
 use std::fs::File;
 use std::num::NonZeroUsize;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::ptr::NonNull;
 
@@ -84,17 +86,13 @@ struct Scan {
 
 /// `_IOWR('f', 16, struct pm_scan_arg)`.
 const PAGEMAP_SCAN: libc::c_ulong = 0xC060_6610;
-const PAGE_IS_WRITTEN: u64 = 1 << 1;
 const PAGE_IS_PRESENT: u64 = 1 << 3;
-const PM_SCAN_WP_MATCHING: u64 = 1;
-const PM_SCAN_CHECK_WPASYNC: u64 = 1 << 1;
 
 /// The ranges of `pages` that have all categories of `mask`: start and end addresses.
-fn scan(file: &File, pages: &Pages, mask: u64, flags: u64) -> Result<Vec<(u64, u64)>, Lack> {
+fn scan(file: &File, pages: &Pages, mask: u64) -> Result<Vec<(u64, u64)>, Lack> {
     let mut found = [[0u64; 3]; 8];
     let mut arg = Scan {
         size: size_of::<Scan>() as u64,
-        flags,
         start: pages.start(),
         end: pages.end(),
         vec: found.as_mut_ptr() as u64,
@@ -114,7 +112,7 @@ pub fn pagemap_scan() -> Probe {
     let pages = Pages::new(4)?;
     pages.touch(1);
     pages.touch(2);
-    let found = scan(&file, &pages, PAGE_IS_PRESENT, 0)?;
+    let found = scan(&file, &pages, PAGE_IS_PRESENT)?;
     if found == [(pages.start() + PAGE as u64, pages.start() + 3 * PAGE as u64)] {
         Ok("touched pages are listed as ranges".into())
     } else {
@@ -122,36 +120,65 @@ pub fn pagemap_scan() -> Probe {
     }
 }
 
+/// Four pages in the middle of a page table, the second of them touched, whose writes are noted.
+fn noted_pages() -> Result<(Pages, u64, Userfaultfd, Pagemap), Lack> {
+    const TABLE: usize = 512;
+    let pages = Pages::new(2 * TABLE)?;
+    let first = TABLE - pages.start() as usize / PAGE % TABLE;
+    pages.touch(first + 1);
+    let uffd = Userfaultfd::own()?;
+    uffd.register(pages.start(), pages.end())?;
+    let start = pages.start() + (first * PAGE) as u64;
+    Ok((pages, start, uffd, Pagemap::open(std::process::id() as i32)?))
+}
+
 /// userfaultfd(2) with asynchronous write protection (Linux 6.7): which pages were written since the last look.
 pub fn userfaultfd() -> Probe {
-    /// `_IOWR(0xAA, 0x3F, struct uffdio_api)`.
-    const UFFDIO_API: libc::c_ulong = 0xC018_AA3F;
-    /// `_IOWR(0xAA, 0x00, struct uffdio_register)`.
-    const UFFDIO_REGISTER: libc::c_ulong = 0xC020_AA00;
-    const WP_UNPOPULATED: u64 = 1 << 13;
-    const WP_ASYNC: u64 = 1 << 15;
-    const MODE_WP: u64 = 1 << 1;
-    // SAFETY: no memory is involved.
-    let fd = check(unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | libc::O_NONBLOCK) })?;
-    // SAFETY: the kernel just gave us this descriptor, nobody else owns it.
-    let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
-    let pages = Pages::new(4)?;
-    let mut api = [0xAA, WP_ASYNC | WP_UNPOPULATED, 0];
-    // SAFETY: `api` is the three words of `struct uffdio_api`.
-    check(unsafe { libc::ioctl(fd.as_raw_fd(), UFFDIO_API, api.as_mut_ptr()) }.into())?;
-    let mut range = [pages.start(), pages.1 as u64, MODE_WP, 0];
-    // SAFETY: `range` is the four words of `struct uffdio_register`, and names our own pages.
-    check(unsafe { libc::ioctl(fd.as_raw_fd(), UFFDIO_REGISTER, range.as_mut_ptr()) }.into())?;
-    let file = File::open("/proc/self/pagemap")?;
-    let look = || scan(&file, &pages, PAGE_IS_WRITTEN, PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC);
+    let (pages, start, _uffd, map) = noted_pages()?;
+    let mut regions = Regions::default();
+    let mut look = || -> Result<_, Lack> {
+        let mut written = Vec::new();
+        map.written_present((pages.start(), pages.end()), &mut regions, &mut written)?;
+        Ok(written)
+    };
     look()?;
-    pages.touch(2);
-    let second = pages.start() + 2 * PAGE as u64;
+    let second = start + PAGE as u64;
+    pages.touch(((second - pages.start()) / PAGE as u64) as usize);
     if look()? == [(second, second + PAGE as u64)] && look()?.is_empty() {
         Ok("written pages are found, each once".into())
     } else {
         Err(Lack::seen("it finds the wrong pages"))
     }
+}
+
+/// How written pages are found here.
+#[derive(Debug, Clone, Copy)]
+pub struct Scans {
+    /// The kernel's fastest way finds all of them. Until Linux 6.16 it takes some pages in swap for unwritten.
+    pub quick: bool,
+    /// How pages are shown that are not there, but marked.
+    pub marker: Marker,
+}
+
+/// Finds out, where [`userfaultfd`] works.
+///
+/// # Errors
+/// What does not work.
+pub fn scans() -> Result<Scans, Lack> {
+    const MADV_GUARD_INSTALL: i32 = 102;
+    let (pages, start, _uffd, map) = noted_pages()?;
+    let mut regions = Regions::default();
+    let guard = start + 2 * PAGE as u64;
+    // A guard (Linux 6.13) is for the page table what a page in swap is.
+    // SAFETY: one page of a mapping of our own that nothing points to.
+    let installed = unsafe { libc::madvise(guard as *mut c_void, PAGE, MADV_GUARD_INSTALL) } == 0;
+    let mut written = Vec::new();
+    map.written((pages.start(), pages.end()), &mut regions, &mut written)?;
+    let found = |page: u64| written.iter().any(|r| (r.0..r.1).contains(&page));
+    if !found(start) || !found(start + PAGE as u64) {
+        return Err(Lack::seen("it does not find all pages"));
+    }
+    Ok(Scans { quick: installed && found(guard), marker: map.marker(start)? })
 }
 
 /// Soft-dirty bits (`/proc/PID/clear_refs`, proc(5)), tried on a page: without `CONFIG_MEM_SOFT_DIRTY` the kernel

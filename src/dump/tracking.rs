@@ -1,0 +1,220 @@
+//! What of the memory of a tree must be read, by what is known of it already: what was laid by while the tree ran
+//! ([`super::rounds`]), and what the image before this one has.
+
+use super::copy::{From, Job, cut};
+use super::rounds::Laid;
+use super::spans::Spans;
+use crate::error::Result;
+use crate::image::Owner;
+use crate::resource::memory::{AddressSpace, Backing};
+use crate::sys::proc::maps::Vma;
+use crate::tracee::foothold::Known;
+use crate::tracee::freeze;
+pub use crate::tracee::track::Of;
+use crate::tracee::track::{self, Area, Choice, Class, Kind, Pages, Seen, Tracker};
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+
+/// Pages that an image has.
+#[derive(Debug, Default)]
+struct Named {
+    processes: HashMap<i32, Spans>,
+    /// By device and inode.
+    objects: HashMap<(u64, u64), Spans>,
+}
+
+/// Watches the memory of a tree.
+pub struct Tracking {
+    /// Tells what has changed.
+    pub tracker: Box<dyn Tracker>,
+    /// Pages that the image before has, by process. Those that have not changed since are not stored again.
+    before: Option<Named>,
+    /// The same of the image that is being made.
+    named: Named,
+    /// Device and inode of each object, by number.
+    objects: Vec<Option<(u64, u64)>>,
+    /// What has been copied while the tree ran.
+    pub laid: Option<Laid>,
+    /// The part of it that the image is made of, by process.
+    pub wanted: HashMap<i32, Spans>,
+    seen: Seen,
+}
+
+impl Tracking {
+    /// Begins with a tree that nothing is known of.
+    pub fn new(choice: Choice) -> Result<Tracking> {
+        let tracker = track::tracker(choice)?;
+        Ok(Tracking {
+            tracker,
+            before: None,
+            named: Named::default(),
+            objects: Vec::new(),
+            laid: None,
+            wanted: HashMap::new(),
+            seen: Seen::default(),
+        })
+    }
+
+    /// Notes that the image that was just made is whole: the next one builds upon it.
+    pub fn saved(&mut self) {
+        self.before = Some(std::mem::take(&mut self.named));
+        self.forget();
+    }
+
+    /// Nothing came of the image that was being made. What has changed since the one before is not known any more.
+    pub fn lost(&mut self) {
+        self.before = None;
+        self.tracker.doubt();
+        self.forget();
+    }
+
+    fn forget(&mut self) {
+        self.named = Named::default();
+        self.wanted.clear();
+        self.laid = None;
+    }
+
+    /// Looks at a process that stands still and has been asked; adds what is to be copied of it. Why it cannot be watched, if
+    /// it cannot, is returned.
+    pub fn pages(
+        &mut self,
+        process: &mut freeze::Process,
+        (vmas, space): (&[Vma], &AddressSpace),
+        (call, known): (Option<u64>, &mut Known),
+        jobs: &mut Vec<Job>,
+    ) -> Result<Option<String>> {
+        let pid = process.pid;
+        let why = self.tracker.enter(process, vmas, call, known)?;
+        self.seen = Seen::default();
+        self.tracker.look(pid, &areas(space), &mut self.seen)?;
+        let nothing = Spans::default();
+        let laid = self.laid.as_ref().and_then(|laid| laid.of(pid)).unwrap_or(&nothing);
+        let before = self.before.as_ref().and_then(|before| before.processes.get(&pid)).unwrap_or(&nothing);
+        let (mut named, mut wanted) = (nothing.clone(), nothing.clone());
+        let owner = Owner::Process(pid);
+        for (class, from) in CLASSES.map(|class| (class, from(class, pid))) {
+            let pages = &mut self.seen[class];
+            // For people and debuggers; a restore has its own. It never changes.
+            let vdso = space.mappings.iter().find(|m| class == Class::OverFile && m.backing == Backing::Kernel && m.name == "[vdso]");
+            pages.kept.extend(vdso.map(|m| (m.start, m.end)));
+            let changed = Spans::of(std::mem::take(&mut pages.changed));
+            let kept = Spans::of(std::mem::take(&mut pages.kept));
+            let from_laid = kept.and(laid);
+            let inherited = kept.without(&from_laid).and(before);
+            let read = changed.or(&kept.without(&from_laid).without(&inherited));
+            cut(owner, from, false, read.ranges(), jobs);
+            cut(owner, From::Parent, false, inherited.ranges(), jobs);
+            named = named.or(&changed).or(&kept);
+            wanted = wanted.or(&from_laid);
+        }
+        self.named.processes.insert(pid, named);
+        self.wanted.insert(pid, wanted);
+        Ok(why)
+    }
+
+    /// What has changed of a process that runs, by how it is read.
+    pub fn changed(&mut self, pid: i32, vmas: &[Vma]) -> Result<Vec<(From, Spans)>> {
+        self.seen = Seen::default();
+        self.tracker.look(pid, &private(vmas), &mut self.seen)?;
+        let of = |seen: &mut Seen, class| Spans::of(std::mem::take(&mut seen[class].changed));
+        Ok(CLASSES.map(|class| (from(class, pid), of(&mut self.seen, class))).into())
+    }
+
+    /// Forgets all other processes.
+    pub fn retain(&mut self, pids: &[i32]) {
+        let objects = self.objects.iter().flatten().map(|&(dev, ino)| Of::Object(dev, ino));
+        let all: HashSet<Of> = pids.iter().map(|&pid| Of::Process(pid)).chain(objects).collect();
+        self.tracker.retain(&all);
+    }
+
+    /// Begins with the objects of a tree that stands still.
+    pub fn begin_objects(&mut self) {
+        self.objects.clear();
+    }
+
+    /// The next object is copied whole each time.
+    pub fn unwatched(&mut self) {
+        self.objects.push(None);
+    }
+
+    /// Looks at the next object of a tree that stands still; adds what is to be copied of it.
+    pub fn object(&mut self, number: u32, file: &File, size: u64, jobs: &mut Vec<Job>) -> Result<()> {
+        let meta = file.metadata()?;
+        let identity = (meta.dev(), meta.ino());
+        self.objects.push(Some(identity));
+        let mut pages = Pages::default();
+        self.tracker.object(Of::Object(identity.0, identity.1), file, size, &mut pages)?;
+        let (changed, kept) = (Spans::of(pages.changed), Spans::of(pages.kept));
+        let nothing = Spans::default();
+        let before = self.before.as_ref().and_then(|before| before.objects.get(&identity)).unwrap_or(&nothing);
+        let inherited = kept.and(before);
+        let read = changed.or(&kept.without(&inherited));
+        let owner = Owner::Object(number);
+        cut(owner, From::Object(number as usize), false, read.ranges(), jobs);
+        cut(owner, From::Parent, false, inherited.ranges(), jobs);
+        self.named.objects.insert(identity, changed.or(&kept));
+        Ok(())
+    }
+
+    /// Notes bytes that were copied for a job.
+    pub fn copied(&self, from: From, ranges: &[(u64, u32)], bytes: &[u8]) {
+        let of = match from {
+            From::Memory(pid) | From::Protected(pid) => Of::Process(pid),
+            From::Object(number) => match self.objects.get(number) {
+                Some(&Some((dev, ino))) => Of::Object(dev, ino),
+                _ => return,
+            },
+            From::Parent => return,
+        };
+        self.tracker.copied(of, ranges, bytes);
+    }
+}
+
+const CLASSES: [Class; 3] = [Class::Plain, Class::OverFile, Class::Protected];
+
+fn from(class: Class, pid: i32) -> From {
+    match class {
+        Class::Plain | Class::OverFile => From::Memory(pid),
+        Class::Protected => From::Protected(pid),
+    }
+}
+
+fn class(readable: bool, kind: Kind) -> Class {
+    match kind {
+        _ if !readable => Class::Protected,
+        Kind::File => Class::OverFile,
+        Kind::Anonymous | Kind::Hugetlb => Class::Plain,
+    }
+}
+
+fn kind(huge: bool, file: bool) -> Kind {
+    match (huge, file) {
+        (true, _) => Kind::Hugetlb,
+        (false, true) => Kind::File,
+        (false, false) => Kind::Anonymous,
+    }
+}
+
+/// The mappings with pages of the process's own.
+fn areas(space: &AddressSpace) -> Vec<Area> {
+    let own = space.mappings.iter().filter(|m| !m.shared && m.backing != Backing::Kernel);
+    own.map(|m| {
+        let kind = kind(m.huge_page_kib != 0, m.backing != Backing::Anonymous);
+        let mergeable = m.flags.iter().any(|f| f == "mg");
+        Area { start: m.start, end: m.end, class: class(m.prot & libc::PROT_READ as u32 != 0, kind), kind, mergeable }
+    })
+    .collect()
+}
+
+/// The same, as proc_pid_maps(5) tells it.
+fn private(vmas: &[Vma]) -> Vec<Area> {
+    let kernel = |v: &&Vma| [&b"[vdso]"[..], b"[vvar", b"[vsyscall]", b"/[aio]"].iter().any(|name| v.name.starts_with(name));
+    let own = vmas.iter().filter(|v| !v.shared && !kernel(v));
+    own.map(|v| {
+        let kind = kind(v.name.starts_with(b"/anon_hugepage"), v.inode != 0);
+        // That is not told here: what may be, is taken to be.
+        Area { start: v.start, end: v.end, class: class(v.prot & libc::PROT_READ as u32 != 0, kind), kind, mergeable: true }
+    })
+    .collect()
+}

@@ -1,0 +1,82 @@
+//! How much memory there is left to take: proc_meminfo(5), proc_vmstat(5), cgroups(7).
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+const PAGE: u64 = 4096;
+
+/// Bytes that can be taken without anybody being short of memory, by the machine and by the control groups that meio is
+/// in.
+pub fn available() -> u64 {
+    let machine = field(&fs::read_to_string("/proc/meminfo").unwrap_or_default(), "MemAvailable:").map_or(0, |kib| kib * 1024);
+    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let group = groups.lines().find_map(|line| line.strip_prefix("0::/"));
+    machine.min(group.map_or(u64::MAX, |group| left_in_groups(Path::new("/sys/fs/cgroup"), group)))
+}
+
+/// The least that is left in a control group (version 2) and those above it.
+fn left_in_groups(root: &Path, group: &str) -> u64 {
+    let mut folder = root.join(group);
+    let mut least = u64::MAX;
+    while folder != root && folder.starts_with(root) {
+        let number = |name: &str| fs::read_to_string(folder.join(name)).ok()?.trim().parse::<u64>().ok();
+        if let (Some(most), Some(current)) = (number("memory.max"), number("memory.current")) {
+            least = least.min(most.saturating_sub(current));
+        }
+        folder = folder.parent().map_or_else(PathBuf::new, Path::to_owned);
+    }
+    least
+}
+
+/// Bytes that can be written to files before the writer has to wait for the disk.
+pub fn before_the_disk() -> u64 {
+    let text = fs::read_to_string("/proc/vmstat").unwrap_or_default();
+    let pages = |name: &str| field(&text, name).unwrap_or(0);
+    // Half way between the two the kernel begins to slow writers down (mm/page-writeback.c, `dirty_freerun_ceiling`).
+    let ceiling = (pages("nr_dirty_threshold") + pages("nr_dirty_background_threshold")) / 2;
+    ceiling.saturating_sub(pages("nr_dirty") + pages("nr_writeback")) * PAGE
+}
+
+/// The number after a name that begins a line.
+fn field(text: &str, name: &str) -> Option<u64> {
+    text.lines().find_map(|line| {
+        let mut words = line.split_whitespace();
+        (words.next() == Some(name)).then(|| words.next()?.parse().ok())?
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_are_found_by_their_whole_name() {
+        let text = "nr_dirty_threshold 12\nnr_dirty 34\nMemAvailable:   56 kB\nbad x\n";
+        assert_eq!((field(text, "nr_dirty"), field(text, "MemAvailable:")), (Some(34), Some(56)));
+        assert_eq!((field(text, "nr"), field(text, "bad")), (None, None));
+    }
+
+    #[test]
+    fn the_tightest_group_counts() {
+        let root = tempfile::tempdir().unwrap();
+        let put = |group: &str, most: &str, current: &str| {
+            let folder = root.path().join(group);
+            fs::create_dir_all(&folder).unwrap();
+            fs::write(folder.join("memory.max"), most).unwrap();
+            fs::write(folder.join("memory.current"), current).unwrap();
+        };
+        put("a", "1000\n", "400\n");
+        put("a/b", "max\n", "300\n");
+        put("a/b/c", "900\n", "100\n");
+        assert_eq!(left_in_groups(root.path(), "a/b/c"), 600);
+        assert_eq!(left_in_groups(root.path(), ""), u64::MAX);
+        put("a/b/c", "100\n", "150\n");
+        assert_eq!(left_in_groups(root.path(), "a/b/c"), 0);
+        assert_eq!(left_in_groups(root.path(), "../elsewhere"), u64::MAX);
+    }
+
+    #[test]
+    fn this_machine_has_some() {
+        assert!(available() > 1 << 20);
+    }
+}
