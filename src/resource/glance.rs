@@ -134,10 +134,15 @@ mod tests {
         let own = std::process::id() as i32;
         let glance = |counters| Glance(HashMap::from([(own, seen(counters))]));
 
-        let mut same = glance(calls.count([me].into_iter()).unwrap());
-        assert!(same.knows(own));
-        assert_eq!(same.layout(own, b"as it was"), Some(vec![Vma::default()]));
-        assert_eq!(same.layout(own, b"as it was"), None, "believed twice");
+        // The allocator of the test makes such calls, too, now and then.
+        let believed = (0..100).any(|_| {
+            let mut same = glance(calls.count([me].into_iter()).unwrap());
+            assert!(same.knows(own));
+            let first = same.layout(own, b"as it was");
+            assert_eq!(same.layout(own, b"as it was"), None, "believed twice");
+            first == Some(vec![Vma::default()])
+        });
+        assert!(believed);
         let mut other = glance(calls.count([me].into_iter()).unwrap());
         assert_eq!(other.layout(own, b"as it is"), None);
         let mut called = glance(calls.count([me].into_iter()).unwrap());

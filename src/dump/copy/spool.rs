@@ -207,7 +207,9 @@ mod tests {
     /// Takes memory into a file and back. False where the file system is none for this.
     fn there_and_back(folder: &std::path::Path, codec: Codec, expected: u64) -> bool {
         let own = std::process::id() as i32;
-        let source = memory(3000);
+        let source = memory(3001);
+        let skipped = source.as_ptr().align_offset(PAGE);
+        let source = &source[skipped..][..3000 * PAGE];
         let start = source.as_ptr() as u64;
         let at = |page: u64| start + page * PAGE as u64;
         let mut jobs = Vec::new();
