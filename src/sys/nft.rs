@@ -375,9 +375,9 @@ pub fn table(message: &[u8]) -> Option<Table> {
     let mut table = Table { name: String::new(), flags: 0, comment: None };
     for (kind, value) in attributes(message.get(HEAD - 16..)?) {
         match kind {
-            1 => table.name = String::from_utf8_lossy(value.strip_suffix(&[0]).unwrap_or(&value)).into_owned(),
+            1 => table.name = String::from_utf8_lossy(value.strip_suffix(&[0]).unwrap_or(value)).into_owned(),
             2 => table.flags = u32::from_be_bytes(value.try_into().ok()?),
-            6 => table.comment = comment(&value),
+            6 => table.comment = comment(value),
             _ => {}
         }
     }
