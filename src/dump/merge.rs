@@ -61,6 +61,7 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
         }
         Output::Stdout => Target::Stream(File::from(nix::unistd::dup(std::io::stdout())?)),
     };
+    bounded(&chain)?;
     let codec = options.level.map_or(Codec::Raw, Codec::Zstd);
     let (summary, pages) = phase(report, &mut phases, "merge", |report| write(&chain, &target, codec, report))?;
     if target.is_file() {
@@ -69,6 +70,16 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     phase(report, &mut phases, "flush", |_| target.commit())?;
     let merged = chain.members.into_iter().map(|member| member.path).collect();
     Ok(Outcome { merged, summary, total: begin.elapsed(), phases })
+}
+
+/// What is compared takes 16 bytes a page. A few bytes of an image can describe very many of them.
+fn bounded(chain: &Chain) -> Result<()> {
+    let memory = nix::sys::sysinfo::sysinfo().map_or(0, |s| s.ram_total());
+    if chain.pages() > memory / 256 {
+        let what = format!("it has {} pages: too many to be compared on this machine", chain.pages());
+        return Err(Error::new(Kind::Unsupported, what).help("merge it on a machine with more memory"));
+    }
+    Ok(())
 }
 
 /// Whether two paths lead to one file.
@@ -151,7 +162,7 @@ fn write(chain: &Chain, target: &Target, codec: Codec, report: &mut dyn Report) 
     }
     let total = chain.pages() * PAGE as u64;
     let dedup = Dedup::with_room(&id, chain.pages());
-    let pages = Mutex::new(Inherited::room_for(chain)?);
+    let pages = Mutex::new(Inherited::room_for(chain, u64::MAX)?);
     let out = Mutex::new(Out { writer: &mut writer, file, numbers: 0, written: 0, ready: BTreeMap::new() });
     let lock = || out.lock().unwrap_or_else(PoisonError::into_inner);
     let place = |needed: &Needed, block: &Block| -> Result<()> {
@@ -241,7 +252,7 @@ fn compare(target: &Target, chain: &Chain, pages: &Inherited, report: &mut dyn R
     let file = PathBuf::from(format!("/proc/self/fd/{}", target.open().as_raw_fd()));
     let doing = || "reading the merged image again";
     let merged = Chain::whole(&file, arch::MACHINE, &[]).context(doing)?;
-    let found = Inherited::of_image(&merged, &mut |bytes| {
+    let found = Inherited::of_image(&merged, u64::MAX, &mut |bytes| {
         report.bytes(bytes, None);
         signal::check_interrupted()
     });

@@ -2,7 +2,7 @@
 
 use super::Output;
 use crate::error::{Context, Error, Kind, Result};
-use crate::image::{Chain, Inherited, ParentLink, Reader, folder_of};
+use crate::image::{Chain, Inherited, PAGE, ParentLink, Reader, folder_of};
 use crate::progress::Report;
 use crate::resource::birth::Birth;
 use crate::resource::shared::Object;
@@ -56,7 +56,9 @@ impl Heritage {
             let what = format!("the image would replace {}, which it builds upon", member.path.display());
             return Err(Error::new(Kind::Usage, what).help("give it another name"));
         }
-        let inherited = Inherited::of_image(&chain, &mut |bytes| {
+        // Of pages that the tree does not have any more no child knows what to do.
+        let most = 2 * super::extent(pid).1 / PAGE as u64 + (1 << 18);
+        let inherited = Inherited::of_image(&chain, most, &mut |bytes| {
             report.bytes(bytes, None);
             signal::check_interrupted()
         })?;

@@ -33,11 +33,14 @@ pub struct Inherited {
 }
 
 impl Inherited {
-    /// Room for the pages of the parent with this id: (owner, address, pages), by owner and address.
-    pub(super) fn new(id: [u8; 16], pages: impl Iterator<Item = (Owner, u64, u32)>) -> Self {
+    /// Room for the pages of the parent with this id: (owner, address, pages), by owner and address; for `most` of them.
+    pub(super) fn new(id: [u8; 16], pages: impl Iterator<Item = (Owner, u64, u32)>, most: u64) -> Self {
         let mut owners: HashMap<Owner, Vec<Stretch>> = HashMap::new();
         let mut first = 0;
         for (owner, address, pages) in pages {
+            if first as u64 + u64::from(pages) > most {
+                break;
+            }
             let stretches = owners.entry(owner).or_default();
             match stretches.last_mut() {
                 Some(last) if last.end() == address && last.pages.checked_add(pages).is_some() => last.pages += pages,
@@ -49,16 +52,20 @@ impl Inherited {
         Inherited { id, keyed: Keyed::new(&id), keys: vec![[0; 2]; first], owners }
     }
 
-    /// The pages of the parent that is the youngest of `chain`. `progress` is told the bytes that have been looked at.
-    pub fn of_image(chain: &Chain, progress: &mut dyn FnMut(u64) -> Result<()>) -> Result<Inherited> {
-        let inherited = Inherited::room_for(chain)?;
+    /// The pages of the parent that is the youngest of `chain`: `most` of them, since a few bytes can describe very many. Those
+    /// beyond are as if they were not there. `progress` is told the bytes that have been looked at.
+    pub fn of_image(chain: &Chain, most: u64, progress: &mut dyn FnMut(u64) -> Result<()>) -> Result<Inherited> {
+        let inherited = Inherited::room_for(chain, most)?;
         let keyed = Keyed::new(&inherited.id);
         let inherited = Mutex::new(inherited);
         let note = |needed: &Needed, block: &Block| {
             for piece in &needed.pieces {
+                let lock = || inherited.lock().unwrap_or_else(PoisonError::into_inner);
+                if lock().slots(piece.owner, piece.address, piece.pages).is_none() {
+                    continue;
+                }
                 let keys: Vec<Key> = needed.bytes(block, piece)?.chunks_exact(PAGE).map(|page| keyed.key(page)).collect();
-                let mut inherited = inherited.lock().unwrap_or_else(PoisonError::into_inner);
-                inherited.note(piece.owner, &[(piece.address, piece.pages)], &keys);
+                lock().note(piece.owner, &[(piece.address, piece.pages)], &keys);
             }
             Ok(())
         };
@@ -66,13 +73,13 @@ impl Inherited {
         Ok(inherited.into_inner().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Room for the hashes of all pages of the youngest image of `chain`.
-    pub fn room_for(chain: &Chain) -> Result<Inherited> {
+    /// Room for the hashes of the pages of the youngest image of `chain`, for `most` of them.
+    pub fn room_for(chain: &Chain, most: u64) -> Result<Inherited> {
         let id = chain.members.first().map(|member| member.id).ok_or_else(|| Error::other("a chain without an image"))?;
         let mut pieces: Vec<(Owner, u64, u32)> =
             chain.needed().flat_map(|(_, needed)| &needed.pieces).map(|p| (p.owner, p.address, p.pages)).collect();
         pieces.sort_unstable();
-        Ok(Inherited::new(id, pieces.into_iter()))
+        Ok(Inherited::new(id, pieces.into_iter(), most))
     }
 
     /// Notes the hashes of pages, those of each range one after the other.
@@ -155,7 +162,7 @@ mod tests {
     fn pages_are_known_where_they_stood() {
         let (process, object) = (Owner::Process(7), Owner::Object(3));
         let pages = [(process, 0, 2), (process, 2 * STEP, 1), (process, 9 * STEP, 1), (object, 0, 2)];
-        let mut inherited = Inherited::new([5; 16], pages.into_iter());
+        let mut inherited = Inherited::new([5; 16], pages.into_iter(), 6);
         let page = |n: u8| inherited.keyed().key(&[n; PAGE]);
         let keys = [1, 2, 3, 4, 5, 6].map(page);
         inherited.slots(process, 0, 3).unwrap().copy_from_slice(&keys[..3]);
@@ -163,6 +170,7 @@ mod tests {
         inherited.slots(object, STEP, 1).unwrap()[0] = keys[5];
         assert!(inherited.slots(process, 2 * STEP, 2).is_none());
         assert!(inherited.slots(Owner::Process(8), 0, 1).is_none());
+        assert!(Inherited::new([5; 16], pages.into_iter(), 5).slots(object, 0, 1).is_none(), "beyond the bound");
 
         let mut before = inherited.of(process);
         assert!(before.has(0, keys[0]) && before.has(STEP, keys[1]) && before.has(2 * STEP, keys[2]));

@@ -39,7 +39,7 @@ fn link_to(path: &Path, objects: &[(u32, u32)]) -> ParentLink {
 }
 
 fn inherited(path: &Path) -> Inherited {
-    Inherited::of_image(&Chain::whole(path, MACHINE, &[]).unwrap(), &mut |_| Ok(())).unwrap()
+    Inherited::of_image(&Chain::whole(path, MACHINE, &[]).unwrap(), 1 << 20, &mut |_| Ok(())).unwrap()
 }
 
 /// The bytes of a layer upon the image at `parent`, or of one that stands alone.
