@@ -10,6 +10,8 @@ mod connections;
 mod figures;
 #[path = "pause/full.rs"]
 mod full;
+#[path = "pause/lazy.rs"]
+mod lazy;
 #[path = "pause/many.rs"]
 mod many;
 #[path = "pause/peer.rs"]

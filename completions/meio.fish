@@ -40,6 +40,7 @@ complete -c meio -n "__fish_meio_needs_command" -f -a "check" -d 'Say what this 
 complete -c meio -n "__fish_meio_needs_command" -f -a "inspect" -d 'Show what is in an image, without running it'
 complete -c meio -n "__fish_meio_needs_command" -f -a "graph" -d 'Show processes and what they hold, and who needs whom'
 complete -c meio -n "__fish_meio_needs_command" -f -a "verify" -d 'Read an image to its end and check everything in it'
+complete -c meio -n "__fish_meio_needs_command" -f -a "merge" -d 'Make one image that stands alone of an image and those that it builds upon'
 complete -c meio -n "__fish_meio_needs_command" -f -a "core" -d 'Write an ELF core file for each process of an image'
 complete -c meio -n "__fish_meio_needs_command" -f -a "demo" -d 'See it work: a program is saved, killed and brought back'
 complete -c meio -n "__fish_meio_using_subcommand dump" -s o -l output -d 'Where the image goes; - is standard output [default: <comm>-<pid>.meio in the current folder]' -r -F
@@ -75,6 +76,7 @@ always\t''
 never\t''"
 complete -c meio -n "__fish_meio_using_subcommand restore" -s d -l detach -d 'Return as soon as the tree runs, and print the pid of its root'
 complete -c meio -n "__fish_meio_using_subcommand restore" -l pid-namespace -d 'Restore into a fresh pid namespace: the same numbers inside, whatever runs outside'
+complete -c meio -n "__fish_meio_using_subcommand restore" -l lazy -d 'Let the tree run at once; its memory comes from the image when it is touched, and in the background'
 complete -c meio -n "__fish_meio_using_subcommand restore" -s v -l verbose -d 'Say more: each phase with its time, and notes'
 complete -c meio -n "__fish_meio_using_subcommand restore" -s q -l quiet -d 'Say less: no progress; results, warnings and errors only'
 complete -c meio -n "__fish_meio_using_subcommand restore" -l json -d 'Write one JSON object a line to standard output'
@@ -141,6 +143,15 @@ complete -c meio -n "__fish_meio_using_subcommand verify" -s v -l verbose -d 'Sa
 complete -c meio -n "__fish_meio_using_subcommand verify" -s q -l quiet -d 'Say less: no progress; results, warnings and errors only'
 complete -c meio -n "__fish_meio_using_subcommand verify" -l json -d 'Write one JSON object a line to standard output'
 complete -c meio -n "__fish_meio_using_subcommand verify" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c meio -n "__fish_meio_using_subcommand merge" -s o -l output -d 'Where the new image goes; - is standard output' -r -F
+complete -c meio -n "__fish_meio_using_subcommand merge" -l compress -d 'How memory is packed: none (fastest), or a zstd level from 1 (fast) to 19 (small)' -r
+complete -c meio -n "__fish_meio_using_subcommand merge" -l color -d 'When to colour; auto means on a terminal, unless NO_COLOR is set' -r -f -a "auto\t''
+always\t''
+never\t''"
+complete -c meio -n "__fish_meio_using_subcommand merge" -s v -l verbose -d 'Say more: each phase with its time, and notes'
+complete -c meio -n "__fish_meio_using_subcommand merge" -s q -l quiet -d 'Say less: no progress; results, warnings and errors only'
+complete -c meio -n "__fish_meio_using_subcommand merge" -l json -d 'Write one JSON object a line to standard output'
+complete -c meio -n "__fish_meio_using_subcommand merge" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c meio -n "__fish_meio_using_subcommand core" -s o -l output -d 'The folder that gets the core files; made when it is missing' -r -f -a "(__fish_complete_directories)"
 complete -c meio -n "__fish_meio_using_subcommand core" -l color -d 'When to colour; auto means on a terminal, unless NO_COLOR is set' -r -f -a "auto\t''
 always\t''

@@ -121,12 +121,18 @@ impl From<std::io::Error> for Error {
     fn from(e: std::io::Error) -> Self {
         let kind = match e.kind() {
             std::io::ErrorKind::PermissionDenied => Kind::Permission,
+            _ if e.raw_os_error().is_some_and(lacks) => Kind::Kernel,
             // The process that was being worked on has ended.
             _ if e.raw_os_error() == Some(nix::errno::Errno::ESRCH as i32) => Kind::NotFound,
             _ => Kind::Other,
         };
         Error::new(kind, e.to_string())
     }
+}
+
+/// Whether an error number says that the kernel does not know what was asked of it.
+fn lacks(errno: i32) -> bool {
+    [libc::ENOSYS, libc::ENOPROTOOPT, libc::EPROTONOSUPPORT, libc::EAFNOSUPPORT, libc::ESOCKTNOSUPPORT].contains(&errno)
 }
 
 impl From<nix::errno::Errno> for Error {

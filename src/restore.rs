@@ -11,6 +11,7 @@ mod foreground;
 mod interest;
 mod late;
 mod layout;
+mod lazy;
 mod lock;
 mod namespace;
 mod places;
@@ -27,6 +28,7 @@ mod sockets;
 mod system_v;
 mod terminal;
 mod users;
+mod vdso;
 
 use crate::capsule::roster::{self, Entry, Roster};
 use crate::error::{Context, Error, Kind, Result};
@@ -36,6 +38,7 @@ use crate::resource::socket::choice::{self, Choice};
 use crate::resource::{Manifest, Tree};
 use crate::sys::guardian::Guardian;
 use crate::sys::{arch, signal};
+use lazy::Lazy;
 use lock::Locks;
 use namespace::Namespace;
 use places::Places;
@@ -47,6 +50,7 @@ use std::fs::File;
 use std::time::Instant;
 use std::{path::PathBuf, process::ExitStatus, time::Duration};
 use terminal::Terminals;
+use vdso::Foreign;
 
 /// Where the image comes from.
 #[derive(Debug, Clone)]
@@ -70,6 +74,8 @@ pub struct Options {
     pub pid_namespace: bool,
     /// Connections with somebody outside of the tree come back broken off.
     pub close_connections: bool,
+    /// The tree runs before its pages are there.
+    pub lazy: bool,
 }
 
 /// What was done.
@@ -87,16 +93,37 @@ pub struct Outcome {
     pub phases: Vec<(&'static str, Duration)>,
 }
 
+/// Brings the tree of an image back; see [`bring_back`]. What fails because this kernel does not know it is said to be so.
+pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
+    let mut made_under = String::new();
+    bring_back(options, report, &mut made_under).map_err(|e| elsewhere(e, &made_under, &own_release()))
+}
+
+/// An older kernel has no other word for an argument that it does not know than `EINVAL`.
+fn elsewhere(e: Error, made_under: &str, here: &str) -> Error {
+    let unknown = e.kind == Kind::Kernel || e.kind == Kind::Other && e.message.contains("EINVAL");
+    if !unknown || made_under.is_empty() || made_under == here {
+        return e;
+    }
+    let help = format!("the image was made under Linux {made_under}, this is Linux {here}, which may lack what is named above");
+    Error { kind: Kind::Kernel, help: Some(e.help.map_or(help.clone(), |more| format!("{help}; {more}"))), ..e }
+}
+
+fn own_release() -> String {
+    nix::sys::utsname::uname().map(|u| u.release().to_string_lossy().into_owned()).unwrap_or_default()
+}
+
 /// Brings the tree of an image back.
 ///
 /// Guarantee: until everything is in place nothing of the tree runs, and whatever fails, and whenever meio dies,
 /// nothing of it is left: all its processes die with meio until they are let go together.
-pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
+fn bring_back(options: &Options, report: &mut dyn Report, made_under: &mut String) -> Result<Outcome> {
     let begin = Instant::now();
     let mut phases = Vec::new();
     signal::catch();
     let mut reader = open(&options.input)?;
     let manifest: Manifest = reader.manifest()?;
+    made_under.clone_from(&manifest.kernel);
     let mut tree: Tree = reader.tree()?;
     if options.close_connections || tree.decisions.tcp == Choice::Close {
         tree.decisions.tcp = Choice::Close;
@@ -112,13 +139,19 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
         None => None,
     };
     phase(report, &mut phases, "check", |_| check::check(&manifest, &tree, options.pid_namespace))?;
+    let foreign = Foreign::settle(&mut tree)?;
+    if foreign.count() > 0 {
+        report.note(&format!("processes whose vDSO is another kernel's: {}", foreign.count()));
+    }
     crate::sys::workers::start()?;
+    let mut lazy = if options.lazy { Some(Lazy::prepare(&mut reader, options.detach)?) } else { None };
     let chain = match reader.parent() {
         Some(_) => Some(phase(report, &mut phases, "parents", |_| Chain::upon(&reader))?),
         None => None,
     };
     let mut terminals = Terminals::prepare(&tree, options.detach)?;
     let mut warnings = terminals.warnings.clone();
+    warnings.extend(check::lesser_processor(&manifest));
     let fresh = options.pid_namespace || tree.base().is_some();
     let mut places = Places::new(&tree, Pool::base_of(&tree));
     places.make_users()?;
@@ -181,8 +214,10 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
             }
         }
     })?;
-    let result = planted.rebuild((&mut reader, chain), &mut pool, &terminals, report, &mut phases, &mut warnings);
+    let sources = (&mut reader, chain, lazy.as_mut());
+    let result = planted.rebuild(sources, &mut pool, (&terminals, &foreign), report, &mut phases, &mut warnings);
     if let Err(e) = result {
+        let e = lazy.as_mut().and_then(Lazy::failure).unwrap_or(e);
         drop(namespace);
         planted.destroy();
         return Err(e);
@@ -212,8 +247,9 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     // Nothing is said or heard yet: what fails or is killed from here on can be restored again.
     warnings.extend(pool.begin(&tree).unwrap_or_else(|e| vec![e.message]));
     let left = locks.as_ref().and_then(Locks::left);
+    let brought = lazy.as_mut().and_then(Lazy::failure).map_or(Ok(()), Err);
     // Last: from here on no file is opened any more.
-    let guardian = match pool.arm(&tree, root).and_then(|()| planted.entrust(left)) {
+    let guardian = match brought.and_then(|()| pool.arm(&tree, root)).and_then(|()| planted.entrust(left)) {
         Ok(guardian) => guardian,
         Err(e) => {
             pool.silence(&tree);
@@ -239,10 +275,17 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     drop(pool);
     terminals.let_go();
     planted.release();
+    lazy.iter_mut().for_each(Lazy::go);
     let total = begin.elapsed();
-    let exit = if options.detach { None } else { Some(session.serve(root, terminals)?) };
+    let tend = || lazy.iter_mut().for_each(Lazy::tend);
+    let exit = if options.detach { None } else { Some(session.serve(root, terminals, tend)?) };
     if let (Some(_), Some((roster, _)), Some(entry)) = (&exit, &capsule, &entry) {
         roster.leave(entry)?;
+    }
+    // It was ended for want of its pages.
+    let ended = exit.is_some_and(|e| std::os::unix::process::ExitStatusExt::signal(&e) == Some(libc::SIGKILL));
+    if let Some(e) = lazy.as_mut().filter(|_| ended).and_then(Lazy::failure) {
+        return Err(e);
     }
     Ok(Outcome { root_pid: root, total, exit, warnings, phases })
 }
@@ -261,5 +304,21 @@ fn open(input: &Input) -> Result<Reader<'static>> {
             })?;
             Reader::from_file(file, arch::MACHINE).context(|| path.display()).map(|reader| reader.beside(image::folder_of(path)))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_kernel_lacks_is_said_to_be_its_lack() {
+        let unknown = || Error::other("rebuilding task 7: rseq: EINVAL: Invalid argument");
+        assert_eq!(elsewhere(unknown(), "6.18.1", "6.18.1").kind, Kind::Other);
+        let lacks = elsewhere(unknown(), "6.18.1", "6.1.0");
+        assert_eq!(lacks.kind, Kind::Kernel);
+        assert!(lacks.message.contains("rseq") && lacks.help.is_some_and(|h| h.contains("6.18.1") && h.contains("6.1.0")));
+        assert_eq!(elsewhere(Error::image("damaged"), "6.18.1", "6.1.0").kind, Kind::Image);
+        assert_eq!(Error::from(nix::errno::Errno::ENOSYS).kind, Kind::Kernel);
     }
 }

@@ -5,6 +5,8 @@ use crate::lab::{Lab, Running, SOON, until};
 use serde_json::Value;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::MetadataExt;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -144,6 +146,39 @@ pub fn end(lab: &Lab, running: &mut Running, client: Client) {
 }
 
 alone! {
+    /// As `ip netns` makes them, with a wire to where the client is.
+    fn a_named_network_namespace_outlives_its_tree() {
+        const MADE: &str = "mkdir -p /run/netns && mount -t tmpfs names /run/netns && ip netns add outlives
+            ip link add here type veth peer name there && ip link set there netns outlives
+            ip address add 10.66.0.1/24 dev here && ip link set here up && ip -n outlives link set lo up
+            ip -n outlives address add 10.66.0.2/24 dev there && ip -n outlives link set there up";
+        let shell = |text: &str| assert!(Command::new("bash").args(["-ec", text]).status().expect("bash starts").success(), "{text}");
+        shell(MADE);
+        let mut lab = Lab::new("netlock-named");
+        let script = lab.path("echo.py");
+        std::fs::write(&script, ECHO.replace("127.0.0.1", "10.66.0.1").replace("(\"10.66.0.1\", 0)", "(\"10.66.0.2\", 0)")).expect("script");
+        let listener = TcpListener::bind("10.66.0.1:0").expect("listen");
+        let port = listener.local_addr().expect("name").port().to_string();
+        let (script, prefix) = (script.to_str().expect("path").to_owned(), lab.path("x"));
+        let words = ["--net=/run/netns/outlives", "/usr/bin/python3", &script, prefix.to_str().expect("path"), &port, "10.66.0.2"];
+        let mut running = lab.spawn(std::path::Path::new("/usr/bin/nsenter"), &words);
+        let client = Client::new(listener.accept().expect("accept").0);
+        assert!(until(SOON, || running.file("ready").exists()), "{}", lab.log());
+        for _ in 0..2 {
+            client.goes_on();
+            let image = lab.dump(&mut running, &["--kill"]);
+            lab.restore(&image, &mut running, &[]);
+        }
+        client.goes_on();
+        let place = |path: &str| std::fs::metadata(path).expect("a namespace").ino();
+        assert_eq!(place(&format!("/proc/{}/ns/net", running.pid)), place("/run/netns/outlives"));
+        let image = lab.dump(&mut running, &["--kill"]);
+        shell("ip link delete here");
+        let refused = lab.run(lab.meio(&["restore", "-d", image.to_str().expect("path")]));
+        assert!(refused.code != 0 && refused.stderr.contains("outlives is there without its interface there"), "{refused:?}");
+        drop(client);
+    }
+
     fn a_stream_goes_through_dumps() {
         let mut lab = Lab::new("netlock-stream");
         let (mut running, client) = start(&lab);

@@ -114,6 +114,12 @@ try:
 except OSError as e:
     skip(e)
 l.bind(('127.0.0.1', 0)); l.listen(); c.connect(l.getsockname()); a = l.accept()[0]" => "MPTCP";
+    mptcp_fallen_back: "
+try:
+    c = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262)
+except OSError as e:
+    skip(e)
+l = socket.create_server(('127.0.0.1', 0)); c.connect(l.getsockname()); a = l.accept()[0]" => "MPTCP, fallen back to TCP";
     encrypted_by_the_kernel: "
 l, c, a = connection()
 try:

@@ -50,6 +50,13 @@ crate::alone! {
         warned("aio_warning", program, ("IOCB_CMD_POLL", "IOCB_CMD_POLL"));
     }
 
+    fn notices_of_bytes_that_were_not_copied() {
+        let program = "
+l = socket.create_server(('127.0.0.1', 0)); c = socket.create_connection(l.getsockname()); a = l.accept()[0]
+c.setsockopt(socket.SOL_SOCKET, 60, 1)";
+        warned("zero_copy", program, ("notices of MSG_ZEROCOPY are numbered from 0 again", ""));
+    }
+
     fn status_of_packet_mode() {
         let program = "
 import pty, termios

@@ -4,6 +4,7 @@ use super::privileges::{Capabilities, give};
 use super::{Finding, Weight};
 use crate::netlock::{Manner, NetLock};
 use crate::sys::feature::{self, Lack, Probe};
+use crate::tracee::track::Choice as Tracker;
 use nix::errno::Errno;
 
 /// One line of the list.
@@ -21,7 +22,7 @@ struct Line {
 use Weight::{Feature, Required, Spare};
 
 #[rustfmt::skip]
-const LINES: [Line; 27] = [
+const LINES: [Line; 28] = [
     Line { name: "ptrace", weight: Required, probe: feature::ptrace, costs: "everything: tasks are held by ptrace",
         kernel: "allow ptrace in the seccomp profile (container: --security-opt seccomp=unconfined)", capability: "CAP_SYS_PTRACE" },
     Line { name: "process_vm_readv", weight: Required, probe: feature::read_memory, costs: "dump: memory is read with it",
@@ -66,10 +67,12 @@ const LINES: [Line; 27] = [
         kernel: "a kernel with CONFIG_TIME_NS=y", capability: "CAP_SYS_ADMIN" },
     Line { name: "cgroup namespace", weight: Spare, probe: || feature::namespace(libc::CLONE_NEWCGROUP), costs: "nothing in this version",
         kernel: "a kernel with CONFIG_CGROUPS=y", capability: "CAP_SYS_ADMIN" },
-    Line { name: "userfaultfd wp async", weight: Spare, probe: feature::userfaultfd, costs: "nothing in this version (incremental images, later)",
-        kernel: "Linux 6.7 or later with CONFIG_USERFAULTFD=y", capability: "CAP_SYS_PTRACE" },
-    Line { name: "soft-dirty", weight: Spare, probe: feature::soft_dirty, costs: "nothing in this version (incremental images, later)",
+    Line { name: "track uffd", weight: Spare, probe: || Tracker::Uffd.probe(), costs: "dump --live and --every with the shortest pause",
+        kernel: "Linux 6.7 or later with CONFIG_USERFAULTFD=y; in a container, allow userfaultfd in the seccomp profile", capability: "CAP_SYS_PTRACE" },
+    Line { name: "track soft-dirty", weight: Spare, probe: || Tracker::SoftDirty.probe(), costs: "nothing where uffd works, else dump --live and --every without reading all memory",
         kernel: "a kernel with CONFIG_MEM_SOFT_DIRTY=y", capability: "CAP_SYS_PTRACE" },
+    Line { name: "track hash", weight: Spare, probe: || Tracker::Hash.probe(), costs: "dump --live and --every where nothing else works",
+        kernel: "none: it works everywhere", capability: "CAP_SYS_PTRACE" },
     Line { name: "TCP_REPAIR", weight: Spare, probe: feature::tcp_repair, costs: "nothing in this version (connections, later)",
         kernel: "a kernel with CONFIG_CHECKPOINT_RESTORE=y", capability: "CAP_NET_ADMIN" },
     Line { name: "network lock", weight: Feature, probe: || lock(Manner::Drop), costs: "dump and restore of trees with connections",

@@ -6,10 +6,10 @@
 use crate::error::{Context, Result};
 use crate::netlock::kept::{self, Owner};
 use crate::netlock::{Flow, Manner, NetLock, Opened};
-use crate::sys::inet_diag::{self, Inet};
 use crate::sys::namespace::{self, Kind};
 use crate::sys::netlink::Socket;
 use crate::sys::proc::read;
+use crate::sys::sock_diag::inet::{self as diag, Entry};
 use std::collections::HashSet;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -68,7 +68,7 @@ impl Locks {
     pub fn close(&mut self, pids: &[i32]) -> Result<()> {
         let lists = self.networks.iter().map(|network| list(network.fd.as_ref())).collect::<Result<Vec<_>>>()?;
         // To ask what every descriptor of the tree leads to is dear; mostly there is nothing new that could be its.
-        let is_new = |(network, list): (&Network, &Vec<Inet>)| list.iter().any(|s| !network.known.contains(&s.inode));
+        let is_new = |(network, list): (&Network, &Vec<Entry>)| list.iter().any(|s| !network.known.contains(&s.inode));
         if self.networks.iter().zip(&lists).any(is_new) {
             self.own = held(pids);
         }
@@ -158,9 +158,9 @@ fn interfaces_down() -> io::Result<()> {
     Ok(())
 }
 
-fn list(network: Option<&OwnedFd>) -> Result<Vec<Inet>> {
+fn list(network: Option<&OwnedFd>) -> Result<Vec<Entry>> {
     let inside = namespace::places(network.map(|fd| (fd, Kind::Net)));
-    namespace::within(&inside, inet_diag::sockets)
+    namespace::within(&inside, diag::sockets)
         .context(|| "entering the network namespace of the tree")?
         .context(|| "listing the sockets of the network namespace")
 }
@@ -179,7 +179,7 @@ fn held(pids: &[i32]) -> HashSet<u64> {
 }
 
 /// What these sockets hear and say. What waits to be accepted, or has been closed, is somebody's at the same port.
-fn flows(sockets: &[Inet], inodes: &HashSet<u64>) -> Vec<Flow> {
+fn flows(sockets: &[Entry], inodes: &HashSet<u64>) -> Vec<Flow> {
     let own = sockets.iter().filter(|s| s.inode != 0 && inodes.contains(&s.inode) && s.local.port() != 0);
-    own.map(|s| Flow { protocol: s.protocol, local: s.local, remote: Some(s.remote).filter(|r| r.port() != 0) }).collect()
+    own.map(|s| Flow { protocol: s.protocol, local: s.local, remote: Some(s.peer).filter(|r| r.port() != 0) }).collect()
 }

@@ -87,6 +87,7 @@ impl Write<'_> {
         if target.is_file() {
             std::io::Seek::seek(&mut file, std::io::SeekFrom::Start(writer.position())).context(|| "writing the image")?;
         }
+        writer.index()?;
         let summary = writer.finish()?.1;
         target.trim(summary.bytes)?;
         Ok(summary)
@@ -105,6 +106,7 @@ fn manifest(root_pid: i32, capsule: Option<String>, birth: Birth) -> Manifest {
         host: text(|u| u.nodename()),
         root_pid,
         xfeatures: arch::xfeatures(),
+        processor: arch::instructions(),
         capsule,
         birth: Some(birth),
     }

@@ -122,7 +122,7 @@ impl Chain {
         let fronts = Fronts::read(reader).context(doing)?;
         let mut wanted = FromParent::default();
         for (_, meta) in &fronts.blocks {
-            wanted.add(meta.owner, &meta.runs, |_| true).context(doing)?;
+            wanted.add(meta.owner, &meta.runs, |run| run.content != Content::Unused).context(doing)?;
         }
         let (mut chain, mut sought) = (Chain::default(), wanted.sought());
         let link = fronts.link.clone();
@@ -178,7 +178,10 @@ impl Chain {
             link = fronts.link.clone();
             let member = self.resolve(&path, fronts, &mut sought).context(doing)?;
             self.members.push(member);
-            folder = folder_of(&path);
+            // Of a long chain in one folder no path is resolved again.
+            if path.parent() != Some(&folder) || std::fs::symlink_metadata(&path).is_ok_and(|m| m.is_symlink()) {
+                folder = folder_of(&path);
+            }
         }
         sought.iter().find(|s| !s.pages.is_empty()).map_or(Ok(()), |s| Err(missing(s.owner)))
     }

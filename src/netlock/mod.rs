@@ -26,7 +26,7 @@ use std::collections::HashSet;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use table::{HELD, Held};
 
 /// Packets with this mark (`SO_MARK` of meio's own raw sockets) pass every lock.
@@ -182,11 +182,37 @@ impl NetLock {
         }
         let mut batch = Batch::default();
         batch.flush_chain(&self.name, HELD);
-        batch.commit(&self.socket).context(doing)?;
+        self.pass_on(|| batch.commit(&self.socket)).context(doing)?;
         // Base chains may only go when nothing is held any more: the kernel drops what waits in queues with them.
         while self.let_in(&mut opened).context(doing)? {}
         self.locked.clear();
         Ok(opened)
+    }
+
+    /// Does something that lets later packets pass; what comes until then is let in at once, lest those overtake it: whoever
+    /// sent it would take it for lost, and send it again.
+    fn pass_on<T>(&self, work: impl FnOnce() -> T) -> T {
+        let Some(queue) = self.queue.as_ref().filter(|_| !self.locked.is_empty()) else { return work() };
+        let (ready, done) = (AtomicBool::new(false), AtomicBool::new(false));
+        // Accepting nothing would be an error, for which the kernel keeps a message.
+        let accept = || queue.state().and_then(|state| if state.held > 0 { queue.accept() } else { Ok(()) });
+        std::thread::scope(|scope| {
+            let let_in = || {
+                while !done.load(Ordering::Relaxed) && accept().is_ok() {
+                    ready.store(true, Ordering::Relaxed);
+                }
+                ready.store(true, Ordering::Relaxed);
+            };
+            // Without it there is nothing worse than a few segments twice.
+            if std::thread::Builder::new().spawn_scoped(scope, let_in).is_ok() {
+                while !ready.load(Ordering::Relaxed) {
+                    std::thread::yield_now();
+                }
+            }
+            let did = work();
+            done.store(true, Ordering::Relaxed);
+            did
+        })
     }
 
     /// Whether there was something to let in.

@@ -139,6 +139,7 @@ fn image(tree: &Tree, blocks: &Blocks) -> Vec<u8> {
         host: String::new(),
         root_pid: tree.processes[0].pid,
         xfeatures: 7,
+        processor: String::new(),
         capsule: None,
         birth: None,
     };

@@ -96,8 +96,8 @@ pub struct Capture {
     pub way: RefCell<Option<Rc<Files>>>,
     /// Inodes of the sockets that have to do with the network.
     pub network: HashSet<u64>,
-    /// The mount of all open sockets (`mnt_id` of proc_pid_fdinfo(5)), once one was met.
-    pub socket_mount: Option<i32>,
+    /// The mount of all open sockets (`mnt_id` of proc_pid_fdinfo(5)) and its device, once one was met.
+    pub socket_mount: Option<(i32, u64)>,
     /// What epoll instances watch, by a process and descriptor that lead to them.
     pub watched: HashMap<(i32, i32), Vec<crate::sys::proc::fdinfo::EpollTarget>>,
     /// How long it took to look at sockets.

@@ -212,6 +212,13 @@ pub fn survey(pid: i32, capture: &mut Capture) -> Result<Vec<Descriptor>> {
     let mut sockets = 0;
     for (fd, info) in infos {
         let begin = Instant::now();
+        if let Some(file) = socket::steady::take((pid, fd), &info, capture) {
+            capture.descriptors.insert((pid, fd), file);
+            table.push(Descriptor { fd, file, cloexec: info.flags & libc::O_CLOEXEC as u32 != 0, locks: Vec::new() });
+            capture.took(begin.elapsed());
+            sockets += 1;
+            continue;
+        }
         let found = look(pid, fd, info, capture)?;
         if let Some(refusal) = capture.lost_before(&found)? {
             capture.lost.push(found.lost(refusal));
@@ -244,7 +251,9 @@ pub fn survey(pid: i32, capture: &mut Capture) -> Result<Vec<Descriptor>> {
 pub fn find_unheld(capture: &mut Capture) -> Result<()> {
     let begin = Instant::now();
     socket::peers::read_queues(capture)?;
-    socket::tcp::complete(capture)?;
+    for (id, owner) in socket::tcp::complete(capture)? {
+        owner::add(id, &owner, None, capture);
+    }
     capture.took(begin.elapsed());
     Ok(())
 }
@@ -267,7 +276,7 @@ pub fn held(fd: OwnedFd, capture: &mut Capture) -> Result<Option<FileId>> {
 fn look(pid: i32, fd: i32, info: FdInfo, capture: &mut Capture) -> Result<Found> {
     let files = capture.files_of(pid);
     // With thousands of sockets paths through /proc are dear. All of them lie in one mount, which no path leads to.
-    if info.mnt_id.is_some_and(|mount| capture.socket_mount == Some(mount)) {
+    if info.mnt_id.is_some_and(|mount| capture.socket_mount.is_some_and(|known| known.0 == mount)) {
         let duplicate = files.get(fd).context(|| format!("duplicating fd {fd} of process {pid}"))?;
         let file = File::from(duplicate);
         let (meta, own) = (file.metadata()?, OnceCell::from(OwnedFd::from(file)));
@@ -276,7 +285,7 @@ fn look(pid: i32, fd: i32, info: FdInfo, capture: &mut Capture) -> Result<Found>
     let meta = std::fs::metadata(format!("/proc/{pid}/fd/{fd}")).context(|| format!("reading fd {fd} of process {pid}"))?;
     let link = read::fd_link(pid, fd)?;
     if link.starts_with(b"socket:[") && link == socket_link(&meta) {
-        capture.socket_mount = info.mnt_id;
+        capture.socket_mount = info.mnt_id.map(|mount| (mount, meta.dev()));
     }
     Ok(Found { pid, fd, link, meta, info, files, own: OnceCell::new(), socket: OnceCell::new() })
 }
@@ -294,6 +303,7 @@ pub fn settle(tree: &HashSet<i32>, capture: &mut Capture) -> Result<()> {
     capture.took(begin.elapsed());
     socket::choice::refuse(capture);
     socket::tcp::refuse_signed(capture)?;
+    socket::steady::prepare(tree, capture)?;
     pidfd::refuse_outsiders(tree, capture);
     tun::refuse_unheld(capture)?;
     socket::outside::refuse_shared(tree, capture);

@@ -3,11 +3,11 @@
 use super::capture::Capture;
 use super::descriptor::{FileKind, Found};
 use crate::error::{Context, Result};
-use crate::sys::anon;
+use crate::sys::{anon, keeper};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// One counter.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,8 +22,13 @@ pub struct EventFd {
 /// Saves a counter.
 pub fn capture(found: &Found, capture: &mut Capture) -> Option<FileKind> {
     let count = found.info.hex("eventfd-count");
-    // Linux 6.5 shows it; before, only reading tells, which takes from the counter.
-    let semaphore = found.info.decimal("eventfd-semaphore");
+    // Linux 6.5 shows it; before, only reading tells, which takes from the counter: a keeper does that.
+    let semaphore = found.info.decimal("eventfd-semaphore").or_else(|| match count {
+        // While it runs that is not asked yet.
+        Some(_) if !capture.standing => Some(0),
+        Some(count) if count < u64::MAX - 2 => tried(found, count).ok().map(u64::from),
+        _ => None,
+    });
     match (count, semaphore) {
         // The kernel's own users can bring a counter to its end, no write(2) can.
         (Some(u64::MAX), _) => capture.refuse(found.pid, found.object(), "its counter has overflown", "let the program read it first"),
@@ -38,6 +43,30 @@ pub fn capture(found: &Found, capture: &mut Capture) -> Option<FileKind> {
     None
 }
 
+/// Whether a counter gives one at a time: with two or more in it a read shows that. It is as before afterwards.
+fn tried(found: &Found, count: u64) -> Result<bool> {
+    let fd = found.duplicate()?;
+    keeper::keep(|| gives_one(fd.as_fd(), count))
+}
+
+fn gives_one(fd: BorrowedFd<'_>, count: u64) -> Result<bool> {
+    let doing = || "trying an eventfd";
+    let add = |n: u64| if n == 0 { Ok(()) } else { anon::add_ticks(fd, n).context(doing) };
+    let more = if count < 2 { 2 } else { 0 };
+    add(more)?;
+    let taken = anon::take_ticks(fd).context(doing)?;
+    if taken != 1 {
+        add(taken - more.min(taken))?;
+        return Ok(false);
+    }
+    if more == 0 {
+        add(1)?;
+    } else {
+        anon::take_ticks(fd).context(doing)?;
+    }
+    Ok(true)
+}
+
 impl EventFd {
     /// The counter again.
     pub fn make(&self) -> Result<OwnedFd> {
@@ -49,5 +78,23 @@ impl EventFd {
             file.write_all(&self.count.to_ne_bytes()).context(|| "setting the counter of an eventfd")?;
         }
         Ok(fd)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_can_be_tried() {
+        for semaphore in [false, true] {
+            for count in [0, 1, 2, 3, 1 << 40, u64::MAX - 3] {
+                let fd = EventFd { count, semaphore }.make().expect("eventfd");
+                assert_eq!(gives_one(fd.as_fd(), count).expect("tried"), semaphore, "{count}");
+                let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", std::os::fd::AsRawFd::as_raw_fd(&fd))).expect("fdinfo");
+                let now = text.lines().find_map(|l| l.strip_prefix("eventfd-count:")).expect("its counter").trim().to_owned();
+                assert_eq!(u64::from_str_radix(&now, 16).expect("hexadecimal"), count, "semaphore: {semaphore}");
+            }
+        }
     }
 }

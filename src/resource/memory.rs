@@ -166,7 +166,7 @@ pub fn survey(pid: i32, capture: &mut Capture) -> Result<(AddressSpace, Vec<Vma>
     let mut mappings = Vec::with_capacity(vmas.len());
     for vma in vmas.iter().filter(|v| v.name != b"[vsyscall]") {
         if let Some(backing) = backing(pid, vma, capture)? {
-            let flags = KEPT.iter().copied().chain([MERGEABLE]).filter(|f| vma.has(f));
+            let flags = KEPT.iter().copied().chain([MERGEABLE]).filter(|f| vma.has(f) || on_fault(f, vma));
             mappings.push(Mapping {
                 start: vma.start,
                 end: vma.end,
@@ -207,6 +207,11 @@ pub fn survey(pid: i32, capture: &mut Capture) -> Result<(AddressSpace, Vec<Vma>
     Ok((AddressSpace { mappings, borders, exe, vdso_hash }, vmas))
 }
 
+/// Memory that is locked when it is touched, mlock2(2) `MLOCK_ONFAULT`, is a flag that older kernels have no letters for.
+fn on_fault(flag: &[u8; 2], vma: &Vma) -> bool {
+    flag == b"lf" && vma.has(b"lo") && vma.has(b"??")
+}
+
 /// What stands behind a mapping; `None` after a refusal.
 fn backing(pid: i32, vma: &Vma, capture: &mut Capture) -> Result<Option<Backing>> {
     let at = format!("mapping {:x}-{:x} ({})", vma.start, vma.end, String::from_utf8_lossy(&vma.name));
@@ -214,7 +219,10 @@ fn backing(pid: i32, vma: &Vma, capture: &mut Capture) -> Result<Option<Backing>
         return Ok(Some(Backing::Kernel));
     }
     let refused: Option<(&str, &str)> = if vma.has(b"um") || vma.has(b"uw") && !capture.watched_by_meio.contains(&pid) {
-        Some(("it is watched by userfaultfd", "end the program's own use of userfaultfd first"))
+        Some((
+            "it is watched by userfaultfd",
+            "end the program's own use of userfaultfd first; after `meio restore --lazy`, wait until all pages are there",
+        ))
     } else if vma.protection_key.is_some_and(|key| key != 0) {
         Some(("it has a protection key (pkeys), which is not supported yet", "run the program without protection keys"))
     } else if vma.has(b"ss") {

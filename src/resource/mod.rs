@@ -5,6 +5,7 @@ pub mod attributes;
 pub mod birth;
 pub mod capture;
 pub mod cgroup;
+pub mod clocks;
 pub mod credentials;
 pub mod descriptor;
 pub mod device;
@@ -67,6 +68,9 @@ pub struct Manifest {
     pub root_pid: i32,
     /// XCR0: the vector state components that the tree's threads may hold.
     pub xfeatures: u64,
+    /// Instructions of the processor that programs look for before they use them, with spaces in between.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub processor: String,
     /// Name of the capsule that the tree is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capsule: Option<String>,
@@ -115,6 +119,9 @@ pub struct Tree {
     /// Those of other ipc namespaces than the root's.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub system_v_elsewhere: Vec<system_v::Elsewhere>,
+    /// The kernel's clocks, when a thread was just reading one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clocks: Option<clocks::Clocks>,
 }
 
 impl Tree {

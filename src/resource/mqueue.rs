@@ -1,6 +1,6 @@
 //! POSIX message queues: mq_overview(7).
 //!
-//! Messages can be read only by taking them. A keeper ([`crate::sys::keeper`]) does so while the tree stands still, and sends them again in
+//! Messages can be read only by taking them. A keeper ([`crate::sys::apart`]) does so while the tree stands still, and sends them again in
 //! the order in which they came out, whatever becomes of meio. A queue that holds nothing is not touched.
 //!
 //! A process that asked for a signal (mq_notify(3)) is asked to be told again; which value goes with the signal is shown
@@ -16,7 +16,7 @@ use super::thread::serde_bytes_vec::Bytes;
 use crate::error::{Context, Result};
 use crate::sys::namespace::Kind;
 use crate::sys::proc::read;
-use crate::sys::{file, keeper, mqueue};
+use crate::sys::{apart, file, mqueue};
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
@@ -197,7 +197,7 @@ pub fn finish(tree: &HashSet<i32>, processes: &[Process], capture: &mut Capture)
     if full.is_empty() {
         return Ok(());
     }
-    let found = keeper::keep(|| full.iter().map(|&n| turn_over(held[n].fd.as_fd())).collect::<Result<Vec<_>>>());
+    let found = apart::keep(|| full.iter().map(|&n| turn_over(held[n].fd.as_fd())).collect::<Result<Vec<_>>>());
     for (n, messages) in full.into_iter().zip(found.context(|| "reading message queues")?) {
         capture.message_queues[n].messages = messages;
     }
@@ -306,7 +306,7 @@ impl Queue {
         if (meta.mode() & 0o7777, meta.uid(), meta.gid()) != (self.mode, self.owner.0, self.owner.1) {
             return Ok(Some(Err(format!("its owner is {}:{}, its mode {:o}", meta.uid(), meta.gid(), meta.mode() & 0o7777))));
         }
-        if there.waiting > 0 && keeper::keep(|| turn_over(fd.as_fd()))? != self.messages {
+        if there.waiting > 0 && apart::keep(|| turn_over(fd.as_fd()))? != self.messages {
             return Ok(Some(Err("other messages wait in it".to_owned())));
         }
         Ok(Some(Ok(fd)))

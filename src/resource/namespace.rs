@@ -142,6 +142,11 @@ impl Table {
         self.index.get(&identity).copied()
     }
 
+    /// Device and inode of one of them.
+    pub fn identity(&self, number: u32) -> Option<(u64, u64)> {
+        self.index.iter().find(|known| *known.1 == number).map(|known| *known.0)
+    }
+
     fn is_own(&mut self, identity: (u64, u64)) -> Result<bool> {
         if self.own.is_empty() {
             let own = std::process::id() as i32;

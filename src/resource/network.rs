@@ -11,18 +11,24 @@ mod tests;
 
 use super::capture::Capture;
 use super::thread::serde_bytes_vec::Bytes;
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Kind as Failure, Result};
 use crate::sys::namespace::{self, Kind};
 use crate::sys::netlink::{Socket, attributes, put, u16_at, u32_at};
 use crate::sys::nft;
 use links::Link;
 use serde::{Deserialize, Serialize};
 use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 /// What is in a network namespace.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Saved {
+    /// The name by which it outlives its processes: ip-netns(8).
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub name: String,
     /// Interfaces, each after those that it stands on.
     pub links: Vec<Link>,
     /// Addresses, `struct ifaddrmsg`.
@@ -55,7 +61,40 @@ pub struct Record {
     pub attributes: Vec<(u16, Bytes)>,
 }
 
+/// Where ip-netns(8) binds network namespaces to their names.
+const NAMES: &str = "/run/netns";
+
+/// The name of a network namespace, empty when it has none.
+fn name_of(fd: &OwnedFd) -> Result<String> {
+    let identity = namespace::identity(fd)?;
+    let names = std::fs::read_dir(NAMES).into_iter().flatten().flatten();
+    let its = |entry: &std::fs::DirEntry| std::fs::metadata(entry.path()).is_ok_and(|m| (m.dev(), m.ino()) == identity);
+    Ok(names.filter(its).find_map(|entry| entry.file_name().into_string().ok()).unwrap_or_default())
+}
+
 impl Saved {
+    /// The namespace itself, where one of its name is there: it has outlived its processes, or somebody has made it for them.
+    ///
+    /// # Errors
+    /// When it lacks an interface.
+    pub fn there(&self) -> Result<Option<OwnedFd>> {
+        if self.name.is_empty() || self.name.contains('/') || self.name.starts_with('.') {
+            return Ok(None);
+        }
+        let Some(fd) = namespace::network_at(&Path::new(NAMES).join(&self.name)) else { return Ok(None) };
+        let doing = || format!("looking into the network namespace {}", self.name);
+        let read = || Socket::route().and_then(|socket| links::read(&socket));
+        let links = namespace::within(&namespace::places([(&fd, Kind::Net)]), read).context(doing)?.context(doing)?;
+        match self.links.iter().find(|l| links.iter().all(|there| there.name != l.name)) {
+            Some(missing) => {
+                let reason = format!("the network namespace {} is there without its interface {}", self.name, missing.name);
+                let help = format!("give it that interface, or let it be made anew: ip netns delete {}", self.name);
+                Err(Error::new(Failure::NotFound, reason).help(help))
+            }
+            None => Ok(Some(fd)),
+        }
+    }
+
     /// Whether some descriptor of a tun interface is detached for a while.
     pub fn has_idle_queues(&self) -> bool {
         self.links.iter().any(|l| l.idle_queues)
@@ -66,7 +105,7 @@ impl Record {
     /// Out of a message whose structure has `head` bytes.
     fn parse(message: &[u8], head: usize) -> Option<Record> {
         let (head, rest) = message.split_at_checked(head)?;
-        let attributes = attributes(rest).into_iter().map(|(kind, value)| (kind, Bytes(value))).collect();
+        let attributes = attributes(rest).map(|(kind, value)| (kind, Bytes(value.to_vec()))).collect();
         Some(Record { head: Bytes(head.to_vec()), attributes })
     }
 
@@ -187,6 +226,7 @@ fn read_tables(socket: &Socket) -> io::Result<Saved> {
     let mut routes = table(socket, ROUTE, INET6, 0)?;
     routes.sort_by_key(key);
     Ok(Saved {
+        name: String::new(),
         links: links::read(socket)?,
         addresses: both(ADDRESS)?,
         nexthops: [table(socket, NEXTHOP, INET, 0)?, table(socket, NEXTHOP, INET6, 0)?, table(socket, NEXTHOP, 0, 0)?].concat(),
@@ -234,6 +274,7 @@ pub fn capture(pid: i32, capture: &mut Capture) -> Result<Saved> {
     let here = links::read(&Socket::route()?).context(|| "reading the links here")?;
     links::complete(pid, &mut saved.links, &here, capture);
     saved.sysctls = sysctl::differing(&sysctls, &sysctl::fresh()?);
+    saved.name = name_of(&fd)?;
     Ok(saved)
 }
 

@@ -66,17 +66,24 @@ pub fn capture(found: &Found, id: FileId, capture: &mut Capture) -> Result<()> {
     if path_only || kind == libc::S_IFREG && lease_held.is_none() && !asynchronous {
         return Ok(());
     }
-    let FileOwner { kind: whom, pid, signal } = file::owner(found.own()?).context(|| "asking for the owner of a file")?;
-    if kind == libc::S_IFDIR && (pid != 0 || signal != 0) {
+    let owner = file::owner(found.own()?).context(|| "asking for the owner of a file")?;
+    if kind == libc::S_IFDIR && (owner.pid != 0 || owner.signal != 0) {
         let reason = "it watches the directory by dnotify (fcntl F_NOTIFY), whose mask cannot be read";
         capture.refuse(found.pid, found.object(), reason, "let the program close the directory; inotify is supported");
         return Ok(());
     }
-    if (pid, signal, asynchronous, lease_held) != (0, 0, false, None) {
-        let holder = (found.pid, found.fd);
-        capture.owners.push(Owner { file: id, holder, kind: whom, target_pid: pid, signal, asynchronous, lease: lease_held });
-    }
+    add(id, &owner, lease_held, capture);
     Ok(())
+}
+
+/// Saves what was asked of an open file, with its lease.
+pub fn add(id: FileId, owner: &FileOwner, lease: Option<i32>, capture: &mut Capture) {
+    let (Some(file), Some(&holder)) = (capture.files.get(id as usize), capture.holders.get(id as usize)) else { return };
+    let asynchronous = file.flags & libc::O_ASYNC as u32 != 0;
+    let FileOwner { kind, pid: target_pid, signal } = *owner;
+    if (target_pid, signal, asynchronous, lease) != (0, 0, false, None) {
+        capture.owners.push(Owner { file: id, holder, kind, target_pid, signal, asynchronous, lease });
+    }
 }
 
 /// Refuses owners outside of the tree.

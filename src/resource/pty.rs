@@ -4,7 +4,7 @@
 //! stands still, and are put back at once, each side before the next is touched: what waits for the master is read from it and
 //! written to the slave again without translation (`OPOST` off); what waits for the slave is read without line editing
 //! (`ICANON` off) and typed again (`TIOCSTI`) with every special character out of force, so that complete lines, ends of
-//! file and a half-typed line stay what they are. A keeper does it ([`crate::sys::keeper`]), which goes on to the end when meio is
+//! file and a half-typed line stay what they are. A keeper does it ([`crate::sys::apart`]), which goes on to the end when meio is
 //! killed. A terminal in which surely nothing waits is not touched; where lines are edited (`ICANON`) nobody tells whether one
 //! is half typed, and the modes are switched to and fro to see. A status that waits in packet mode (`TIOCPKT`)
 //! cannot be put back: while there is one a dump waits, and refuses in the end. Whether the console's output comes here (`TIOCCONS`)
@@ -16,7 +16,7 @@ use super::terminal::{Terminal, TerminalState};
 use super::thread::serde_bytes_vec::Bytes;
 use crate::error::{Context, Error, Result};
 use crate::sys::proc::read;
-use crate::sys::{file, keeper, pty};
+use crate::sys::{apart, file, pty};
 use nix::poll::PollFlags;
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
@@ -184,7 +184,7 @@ pub fn finish(tree: &HashSet<i32>, capture: &mut Capture) -> Result<()> {
         return Ok(());
     }
     let terminals = &capture.terminals;
-    let taken = keeper::keep(|| {
+    let taken = apart::keep(|| {
         let take = |(master, slave, packet): &(&Master, OwnedFd, bool)| {
             take_out(master.fd.as_fd(), slave.as_fd(), *packet, &terminals[master.terminal as usize].termios)
         };

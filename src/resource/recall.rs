@@ -19,6 +19,8 @@ pub struct Recall {
     pub glance: super::glance::Glance,
     /// What need not be asked for again.
     pub quiet: Option<super::quiet::Quiet>,
+    /// Options of connections.
+    pub connections: super::socket::steady::Connections,
     build_ids: HashMap<Content, Option<Vec<u8>>>,
 }
 

@@ -7,7 +7,8 @@ use crate::netlock::{Flow, Manner, NetLock};
 use crate::resource::Tree;
 use crate::resource::socket::choice::Choice;
 use crate::resource::socket::inet::Inet;
-use std::os::fd::BorrowedFd;
+use crate::sys::namespace::Kind;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// Locks over all connections of a tree that comes back. Dropped, those of this restore are opened; the one that the dump
 /// kept stays, as the tree is still gone.
@@ -15,6 +16,8 @@ use std::os::fd::BorrowedFd;
 pub struct Locks {
     own: Vec<NetLock>,
     kept: Option<Owner>,
+    /// Where the dump has kept locks: `None` for meio's own network namespace.
+    at: Vec<Option<OwnedFd>>,
 }
 
 impl Locks {
@@ -25,31 +28,40 @@ impl Locks {
     /// Exit code 11 or 12 where the network cannot be locked.
     pub fn close(tree: &Tree, places: &mut Places<'_>, id: &[u8; 16]) -> Result<Self> {
         let own = std::mem::take(&mut places.locks);
-        let mut locks = Locks { own, kept: None };
-        let flows = flows(tree, None);
+        let mut locks = Locks { own, kept: None, at: Vec::new() };
         let owner = Owner::image(id);
-        // Those that are broken off only now were kept by the dump.
-        if flows.is_empty() && tree.decisions.tcp != Choice::Close {
-            return Ok(locks);
+        for network in places.adopted.iter().copied().map(Some).chain([None]) {
+            let flows = flows(tree, network);
+            // Those that are broken off only now were kept by the dump.
+            if flows.is_empty() && tree.decisions.tcp != Choice::Close {
+                continue;
+            }
+            let fd = match network {
+                Some(_) => Some(places.fd(network, Kind::Net)?.try_clone()?),
+                None => None,
+            };
+            let at = fd.as_ref().map(AsFd::as_fd);
+            let is_kept = match kept::is_kept(at, &owner) {
+                Err(_) if flows.is_empty() => false,
+                kept => kept?,
+            };
+            if is_kept {
+                locks.at.push(fd);
+            } else if !flows.is_empty() {
+                let mut lock = NetLock::prepare(at, Manner::Drop)?;
+                lock.add(&flows)?;
+                locks.own.push(lock);
+            }
         }
-        let is_kept = match kept::is_kept(None, &owner) {
-            Err(_) if flows.is_empty() => false,
-            kept => kept?,
-        };
-        if is_kept {
-            locks.kept = Some(owner);
-        } else if !flows.is_empty() {
-            let mut lock = NetLock::prepare(None, Manner::Drop)?;
-            lock.add(&flows)?;
-            locks.own.push(lock);
-        }
+        locks.kept = Some(owner).filter(|_| !locks.at.is_empty());
         Ok(locks)
     }
 
     /// What is left to be done for a tree that runs, by somebody else should meio die.
     pub fn left(&self) -> Option<impl FnOnce() + use<>> {
         let owner = self.kept.clone()?;
-        Some(move || drop(kept::release(None, &owner)))
+        let at: Vec<Option<OwnedFd>> = self.at.iter().map(|fd| fd.as_ref().and_then(|fd| fd.try_clone().ok())).collect();
+        Some(move || at.iter().for_each(|fd| drop(kept::release(fd.as_ref().map(AsFd::as_fd), &owner))))
     }
 
     /// The tree runs: everything is let in, also what the dump has kept out since.
@@ -57,7 +69,8 @@ impl Locks {
         for lock in &mut self.own {
             lock.open()?;
         }
-        self.kept.take().map_or(Ok(()), |owner| kept::release(None, &owner).map(drop))
+        let Some(owner) = self.kept.take() else { return Ok(()) };
+        self.at.iter().try_for_each(|fd| kept::release(fd.as_ref().map(AsFd::as_fd), &owner).map(drop))
     }
 }
 

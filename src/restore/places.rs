@@ -29,6 +29,8 @@ pub struct Places<'t> {
     own: Vec<(Kind, OwnedFd)>,
     /// Root directories of the mount namespaces.
     roots: HashMap<u32, OwnedFd>,
+    /// Network namespaces that were there already.
+    pub adopted: Vec<u32>,
     /// Over the connections in network namespaces: nobody who can reach one of them is to hear that they are not there.
     pub locks: Vec<NetLock>,
     /// What will be different.
@@ -48,7 +50,7 @@ impl<'t> Places<'t> {
     /// Nothing yet. `base`: the tree's own descriptors are below.
     pub fn new(tree: &'t Tree, base: i32) -> Self {
         let made = tree.namespaces.iter().map(|_| None).collect();
-        Places { tree, base, made, own: Vec::new(), roots: HashMap::new(), locks: Vec::new(), warnings: Vec::new() }
+        Places { tree, base, made, own: Vec::new(), roots: HashMap::new(), adopted: Vec::new(), locks: Vec::new(), warnings: Vec::new() }
     }
 
     /// Makes the user namespaces, those above others first.
@@ -120,6 +122,13 @@ impl<'t> Places<'t> {
     fn make(&mut self, id: usize, init: Option<i32>) -> Result<()> {
         let namespace = &self.tree.namespaces[id];
         let kind = namespace.kind;
+        if let (Content::Net(saved), None) = (&namespace.content, namespace.owner)
+            && let Some(there) = saved.there()?
+        {
+            self.made[id] = Some(self.keep(there)?);
+            self.adopted.push(id as u32);
+            return Ok(());
+        }
         let (mut join, mut maker) = (Vec::new(), None);
         match &namespace.content {
             Content::Roots(roots) => join = self.cgroups(roots),

@@ -7,7 +7,8 @@ use crate::resource::Tree;
 use crate::resource::descriptor::{FileId, FileKind};
 use crate::resource::socket::inet::{Address, Inet};
 use crate::resource::socket::{choice, listen::Listening, outside};
-use crate::sys::inet_diag::{self, Inet as Seen};
+use crate::sys::netlink::Socket;
+use crate::sys::sock_diag::inet::{self as diag, Entry as Seen};
 use crate::sys::{inet, socket, tcp};
 use nix::errno::Errno;
 use std::collections::{HashMap, HashSet};
@@ -203,10 +204,10 @@ impl Reach {
         if !self.sockets.is_empty() {
             return;
         }
-        self.sockets = inet_diag::sockets().unwrap_or_default();
+        self.sockets = diag::sockets().unwrap_or_default();
         let held = |(_, s): &(usize, &Seen)| s.inode != 0 && s.protocol == libc::IPPROTO_TCP as u8 && s.state != tcp::LISTEN;
         let all = self.sockets.iter().enumerate().filter(held);
-        self.connections = all.map(|(n, s)| ((plain(s.local), plain(s.remote)), n)).collect();
+        self.connections = all.map(|(n, s)| ((plain(s.local), plain(s.peer)), n)).collect();
     }
 
     fn who(&mut self, inode: u64) -> String {
@@ -225,9 +226,9 @@ impl Reach {
 
     /// Ends what an earlier restore that failed, or the tree itself, has left of the connections of the tree: whether there was such.
     fn sweep(&mut self) -> bool {
-        let left = inet_diag::remains().unwrap_or_default();
-        let own = left.iter().filter(|s| self.own.contains(&(plain(s.local), plain(s.remote))));
-        own.filter(|s| inet_diag::destroy(s).is_ok()).count() > 0
+        let left = diag::remains().unwrap_or_default();
+        let own = left.iter().filter(|s| self.own.contains(&(plain(s.local), plain(s.peer))));
+        Socket::sock_diag().is_ok_and(|netlink| own.filter(|s| diag::destroy(&netlink, s).is_ok()).count() > 0)
     }
 
     /// Its port, for one that is bound.
@@ -252,7 +253,7 @@ impl Reach {
         }
         self.look();
         let mine = |s: &&Seen| i32::from(s.protocol) == inet.protocol && s.local.port() == local.port() && meets(s.local.ip(), local.ip());
-        let there: Vec<Seen> = self.sockets.iter().filter(mine).copied().collect();
+        let there: Vec<Seen> = self.sockets.iter().filter(mine).cloned().collect();
         // Connections that have ended keep it only from some, which are told where they are made.
         let user = there.iter().find(|s| s.inode != 0)?;
         let what = match (i32::from(user.protocol), user.state) {

@@ -12,6 +12,20 @@ pub fn eventfd(flags: i32) -> Result<OwnedFd, Errno> {
     Errno::result(unsafe { libc::eventfd(0, flags) }).map(own)
 }
 
+/// Adds to a counter of eventfd(2); its limit is not near.
+pub fn add_ticks(fd: BorrowedFd<'_>, more: u64) -> Result<(), Errno> {
+    nix::unistd::write(fd, &more.to_ne_bytes()).map(drop)
+}
+
+/// Reads a counter of eventfd(2) without waiting, whatever its flags say: all of it, or one of a semaphore.
+pub fn take_ticks(fd: BorrowedFd<'_>) -> Result<u64, Errno> {
+    let mut taken = 0u64;
+    let part = libc::iovec { iov_base: (&raw mut taken).cast(), iov_len: size_of::<u64>() };
+    // SAFETY: `part` describes `taken`; both outlive the call.
+    Errno::result(unsafe { libc::preadv2(fd.as_raw_fd(), &raw const part, 1, -1, libc::RWF_NOWAIT) })?;
+    Ok(taken)
+}
+
 /// A new signalfd(2) for a mask as `/proc` shows it: bit n is signal n + 1.
 pub fn signalfd(mask: u64, flags: i32) -> Result<OwnedFd, Errno> {
     // SAFETY: the kernel reads the eight bytes of the mask; on success the descriptor is new and ours.

@@ -1,13 +1,24 @@
 //! Work that meio's death does not cut in two, or that is done by somebody with another pid or identity.
 //!
-//! The child shares memory and descriptors with meio, which waits for it as after vfork(2); credentials, root and
-//! current directory are its own. A signal that kills meio does not reach it, nor one for meio's process group: what it
-//! has begun it ends. Whoever calls must expect that the child is killed instead.
+//! A child does it, in a session of its own: a signal that kills meio does not reach it, nor one for meio's process group; what it
+//! has begun it ends. There are two kinds. What only reads, or is undone by meio when the child is killed, is [`run`] with meio's
+//! memory and descriptors. What takes something out of the tree for a moment is done by a *keeper* ([`keep`]).
+//!
+//! What waits in a terminal or in a POSIX message queue can be read only by taking it. Between taking and putting back nothing
+//! must be able to fail: so a keeper has memory of its own, where no lock can be held by a thread that was just killed, blocks all
+//! signals, runs before all others, and is nobody's to kill. It hands over what it saw when everything is in its place again. When
+//! meio is killed the tree goes on while its keeper is still at work, for as long as that takes: well below a millisecond for a
+//! queue, one for some thousand bytes in a terminal. Nothing is lost then; who looks in that very moment may find less.
 
 use super::arch;
 use super::spawn::CloneArgs;
+use crate::error::{Context, Error, Result};
 use nix::errno::Errno;
+use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
+use serde::{Serialize, de::DeserializeOwned};
 use std::ffi::c_void;
+use std::fs::File;
+use std::io::{Read, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Bytes of stack for the work.
@@ -35,12 +46,13 @@ extern "C" fn begin<F: FnOnce() -> R, R>(work: *mut c_void) -> i32 {
     }
 }
 
-/// Has `body` done by a child with this pid (0 for any) and returns what it returns.
+/// Has `body` done by a child with this pid (0 for any) and returns what it returns. Memory and descriptors are meio's, which waits
+/// for it as after vfork(2); credentials, root and current directory are its own.
 ///
 /// # Errors
 /// When the child cannot be made: `EEXIST` when the pid is taken. `ECANCELED` when it was killed or panicked: nothing is
 /// known of how far it came.
-pub fn run<R, F: FnOnce() -> R>(pid: i32, body: F) -> Result<R, Errno> {
+pub fn run<R, F: FnOnce() -> R>(pid: i32, body: F) -> nix::Result<R> {
     let mut stack = vec![0u128; STACK / 16];
     let mut work = Work { body: Some(body), answer: None };
     let args = CloneArgs {
@@ -69,7 +81,7 @@ pub fn run<R, F: FnOnce() -> R>(pid: i32, body: F) -> Result<R, Errno> {
 ///
 /// # Errors
 /// When that is not allowed.
-pub fn become_user(uid: u32, gid: u32, groups: &[u32]) -> Result<(), Errno> {
+pub fn become_user(uid: u32, gid: u32, groups: &[u32]) -> nix::Result<()> {
     const KEEP: i64 = -1;
     // SAFETY: the array outlives the call. The C library's own wrappers would change all threads of meio.
     unsafe {
@@ -81,6 +93,55 @@ pub fn become_user(uid: u32, gid: u32, groups: &[u32]) -> Result<(), Errno> {
         libc::prctl(libc::PR_SET_DUMPABLE, 1, 0, 0, 0);
     }
     Ok(())
+}
+
+/// Runs `work` in a keeper, and waits for its end.
+///
+/// # Errors
+/// When there can be no keeper, or with what `work` says.
+pub fn keep<T: Serialize + DeserializeOwned>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let doing = || "starting a keeper";
+    let (answers, answer) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).context(doing)?;
+    let mut before = SigSet::empty();
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before)).context(doing)?;
+    // SAFETY: the C library's own fork: what the child allocates is sound. It runs `work`, and never returns.
+    let pid = Errno::result(unsafe { libc::fork() });
+    if pid == Ok(0) {
+        drop(answers);
+        let _ = nix::unistd::setsid();
+        first();
+        let result = catch_unwind(AssertUnwindSafe(work));
+        let result: std::result::Result<T, String> = match result {
+            Ok(result) => result.map_err(|e| e.message),
+            Err(_) => Err("it failed without a word".to_owned()),
+        };
+        let mut bytes = Vec::new();
+        // Nobody may be there to read it any more; that signal is blocked.
+        if ciborium::into_writer(&result, &mut bytes).is_ok() {
+            let _ = File::from(answer).write_all(&bytes);
+        }
+        // SAFETY: ends the child, without the clean-up that is meio's.
+        unsafe { libc::_exit(0) }
+    }
+    let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None);
+    let pid = pid.context(doing)?;
+    drop(answer);
+    let mut bytes = Vec::new();
+    let read = File::from(answers).read_to_end(&mut bytes);
+    while let Err(Errno::EINTR) = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(pid), None) {}
+    read.context(|| "listening to a keeper")?;
+    let result: std::result::Result<T, String> =
+        ciborium::from_reader(bytes.as_slice()).map_err(|_| Error::other("the keeper of what was taken out of the tree was killed"))?;
+    result.map_err(Error::other)
+}
+
+/// Lets the caller run before all others, when it may: when meio is killed the tree goes on at once.
+fn first() {
+    // SAFETY: a structure of numbers, for which zero will do.
+    let mut param: libc::sched_param = unsafe { std::mem::zeroed() };
+    param.sched_priority = 1;
+    // SAFETY: the structure outlives the call.
+    unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const param) };
 }
 
 #[cfg(test)]
@@ -102,5 +163,14 @@ mod tests {
         assert_ne!(std::env::current_dir().unwrap(), std::path::Path::new("/"));
         assert_eq!(run(0, || 7), Ok(7));
         assert!(run(1, || ()).is_err());
+    }
+
+    #[test]
+    fn it_hands_over_what_it_saw() {
+        let own = nix::unistd::getsid(None).unwrap();
+        let (sid, text) = keep(|| Ok((nix::unistd::getsid(None)?.as_raw(), "x".repeat(200_000)))).unwrap();
+        assert!(sid != own.as_raw() && text.len() == 200_000);
+        let failed = keep(|| Err::<(), _>(Error::other("a reason"))).unwrap_err();
+        assert_eq!(failed.message, "a reason");
     }
 }

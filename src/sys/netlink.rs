@@ -138,6 +138,12 @@ impl Socket {
         Ok(found)
     }
 
+    /// The same, one after the other, for those who need not keep them.
+    pub fn each(&self, kind: u16, head: &[u8], mut each: impl FnMut(&[u8])) -> io::Result<()> {
+        self.send(kind, libc::NLM_F_DUMP, head)?;
+        self.receive(|_, payload| each(payload))
+    }
+
     /// One object: the payload of the answer. `ENOENT` when there is none.
     pub fn one(&self, kind: u16, payload: &[u8]) -> io::Result<Option<Vec<u8>>> {
         self.send(kind, libc::NLM_F_ACK, payload)?;
@@ -164,14 +170,13 @@ pub fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
 }
 
 /// The attributes in a text of them: type, without the bit that marks nested ones, and value.
-pub fn attributes(mut bytes: &[u8]) -> Vec<(u16, Vec<u8>)> {
-    let mut found = Vec::new();
-    while let (Some(length), Some(kind)) = (u16_at(bytes, 0), u16_at(bytes, 2)) {
-        let Some(value) = bytes.get(4..usize::from(length)) else { break };
-        found.push((kind & 0x3fff, value.to_vec()));
-        bytes = bytes.get(align(usize::from(length))..).unwrap_or_default();
-    }
-    found
+pub fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> + Clone {
+    std::iter::from_fn(move || {
+        let (length, kind) = (usize::from(u16_at(bytes, 0)?), u16_at(bytes, 2)?);
+        let value = bytes.get(4..length)?;
+        bytes = bytes.get(align(length)..).unwrap_or_default();
+        Some((kind & 0x3fff, value))
+    })
 }
 
 /// Adds an attribute to a message. False when its value is too long to be one.
@@ -193,9 +198,10 @@ mod tests {
         let mut message = Vec::new();
         assert!(put(&mut message, 3, b"lo\0") && put(&mut message, 4, &1500u32.to_ne_bytes()) && put(&mut message, 9, b""));
         assert_eq!(message.len() % 4, 0);
-        assert_eq!(attributes(&message), [(3, b"lo\0".to_vec()), (4, vec![0xdc, 5, 0, 0]), (9, vec![])]);
-        assert_eq!(attributes(&message[..9]), [(3, b"lo\0".to_vec())]);
-        assert!(attributes(&[0, 0, 0, 0, 9, 9]).is_empty());
+        let all: Vec<(u16, &[u8])> = vec![(3, b"lo\0"), (4, &[0xdc, 5, 0, 0]), (9, &[])];
+        assert_eq!(attributes(&message).collect::<Vec<_>>(), all);
+        assert_eq!(attributes(&message[..9]).collect::<Vec<_>>(), all[..1]);
+        assert_eq!(attributes(&[0, 0, 0, 0, 9, 9]).count(), 0);
         assert!(!put(&mut message, 1, &[0; 70000]));
     }
 }

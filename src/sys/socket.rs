@@ -69,6 +69,15 @@ pub fn number(fd: BorrowedFd<'_>, name: i32) -> Result<i32, Errno> {
     }
 }
 
+/// Most bytes that may wait to be read and to be sent (`SO_RCVBUF`, `SO_SNDBUF`), by one call: `SO_MEMINFO`, Linux 4.12.
+pub fn buffers(fd: BorrowedFd<'_>) -> Result<(u32, u32), Errno> {
+    const SO_MEMINFO: i32 = 55;
+    let mut memory = [0u8; 40];
+    let len = option_into(fd, libc::SOL_SOCKET, SO_MEMINFO, &mut memory)?;
+    let word = |n: usize| u32::from_ne_bytes([memory[4 * n], memory[4 * n + 1], memory[4 * n + 2], memory[4 * n + 3]]);
+    if len < 16 { Err(Errno::EINVAL) } else { Ok((word(1), word(3))) }
+}
+
 /// Sets an option.
 pub fn set_option(fd: BorrowedFd<'_>, level: i32, name: i32, value: &[u8]) -> Result<(), Errno> {
     // SAFETY: the kernel reads `value` within its length.

@@ -28,6 +28,7 @@ pub const CLOSING: u8 = 11;
 const TCP_MAXSEG: i32 = 2;
 const TCP_INFO: i32 = 11;
 const TCP_REPAIR: i32 = 19;
+const TCP_IS_MPTCP: i32 = 43;
 const TCP_REPAIR_QUEUE: i32 = 20;
 const TCP_QUEUE_SEQ: i32 = 21;
 const TCP_REPAIR_OPTIONS: i32 = 22;
@@ -181,6 +182,11 @@ pub fn upper(fd: BorrowedFd<'_>) -> Option<String> {
     let len = socket::option_into(fd, libc::IPPROTO_TCP, TCP_ULP, &mut name).ok()?;
     let name: Vec<u8> = name[..len].iter().copied().take_while(|b| *b != 0).collect();
     (!name.is_empty()).then(|| String::from_utf8_lossy(&name).into_owned())
+}
+
+/// Whether a socket that was made for MPTCP and is connected has fallen back to TCP (Linux 5.16).
+pub fn has_fallen_back(fd: BorrowedFd<'_>) -> bool {
+    number(fd, TCP_IS_MPTCP) == Ok(0)
 }
 
 /// How many numbers were used and not acknowledged, and how many of them were not sent; a FIN counts as one.

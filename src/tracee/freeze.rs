@@ -332,9 +332,9 @@ impl Barrier {
     }
 }
 
-/// Whether meio traces a task already.
+/// Whether this thread traces a task already.
 fn ours(tid: i32) -> bool {
-    read::parsed(tid, "status", status::parse).is_ok_and(|s| s.tracer_pid == std::process::id() as i32)
+    read::parsed(tid, "status", status::parse).is_ok_and(|s| s.tracer_pid == nix::unistd::gettid().as_raw())
 }
 
 /// Whether a task has ended, waited for or not.

@@ -154,6 +154,26 @@ impl<'h> Injector<'h> {
         }
     }
 
+    /// Process that is made to act.
+    pub fn pid(&self) -> i32 {
+        self.held.pid
+    }
+
+    /// Its task.
+    pub fn tid(&self) -> i32 {
+        self.held.tid
+    }
+
+    /// Whether it is under seccomp(2).
+    pub fn confined(&self) -> bool {
+        self.held.confined.is_some()
+    }
+
+    /// The registers with which calls are made.
+    pub fn armed(&self) -> Registers {
+        self.armed
+    }
+
     /// Address of [`OUT`] bytes (fewer in a short place) that calls may use.
     pub fn out(&self) -> u64 {
         self.region

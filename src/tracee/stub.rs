@@ -356,7 +356,10 @@ fn refused(tid: i32, what: &str, result: i64) -> Error {
         return Error::other(format!("rebuilding task {tid}: {what}: unexpected result {result:#x}"));
     }
     let e = Errno::from_raw(-result as i32);
-    let kind = if e == Errno::EPERM || e == Errno::EACCES { Kind::Permission } else { Kind::Other };
+    let kind = match Error::from(e).kind {
+        kind @ (Kind::Permission | Kind::Kernel) => kind,
+        _ => Kind::Other,
+    };
     Error::new(kind, format!("rebuilding task {tid}: {what}: {e}"))
 }
 

@@ -25,6 +25,7 @@ pub fn manifest() -> Manifest {
         host: "lab".into(),
         root_pid: 400,
         xfeatures: 7,
+        processor: String::new(),
         capsule: None,
         birth: None,
     }

@@ -125,8 +125,8 @@ pub fn read(socket: &Socket) -> io::Result<Vec<Link>> {
 fn link(record: &Record) -> Option<Link> {
     let number = |kind| record.get(kind).and_then(|v| u32_at(v, 0)).unwrap_or(0);
     let info = attributes(record.get(a::INFO).unwrap_or_default());
-    let part = |kind| info.iter().find(|i| i.0 == kind).map(|i| i.1.as_slice());
-    let list = |kind| attributes(part(kind).unwrap_or_default()).into_iter().map(|(k, v)| (k, Bytes(v))).collect::<Vec<_>>();
+    let part = |kind| info.clone().find(|i| i.0 == kind).map(|i| i.1);
+    let list = |kind| attributes(part(kind).unwrap_or_default()).map(|(k, v)| (k, Bytes(v.to_vec()))).collect::<Vec<_>>();
     let kind = text(part(a::INFO_KIND));
     let mut data = list(a::INFO_DATA);
     let mut idle_queues = false;

@@ -1,13 +1,14 @@
 //! All connections that wait at the listening sockets of a network namespace: taken, looked at, and put back, at once.
 //!
-//! It is done by a [keeper](crate::sys::keeper), since a connection that is not put back is lost; and behind a network lock, since
+//! It is done by a [keeper](crate::sys::apart), since a connection that is not put back is lost; and behind a network lock, since
 //! one that is not there for a moment would be answered with a reset.
 
 use super::waiting::{self, Placing, Stage, Waiting};
 use crate::error::{Context, Error, Result};
 use crate::sys::ear::Ear;
+use crate::sys::sock_diag::inet as diag;
 use crate::sys::wire::{ACK, PSH, Segment, plain};
-use crate::sys::{inet, socket, tcp, tcp_diag};
+use crate::sys::{inet, socket, tcp};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -38,7 +39,7 @@ const PATIENCE: Duration = Duration::from_millis(100);
 
 /// Those that have sent a SYN to a socket, and nothing else yet.
 pub fn half_open(seats: &[Seat]) -> Result<Vec<(SocketAddr, SocketAddr)>> {
-    let all = tcp_diag::list(1 << tcp::SYN_RECV).context(|| "listing half-open connections (sock_diag)")?;
+    let all = diag::tcp(1 << tcp::SYN_RECV).context(|| "listing half-open connections (sock_diag)")?;
     let own = all.into_iter().filter(|e| seats.iter().any(|seat| seat.takes(e.local)));
     Ok(own.map(|e| (e.local, e.peer)).collect())
 }
@@ -98,7 +99,7 @@ impl Seat {
     pub fn of(fd: OwnedFd) -> Result<Seat> {
         let doing = || "looking at a listening socket";
         let local = inet::local(fd.as_fd()).context(doing)?;
-        let interface = tcp_diag::bound_interface(fd.as_fd()).context(doing)?;
+        let interface = diag::bound_interface(fd.as_fd()).context(doing)?;
         Ok(Seat { fd, local, interface })
     }
 
@@ -192,7 +193,7 @@ fn remembered(sockstat: &str) -> u32 {
 /// # Errors
 /// What stands in the way, for which connection.
 pub fn possible(seats: &[Seat]) -> Result<()> {
-    let all = tcp_diag::list(1 << tcp::ESTABLISHED | 1 << tcp::CLOSE_WAIT | 1 << tcp::SYN_RECV);
+    let all = diag::tcp(1 << tcp::ESTABLISHED | 1 << tcp::CLOSE_WAIT | 1 << tcp::SYN_RECV);
     let all = all.context(|| "listing connections (sock_diag)")?;
     // One at a time is made to have ended, and the kernel remembers only so many.
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();

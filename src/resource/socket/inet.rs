@@ -269,6 +269,12 @@ const NOT_OF_STREAMS: [(i32, i32); 11] = [
     (libc::IPPROTO_IP, 25),
 ];
 
+/// Its own address, where it is bound, and that of the other end.
+fn ends(fd: BorrowedFd<'_>) -> (Option<Address>, Option<Address>) {
+    let bound = |a: &SocketAddr| !a.ip().is_unspecified() || a.port() != 0;
+    (inet::local(fd).ok().filter(bound).map(Address::from), inet::peer(fd).ok().map(Address::from))
+}
+
 /// The list that is asked of a socket.
 fn known(family: i32, kind: i32) -> Vec<(i32, i32, usize)> {
     let six: &[_] = if family == libc::AF_INET6 { KNOWN6 } else { &[] };
@@ -300,15 +306,15 @@ impl Inet {
             return Ok(None);
         };
         let (family, kind, protocol) = found.socket()?;
-        let bound = |a: &SocketAddr| !a.ip().is_unspecified() || a.port() != 0;
+        let (local, peer) = ends(fd);
         let (uid, gid) = (found.meta.uid(), found.meta.gid());
         Ok(Some(Inet {
             family,
             kind,
             protocol,
             network,
-            local: inet::local(fd).ok().filter(bound).map(Address::from),
-            peer: inet::peer(fd).ok().map(Address::from),
+            local,
+            peer,
             owner: Some((uid, gid)).filter(|owner| *owner != (0, 0)),
             ..Inet::default()
         }))
@@ -344,6 +350,22 @@ impl Inet {
             self.options.push(SocketOption { name: libc::SO_PRIORITY, value });
         }
         self.filter = options::filter(fd)?;
+        Ok(())
+    }
+
+    /// Asks for what changes although no option is set, where all options are known. `owner`: its user and group.
+    pub fn refresh(&mut self, fd: BorrowedFd<'_>, owner: (u32, u32)) -> Result<()> {
+        (self.local, self.peer) = ends(fd);
+        self.owner = Some(owner).filter(|owner| *owner != (0, 0));
+        let (receive, send) = socket::buffers(fd)?;
+        for option in &mut self.options {
+            match option.name {
+                libc::SO_RCVBUF => option.value = receive.to_ne_bytes().to_vec(),
+                libc::SO_SNDBUF => option.value = send.to_ne_bytes().to_vec(),
+                libc::SO_PEEK_OFF => option.value = socket::option(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF, 4)?,
+                _ => {}
+            }
+        }
         Ok(())
     }
 

@@ -9,9 +9,10 @@ use crate::resource::Tree;
 use crate::resource::capture::Capture;
 use crate::resource::descriptor::{FileId, FileKind, Found};
 use crate::resource::graph::Part;
-use crate::sys::keeper::keep;
+use crate::sys::apart::keep;
 use crate::sys::namespace::{self, Kind, places};
-use crate::sys::{socket, tcp, tcp_diag};
+use crate::sys::sock_diag::inet as diag;
+use crate::sys::{socket, tcp};
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 use std::collections::hash_map::Entry;
@@ -123,7 +124,7 @@ pub fn capture(found: &Found, fd: BorrowedFd<'_>, capture: &mut Capture) -> Resu
         Entry::Vacant(place) => place.insert(inet::answers(inet::another(fd, &listening.inet)?.as_fd(), KNOWN)),
     };
     listening.options = inet::differing(fd, KNOWN, new);
-    listening.backlog = tcp_diag::backlog(fd)?.1;
+    listening.backlog = diag::backlog(fd)?.1;
     Ok(Some(FileKind::Listening(Box::new(listening))))
 }
 
@@ -135,7 +136,7 @@ fn listening(capture: &Capture, id: FileId) -> Option<&Listening> {
 }
 
 /// `socket:[77]`
-fn inode(capture: &Capture, id: FileId) -> u32 {
+fn inode(capture: &Capture, id: FileId) -> u64 {
     let link = capture.files.get(id as usize).map_or("", |f| f.link.as_str());
     link.trim_start_matches("socket:[").trim_end_matches(']').parse().unwrap_or(0)
 }
@@ -152,7 +153,7 @@ pub fn resolve(tree: &HashSet<i32>, capture: &mut Capture) -> Result<()> {
     if !capture.standing && !by_network.is_empty() {
         let holders = outside::holders(tree);
         for &id in by_network.values().flatten() {
-            let Some(who) = holders.get(&u64::from(inode(capture, id))) else { continue };
+            let Some(who) = holders.get(&inode(capture, id)) else { continue };
             let reason = format!("{} is also held by {}, outside of the tree", called(capture, id), outside::describe(Some(who)));
             let (pid, fd) = capture.holders[id as usize];
             capture.refuse(pid, format!("fd {fd}"), reason, "dump a process above both");
@@ -172,7 +173,7 @@ fn called(capture: &Capture, id: FileId) -> String {
 fn listed(ids: &[FileId], capture: &mut Capture) -> Result<()> {
     let Some(like) = ids.iter().find_map(|&id| duplicate(capture, id).ok()) else { return Ok(()) };
     let network = listening(capture, ids[0]).and_then(|l| l.inet.network);
-    let all = inside(&like, network, || tcp_diag::list(1 << tcp::LISTEN))?.context(|| "listing TCP sockets (sock_diag)")?;
+    let all = inside(&like, network, || diag::tcp(1 << tcp::LISTEN))?.context(|| "listing TCP sockets (sock_diag)")?;
     let mut seats = Vec::new();
     for &id in ids {
         let inode = inode(capture, id);
@@ -189,7 +190,7 @@ fn listed(ids: &[FileId], capture: &mut Capture) -> Result<()> {
             listening.order = if last { at } else { all.len() - at } as u32;
         }
         let Ok(seat) = duplicate(capture, id).and_then(Seat::of) else { continue };
-        let waits = tcp_diag::backlog(seat.fd.as_fd())?.0;
+        let waits = diag::backlog(seat.fd.as_fd())?.0;
         if capture.standing && waits > 0 {
             seats.push((id, waits, seat));
         }
@@ -253,7 +254,7 @@ pub fn complete(tree: &mut Tree, capture: &Capture) -> Result<Vec<String>> {
     for (network, ids) in by_network {
         let seats = ids.iter().map(|&id| Seat::of(duplicate(capture, id)?)).collect::<Result<Vec<_>>>()?;
         let Some(like) = seats.first().map(|seat| seat.fd.try_clone()).transpose()? else { continue };
-        let waits = |seat: &Seat| tcp_diag::backlog(seat.fd.as_fd()).is_ok_and(|(waits, _)| waits > 0);
+        let waits = |seat: &Seat| diag::backlog(seat.fd.as_fd()).is_ok_and(|(waits, _)| waits > 0);
         if !seats.iter().any(waits) && inside(&like, network, || exchange::half_open(&seats))??.is_empty() {
             continue;
         }

@@ -13,6 +13,7 @@ pub mod peers;
 pub mod queue;
 pub mod raw;
 pub mod received;
+pub mod steady;
 pub mod tcp;
 pub mod udp;
 pub mod unix;

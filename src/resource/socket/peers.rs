@@ -7,7 +7,8 @@ use crate::error::{Context, Result};
 use crate::resource::capture::Capture;
 use crate::resource::descriptor::{self, FileId, FileKind};
 use crate::resource::thread::serde_bytes_vec::Bytes;
-use crate::sys::sock_diag::{self, Unix};
+use crate::sys::sock_diag::LISTEN;
+use crate::sys::sock_diag::unix::{self as diag, Unix};
 use crate::sys::{namespace, socket};
 use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, OwnedFd};
@@ -96,7 +97,7 @@ pub fn resolve(tree: &HashSet<i32>, capture: &mut Capture) -> Result<()> {
             continue;
         }
         let role = match entry.state {
-            sock_diag::LISTEN => sockets.listening(id, entry, capture),
+            LISTEN => sockets.listening(id, entry, capture),
             _ if entry.peer.is_some() => sockets.connected(id, entry, capture)?,
             _ => Some(Role::Alone),
         };
@@ -159,12 +160,12 @@ fn read_queue(capture: &mut Capture, id: FileId, kind: i32) -> Result<()> {
 impl Sockets {
     fn list(tree: &HashSet<i32>, capture: &Capture) -> Result<Sockets> {
         let doing = || "listing unix sockets (sock_diag)";
-        let mut all = sock_diag::unix_sockets().context(doing)?;
+        let mut all = diag::list().context(doing)?;
         let mut networks = vec![None];
         for (id, namespace) in networks_of(capture)? {
             let inside = namespace::places([(&namespace, namespace::Kind::Net)]);
             let number = networks.len() as u32;
-            let found = namespace::within(&inside, sock_diag::unix_sockets).and_then(|found| found).context(doing)?;
+            let found = namespace::within(&inside, diag::list).context(doing)?.context(doing)?;
             all.extend(found.into_iter().map(|socket| Unix { network: number, ..socket }));
             networks.push(Some(id));
         }
@@ -219,7 +220,7 @@ impl Sockets {
         }
         if !self.listed.contains_key(&peer) {
             let me = entry.inode;
-            let waits = self.listed.values().find(|l| l.state == sock_diag::LISTEN && l.pending.contains(&me));
+            let waits = self.listed.values().find(|l| l.state == LISTEN && l.pending.contains(&me));
             match waits {
                 Some(listener) => {
                     if let Some(&file) = self.own.get(&listener.inode) {
@@ -296,7 +297,7 @@ impl Sockets {
             return false;
         }
         let here = |s: &Unix| s.network == entry.network || s.file.is_some();
-        let listens = |s: &Unix, name: Option<&[u8]>| s.state == sock_diag::LISTEN && here(s) && s.name.as_deref() == name;
+        let listens = |s: &Unix, name: Option<&[u8]>| s.state == LISTEN && here(s) && s.name.as_deref() == name;
         let listener = |name: Option<&[u8]>| self.listed.values().any(|s| listens(s, name));
         peer.is_none() || listener(entry.name.as_deref()) || !listener(peer) && entry.name.as_deref() < peer
     }

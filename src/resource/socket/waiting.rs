@@ -11,9 +11,8 @@
 use super::inet::Address;
 use crate::error::{Context, Error, Result};
 use crate::sys::netlink::Socket;
+use crate::sys::sock_diag::inet::{self as diag, Entry, TIME_WAIT};
 use crate::sys::tcp::{self, Queue, Repair};
-use crate::sys::tcp_diag::TIME_WAIT;
-use crate::sys::tcp_diag::{self, Entry};
 use crate::sys::wire::{self, ACK, FIN, PSH, RST, SYN, Segment, Wire, plain};
 use crate::sys::{inet, socket};
 use nix::errno::Errno;
@@ -189,7 +188,7 @@ impl Placing {
             if tried > 3 {
                 std::thread::sleep(Duration::from_micros(tried * tried * 10)); // the stack is busy
             }
-            there = tcp_diag::find(&self.netlink, local, peer, interface).context(doing)?;
+            there = diag::find(&self.netlink, local, peer, interface).context(doing)?;
             match there.as_ref().map(|e| e.state) {
                 // It outlives the socket that it wanted to come to until somebody asks for it.
                 Some(tcp::SYN_RECV) if tried == 0 => {
@@ -218,7 +217,7 @@ impl Placing {
     /// Whether this end shows its window in other steps than it did before.
     pub fn differs(&self, waiting: &Waiting, interface: u32) -> bool {
         let (local, peer) = waiting.ends();
-        let there = tcp_diag::find(&self.netlink, local, peer, interface).ok().flatten();
+        let there = diag::find(&self.netlink, local, peer, interface).ok().flatten();
         let info = there.map(|e| e.info).unwrap_or_default();
         // TCPI_OPT_WSCALE, and the shifts.
         info.get(5).is_some_and(|options| options & 4 != 0) && info.get(6).is_some_and(|shifts| shifts >> 4 != waiting.scales.1)

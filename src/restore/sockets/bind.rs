@@ -3,7 +3,8 @@
 
 use crate::error::{Context, Error, Kind, Result};
 use crate::resource::socket::unix::{BoundFile, readable};
-use crate::sys::{apart, sock_diag, socket};
+use crate::sys::sock_diag::unix as diag;
+use crate::sys::{apart, socket};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, Flock, FlockArg, OFlag};
 use nix::sys::stat::{UtimensatFlags, utimensat};
@@ -128,7 +129,7 @@ fn free(place: &Path) -> Result<()> {
     }
     let device = libc::major(meta.dev()) << 20 | libc::minor(meta.dev());
     let identity = Some((meta.ino() as u32, device));
-    let all = sock_diag::unix_sockets().context(|| "listing unix sockets (sock_diag)")?;
+    let all = diag::list().context(|| "listing unix sockets (sock_diag)")?;
     if all.iter().any(|s| s.file == identity) { taken("in use by another program") } else { Ok(()) }
 }
 

@@ -13,7 +13,7 @@ use crate::resource::socket::waiting::{self, Placing};
 use crate::sys::ear::Ear;
 use crate::sys::namespace::{self, Kind};
 use crate::sys::netlink::Socket;
-use crate::sys::tcp_diag::{self, Entry};
+use crate::sys::sock_diag::inet::{self as diag, Entry};
 use crate::sys::{socket, tcp};
 use nix::errno::Errno;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -189,13 +189,13 @@ fn forget(listening: &Listening) -> bool {
     let Some(address) = listening.address() else { return false };
     let there: Vec<Entry> = users(address);
     let Ok(netlink) = Socket::sock_diag() else { return false };
-    let remembered = there.iter().filter(|e| e.state == tcp_diag::TIME_WAIT);
-    there.iter().all(|e| e.state != tcp::LISTEN) && remembered.filter(|e| tcp_diag::forget(&netlink, e).is_ok()).count() > 0
+    let remembered = there.iter().filter(|e| e.state == diag::TIME_WAIT);
+    there.iter().all(|e| e.state != tcp::LISTEN) && remembered.filter(|e| diag::destroy(&netlink, e).is_ok()).count() > 0
 }
 
 /// Everybody who has to do with the port of an address.
 fn users(address: SocketAddr) -> Vec<Entry> {
-    let mut all = tcp_diag::list(!0).unwrap_or_default();
+    let mut all = diag::tcp(!0).unwrap_or_default();
     all.retain(|e| e.local.port() == address.port() && meets(e.local, address));
     all
 }
@@ -210,7 +210,7 @@ fn taken(error: Error, listening: &Listening) -> Error {
     let listens = there.iter().find(|e| e.state == tcp::LISTEN);
     if let Some(user) = listens.or_else(|| there.iter().find(|e| e.inode != 0)) {
         let holders = outside::holders(&HashSet::new());
-        let who = outside::describe(holders.get(&u64::from(user.inode)));
+        let who = outside::describe(holders.get(&user.inode));
         let what = if user.state == tcp::LISTEN { "listens" } else { "has connections" };
         return Error::other(format!("its address {address} is in use: {who} {what} there")).help("end that process first");
     }
@@ -244,7 +244,7 @@ fn listen(fd: BorrowedFd<'_>, listening: &Listening, warnings: &mut Vec<String>)
         Err(e @ Errno::EADDRINUSE) => return Err(taken(Error::other(format!("{what} cannot have its address: {e}")), listening)),
         listened => listened.context(|| format!("listening on {what}"))?,
     }
-    let (_, backlog) = tcp_diag::backlog(fd)?;
+    let (_, backlog) = diag::backlog(fd)?;
     if backlog != listening.backlog {
         warnings.push(format!("{what}: only {backlog} instead of {} connections may wait (net.core.somaxconn)", listening.backlog));
     }

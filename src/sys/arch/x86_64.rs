@@ -68,7 +68,8 @@ impl SignalFrame {
     /// Bytes of a frame beside the XSAVE area, alignment and closing mark included.
     pub const SIZE_WITHOUT_XSTATE: u64 = UCONTEXT_END + 64 + 4;
 
-    /// A frame that brings back this state. `trampoline` is the code that calls rt_sigreturn(2).
+    /// A frame that brings back this state. `trampoline` is the code that calls rt_sigreturn(2). Without `xstate` the vector
+    /// state is that of a new program.
     pub fn new(regs: &Registers, sigmask: u64, xstate: &[u8], trampoline: u64) -> Self {
         SignalFrame { trampoline, regs: *regs, sigmask, xstate: xstate.to_vec() }
     }
@@ -76,7 +77,7 @@ impl SignalFrame {
     /// The bytes for a frame that lies at `address`: the trampoline's address first, which `ret` takes.
     pub fn at(&self, address: u64) -> Vec<u8> {
         let r = &self.regs;
-        let xstate_at = (address + UCONTEXT_END + 63) & !63;
+        let xstate_at = if self.xstate.is_empty() { 0 } else { (address + UCONTEXT_END + 63) & !63 };
         let mut out = Vec::with_capacity(4096);
         let words = |out: &mut Vec<u8>, values: &[u64]| values.iter().for_each(|v| out.extend(v.to_le_bytes()));
         // uc_flags: FP_XSTATE, SIGCONTEXT_SS, STRICT_RESTORE_SS; no link; a stack that sigaltstack(2) refuses, so that it stays.
@@ -88,6 +89,9 @@ impl SignalFrame {
         }
         words(&mut out, &[0, 0, 0, 0, xstate_at, 0, 0, 0, 0, 0, 0, 0, 0, self.sigmask]);
         debug_assert_eq!(out.len() as u64, UCONTEXT_END);
+        if self.xstate.is_empty() {
+            return out;
+        }
         out.resize((xstate_at - address) as usize, 0);
         out.extend(self.signal_xstate());
         out
@@ -123,6 +127,48 @@ impl SignalFrame {
 pub fn xfeatures() -> u64 {
     let leaf = std::arch::x86_64::__cpuid_count(0xd, 0);
     u64::from(leaf.edx) << 32 | u64::from(leaf.eax)
+}
+
+macro_rules! detected {
+    ($($name:tt)*) => { [$(($name, std::is_x86_feature_detected!($name))),*] };
+}
+
+/// The instructions beyond those of every processor that this one has and the kernel lets programs use, with spaces in between.
+pub fn instructions() -> String {
+    let all = detected!("sse3" "ssse3" "sse4.1" "sse4.2" "sse4a" "popcnt" "cmpxchg16b" "movbe" "lzcnt" "bmi1" "bmi2" "adx" "aes" "pclmulqdq"
+        "sha" "rdrand" "rdseed" "rtm" "xsave" "xsaveopt" "xsavec" "xsaves" "f16c" "fma" "avx" "avx2" "vaes" "vpclmulqdq" "gfni" "avx512f"
+        "avx512cd" "avx512bw" "avx512dq" "avx512vl" "avx512ifma" "avx512vbmi" "avx512vbmi2" "avx512vnni" "avx512bitalg" "avx512vpopcntdq"
+        "avx512bf16" "avx512vp2intersect");
+    all.into_iter().filter(|(_, there)| *there).map(|(name, _)| name).collect::<Vec<_>>().join(" ")
+}
+
+/// Components of the vector state that every processor keeps at the same place: x87, SSE, AVX.
+const COMMON: u64 = 0b111;
+/// Bytes of the vector state up to their end.
+const COMMON_SIZE: usize = 832;
+/// Where `XSTATE_BV` is in an XSAVE area.
+const IN_USE: usize = 512;
+
+/// Which components of an XSAVE area are not in their initial state (`XSTATE_BV`).
+pub fn in_use(xstate: &[u8]) -> u64 {
+    xstate.get(IN_USE..IN_USE + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes)
+}
+
+/// The XSAVE area of another processor as this one has it, `size` bytes long. `None` when it uses components that may be
+/// elsewhere in it.
+pub fn fit_xstate(xstate: &[u8], size: usize) -> Option<Vec<u8>> {
+    if xstate.len() == size {
+        return Some(xstate.to_vec());
+    }
+    let mut fit = xstate.get(..COMMON_SIZE.min(size))?.to_vec();
+    fit.resize(size, 0);
+    (in_use(xstate) & !COMMON == 0).then_some(fit)
+}
+
+/// The time-stamp counter.
+pub fn counter() -> u64 {
+    // SAFETY: every processor of this architecture has it.
+    unsafe { std::arch::x86_64::_rdtsc() }
 }
 
 /// Whether an auxiliary vector is that of a 32-bit program: its first entries are 8 bytes long, so that

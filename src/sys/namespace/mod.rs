@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
 
 /// The kinds of namespace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -87,6 +88,13 @@ fn relation(fd: &OwnedFd, request: libc::Ioctl) -> Result<OwnedFd, Errno> {
 /// The user namespace that owns a namespace (ioctl_ns(2) `NS_GET_USERNS`). `EPERM` when it is outside of our own.
 pub fn owner(fd: &OwnedFd) -> Result<OwnedFd, Errno> {
     relation(fd, 0xb701)
+}
+
+/// Opens a file that a network namespace was bound to; `None` where there is none.
+pub fn network_at(path: &Path) -> Option<OwnedFd> {
+    let fd = OwnedFd::from(File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path).ok()?);
+    // SAFETY: no memory is passed (ioctl_ns(2) `NS_GET_NSTYPE`); other files do not know the request.
+    (unsafe { libc::ioctl(fd.as_raw_fd(), 0xb703) } == libc::CLONE_NEWNET).then_some(fd)
 }
 
 /// The parent of a pid or user namespace (`NS_GET_PARENT`). `EPERM` when it is outside of our own.

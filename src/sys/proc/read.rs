@@ -26,7 +26,11 @@ thread_local! {
 
 /// Opens and reads a whole file, and gives its bytes to `take`.
 fn whole<T>(path: &str, take: impl FnOnce(&[u8]) -> T) -> io::Result<T> {
-    let mut file = File::open(path)?;
+    all_of(File::open(path)?, false, take)
+}
+
+/// `one`: the kernel makes the text as a whole, so that less than there is room for is all of it.
+fn all_of<T>(mut file: File, one: bool, take: impl FnOnce(&[u8]) -> T) -> io::Result<T> {
     // Taken out, so that `take` may read another text.
     let mut buffer = BUFFER.take();
     let mut filled = 0;
@@ -36,6 +40,7 @@ fn whole<T>(path: &str, take: impl FnOnce(&[u8]) -> T) -> io::Result<T> {
         }
         match file.read(&mut buffer[filled..]) {
             Ok(0) => break Ok(take(&buffer[..filled])),
+            Ok(n) if one && filled + n < buffer.len() => break Ok(take(&buffer[..filled + n])),
             Ok(n) => filled += n,
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) => break Err(e),
@@ -152,10 +157,19 @@ pub fn fd_infos(pid: i32) -> Result<Vec<(i32, FdInfo)>> {
     const MANY: usize = 256;
     // This folder, not `fd`: the kernel makes a file of /proc of each that is listed, and these will be opened.
     let fds = numbers(pid, "fdinfo")?;
+    let path = format!("/proc/{pid}/fdinfo");
+    // The way to the folder is gone once.
+    let folder = File::open(&path).map_err(|e| failed(pid, &path, &e))?;
+    let one = |fd: i32| -> io::Result<Result<FdInfo>> {
+        let name = fd.to_string();
+        let file = nix::fcntl::openat(&folder, name.as_str(), nix::fcntl::OFlag::O_CLOEXEC, nix::sys::stat::Mode::empty())?;
+        all_of(File::from(file), true, fdinfo::parse)
+    };
     let read = |fds: &[i32]| -> Result<Vec<(i32, FdInfo)>> {
         let mut infos = Vec::with_capacity(fds.len());
         for &fd in fds {
-            match parsed(pid, &format!("fdinfo/{fd}"), fdinfo::parse) {
+            let info = one(fd).map_err(|e| failed(pid, &format!("{path}/{fd}"), &e));
+            match info.and_then(|info| info.map_err(|e| e.context(format!("process {pid}")))) {
                 Err(e) if e.kind == Kind::NotFound => {}
                 info => infos.push((fd, info?)),
             }

@@ -1,5 +1,6 @@
 //! What the kernel tells of packet sockets: `PACKET_DIAG`, linux/packet_diag.h.
 
+use super::SOCK_DIAG_BY_FAMILY;
 use crate::sys::netlink::{Socket, attributes, u16_at, u32_at};
 use std::io;
 
@@ -24,7 +25,6 @@ pub struct Seen {
 
 /// All packet sockets of the network namespace that the caller lives in.
 pub fn list() -> io::Result<Vec<Seen>> {
-    const SOCK_DIAG_BY_FAMILY: u16 = 20;
     const SHOW: u32 = 0xf; // properties, memberships, rings, groups
     let mut request = vec![libc::AF_PACKET as u8, 0, 0, 0, 0, 0, 0, 0];
     request.extend(SHOW.to_ne_bytes());
@@ -37,7 +37,7 @@ fn seen(message: &[u8]) -> Option<Seen> {
     let mut seen = Seen { protocol: u16_at(message, 2)?, inode: u64::from(u32_at(message, 4)?), ..Seen::default() };
     for (kind, value) in attributes(message.get(16..)?) {
         match kind {
-            0 => (seen.index, seen.copy_threshold) = (u32_at(&value, 0)?, u32_at(&value, 12)?),
+            0 => (seen.index, seen.copy_threshold) = (u32_at(value, 0)?, u32_at(value, 12)?),
             1 => {
                 for one in value.chunks_exact(44) {
                     let length = usize::from(u16_at(one, 10)?);
@@ -46,7 +46,7 @@ fn seen(message: &[u8]) -> Option<Seen> {
                 }
             }
             2 | 3 => seen.rings = true,
-            4 => seen.fanout = u32_at(&value, 0),
+            4 => seen.fanout = u32_at(value, 0),
             _ => {}
         }
     }

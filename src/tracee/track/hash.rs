@@ -5,7 +5,7 @@
 //! between the two it may have changed, and may change back. A page that has gone is forgotten.
 
 use super::ranges::Ranges;
-use super::{Area, Class, Of, Pages, Seen, Tracker};
+use super::{Area, Class, Of, Pages, Seen, Tracker, apart};
 use crate::error::{Context, Result};
 use crate::sys::file;
 use crate::sys::memory::{self, MemFile};
@@ -206,7 +206,7 @@ impl Tracker for Hash {
         let mut map = Pagemap::open(pid).context(context)?;
         let protected = MemFile::open(pid).context(|| format!("opening the memory of process {pid}"))?;
         let mut all = Ranges::new();
-        for area in areas {
+        for area in apart(areas) {
             let mut own = Ranges::new();
             map.ranges(area.start, area.end, area.want(), &mut own).context(context)?;
             let read = |at: u64, buffer: &mut [u8]| match area.class {

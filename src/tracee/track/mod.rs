@@ -12,6 +12,7 @@
 //! memfd, deleted files, System V segments) is told by hashes under every tracker, at the object itself: who else has it
 //! mapped, or had it mapped for a moment, nobody tells.
 
+mod guest;
 pub mod hash;
 mod ranges;
 pub mod soft_dirty;
@@ -104,6 +105,16 @@ impl Area {
     fn want(&self) -> Want {
         if self.kind == Kind::Anonymous { Want::Anonymous } else { Want::Own }
     }
+}
+
+/// The same mappings without what overlaps: while a process runs its list may hold some twice, as they were and as they are.
+fn apart(areas: &[Area]) -> impl Iterator<Item = Area> + '_ {
+    let mut end = 0;
+    areas.iter().filter_map(move |area| {
+        let start = area.start.max(end);
+        end = end.max(area.end);
+        (start < area.end).then_some(Area { start, ..*area })
+    })
 }
 
 /// What a private mapping is made of.

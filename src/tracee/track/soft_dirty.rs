@@ -6,7 +6,7 @@
 
 use super::hash::begin;
 use super::ranges::Ranges;
-use super::{Area, Hashes, Kind, Of, Seen, Tracker};
+use super::{Area, Hashes, Kind, Of, Seen, Tracker, apart};
 use crate::error::{Context, Result};
 use crate::sys::pagemap::{Pagemap, push};
 use crate::sys::proc::maps::Vma;
@@ -45,7 +45,7 @@ impl Tracker for SoftDirty {
         let begun = begin(pid);
         // Forgotten until it is wiped again: what fails in between makes everything count as changed.
         let known = begun.is_some() && self.wiped.remove(&pid) == begun;
-        for area in areas {
+        for area in apart(areas) {
             let (mut marked, mut unmarked) = (Ranges::new(), Ranges::new());
             map.soft_dirty((area.start, area.end), &mut marked, &mut unmarked).context(context)?;
             // Merging pages loses marks; what is given back and is zero again has none where pages are huge.

@@ -1,7 +1,7 @@
 //! Asynchronous write protection by userfaultfd(2), and `PAGEMAP_SCAN`: both as of Linux 6.7.
 //!
 //! A userfaultfd belongs to the address space that it was made in, so the process is made to make it, once. meio takes
-//! it over (pidfd_getfd(2)) and the process closes it in the same breath. From then on all happens from outside: new
+//! it over (pidfd_getfd(2)) from a thread that has no other descriptor and ends with it ([`super::guest`]). From then on all happens from outside: new
 //! mappings are registered by ioctl on meio's descriptor, a look is one ioctl a mapping. When meio ends, however it ends,
 //! the kernel closes the only descriptor and takes every protection away.
 //!
@@ -13,11 +13,12 @@
 //! it does not tell is a part of an address space that has no page table any more (`MADV_DONTNEED` of a huge page, or since
 //! Linux 6.14 of all pages of a table); one word of the page map for each 2 MiB does.
 
-use super::ranges::{Ranges, both, either, within, without};
-use super::{Area, Hashes, Kind, Of, Seen, Tracker};
+use super::guest;
+use super::ranges::{Ranges, both, either, joined, within, without};
+use super::{Area, Hashes, Kind, Of, Seen, Tracker, apart};
 use crate::error::{Context, Error, Kind as ErrorKind, Result};
 use crate::sys::feature::{self, Scans};
-use crate::sys::pagemap::{PAGE, Pagemap, Regions, push};
+use crate::sys::pagemap::{Marker, PAGE, Pagemap, Regions, push};
 use crate::sys::proc::maps::Vma;
 use crate::sys::task;
 use crate::sys::userfaultfd::{FLAGS, Userfaultfd};
@@ -27,6 +28,7 @@ use crate::tracee::freeze;
 use crate::tracee::inject::Injector;
 use nix::errno::Errno;
 use std::collections::{HashMap, HashSet};
+use std::os::fd::OwnedFd;
 
 /// What one page table of the lowest level covers.
 const TABLE: u64 = 512 * PAGE;
@@ -110,8 +112,9 @@ impl Tracker for Uffd {
         }
         // Closed before the next one is made: a mapping can have only one.
         self.watched.remove(&pid);
+        let threads: Vec<i32> = process.threads.iter().map(|t| t.tid).collect();
         let Some(held) = process.threads.first_mut() else { return Ok(None) };
-        let (uffd, landmark, why) = match begin(held, vmas, call, known)? {
+        let (uffd, landmark, why) = match begin(held, &threads, vmas, call, known)? {
             Begun::NotNow => return Ok(None),
             Begun::Watching(uffd, landmark) => (Some(uffd), landmark, None),
             Begun::Never(why) => (None, 0, Some(format!("process {pid} is saved whole each time: {why}"))),
@@ -123,12 +126,12 @@ impl Tracker for Uffd {
 
     fn look(&mut self, pid: i32, areas: &[Area], seen: &mut Seen) -> Result<()> {
         let context = || format!("reading the page map of process {pid}");
-        let mut map = Pagemap::open(pid).context(context)?;
+        let map = Pagemap::open(pid).context(context)?;
         // Not after execve(2): what this process maps now is not what the userfaultfd knows.
         let watched = self.watched.get_mut(&pid).filter(|w| w.uffd.is_some() && map.noted(w.landmark));
         let Some(watched) = watched else {
-            for area in areas {
-                whole(&mut map, area, &mut seen[area.class].changed).context(context)?;
+            for area in apart(areas) {
+                whole(&map, &area, self.scans.marker, &mut self.regions, &mut seen[area.class].changed).context(context)?;
             }
             return Ok(());
         };
@@ -139,20 +142,20 @@ impl Tracker for Uffd {
         let mut missed = std::mem::take(&mut watched.missed);
         missed.sort_unstable();
         let missed = either(&missed, &[]);
-        for area in areas {
+        for area in apart(areas) {
             let mut glance = Glance { uffd, map: &map, scans: self.scans, own: &before, regions: &mut self.regions };
             let looked = match area.kind {
                 // What was given back and is zero again keeps its mark, and looks unchanged.
                 Kind::Hugetlb => Err(Errno::EINVAL),
-                _ if doubted => glance.first(area),
-                _ => glance.at(area),
+                _ if doubted => glance.first(&area),
+                _ => glance.at(&area),
             };
             let (changed, kept) = match looked {
                 Ok(found) => found,
                 // Not to be registered, or mappings change meanwhile.
                 Err(Errno::EPERM | Errno::EINVAL | Errno::ENOENT | Errno::ENOMEM | Errno::EBUSY | Errno::ESRCH | Errno::EAGAIN) => {
                     let mut all = Ranges::new();
-                    whole(&mut map, area, &mut all).context(context)?;
+                    whole(&map, &area, self.scans.marker, &mut self.regions, &mut all).context(context)?;
                     (all, Ranges::new())
                 }
                 Err(e) => return Err(Error::from(e)).context(context),
@@ -197,8 +200,8 @@ impl Tracker for Uffd {
 }
 
 /// All own pages of a mapping.
-fn whole(map: &mut Pagemap, area: &Area, out: &mut Ranges) -> std::io::Result<()> {
-    map.ranges(area.start, area.end, area.want(), out)
+fn whole(map: &Pagemap, area: &Area, marker: Marker, regions: &mut Regions, out: &mut Ranges) -> std::io::Result<()> {
+    map.existing((area.start, area.end), area.kind != Kind::Anonymous, marker, regions, out)
 }
 
 impl Glance<'_> {
@@ -245,22 +248,38 @@ impl Glance<'_> {
     }
 
     fn anonymous(&mut self, range: (u64, u64)) -> nix::Result<(Ranges, Ranges)> {
-        let (mut written, mut kept) = (Ranges::new(), Ranges::new());
+        let (mut changed, mut kept) = (Ranges::new(), Ranges::new());
         if !self.scans.quick {
-            self.map.written_and_kept(range, self.regions, &mut written, &mut kept)?;
-            return Ok((written, kept));
+            self.map.written_and_kept(range, self.regions, &mut changed, &mut kept)?;
+            return Ok((changed, kept));
         }
-        self.map.written(range, self.regions, &mut written)?;
-        let mut changed = Ranges::new();
-        for &(start, end) in &written {
-            if end - start < RUN {
-                push(&mut changed, start, end);
-            } else {
-                self.existing(&[(start, end)], false)?.iter().for_each(|r| push(&mut changed, r.0, r.1));
-            }
-        }
+        // The quick scan also protects what is not there: only where there is something, or it would take page tables for
+        // all that a program has set aside.
         let own: Ranges = within(self.own, range).collect();
-        Ok((changed, self.with_table(&without(&own, &written))?))
+        let dense = joined(&own, TABLE / 8);
+        for &part in &dense {
+            let mut written = Ranges::new();
+            self.map.written(part, self.regions, &mut written)?;
+            let before: Ranges = within(&own, part).collect();
+            let new = self.existing(&without(&written, &before), false)?;
+            let mut again = Ranges::new();
+            for (start, end) in both(&written, &before) {
+                if end - start < RUN {
+                    push(&mut again, start, end);
+                } else {
+                    self.existing(&[(start, end)], false)?.iter().for_each(|r| push(&mut again, r.0, r.1));
+                }
+            }
+            changed.extend(either(&new, &again));
+            kept.extend(self.with_table(&without(&before, &written))?);
+        }
+        let mut found = Ranges::new();
+        for gap in without(&[range], &dense) {
+            let (mut written, mut marked) = (Ranges::new(), Ranges::new());
+            self.map.written_and_kept(gap, self.regions, &mut written, &mut marked)?;
+            found.extend(either(&written, &marked));
+        }
+        Ok((either(&changed, &found), kept))
     }
 
     /// Those of these pages, which are all protected when they have a page table, that have one.
@@ -311,8 +330,20 @@ impl Glance<'_> {
     }
 }
 
-/// Makes the userfaultfd of a process that stands still.
-fn begin(held: &mut Held, vmas: &[Vma], call: Option<u64>, known: &mut Known) -> Result<Begun> {
+/// Lets the process itself make a userfaultfd and close it again once it is taken over. Should meio die between the two, the
+/// process keeps a descriptor that does nothing.
+fn plain(run: &mut Injector<'_>, pid: i32) -> Result<nix::Result<OwnedFd>> {
+    let made = run.call(libc::SYS_userfaultfd, [FLAGS as u64, 0, 0, 0, 0, 0])?;
+    if made < 0 {
+        return Ok(Err(Errno::from_raw(-made as i32)));
+    }
+    let taken = task::Files::of(pid).get(made as i32);
+    run.must(libc::SYS_close, [made as u64, 0, 0, 0, 0, 0])?;
+    Ok(taken)
+}
+
+/// Makes the userfaultfd of a process that stands still. `threads`: all of its threads.
+fn begin(held: &mut Held, threads: &[i32], vmas: &[Vma], call: Option<u64>, known: &mut Known) -> Result<Begun> {
     let pid = held.pid;
     let map = Pagemap::open(pid).context(|| format!("opening the page map of process {pid}"))?;
     // Another process has the same memory, and it is watched there: two that look would take news from each other.
@@ -327,13 +358,9 @@ fn begin(held: &mut Held, vmas: &[Vma], call: Option<u64>, known: &mut Known) ->
         Err(e) if e.kind == ErrorKind::Unsupported => return Ok(Begun::NotNow),
         run => run?,
     };
-    let made = run.call(libc::SYS_userfaultfd, [FLAGS as u64, 0, 0, 0, 0, 0])?;
-    let taken = if made >= 0 {
-        let taken = task::Files::of(pid).get(made as i32);
-        run.must(libc::SYS_close, [made as u64, 0, 0, 0, 0, 0])?;
-        taken
-    } else {
-        Err(Errno::from_raw(-made as i32))
+    let taken = match guest::userfaultfd(&mut run, &foothold, threads)? {
+        Some(fd) => Ok(fd),
+        None => plain(&mut run, pid)?,
     };
     run.end()?;
     let uffd = match taken.and_then(Userfaultfd::adopt) {

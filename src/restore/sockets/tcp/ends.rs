@@ -4,7 +4,8 @@
 use crate::error::{Context, Error, Result};
 use crate::resource::socket::inet::{Address, Inet};
 use crate::resource::socket::tcp::{End, Stream, Tcp};
-use crate::sys::inet_diag::{self, Inet as Remains};
+use crate::sys::netlink::Socket;
+use crate::sys::sock_diag::inet::{self as diag, Entry};
 use crate::sys::tcp::{self, Queue, Repair};
 use crate::sys::wire::{self, Segment, Wire};
 use crate::sys::{file, inet, socket};
@@ -55,7 +56,7 @@ pub fn bring(fd: BorrowedFd<'_>, tcp: &Tcp, near: &mut Near) -> Result<()> {
 #[derive(Default)]
 pub struct Near {
     wire: Option<Wire>,
-    remains: Option<HashMap<(Plain, Plain), Remains>>,
+    remains: Option<HashMap<(Plain, Plain), Entry>>,
 }
 
 /// An address without what only a socket knows of it.
@@ -82,9 +83,11 @@ impl Near {
     /// Ends what is left of an earlier connection with the same addresses and ports, which waits for its last packets:
     /// whether there was such.
     pub fn clear(&mut self, local: SocketAddr, peer: SocketAddr) -> bool {
-        let list = || inet_diag::remains().unwrap_or_default().into_iter().map(|r| ((plain(r.local), plain(r.remote)), r));
+        let list = || diag::remains().unwrap_or_default().into_iter().map(|r| ((plain(r.local), plain(r.peer)), r));
         let remains = self.remains.get_or_insert_with(|| list().collect());
-        remains.remove(&(plain(local), plain(peer))).is_some_and(|r| inet_diag::destroy(&r).is_ok())
+        remains
+            .remove(&(plain(local), plain(peer)))
+            .is_some_and(|r| Socket::sock_diag().and_then(|netlink| diag::destroy(&netlink, &r)).is_ok())
     }
 }
 

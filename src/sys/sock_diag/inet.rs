@@ -1,42 +1,47 @@
-//! What the kernel tells of TCP sockets that nobody has a descriptor of: sock_diag(7), `struct inet_diag_msg`.
+//! Sockets of IPv4 and IPv6, also those that nobody has a descriptor of: linux/inet_diag.h.
 
-use super::netlink::{Socket, attributes, u16_at, u32_at};
-use super::socket;
+use super::{LISTEN, SOCK_DIAG_BY_FAMILY};
+use crate::sys::netlink::{Socket, attributes, u16_at, u32_at};
+use crate::sys::socket;
 use nix::errno::Errno;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::BorrowedFd;
 
-const SOCK_DIAG_BY_FAMILY: u16 = 20;
 /// `INET_DIAG_INFO`: `struct tcp_info`.
 const INFO: u16 = 2;
 /// `INET_DIAG_MD5SIG`: keys by which segments are signed.
 const SIGNATURES: u16 = 18;
+
 /// State of a connection that has ended, and is remembered for a minute lest its last segments meet another one.
 pub const TIME_WAIT: u8 = 6;
 
-/// One TCP socket of a network namespace.
+const TCP: u8 = libc::IPPROTO_TCP as u8;
+/// The protocols whose sockets are listed.
+pub const PROTOCOLS: [u8; 3] = [TCP, libc::IPPROTO_UDP as u8, libc::IPPROTO_UDPLITE as u8];
+
+/// One socket of a network namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
+    /// `IPPROTO_TCP`, …
+    pub protocol: u8,
     /// `TCP_ESTABLISHED` and so on; a connection that begins is in `TCP_SYN_RECV`.
     pub state: u8,
     /// Its own address.
     pub local: SocketAddr,
-    /// That of the other end.
+    /// That of the other end; port 0 where there is none.
     pub peer: SocketAddr,
     /// The interface that it is bound to, or 0.
     pub interface: u32,
     /// Inode, 0 for a connection that was not accepted yet and for one that nobody holds any more.
-    pub inode: u32,
+    pub inode: u64,
     /// Bytes to read, a FIN counts as one; connections that wait for accept(2) of a listening one.
     pub readable: u32,
-    /// Bytes not acknowledged; backlog of a listening one.
-    pub written: u32,
     /// Seconds until the timer of a connection in `TCP_TIME_WAIT` ends, and the like; in milliseconds.
     pub expires: u32,
     /// Segments are signed (`TCP_MD5SIG`).
     pub signed: bool,
-    /// `struct tcp_info`, if there is one.
+    /// `struct tcp_info`, where it was asked for.
     pub info: Vec<u8>,
 }
 
@@ -53,36 +58,61 @@ pub fn bound_interface(fd: BorrowedFd<'_>) -> Result<u32, Errno> {
     socket::number(fd, SO_BINDTOIFINDEX).map(|n| n as u32)
 }
 
-/// `struct inet_diag_req_v2` for TCP.
-fn request(family: i32, states: u32, id: &[u8]) -> Vec<u8> {
-    let mut request = vec![family as u8, libc::IPPROTO_TCP as u8, 1 << (INFO - 1), 0];
+/// `struct inet_diag_req_v2`.
+fn request(family: i32, protocol: u8, info: bool, states: u32, id: &[u8]) -> Vec<u8> {
+    let mut request = vec![family as u8, protocol, u8::from(info) << (INFO - 1), 0];
     request.extend(states.to_ne_bytes());
     request.extend(id);
     request.resize(56, 0);
     request
 }
 
-/// All TCP sockets, of both families, of the network namespace that the caller lives in, that are in one of `states` (a bit for
-/// each number of a state), in the order in which the kernel keeps them.
-pub fn list(states: u32) -> io::Result<Vec<Entry>> {
+/// The sockets of a protocol in the network namespace that the caller lives in, of both families, in the order in which the kernel
+/// keeps them.
+fn list(protocol: u8, info: bool, states: u32) -> io::Result<Vec<Entry>> {
     let netlink = Socket::sock_diag()?;
     let mut found = Vec::new();
     for family in [libc::AF_INET, libc::AF_INET6] {
-        for message in netlink.dump(SOCK_DIAG_BY_FAMILY, &request(family, states, &[]))? {
-            found.extend(entry(&message));
+        let request = request(family, protocol, info, states, &[]);
+        netlink.each(SOCK_DIAG_BY_FAMILY, &request, |message| found.extend(entry(protocol, message)))?;
+    }
+    Ok(found)
+}
+
+/// All TCP sockets that are in one of `states` (a bit for each number of a state).
+pub fn tcp(states: u32) -> io::Result<Vec<Entry>> {
+    list(TCP, true, states)
+}
+
+/// All sockets of [`PROTOCOLS`], without their `struct tcp_info`.
+pub fn sockets() -> io::Result<Vec<Entry>> {
+    let mut found = Vec::new();
+    for protocol in PROTOCOLS {
+        match list(protocol, false, !0) {
+            // A kernel without that protocol, or without its list.
+            Err(e) if matches!(e.raw_os_error().map(Errno::from_raw), Some(Errno::ENOENT | Errno::EOPNOTSUPP)) => {}
+            listed => found.extend(listed?),
         }
     }
     Ok(found)
 }
 
-/// Ends a connection that is only remembered (`TCP_TIME_WAIT`); nobody is told.
+/// What is left of TCP connections that nobody has a descriptor of: their sockets were closed.
+pub fn remains() -> io::Result<Vec<Entry>> {
+    let mut all = list(TCP, false, !0)?;
+    all.retain(|s| s.inode == 0 && s.state != LISTEN && s.peer.port() != 0);
+    Ok(all)
+}
+
+/// Ends a TCP socket as if its last packet had come (Linux 4.5); of a connection that is only remembered (`TCP_TIME_WAIT`) nobody
+/// is told.
 ///
 /// # Errors
 /// `EOPNOTSUPP` where the kernel cannot (`CONFIG_INET_DIAG_DESTROY`), `ENOENT` when it is not there any more.
-pub fn forget(netlink: &Socket, entry: &Entry) -> io::Result<()> {
+pub fn destroy(netlink: &Socket, entry: &Entry) -> io::Result<()> {
     const SOCK_DESTROY: u16 = 21;
     let (family, id) = identity(entry.local, entry.peer, entry.interface);
-    netlink.change(SOCK_DESTROY, 0, &request(family, 1 << TIME_WAIT, &id))
+    netlink.change(SOCK_DESTROY, 0, &request(family, entry.protocol, false, 1 << entry.state, &id))
 }
 
 /// `struct inet_diag_sockid`, with the family.
@@ -103,14 +133,14 @@ fn identity(local: SocketAddr, peer: SocketAddr, interface: u32) -> (i32, Vec<u8
 /// that it is bound to, or 0.
 pub fn find(netlink: &Socket, local: SocketAddr, peer: SocketAddr, interface: u32) -> io::Result<Option<Entry>> {
     let (family, id) = identity(local, peer, interface);
-    match netlink.one(SOCK_DIAG_BY_FAMILY, &request(family, !0, &id)) {
+    match netlink.one(SOCK_DIAG_BY_FAMILY, &request(family, TCP, true, !0, &id)) {
         Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(None),
-        answer => Ok(answer?.as_deref().and_then(entry)),
+        answer => Ok(answer?.as_deref().and_then(|message| entry(TCP, message))),
     }
 }
 
 /// `struct inet_diag_msg` and its attributes.
-fn entry(message: &[u8]) -> Option<Entry> {
+fn entry(protocol: u8, message: &[u8]) -> Option<Entry> {
     let six = i32::from(*message.first()?) == libc::AF_INET6;
     let interface = u32_at(message, 40)?;
     let address = |ip: usize, port: usize| {
@@ -123,30 +153,40 @@ fn entry(message: &[u8]) -> Option<Entry> {
         let scope = if ip.is_unicast_link_local() { interface } else { 0 };
         Some(SocketAddr::V6(SocketAddrV6::new(ip, port, 0, scope)))
     };
-    let attributes = attributes(message.get(72..)?);
-    let signed = attributes.iter().any(|a| a.0 == SIGNATURES);
-    let info = attributes.into_iter().find(|a| a.0 == INFO).map(|a| a.1);
-    Some(Entry {
+    let mut entry = Entry {
+        protocol,
         state: *message.get(1)?,
         local: address(8, 4)?,
         peer: address(24, 6)?,
         interface,
         expires: u32_at(message, 52)?,
         readable: u32_at(message, 56)?,
-        written: u32_at(message, 60)?,
-        inode: u32_at(message, 68)?,
-        signed,
-        info: info.unwrap_or_default(),
-    })
+        inode: u64::from(u32_at(message, 68)?),
+        signed: false,
+        info: Vec::new(),
+    };
+    for (kind, value) in attributes(message.get(72..)?) {
+        match kind {
+            INFO => entry.info = value.to_vec(),
+            SIGNATURES => entry.signed = true,
+            _ => {}
+        }
+    }
+    Some(entry)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::sys::namespace::fresh_network;
-    use crate::sys::tcp;
-    use std::net::{TcpListener, TcpStream};
+    use crate::sys::tcp::{ESTABLISHED, SYN_RECV};
+    use std::net::{TcpListener, TcpStream, UdpSocket};
+    use std::os::fd::AsRawFd;
     use std::os::unix::fs::MetadataExt;
+
+    fn inode(fd: &impl AsRawFd) -> u64 {
+        std::fs::metadata(format!("/proc/self/fd/{}", fd.as_raw_fd())).expect("a file").ino()
+    }
 
     #[test]
     fn who_waits_to_be_accepted() {
@@ -160,13 +200,11 @@ mod tests {
                 let at = listener.local_addr().unwrap();
                 let mut client = TcpStream::connect(at).unwrap();
                 io::Write::write_all(&mut client, b"hello").unwrap();
-                let all = list(1 << tcp::ESTABLISHED | 1 << tcp::LISTEN).unwrap();
+                let all = tcp(1 << ESTABLISHED | 1 << LISTEN).unwrap();
                 let waits = all.iter().find(|e| e.local == at && e.inode == 0).unwrap();
-                assert_eq!((waits.peer, waits.state, waits.readable), (client.local_addr().unwrap(), tcp::ESTABLISHED, 5));
+                assert_eq!((waits.peer, waits.state, waits.readable), (client.local_addr().unwrap(), ESTABLISHED, 5));
                 assert!(waits.info.len() > 100);
-                let fd = std::os::fd::AsRawFd::as_raw_fd(&listener);
-                let inode = std::fs::metadata(format!("/proc/self/fd/{fd}")).unwrap().ino();
-                let listens = all.iter().find(|e| e.state == tcp::LISTEN && u64::from(e.inode) == inode).unwrap();
+                let listens = all.iter().find(|e| e.state == LISTEN && e.inode == inode(&listener)).unwrap();
                 assert_eq!((listens.local, listens.readable, listens.interface), (at, 1, 0));
                 let netlink = Socket::sock_diag().unwrap();
                 let found = find(&netlink, at, waits.peer, 0).unwrap().unwrap();
@@ -174,15 +212,35 @@ mod tests {
                 let stranger = SocketAddr::new(at.ip(), 1);
                 assert_eq!(find(&netlink, at, stranger, 0).unwrap().map(|e| e.inode), Some(listens.inode));
                 assert_eq!(find(&netlink, stranger, at, 0).unwrap(), None);
-                assert!(list(1 << tcp::SYN_RECV).unwrap().is_empty());
+                assert!(tcp(1 << SYN_RECV).unwrap().is_empty());
             }
         })
         .unwrap();
     }
 
     #[test]
+    fn both_ends_and_a_listener() {
+        for ip in ["127.0.0.1", "::1"] {
+            let Ok(listener) = TcpListener::bind((ip, 0)) else { continue };
+            let name = listener.local_addr().expect("name");
+            let peer = TcpStream::connect(name).expect("connect");
+            let udp = UdpSocket::bind((ip, 0)).expect("bind");
+            let all = sockets().expect("a list");
+            let by = |inode: u64| all.iter().find(|s| s.inode == inode).expect("listed");
+            let found = by(inode(&peer));
+            assert_eq!((found.state, found.local, found.peer), (1, peer.local_addr().expect("name"), name));
+            let found = by(inode(&listener));
+            assert_eq!((found.state, found.local, found.peer.port(), found.protocol), (10, name, 0, 6));
+            let found = by(inode(&udp));
+            assert_eq!((found.local, found.peer.port(), found.protocol), (udp.local_addr().expect("name"), 0, 17));
+            // The end that was not accepted yet.
+            assert!(all.iter().any(|s| s.local == name && s.peer == peer.local_addr().expect("name") && s.inode == 0));
+        }
+    }
+
+    #[test]
     fn damaged_messages_are_none() {
-        assert_eq!(entry(&[2; 71]), None);
-        assert_eq!(entry(&[]), None);
+        assert_eq!(entry(TCP, &[2; 71]), None);
+        assert_eq!(entry(TCP, &[]), None);
     }
 }
