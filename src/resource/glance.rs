@@ -119,35 +119,46 @@ fn look(pid: i32, calls: &Calls, most: usize) -> Result<Option<Seen>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::region::Region;
+    use std::sync::mpsc;
+
+    /// A thread that sleeps until it is told to map something, and says when it has.
+    fn sleeper() -> (i32, impl Fn()) {
+        let ((tell, told), (say, said)) = (mpsc::channel::<()>(), mpsc::channel());
+        std::thread::spawn(move || {
+            let _ = say.send(nix::unistd::gettid().as_raw());
+            while told.recv().is_ok() {
+                let _ = Region::anonymous(1);
+                let _ = say.send(0);
+            }
+        });
+        let tid = said.recv().unwrap();
+        (tid, move || {
+            tell.send(()).unwrap();
+            said.recv().unwrap();
+        })
+    }
 
     #[test]
     fn what_was_seen_is_believed_once_and_only_if_nothing_has_changed() {
-        let me = nix::unistd::gettid().as_raw();
         let Ok(calls) = Calls::numbered(&CALLS) else {
             return; // not permitted, or a kernel without
         };
-        let maps = |text: &[u8]| text.to_vec();
-        let seen = |counters| Seen { born: born(), counters, maps: maps(b"as it was"), vmas: vec![Vma::default()] };
-        fn born() -> u64 {
-            read::parsed(std::process::id() as i32, "stat", stat::parse).unwrap().start_time
-        }
         let own = std::process::id() as i32;
-        let glance = |counters| Glance(HashMap::from([(own, seen(counters))]));
-
-        // The allocator of the test makes such calls, too, now and then.
-        let believed = (0..100).any(|_| {
-            let mut same = glance(calls.count([me].into_iter()).unwrap());
-            assert!(same.knows(own));
-            let first = same.layout(own, b"as it was");
-            assert_eq!(same.layout(own, b"as it was"), None, "believed twice");
-            first == Some(vec![Vma::default()])
-        });
-        assert!(believed);
-        let mut other = glance(calls.count([me].into_iter()).unwrap());
+        let born = read::parsed(own, "stat", stat::parse).unwrap().start_time;
+        let (tid, map) = sleeper();
+        let glance = || {
+            let counters = calls.count([tid].into_iter()).unwrap();
+            Glance(HashMap::from([(own, Seen { born, counters, maps: b"as it was".to_vec(), vmas: vec![Vma::default()] })]))
+        };
+        let mut same = glance();
+        assert!(same.knows(own));
+        assert_eq!(same.layout(own, b"as it was"), Some(vec![Vma::default()]));
+        assert_eq!(same.layout(own, b"as it was"), None, "believed twice");
+        let mut other = glance();
         assert_eq!(other.layout(own, b"as it is"), None);
-        let mut called = glance(calls.count([me].into_iter()).unwrap());
-        let region = crate::sys::region::Region::anonymous(1).unwrap();
+        let mut called = glance();
+        map();
         assert_eq!(called.layout(own, b"as it was"), None);
-        drop(region);
     }
 }

@@ -10,17 +10,27 @@ const PAGE: u64 = 4096;
 pub fn available() -> u64 {
     let machine = field(&fs::read_to_string("/proc/meminfo").unwrap_or_default(), "MemAvailable:").map_or(0, |kib| kib * 1024);
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    let group = groups.lines().find_map(|line| line.strip_prefix("0::/"));
-    machine.min(group.map_or(u64::MAX, |group| left_in_groups(Path::new("/sys/fs/cgroup"), group)))
+    groups.lines().fold(machine, |least, line| {
+        let mut fields = line.splitn(3, ':').skip(1);
+        least.min(match (fields.next(), fields.next()) {
+            (Some(""), Some(group)) => left_in_groups("/sys/fs/cgroup", group, ["memory.max", "memory.current"]),
+            (Some("memory"), Some(group)) => {
+                left_in_groups("/sys/fs/cgroup/memory", group, ["memory.limit_in_bytes", "memory.usage_in_bytes"])
+            }
+            _ => u64::MAX,
+        })
+    })
 }
 
-/// The least that is left in a control group (version 2) and those above it.
-fn left_in_groups(root: &Path, group: &str) -> u64 {
-    let mut folder = root.join(group);
+/// The least that is left in a control group and those above it, by the files for the most that they may take and for what
+/// they have.
+fn left_in_groups(root: impl AsRef<Path>, group: &str, [most, current]: [&str; 2]) -> u64 {
+    let root = root.as_ref();
+    let mut folder = root.join(group.trim_start_matches('/'));
     let mut least = u64::MAX;
     while folder != root && folder.starts_with(root) {
         let number = |name: &str| fs::read_to_string(folder.join(name)).ok()?.trim().parse::<u64>().ok();
-        if let (Some(most), Some(current)) = (number("memory.max"), number("memory.current")) {
+        if let (Some(most), Some(current)) = (number(most), number(current)) {
             least = least.min(most.saturating_sub(current));
         }
         folder = folder.parent().map_or_else(PathBuf::new, Path::to_owned);
@@ -68,11 +78,12 @@ mod tests {
         put("a", "1000\n", "400\n");
         put("a/b", "max\n", "300\n");
         put("a/b/c", "900\n", "100\n");
-        assert_eq!(left_in_groups(root.path(), "a/b/c"), 600);
-        assert_eq!(left_in_groups(root.path(), ""), u64::MAX);
+        let left = |group: &str| left_in_groups(root.path(), group, ["memory.max", "memory.current"]);
+        assert_eq!(left("/a/b/c"), 600);
+        assert_eq!(left("/"), u64::MAX);
         put("a/b/c", "100\n", "150\n");
-        assert_eq!(left_in_groups(root.path(), "a/b/c"), 0);
-        assert_eq!(left_in_groups(root.path(), "../elsewhere"), u64::MAX);
+        assert_eq!(left("/a/b/c"), 0);
+        assert_eq!(left("/../elsewhere"), u64::MAX);
     }
 
     #[test]

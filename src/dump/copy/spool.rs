@@ -158,10 +158,10 @@ mod tests {
     use std::io::{Seek, SeekFrom};
 
     /// Pages of zeros, pages that stand twice, pages like no other, and stretches of each.
-    fn memory(pages: usize) -> Vec<u8> {
+    fn memory(pages: usize) -> Region {
         let mut x = 0x9e37_79b9_7f4a_7c15u64;
-        let mut bytes = vec![0u8; pages * PAGE];
-        for (n, page) in bytes.chunks_exact_mut(PAGE).enumerate() {
+        let mut memory = Region::anonymous(pages * PAGE).unwrap();
+        for (n, page) in memory.bytes_mut().chunks_exact_mut(PAGE).enumerate() {
             let kind = if n < pages / 3 { 1 } else { n / (1 + n % 5) % 4 };
             for word in page.chunks_exact_mut(8) {
                 x ^= x << 13;
@@ -176,7 +176,7 @@ mod tests {
                 word.copy_from_slice(&put.to_le_bytes());
             }
         }
-        bytes
+        memory
     }
 
     fn read_back(file: &File) -> HashMap<u64, Vec<u8>> {
@@ -207,9 +207,8 @@ mod tests {
     /// Takes memory into a file and back. False where the file system is none for this.
     fn there_and_back(folder: &std::path::Path, codec: Codec, expected: u64) -> bool {
         let own = std::process::id() as i32;
-        let source = memory(3001);
-        let skipped = source.as_ptr().align_offset(PAGE);
-        let source = &source[skipped..][..3000 * PAGE];
+        let memory = memory(3000);
+        let source = memory.bytes();
         let start = source.as_ptr() as u64;
         let at = |page: u64| start + page * PAGE as u64;
         let mut jobs = Vec::new();
