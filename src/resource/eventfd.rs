@@ -3,7 +3,7 @@
 use super::capture::Capture;
 use super::descriptor::{FileKind, Found};
 use crate::error::{Context, Result};
-use crate::sys::{anon, keeper};
+use crate::sys::{anon, apart};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::Write;
@@ -46,7 +46,7 @@ pub fn capture(found: &Found, capture: &mut Capture) -> Option<FileKind> {
 /// Whether a counter gives one at a time: with two or more in it a read shows that. It is as before afterwards.
 fn tried(found: &Found, count: u64) -> Result<bool> {
     let fd = found.duplicate()?;
-    keeper::keep(|| gives_one(fd.as_fd(), count))
+    apart::keep(|| gives_one(fd.as_fd(), count))
 }
 
 fn gives_one(fd: BorrowedFd<'_>, count: u64) -> Result<bool> {
