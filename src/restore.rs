@@ -247,7 +247,7 @@ fn bring_back(options: &Options, report: &mut dyn Report, made_under: &mut Strin
     // Nothing is said or heard yet: what fails or is killed from here on can be restored again.
     warnings.extend(pool.begin(&tree).unwrap_or_else(|e| vec![e.message]));
     let left = locks.as_ref().and_then(Locks::left);
-    let brought = lazy.as_mut().and_then(Lazy::failure).map_or(Ok(()), Err);
+    let brought = lazy.as_mut().map_or(Ok(()), Lazy::live);
     // Last: from here on no file is opened any more.
     let guardian = match brought.and_then(|()| pool.arm(&tree, root)).and_then(|()| planted.entrust(left)) {
         Ok(guardian) => guardian,

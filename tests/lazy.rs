@@ -242,7 +242,7 @@ crate::alone! {
             // Either all pages were there already, or it is gone.
             ended = until(SOON, || observe::state(running.pid).is_none() || named("pageguard").is_empty());
             assert!(ended, "{}", observe::listing());
-            ended = until(Duration::from_millis(200), || observe::state(running.pid).is_none());
+            ended = observe::state(running.pid).is_none();
             if ended {
                 break;
             }

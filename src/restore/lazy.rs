@@ -126,7 +126,7 @@ impl Lazy {
             }
             // Before the tree runs meio sees itself that it has ended, and afterwards as long as it waits for its end.
             let mut tell = |e: &Error| {
-                if handles.do_run() && (detach || !link.has_listener()) {
+                if handles.do_live() && (detach || !link.has_listener()) {
                     report.last_words(e);
                 }
             };
@@ -149,7 +149,14 @@ impl Lazy {
         })
     }
 
-    /// What has gone wrong since the tree lives, or will be the end of it.
+    /// From here on whoever is left says what goes wrong; until now nothing has.
+    pub fn live(&mut self) -> Result<()> {
+        let Some(server) = &mut self.server else { return Ok(()) };
+        server.lives();
+        server.failure().map_or(Ok(()), Err)
+    }
+
+    /// What has gone wrong, or will be the end of the tree.
     pub fn failure(&mut self) -> Option<Error> {
         self.server.as_mut().and_then(Server::failure)
     }

@@ -24,6 +24,7 @@ pub struct Server {
     /// Closed or written to: the tree runs.
     go: Option<File>,
     said: File,
+    handles: Handles,
 }
 
 /// What the server has of meio.
@@ -36,7 +37,7 @@ pub struct Link {
 
 /// Numbers of descriptors, in memory that server and guard share.
 struct Board {
-    runs: AtomicBool,
+    lives: AtomicBool,
     count: AtomicUsize,
     /// A pid, and in the lower half the number of a pidfd of it.
     handles: [AtomicU64; HANDLES],
@@ -65,14 +66,9 @@ impl Handles {
         unsafe { self.0.as_ref() }
     }
 
-    /// The tree runs: what goes wrong now, meio itself does not see.
-    pub fn runs(&self) {
-        self.board().runs.store(true, Ordering::Release);
-    }
-
-    /// Whether it does.
-    pub fn do_run(&self) -> bool {
-        self.board().runs.load(Ordering::Acquire)
+    /// Whether the tree lives: what goes wrong now, meio itself does not see.
+    pub fn do_live(&self) -> bool {
+        self.board().lives.load(Ordering::Acquire)
     }
 
     /// Adds a process, in place of one that has ended when there is no other. Those who have no place are found below their
@@ -132,7 +128,7 @@ impl Server {
         let pid = Errno::result(unsafe { libc::fork() }).context(doing)?;
         if pid != 0 {
             drop(say);
-            let mut server = Server { pid, ended: None, go: Some(go.into()), said: said.into() };
+            let mut server = Server { pid, ended: None, go: Some(go.into()), said: said.into(), handles };
             let mut ready = [0];
             if server.said.read_exact(&mut ready).is_err() {
                 server.wait(0);
@@ -147,6 +143,11 @@ impl Server {
         let failed = result.unwrap_or_else(|_| Err(Error::other("it failed without a word"))).err();
         // SAFETY: ends the child, without the clean-up that is meio's.
         unsafe { libc::_exit(i32::from(failed.is_some())) }
+    }
+
+    /// The tree lives whatever becomes of meio: it does not ask any more what goes wrong.
+    pub fn lives(&self) {
+        self.handles.board().lives.store(true, Ordering::Release);
     }
 
     /// The tree runs.
@@ -285,13 +286,20 @@ impl Guard {
         let doing = || "starting a guard";
         let own = task::pidfd(std::process::id() as i32).context(doing)?;
         let args = CloneArgs { flags: libc::CLONE_FILES as u64, exit_signal: libc::SIGCHLD as u64, ..CloneArgs::default() };
-        // The caller has one thread, so that the child's memory is sound. It never returns.
-        let pid = clone(&args).context(doing)?;
-        if pid != 0 {
-            return Ok(Guard { pid, _own: own });
+        let mut before = [0u8; 16];
+        // It has its name from its birth on.
+        // SAFETY: room for a name, and a name.
+        unsafe {
+            libc::prctl(libc::PR_GET_NAME, before.as_mut_ptr());
+            libc::prctl(libc::PR_SET_NAME, name.as_ptr());
         }
-        // SAFETY: a static string.
-        unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) };
+        // The caller has one thread, so that the child's memory is sound. It never returns.
+        let born = clone(&args);
+        if born != Ok(0) {
+            // SAFETY: the name that it had.
+            unsafe { libc::prctl(libc::PR_SET_NAME, before.as_ptr()) };
+            return Ok(Guard { pid: born.context(doing)?, _own: own });
+        }
         let _ = nix::unistd::setsid();
         loop {
             let mut fds = [PollFd::new(own.as_fd(), PollFlags::POLLIN)];

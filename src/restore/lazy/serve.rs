@@ -132,7 +132,6 @@ pub fn serve(catalog: &Catalog, spaces: Vec<Incomplete>, link: &Link, handles: H
             match front.turn((!begun).then_some(link), handles) {
                 Ok(true) if !begun => {
                     begun = true;
-                    handles.runs();
                     if let Err(e) = begin() {
                         break Err(e);
                     }
