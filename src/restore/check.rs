@@ -26,6 +26,29 @@ pub fn lesser_processor(manifest: &Manifest) -> Option<String> {
     })
 }
 
+/// A program asks once how large its vector state is, and saves it into that much memory for ever (the dynamic linker does, where it
+/// binds lazily). On a processor that has more of it, that would be overrun.
+fn larger_vectors(manifest: &Manifest, tree: &Tree) -> Result<()> {
+    /// Bytes of a signal frame, as they were where the program was started; Linux 5.14.
+    const AT_MINSIGSTKSZ: u64 = 51;
+    let here = read::auxv(std::process::id() as i32).ok().and_then(|auxv| arch::auxiliary(&auxv, AT_MINSIGSTKSZ));
+    for process in &tree.processes {
+        let Some(space) = &process.memory else { continue };
+        let larger = match (here, arch::auxiliary(&space.borders.auxv, AT_MINSIGSTKSZ)) {
+            (Some(here), Some(there)) => here > there,
+            _ => arch::xfeatures() & !manifest.xfeatures != 0,
+        };
+        if larger {
+            let text =
+                "was started on a processor with a smaller vector state than this one has: code that saves it would overrun its memory";
+            return Err(
+                Error::image(format!("process {} {text}", process.pid)).help("restore it on a machine with the same processor features")
+            );
+        }
+    }
+    Ok(())
+}
+
 /// Checks an image against this machine.
 pub fn check(manifest: &Manifest, tree: &Tree, pid_namespace: bool) -> Result<()> {
     structure(tree)?;
@@ -38,6 +61,7 @@ pub fn check(manifest: &Manifest, tree: &Tree, pid_namespace: bool) -> Result<()
         ))
         .help("restore it on a machine with the same processor features"));
     }
+    larger_vectors(manifest, tree)?;
     system_v::check(tree)?;
     queues::check(tree)?;
     let mut refusals = Vec::new();

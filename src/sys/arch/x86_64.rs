@@ -171,6 +171,12 @@ pub fn counter() -> u64 {
     unsafe { std::arch::x86_64::_rdtsc() }
 }
 
+/// An entry of an auxiliary vector, getauxval(3).
+pub fn auxiliary(auxv: &[u8], kind: u64) -> Option<u64> {
+    let word = |bytes: &[u8]| bytes.try_into().ok().map(u64::from_le_bytes);
+    auxv.chunks_exact(16).find(|entry| word(&entry[..8]) == Some(kind)).and_then(|entry| word(&entry[8..]))
+}
+
 /// Whether an auxiliary vector is that of a 32-bit program: its first entries are 8 bytes long, so that
 /// the second 32-bit word, the upper half of the first type in a 64-bit one, is not 0.
 pub fn is_32_bit(auxv: &[u8]) -> bool {
