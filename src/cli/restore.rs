@@ -18,10 +18,11 @@ use std::{path::PathBuf, process::ExitCode};
 /// folder where it comes as a stream, and then where they were.
 ///
 /// With --lazy the tree runs at once, whatever the size of its memory. A process of meio's own brings its pages: those that
-/// somebody touches first, all others one after the other; then it ends. With -d it works on when the command has ended.
-/// Shared memory, memory that is locked or made of huge pages, and small mappings are there at the start. The image is
-/// to stay as it is so long: damage that is found late, or the death of that process, ends the tree with a message on
-/// standard error, since it must not find zeros. Until all is there the tree cannot be saved again.
+/// somebody touches first, all others one after the other; then it ends. With -d it works on when the command has ended,
+/// and keeps standard error open so long. Shared memory, memory that is locked or made of huge pages, and small mappings
+/// are there at the start. The image is to stay as it is until then: damage that is found late, or the death of that
+/// process, ends the tree with a message on standard error, since it must not find zeros. Until all is there the tree
+/// cannot be saved again. An image with a parent is not restored so: `meio merge` makes one that stands alone.
 ///
 /// With --json the last line has "root_pid", "total_ms", "status" ("running", "exited" or "killed"), "exit_code",
 /// "signal", "phases" and "warnings".
