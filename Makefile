@@ -41,6 +41,7 @@ invisible: setup
 # The tests under the kernels of Debian's releases, in virtual machines, and trees taken from each kernel to the others.
 kernels: setup
 	@.ci/setup kernels
+	$(CARGO) test --locked --bin meio --no-run
 	$(RUNNER) KERNELS=all $(CARGO) test --locked --test meio kernels:: -- --nocapture
 
 lint: setup

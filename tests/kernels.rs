@@ -25,6 +25,7 @@ fn own_files() -> Vec<PathBuf> {
         }
         files.push(path);
     }
+    files.extend(unit_tests());
     let mut folders = vec![journey::folder()];
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
@@ -37,6 +38,9 @@ fn own_files() -> Vec<PathBuf> {
     files
 }
 
+/// The tests that `make kernels` runs: where trees go there and back twice all is done that the other ways do.
+const ALL: &str = "::restored_twice";
+
 /// Runs one test and says how it went, in one piece.
 const EACH: &str = r#"
 each() {
@@ -48,7 +52,24 @@ each() {
     rm -f $said $said.whole
 }
 export -f each
+each_of() { $OWN --list "$1" 2>&1 | sed -n 's/: test$//p' | OWN=$OWN xargs -P 3 -n 1 bash -c 'each "$0"'; }
 "#;
+
+/// The program's own tests, the newest that was built, for those of the trackers.
+fn unit_tests() -> Option<PathBuf> {
+    let own = std::env::current_exe().expect("own path");
+    let mut found: Vec<_> = std::fs::read_dir(own.parent()?).ok()?.flatten().filter(|e| e.path() != own).collect();
+    found.retain(|e| e.path().extension().is_none() && e.file_name().to_string_lossy().starts_with("meio-"));
+    found.sort_by_key(|e| e.metadata().and_then(|m| m.modified()).ok());
+    let lists = |path: &PathBuf| {
+        let listed = Command::new(path).args(["--list", TRACKERS]).stdin(Stdio::null()).output();
+        listed.is_ok_and(|out| String::from_utf8_lossy(&out.stdout).contains(TRACKERS))
+    };
+    found.into_iter().rev().map(|e| e.path()).find(lists)
+}
+
+/// What the names of their tests begin with.
+const TRACKERS: &str = "tracee::track::tests";
 
 /// What a machine is to do: first the tests, then the journeys.
 fn script(filter: Option<&str>, steps: &str, leg: usize) -> String {
@@ -57,7 +78,10 @@ fn script(filter: Option<&str>, steps: &str, leg: usize) -> String {
     let mut script = format!("export LAB_PATIENCE=6 OWN={own}\ncd {root}\nmkdir -p {tmp}\n");
     if let Some(filter) = filter {
         script += &format!("{} check --color never 2>&1 | tr -d '\\r'\n{EACH}", super::MEIO);
-        script += &format!("$OWN --list {filter} 2>&1 | sed -n 's/: test$//p' | xargs -P 3 -n 1 bash -c 'each \"$0\"'\n");
+        if let Some(unit) = unit_tests().filter(|_| filter == ALL) {
+            script += &format!("OWN={} each_of {TRACKERS}\n", unit.display());
+        }
+        script += &format!("each_of {filter}\n");
     }
     if !steps.is_empty() {
         script += &format!("BOUNDS={} JOURNEY='{steps}' {} $OWN {JOURNEY} 2>&1\n", bounds(), later(leg).join(" "));
@@ -121,8 +145,7 @@ fn kernels() {
     let own = nix::sys::utsname::uname().expect("uname");
     let own = journey::short(&own.release().to_string_lossy());
     let filter = match asked.as_str() {
-        // There and back, twice, is all that the other ways do.
-        "all" => Some("restored_twice"),
+        "all" => Some(ALL),
         "none" => None,
         filter => Some(filter),
     };

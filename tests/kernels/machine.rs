@@ -8,8 +8,20 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// Packages whose files, and those of all that they depend on, are taken along.
-const PACKAGES: &[&str] =
-    &["bash", "coreutils", "iproute2", "kmod", "mount", "procps", "python3", "redis-server", "redis-tools", "strace", "util-linux"];
+const PACKAGES: &[&str] = &[
+    "bash",
+    "coreutils",
+    "iproute2",
+    "kmod",
+    "libc6-dev",
+    "mount",
+    "procps",
+    "python3",
+    "redis-server",
+    "redis-tools",
+    "strace",
+    "util-linux",
+];
 /// Bytes of the disk, which is sparse.
 const DISK: u64 = 3 << 30;
 /// Memory of a machine in MiB.
