@@ -27,11 +27,14 @@ use crate::tracee::foothold::{Foothold, Known};
 use crate::tracee::freeze;
 use crate::tracee::inject::Injector;
 use nix::errno::Errno;
+use rayon::prelude::*;
 use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
 
 /// What one page table of the lowest level covers.
 const TABLE: u64 = 512 * PAGE;
+/// Bytes from which on it pays to have another thread look at a part.
+const SHARE: u64 = 1 << 30;
 /// Runs of written pages of which it is found out which of them exist. Of fewer it takes longer than to read zeros.
 const RUN: u64 = 16 * PAGE;
 
@@ -247,7 +250,29 @@ impl Glance<'_> {
         Ok((written, kept))
     }
 
+    /// Several threads share a large mapping.
     fn anonymous(&mut self, range: (u64, u64)) -> nix::Result<(Ranges, Ranges)> {
+        let threads = rayon::current_num_threads() as u64;
+        let size = ((range.1 - range.0) / threads).max(SHARE).next_multiple_of(TABLE);
+        // At borders of page tables.
+        let starts = (range.0 / TABLE * TABLE..range.1).step_by(size as usize);
+        let shares: Vec<(u64, u64)> = starts.map(|at| (at.max(range.0), range.1.min(at + size))).collect();
+        if let [one] = shares[..] {
+            return self.share(one);
+        }
+        let (uffd, map, scans, own) = (self.uffd, self.map, self.scans, self.own);
+        let look = |&share| Glance { uffd, map, scans, own, regions: &mut Regions::default() }.share(share);
+        let found = shares.par_iter().map(look).collect::<Vec<_>>();
+        let (mut changed, mut kept) = (Ranges::new(), Ranges::new());
+        for share in found {
+            let share = share?;
+            share.0.iter().for_each(|r| push(&mut changed, r.0, r.1));
+            share.1.iter().for_each(|r| push(&mut kept, r.0, r.1));
+        }
+        Ok((changed, kept))
+    }
+
+    fn share(&mut self, range: (u64, u64)) -> nix::Result<(Ranges, Ranges)> {
         let (mut written, mut kept) = (Ranges::new(), Ranges::new());
         if !self.scans.quick {
             self.map.written_and_kept(range, self.regions, &mut written, &mut kept)?;
