@@ -18,8 +18,7 @@ use crate::tracee::inject::Injector;
 use std::os::fd::OwnedFd;
 
 /// `CLONE_FILES` as well: a copy of the table would be flushed, file by file, when the thread ends.
-const THREAD: i32 =
-    libc::CLONE_VM | libc::CLONE_FS | libc::CLONE_FILES | libc::CLONE_SIGHAND | libc::CLONE_THREAD | libc::CLONE_SYSVSEM;
+const THREAD: i32 = libc::CLONE_VM | libc::CLONE_FS | libc::CLONE_FILES | libc::CLONE_SIGHAND | libc::CLONE_THREAD | libc::CLONE_SYSVSEM;
 /// `CLOSE_RANGE_UNSHARE` (close_range(2), Linux 5.9): from now on a table of its own, empty.
 const UNSHARE: u64 = 2;
 
