@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 /// Set inside of the namespace that everything runs in.
 const INSIDE: &str = "MEIO_BENCH_INSIDE";
 /// The first process of that namespace: it reaps orphans, so that pids are free again, and drops inherited descriptors,
-/// which a tree could not take along. The network is its own, too.
+/// which a tree could not take along. Its own are the network and System V objects, too.
 const INIT: &str =
     r#"ip link set lo up; for fd in /proc/self/fd/*; do [ "${fd##*/}" -gt 2 ] && eval "exec ${fd##*/}>&-"; done; "$@"; exit $?"#;
 const MEIO: &str = env!("CARGO_BIN_EXE_meio");
@@ -49,7 +49,7 @@ fn main() {
     let plan = plan();
     if std::env::var_os(INSIDE).is_none() {
         let status = Command::new("unshare")
-            .args(["--pid", "--net", "--fork", "--kill-child", "--mount-proc", "bash", "-c", INIT, "bash"])
+            .args(["--pid", "--net", "--ipc", "--fork", "--kill-child", "--mount-proc", "bash", "-c", INIT, "bash"])
             .arg(std::env::current_exe().expect("own path"))
             .args(std::env::args_os().skip(1))
             .env(INSIDE, "1")

@@ -405,7 +405,7 @@ _meio() {
             return 0
             ;;
         meio__subcmd__restore)
-            opts="-d -v -q -h --detach --pidfile --pid-namespace --tcp --verbose --quiet --json --color --help"
+            opts="-d -v -q -h --detach --pidfile --pid-namespace --lazy --tcp --verbose --quiet --json --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

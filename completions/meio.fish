@@ -76,6 +76,7 @@ always\t''
 never\t''"
 complete -c meio -n "__fish_meio_using_subcommand restore" -s d -l detach -d 'Return as soon as the tree runs, and print the pid of its root'
 complete -c meio -n "__fish_meio_using_subcommand restore" -l pid-namespace -d 'Restore into a fresh pid namespace: the same numbers inside, whatever runs outside'
+complete -c meio -n "__fish_meio_using_subcommand restore" -l lazy -d 'Let the tree run at once; its memory comes from the image when it is touched, and in the background'
 complete -c meio -n "__fish_meio_using_subcommand restore" -s v -l verbose -d 'Say more: each phase with its time, and notes'
 complete -c meio -n "__fish_meio_using_subcommand restore" -s q -l quiet -d 'Say less: no progress; results, warnings and errors only'
 complete -c meio -n "__fish_meio_using_subcommand restore" -l json -d 'Write one JSON object a line to standard output'

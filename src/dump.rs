@@ -22,6 +22,7 @@ use crate::resource::Tree;
 use crate::resource::aio;
 use crate::resource::birth::Birth;
 use crate::resource::capture::{Capture, Decisions};
+use crate::resource::glance::Glance;
 use crate::resource::graph::Lost;
 use crate::resource::process::State;
 use crate::resource::quiet::Quiet;
@@ -248,9 +249,13 @@ impl<'o> Session<'o> {
             let dedup = Dedup::with_room(key, expected / image::PAGE as u64);
             Ok::<_, Error>((dedup, Room::prepare(&target, expected, options.kill)?))
         })?;
+        if self.tracking.is_none() && !options.kill {
+            self.recall.glance = Glance::at(&processes(options.pid));
+        }
         signal::check_interrupted()?;
 
         let Still { stopped, frozen, mut captured, locks } = self.hold_still(report, &mut phases)?;
+        let glance = std::mem::take(&mut captured.capture.recall.glance);
         self.base = stopped.elapsed();
         let mut birth = self.birth.clone();
         birth.note(captured.capture.sources.iter().map(|source| &source.file))?;
@@ -278,6 +283,7 @@ impl<'o> Session<'o> {
                         locks.let_go();
                     }
                 }
+                glance.end();
             })
         });
         let summary = match written {

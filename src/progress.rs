@@ -16,6 +16,8 @@ pub trait Report {
     /// Something that will be different than before, or was given up; the work goes on. It is shown at once;
     /// the screenplay also returns it in its outcome's `warnings`.
     fn warning(&mut self, text: &str);
+    /// A failure after the command has ended, told by a process that it has left behind.
+    fn last_words(&mut self, e: &crate::error::Error);
     /// The terminal is about to belong to somebody else (a restored tree): take away what is drawn on it.
     fn clear(&mut self);
 }

@@ -11,6 +11,7 @@ mod foreground;
 mod interest;
 mod late;
 mod layout;
+mod lazy;
 mod lock;
 mod namespace;
 mod places;
@@ -27,6 +28,7 @@ mod sockets;
 mod system_v;
 mod terminal;
 mod users;
+mod vdso;
 
 use crate::capsule::roster::{self, Entry, Roster};
 use crate::error::{Context, Error, Kind, Result};
@@ -36,6 +38,7 @@ use crate::resource::socket::choice::{self, Choice};
 use crate::resource::{Manifest, Tree};
 use crate::sys::guardian::Guardian;
 use crate::sys::{arch, signal};
+use lazy::Lazy;
 use lock::Locks;
 use namespace::Namespace;
 use places::Places;
@@ -47,6 +50,7 @@ use std::fs::File;
 use std::time::Instant;
 use std::{path::PathBuf, process::ExitStatus, time::Duration};
 use terminal::Terminals;
+use vdso::Foreign;
 
 /// Where the image comes from.
 #[derive(Debug, Clone)]
@@ -70,6 +74,8 @@ pub struct Options {
     pub pid_namespace: bool,
     /// Connections with somebody outside of the tree come back broken off.
     pub close_connections: bool,
+    /// The tree runs before its pages are there.
+    pub lazy: bool,
 }
 
 /// What was done.
@@ -112,13 +118,19 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
         None => None,
     };
     phase(report, &mut phases, "check", |_| check::check(&manifest, &tree, options.pid_namespace))?;
+    let foreign = Foreign::settle(&mut tree)?;
+    if foreign.count() > 0 {
+        report.note(&format!("processes whose vDSO is another kernel's: {}", foreign.count()));
+    }
     crate::sys::workers::start()?;
+    let mut lazy = if options.lazy { Some(Lazy::prepare(&mut reader, options.detach)?) } else { None };
     let chain = match reader.parent() {
         Some(_) => Some(phase(report, &mut phases, "parents", |_| Chain::upon(&reader))?),
         None => None,
     };
     let mut terminals = Terminals::prepare(&tree, options.detach)?;
     let mut warnings = terminals.warnings.clone();
+    warnings.extend(check::lesser_processor(&manifest));
     let fresh = options.pid_namespace || tree.base().is_some();
     let mut places = Places::new(&tree, Pool::base_of(&tree));
     places.make_users()?;
@@ -181,8 +193,10 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
             }
         }
     })?;
-    let result = planted.rebuild((&mut reader, chain), &mut pool, &terminals, report, &mut phases, &mut warnings);
+    let sources = (&mut reader, chain, lazy.as_mut());
+    let result = planted.rebuild(sources, &mut pool, (&terminals, &foreign), report, &mut phases, &mut warnings);
     if let Err(e) = result {
+        let e = lazy.as_mut().and_then(Lazy::failure).unwrap_or(e);
         drop(namespace);
         planted.destroy();
         return Err(e);
@@ -212,8 +226,9 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     // Nothing is said or heard yet: what fails or is killed from here on can be restored again.
     warnings.extend(pool.begin(&tree).unwrap_or_else(|e| vec![e.message]));
     let left = locks.as_ref().and_then(Locks::left);
+    let brought = lazy.as_mut().and_then(Lazy::failure).map_or(Ok(()), Err);
     // Last: from here on no file is opened any more.
-    let guardian = match pool.arm(&tree, root).and_then(|()| planted.entrust(left)) {
+    let guardian = match brought.and_then(|()| pool.arm(&tree, root)).and_then(|()| planted.entrust(left)) {
         Ok(guardian) => guardian,
         Err(e) => {
             pool.silence(&tree);
@@ -239,10 +254,17 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     drop(pool);
     terminals.let_go();
     planted.release();
+    lazy.iter_mut().for_each(Lazy::go);
     let total = begin.elapsed();
-    let exit = if options.detach { None } else { Some(session.serve(root, terminals)?) };
+    let tend = || lazy.iter_mut().for_each(Lazy::tend);
+    let exit = if options.detach { None } else { Some(session.serve(root, terminals, tend)?) };
     if let (Some(_), Some((roster, _)), Some(entry)) = (&exit, &capsule, &entry) {
         roster.leave(entry)?;
+    }
+    // It was ended for want of its pages.
+    let ended = exit.is_some_and(|e| std::os::unix::process::ExitStatusExt::signal(&e) == Some(libc::SIGKILL));
+    if let Some(e) = lazy.as_mut().filter(|_| ended).and_then(Lazy::failure) {
+        return Err(e);
     }
     Ok(Outcome { root_pid: root, total, exit, warnings, phases })
 }

@@ -20,7 +20,12 @@ macro_rules! fixtures {
     )*};
 }
 
+/// Fixtures with datagrams of no bytes that nobody has received: the kernel shows them to the first who looks only, so that
+/// they are not in the second image of a series.
+const SEEN_ONCE: &[&str] = &["udp", "unix_dgram"];
+
 fn through(name: &str, program: &str, arguments: &[&str], way: Way) {
+    let way = if way == Way::Series && SEEN_ONCE.contains(&name) { Way::DumpOnly } else { way };
     let mut lab = Lab::new(name);
     let running = lab.fixture(program, arguments);
     lab.take(running, way);
@@ -62,6 +67,7 @@ fixtures! {
     owners: "owners";
     named_memory: "options" "names";
     clamped: "options" "clamp";
+    clocks: "clocks" "8";
     cores: "options" "core";
     packet: "packet";
     pidfd: "pidfd";

@@ -86,9 +86,15 @@ pub fn now() -> u64 {
     t.tv_sec() as u64 * 1_000_000_000 + t.tv_nsec() as u64
 }
 
+/// How many times longer things may take: where the machine itself is only played, they do.
+pub fn patience() -> u32 {
+    std::env::var("LAB_PATIENCE").ok().and_then(|times| times.parse().ok()).unwrap_or(1)
+}
+
 /// Waits until `condition` holds; whether it did within `limit`.
 pub fn until(limit: Duration, mut condition: impl FnMut() -> bool) -> bool {
     let begin = Instant::now();
+    let limit = limit * patience();
     while !condition() {
         if begin.elapsed() > limit {
             return false;
@@ -263,6 +269,11 @@ impl Lab {
         let name = &self.name.as_str();
         let wanted = if WARNED.contains(name) { 3 } else { 0 };
         done.code == wanted || done.code == 3 && SOMETIMES_WARNED.contains(name)
+    }
+
+    /// An image that is made in another way than by [`Lab::dump`].
+    pub fn expect(&mut self, image: &Path) {
+        self.images.push(image.to_owned());
     }
 
     /// `meio restore IMAGE -d …`, which must succeed.

@@ -2,16 +2,20 @@
 
 mod bad_input;
 mod capsules;
+mod chains;
 mod closing;
 mod commands;
 mod datagrams;
 mod demo;
 mod fixtures;
+mod foreign;
 mod generated;
 mod hostile;
 mod invisible;
 mod ipc;
+mod kernels;
 mod lab;
+mod lazy;
 mod listening;
 mod netlock;
 mod postmortem;

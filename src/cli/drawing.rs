@@ -1,7 +1,8 @@
 //! Draws what a screenplay reports: a bar on a terminal, else a line every few seconds, or JSON lines.
 
-use super::console::{Console, Paint, line};
+use super::console::{self, Console, Paint, line};
 use super::figures;
+use crate::error::Error;
 use crate::progress::Report;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
@@ -127,6 +128,10 @@ impl Report for Drawing {
             return self.event("warning", json!({"text": text}));
         }
         self.say(&format!("{} {text}", self.console.err("warning:", Paint::Warn)));
+    }
+
+    fn last_words(&mut self, e: &Error) {
+        if self.console.json { console::json_error(e, true) } else { self.console.error(e) }
     }
 
     fn clear(&mut self) {

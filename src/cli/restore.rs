@@ -14,11 +14,20 @@ use std::{path::PathBuf, process::ExitCode};
 /// the number of the signal that ended it. Everything that the dump was told is in the image; no option has to be
 /// repeated. When anything fails, nothing was started.
 ///
+/// An image that was made with --parent needs those that it builds upon. They are looked for beside it, or in the current
+/// folder where it comes as a stream, and then where they were.
+///
+/// With --lazy the tree runs at once, whatever the size of its memory. A process of meio's own brings its pages: those that
+/// somebody touches first, all others one after the other; then it ends. With -d it works on when the command has ended.
+/// Shared memory, memory that is locked or made of huge pages, and small mappings are there at the start. The image is
+/// to stay as it is so long: damage that is found late, or the death of that process, ends the tree with a message on
+/// standard error, since it must not find zeros. Until all is there the tree cannot be saved again.
+///
 /// With --json the last line has "root_pid", "total_ms", "status" ("running", "exited" or "killed"), "exit_code",
 /// "signal", "phases" and "warnings".
 #[derive(clap::Args)]
 #[command(
-    after_long_help = "Examples:\n  meio restore python3-1234.meio\n  meio restore -d --pidfile job.pid job.meio\n  meio restore --pid-namespace job.meio"
+    after_long_help = "Examples:\n  meio restore python3-1234.meio\n  meio restore -d --pidfile job.pid job.meio\n  meio restore --pid-namespace job.meio\n  meio restore --lazy large.meio"
 )]
 pub struct Restore {
     /// The image; - is standard input
@@ -33,6 +42,9 @@ pub struct Restore {
     /// Restore into a fresh pid namespace: the same numbers inside, whatever runs outside
     #[arg(long)]
     pid_namespace: bool,
+    /// Let the tree run at once; its memory comes from the image when it is touched, and in the background
+    #[arg(long)]
+    lazy: bool,
     /// What becomes of TCP connections with somebody outside of the tree, where the dump has kept them
     #[arg(long, value_name = "WHAT", default_value = "keep")]
     tcp: Tcp,
@@ -56,6 +68,7 @@ impl Restore {
             pidfile: self.pidfile.clone(),
             pid_namespace: self.pid_namespace,
             close_connections: self.tcp == Tcp::Close,
+            lazy: self.lazy,
         };
         let mut drawing = Drawing::new(*console);
         let outcome = restore::run(&options, &mut drawing)?;

@@ -53,9 +53,7 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     let chain = phase(report, &mut phases, "chain", |_| find(&options.images))?;
     let target = match &options.output {
         Output::Path(path) => {
-            let same =
-                |member: &Path| std::fs::canonicalize(member).ok().zip(std::fs::canonicalize(path).ok()).is_some_and(|(a, b)| a == b);
-            if let Some(member) = chain.members.iter().skip(1).find(|m| same(&m.path)) {
+            if let Some(member) = chain.members.iter().skip(1).find(|m| same(&m.path, path)) {
                 let what = format!("the image would replace {}, which others build upon", member.path.display());
                 return Err(Error::new(Kind::Usage, what).help("give it another name"));
             }
@@ -71,6 +69,11 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     phase(report, &mut phases, "flush", |_| target.commit())?;
     let merged = chain.members.into_iter().map(|member| member.path).collect();
     Ok(Outcome { merged, summary, total: begin.elapsed(), phases })
+}
+
+/// Whether two paths lead to one file.
+fn same(a: &Path, b: &Path) -> bool {
+    std::fs::canonicalize(a).ok().zip(std::fs::canonicalize(b).ok()).is_some_and(|(a, b)| a == b)
 }
 
 /// Finds the youngest of the images, and all that it builds upon; the others must be among that.
@@ -89,20 +92,23 @@ fn find(images: &[PathBuf]) -> Result<Chain> {
         seen.push((reader.id(), reader.link().context(doing)?, path));
     }
     let builds_upon = |id: &[u8; 16]| seen.iter().any(|(other, link, _)| other != id && link.as_ref().is_some_and(|l| l.id == *id));
-    let mut youngest = seen.iter().filter(|(id, _, _)| !builds_upon(id));
-    let (Some((_, _, path)), other) = (youngest.next(), youngest.next()) else {
-        return Err(Error::new(Kind::Usage, "no image to merge"));
-    };
-    if let Some((_, _, other)) = other {
-        let both = format!("{} and {} are no chain: neither builds upon the other", path.display(), other.display());
-        return Err(Error::image(both).help("name the youngest image and those that it builds upon"));
-    }
     let known: Vec<_> = seen.iter().map(|(id, _, path)| (*id, path.to_path_buf())).collect();
-    let chain = Chain::whole(path, arch::MACHINE, &known)?;
-    match known.iter().find(|(id, _)| chain.members.iter().all(|m| m.id != *id)) {
-        Some((_, stranger)) => Err(Error::image(format!("{} does not build upon {}", path.display(), stranger.display()))),
-        None => Ok(chain),
+    // A merged image has the id of the youngest that it was made of, and yet is another one.
+    let all = |chain: &Chain| known.iter().all(|(id, path)| chain.members.iter().any(|m| m.id == *id && same(&m.path, path)));
+    let mut wrong = None;
+    // Several, where some in between are not named.
+    for (_, _, path) in seen.iter().filter(|(id, _, _)| !builds_upon(id)) {
+        match Chain::whole(path, arch::MACHINE, &known) {
+            Ok(chain) if all(&chain) => return Ok(chain),
+            Ok(_) => {}
+            Err(e) => drop(wrong.get_or_insert(e)),
+        }
     }
+    let names: Vec<String> = images.iter().map(|path| path.display().to_string()).collect();
+    Err(wrong.unwrap_or_else(|| {
+        Error::image(format!("there is no chain that holds all of {}", names.join(", ")))
+            .help("name the youngest image and those that it builds upon")
+    }))
 }
 
 /// What the workers share: blocks get their numbers before they are encoded, and are written in the order of these.
@@ -176,6 +182,7 @@ fn write(chain: &Chain, target: &Target, codec: Codec, report: &mut dyn Report) 
         }
     }
     drop(out);
+    writer.index()?;
     let summary = writer.finish()?.1;
     target.trim(summary.bytes)?;
     Ok((summary, pages.into_inner().unwrap_or_else(PoisonError::into_inner)))

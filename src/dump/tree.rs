@@ -6,6 +6,7 @@ use super::tracking::Tracking;
 use crate::error::{Context, Kind as Failure, Result};
 use crate::image::Owner;
 use crate::resource::capture::{Capture, Decisions};
+use crate::resource::clocks::Clocks;
 use crate::resource::memory::{AddressSpace, Backing, PAGE};
 use crate::resource::namespace::{Look, Numbers};
 use crate::resource::process::{Fs, Process, State};
@@ -93,6 +94,7 @@ pub fn gather(processes: Vec<Process>, capture: &mut Capture) -> Tree {
         system_v: std::mem::take(&mut capture.system_v.of_root),
         system_v_elsewhere: std::mem::take(&mut capture.system_v.elsewhere),
         message_queues: std::mem::take(&mut capture.message_queues),
+        clocks: None,
     }
 }
 
@@ -207,7 +209,8 @@ pub fn capture(frozen: &mut Frozen, decisions: &Decisions, recall: Recall, mut t
     let bytes = jobs.iter().map(|j| j.pages() * PAGE).sum();
     let numbers = numbers(&mut processes, &capture)?;
     namespace::complete(&processes, &mut capture);
-    let mut tree = gather(processes, &mut capture);
+    let clocks = if processes.iter().any(reads_clock) { Some(Clocks::capture()?) } else { None };
+    let mut tree = Tree { clocks, ..gather(processes, &mut capture) };
     capture.settle(&tree);
     warnings.extend(capture.decisions.unused());
     if !numbers.same() {
@@ -219,6 +222,12 @@ pub fn capture(frozen: &mut Frozen, decisions: &Decisions, recall: Recall, mut t
         }
     }
     Ok(Captured { tree, capture, jobs, bytes, warnings, numbers })
+}
+
+/// Whether a thread was stopped inside the vDSO.
+fn reads_clock(process: &Process) -> bool {
+    let vdso = process.memory.iter().flat_map(|m| &m.mappings).find(|m| m.backing == Backing::Kernel && m.name == "[vdso]");
+    vdso.is_some_and(|vdso| process.threads.iter().any(|t| vdso.contains(t.registers.rip)))
 }
 
 /// The numbers of the tree's own pid namespace, by those that meio sees. Notes those of nested namespaces.
@@ -318,7 +327,9 @@ fn pages(pid: i32, space: &AddressSpace, jobs: &mut Vec<Job>) -> Result<()> {
             Backing::Anonymous => &mut plain,
             _ => &mut over_file,
         };
-        pagemap.ranges(mapping.start, mapping.end, Want::Own, list).context(|| format!("reading the page map of process {pid}"))?;
+        let anonymous = mapping.backing == Backing::Anonymous && mapping.huge_page_kib == 0;
+        let want = if anonymous { Want::Anonymous } else { Want::Own };
+        pagemap.ranges(mapping.start, mapping.end, want, list).context(|| format!("reading the page map of process {pid}"))?;
     }
     let owner = Owner::Process(pid);
     cut(owner, From::Memory(pid), true, &plain, jobs);

@@ -87,6 +87,7 @@ impl Write<'_> {
         if target.is_file() {
             std::io::Seek::seek(&mut file, std::io::SeekFrom::Start(writer.position())).context(|| "writing the image")?;
         }
+        writer.index()?;
         let summary = writer.finish()?.1;
         target.trim(summary.bytes)?;
         Ok(summary)

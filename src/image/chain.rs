@@ -122,7 +122,7 @@ impl Chain {
         let fronts = Fronts::read(reader).context(doing)?;
         let mut wanted = FromParent::default();
         for (_, meta) in &fronts.blocks {
-            wanted.add(meta.owner, &meta.runs, |_| true).context(doing)?;
+            wanted.add(meta.owner, &meta.runs, |run| run.content != Content::Unused).context(doing)?;
         }
         let (mut chain, mut sought) = (Chain::default(), wanted.sought());
         let link = fronts.link.clone();

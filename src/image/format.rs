@@ -52,6 +52,8 @@ pub enum SectionKind {
     End,
     /// The image that this one builds upon, CBOR.
     Parent,
+    /// The fronts of all blocks once more.
+    Index,
     /// A kind that this meio does not know.
     Unknown(u16),
 }
@@ -65,6 +67,7 @@ impl SectionKind {
             SectionKind::Pages => 3,
             SectionKind::End => 4,
             SectionKind::Parent => 5,
+            SectionKind::Index => 6,
             SectionKind::Unknown(n) => n,
         }
     }
@@ -77,6 +80,7 @@ impl SectionKind {
             3 => SectionKind::Pages,
             4 => SectionKind::End,
             5 => SectionKind::Parent,
+            6 => SectionKind::Index,
             n => SectionKind::Unknown(n),
         }
     }
@@ -84,7 +88,7 @@ impl SectionKind {
     /// Payload bytes that a section of this kind may have; `None` when the payload is never held in memory.
     pub fn limit(self) -> Option<u64> {
         match self {
-            SectionKind::Manifest | SectionKind::Tree => Some(MAX_METADATA),
+            SectionKind::Manifest | SectionKind::Tree | SectionKind::Index => Some(MAX_METADATA),
             SectionKind::Parent => Some(MAX_LINK),
             SectionKind::Pages => Some(MAX_BLOCK),
             SectionKind::End => Some(TRAILER as u64),
@@ -101,6 +105,7 @@ impl fmt::Display for SectionKind {
             SectionKind::Pages => f.write_str("PAGES"),
             SectionKind::End => f.write_str("END"),
             SectionKind::Parent => f.write_str("PARENT"),
+            SectionKind::Index => f.write_str("INDEX"),
             SectionKind::Unknown(n) => write!(f, "unknown (kind {n})"),
         }
     }

@@ -10,6 +10,7 @@ mod chain;
 mod dedup;
 mod encode;
 mod format;
+mod index;
 mod inherited;
 mod link;
 mod pages;

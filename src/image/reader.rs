@@ -2,6 +2,7 @@
 
 use super::Hash;
 use super::format::{HEADER, Header, PAGE, Place, SECTION, SectionHeader, SectionKind, Trailer};
+use super::index::{self, Entry, Front};
 use super::link::ParentLink;
 use super::pages::{BLOCK_HEADER, Block, Lineage, Meta, Owner, Run, Stored};
 use super::source::{FileAt, Positioned, Source, Walk};
@@ -115,6 +116,14 @@ impl<'a> Reader<'a> {
         Ok(Reader { source, length, hash, sections, blocks: 0, stage, name: None, id, parent: None, folder: PathBuf::from("."), machine })
     }
 
+    /// The number of the descriptor of the file that is read; `None` for a stream.
+    pub fn file(&self) -> Option<i32> {
+        match &self.source {
+            Source::File(walk) => Some(std::os::fd::AsRawFd::as_raw_fd(&*walk.at.file)),
+            Source::Stream(_) => None,
+        }
+    }
+
     /// The image's name; known once [`Reader::next_block`] has returned `None`.
     pub fn hash(&self) -> Option<Hash> {
         self.name
@@ -220,6 +229,30 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
+    /// All blocks by the image's index, to be called instead of [`Reader::next_block`]: each with its owner and its runs, nothing
+    /// of which has been read. `None` when there is no index: then nothing has happened. After it the image's name is known,
+    /// and that it is complete.
+    pub fn index(&mut self) -> Result<Option<Vec<Indexed>>> {
+        let (Stage::Pages, Source::File(Walk { at, .. }), Some(length), 0) = (self.stage, &self.source, self.length, self.blocks) else {
+            return Ok(None);
+        };
+        let file = Arc::clone(&at.file);
+        let sections = self.sections.len() as u32;
+        let lineage = self.lineage();
+        let front = Front { offset: at.position, sections, hash: self.hash.clone(), lineage };
+        let Some(found) = index::read(&file, length, front)? else { return Ok(None) };
+        let block = |entry: Entry| {
+            let Entry { header, offset, meta, front } = entry;
+            let start = offset + SECTION as u64 + u64::from(header.padding);
+            let place = Place::Section(header.kind, header.number, offset);
+            let payload = Payload::In(FileAt { file: Arc::clone(&file), position: start });
+            (EncodedBlock { number: meta.block, header, place, start, payload, lineage, front: Some(front) }, meta.owner, meta.runs)
+        };
+        self.name = Some(found.hash);
+        self.stage = Stage::Ended;
+        Ok(Some(found.entries.into_iter().map(block).collect()))
+    }
+
     /// Reads the payload of the one section of this kind, which must be the next that is known.
     fn metadata(&mut self, kind: SectionKind) -> Result<(Place, Vec<u8>)> {
         let (now, after) = match kind {
@@ -252,12 +285,13 @@ impl<'a> Reader<'a> {
         Ok((header, place))
     }
 
-    /// The next section that this meio knows, read up to its payload; optional ones that it does not know are
+    /// The next section that this meio knows, read up to its payload; optional ones that it does not know, and the index, are
     /// checked and stepped over.
     fn next_known(&mut self) -> Result<(SectionHeader, Place)> {
         loop {
             let (header, place) = self.next_section()?;
-            if header.known() {
+            // The index says nothing to who reads all the blocks.
+            if header.known() && header.kind != SectionKind::Index {
                 return Ok((header, place));
             }
             let mut hash = Xxh3::new();
@@ -298,6 +332,10 @@ impl<'a> Reader<'a> {
         Ok((header, place))
     }
 
+    fn lineage(&self) -> Lineage {
+        if self.parent.is_some() { Lineage::Child } else { Lineage::Flat }
+    }
+
     /// Takes a PAGES section: from a stream its bytes, from a file where they are.
     fn block(&mut self, header: SectionHeader, place: Place) -> Result<EncodedBlock> {
         let (number, start) = (self.blocks, self.source.position());
@@ -313,8 +351,7 @@ impl<'a> Reader<'a> {
                 }
             }
         };
-        let lineage = if self.parent.is_some() { Lineage::Child } else { Lineage::Flat };
-        Ok(EncodedBlock { number, header, place, start, payload, lineage })
+        Ok(EncodedBlock { number, header, place, start, payload, lineage: self.lineage(), front: None })
     }
 
     /// Compares the trailer with what was read.
@@ -427,7 +464,12 @@ pub struct EncodedBlock {
     start: u64,
     payload: Payload,
     lineage: Lineage,
+    /// XXH3-64 of its block header and runs, as the index has them.
+    front: Option<u64>,
 }
+
+/// A block as an index knows it: whose pages it holds, and which.
+pub type Indexed = (EncodedBlock, Owner, Vec<Run>);
 
 impl EncodedBlock {
     /// What it holds, without its content: reads it (when it is in a file), compares the checksum, checks every run.
@@ -474,13 +516,16 @@ impl EncodedBlock {
     /// The same with memory for the data: that of a block which is done with. Fresh memory for each block would
     /// cost as much as all the rest.
     pub fn decode_into(self, buffer: Vec<u8>) -> Result<Block> {
-        let EncodedBlock { number, header, place, start, payload, lineage } = self;
+        let EncodedBlock { number, header, place, start, payload, lineage, front } = self;
         let (parts, in_file, spare) = match payload {
             Payload::Read(parts) => (parts, false, buffer),
             Payload::In(mut at) => (Parts::read(&mut at, &header, place, buffer)?, true, Vec::new()),
             Payload::Away(_) => return Err(closed()),
         };
         let meta = parts.check(number, &header, place, lineage)?;
+        if front.is_some_and(|front| front != xxhash_rust::xxh3::xxh3_64(&parts.meta)) {
+            return Err(place.damaged("its runs are not those of the index"));
+        }
         let Parts { meta: front, mut data } = parts;
         let length = meta.data_pages as usize * PAGE;
         if meta.stored == Stored::Zstd {

@@ -3,6 +3,7 @@
 use super::Hash;
 use super::encode::{Counts, Encoded};
 use super::format::{Header, MANDATORY, MAX_LINK, MAX_METADATA, PAGE, SECTION, SECTION_VERSION, SectionHeader, SectionKind, Trailer};
+use super::index::Building;
 use super::link::ParentLink;
 use super::pages::{Lineage, Stored, meta_length};
 use crate::error::{Context, Error, Result};
@@ -63,6 +64,7 @@ pub struct Writer<W: Write> {
     pages: Counts,
     next: SectionKind,
     lineage: Lineage,
+    index: Building,
 }
 
 impl<W: Write> Writer<W> {
@@ -77,6 +79,7 @@ impl<W: Write> Writer<W> {
             pages: Counts::default(),
             next: SectionKind::Manifest,
             lineage: Lineage::Flat,
+            index: Building::begin(),
         };
         let header = Header { machine: options.machine, id: options.id }.to_bytes();
         writer.hash.update(&header);
@@ -181,12 +184,21 @@ impl<W: Write> Writer<W> {
             let unpadded = self.position + (SECTION + block.meta.len()) as u64;
             header.padding = (data_at(self.position, block.meta.len()) - unpadded) as u32;
         }
+        self.index.add(&header, &block.meta);
         let offset = self.position;
         let front = self.front(header, &block.meta)?;
         self.position += block.data.len() as u64;
         self.blocks = self.blocks.checked_add(1).ok_or_else(|| Error::other("too many blocks for one image"))?;
         self.pages.add(block.counts);
         Ok(Placed { offset, front })
+    }
+
+    /// Writes the index of all blocks, after the last; the output must stand at [`Writer::position`].
+    pub fn index(&mut self) -> Result<()> {
+        match std::mem::take(&mut self.index).payload() {
+            Some(payload) => self.raw_section(SectionKind::Index, SECTION_VERSION, 0, &payload),
+            None => Ok(()),
+        }
     }
 
     /// Writes the trailer and hands the output back, with what was written.

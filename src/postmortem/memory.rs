@@ -5,7 +5,7 @@
 
 use super::elf::{self, ReadMemory};
 use crate::error::{Context, Error, Result};
-use crate::image::{Block, Chain, Content, EncodedBlock, FromParent, Needed, Owner, Reader, Run};
+use crate::image::{Block, Chain, Content, EncodedBlock, FromParent, Needed, Owner, ParentLink, Reader, Run};
 use crate::resource::memory::{Backing, MappedFile, Mapping, ObjectId, PAGE};
 use crate::resource::process::Process;
 use crate::resource::{Manifest, Tree};
@@ -48,6 +48,7 @@ struct Decoded {
 pub struct Contents {
     manifest: Manifest,
     tree: Tree,
+    parent: Option<ParentLink>,
     blocks: Vec<EncodedBlock>,
     /// Blocks of ancestors, which are counted behind those of the image itself, and the file that each is in.
     older: Vec<(Rc<Path>, Needed)>,
@@ -97,12 +98,17 @@ impl Contents {
             list.sort_by_key(|e| e.address);
         }
         let files = tree.mapped.iter().map(|_| OnceCell::new()).collect();
-        Ok(Contents { manifest, tree, blocks, older, extents, decoded: RefCell::default(), files })
+        Ok(Contents { manifest, tree, parent: reader.parent().cloned(), blocks, older, extents, decoded: RefCell::default(), files })
     }
 
     /// Where and when the image was made.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
+    }
+
+    /// The image that it builds upon.
+    pub fn parent(&self) -> Option<&ParentLink> {
+        self.parent.as_ref()
     }
 
     /// Everything but the pages.

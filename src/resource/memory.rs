@@ -142,6 +142,12 @@ const MERGEABLE: &[u8; 2] = b"mg";
 
 /// The mappings of a process with their flags.
 fn vmas(pid: i32, capture: &mut Capture) -> Result<Vec<Vma>> {
+    if capture.standing && capture.recall.glance.knows(pid) {
+        let text = read::read(pid, "maps")?;
+        if let Some(vmas) = capture.recall.glance.layout(pid, &text) {
+            return Ok(vmas);
+        }
+    }
     let Some(quiet) = capture.recall.quiet.as_mut().filter(|_| capture.standing) else {
         return read::parsed(pid, "smaps", maps::parse);
     };
@@ -208,7 +214,10 @@ fn backing(pid: i32, vma: &Vma, capture: &mut Capture) -> Result<Option<Backing>
         return Ok(Some(Backing::Kernel));
     }
     let refused: Option<(&str, &str)> = if vma.has(b"um") || vma.has(b"uw") && !capture.watched_by_meio.contains(&pid) {
-        Some(("it is watched by userfaultfd", "end the program's own use of userfaultfd first"))
+        Some((
+            "it is watched by userfaultfd",
+            "end the program's own use of userfaultfd first; after `meio restore --lazy`, wait until all pages are there",
+        ))
     } else if vma.protection_key.is_some_and(|key| key != 0) {
         Some(("it has a protection key (pkeys), which is not supported yet", "run the program without protection keys"))
     } else if vma.has(b"ss") {

@@ -5,12 +5,14 @@ pub mod attributes;
 pub mod birth;
 pub mod capture;
 pub mod cgroup;
+pub mod clocks;
 pub mod credentials;
 pub mod descriptor;
 pub mod device;
 pub mod epoll;
 pub mod eventfd;
 pub mod fanotify;
+pub mod glance;
 pub mod graph;
 pub mod ignored;
 pub mod inotify;
@@ -114,6 +116,9 @@ pub struct Tree {
     /// Those of other ipc namespaces than the root's.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub system_v_elsewhere: Vec<system_v::Elsewhere>,
+    /// The kernel's clocks, when a thread was just reading one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clocks: Option<clocks::Clocks>,
 }
 
 impl Tree {

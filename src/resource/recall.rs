@@ -15,6 +15,8 @@ type Content = (u64, u64, u64, (i64, i64));
 pub struct Recall {
     /// Where files hold instructions that tasks can be made to run.
     pub footholds: Known,
+    /// The mappings of large processes, as they were just now.
+    pub glance: super::glance::Glance,
     /// What need not be asked for again.
     pub quiet: Option<super::quiet::Quiet>,
     build_ids: HashMap<Content, Option<Vec<u8>>>,

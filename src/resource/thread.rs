@@ -3,7 +3,7 @@
 use super::attributes::{MODES, MODES_LEFT, Modes, TaskAttributes, refuse_task};
 use super::{capture::Capture, credentials::Credentials, sched::Sched, seccomp::Seccomp};
 use crate::error::{Context, Error, Result};
-use crate::sys::arch::Registers;
+use crate::sys::arch::{self, Registers};
 use crate::sys::proc::{read, status};
 use crate::sys::{memory, ptrace, task};
 use crate::tracee::inject::{ERESTART_RESTARTBLOCK, ERESTARTNOHAND, ERESTARTNOINTR, ERESTARTSYS, Injector};
@@ -278,9 +278,26 @@ impl Thread {
         Ok(Some(registers))
     }
 
-    /// Gives a task its final registers, vector state and mask.
-    pub fn finish(&self, tid: i32, registers: Option<Registers>) -> Result<()> {
-        ptrace::set_xstate(tid, &self.xstate).context(|| format!("setting the vector state of task {}", self.tid))?;
+    /// Gives a task its vector state, or `other`, when it has gone on already.
+    pub fn set_vectors(&self, tid: i32, other: Option<&[u8]>) -> Result<()> {
+        let saved = other.unwrap_or(&self.xstate);
+        let set = match ptrace::set_xstate(tid, saved) {
+            // Another processor's area has another length.
+            Err(Errno::EFAULT | Errno::EINVAL) => {
+                let area = arch::fit_xstate(saved, ptrace::xstate(tid)?.len()).ok_or_else(|| {
+                    let text = format!("the vector state of task {} is laid out as another processor has it", self.tid);
+                    Error::image(text).help("restore it on a machine with the same processor features")
+                })?;
+                ptrace::set_xstate(tid, &area)
+            }
+            set => set,
+        };
+        set.context(|| format!("setting the vector state of task {}", self.tid))
+    }
+
+    /// Gives a task its final registers, vector state and mask; others than were saved where it has gone on already.
+    pub fn finish(&self, tid: i32, registers: Option<Registers>, xstate: Option<&[u8]>) -> Result<()> {
+        self.set_vectors(tid, xstate)?;
         ptrace::set_sigmask(tid, self.sigmask).context(|| format!("setting the signal mask of task {}", self.tid))?;
         ptrace::set_registers(tid, &registers.unwrap_or(self.registers)).context(|| format!("setting the registers of task {}", self.tid))
     }

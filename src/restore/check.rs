@@ -1,7 +1,7 @@
 //! Everything that can be known to go wrong is found here, all of it, before anything is started.
 
 use super::places::Places;
-use super::{layout, queues, reach, skeleton, system_v};
+use super::{queues, reach, skeleton, system_v};
 use crate::error::{Error, Kind as Failure, Refusal, Result};
 use crate::resource::descriptor::FileKind;
 use crate::resource::path::FilePath;
@@ -12,19 +12,28 @@ use crate::sys::namespace::Kind;
 use crate::sys::proc::read;
 use std::os::unix::fs::MetadataExt;
 
+/// What the processor lacks that the image was made on, and no thread was using.
+pub fn lesser_processor(manifest: &Manifest) -> Option<String> {
+    let missing = manifest.xfeatures & !arch::xfeatures();
+    (missing != 0).then(|| {
+        format!(
+            "this processor lacks vector features of the one that the image was made on (XCR0 bits {missing:#x}); no thread was using \
+             them, but code that has found them there would fail here"
+        )
+    })
+}
+
 /// Checks an image against this machine.
 pub fn check(manifest: &Manifest, tree: &Tree, pid_namespace: bool) -> Result<()> {
     structure(tree)?;
     super::places::check(tree)?;
+    let in_use = tree.processes.iter().flat_map(|p| &p.threads).fold(0, |all, t| all | arch::in_use(&t.xstate));
     let missing = manifest.xfeatures & !arch::xfeatures();
-    if missing != 0 {
+    if missing & in_use != 0 {
         return Err(Error::image(format!(
-            "the image was made on a processor with vector features that are missing here (XCR0 bits {missing:#x})"
+            "the image was made on a processor with vector features that are missing here and in use (XCR0 bits {missing:#x})"
         ))
         .help("restore it on a machine with the same processor features"));
-    }
-    if let Some(space) = tree.processes.iter().find_map(|p| p.memory.as_ref()) {
-        layout::check_vdso(space)?;
     }
     system_v::check(tree)?;
     queues::check(tree)?;

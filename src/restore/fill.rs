@@ -3,7 +3,7 @@
 
 use super::pool::Pool;
 use crate::error::{Context, Error, Result};
-use crate::image::{Block, Content, EncodedBlock, FromParent, Owner, PAGE, Placement, Reader};
+use crate::image::{Block, Content, EncodedBlock, FromParent, Owner, PAGE, Placement, Run};
 use crate::resource::Tree;
 use crate::resource::memory::{Backing, Mapping};
 use crate::sys::memory::{self, MemFile};
@@ -142,9 +142,14 @@ struct Flow {
     bytes: u64,
 }
 
-/// Places all pages of the image. Afterwards its checksums and its end have been verified. Returned are the bytes, and what
-/// it has from its parent.
-pub fn fill(reader: &mut Reader<'_>, targets: &Targets<'_>, progress: &mut dyn FnMut(u64) -> Result<()>) -> Result<(u64, FromParent)> {
+/// Places the pages of all blocks that `next` gives, but of copies only those that are wanted. When these are all blocks of an image,
+/// its checksums and its end have been verified afterwards. Returned are the bytes, and what it has from its parent.
+pub fn fill(
+    mut next: impl FnMut() -> Result<Option<EncodedBlock>>,
+    targets: &Targets<'_>,
+    wanted: impl Fn(Owner, &Run) -> bool + Sync,
+    progress: &mut dyn FnMut(u64) -> Result<()>,
+) -> Result<(u64, FromParent)> {
     let flow = Mutex::new(Flow::default());
     let moved = Condvar::new();
     let lock = || flow.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -174,7 +179,9 @@ pub fn fill(reader: &mut Reader<'_>, targets: &Targets<'_>, progress: &mut dyn F
                     guard.bytes += buffer.len() as u64;
                     guard.placement.note(&block);
                     for run in &block.runs {
-                        if let Content::Copy { block: from, page } = run.content {
+                        if let Content::Copy { block: from, page } = run.content
+                            && wanted(block.owner, run)
+                        {
                             let (owner, address, pages) = (block.owner, run.address, run.pages);
                             guard.copies.push(Copy { owner, address, pages, block: from, page });
                         }
@@ -194,7 +201,7 @@ pub fn fill(reader: &mut Reader<'_>, targets: &Targets<'_>, progress: &mut dyn F
             scope.spawn(|_| work());
         }
         let mut feed = || -> Result<()> {
-            while let Some(block) = reader.next_block()? {
+            while let Some(block) = next()? {
                 let mut guard = lock();
                 while guard.waiting.len() >= WINDOW && guard.failure.is_none() {
                     guard = moved.wait(guard).unwrap_or_else(std::sync::PoisonError::into_inner);

@@ -88,8 +88,8 @@ impl Session {
         }
     }
 
-    /// Serves until the root ends; its status.
-    pub fn serve(self, root: i32, mut terminals: Terminals) -> Result<ExitStatus> {
+    /// Serves until the root ends, and tends to something else meanwhile; its status.
+    pub fn serve(self, root: i32, mut terminals: Terminals, mut tend: impl FnMut()) -> Result<ExitStatus> {
         terminals.slave = None;
         let pidfd = task::pidfd(root).context(|| format!("watching process {root}"))?;
         let mut master = terminals.master.map(|m| File::from(OwnedFd::from(m)));
@@ -124,6 +124,7 @@ impl Session {
                 break status;
             }
             self.follow_stop(root);
+            tend();
         };
         // What it wrote last.
         while let Some(m) = &master {

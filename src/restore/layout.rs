@@ -5,7 +5,6 @@ use super::attach;
 use super::pool::Pool;
 use crate::error::{Context, Error, Result};
 use crate::resource::Tree;
-use crate::resource::aio::is_ring;
 use crate::resource::memory::{AddressSpace, Backing, Mapping, PAGE};
 use crate::resource::numa;
 use crate::sys::proc::maps::Vma;
@@ -41,33 +40,8 @@ pub fn gadget(tree: &Tree) -> Result<Gadget> {
 }
 
 /// The kernel's own mappings of this process.
-fn kernel_pages(vmas: &[Vma]) -> impl Iterator<Item = &Vma> {
+pub(super) fn kernel_pages(vmas: &[Vma]) -> impl Iterator<Item = &Vma> {
     vmas.iter().filter(|v| matches!(v.name.as_slice(), b"[vdso]" | b"[vvar]" | b"[vvar_vclock]"))
-}
-
-/// Whether this kernel's vDSO is the one of the image: the program may be inside of it or hold addresses in it.
-pub fn check_vdso(space: &AddressSpace) -> Result<()> {
-    let own = read::parsed(std::process::id() as i32, "maps", maps::parse)?;
-    let differs = |what: &str| {
-        Err(Error::image(format!("the vDSO of the image differs from this kernel's ({what})"))
-            .help("restore under the kernel that the image was made on; see: meio inspect"))
-    };
-    for mapping in space.mappings.iter().filter(|m| m.backing == Backing::Kernel && !is_ring(m)) {
-        let Some(here) = kernel_pages(&own).find(|v| v.name == mapping.name.as_bytes()) else {
-            return differs(&format!("no {} here", mapping.name));
-        };
-        if here.len() != mapping.len() {
-            return differs(&format!("{} has another size", mapping.name));
-        }
-        if mapping.name == "[vdso]" {
-            let mut image = vec![0u8; here.len() as usize];
-            crate::sys::memory::read(std::process::id() as i32, here.start, &mut image)?;
-            if xxhash_rust::xxh3::xxh3_64(&image) != space.vdso_hash {
-                return differs("another content");
-            }
-        }
-    }
-    Ok(())
 }
 
 /// Builds the address space in a stub whose children and threads exist already, or in a bare one.

@@ -6,6 +6,7 @@ use super::fill;
 use super::interest;
 use super::late;
 use super::layout;
+use super::lazy::Lazy;
 use super::places::Places;
 use super::pool::Pool;
 use super::queues;
@@ -16,6 +17,7 @@ use super::sockets;
 use super::system_v::{self, Made};
 use super::terminal::Terminals;
 use super::users;
+use super::vdso::{Foreign, Moved};
 use crate::error::{Context, Error, Result};
 use crate::image::{Chain, Reader};
 use crate::progress::{Report, phase};
@@ -39,6 +41,8 @@ pub struct Planted<'t> {
     skeleton: Skeleton<'t>,
     /// Stub of each thread, by its tid in the image.
     pub threads: HashMap<i32, Stub>,
+    /// Threads that go on elsewhere than they were stopped.
+    moved: HashMap<i32, Moved>,
     /// System V objects that were made; they go again when the tree does not come to life.
     made: Made,
 }
@@ -62,7 +66,7 @@ impl<'t> Planted<'t> {
             threads.extend(confined::bear_threads(tree, process, &stub, &skeleton.stubs)?);
         }
         skeleton.settle()?;
-        Ok(Planted { tree, skeleton, threads, made: Made::new(tree) })
+        Ok(Planted { tree, skeleton, threads, moved: HashMap::new(), made: Made::new(tree) })
     }
 
     pub fn root(&self) -> i32 {
@@ -75,16 +79,16 @@ impl<'t> Planted<'t> {
         groups.filter_map(|group| self.skeleton.stubs.get(&group)).map(|stub| stub.pid).next().unwrap_or_else(|| self.root())
     }
 
-    fn living(&self) -> impl Iterator<Item = &'t Process> {
+    fn living(&self) -> impl Iterator<Item = &'t Process> + use<'t> {
         self.tree.processes.iter().filter(|p| !matches!(p.state, State::Zombie(_)))
     }
 
     /// Memory, then everything else, up to the last registers.
     pub fn rebuild(
         &mut self,
-        (reader, chain): (&mut Reader<'_>, Option<Chain>),
+        (reader, chain, lazy): (&mut Reader<'_>, Option<Chain>, Option<&mut Lazy>),
         pool: &mut Pool,
-        terminals: &Terminals,
+        (terminals, foreign): (&Terminals, &Foreign),
         report: &mut dyn Report,
         phases: &mut Vec<(&'static str, Duration)>,
         warnings: &mut Vec<String>,
@@ -106,13 +110,20 @@ impl<'t> Planted<'t> {
         phase(report, phases, "memory", |report| {
             let pids = self.skeleton.stubs.iter().map(|(&pid, stub)| (pid, stub.pid)).collect();
             let targets = fill::Targets::new(self.tree, &pids, pool)?;
+            if let Some(lazy) = lazy {
+                return lazy.fill(self.tree, &self.skeleton.stubs, &targets, report, warnings).map(|()| 0);
+            }
             let mut progress = |bytes| {
                 report.bytes(bytes, None);
                 signal::check_interrupted()
             };
-            let (bytes, from_parent) = fill::fill(reader, &targets, &mut progress)?;
+            let (bytes, from_parent) = fill::fill(|| reader.next_block(), &targets, |_, _| true, &mut progress)?;
             chain.map_or(Ok(0), |chain| ancestors::fill(chain, reader, from_parent, &targets, &mut |more| progress(bytes + more)))
         })?;
+        for process in self.living() {
+            let moved = foreign.redirect(self.tree, process, &self.threads, warnings)?;
+            self.moved.extend(moved.into_iter().map(|m| (m.tid, m)));
+        }
         pool.seal(self.tree)?;
         pool.close_writers();
         phase(report, phases, "state", |_| {
@@ -264,7 +275,9 @@ impl<'t> Planted<'t> {
         }
         stub.vanish()?;
         for thread in &process.threads {
-            thread.finish(self.threads[&thread.tid].tid, entered.get(&thread.tid).copied())?;
+            let moved = self.moved.get(&thread.tid);
+            let registers = entered.get(&thread.tid).or(moved.map(|m| &m.registers));
+            thread.finish(self.threads[&thread.tid].tid, registers.copied(), moved.and_then(|m| m.xstate.as_deref()))?;
         }
         Ok(())
     }

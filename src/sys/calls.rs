@@ -4,7 +4,8 @@
 
 use super::file::own;
 use nix::errno::Errno;
-use std::ffi::CStr;
+use std::borrow::Cow;
+use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -37,7 +38,7 @@ pub type Call = (&'static str, Option<&'static CStr>);
 
 /// The tracepoints of some system calls.
 #[derive(Debug)]
-pub struct Calls(Vec<(u64, Option<&'static CStr>)>);
+pub struct Calls(Vec<(u64, Option<Cow<'static, CStr>>)>);
 
 /// Counters of them over some tasks and all that are born of these.
 #[derive(Debug)]
@@ -64,13 +65,29 @@ impl Calls {
                 Ok(mut file) => {
                     let mut text = String::new();
                     file.read_to_string(&mut text)?;
-                    ids.push((text.trim().parse().map_err(io::Error::other)?, *filter));
+                    ids.push((text.trim().parse().map_err(io::Error::other)?, filter.map(Cow::Borrowed)));
                 }
                 Err(Errno::ENOENT) => {}
                 Err(e) => return Err(e.into()),
             }
         }
         Ok(Calls(ids))
+    }
+
+    /// All calls with these numbers as one: a single counter for each task, where the arguments of a call do not matter.
+    ///
+    /// # Errors
+    /// As of [`Calls::named`].
+    pub fn numbered(numbers: &[i64]) -> io::Result<Calls> {
+        use nix::fcntl::{OFlag, openat};
+        let tracefs = mount_tracefs()?;
+        let path = "events/raw_syscalls/sys_enter/id";
+        let mut file = File::from(openat(&tracefs, path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, nix::sys::stat::Mode::empty())?);
+        let mut text = String::new();
+        file.read_to_string(&mut text)?;
+        let id = text.trim().parse().map_err(io::Error::other)?;
+        let filter = numbers.iter().map(|number| format!("id == {number}")).collect::<Vec<_>>().join(" || ");
+        Ok(Calls(vec![(id, Some(Cow::Owned(CString::new(filter)?)))]))
     }
 
     /// How many they are.
@@ -82,7 +99,7 @@ impl Calls {
     pub fn count(&self, tids: impl Iterator<Item = i32>) -> io::Result<Counters> {
         let mut counters = Vec::new();
         for tid in tids {
-            for &(id, filter) in &self.0 {
+            for &(id, ref filter) in &self.0 {
                 let attributes = Attributes {
                     kind: PERF_TYPE_TRACEPOINT,
                     size: size_of::<Attributes>() as u32,

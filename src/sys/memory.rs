@@ -2,6 +2,7 @@
 
 use nix::errno::Errno;
 use std::fs::{File, OpenOptions};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
 /// Copies `buf.len()` bytes at `address` of `pid`. Shorter when a page is not readable.
@@ -52,6 +53,23 @@ pub fn write(pid: i32, address: u64, buf: &[u8]) -> Result<(), Errno> {
         }
     }
     Ok(())
+}
+
+/// A copy of one page of our own, wherever it is; `None` where nothing is behind it. The kernel's own pages can neither be
+/// read by the calls above nor safely by ourselves.
+pub fn own_page(address: u64) -> Result<Option<Vec<u8>>, Errno> {
+    let copy = nix::sys::memfd::memfd_create(c"page", nix::sys::memfd::MFdFlags::MFD_CLOEXEC)?;
+    let mut page = vec![0; 4096];
+    // SAFETY: only the kernel reads at the address, and says EFAULT where it cannot.
+    match Errno::result(unsafe { libc::write(copy.as_raw_fd(), address as *const _, page.len()) }) {
+        Ok(n) if n as usize == page.len() => {}
+        Ok(_) | Err(Errno::EFAULT) => return Ok(None),
+        Err(e) => return Err(e),
+    }
+    match File::from(copy).read_exact_at(&mut page, 0) {
+        Ok(()) => Ok(Some(page)),
+        Err(e) => Err(Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO))),
+    }
 }
 
 /// The memory of a process as a file: writes go through read-only protection (`FOLL_FORCE`).

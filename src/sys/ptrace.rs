@@ -62,6 +62,12 @@ pub fn cont(tid: i32, signal: i32) -> Result<(), Errno> {
     request(libc::PTRACE_CONT, tid, 0, signal as usize).map(drop)
 }
 
+/// Resumes for one instruction, after which it stops with `SIGTRAP`. Only for tasks that die with meio: left alone, the
+/// signal would be delivered.
+pub fn step(tid: i32) -> Result<(), Errno> {
+    request(libc::PTRACE_SINGLESTEP, tid, 0, 0).map(drop)
+}
+
 /// Resumes until the next entry or exit of a system call.
 pub fn syscall(tid: i32) -> Result<(), Errno> {
     request(libc::PTRACE_SYSCALL, tid, 0, 0).map(drop)

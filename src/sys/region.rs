@@ -5,8 +5,6 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
 
-/// What the kernel knows as a huge page on x86-64.
-pub const HUGE: usize = 2 << 20;
 /// `MADV_POPULATE_WRITE`, Linux 5.14.
 const POPULATE_WRITE: i32 = 23;
 
@@ -23,13 +21,10 @@ unsafe impl Send for Region {}
 unsafe impl Sync for Region {}
 
 impl Region {
-    /// Anonymous memory of at least `length` bytes, in huge pages where the kernel has some.
+    /// Anonymous memory of at least `length` bytes. Not of huge pages: until the kernel has put one together, milliseconds
+    /// may pass.
     pub fn anonymous(length: usize) -> io::Result<Region> {
-        let length = length.max(1).next_multiple_of(HUGE);
-        let region = Region::map(length, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1)?;
-        // SAFETY: advice on our own mapping. Without huge pages it is not heeded.
-        unsafe { libc::madvise(region.at.as_ptr().cast(), length, libc::MADV_HUGEPAGE) };
-        Ok(region)
+        Region::map(length.max(1).next_multiple_of(4096), libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1)
     }
 
     /// The first `length` bytes of a file that nobody else writes to or cuts off: what happens to the one happens to the
@@ -89,9 +84,9 @@ mod tests {
 
     #[test]
     fn anonymous_memory_is_zero_and_stays() {
-        let mut region = Region::anonymous(3 << 20).unwrap();
-        assert_eq!(region.len(), 4 << 20);
-        region.populate(0, 4 << 20).unwrap();
+        let mut region = Region::anonymous((3 << 20) - 7).unwrap();
+        assert_eq!(region.len(), 3 << 20);
+        region.populate(0, 3 << 20).unwrap();
         assert!(region.bytes().iter().all(|&b| b == 0));
         region.bytes_mut()[5] = 7;
         region.populate(0, 4096).unwrap();

@@ -112,7 +112,8 @@ pub fn spawn(birth: &Birth<'_>) -> Result<i32, Errno> {
     }
 }
 
-fn clone(args: &CloneArgs) -> Result<i32, Errno> {
+/// clone3(2) without shared memory: the child's pid, 0 in the child.
+pub(super) fn clone(args: &CloneArgs) -> Result<i32, Errno> {
     // SAFETY: the arguments outlive the call; callers ask for no shared memory.
     Errno::result(unsafe { libc::syscall(libc::SYS_clone3, &raw const *args, size_of::<CloneArgs>()) }).map(|pid| pid as i32)
 }

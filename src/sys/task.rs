@@ -3,7 +3,7 @@
 use nix::errno::Errno;
 use std::cell::OnceCell;
 use std::cmp::Ordering;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 /// What two tasks may share (kcmp(2)).
 #[derive(Debug, Clone, Copy)]
@@ -57,6 +57,12 @@ pub fn get_fd(pidfd: &OwnedFd, fd: i32) -> Result<OwnedFd, Errno> {
     // SAFETY: as in `pidfd`.
     Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), fd, 0) })
         .map(|fd| unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// Sends a signal to the process of a handle (pidfd_send_signal(2)).
+pub fn signal(pidfd: RawFd, signal: i32) -> Result<(), Errno> {
+    // SAFETY: numbers, and no structure.
+    Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd, signal, 0, 0) }).map(drop)
 }
 
 /// The descriptors of one process, reached by a handle that is opened when it is first needed.

@@ -62,13 +62,16 @@ impl Held {
 /// Some calls fail with `EINTR` at every ptrace stop (signal(7), "never restarted"). The one of a task that was stopped and
 /// not asked anything begins anew.
 fn undo_interruption(tid: i32) {
+    const EINTR: i64 = -(libc::EINTR as i64);
     let Ok(registers) = ptrace::registers(tid) else { return };
-    if registers.rax as i64 != -i64::from(libc::EINTR) || (registers.orig_rax as i64) < 0 {
+    let answer = registers.rax as i64;
+    if !matches!(answer, inject::ERESTART_RESTARTBLOCK | EINTR) || (registers.orig_rax as i64) < 0 {
         return;
     }
-    // When a signal is about to be delivered, EINTR is the truth.
-    let signal_waits = |s: status::Status| (s.sig_pnd | s.shd_pnd) & !s.sig_blk != 0;
-    if read::parsed(tid, "status", status::parse).is_ok_and(|s| !signal_waits(s)) {
+    // When a signal is about to be delivered, EINTR is the truth. What the kernel goes on with by restart_syscall(2) must
+    // begin anew only where a filter may forbid that.
+    let anew = |s: status::Status| if answer == EINTR { (s.sig_pnd | s.shd_pnd) & !s.sig_blk == 0 } else { s.seccomp == 2 };
+    if read::parsed(tid, "status", status::parse).is_ok_and(anew) {
         let anew = Registers { rip: registers.rip - 2, rax: registers.orig_rax, orig_rax: u64::MAX, ..registers };
         let _ = ptrace::set_registers(tid, &anew);
     }

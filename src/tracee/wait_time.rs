@@ -155,11 +155,14 @@ fn number_by_sleep(wchan: &[u8], rdi: u64) -> Option<u64> {
 }
 
 fn deadline_of_restarted(held: &mut Held) -> Result<Option<Waiting>> {
-    let timers = || -> Vec<timer_list::HrTimer> {
+    let mut ahead = 0;
+    let mut timers = || -> Vec<timer_list::HrTimer> {
+        let begin = clock::monotonic_ns();
         let text = read::read_machine("timer_list").unwrap_or_default();
-        let mut list = timer_list::parse(&text).map(|l| l.timers).unwrap_or_default();
-        list.retain(|t| t.function == b"hrtimer_wakeup" || t.function == b"futex_wake");
-        list
+        let Ok(mut list) = timer_list::parse(&text) else { return Vec::new() };
+        ahead = ahead_of(list.now_ns, begin, clock::monotonic_ns());
+        list.timers.retain(|t| t.function == b"hrtimer_wakeup" || t.function == b"futex_wake");
+        list.timers
     };
     let mut candidates: Option<Vec<timer_list::HrTimer>> = None;
     let mut own = None;
@@ -211,8 +214,14 @@ fn deadline_of_restarted(held: &mut Held) -> Result<Option<Waiting>> {
     if time_out(number, &held.registers).is_none() {
         return Ok(Some(Waiting { number, remaining_ns: None }));
     }
-    let now = clock::monotonic_ns();
+    let now = clock::monotonic_ns().saturating_add_signed(-ahead);
     Ok(Some(Waiting { number, remaining_ns: own.map(|t| t.softexpires_ns.saturating_sub(now)) }))
+}
+
+/// How far our clock is ahead of the machine's, in nanoseconds: in a time namespace the list of timers still has the latter.
+/// It was read between two instants of ours.
+fn ahead_of(machine: u64, begin: u64, end: u64) -> i64 {
+    if (begin..=end).contains(&machine) { 0 } else { begin.wrapping_sub(machine) as i64 }
 }
 
 /// Lets a stopped task make its interrupted call again. Where it sleeps, and whether the call has returned already, in which
@@ -248,5 +257,17 @@ fn fall_asleep(held: &mut Held) -> Result<(Vec<u8>, bool)> {
         } else {
             std::thread::sleep(Duration::from_micros(100));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_namespace_is_told_from_the_machines_clock() {
+        assert_eq!(ahead_of(1_000, 990, 1_010), 0);
+        assert_eq!(ahead_of(1_000, 501_000, 501_010), 500_000);
+        assert_eq!(ahead_of(501_000, 1_000, 1_010), -500_000);
     }
 }

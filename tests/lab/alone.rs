@@ -13,7 +13,7 @@ const INSIDE: &str = "MEIO_LAB_TEST";
 
 /// No test may take longer, but for those that were asked for everything.
 fn limit() -> Duration {
-    Duration::from_secs(if std::env::var_os("SURVIVE").is_some() { 24 * 3600 } else { 300 })
+    Duration::from_secs(if std::env::var_os("SURVIVE").is_some() { 24 * 3600 } else { 300 }) * super::patience()
 }
 
 /// The first process of the namespace: it has terminals of its own, whose numbers no other test takes, reaps orphans while it waits for the
@@ -61,7 +61,10 @@ pub fn alone(name: &str, body: impl FnOnce()) {
 
 /// What the test said, without the frame that the test harness puts around it.
 fn remarks(text: &str) -> String {
-    text.lines().filter(|line| line.contains("skipped") || line.starts_with("survive: ")).map(|line| format!("{line}\n")).collect()
+    text.lines()
+        .filter(|line| line.contains("skipped") || ["survive: ", "journey: "].iter().any(|word| line.starts_with(word)))
+        .map(|line| format!("{line}\n"))
+        .collect()
 }
 
 /// A test whose body runs through [`alone`].

@@ -142,6 +142,7 @@ fn show(teller: &Teller<'_>) -> Result<Seen> {
         pidfile: None,
         pid_namespace: false,
         close_connections: false,
+        lazy: false,
     };
     let mut drawing = Drawing::new(*teller.console);
     let restored = restore::run(&options, &mut drawing)?;

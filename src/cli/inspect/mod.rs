@@ -11,7 +11,7 @@ use super::console::{Console, Paint};
 use super::image;
 use super::table::{Table, printable};
 use crate::error::{Error, Result};
-use crate::image::Reader;
+use crate::image::{ParentLink, Reader};
 use crate::postmortem::{self, Contents, ThreadStack};
 use crate::resource::process::Process;
 use crate::resource::{Manifest, Tree};
@@ -23,7 +23,7 @@ use std::{path::PathBuf, process::ExitCode};
 /// themselves is shown with control characters escaped. A cut-off image is shown as far as it goes (exit code 14).
 ///
 /// With --json the line has everything: "manifest", "tree" (processes, threads, registers, mappings, descriptors, …;
-/// byte strings as hexadecimal digits), and "image_bytes", "blocks", "hash", or with --stacks "stacks" in their place.
+/// byte strings as hexadecimal digits), "parent" (id, hash and file of the image that it builds upon, or null), and "image_bytes", "blocks", "hash", or with --stacks "stacks" in their place.
 #[derive(clap::Args)]
 #[command(group = clap::ArgGroup::new("what"))]
 pub struct Inspect {
@@ -48,6 +48,8 @@ pub struct Inspect {
 struct Seen {
     manifest: Manifest,
     tree: Tree,
+    /// The image that it builds upon.
+    parent: Option<ParentLink>,
     /// What was found behind the metadata, where that was looked at.
     rest: Option<Rest>,
 }
@@ -72,7 +74,8 @@ impl Inspect {
                 console.result(&stacks::page(console, &stacks));
                 return Ok(ExitCode::SUCCESS);
             }
-            let seen = Seen { manifest: contents.manifest().clone(), tree: contents.tree().clone(), rest: None };
+            let (manifest, tree, parent) = (contents.manifest().clone(), contents.tree().clone(), contents.parent().cloned());
+            let seen = Seen { manifest, tree, parent, rest: None };
             return self.show(console, seen, Some(stacks));
         }
         let seen = image::about(&self.image, look(image::open(&self.image)?))?;
@@ -107,7 +110,8 @@ fn look(mut reader: Reader<'_>) -> Result<Seen> {
         }
     };
     let hash = end.and_then(|()| reader.hash().map(|h| h.to_string()).ok_or_else(|| Error::image("image has no end")));
-    Ok(Seen { manifest, tree, rest: Some(Rest { bytes: reader.position(), blocks, hash }) })
+    let parent = reader.parent().cloned();
+    Ok(Seen { manifest, tree, parent, rest: Some(Rest { bytes: reader.position(), blocks, hash }) })
 }
 
 /// The name of a process, harmless to a terminal.

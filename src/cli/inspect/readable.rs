@@ -14,6 +14,10 @@ const LISTS: [&str; 2] = ["build_id", "affinity"];
 /// The fields of the result.
 pub fn value(seen: &Seen, stacks: Option<&[ThreadStack]>) -> Result<Value> {
     let mut result = json!({"command": "inspect", "manifest": readable(&seen.manifest)?, "tree": readable(&seen.tree)?});
+    result["parent"] = seen.parent.as_ref().map_or(
+        Value::Null,
+        |link| json!({"id": hex(&link.id), "hash": link.hash.to_string(), "file": String::from_utf8_lossy(&link.file)}),
+    );
     if let Some(rest) = &seen.rest {
         result["image_bytes"] = rest.bytes.into();
         result["blocks"] = rest.blocks.into();

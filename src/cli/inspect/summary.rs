@@ -37,6 +37,10 @@ pub fn page(console: &Console, name: &str, seen: &Seen) -> String {
     ];
     let mut lines: Vec<String> =
         facts.iter().map(|(label, fact)| format!("{} {fact}", console.out(&format!("{label:<8}"), Paint::Faint))).collect();
+    lines.extend(seen.parent.as_ref().map(|link| {
+        let file = String::from_utf8_lossy(&link.file);
+        format!("{} {}: needed with it; hash {}", console.out(&format!("{:<8}", "parent"), Paint::Faint), printable(&file), link.hash)
+    }));
     let decided = [("external", &t.decisions.external), ("ignored", &t.decisions.ignore)];
     for (label, ids) in decided.iter().filter(|(_, ids)| !ids.is_empty()) {
         lines.push(format!("{} {}", console.out(&format!("{label:<8}"), Paint::Faint), printable(&ids.join(", "))));

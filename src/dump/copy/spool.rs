@@ -147,3 +147,114 @@ fn buffer() -> std::io::Result<Region> {
 }
 
 const _: () = assert!(BATCH as usize >= super::JOB_PAGES * PAGE);
+
+#[cfg(test)]
+mod tests {
+    use super::super::{From, Output, Ready, Source, copy, cut, image_bytes};
+    use super::*;
+    use crate::image::{self, Codec, Content, Dedup, Owner, Reader, SectionKind, Writer};
+    use crate::sys::arch;
+    use std::collections::HashMap;
+    use std::io::{Seek, SeekFrom};
+
+    /// Pages of zeros, pages that stand twice, pages like no other, and stretches of each.
+    fn memory(pages: usize) -> Vec<u8> {
+        let mut x = 0x9e37_79b9_7f4a_7c15u64;
+        let mut bytes = vec![0u8; pages * PAGE];
+        for (n, page) in bytes.chunks_exact_mut(PAGE).enumerate() {
+            let kind = if n < pages / 3 { 1 } else { n / (1 + n % 5) % 4 };
+            for word in page.chunks_exact_mut(8) {
+                x ^= x << 13;
+                x ^= x >> 7;
+                x ^= x << 17;
+                let put = match kind {
+                    0 => 0,
+                    1 => x,
+                    2 => n as u64 % 97,
+                    _ => n as u64,
+                };
+                word.copy_from_slice(&put.to_le_bytes());
+            }
+        }
+        bytes
+    }
+
+    fn read_back(file: &File) -> HashMap<u64, Vec<u8>> {
+        let mut reader = Reader::from_file(file.try_clone().unwrap(), arch::MACHINE).unwrap();
+        let (mut blocks, mut pages) = (Vec::<Vec<u8>>::new(), HashMap::new());
+        while let Some(block) = reader.next_block().unwrap() {
+            let block = block.decode().unwrap();
+            let mut next = 0;
+            blocks.push(block.data.clone());
+            for run in &block.runs {
+                for n in 0..run.pages as usize {
+                    let content = match run.content {
+                        Content::Data => {
+                            next += PAGE;
+                            block.data[next - PAGE..next].to_vec()
+                        }
+                        Content::Zero => vec![0; PAGE],
+                        Content::Copy { block, page } => blocks[block as usize][(page as usize + n) * PAGE..][..PAGE].to_vec(),
+                        other => panic!("{other:?}"),
+                    };
+                    assert!(pages.insert(run.address + (n * PAGE) as u64, content).is_none());
+                }
+            }
+        }
+        pages
+    }
+
+    /// Takes memory into a file and back. False where the file system is none for this.
+    fn there_and_back(folder: &std::path::Path, codec: Codec, expected: u64) -> bool {
+        let own = std::process::id() as i32;
+        let source = memory(3000);
+        let start = source.as_ptr() as u64;
+        let at = |page: u64| start + page * PAGE as u64;
+        let mut jobs = Vec::new();
+        cut(Owner::Process(own), From::Memory(own), true, &[(at(0), at(1200)), (at(1300), at(1301)), (at(1400), at(2000))], &mut jobs);
+        cut(Owner::Process(own), From::Memory(own), false, &[(at(2000), at(3000))], &mut jobs);
+        let file = tempfile::tempfile_in(folder).unwrap();
+        let Some(mut spool) = Spool::prepare(&file, expected) else { return false };
+        let id = [5; 16];
+        let mut writer = Writer::new(&file, image::Options { machine: arch::MACHINE, id }).unwrap();
+        writer.section(SectionKind::Manifest, &"manifest").unwrap();
+        writer.section(SectionKind::Tree, &"tree").unwrap();
+        assert!(spool.read(&jobs, &[], writer.position()).unwrap());
+        spool.settle();
+        let dedup = Dedup::new(&id);
+        let from = Source { jobs: &jobs, objects: &[], codec, dedup: &dedup, parent: None, ready: Ready::Spooled(&spool), tracking: None };
+        copy(from, &mut writer, Output::File(&file), || (), |_| Ok(())).unwrap();
+        (&file).seek(SeekFrom::Start(writer.position())).unwrap();
+        let summary = writer.finish().unwrap().1;
+        file.set_len(summary.bytes).unwrap();
+        assert!(summary.pages.data > 0 && summary.pages.zero > 0 && summary.pages.copy > 0 && summary.pages.elided > 0);
+
+        let pages = read_back(&file);
+        let mut seen = 0;
+        for n in (0..1200).chain([1300]).chain(1400..3000) {
+            let page = &source[n as usize * PAGE..][..PAGE];
+            match pages.get(&at(n)) {
+                Some(found) => {
+                    seen += 1;
+                    assert!(found == page, "page {n}");
+                }
+                None => assert!(n < 2000 && page.iter().all(|&b| b == 0), "page {n} is lost"),
+            }
+        }
+        assert_eq!(seen, pages.len());
+        true
+    }
+
+    #[test]
+    fn what_was_put_down_is_found_whatever_it_turned_out_to_be() {
+        let shared = std::path::Path::new("/dev/shm");
+        let in_memory = statfs::statfs(shared).is_ok_and(|s| s.filesystem_type() == statfs::TMPFS_MAGIC);
+        for codec in [Codec::Raw, Codec::Zstd(1)] {
+            // The second time only a part has been expected: the rest is written.
+            for expected in [image_bytes(3000 * PAGE as u64), 4 << 20] {
+                assert!(!in_memory || there_and_back(shared, codec, expected), "nothing to be had of {}", shared.display());
+                there_and_back(&std::env::temp_dir(), codec, expected);
+            }
+        }
+    }
+}

@@ -64,7 +64,7 @@ mod tests {
         let own = std::process::id() as i32;
         let source: Vec<u8> = (0..1024 * PAGE).map(|n| (n / PAGE) as u8).collect();
         let start = source.as_ptr() as u64;
-        let mut staging = Staging::with_room(1).unwrap();
+        let mut staging = Staging::with_room(201 * PAGE as u64).unwrap();
         for first in 0..3 {
             let mut jobs = Vec::new();
             let range = |from: u64, to: u64| (start + from * PAGE as u64, start + to * PAGE as u64);

@@ -73,7 +73,7 @@ pub fn bytes(number: u8, layer: &Layer, parent: Option<&Path>) -> (Vec<u8>, Summ
 }
 
 /// What the image at `path` holds with all that it builds upon.
-fn whole(path: &Path) -> Result<Memory> {
+pub fn whole(path: &Path) -> Result<Memory> {
     gather(&Chain::whole(path, MACHINE, &[])?)
 }
 
@@ -281,6 +281,36 @@ pub fn second() -> Layer {
     inputs[4].pages[0] = noise(21);
     inputs.remove(2);
     Layer { inputs, objects: vec![(0, 0)], ..Layer::default() }
+}
+
+/// Again later: most is only named, by who knows that it has not changed.
+pub fn third() -> Layer {
+    let (process, object, heap) = (Owner::Process(400), Owner::Object(0), 0x7f00_0000_0000);
+    let inputs = vec![
+        Input { owner: process, ranges: vec![(heap, 2)], pages: vec![text(5), noise(2)], elide_zero: true, codec: Codec::Zstd(3) },
+        Input {
+            owner: object,
+            ranges: vec![(STEP, 1), (3 * STEP, 1)],
+            pages: vec![zero(), noise(2)],
+            elide_zero: false,
+            codec: Codec::Raw,
+        },
+    ];
+    let kept =
+        vec![(process, vec![(heap + 2 * STEP, 1), (heap + 8 * STEP, 1)]), (Owner::Process(402), vec![(heap, 5)]), (object, vec![(0, 1)])];
+    Layer { inputs, kept, objects: vec![(0, 0)] }
+}
+
+/// What a layer upon [`second`] holds.
+pub fn held(layer: &Layer) -> Memory {
+    let mut memory = expected(&layer.inputs);
+    let before = expected(&second().inputs);
+    for (owner, ranges) in &layer.kept {
+        for address in ranges.iter().flat_map(|&(start, n)| (0..u64::from(n)).map(move |k| start + k * STEP)) {
+            memory.insert((*owner, address), before[&(*owner, address)].clone());
+        }
+    }
+    memory
 }
 
 #[test]

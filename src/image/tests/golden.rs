@@ -1,11 +1,12 @@
 //! Images that were written once, by the first version of the format, and are read for ever.
 
+use super::chain::{self, Layer};
 use super::forge;
 use super::sample::*;
 use super::tree::{manifest, tree};
 use super::{blocks, file, verify_stream};
 use crate::image::format::{MANDATORY, SECTION_VERSION};
-use crate::image::{Codec, Dedup, Options, Pages, Reader, SectionKind, Writer, encode, verify};
+use crate::image::{Codec, Dedup, Options, Pages, Reader, SectionKind, Summary, Writer, encode, verify};
 use ciborium::Value;
 use std::path::PathBuf;
 
@@ -14,15 +15,33 @@ pub fn all() -> [(&'static str, Vec<Input>); 3] {
     [("v1-raw", inputs_with(Codec::Raw)), ("v1-zstd", inputs_with(Codec::Zstd(3))), ("v1-mixed", inputs())]
 }
 
-fn folder() -> PathBuf {
+/// Golden images with a parent, each upon the one before, the first upon `v1-mixed`.
+pub fn children() -> [(&'static str, &'static str, Layer); 2] {
+    [("v1-child", "v1-mixed", chain::second()), ("v1-grandchild", "v1-child", chain::third())]
+}
+
+pub fn folder() -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/images"))
 }
 
 /// The bytes of a golden image. With `UPDATE=1` one that is missing is written; none is ever written again.
 pub fn read(name: &str, inputs: &[Input]) -> Vec<u8> {
+    read_or_make(name, || image(inputs))
+}
+
+/// The same of one with a parent.
+pub fn read_child(name: &str) -> Vec<u8> {
+    let (n, (_, parent, layer)) = children().into_iter().enumerate().find(|(_, c)| c.0 == name).unwrap();
+    if n > 0 {
+        read_child(parent);
+    }
+    read_or_make(name, || chain::bytes(n as u8 + 1, &layer, Some(&folder().join(format!("{parent}.meio")))))
+}
+
+fn read_or_make(name: &str, make: impl FnOnce() -> (Vec<u8>, Summary)) -> Vec<u8> {
     let path = folder().join(format!("{name}.meio"));
     if !path.exists() && std::env::var_os("UPDATE").is_some_and(|v| v == "1") {
-        let (bytes, summary) = image(inputs);
+        let (bytes, summary) = make();
         std::fs::write(folder().join(format!("{name}.hash")), format!("{}\n", summary.hash)).unwrap();
         // Under a name of its own first: the tests of this binary run side by side.
         let fresh = folder().join(format!(".{name}.{:?}", std::thread::current().id()));
@@ -50,6 +69,39 @@ fn golden_images_are_read() {
         let mut reader = Reader::open(&bytes[..], MACHINE).unwrap();
         assert_eq!(bytes[16..32], ID);
         assert_eq!(memory(&blocks(&mut reader)), expected(&inputs), "{name}");
+    }
+}
+
+/// What stands in the golden images with a parent, and what they hold with those that they build upon.
+#[test]
+fn golden_children_are_read() {
+    for (name, _, layer) in children() {
+        let bytes = read_child(name);
+        let hash = std::fs::read_to_string(folder().join(format!("{name}.hash"))).unwrap();
+        for reader in [Reader::open(&bytes[..], MACHINE), Reader::from_file(file(&bytes), MACHINE)] {
+            let report = verify::<Value, Value>(reader.unwrap().beside(folder())).unwrap();
+            assert_eq!(report.hash.to_string(), hash.trim(), "{name}");
+            let kinds: Vec<u16> = report.sections.iter().map(|s| s.kind.number()).collect();
+            assert!(kinds.starts_with(&[1, 5, 2, 3]) && kinds.ends_with(&[3, 4]), "{name}: {kinds:?}");
+            assert!(report.pages.parent > 0 && report.pages.data > 0 && report.pages.zero > 0, "{name}: {:?}", report.pages);
+        }
+        assert_eq!(chain::whole(&folder().join(format!("{name}.meio"))).unwrap(), chain::held(&layer), "{name}");
+        // Their checksums, computed by other means than the reader's.
+        let mut again = bytes.clone();
+        for span in forge::spans(&bytes) {
+            again[span.header + 24..span.header + 48].fill(0);
+            if span.kind == 3 {
+                let runs = 24 + 24 * u32::from_le_bytes(bytes[span.payload + 12..span.payload + 16].try_into().unwrap()) as usize;
+                let front = &mut again[span.payload..span.payload + runs];
+                front[20..24].fill(0);
+                let sum = xxhash_rust::xxh3::xxh3_64(front) as u32;
+                front[20..24].copy_from_slice(&sum.to_le_bytes());
+            }
+        }
+        again[56..64].fill(0);
+        again[bytes.len() - 56..].fill(0);
+        forge::fix(&mut again);
+        assert!(again == bytes, "{name}");
     }
 }
 

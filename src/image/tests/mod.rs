@@ -4,6 +4,7 @@ mod chain;
 mod damaged;
 mod forge;
 mod golden;
+mod index;
 mod mutation;
 mod round_trip;
 pub mod sample;
@@ -32,9 +33,9 @@ fn file(bytes: &[u8]) -> File {
 }
 
 fn verify_stream(bytes: &[u8]) -> Result<Report<Manifest, Tree>> {
-    Reader::open(bytes, sample::MACHINE).and_then(verify)
+    Reader::open(bytes, sample::MACHINE).and_then(|reader| verify(reader.beside(golden::folder())))
 }
 
 fn verify_file(bytes: &[u8]) -> Result<Report<Manifest, Tree>> {
-    Reader::from_file(file(bytes), sample::MACHINE).and_then(verify)
+    Reader::from_file(file(bytes), sample::MACHINE).and_then(|reader| verify(reader.beside(golden::folder())))
 }

@@ -2,7 +2,7 @@
 
 use super::forge::{self, Span, spans};
 use super::sample::Random;
-use super::{golden, verify_file, verify_stream};
+use super::{chain, golden, verify_file, verify_stream};
 use crate::error::{Kind, Result};
 use crate::sys::counting_alloc::peak_of;
 use std::collections::BTreeSet;
@@ -150,6 +150,7 @@ fn changed_images_are_read_or_refused() {
     let bases: Vec<Base> = golden::all()
         .into_iter()
         .map(|(name, inputs)| golden::read(name, &inputs))
+        .chain(golden::children().iter().map(|(name, ..)| golden::read_child(name)))
         .map(|bytes| Base { spans: spans(&bytes), bytes })
         .collect();
     let half = |odd| (0..CASES / 2).map(|n| try_case(&bases, 2 * n + odd)).collect::<BTreeSet<_>>();
@@ -161,7 +162,56 @@ fn changed_images_are_read_or_refused() {
     // The changes reach deep: into many different refusals, and some images stay readable.
     let shapes: BTreeSet<&String> = halves.iter().flatten().collect();
     assert!(shapes.contains(&"read".to_string()));
-    for deep in ["zstd: ", "run :", "copies of block", "unknown field", "its CBOR", "is mandatory", "belongs here", "cut off"] {
+    for deep in [
+        "zstd: ",
+        "run :",
+        "copies of block",
+        "unknown field",
+        "its CBOR",
+        "is mandatory",
+        "belongs here",
+        "cut off",
+        "as in a parent",
+        "checksum of its runs",
+    ] {
+        assert!(shapes.iter().any(|s| s.contains(deep)), "no case reached {deep:?}");
+    }
+}
+
+/// An image whose parents have been changed holds what it did, or is refused.
+#[test]
+fn changed_parents_are_noticed() {
+    let folder = tempfile::tempdir().unwrap();
+    let mixed = golden::all().into_iter().nth(2).unwrap();
+    let images = [(mixed.0, golden::read(mixed.0, &mixed.1)), ("v1-child", golden::read_child("v1-child"))];
+    let path = |name: &str| folder.path().join(format!("{name}.meio"));
+    let youngest = path("v1-grandchild");
+    std::fs::write(&youngest, golden::read_child("v1-grandchild")).unwrap();
+    images.iter().for_each(|(name, bytes)| std::fs::write(path(name), bytes).unwrap());
+    let held = chain::whole(&youngest).unwrap();
+    let mut shapes = BTreeSet::new();
+    for case in 0..4000 {
+        let _trying = Trying(case);
+        let mut random = Random(case.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+        random.next();
+        let (name, good) = &images[random.below(2)];
+        let base = Base { spans: spans(good), bytes: good.clone() };
+        let mut bytes = good.clone();
+        mutate(&base, &mut bytes, &mut random);
+        if random.below(3) == 0 {
+            forge::fix(&mut bytes);
+        }
+        std::fs::write(path(name), &bytes).unwrap();
+        let (result, peak) = peak_of(|| chain::whole(&youngest));
+        assert!(peak <= 2 * BOUND, "{peak} bytes were allocated");
+        match &result {
+            Ok(memory) => assert!(*memory == held, "other pages"),
+            Err(e) => assert_eq!(e.kind, Kind::Image, "{}", e.message),
+        }
+        shapes.insert(shape(&result));
+        std::fs::write(path(name), good).unwrap();
+    }
+    for deep in ["read", "has changed since", "is another image", "checksum of its runs", "checksum of its payload", "cut off"] {
         assert!(shapes.iter().any(|s| s.contains(deep)), "no case reached {deep:?}");
     }
 }

@@ -129,6 +129,35 @@ pub fn xfeatures() -> u64 {
     u64::from(leaf.edx) << 32 | u64::from(leaf.eax)
 }
 
+/// Components of the vector state that every processor keeps at the same place: x87, SSE, AVX.
+const COMMON: u64 = 0b111;
+/// Bytes of the vector state up to their end.
+const COMMON_SIZE: usize = 832;
+/// Where `XSTATE_BV` is in an XSAVE area.
+const IN_USE: usize = 512;
+
+/// Which components of an XSAVE area are not in their initial state (`XSTATE_BV`).
+pub fn in_use(xstate: &[u8]) -> u64 {
+    xstate.get(IN_USE..IN_USE + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes)
+}
+
+/// The XSAVE area of another processor as this one has it, `size` bytes long. `None` when it uses components that may be
+/// elsewhere in it.
+pub fn fit_xstate(xstate: &[u8], size: usize) -> Option<Vec<u8>> {
+    if xstate.len() == size {
+        return Some(xstate.to_vec());
+    }
+    let mut fit = xstate.get(..COMMON_SIZE.min(size))?.to_vec();
+    fit.resize(size, 0);
+    (in_use(xstate) & !COMMON == 0).then_some(fit)
+}
+
+/// The time-stamp counter.
+pub fn counter() -> u64 {
+    // SAFETY: every processor of this architecture has it.
+    unsafe { std::arch::x86_64::_rdtsc() }
+}
+
 /// Whether an auxiliary vector is that of a 32-bit program: its first entries are 8 bytes long, so that
 /// the second 32-bit word, the upper half of the first type in a 64-bit one, is not 0.
 pub fn is_32_bit(auxv: &[u8]) -> bool {

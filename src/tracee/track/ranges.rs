@@ -34,6 +34,18 @@ pub fn without(set: &[(u64, u64)], other: &[(u64, u64)]) -> Ranges {
     left
 }
 
+/// The set with all gaps filled that are no longer than this many bytes.
+pub fn joined(set: &[(u64, u64)], gap: u64) -> Ranges {
+    let mut joined = Ranges::new();
+    for &(start, end) in set {
+        match joined.last_mut() {
+            Some(last) if start - last.1 <= gap => last.1 = end,
+            _ => joined.push((start, end)),
+        }
+    }
+    joined
+}
+
 /// What is in both sets.
 pub fn both(set: &[(u64, u64)], other: &[(u64, u64)]) -> Ranges {
     let mut found = Ranges::new();

@@ -1,7 +1,8 @@
 //! Asynchronous write protection by userfaultfd(2), and `PAGEMAP_SCAN`: both as of Linux 6.7.
 //!
 //! A userfaultfd belongs to the address space that it was made in, so the process is made to make it, once. meio takes
-//! it over (pidfd_getfd(2)) from a thread that has no other descriptor and ends with it ([`super::guest`]). From then on all happens from outside: new
+//! it over (pidfd_getfd(2)) from a thread that has no other descriptor and ends with it ([`super::guest`]). From then on all
+//! happens from outside: new
 //! mappings are registered by ioctl on meio's descriptor, a look is one ioctl a mapping. When meio ends, however it ends,
 //! the kernel closes the only descriptor and takes every protection away.
 //!
@@ -15,7 +16,7 @@
 //! none, so it is only used where pages were at the look before.
 
 use super::guest;
-use super::ranges::{Ranges, both, either, within, without};
+use super::ranges::{Ranges, both, either, joined, within, without};
 use super::{Area, Hashes, Kind, Of, Seen, Tracker, apart};
 use crate::error::{Context, Error, Kind as ErrorKind, Result};
 use crate::sys::feature::{self, Scans};
@@ -274,40 +275,39 @@ impl Glance<'_> {
     }
 
     fn share(&mut self, range: (u64, u64)) -> nix::Result<(Ranges, Ranges)> {
-        let (mut written, mut kept) = (Ranges::new(), Ranges::new());
+        let (mut changed, mut kept) = (Ranges::new(), Ranges::new());
         if !self.scans.quick {
-            self.map.written_and_kept(range, self.regions, &mut written, &mut kept)?;
-            return Ok((written, kept));
+            self.map.written_and_kept(range, self.regions, &mut changed, &mut kept)?;
+            return Ok((changed, kept));
         }
-        // Where nothing is, this way would make page tables. The other one is as quick there.
+        // The quick scan also protects what is not there: only where there is something, or it would take page tables for
+        // all that a program has set aside.
         let own: Ranges = within(self.own, range).collect();
-        let mut tables = Ranges::new();
-        for &(start, end) in &own {
-            let (start, end) = (start / TABLE * TABLE, end.next_multiple_of(TABLE));
-            match tables.last_mut() {
-                Some(last) if last.1 >= start => last.1 = last.1.max(end),
-                _ => tables.push((start, end)),
-            }
-        }
-        let tables = both(&tables, &[range]);
-        for &part in &tables {
+        let dense = joined(&own, TABLE / 8);
+        for &part in &dense {
+            let mut written = Ranges::new();
             self.map.written(part, self.regions, &mut written)?;
-        }
-        let (mut fresh, mut odd) = (Ranges::new(), Ranges::new());
-        for part in without(&[range], &tables) {
-            self.map.written_and_kept(part, self.regions, &mut fresh, &mut odd)?;
-        }
-        let mut changed = Ranges::new();
-        for &(start, end) in &written {
-            if end - start < RUN {
-                push(&mut changed, start, end);
-            } else {
-                self.existing(&[(start, end)], false)?.iter().for_each(|r| push(&mut changed, r.0, r.1));
+            let before: Ranges = within(&own, part).collect();
+            let new = self.existing(&without(&written, &before), false)?;
+            let mut again = Ranges::new();
+            for (start, end) in both(&written, &before) {
+                if end - start < RUN {
+                    push(&mut again, start, end);
+                } else {
+                    self.existing(&[(start, end)], false)?.iter().for_each(|r| push(&mut again, r.0, r.1));
+                }
             }
+            changed.extend(either(&new, &again));
+            let left = without(&before, &written);
+            kept.extend(if self.scans.holes { left } else { self.with_table(&left)? });
         }
-        let kept = without(&own, &written);
-        let kept = if self.scans.holes { kept } else { self.with_table(&kept)? };
-        Ok((either(&changed, &either(&fresh, &odd)), kept))
+        let mut found = Ranges::new();
+        for gap in without(&[range], &dense) {
+            let (mut written, mut marked) = (Ranges::new(), Ranges::new());
+            self.map.written_and_kept(gap, self.regions, &mut written, &mut marked)?;
+            found.extend(either(&written, &marked));
+        }
+        Ok((either(&changed, &found), kept))
     }
 
     /// Those of these pages, which are all protected when they have a page table, that have one.
