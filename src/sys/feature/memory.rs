@@ -120,10 +120,10 @@ pub fn pagemap_scan() -> Probe {
     }
 }
 
-/// Four pages in the middle of a page table, the second of them touched, whose writes are noted.
+/// Pages whose writes are noted, and the first of a page table that is all theirs; the second of it is touched.
 fn noted_pages() -> Result<(Pages, u64, Userfaultfd, Pagemap), Lack> {
     const TABLE: usize = 512;
-    let pages = Pages::new(2 * TABLE)?;
+    let pages = Pages::new(4 * TABLE)?;
     let first = TABLE - pages.start() as usize / PAGE % TABLE;
     pages.touch(first + 1);
     let uffd = Userfaultfd::own()?;
@@ -156,6 +156,8 @@ pub fn userfaultfd() -> Probe {
 pub struct Scans {
     /// The kernel's fastest way finds all of them. Until Linux 6.16 it takes some pages in swap for unwritten.
     pub quick: bool,
+    /// It tells of parts of a mapping that have no page table.
+    pub holes: bool,
     /// How pages are shown that are not there, but marked.
     pub marker: Marker,
 }
@@ -178,7 +180,9 @@ pub fn scans() -> Result<Scans, Lack> {
     if !found(start) || !found(start + PAGE as u64) {
         return Err(Lack::seen("it does not find all pages"));
     }
-    Ok(Scans { quick: installed && found(guard), marker: map.marker(start)? })
+    // The next table has nothing in it.
+    let hole = start + (512 * PAGE) as u64;
+    Ok(Scans { quick: installed && found(guard), holes: found(hole), marker: map.marker(start)? })
 }
 
 /// Soft-dirty bits (`/proc/PID/clear_refs`, proc(5)), tried on a page: without `CONFIG_MEM_SOFT_DIRTY` the kernel

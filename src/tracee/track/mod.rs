@@ -192,6 +192,10 @@ pub trait Tracker: Send + Sync {
     /// not among them is forgotten. Nothing is missed that a process which runs changes meanwhile: it is told the next time,
     /// and so pages must be copied after the look that told them.
     ///
+    /// But for what the kernel is just about to write past the page tables: it has noted that (process_vm_writev(2), reads
+    /// with `O_DIRECT`) before this look, and writes after it. All tasks that may do so must have stood still once between
+    /// this look and the copying; asynchronous I/O must have come to its end.
+    ///
     /// # Errors
     /// When the process has gone, or may not be looked at. All of it counts as changed at the next look then.
     fn look(&mut self, pid: i32, areas: &[Area], seen: &mut Seen) -> Result<()>;

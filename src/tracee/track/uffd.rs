@@ -1,7 +1,8 @@
 //! Asynchronous write protection by userfaultfd(2), and `PAGEMAP_SCAN`: both as of Linux 6.7.
 //!
 //! A userfaultfd belongs to the address space that it was made in, so the process is made to make it, once. meio takes
-//! it over (pidfd_getfd(2)) from a thread that has no other descriptor and ends with it ([`super::guest`]). From then on all happens from outside: new
+//! it over (pidfd_getfd(2)) from a thread that has no other descriptor and ends with it ([`super::guest`]). From then on all
+//! happens from outside: new
 //! mappings are registered by ioctl on meio's descriptor, a look is one ioctl a mapping. When meio ends, however it ends,
 //! the kernel closes the only descriptor and takes every protection away.
 //!
@@ -9,9 +10,10 @@
 //! not. A scan of one fails with `EPERM`; then all of it counts as changed and it is registered. What grows (a stack,
 //! mremap(2) in place) stays registered: its new pages have never been protected, and so count as written.
 //!
-//! The kernel's fastest scan tells written pages only: of the others it is known from the look before that they exist. What
-//! it does not tell is a part of an address space that has no page table any more (`MADV_DONTNEED` of a huge page, or since
-//! Linux 6.14 of all pages of a table); one word of the page map for each 2 MiB does.
+//! The kernel's fastest scan tells written pages only: of the others it is known from the look before that they exist. Some
+//! kernels do not tell of a part of an address space that has no page table any more (`MADV_DONTNEED` of a huge page, or since
+//! Linux 6.14 of all pages of a table); there one word of the page map for each 2 MiB does. Others make page tables for what has
+//! none, so it is only used where pages were at the look before.
 
 use super::guest;
 use super::ranges::{Ranges, both, either, joined, within, without};
@@ -27,11 +29,14 @@ use crate::tracee::foothold::{Foothold, Known};
 use crate::tracee::freeze;
 use crate::tracee::inject::Injector;
 use nix::errno::Errno;
+use rayon::prelude::*;
 use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
 
 /// What one page table of the lowest level covers.
 const TABLE: u64 = 512 * PAGE;
+/// Bytes from which on it pays to have another thread look at a part.
+const SHARE: u64 = 1 << 30;
 /// Runs of written pages of which it is found out which of them exist. Of fewer it takes longer than to read zeros.
 const RUN: u64 = 16 * PAGE;
 
@@ -247,7 +252,29 @@ impl Glance<'_> {
         Ok((written, kept))
     }
 
+    /// Several threads share a large mapping.
     fn anonymous(&mut self, range: (u64, u64)) -> nix::Result<(Ranges, Ranges)> {
+        let threads = rayon::current_num_threads() as u64;
+        let size = ((range.1 - range.0) / threads).max(SHARE).next_multiple_of(TABLE);
+        // At borders of page tables.
+        let starts = (range.0 / TABLE * TABLE..range.1).step_by(size as usize);
+        let shares: Vec<(u64, u64)> = starts.map(|at| (at.max(range.0), range.1.min(at + size))).collect();
+        if let [one] = shares[..] {
+            return self.share(one);
+        }
+        let (uffd, map, scans, own) = (self.uffd, self.map, self.scans, self.own);
+        let look = |&share| Glance { uffd, map, scans, own, regions: &mut Regions::default() }.share(share);
+        let found = shares.par_iter().map(look).collect::<Vec<_>>();
+        let (mut changed, mut kept) = (Ranges::new(), Ranges::new());
+        for share in found {
+            let share = share?;
+            share.0.iter().for_each(|r| push(&mut changed, r.0, r.1));
+            share.1.iter().for_each(|r| push(&mut kept, r.0, r.1));
+        }
+        Ok((changed, kept))
+    }
+
+    fn share(&mut self, range: (u64, u64)) -> nix::Result<(Ranges, Ranges)> {
         let (mut changed, mut kept) = (Ranges::new(), Ranges::new());
         if !self.scans.quick {
             self.map.written_and_kept(range, self.regions, &mut changed, &mut kept)?;
@@ -271,7 +298,8 @@ impl Glance<'_> {
                 }
             }
             changed.extend(either(&new, &again));
-            kept.extend(self.with_table(&without(&before, &written))?);
+            let left = without(&before, &written);
+            kept.extend(if self.scans.holes { left } else { self.with_table(&left)? });
         }
         let mut found = Ranges::new();
         for gap in without(&[range], &dense) {
