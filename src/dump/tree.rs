@@ -56,6 +56,7 @@ pub fn survey(pids: &[i32], capture: &mut Capture) -> Result<Vec<Process>> {
                 let (space, vmas) = memory::survey(pid, capture)?;
                 process.memory = Some(space);
                 let _ = Foothold::find(pid, &vmas, 0, &mut capture.recall.footholds); // known when it stands still
+                capture.recall.footholds.forget_misses();
                 process.descriptors = descriptor::survey(pid, capture)?;
                 process.fs = Fs::capture(pid, capture)?;
             }

@@ -40,9 +40,21 @@ impl Known {
         if vma.inode == 0 {
             return instructions(pid, vma);
         }
-        let key = (u64::from(vma.dev.0) << 32 | u64::from(vma.dev.1), vma.inode, vma.offset);
-        *self.0.entry(key).or_insert_with(|| instructions(pid, vma))
+        *self.0.entry(part(vma)).or_insert_with(|| instructions(pid, vma))
     }
+
+    fn has(&self, vma: &Vma) -> bool {
+        matches!(self.0.get(&part(vma)), Some((Some(_), Some(_))))
+    }
+
+    /// Forgets where nothing was found: a program that runs may just be on its way into memory.
+    pub fn forget_misses(&mut self) {
+        self.0.retain(|_, found| matches!(found, (Some(_), Some(_))));
+    }
+}
+
+fn part(vma: &Vma) -> FilePart {
+    (u64::from(vma.dev.0) << 32 | u64::from(vma.dev.1), vma.inode, vma.offset)
 }
 
 /// Searches a mapping.
@@ -83,7 +95,9 @@ impl Foothold {
         // Memory without a file (code made by the program itself) comes last: it may be another code the next moment.
         let code = vmas.iter().filter(|v| v.prot & 4 != 0 && v.prot & 1 != 0 && !v.name.starts_with(b"["));
         let (files, others): (Vec<&Vma>, Vec<&Vma>) = code.partition(|v| v.inode != 0);
-        for vma in files.into_iter().chain(others) {
+        // Where it was found before, it is most likely again.
+        let (before, files): (Vec<&Vma>, Vec<&Vma>) = files.into_iter().partition(|v| known.has(v));
+        for vma in before.into_iter().chain(files).chain(others) {
             let mut found = known.of(pid, vma);
             if !holds(pid, vma, found) {
                 found = instructions(pid, vma);
