@@ -83,6 +83,19 @@ pub fn fix(bytes: &mut [u8]) {
     fix_section_header(bytes, at);
 }
 
+/// Makes the checksums of the runs of all blocks right, as they are in an image with a parent. [`fix`] comes after it.
+pub fn fix_fronts(bytes: &mut [u8]) {
+    for Span { payload, end, .. } in spans(bytes).into_iter().filter(|span| span.kind == 3) {
+        let block = &mut bytes[payload..end];
+        let runs = if block.len() < 24 { usize::MAX } else { 24 + 24 * u32_at(block, 12) as usize };
+        if let Some(front) = block.get_mut(..runs) {
+            front[20..24].fill(0);
+            let checksum = xxh3_64(front) as u32;
+            front[20..24].copy_from_slice(&checksum.to_le_bytes());
+        }
+    }
+}
+
 /// An image with a section of this kind, flags and payload put in front of section `before`.
 pub fn insert(image: &[u8], before: usize, kind: u16, flags: u32, payload: &[u8]) -> Vec<u8> {
     let at = spans(image)[before].header;
