@@ -15,6 +15,7 @@ use crate::sys::userfaultfd::FLAGS;
 use crate::tracee::ALL_SIGNALS;
 use crate::tracee::foothold::Foothold;
 use crate::tracee::inject::Injector;
+use nix::sys::statfs::{FsType, statfs};
 use std::os::fd::OwnedFd;
 
 /// `CLONE_FILES` as well: a copy of the table would be flushed, file by file, when the thread ends.
@@ -32,7 +33,7 @@ const ROOM: u64 = 1024;
 /// When a task has gone.
 pub fn userfaultfd(run: &mut Injector<'_>, foothold: &Foothold, threads: &[i32]) -> Result<Option<OwnedFd>> {
     let Some(trampoline) = foothold.trampoline.filter(|_| !run.confined()) else { return Ok(None) };
-    if anon::pidfd(run.tid(), PIDFD_THREAD).is_err() {
+    if anon::pidfd(run.tid(), PIDFD_THREAD).is_err() || may_have_queues(run.pid()) {
         return Ok(None);
     }
     // Far below the stack of the main thread: that one runs again, too, when meio dies.
@@ -44,6 +45,14 @@ pub fn userfaultfd(run: &mut Injector<'_>, foothold: &Foothold, threads: &[i32])
     let made = born(run, &exit, (stack, threads));
     memory::write(run.pid(), stack, &saved)?;
     made
+}
+
+/// Whether a process has descriptors of POSIX message queues. The kernel copies some descriptors only to close them again
+/// (its smallest table has 64), and takes a process that closes a queue to want no notice of it any more (mq_notify(3)).
+fn may_have_queues(pid: i32) -> bool {
+    const MQUEUE_MAGIC: FsType = FsType(0x1980_0202);
+    let is_queue = |fd: i32| statfs(format!("/proc/{pid}/fd/{fd}").as_str()).is_ok_and(|s| s.filesystem_type() == MQUEUE_MAGIC);
+    (0..256).any(is_queue)
 }
 
 /// Lets the thread be born, make what it is for, and end.
