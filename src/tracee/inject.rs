@@ -164,6 +164,11 @@ impl<'h> Injector<'h> {
         self.held.tid
     }
 
+    /// Whether it was stopped by job control before.
+    pub fn stopped(&self) -> bool {
+        self.held.group_stop.is_some()
+    }
+
     /// Whether it is under seccomp(2).
     pub fn confined(&self) -> bool {
         self.held.confined.is_some()

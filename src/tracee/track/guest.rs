@@ -32,7 +32,7 @@ const ROOM: u64 = 1024;
 /// # Errors
 /// When a task has gone.
 pub fn userfaultfd(run: &mut Injector<'_>, foothold: &Foothold, threads: &[i32]) -> Result<Option<OwnedFd>> {
-    let Some(trampoline) = foothold.trampoline.filter(|_| !run.confined()) else { return Ok(None) };
+    let Some(trampoline) = foothold.trampoline.filter(|_| !run.confined() && !run.stopped()) else { return Ok(None) };
     if anon::pidfd(run.tid(), PIDFD_THREAD).is_err() || may_have_queues(run.pid()) {
         return Ok(None);
     }
@@ -123,6 +123,7 @@ impl Guest {
 fn until(tid: i32, stop: Status) -> Result<()> {
     match ptrace::wait(tid)? {
         status if status == stop => Ok(()),
+        Status::GroupStop(_) if stop == Status::Stop => Ok(()),
         Status::Ended(_) => Err(Error::new(Kind::NotFound, format!("task {tid} was killed"))),
         status => Err(Error::other(format!("task {tid} stopped unexpectedly: {status:?}"))),
     }
