@@ -12,6 +12,8 @@ mod figures;
 mod full;
 #[path = "pause/lazy.rs"]
 mod lazy;
+#[path = "pause/live.rs"]
+mod live;
 #[path = "pause/many.rs"]
 mod many;
 #[path = "pause/peer.rs"]

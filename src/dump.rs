@@ -354,7 +354,7 @@ impl Session<'_> {
     /// and looked at again, for as long as it may take to stop it.
     fn hold_still(&mut self, report: &mut dyn Report, phases: &mut Vec<(&'static str, Duration)>) -> Result<Still> {
         let options = self.options;
-        const TRIES: u32 = 20;
+        const TRIES: u32 = 50;
         const MOMENT: Duration = Duration::from_millis(5);
         let begin = Instant::now();
         let known = phases.len();
@@ -409,7 +409,7 @@ impl Session<'_> {
                 continue;
             }
             let passes = captured.capture.refusals.iter().all(|r| r.transient);
-            let pause = MOMENT * tried;
+            let pause = MOMENT * tried.min(8);
             if !passes || tried == TRIES || begin.elapsed() + pause > options.freeze_timeout {
                 return Err(Error::refused(&format!("cannot dump process {}", options.pid), captured.capture.refusals));
             }

@@ -1,6 +1,6 @@
 //! The figures that are aimed at, in one table: what was wished for, and what it is here.
 
-use super::{Bench, full, lazy, many, peer, small};
+use super::{Bench, full, lazy, live, many, peer, small};
 
 /// One row.
 pub struct Figure {
@@ -22,8 +22,16 @@ impl Figure {
 }
 
 /// What measures them; each gives one row or several that are measured together.
-const ROWS: &[fn(&Bench, usize) -> Vec<Figure>] =
-    &[full::incompressible, full::mixed, lazy::first_instruction, small::commands, many::processes, peer::criu];
+const ROWS: &[fn(&Bench, usize) -> Vec<Figure>] = &[
+    full::incompressible,
+    full::mixed,
+    live::while_it_runs,
+    live::series,
+    lazy::first_instruction,
+    small::commands,
+    many::processes,
+    peer::criu,
+];
 
 /// Measures and prints all of them, medians of `rounds`.
 pub fn table(bench: &Bench, rounds: usize) {
