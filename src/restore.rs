@@ -209,7 +209,7 @@ fn bring_back(options: &Options, report: &mut dyn Report, made_under: &mut Strin
             }
         }
     })?;
-    let result = planted.rebuild((&mut reader, chain), &mut pool, &terminals, &foreign, report, &mut phases, &mut warnings);
+    let result = planted.rebuild((&mut reader, chain), &mut pool, (&terminals, &foreign), report, &mut phases, &mut warnings);
     if let Err(e) = result {
         drop(namespace);
         planted.destroy();
