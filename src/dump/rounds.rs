@@ -210,6 +210,7 @@ pub fn copy_rounds(
         let since = looked.elapsed();
         looked = Instant::now();
         let mut bytes = 0;
+        let mut due = Vec::new();
         for pid in processes(options.pid) {
             let Some(changed) = changed(tracking, pid)? else { continue };
             if let Some(quiet) = &mut recall.quiet {
@@ -220,6 +221,11 @@ pub fn copy_rounds(
                 cut(Owner::Process(pid), *from, false, spans.ranges(), &mut jobs);
                 bytes += spans.len();
             }
+            due.push((pid, jobs));
+        }
+        let barrier = let_calls_end(options)?;
+        rounds.stop = rounds.stop.max(barrier);
+        for (pid, jobs) in due {
             let missed = laid.copy(pid, &jobs, codec, |job, ranges, bytes| tracking.copied(job.from, ranges, bytes))?;
             missed.ranges().iter().for_each(|&range| tracking.tracker.missed(Of::Process(pid), range));
         }
@@ -250,12 +256,25 @@ pub fn copy_rounds(
     Ok(rounds)
 }
 
+/// A call that was under way when its pages were looked at may still write to them unseen: the kernel had them in its hands
+/// before (read(2) with `O_DIRECT`, process_vm_writev(2)). What stands still is in no call. How long that took.
+fn let_calls_end(options: &Options) -> Result<Duration> {
+    let stopped = Instant::now();
+    freeze(options.pid, options.freeze_timeout)?.release();
+    Ok(stopped.elapsed())
+}
+
 /// What has changed of a process since the last look; `None` when there is nothing to see of it now.
 fn changed(tracking: &mut Tracking, pid: i32) -> Result<Option<Vec<(copy::From, Spans)>>> {
     if tracking.tracker.stranger(pid) {
         return Ok(None); // a moment old: it is copied in the next round, or in the stop
     }
-    let look = |tracking: &mut Tracking| tracking.changed(pid, &read::parsed(pid, "maps", maps::parse)?);
+    let look = |tracking: &mut Tracking| {
+        let vmas = read::parsed(pid, "maps", maps::parse)?;
+        // Asynchronous reads may end at any time.
+        let asynchronous = vmas.iter().any(|v| v.name.starts_with(b"/[aio]"));
+        if asynchronous { Ok(Vec::new()) } else { tracking.changed(pid, &vmas) }
+    };
     match look(tracking) {
         Err(e) if matches!(e.kind, Kind::NotFound | Kind::Permission) => Ok(None),
         seen => seen.map(Some),

@@ -93,13 +93,18 @@ impl Tracking {
         let before = self.before.as_ref().and_then(|before| before.processes.get(&pid)).unwrap_or(&nothing);
         let (mut named, mut wanted) = (nothing.clone(), nothing.clone());
         let owner = Owner::Process(pid);
+        // What an asynchronous read writes when it ends is seen by no tracker.
+        let unseen = space.mappings.iter().any(|m| m.name.starts_with("/[aio]"));
         for (class, from) in CLASSES.map(|class| (class, from(class, pid))) {
             let pages = &mut self.seen[class];
             // For people and debuggers; a restore has its own. It never changes.
             let vdso = space.mappings.iter().find(|m| class == Class::OverFile && m.backing == Backing::Kernel && m.name == "[vdso]");
             pages.kept.extend(vdso.map(|m| (m.start, m.end)));
-            let changed = Spans::of(std::mem::take(&mut pages.changed));
-            let kept = Spans::of(std::mem::take(&mut pages.kept));
+            let mut changed = Spans::of(std::mem::take(&mut pages.changed));
+            let mut kept = Spans::of(std::mem::take(&mut pages.kept));
+            if unseen {
+                changed = changed.or(&std::mem::take(&mut kept));
+            }
             let from_laid = kept.and(laid);
             let inherited = kept.without(&from_laid).and(before);
             let read = changed.or(&kept.without(&from_laid).without(&inherited));

@@ -188,11 +188,24 @@ fn remembered(sockstat: &str) -> u32 {
     words.find(|word| *word == "tw").and_then(|_| words.next()?.parse().ok()).unwrap_or(0)
 }
 
+/// The first kernel that was seen to take connections back. No probe tells: what is tried is lost where it fails.
+const TAKES_BACK: (u32, u32) = (6, 12);
+
+/// Whether a kernel's release, such as `6.1.0-9-amd64`, is older than a version.
+fn is_before(release: &str, version: (u32, u32)) -> bool {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|n| n.parse().ok());
+    numbers.next().zip(numbers.next()).is_some_and(|found| found < version)
+}
+
 /// Whether everything that waits could be put back: asked while it still waits.
 ///
 /// # Errors
 /// What stands in the way, for which connection.
 pub fn possible(seats: &[Seat]) -> Result<()> {
+    let release = nix::sys::utsname::uname().map(|u| u.release().to_string_lossy().into_owned()).unwrap_or_default();
+    if is_before(&release, TAKES_BACK) {
+        return Err(Error::other(format!("Linux {release} would not take it back (6.1 was seen not to, 6.12 does)")));
+    }
     let all = diag::tcp(1 << tcp::ESTABLISHED | 1 << tcp::CLOSE_WAIT | 1 << tcp::SYN_RECV);
     let all = all.context(|| "listing connections (sock_diag)")?;
     // One at a time is made to have ended, and the kernel remembers only so many.
@@ -213,6 +226,13 @@ pub fn possible(seats: &[Seat]) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn releases() {
+        assert!(is_before("6.1.0-9-cloud-amd64", (6, 12)) && is_before("5.10.1", (6, 12)) && is_before("6.11.99", (6, 12)));
+        assert!(!is_before("6.12.117+deb13-cloud-amd64", (6, 12)) && !is_before("6.18.44", (6, 12)) && !is_before("7.0", (6, 12)));
+        assert!(!is_before("", (6, 12)) && !is_before("unknown", (6, 12)));
+    }
 
     #[test]
     fn connections_that_are_remembered() {
