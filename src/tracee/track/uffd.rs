@@ -2,9 +2,8 @@
 //!
 //! A userfaultfd belongs to the address space that it was made in, so the process is made to make it, once. meio takes
 //! it over (pidfd_getfd(2)) from a thread that has no other descriptor and ends with it ([`super::guest`]). From then on all
-//! happens from outside: new
-//! mappings are registered by ioctl on meio's descriptor, a look is one ioctl a mapping. When meio ends, however it ends,
-//! the kernel closes the only descriptor and takes every protection away.
+//! happens from outside: new mappings are registered by ioctl on meio's descriptor, a look is one ioctl a mapping. When meio
+//! ends, however it ends, the kernel closes the only descriptor and takes every protection away.
 //!
 //! What is registered is a mapping, and none inherits it: those that are new, moved (mremap(2)) or a child's (fork(2)) are
 //! not. A scan of one fails with `EPERM`; then all of it counts as changed and it is registered. What grows (a stack,
