@@ -44,7 +44,6 @@ pub enum From {
     /// Content of the object with this number.
     Object(usize),
     /// As in the parent image: nothing is read. Only where that has every one of these pages.
-    #[allow(dead_code, reason = "for those who know what has not changed")]
     Parent,
 }
 
