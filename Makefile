@@ -21,7 +21,7 @@ demo: $(MEIO)
 	@$(SUDO) $(MEIO) demo
 
 test: setup
-	$(RUNNER) $(CARGO) test --locked
+	$(RUNNER) CARGO=$(CARGO) .ci/test
 
 bench: setup
 	$(RUNNER) $(CARGO) bench --locked --bench pause

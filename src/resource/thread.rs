@@ -87,6 +87,11 @@ const OWN: usize = 4;
 /// Bytes that they leave.
 pub const ANSWERS: usize = 40 + MODES_LEFT;
 
+/// Signals that it would have by now but for us. To be stopped, a restored task needs no signal.
+fn deferred(held: &Held) -> impl Iterator<Item = Vec<u8>> {
+    held.deferred.iter().filter(|info| info[..4] != libc::SIGSTOP.to_ne_bytes()).cloned()
+}
+
 impl Thread {
     /// Its number as it sees it itself.
     pub fn own_number(&self) -> i32 {
@@ -104,7 +109,7 @@ impl Thread {
         refuse_task(held.pid, held.tid, &status, capture);
         let waiting = wait_time::remaining(held)?;
         let unblocked = (status.sig_pnd | status.shd_pnd) & !status.sig_blk;
-        let waiting = settle_call(held, waiting, unblocked != 0);
+        let waiting = settle_call(held, waiting, unblocked != 0 || !held.deferred.is_empty());
         Ok(Thread {
             tid: held.tid,
             comm: status.name.clone(),
@@ -112,7 +117,7 @@ impl Thread {
             xstate: ptrace::xstate(held.tid)?,
             waiting,
             sigmask: held.sigmask,
-            pending: ptrace::pending(held.tid, false)?.into_iter().map(serde_bytes_vec::Bytes).collect(),
+            pending: deferred(held).chain(ptrace::pending(held.tid, false)?).map(serde_bytes_vec::Bytes).collect(),
             altstack: (0, 0, 0),
             clear_child_tid: 0,
             robust_list: task::robust_list(held.tid)?,

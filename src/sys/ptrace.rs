@@ -156,6 +156,24 @@ pub fn set_sigmask(tid: i32, mask: u64) -> Result<(), Errno> {
     request(libc::PTRACE_SETSIGMASK, tid, 8, (&raw const mask) as usize).map(drop)
 }
 
+/// The raw `siginfo_t` of the signal that a tracee is about to receive.
+///
+/// # Errors
+/// `EINVAL` when it has stopped for another reason.
+pub fn siginfo(tid: i32) -> Result<Vec<u8>, Errno> {
+    let mut info = [0u8; SIGINFO];
+    request(libc::PTRACE_GETSIGINFO, tid, 0, info.as_mut_ptr() as usize)?;
+    Ok(info.to_vec())
+}
+
+/// Says in other words what the signal is that a tracee is about to receive; all of a raw `siginfo_t`.
+pub fn set_siginfo(tid: i32, info: &[u8]) -> Result<(), Errno> {
+    let mut whole = [0u8; SIGINFO];
+    let n = info.len().min(SIGINFO);
+    whole[..n].copy_from_slice(&info[..n]);
+    request(libc::PTRACE_SETSIGINFO, tid, 0, whole.as_ptr() as usize).map(drop)
+}
+
 /// Signals that wait for the thread, or with `shared` for its whole process, first come first.
 pub fn pending(tid: i32, shared: bool) -> Result<Vec<Vec<u8>>, Errno> {
     const BATCH: usize = 32;

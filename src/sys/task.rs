@@ -232,6 +232,14 @@ impl Drop for Pinned {
     }
 }
 
+/// Queues a signal for one thread with all that a raw `siginfo_t` says (rt_tgsigqueueinfo(2)). For another process the kernel
+/// takes only what a process may have sent: codes below 0 that are not `SI_TKILL`.
+pub fn queue_signal(pid: i32, tid: i32, info: &[u8; 128]) -> Result<(), Errno> {
+    let signal = i32::from_ne_bytes([info[0], info[1], info[2], info[3]]);
+    // SAFETY: the kernel reads a `siginfo_t`, which has 128 bytes.
+    Errno::result(unsafe { libc::syscall(libc::SYS_rt_tgsigqueueinfo, pid, tid, signal, info.as_ptr()) }).map(drop)
+}
+
 /// Sends a signal to one thread (tgkill(2)).
 pub fn tgkill(pid: i32, tid: i32, signal: i32) -> Result<(), Errno> {
     // SAFETY: numbers only.

@@ -205,7 +205,7 @@ impl<'h> Injector<'h> {
                 Status::GroupStop(_) if until == Status::Stop => return Ok(()),
                 Status::Ended(_) => return Err(Error::new(Kind::NotFound, format!("task {tid} was killed"))),
                 // SIGSTOP cannot be blocked. It is kept back and sent again at the end.
-                Status::Signal(signal) => self.held.deferred.push(signal),
+                Status::Signal(_) => self.held.defer()?,
                 _ => {}
             }
             if until == Status::Syscall { ptrace::syscall(tid)? } else { ptrace::cont(tid, 0)? }

@@ -1,6 +1,7 @@
 //! Holding a process and making it act: stop a whole tree, run single system calls in it
 //! so that it survives even the sudden death of its tracer, and build new ones from nothing.
 
+mod deferred;
 pub mod foothold;
 pub mod freeze;
 pub mod inject;
@@ -32,8 +33,8 @@ pub struct Held {
     pub group_stop: Option<i32>,
     /// What the task was waiting for before it was interrupted, when its time is limited.
     pub waiting: Option<wait_time::Blocked>,
-    /// Signals that came while calls were injected and could not be blocked.
-    pub deferred: Vec<i32>,
+    /// Signals that came while it was made to act and could not be blocked: raw `siginfo_t`, first come first.
+    pub deferred: Vec<Vec<u8>>,
     /// seccomp(2), when it is under it; out of force while the task is held.
     pub confined: Option<Confinement>,
     /// A call was injected that would have ended it, had meio died just then.
@@ -50,12 +51,19 @@ impl Held {
 
     /// Lets the task go on. What it receives afterwards it receives as if nothing had been.
     pub fn release(self) {
-        for signal in &self.deferred {
-            // The task may have been killed meanwhile: nothing is left to signal then.
-            let _ = crate::sys::task::tgkill(self.pid, self.tid, *signal);
-        }
+        // The task may have been killed meanwhile: nothing is left to signal then.
+        let sent: Vec<_> = self.deferred.iter().filter(|info| !deferred::queue(self.pid, self.tid, info)).collect();
         undo_interruption(self.tid);
-        let _ = ptrace::detach(self.tid);
+        if sent.is_empty() || deferred::deliver(self.tid, &sent).is_err() {
+            let _ = ptrace::detach(self.tid);
+        }
+    }
+
+    /// Keeps back the signal that the task has stopped for, to be sent again when it is let go.
+    pub fn defer(&mut self) -> Result<()> {
+        let info = ptrace::siginfo(self.tid).context(|| format!("reading a signal of task {}", self.tid))?;
+        self.deferred.push(info);
+        Ok(())
     }
 }
 

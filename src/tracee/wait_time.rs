@@ -185,7 +185,7 @@ fn deadline_of_restarted(held: &mut Held) -> Result<Option<Waiting>> {
             match ptrace::wait(held.tid)? {
                 Status::Stop | Status::GroupStop(_) => break,
                 Status::Ended(_) => return Err(Errno::ESRCH.into()),
-                Status::Signal(signal) => held.deferred.push(signal),
+                Status::Signal(_) => held.defer()?,
                 _ => {}
             }
             ptrace::interrupt(held.tid)?;
@@ -233,7 +233,7 @@ fn fall_asleep(held: &mut Held) -> Result<(Vec<u8>, bool)> {
         match ptrace::wait(tid)? {
             Status::Syscall => break,
             Status::Ended(_) => return Err(Errno::ESRCH.into()),
-            Status::Signal(signal) => held.deferred.push(signal),
+            Status::Signal(_) => held.defer()?,
             _ => {}
         }
     }
