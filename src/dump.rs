@@ -4,6 +4,7 @@ mod ask;
 mod copy;
 mod lock;
 pub mod merge;
+pub mod moving;
 mod output;
 mod parent;
 mod room;
@@ -41,6 +42,7 @@ use rounds::{End, Laid, copy_rounds};
 pub use series::{Ended, Series, check_pattern, run_series};
 use std::collections::HashSet;
 use std::fs::File;
+use std::sync::Arc;
 use std::time::Instant;
 use std::{path::PathBuf, time::Duration};
 use tracking::Tracking;
@@ -56,6 +58,8 @@ pub enum Output {
     Path(PathBuf),
     /// To standard output.
     Stdout,
+    /// Into this pipe, whose other end carries it to another machine.
+    Pipe(Arc<File>),
 }
 
 /// What the user asked for.
@@ -162,7 +166,19 @@ fn save(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
         None => None,
     };
     session.phases = phases;
-    Ok(session.image(&options.output, parent, report)?.outcome)
+    let then = if options.kill { Then::Kill } else { Then::LetGo };
+    Ok(session.image(&options.output, parent, then, report)?.outcome)
+}
+
+/// What becomes of a tree whose image is complete.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Then {
+    /// It goes on as soon as it has been read.
+    LetGo,
+    /// It is ended.
+    Kill,
+    /// It stands still.
+    Hold,
 }
 
 /// A tree that one image or several are made of.
@@ -186,6 +202,16 @@ struct Made {
     id: [u8; 16],
     hash: image::Hash,
     birth: Birth,
+    /// The tree, when it was to be held.
+    held: Option<Standstill>,
+}
+
+/// A tree that stands still after its image was made.
+struct Standstill {
+    since: Instant,
+    frozen: Frozen,
+    captured: tree::Captured,
+    locks: Locks,
 }
 
 impl<'o> Session<'o> {
@@ -226,12 +252,13 @@ impl<'o> Session<'o> {
     }
 
     /// Makes an image, which builds upon `parent` where there is one.
-    fn image(&mut self, output: &Output, mut parent: Option<Heritage>, report: &mut dyn Report) -> Result<Made> {
+    fn image(&mut self, output: &Output, mut parent: Option<Heritage>, then: Then, report: &mut dyn Report) -> Result<Made> {
         let options = self.options;
         let mut phases = std::mem::take(&mut self.phases);
         let (target, image) = match output {
             Output::Path(path) => (Target::file(path)?, path.display().to_string()),
             Output::Stdout => (Target::Stream(File::from(nix::unistd::dup(std::io::stdout())?)), "-".to_owned()),
+            Output::Pipe(pipe) => (Target::Stream(pipe.try_clone()?), "-".to_owned()),
         };
         let mut id = [0u8; 16];
         std::io::Read::read_exact(&mut File::open("/dev/urandom")?, &mut id)?;
@@ -247,9 +274,9 @@ impl<'o> Session<'o> {
             target.reserve(copy::image_bytes(expected));
             let key = parent.as_ref().and_then(|p| p.inherited.as_ref()).map_or(&id, Inherited::id);
             let dedup = Dedup::with_room(key, expected / image::PAGE as u64);
-            Ok::<_, Error>((dedup, Room::prepare(&target, expected, options.kill)?))
+            Ok::<_, Error>((dedup, Room::prepare(&target, expected, then != Then::LetGo)?))
         })?;
-        if self.tracking.is_none() && !options.kill {
+        if self.tracking.is_none() && then == Then::LetGo {
             self.recall.glance = Glance::at(&processes(options.pid));
         }
         signal::check_interrupted()?;
@@ -273,7 +300,7 @@ impl<'o> Session<'o> {
         let written = phase(report, &mut phases, "memory", |report| {
             write.run(self.tracking.as_ref(), &mut room, report, || {
                 late |= aio::moved(&captured.capture.rings);
-                if !options.kill {
+                if then == Then::LetGo {
                     if let Some(a) = held.take() {
                         Frozen::release(a)
                     }
@@ -300,9 +327,14 @@ impl<'o> Session<'o> {
             return Err(Error::other("asynchronous I/O was under way and has ended while the tree was being saved").help("try again"));
         }
         phase(report, &mut phases, "flush", |_| target.commit())?;
+        let mut standing = None;
         let source = match held.take() {
+            Some(frozen) if then == Then::Hold => {
+                standing = Some((frozen, locks.take().unwrap_or_default()));
+                Source::Frozen
+            }
             Some(frozen) => {
-                kill(frozen, &captured, locks.take().unwrap_or_default(), &Owner::image(&id))?;
+                kill(frozen, &captured, &mut locks.take().unwrap_or_default(), &Owner::image(&id))?;
                 Source::Gone
             }
             None if matches!(captured.tree.processes.first().map(|root| &root.state), Some(State::Stopped(_))) => Source::Frozen,
@@ -327,9 +359,10 @@ impl<'o> Session<'o> {
             source,
             image,
             phases,
-            warnings: captured.warnings,
+            warnings: std::mem::take(&mut captured.warnings),
         };
-        Ok(Made { outcome, id, hash: summary.hash, birth })
+        let held = standing.map(|(frozen, locks)| Standstill { since: stopped, frozen, captured, locks });
+        Ok(Made { outcome, id, hash: summary.hash, birth, held })
     }
 }
 
@@ -423,7 +456,7 @@ impl Session<'_> {
 
 /// Ends a frozen tree. Nothing of it runs again: it is killed while it is held. Nor do the connections that are kept say a
 /// word, and from now on nothing answers for them.
-fn kill(mut frozen: Frozen, captured: &tree::Captured, mut locks: Locks, owner: &Owner) -> Result<()> {
+fn kill(mut frozen: Frozen, captured: &tree::Captured, locks: &mut Locks, owner: &Owner) -> Result<()> {
     let processes: Vec<i32> = frozen.processes.iter().filter(|p| !p.threads.is_empty()).map(|p| p.pid).collect();
     // What is broken off ends like the connections of any program that ends.
     let broken_off = captured.tree.decisions.tcp == Choice::Close;

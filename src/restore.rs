@@ -95,8 +95,14 @@ pub struct Outcome {
 
 /// Brings the tree of an image back; see [`bring_back`]. What fails because this kernel does not know it is said to be so.
 pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
+    run_when(options, &mut || Ok(()), report)
+}
+
+/// The same, of a tree that may run only when `may_run` returns: everything is in place then, nothing runs, and nothing has
+/// been said. When it fails, nothing of the tree is left.
+pub fn run_when(options: &Options, may_run: &mut dyn FnMut() -> Result<()>, report: &mut dyn Report) -> Result<Outcome> {
     let mut made_under = String::new();
-    bring_back(options, report, &mut made_under).map_err(|e| elsewhere(e, &made_under, &own_release()))
+    bring_back(options, may_run, report, &mut made_under).map_err(|e| elsewhere(e, &made_under, &own_release()))
 }
 
 /// An older kernel has no other word for an argument that it does not know than `EINVAL`.
@@ -117,7 +123,12 @@ fn own_release() -> String {
 ///
 /// Guarantee: until everything is in place nothing of the tree runs, and whatever fails, and whenever meio dies,
 /// nothing of it is left: all its processes die with meio until they are let go together.
-fn bring_back(options: &Options, report: &mut dyn Report, made_under: &mut String) -> Result<Outcome> {
+fn bring_back(
+    options: &Options,
+    may_run: &mut dyn FnMut() -> Result<()>,
+    report: &mut dyn Report,
+    made_under: &mut String,
+) -> Result<Outcome> {
     let begin = Instant::now();
     let mut phases = Vec::new();
     signal::catch();
@@ -249,7 +260,8 @@ fn bring_back(options: &Options, report: &mut dyn Report, made_under: &mut Strin
     let left = locks.as_ref().and_then(Locks::left);
     let brought = lazy.as_mut().map_or(Ok(()), Lazy::live);
     // Last: from here on no file is opened any more.
-    let guardian = match brought.and_then(|()| pool.arm(&tree, root)).and_then(|()| planted.entrust(left)) {
+    let ready = brought.and_then(|()| may_run());
+    let guardian = match ready.and_then(|()| pool.arm(&tree, root)).and_then(|()| planted.entrust(left)) {
         Ok(guardian) => guardian,
         Err(e) => {
             pool.silence(&tree);
