@@ -7,6 +7,7 @@ mod check;
 mod confined;
 mod datagrams;
 mod fill;
+pub mod fits;
 mod foreground;
 mod interest;
 mod late;
@@ -149,7 +150,7 @@ fn bring_back(
         }
         None => None,
     };
-    phase(report, &mut phases, "check", |_| check::check(&manifest, &tree, options.pid_namespace))?;
+    phase(report, &mut phases, "check", |_| check::check(&manifest, &tree, options.pid_namespace, &[]))?;
     let foreign = Foreign::settle(&mut tree)?;
     if foreign.count() > 0 {
         report.note(&format!("processes whose vDSO is another kernel's: {}", foreign.count()));
