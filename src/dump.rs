@@ -19,7 +19,7 @@ use crate::error::{Context, Error, Kind, Refusal, Result};
 use crate::image::{self, Dedup, Inherited};
 use crate::netlock::kept::Owner;
 use crate::progress::{Report, phase};
-use crate::resource::Tree;
+use crate::resource::{Manifest, Tree};
 use crate::resource::aio;
 use crate::resource::birth::Birth;
 use crate::resource::capture::{Capture, Decisions};
@@ -504,6 +504,11 @@ pub struct Look {
     pub network: HashSet<u64>,
     /// What needs not be found out again.
     pub recall: Recall,
+}
+
+/// What an image of the tree below `pid` would say of where and of what it is made.
+pub fn manifest(pid: i32, capsule: Option<String>) -> Result<Manifest> {
+    Ok(write::manifest(pid, capsule, Birth::of(pid)?))
 }
 
 /// How many processes the tree below `pid` has, and about how many bytes of memory of its own; it may be running.

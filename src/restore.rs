@@ -40,6 +40,7 @@ use crate::resource::{Manifest, Tree};
 use crate::sys::guardian::Guardian;
 use crate::sys::{arch, signal};
 use lazy::Lazy;
+pub use lock::block;
 use lock::Locks;
 use namespace::Namespace;
 use places::Places;
@@ -49,7 +50,11 @@ use root::Root;
 use sockets::Sockets;
 use std::fs::File;
 use std::time::Instant;
-use std::{path::PathBuf, process::ExitStatus, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitStatus,
+    time::Duration,
+};
 use terminal::Terminals;
 use vdso::Foreign;
 
@@ -301,6 +306,13 @@ fn bring_back(
         return Err(e);
     }
     Ok(Outcome { root_pid: root, total, exit, warnings, phases })
+}
+
+/// The tree that is in an image.
+pub fn tree_of(image: &Path) -> Result<Tree> {
+    let mut reader = open(&Input::Path(image.to_owned()))?;
+    let _: Manifest = reader.manifest()?;
+    reader.tree()
 }
 
 fn open(input: &Input) -> Result<Reader<'static>> {

@@ -15,11 +15,13 @@ mod inspect;
 mod list;
 mod live;
 mod merge;
+mod migrate;
 mod restore;
 mod run;
 mod table;
 mod target;
 mod verify;
+mod way;
 
 use crate::error::{Error, Kind};
 use clap::{CommandFactory, Parser, Subcommand};
@@ -71,6 +73,9 @@ enum Command {
     Graph(graph::GraphCommand),
     Verify(verify::Verify),
     Merge(merge::Merge),
+    Migrate(migrate::Migrate),
+    #[command(hide = true)]
+    Agent(migrate::Agent),
     Core(core::Core),
     Demo(demo::Demo),
     #[command(hide = true)]
@@ -88,6 +93,8 @@ Exit codes:
    12  the kernel lacks a feature
    13  something in the tree is not supported; all of it is listed
    14  the image is damaged, cut off, or made for something else
+   15  the link to the other machine failed; the tree goes on running here
+   16  a move ended with the tree standing still here, and nobody knows whether it runs there
   130  interrupted";
 
 /// The whole program: parse, run, say what happened, and the exit code of it.
@@ -112,6 +119,8 @@ pub fn main() -> ExitCode {
         Command::Graph(c) => c.run(&console),
         Command::Verify(c) => c.run(&console),
         Command::Merge(c) => c.run(&console),
+        Command::Migrate(c) => c.run(&console),
+        Command::Agent(c) => c.run(&console),
         Command::Core(c) => c.run(&console),
         Command::Demo(c) => c.run(&console),
         Command::Generate(c) => c.run(),
