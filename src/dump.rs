@@ -17,6 +17,7 @@ mod write;
 
 use crate::error::{Context, Error, Kind, Refusal, Result};
 use crate::image::{self, Dedup, Inherited};
+use crate::netlock::Manner;
 use crate::netlock::kept::Owner;
 use crate::progress::{Report, phase};
 use crate::resource::{Manifest, Tree};
@@ -194,6 +195,8 @@ struct Session<'o> {
     tracking: Option<Tracking>,
     /// How long a stop took lately but for the memory.
     base: Duration,
+    /// What becomes of packets that come while it stands still.
+    manner: Manner,
 }
 
 /// An image that was made.
@@ -239,7 +242,7 @@ impl<'o> Session<'o> {
         }
         let (network, recall, base) = (seen.network, seen.recall, Duration::from_millis(5));
         let birth = Birth::of(options.pid)?;
-        Ok(Session { options, begun, phases, network, recall, birth, tracking: None, base })
+        Ok(Session { options, begun, phases, network, recall, birth, tracking: None, base, manner: Manner::Hold })
     }
 
     /// Has the memory of the tree watched from now on.
@@ -399,7 +402,7 @@ impl Session<'_> {
             let mut locks = if self.network.is_empty() {
                 Locks::default()
             } else {
-                phase(report, phases, "network lock", |_| Locks::prepare(&processes(options.pid), &self.network))?
+                phase(report, phases, "network lock", |_| Locks::prepare(&processes(options.pid), &self.network, self.manner))?
             };
             let stopped = Instant::now();
             let mut frozen = phase(report, phases, "freeze", |report| {

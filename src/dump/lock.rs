@@ -33,12 +33,12 @@ struct Network {
 }
 
 impl Locks {
-    /// Prepares locks for a tree that runs. `inodes`: those of its sockets that have to do with the network; without any
+    /// Prepares locks for a tree that runs; `manner` says what becomes of packets meanwhile. `inodes`: those of its sockets that have to do with the network; without any
     /// there is nothing to do.
     ///
     /// # Errors
     /// Exit code 11 or 12 where the network cannot be locked.
-    pub fn prepare(pids: &[i32], inodes: &HashSet<u64>) -> Result<Self> {
+    pub fn prepare(pids: &[i32], inodes: &HashSet<u64>, manner: Manner) -> Result<Self> {
         if inodes.is_empty() {
             return Ok(Locks::default());
         }
@@ -57,7 +57,7 @@ impl Locks {
             if pid == meio && !sockets.iter().any(|s| inodes.contains(&s.inode)) {
                 continue;
             }
-            let mut lock = NetLock::prepare(fd.as_ref().map(AsFd::as_fd), Manner::Hold)?;
+            let mut lock = NetLock::prepare(fd.as_ref().map(AsFd::as_fd), manner)?;
             lock.expect(&flows(&sockets, inodes))?;
             networks.push(Network { fd, lock, known: sockets.iter().map(|s| s.inode).collect() });
         }
@@ -81,6 +81,11 @@ impl Locks {
     /// Whether all these sockets were known to be the tree's when it was locked.
     pub fn covers(&self, inodes: &HashSet<u64>) -> bool {
         inodes.is_subset(&self.own)
+    }
+
+    /// Packets that have come in to meio's own network namespace since this was asked last.
+    pub fn copies(&self) -> Vec<Vec<u8>> {
+        self.networks.iter().filter(|network| network.fd.is_none()).flat_map(|network| network.lock.copies()).collect()
     }
 
     /// Lets everything in.

@@ -5,6 +5,7 @@ use super::parent::Heritage;
 use super::{Made, Options, Outcome, Output, Session, Standstill, Then, kill};
 use crate::error::Result;
 use crate::image;
+use crate::netlock::Manner;
 use crate::netlock::kept::Owner;
 use crate::progress::Report;
 use crate::resource::birth::Birth;
@@ -43,6 +44,7 @@ impl<'o> Moving<'o> {
 
     /// The last image, of a tree that stands still from then on.
     pub fn last(&mut self, pipe: File, report: &mut dyn Report) -> Result<(Outcome, Standing)> {
+        self.session.manner = Manner::Copy;
         let mut made = self.image(pipe, Then::Hold, report)?;
         let still = made.held.take().ok_or_else(|| crate::error::Error::other("the tree is not held"))?;
         Ok((made.outcome, Standing { still, owner: Owner::image(&made.id) }))
@@ -76,6 +78,11 @@ impl Standing {
     /// How long it has stood still.
     pub fn for_long(&self) -> Duration {
         self.still.since.elapsed()
+    }
+
+    /// Packets that have come for it since this was asked last, from the IP header on.
+    pub fn packets(&self) -> Vec<Vec<u8>> {
+        self.still.locks.copies()
     }
 
     /// It goes on here.
