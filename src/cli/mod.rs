@@ -88,6 +88,8 @@ Exit codes:
    12  the kernel lacks a feature
    13  something in the tree is not supported; all of it is listed
    14  the image is damaged, cut off, or made for something else
+   15  the link to the other host failed; the tree runs on here
+   16  the link failed after the commit; the tree stands frozen here until told
   130  interrupted";
 
 /// The whole program: parse, run, say what happened, and the exit code of it.
