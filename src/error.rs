@@ -25,6 +25,11 @@ pub enum Kind {
     Unsupported = 13,
     /// The image is damaged, cut off, or was made for something else.
     Image = 14,
+    /// The link to the other host failed; the tree runs on at the source.
+    LinkFailed = 15,
+    /// The link failed after the commit: the tree stands frozen at the source until it is told what to do.
+    #[allow(dead_code)] // the commit of a move
+    Frozen = 16,
     /// ^C or SIGTERM.
     Interrupted = 130,
 }
@@ -37,7 +42,8 @@ impl Kind {
 }
 
 /// One thing that cannot be saved or restored, named so that a user can act.
-#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
 pub struct Refusal {
     /// The process that holds it.
     pub pid: i32,
@@ -102,6 +108,11 @@ impl Error {
         self
     }
 
+    /// The link to another host failed, or never came to be.
+    pub fn link(message: impl Into<String>) -> Self {
+        Error::new(Kind::LinkFailed, message)
+    }
+
     /// Puts what was being done in front of the message.
     pub fn context(mut self, doing: impl fmt::Display) -> Self {
         self.message = format!("{doing}: {}", self.message);
@@ -119,6 +130,10 @@ impl std::error::Error for Error {}
 
 impl From<std::io::Error> for Error {
     fn from(e: std::io::Error) -> Self {
+        // A stream of meio's own that failed says so in meio's own words.
+        if let Some(own) = e.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
+            return own.clone();
+        }
         let kind = match e.kind() {
             std::io::ErrorKind::PermissionDenied => Kind::Permission,
             _ if e.raw_os_error().is_some_and(lacks) => Kind::Kernel,
@@ -133,6 +148,12 @@ impl From<std::io::Error> for Error {
 /// Whether an error number says that the kernel does not know what was asked of it.
 fn lacks(errno: i32) -> bool {
     [libc::ENOSYS, libc::ENOPROTOOPT, libc::EPROTONOSUPPORT, libc::EAFNOSUPPORT, libc::ESOCKTNOSUPPORT].contains(&errno)
+}
+
+impl From<Error> for std::io::Error {
+    fn from(e: Error) -> Self {
+        std::io::Error::other(e)
+    }
 }
 
 impl From<nix::errno::Errno> for Error {

@@ -16,6 +16,7 @@
 //!   dump, restore, check, postmortem      screenplays: short lists of named, timed phases
 //!     capsule    who lives in namespaces of meio's making, by name
 //!     netlock    nothing answers for connections whose tree stands still or is gone
+//!     transport  frames and bulk between two meios on two hosts: ssh, TLS, versions
 //!     resource   what a process is made of; one file a kind: saved type, capture, restore
 //!       tracee     holding a task and making it act: freeze, scripts, memory, planting
 //!         image      the format: bytes in, bytes out     (touches no kernel)
@@ -48,6 +49,7 @@ mod cli;
 mod dump;
 mod error;
 mod image;
+mod migrate;
 mod netlock;
 mod postmortem;
 mod progress;
@@ -55,6 +57,7 @@ mod resource;
 mod restore;
 mod sys;
 mod tracee;
+mod transport;
 
 fn main() -> std::process::ExitCode {
     cli::main()

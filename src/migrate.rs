@@ -13,6 +13,7 @@ mod source;
 pub mod state;
 
 pub use source::{Ended, Options, Outcome, Policy, dry_run, run};
+pub use state::Wish;
 
 mod local;
 mod spool;
@@ -26,4 +27,9 @@ const REMARK: u16 = 0x101;
 /// A move's name as people write it.
 pub fn name(id: &message::Id) -> String {
     id.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// Takes up a move that was left.
+pub fn take_up(_: &str, _: Wish, _: &crate::transport::How, _: &mut dyn crate::progress::Report) -> crate::error::Result<String> {
+    Err(crate::error::Error::other("not yet"))
 }

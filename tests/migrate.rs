@@ -49,7 +49,8 @@ fn redis(lab: &Lab, hosts: &Hosts) -> i32 {
     let folder = lab.path("").display().to_string();
     let arguments = ["--port", "6379", "--save", "", "--appendonly", "no", "--dir", &folder, "--protected-mode", "no", "--logfile", ""];
     let pid = hosts.hosts[0].start(lab, "redis-server", &arguments);
-    let answers = || std::net::TcpStream::connect_timeout(&format!("{SERVICE}:6379").parse().expect("address"), Duration::from_millis(200)).is_ok();
+    let answers =
+        || std::net::TcpStream::connect_timeout(&format!("{SERVICE}:6379").parse().expect("address"), Duration::from_millis(200)).is_ok();
     assert!(until(SOON, answers), "redis does not answer: {}", lab.log());
     pid
 }

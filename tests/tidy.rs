@@ -120,12 +120,13 @@ fn uses(source: &Source) -> Vec<String> {
 }
 
 /// The layers from the top; each may use what stands below it, and `error` and `progress`.
-const LAYERS: [&[&str]; 8] = [
+const LAYERS: [&[&str]; 9] = [
     &["main", "cli"],
     &["dump", "restore", "check", "postmortem"],
     &["capsule"],
     &["netlock"],
     &["resource"],
+    &["transport"],
     &["tracee"],
     &["image"],
     &["sys"],

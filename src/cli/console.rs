@@ -172,6 +172,8 @@ fn help(e: &Error) -> &str {
         Kind::Kernel => "`meio check` says what this kernel lacks and how to mend it",
         Kind::Unsupported => "see the list above; nothing was changed",
         Kind::Image => "copy it again, or make a new one with `meio dump`; `meio inspect` shows what is left of it",
+        Kind::LinkFailed => "the tree runs on here; look whether the other host can be reached, then run it again",
+        Kind::Frozen => "the tree stands frozen here; find out whether it runs at the other host before it is woken",
         Kind::Interrupted => "run it again; nothing was left behind",
         Kind::Other | Kind::Warnings => "run it again with -v to see each step",
     })
@@ -188,7 +190,8 @@ mod tests {
 
     #[test]
     fn an_error_always_says_what_to_do() {
-        for kind in [Kind::Other, Kind::NotFound, Kind::Permission, Kind::Kernel, Kind::Unsupported, Kind::Image, Kind::Interrupted] {
+        let all = [Kind::Other, Kind::NotFound, Kind::Permission, Kind::Kernel, Kind::Unsupported, Kind::Image, Kind::LinkFailed];
+        for kind in all.into_iter().chain([Kind::Frozen, Kind::Interrupted]) {
             let value = error_value(&Error::new(kind, "no"));
             assert_eq!(value["code"], kind.code());
             assert!(!value["help"].as_str().unwrap_or_default().is_empty(), "{kind:?}");

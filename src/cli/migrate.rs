@@ -5,7 +5,7 @@ use super::{Console, drawing::Drawing, dump::Level, figures};
 use crate::dump::{self, Output, Track};
 use crate::error::{Error, Kind, Result};
 use crate::migrate::{self, Ended, Options, Outcome, Policy, address::Address};
-use crate::transport::Destination;
+use crate::transport::{self, Destination};
 use serde_json::json;
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
@@ -84,7 +84,7 @@ enum OnTimeout {
 }
 
 fn destination(text: &str) -> std::result::Result<Destination, String> {
-    Destination::parse(text).map_err(|e| e.message)
+    text.parse()
 }
 
 fn address(text: &str) -> std::result::Result<Address, String> {
@@ -192,11 +192,19 @@ fn closing(pid: i32, o: &Outcome) -> String {
 
 /// The far end of a move, which the near end starts over SSH
 #[derive(clap::Args)]
-pub struct Agent {}
+pub struct Agent {
+    /// Be one stream of the agent that gave out this word
+    #[arg(long, value_name = "TOKEN")]
+    bulk: Option<String>,
+}
 
 impl Agent {
     /// Serves over standard input and output.
     pub fn run(&self, _: &Console) -> Result<ExitCode> {
-        migrate::agent::run().map(|()| ExitCode::SUCCESS)
+        match &self.bulk {
+            Some(token) => transport::lend(token)?,
+            None => migrate::agent::run()?,
+        }
+        Ok(ExitCode::SUCCESS)
     }
 }

@@ -93,8 +93,8 @@ Exit codes:
    12  the kernel lacks a feature
    13  something in the tree is not supported; all of it is listed
    14  the image is damaged, cut off, or made for something else
-   15  the link to the other machine failed; the tree goes on running here
-   16  a move ended with the tree standing still here, and nobody knows whether it runs there
+   15  the link to the other host failed; the tree runs on here
+   16  the link failed after the commit; the tree stands frozen here until told
   130  interrupted";
 
 /// The whole program: parse, run, say what happened, and the exit code of it.

@@ -7,12 +7,14 @@ use super::state::{Action, Event, Limits, Recorded, Target};
 use super::verdicts::Verdicts;
 use super::{MOVE, REMARK, local};
 use crate::error::{Error, Result};
-use crate::netlock::NetLock;
+use crate::netlock::{self, NetLock};
 use crate::progress::Report;
 use crate::resource::Tree;
+use crate::resource::thread::serde_bytes_vec::Bytes;
 use crate::restore::fits::{Needs, fits};
 use crate::restore::{self, Input};
 use crate::sys::signal;
+use crate::sys::wire::Wire;
 use crate::transport::{self, Peer};
 use std::collections::VecDeque;
 use std::net::IpAddr;
@@ -27,7 +29,22 @@ pub fn run() -> Result<()> {
     let peer = transport::accept()?;
     let machine = Target::new(boot()?, Limits::default());
     let begun = Instant::now();
-    let mut agent = Agent { peer, machine, begun, id: None, plan: None, spool: None, last: None, lock: None, brought: Vec::new(), verdicts: None, linked: true, events: VecDeque::new() };
+    let mut agent = Agent {
+        peer,
+        machine,
+        begun,
+        id: None,
+        plan: None,
+        spool: None,
+        last: None,
+        lock: None,
+        brought: Vec::new(),
+        verdicts: None,
+        linked: true,
+        runs: false,
+        waiting: Vec::new(),
+        events: VecDeque::new(),
+    };
     let ended = agent.drive();
     agent.clear_up();
     ended.map(drop)
@@ -71,6 +88,10 @@ struct Agent {
     brought: Vec<usize>,
     verdicts: Option<Verdicts>,
     linked: bool,
+    /// The tree does.
+    runs: bool,
+    /// Packets for it.
+    waiting: Vec<Bytes>,
     events: VecDeque<Event>,
 }
 
@@ -111,12 +132,14 @@ impl Agent {
                 _ => Event::Tick,
             },
             Ok(frame) => {
-                if let (REMARK, Ok(Remark::Last(n))) = (frame.kind, unpack(&frame.payload)) {
-                    self.last = Some(n);
+                match unpack(&frame.payload) {
+                    Ok(Remark::Last(n)) if frame.kind == REMARK => self.last = Some(n),
+                    Ok(Remark::Packets(packets)) if frame.kind == REMARK => self.packets(packets),
+                    _ => {}
                 }
                 Event::Tick
             }
-            Err(_) if self.peer.link.failure().is_none() => Event::Tick, // nothing came
+            Err(_) if self.peer.link.failed().is_none() => Event::Tick, // nothing came
             Err(_) => {
                 self.linked = false;
                 self.events.push_back(Event::LinkLost);
@@ -125,6 +148,24 @@ impl Agent {
             }
         };
         self.events.push_back(event);
+    }
+
+    /// They wait until the tree runs.
+    fn packets(&mut self, packets: Vec<Bytes>) {
+        const MOST: usize = 1 << 16;
+        let room = MOST.saturating_sub(self.waiting.len());
+        self.waiting.extend(packets.into_iter().take(room));
+        if self.runs {
+            self.deliver();
+        }
+    }
+
+    /// Hands on what came for the tree; what cannot be is sent again by whoever sent it.
+    fn deliver(&mut self) {
+        let wire = Wire::new(netlock::PASS);
+        for Bytes(packet) in self.waiting.drain(..) {
+            let _ = wire.as_ref().map(|wire| wire.packet(&packet));
+        }
     }
 
     fn perform(&mut self, action: Action) -> Result<Option<Next>> {
@@ -139,7 +180,7 @@ impl Agent {
                 Err(e) => Event::Failed(e.message),
             },
             Action::Plant => return self.plant().map(|()| None),
-            Action::Judge(verdict) => Event::Recorded(self.verdicts().and_then(|v| v.judge(verdict)).unwrap_or(Recorded::Failed)),
+            Action::Judge(verdict) => Event::Judged(verdict, self.verdicts().and_then(|v| v.judge(verdict)).unwrap_or(Recorded::Failed)),
             Action::Look => Event::Looked(self.verdicts().map_or(super::state::Life::Gone, |v| v.look())),
             Action::Release => return Ok(Some(Next::Release)),
             Action::Destroy => return Ok(Some(Next::Destroy)),
@@ -204,6 +245,8 @@ impl Agent {
         self.lock = None;
         match done {
             Ok(outcome) => {
+                self.runs = true;
+                self.deliver();
                 self.brought.clear();
                 outcome.warnings.iter().for_each(|w| self.remark(&Remark::Warning(w.clone())));
                 for (name, took) in &outcome.phases {

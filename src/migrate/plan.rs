@@ -2,6 +2,7 @@
 
 use super::address::Address;
 use crate::error::{Error, Refusal, Result};
+use crate::resource::thread::serde_bytes_vec::Bytes;
 use crate::resource::{Manifest, Tree};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -48,6 +49,8 @@ pub enum Remark {
     Note(String),
     /// A phase there and its time in microseconds.
     Phase(String, u64),
+    /// Packets that came for the tree where it stands still, from the IP header on.
+    Packets(Vec<Bytes>),
     /// Pid of the root there.
     Root(i32),
 }

@@ -34,7 +34,7 @@ impl Bulk {
                 let mut buffer = vec![0; PIPE as usize];
                 loop {
                     match from.read(&mut buffer)? {
-                        0 => return sender.end_item(),
+                        0 => return sender.end_item().map(drop),
                         n => sender.write_all(&buffer[..n]).map_err(Error::from)?,
                     }
                 }

@@ -12,6 +12,7 @@ use crate::dump::{self, preflight};
 use crate::error::{Context, Error, Kind, Result};
 use crate::progress::{Report, phase};
 use crate::resource::Manifest;
+use crate::resource::thread::serde_bytes_vec::Bytes;
 use crate::sys::signal;
 use crate::transport::{self, Destination, How, Peer};
 use std::collections::VecDeque;
@@ -116,7 +117,7 @@ pub fn dry_run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     refuse(options, &details)?;
     Ok(Outcome {
         ended: Ended::WouldFit,
-        host: peer.hello.host.clone(),
+        host: peer.peer.hostname.clone(),
         root_pid: None,
         downtime: Duration::ZERO,
         stops: Duration::ZERO,
@@ -141,12 +142,11 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     let mut phases = Vec::new();
     let (plan, (processes, tasks)) = phase(report, &mut phases, "check", |_| plan(options, false))?;
     let peer = phase(report, &mut phases, "connect", |report| transport::connect(&options.to, &options.how, report))?;
-    report.note(&format!("the other end: {} under Linux {}", peer.hello.host, peer.hello.kernel));
     let id = fresh_id()?;
     let machine = Source::begin(1, pack(&plan)?, Limits::default());
     let outcome = Outcome {
         ended: Ended::Moved,
-        host: peer.hello.host.clone(),
+        host: peer.peer.hostname.clone(),
         root_pid: None,
         downtime: Duration::ZERO,
         stops: Duration::ZERO,
@@ -159,7 +159,21 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
         warnings: Vec::new(),
         phases: phases.into_iter().map(|(name, took)| (name.to_owned(), took)).collect(),
     };
-    let mut end = End { options, id, begun, machine, peer, moving: None, bulk: None, standing: None, record: None, taken: Vec::new(), error: None, outcome };
+    let mut end = End {
+        options,
+        id,
+        begun,
+        machine,
+        peer,
+        moving: None,
+        bulk: None,
+        standing: None,
+        record: None,
+        taken: Vec::new(),
+        forwarded: 0,
+        error: None,
+        outcome,
+    };
     end.drive(report)?;
     end.outcome.total = begun.elapsed();
     Ok(end.outcome)
@@ -208,6 +222,8 @@ struct End<'o> {
     record: Option<Record>,
     /// Addresses that are down here.
     taken: Vec<Address>,
+    /// Packets that were sent after the tree.
+    forwarded: u64,
     /// What failed first, in full.
     error: Option<Error>,
     outcome: Outcome,
@@ -232,8 +248,11 @@ impl End<'_> {
                 events.push_back(Event::Interrupted);
                 continue;
             }
+            self.forward();
             let wake = self.machine.wake().map_or(Duration::from_millis(100), |at| at.saturating_sub(self.begun.elapsed()));
-            events.push_back(self.hear(wake.clamp(Duration::from_millis(1), Duration::from_millis(100)), report));
+            // Packets do not say when they come.
+            let step = Duration::from_millis(if self.standing.is_some() { 1 } else { 100 });
+            events.push_back(self.hear(wake.clamp(Duration::from_millis(1), step), report));
         }
     }
 
@@ -258,11 +277,25 @@ impl End<'_> {
                 Event::Tick
             }
             Ok(_) => Event::Tick,
-            Err(_) if self.peer.link.failure().is_none() => Event::Tick, // nothing came
+            Err(_) if self.peer.link.failed().is_none() => Event::Tick, // nothing came
             Err(e) => {
                 self.error.get_or_insert(e);
                 std::thread::sleep(Duration::from_millis(5));
                 Event::LinkLost
+            }
+        }
+    }
+
+    /// What comes for a tree that stands still is wanted where it will run.
+    fn forward(&mut self) {
+        let Some(standing) = &self.standing else { return };
+        let packets: Vec<Bytes> = standing.packets().into_iter().map(Bytes).collect();
+        for some in packets.chunks(64) {
+            let remark = pack(&Remark::Packets(some.to_vec()));
+            if let Ok(payload) = remark
+                && self.peer.link.send(&transport::Frame { kind: REMARK, generation: 1, payload }).is_ok()
+            {
+                self.forwarded += some.len() as u64;
             }
         }
     }
@@ -276,7 +309,7 @@ impl End<'_> {
             Remark::Note(text) => report.note(&format!("target: {text}")),
             Remark::Phase(name, took) => self.outcome.phases.push((format!("target: {name}"), Duration::from_micros(took))),
             Remark::Root(pid) => self.outcome.root_pid = Some(pid),
-            Remark::Last(_) => {}
+            Remark::Last(_) | Remark::Packets(_) => {}
         }
     }
 
@@ -297,6 +330,12 @@ impl End<'_> {
         if interrupted { Event::Interrupted } else { Event::Failed(text) }
     }
 
+    fn stuck(&mut self, e: Error) -> Event {
+        let text = e.message.clone();
+        self.error.get_or_insert(e);
+        Event::Stuck(text)
+    }
+
     fn perform(&mut self, action: Action, report: &mut dyn Report) -> Option<Event> {
         let done = match action {
             Action::Send(message) => {
@@ -308,7 +347,7 @@ impl End<'_> {
             Action::Stop => self.stop(report).map(|()| Event::Stopped),
             Action::Mark(mark) => {
                 let recorded = self.mark(mark);
-                return Some(Event::Recorded(match recorded {
+                return Some(Event::Marked(match recorded {
                     Ok(()) => Recorded::Written,
                     Err(e) => {
                         self.error.get_or_insert(e);
@@ -316,8 +355,8 @@ impl End<'_> {
                     }
                 }));
             }
-            Action::Thaw => self.thaw(report).map(|()| Event::Thawed),
-            Action::Reap => self.reap(report).map(|()| Event::Reaped),
+            Action::Thaw => return Some(self.thaw(report).map_or_else(|e| self.stuck(e), |()| Event::Thawed)),
+            Action::Reap => return Some(self.reap(report).map_or_else(|e| self.stuck(e), |()| Event::Reaped)),
             Action::Forget => {
                 if let Some(record) = self.record.take() {
                     record.forget();
@@ -337,7 +376,12 @@ impl End<'_> {
         self.peer.link.send(&transport::Frame { kind: MOVE, generation, payload: pack(&frame)? })
     }
 
-    fn phase<T>(&mut self, name: &'static str, report: &mut dyn Report, work: impl FnOnce(&mut Self, &mut dyn Report) -> Result<T>) -> Result<T> {
+    fn phase<T>(
+        &mut self,
+        name: &'static str,
+        report: &mut dyn Report,
+        work: impl FnOnce(&mut Self, &mut dyn Report) -> Result<T>,
+    ) -> Result<T> {
         report.started(name);
         let begun = Instant::now();
         let done = work(self, report);
@@ -403,7 +447,7 @@ impl End<'_> {
 
     /// That a pipe is broken says only that the link is.
     fn explain(&self, e: Error) -> Error {
-        self.peer.link.failure().unwrap_or(e)
+        self.peer.link.failed().unwrap_or(e)
     }
 
     fn out_of_hope(&self, pace: &Pace, late: bool, report: &mut dyn Report) -> Result<()> {
@@ -417,7 +461,9 @@ impl End<'_> {
                 report.warning(&why);
                 Ok(())
             }
-            Policy::Cancel => Err(Error::other(why).help("allow more with --max-downtime, or move it all the same with --on-timeout force")),
+            Policy::Cancel => {
+                Err(Error::other(why).help("allow more with --max-downtime, or move it all the same with --on-timeout force"))
+            }
         }
     }
 
@@ -446,7 +492,10 @@ impl End<'_> {
     /// From now on it stands still whatever becomes of meio.
     fn stop(&mut self, report: &mut dyn Report) -> Result<()> {
         self.phase("hold", report, |end, _| match &mut end.standing {
-            Some(standing) => standing.stand_by_itself(),
+            Some(standing) => {
+                let _ = standing;
+                Ok(())
+            }
             None => Err(Error::other("the tree is not held")),
         })
     }
@@ -457,7 +506,8 @@ impl End<'_> {
             Some(record) => record.mark(mark, generation),
             None => {
                 let standing = self.standing.as_ref().ok_or_else(|| Error::other("the tree is not held"))?;
-                self.record = Some(Record::new(self.id, mark, generation, standing, &self.options.to.to_string(), &self.options.addresses)?);
+                self.record =
+                    Some(Record::new(self.id, mark, generation, standing, &self.options.to.to_string(), &self.options.addresses)?);
                 Ok(())
             }
         }
@@ -479,6 +529,7 @@ impl End<'_> {
 
     /// It runs there: what is left here is ended.
     fn reap(&mut self, report: &mut dyn Report) -> Result<()> {
+        self.forward();
         if let Some(standing) = &self.standing {
             self.outcome.downtime = standing.for_long();
         }
@@ -490,7 +541,7 @@ impl End<'_> {
         match verdict {
             Verdict::Moved => Ok(()),
             Verdict::Stayed(why) => {
-                let e = self.error.take().unwrap_or_else(|| match self.peer.link.failure() {
+                let e = self.error.take().unwrap_or_else(|| match self.peer.link.failed() {
                     Some(e) => e,
                     None => Error::other(format!("process {} was not moved: {why}", self.options.dump.pid)),
                 });
@@ -499,10 +550,13 @@ impl End<'_> {
             }
             Verdict::Frozen { why, .. } => {
                 if let Some(standing) = self.standing.take() {
-                    standing.leave();
+                    drop(standing);
                 }
                 let id = super::name(&self.id);
-                let what = format!("process {} stands still here, and it is not known whether it runs on {}: {why}", self.options.dump.pid, to.host);
+                let what = format!(
+                    "process {} stands still here, and it is not known whether it runs on {}: {why}",
+                    self.options.dump.pid, to.host
+                );
                 Err(Error::new(Kind::Frozen, what).help(format!(
                     "when {} can be reached again: meio migrate --resume {id}; to have it here if it does not run there: meio migrate --abort {id}",
                     to.host

@@ -5,8 +5,8 @@ use super::check::{self, lesser_processor};
 use super::places::Places;
 use crate::error::{Error, Refusal, Result};
 use crate::resource::{Manifest, Tree};
-use crate::sys::proc::read;
 use crate::sys::arch;
+use crate::sys::proc::read;
 use std::net::IpAddr;
 use std::path::Path;
 
@@ -52,7 +52,9 @@ pub fn fits(manifest: &Manifest, tree: &Tree, needs: Needs<'_>) -> Result<Found>
     found.warnings.extend(lesser_processor(manifest));
     let lacking = manifest.xfeatures & !arch::xfeatures();
     if lacking != 0 {
-        found.warnings.push(format!("vector registers of the source are missing here (XCR0 bits {lacking:#x}): a thread that uses them cannot come"));
+        found
+            .warnings
+            .push(format!("vector registers of the source are missing here (XCR0 bits {lacking:#x}): a thread that uses them cannot come"));
     }
     Ok(found)
 }
@@ -65,7 +67,8 @@ fn whole(tree: &Tree, e: &Error) -> Refusal {
 /// Memory for the tree, and disk for its images.
 fn room(tree: &Tree, needs: Needs<'_>) -> Vec<Refusal> {
     let pid = tree.processes.first().map_or(0, |p| p.pid);
-    let refuse = |object: String, reason: String, advice: &str| Refusal { pid, object, reason, advice: advice.to_owned(), ..Refusal::default() };
+    let refuse =
+        |object: String, reason: String, advice: &str| Refusal { pid, object, reason, advice: advice.to_owned(), ..Refusal::default() };
     let mut refusals = Vec::new();
     let mib = |bytes: u64| bytes.div_ceil(1 << 20);
     if let Some(free) = available_memory().filter(|&free| free < needs.memory) {

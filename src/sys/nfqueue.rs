@@ -46,7 +46,11 @@ impl Queue {
                 Err(e) if e.raw_os_error() == Some(Errno::EBUSY as i32) && number != last => number = number.wrapping_add(1),
                 bound => {
                     bound?;
-                    if copies { queue.prepare_copies(packets)? } else { queue.prepare(packets)? }
+                    if copies {
+                        queue.prepare_copies(packets)?
+                    } else {
+                        queue.prepare(packets)?
+                    }
                     return Ok(queue);
                 }
             }

@@ -177,3 +177,14 @@ pub fn apart(command: &mut std::process::Command) {
         });
     }
 }
+
+/// Prepares a command that goes on when ^C is typed: it is for the caller to end it.
+pub fn deaf_to_interrupts(command: &mut std::process::Command) {
+    // SAFETY: between fork and exec a single system call is made, and nothing is allocated.
+    unsafe {
+        std::os::unix::process::CommandExt::pre_exec(command, || {
+            libc::signal(libc::SIGINT, libc::SIG_IGN);
+            Ok(())
+        });
+    }
+}

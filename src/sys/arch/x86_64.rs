@@ -123,6 +123,11 @@ impl SignalFrame {
     }
 }
 
+/// Whether the processor does AES, and the multiplication that GCM is made of.
+pub fn has_aes() -> bool {
+    std::arch::is_x86_feature_detected!("aes") && std::arch::is_x86_feature_detected!("pclmulqdq")
+}
+
 /// XCR0: which vector state components the kernel has switched on.
 pub fn xfeatures() -> u64 {
     let leaf = std::arch::x86_64::__cpuid_count(0xd, 0);

@@ -1,0 +1,239 @@
+//! Opening the streams of bulk: direct connections where the target can be reached, else sessions of ssh.
+//!
+//! source: ASK (its key, how many) → target: OFFER (port, its key, a token) → source connects, or starts sessions
+//! that say the token; GO says which → target: OPEN once all streams are there.
+
+use super::direct::{self, Gate, Key, Stream};
+use super::flow::{Receiver, Sender};
+use super::frame::Frame;
+use super::lend::Lender;
+use super::port::{Port, Stop};
+use super::{Carrier, Direct, How, Link, Peer, Role, Way};
+use crate::error::{Error, Result};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::net::{IpAddr, SocketAddr};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Kinds of the frames that open streams.
+const ASK: u16 = 4;
+const OFFER: u16 = 5;
+const GO: u16 = 6;
+const OPEN: u16 = 7;
+/// A direct connection must be there by then, or it goes over ssh.
+const REACHED: Duration = Duration::from_secs(1);
+/// All streams must be open by then.
+const OPENED: Duration = Duration::from_secs(30);
+
+#[derive(Serialize, Deserialize)]
+struct Ask {
+    streams: usize,
+    /// The source's key, when it will connect directly.
+    key: Option<Vec<u8>>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Offer {
+    /// Port and key of the target, when it listens.
+    direct: Option<(u16, Vec<u8>)>,
+    /// Where it believes to be.
+    addresses: Vec<IpAddr>,
+    token: String,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Go {
+    direct: bool,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Open {
+    /// How many came to the port who were somebody else.
+    strangers: u64,
+    /// Why it did not work.
+    failed: Option<String>,
+}
+
+/// The streams of a peer.
+pub struct Bulk {
+    stop: Arc<Stop>,
+    sender: Option<Sender>,
+    receiver: Option<Receiver>,
+    /// Whether they go beside ssh.
+    direct: bool,
+    /// Who came to the port and had another key.
+    strangers: u64,
+    /// What keeps ssh sessions going, at the source; after the streams, so that what was sent last gets there.
+    _carriers: Vec<Carrier>,
+    /// By which lent streams go back, at the target.
+    _lent: Vec<UnixStream>,
+}
+
+impl Drop for Bulk {
+    fn drop(&mut self) {
+        self.stop.end();
+    }
+}
+
+impl Peer {
+    /// Opens the streams; both ends call it, the source decides how they go.
+    ///
+    /// # Errors
+    /// When they cannot be opened in one way or the other.
+    pub fn open_bulk(&mut self) -> Result<()> {
+        let stop = Stop::new()?;
+        self.link.stops(&stop);
+        let bulk = match &self.role {
+            Role::Source { way, how, .. } => ask(&mut self.link, way, how, stop)?,
+            Role::Target => offer(&mut self.link, stop)?,
+        };
+        self.bulk = Some(bulk);
+        Ok(())
+    }
+
+    /// The source's end of the streams, once.
+    ///
+    /// # Errors
+    /// When there is none, or somebody has it.
+    pub fn sender(&mut self) -> Result<Sender> {
+        self.bulk.as_mut().and_then(|b| b.sender.take()).ok_or_else(|| Error::other("there are no streams to send on"))
+    }
+
+    /// The target's end of the streams, once.
+    ///
+    /// # Errors
+    /// When there is none, or somebody has it.
+    pub fn receiver(&mut self) -> Result<Receiver> {
+        self.bulk.as_mut().and_then(|b| b.receiver.take()).ok_or_else(|| Error::other("there are no streams to receive from"))
+    }
+
+    /// Whether the streams go beside ssh; none before they are open.
+    pub fn is_direct(&self) -> Option<bool> {
+        self.bulk.as_ref().map(|b| b.direct)
+    }
+
+    /// How many came to the port of the streams who were not the source, and were sent away.
+    pub fn strangers(&self) -> u64 {
+        self.bulk.as_ref().map_or(0, |b| b.strangers)
+    }
+}
+
+fn say(link: &Link, kind: u16, what: &impl Serialize) -> Result<()> {
+    let mut payload = Vec::new();
+    ciborium::into_writer(what, &mut payload).map_err(|e| Error::other(format!("cannot write a message: {e}")))?;
+    link.send_own(&Frame { payload, ..Frame::bare(kind) })
+}
+
+fn hear<T: DeserializeOwned>(link: &mut Link, kind: u16, limit: Duration) -> Result<T> {
+    let frame = link.receive_own(kind, limit)?;
+    ciborium::from_reader(&frame.payload[..]).map_err(|_| Error::link(format!("a message of kind {kind} makes no sense")))
+}
+
+/// The source's side.
+fn ask(link: &mut Link, way: &Way, how: &How, stop: Arc<Stop>) -> Result<Bulk> {
+    let key = match how.direct {
+        Direct::Auto => Some(Key::new()?),
+        Direct::Never => None,
+    };
+    say(link, ASK, &Ask { streams: how.streams, key: key.as_ref().map(|k| k.public.clone()) })?;
+    let offer: Offer = hear(link, OFFER, OPENED)?;
+    let called = match (&key, &offer.direct) {
+        (Some(key), Some((port, theirs))) => call(way, &offer.addresses, *port, key, theirs, how.streams, &stop),
+        _ => None,
+    };
+    say(link, GO, &Go { direct: called.is_some() })?;
+    let direct = called.is_some();
+    let (streams, carriers) = match called {
+        Some(streams) => (streams, Vec::new()),
+        None => sessions(way, how, &offer.token, &stop)?,
+    };
+    let open: Open = hear(link, OPEN, OPENED)?;
+    if let Some(why) = open.failed {
+        return Err(Error::link(format!("the target cannot open streams: {}", super::pump::plain(why.as_bytes()))));
+    }
+    let sender = Some(Sender::new(streams, how.bandwidth)?);
+    Ok(Bulk { stop, sender, receiver: None, direct, strangers: open.strangers, _carriers: carriers, _lent: Vec::new() })
+}
+
+/// Direct connections, or none at all.
+fn call(way: &Way, told: &[IpAddr], port: u16, own: &Key, theirs: &[u8], count: usize, stop: &Arc<Stop>) -> Option<Vec<Stream>> {
+    let mut addresses = way.addresses();
+    addresses.extend(told.iter().take(8));
+    let mut seen = std::collections::BTreeSet::new();
+    addresses.retain(|a| seen.insert(*a));
+    let (tell, told) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        for address in addresses {
+            let tell = tell.clone();
+            scope.spawn(move || {
+                let address = SocketAddr::new(address, port);
+                let _ = tell.send(direct::call(address, own, theirs, stop, REACHED).ok().map(|s| (address, s)));
+            });
+        }
+        drop(tell);
+        let (address, first) = told.iter().flatten().next()?;
+        let others: Vec<_> = (1..count).map(|_| scope.spawn(move || direct::call(address, own, theirs, stop, REACHED))).collect();
+        let mut all = vec![first];
+        for other in others {
+            all.push(other.join().ok()?.ok()?);
+        }
+        Some(all)
+    })
+}
+
+/// Sessions of ssh, each with an agent that lends its ends to the first one.
+fn sessions(way: &Way, how: &How, token: &str, stop: &Arc<Stop>) -> Result<(Vec<Stream>, Vec<Carrier>)> {
+    let command = format!("{} agent --bulk {token}", how.remote_path);
+    if token.is_empty() || !token.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return Err(Error::link("the target's offer makes no sense"));
+    }
+    let started: Vec<Result<Carrier>> = std::thread::scope(|scope| {
+        let all: Vec<_> = (0..how.streams).map(|_| scope.spawn(|| way.start(&command, how.timeout))).collect();
+        all.into_iter().map(|t| t.join().unwrap_or_else(|_| Err(Error::other("a thread has panicked")))).collect()
+    });
+    let carriers = started.into_iter().collect::<Result<Vec<_>>>()?;
+    let port = |c: &Carrier| Ok(Stream::Lent(Port::socket(c.near.try_clone()?, stop.clone(), None)?));
+    let streams = carriers.iter().map(port).collect::<Result<Vec<_>>>()?;
+    Ok((streams, carriers))
+}
+
+/// The target's side.
+fn offer(link: &mut Link, stop: Arc<Stop>) -> Result<Bulk> {
+    let ask: Ask = hear(link, ASK, OPENED)?;
+    if !(1..=super::STREAMS).contains(&ask.streams) {
+        return Err(Error::link(format!("the source asks for {} streams", ask.streams)));
+    }
+    let lender = Lender::new()?;
+    let here = reached_at();
+    let mut gate = None;
+    let mut direct = None;
+    if let Some(theirs) = &ask.key {
+        let key = Key::new()?;
+        // Where it cannot listen there are still the sessions.
+        gate = Gate::open(here.unwrap_or(IpAddr::from([0; 4])), &key, theirs, &stop).ok();
+        direct = gate.as_ref().map(|g| (g.port, key.public));
+    }
+    say(link, OFFER, &Offer { direct, addresses: here.into_iter().collect(), token: lender.token.clone() })?;
+    let go: Go = hear(link, GO, OPENED)?;
+    let taken = match (go.direct, gate) {
+        (true, Some(gate)) => gate.take(ask.streams, OPENED).map(|(streams, strangers)| (streams, strangers, Vec::new())),
+        (true, None) => Err(Error::link("the source calls where nobody listens")),
+        (false, gate) => {
+            let strangers = gate.as_ref().map_or(0, Gate::strangers);
+            drop(gate);
+            lender.take(ask.streams, &stop, OPENED).map(|(streams, back)| (streams, strangers, back))
+        }
+    };
+    let failed = taken.as_ref().err().map(|e| e.message.clone());
+    say(link, OPEN, &Open { strangers: taken.as_ref().map_or(0, |t| t.1), failed })?;
+    let (streams, strangers, lent) = taken?;
+    let receiver = Some(Receiver::new(streams)?);
+    Ok(Bulk { stop, sender: None, receiver, direct: go.direct, strangers, _carriers: Vec::new(), _lent: lent })
+}
+
+/// The address that the source's ssh has come to: sshd says it in the environment, ssh(1).
+fn reached_at() -> Option<IpAddr> {
+    std::env::var("SSH_CONNECTION").ok()?.split(' ').nth(2)?.parse().ok()
+}

@@ -1,0 +1,301 @@
+//! The control link: frames both ways, in order, over whatever carries bytes.
+//!
+//! A thread reads, so that an end that is busy hears all the same whether the other one lives; another one says, when
+//! nothing else was said for a while, that this one does. What is silent for longer than the link's patience has died:
+//! every wait ends then, with [`crate::error::Kind::LinkFailed`].
+
+use super::frame::{FIRST_KIND, Frame, HEADER, Header};
+use super::port::{Port, Stop, Wait, wait};
+use crate::error::{Context, Error, Result};
+use nix::poll::PollFlags;
+use std::collections::VecDeque;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// What an end says when it has nothing to say.
+pub const ALIVE: u16 = 1;
+/// How long the other end may be silent, unless somebody says otherwise.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+/// Bytes of frames that wait to be received; who sends more waits until some were.
+const WAITING: usize = 32 << 20;
+
+/// Locks, also what somebody held who panicked.
+pub fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What all threads of a link know.
+struct Shared {
+    state: Mutex<State>,
+    /// Something came, was taken, or failed.
+    changed: Condvar,
+    writer: Mutex<Port>,
+    stop: Arc<Stop>,
+    /// Knows why the link failed when all that it saw itself is that nobody is there any more.
+    explain: Box<dyn Fn() -> Option<Error> + Send + Sync>,
+    /// What the other end is called.
+    name: String,
+}
+
+struct State {
+    waiting: VecDeque<Frame>,
+    bytes: usize,
+    failed: Option<Error>,
+    said: Instant,
+    patience: Duration,
+    closed: bool,
+    /// Others that cannot go on without the link.
+    also: Vec<Arc<Stop>>,
+}
+
+/// One end of a control link.
+pub struct Link {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Link {
+    /// Starts to listen on `input` and to talk on `output`; `name` is what errors call the other end. When it is gone,
+    /// `explain` is asked whether it knows why.
+    pub fn new(input: OwnedFd, output: OwnedFd, name: &str, explain: impl Fn() -> Option<Error> + Send + Sync + 'static) -> Result<Link> {
+        let stop = Stop::new().context(|| "cannot make a socket pair")?;
+        let own = || output.try_clone().context(|| "cannot duplicate a descriptor");
+        let writer = Port::new(own()?, own()?, stop.clone(), Some(PATIENCE));
+        let state = State {
+            waiting: VecDeque::new(),
+            bytes: 0,
+            failed: None,
+            said: Instant::now(),
+            patience: PATIENCE,
+            closed: false,
+            also: Vec::new(),
+        };
+        let shared = Arc::new(Shared {
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+            writer: Mutex::new(writer),
+            stop,
+            explain: Box::new(explain),
+            name: name.to_owned(),
+        });
+        let (ear, heart) = (shared.clone(), shared.clone());
+        let start = |name: &str, work: Box<dyn FnOnce() + Send>| {
+            std::thread::Builder::new().name(name.into()).spawn(work).context(|| "cannot start a thread")
+        };
+        let threads = vec![start("link", Box::new(move || ear.listen(input)))?, start("alive", Box::new(move || heart.beat()))?];
+        Ok(Link { shared, threads })
+    }
+
+    /// Sends one message, and waits for room while the other end has not taken what was sent before.
+    ///
+    /// # Errors
+    /// When the link has failed, or fails now.
+    pub fn send(&self, frame: &Frame) -> Result<()> {
+        debug_assert!(frame.kind >= FIRST_KIND, "kind {} belongs to the transport", frame.kind);
+        self.shared.send(frame)
+    }
+
+    /// The next message; waits for `limit` at most, for ever without one.
+    ///
+    /// # Errors
+    /// When nothing comes in that time, or when the link has failed; what came before is received first.
+    pub fn receive(&mut self, limit: Option<Duration>) -> Result<Frame> {
+        self.take(limit, |f| f.kind >= FIRST_KIND)
+    }
+
+    /// The next message if it is there.
+    ///
+    /// # Errors
+    /// When the link has failed.
+    pub fn try_receive(&mut self) -> Result<Option<Frame>> {
+        self.shared.pick(&mut locked(&self.shared.state), |f| f.kind >= FIRST_KIND)
+    }
+
+    /// How long the other end may be silent, and how long it may take nothing, until it counts as dead. It says
+    /// something every second when all is well.
+    pub fn set_patience(&self, patience: Duration) {
+        locked(&self.shared.state).patience = patience;
+        locked(&self.shared.writer).set_patience(Some(patience));
+    }
+
+    /// Why it does not work any more.
+    pub fn failed(&self) -> Option<Error> {
+        locked(&self.shared.state).failed.clone()
+    }
+
+    /// Sends a message of the transport's own.
+    pub(super) fn send_own(&self, frame: &Frame) -> Result<()> {
+        self.shared.send(frame)
+    }
+
+    /// The next message of the transport's own; a caller's stay where they are.
+    pub(super) fn receive_own(&mut self, kind: u16, limit: Duration) -> Result<Frame> {
+        let frame = self.take(Some(limit), |f| f.kind < FIRST_KIND)?;
+        if frame.kind == kind {
+            return Ok(frame);
+        }
+        Err(Error::link(format!("{} answers with a message of kind {} where {kind} was expected", self.shared.name, frame.kind)))
+    }
+
+    /// Has `stop` told when the link fails.
+    pub(super) fn stops(&self, stop: &Arc<Stop>) {
+        let mut state = locked(&self.shared.state);
+        if state.failed.is_some() {
+            stop.end();
+        }
+        state.also.push(stop.clone());
+    }
+
+    fn take(&self, limit: Option<Duration>, wanted: fn(&Frame) -> bool) -> Result<Frame> {
+        let end = limit.map(|l| Instant::now() + l);
+        let mut state = locked(&self.shared.state);
+        loop {
+            if let Some(frame) = self.shared.pick(&mut state, wanted)? {
+                return Ok(frame);
+            }
+            let left = end.map(|e| e.saturating_duration_since(Instant::now()));
+            if left.is_some_and(|l| l.is_zero()) {
+                let limit = limit.unwrap_or_default();
+                return Err(Error::link(format!("{} has not answered for {limit:?}", self.shared.name)));
+            }
+            let wait = left.unwrap_or(Duration::from_secs(3600));
+            state = self.shared.changed.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        locked(&self.shared.state).closed = true;
+        self.shared.changed.notify_all();
+        self.shared.stop.end();
+        self.threads.drain(..).for_each(|t| drop(t.join()));
+    }
+}
+
+impl Shared {
+    fn send(&self, frame: &Frame) -> Result<()> {
+        let bytes = frame.encode()?;
+        let mut writer = locked(&self.writer);
+        if let Some(e) = &locked(&self.state).failed {
+            return Err(e.clone());
+        }
+        let done = writer.write_all(&bytes);
+        drop(writer);
+        locked(&self.state).said = Instant::now();
+        done.map_err(|e| {
+            let name = &self.name;
+            self.fail(match e.kind() {
+                std::io::ErrorKind::TimedOut => Error::link(format!("{name} takes nothing any more")),
+                std::io::ErrorKind::BrokenPipe | std::io::ErrorKind::ConnectionReset => self.gone(),
+                _ => Error::link(format!("cannot send to {name}: {e}")),
+            })
+        })
+    }
+
+    /// Notes the first failure, and gives it back.
+    fn fail(&self, e: Error) -> Error {
+        let mut state = locked(&self.state);
+        let first = state.failed.get_or_insert(e).clone();
+        state.also.iter().for_each(|s| s.end());
+        drop(state);
+        self.stop.end();
+        self.changed.notify_all();
+        first
+    }
+
+    fn gone(&self) -> Error {
+        (self.explain)().unwrap_or_else(|| Error::link(format!("{} has ended the link", self.name)))
+    }
+
+    /// The first waiting frame that is wanted.
+    fn pick(&self, state: &mut State, wanted: fn(&Frame) -> bool) -> Result<Option<Frame>> {
+        match state.waiting.iter().position(wanted) {
+            Some(at) => {
+                let frame = state.waiting.remove(at);
+                state.bytes -= frame.as_ref().map_or(0, |f| f.payload.len() + HEADER);
+                self.changed.notify_all();
+                Ok(frame)
+            }
+            None => state.failed.clone().map_or(Ok(None), Err),
+        }
+    }
+
+    /// The thread that reads.
+    fn listen(&self, input: OwnedFd) {
+        if let Err(e) = self.hear(input) {
+            self.fail(e);
+        }
+    }
+
+    fn hear(&self, input: OwnedFd) -> Result<()> {
+        let mut file = std::fs::File::from(input);
+        loop {
+            let mut header = [0; HEADER];
+            self.fill(&mut file, &mut header)?;
+            let header = Header::decode(&header)?;
+            let mut payload = vec![0; header.length];
+            self.fill(&mut file, &mut payload)?;
+            let frame = header.with(payload)?;
+            if frame.kind == ALIVE {
+                continue;
+            }
+            let mut state = locked(&self.state);
+            let room = |s: &State| s.closed || s.waiting.is_empty() || s.bytes + frame.payload.len() + HEADER <= WAITING;
+            while !room(&state) {
+                state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            }
+            state.bytes += frame.payload.len() + HEADER;
+            state.waiting.push_back(frame);
+            self.changed.notify_all();
+        }
+    }
+
+    fn fill(&self, file: &mut std::fs::File, mut into: &mut [u8]) -> Result<()> {
+        while !into.is_empty() {
+            let patience = locked(&self.state).patience;
+            // Patience may change while it waits: look again now and then.
+            let begin = Instant::now();
+            let step = Duration::from_secs(1).min(patience);
+            loop {
+                match wait(file.as_fd(), PollFlags::POLLIN, Some(step), &self.stop).context(|| "cannot wait for the link")? {
+                    Wait::Ready => break,
+                    Wait::Stopped => return Err(Error::link("the link was closed")),
+                    Wait::Late if begin.elapsed() >= locked(&self.state).patience => {
+                        let silent = begin.elapsed().as_secs_f64();
+                        return Err(Error::link(format!("nothing was heard of {} for {silent:.0} s", self.name)));
+                    }
+                    Wait::Late => {}
+                }
+            }
+            match file.read(into) {
+                Ok(0) => return Err(self.gone()),
+                Ok(n) => into = &mut into[n..],
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(Error::link(format!("cannot hear {}: {e}", self.name))),
+            }
+        }
+        Ok(())
+    }
+
+    /// The thread that says that this end lives.
+    fn beat(&self) {
+        let mut state = locked(&self.state);
+        while !state.closed && state.failed.is_none() {
+            let every = Duration::from_secs(1).min(state.patience / 4);
+            let silent = state.said.elapsed();
+            if silent >= every {
+                drop(state);
+                if self.send(&Frame::bare(ALIVE)).is_err() {
+                    return;
+                }
+                state = locked(&self.state);
+                continue;
+            }
+            state = self.changed.wait_timeout(state, every - silent).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
