@@ -30,8 +30,9 @@ PrintMotd no
 PrintLastLog no
 ";
 
-/// It reaps orphans, and ends with the test.
+/// It reaps orphans, and ends with the test. What shells do at their start is nothing that is looked at.
 const INIT: &str = "mount -t tmpfs -o mode=755 run /run && mkdir /run/sshd && mount -t devpts -o ptmxmode=666,mode=600 devpts /dev/pts
+for file in /root/.bashrc /root/.profile /root/.bash_profile; do [ ! -e $file ] || mount --bind /dev/null $file; done
 ip link set lo up && touch \"$1\" || exit 9
 while :; do sleep 0.2; done";
 
