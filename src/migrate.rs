@@ -10,6 +10,8 @@ pub mod message;
 pub mod plan;
 mod rounds;
 mod source;
+#[cfg(test)]
+mod simulate;
 pub mod state;
 
 pub use source::{Ended, Options, Outcome, Policy, dry_run, run};

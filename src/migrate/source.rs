@@ -474,9 +474,12 @@ impl End<'_> {
             let bulk = end.bulk.as_mut().ok_or_else(|| Error::other("there are no streams"))?;
             bulk.item(|pipe| moving.last(pipe, report)).map_err(|e| end.explain(e))
         });
+        // The kernel takes its time to let go of what has watched the tree: later.
+        let count = moving.count();
+        self.moving = Some(moving);
         let (made, standing) = sent?;
         self.standing = Some(standing);
-        self.outcome.rounds = moving.count();
+        self.outcome.rounds = count;
         self.outcome.bytes += made.image_bytes;
         self.outcome.memory_bytes = made.memory_bytes;
         (self.outcome.processes, self.outcome.tasks) = (made.processes, made.tasks);
@@ -485,7 +488,7 @@ impl End<'_> {
             self.taken.push(address.clone());
             address.take_down()?;
         }
-        let last = transport::Frame { kind: REMARK, generation: 1, payload: pack(&Remark::Last(moving.count()))? };
+        let last = transport::Frame { kind: REMARK, generation: 1, payload: pack(&Remark::Last(count))? };
         self.peer.link.send(&last)
     }
 

@@ -34,13 +34,16 @@ PrintLastLog no
 const INIT: &str = "mount -t tmpfs -o mode=755 run /run && mkdir /run/sshd && mount -t devpts -o ptmxmode=666,mode=600 devpts /dev/pts
 for file in /root/.bashrc /root/.profile /root/.bash_profile; do [ ! -e $file ] || mount --bind /dev/null $file; done
 ip link set lo up && touch \"$1\" || exit 9
-while :; do sleep 0.2; done";
+mkfifo /run/nothing && exec 9<> /run/nothing
+while :; do read -t 1 -u 9; done";
 
 /// One of them.
 pub struct Host {
     /// Address on the bridge.
     pub address: String,
     init: Child,
+    /// Programs of it have pids from here on.
+    first_pid: u32,
 }
 
 /// All of them.
@@ -109,7 +112,7 @@ impl Host {
             .stderr(fs::File::create(lab.path(&format!("init{n}.log"))).expect("log"))
             .spawn()
             .expect("unshare(1) starts");
-        let host = Host { address: format!("10.99.0.{n}"), init };
+        let host = Host { address: format!("10.99.0.{n}"), init, first_pid: 2000 * n as u32 };
         let log = || fs::read_to_string(lab.path(&format!("init{n}.log"))).unwrap_or_default();
         assert!(until(SOON, || up.exists()), "host {n} does not come up: {}", log());
         let (inside, outside) = (host.pid().to_string(), format!("host{n}"));
@@ -158,9 +161,11 @@ impl Host {
         let pidfile = lab.path(&format!("pid-{}", self.address));
         let _ = fs::remove_file(&pidfile);
         let log = || fs::File::options().create(true).append(true).open(lab.path("log")).expect("log");
-        let script = "echo $$ > \"$0.new\" && mv \"$0.new\" \"$0\" && exec \"$@\"";
-        let mut command = self.command(Path::new("setsid"));
-        command.args(["--fork", "bash", "-c", script]).arg(&pidfile).arg(program).args(arguments);
+        // Its pids are to be nobody's on the other hosts.
+        let script = "echo $FIRST > /proc/sys/kernel/ns_last_pid && exec setsid --fork bash -c 'echo $$ > $PIDFILE.new && mv $PIDFILE.new $PIDFILE && exec \"$@\"' bash \"$@\"";
+        let mut command = self.command(Path::new("bash"));
+        command.args(["-c", script, "bash", program]).args(arguments);
+        command.env("PIDFILE", &pidfile).env("FIRST", self.first_pid.to_string());
         command.current_dir(lab.path("")).stdout(log()).stderr(log());
         assert!(command.status().expect("nsenter starts").success(), "{program}");
         assert!(until(SOON, || pidfile.exists()), "{program} does not start: {}", lab.log());
