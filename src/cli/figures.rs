@@ -55,6 +55,22 @@ pub fn date(seconds: u64) -> String {
     format!("{year}-{month:02}-{of_month:02} {:02}:{:02}:{:02} UTC", rest / 3_600, rest / 60 % 60, rest % 60)
 }
 
+/// Reads `50M`, `1.5GiB` or plain bytes; units are binary.
+pub fn parse_bytes(text: &str) -> Result<u64, String> {
+    let at = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(at);
+    let shift = match unit.trim().trim_end_matches(['B', 'b']).trim_end_matches('i') {
+        "" => 0,
+        "k" | "K" => 10,
+        "M" => 20,
+        "G" => 30,
+        _ => return Err("write a number of bytes, such as 50M or 1G".into()),
+    };
+    let number: f64 = number.parse().map_err(|_| "write a number of bytes, such as 50M or 1G".to_string())?;
+    let bytes = number * (1u64 << shift) as f64;
+    if bytes >= 1.0 && bytes < 1e18 { Ok(bytes as u64) } else { Err("it is too small or too large".into()) }
+}
+
 /// Reads `5s`, `500ms`, `2m` or plain seconds.
 pub fn parse_time(text: &str) -> Result<Duration, String> {
     let at = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());

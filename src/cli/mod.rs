@@ -1,5 +1,6 @@
 //! The command line: the only layer that knows clap, prints, colours and exits. One file a command.
 
+mod agent;
 mod check;
 mod console;
 mod core;
@@ -20,6 +21,7 @@ mod run;
 mod table;
 mod target;
 mod verify;
+mod way;
 
 use crate::error::{Error, Kind};
 use clap::{CommandFactory, Parser, Subcommand};
@@ -71,6 +73,8 @@ enum Command {
     Graph(graph::GraphCommand),
     Verify(verify::Verify),
     Merge(merge::Merge),
+    #[command(hide = true)]
+    Agent(agent::Agent),
     Core(core::Core),
     Demo(demo::Demo),
     #[command(hide = true)]
@@ -88,8 +92,8 @@ Exit codes:
    12  the kernel lacks a feature
    13  something in the tree is not supported; all of it is listed
    14  the image is damaged, cut off, or made for something else
-   15  the link to the other host failed; the tree runs on here
-   16  the link failed after the commit; the tree stands frozen here until told
+   15  the link to the other machine failed; the tree goes on running here
+   16  a move ended with the tree standing still here, and nobody knows whether it runs there
   130  interrupted";
 
 /// The whole program: parse, run, say what happened, and the exit code of it.
@@ -114,6 +118,7 @@ pub fn main() -> ExitCode {
         Command::Graph(c) => c.run(&console),
         Command::Verify(c) => c.run(&console),
         Command::Merge(c) => c.run(&console),
+        Command::Agent(c) => c.run(),
         Command::Core(c) => c.run(&console),
         Command::Demo(c) => c.run(&console),
         Command::Generate(c) => c.run(),
