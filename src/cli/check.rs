@@ -1,5 +1,7 @@
 //! `meio check`.
 
+mod far;
+
 use super::console::{Console, Paint};
 use super::drawing::Drawing;
 use super::figures;
@@ -9,6 +11,7 @@ use crate::check::{self, Finding, Outcome, Weight};
 use crate::error::{Error, Kind, Result};
 use crate::netlock::kept::{Lock, Owner};
 use crate::resource::kinds::{KINDS, Status};
+use crate::transport::Destination;
 use serde_json::json;
 use std::process::ExitCode;
 
@@ -19,7 +22,8 @@ use std::process::ExitCode;
 ///
 /// With --json the line has "kernel", "findings" and "gaps" (lists of {name, works, weight, detail, costs, mend};
 /// weight is "required", "feature" or "spare"), "refusals", "locks" (network locks: {table, owner, since, connections,
-/// stale}) and "ok".
+/// stale}) and "ok". With --host it has "host" ({meio, protocol, kernel, machine, host, uid}) and "check" (what meio check
+/// --json says there), or with --speed "speed" ({bytes, ms, bytes_per_second, direct, streams, opening_ms, strangers}).
 #[derive(clap::Args)]
 #[command(after_long_help = "\
 Exit codes:
@@ -42,6 +46,14 @@ pub struct Check {
     /// come back here this ends that: peers are then told that nobody is there. `meio check` lists such locks.
     #[arg(long, value_name = "ID|all", conflicts_with_all = ["pid", "external", "ignore", "kinds"])]
     unlock: Option<String>,
+    /// Log in to this machine, and say what is there and what it allows
+    #[arg(long, value_name = "[USER@]HOST[:PORT]", value_parser = far::destination, conflicts_with_all = ["pid", "external", "ignore", "kinds", "unlock"])]
+    host: Option<Destination>,
+    /// With --host: send it so much, such as 1G, over the streams that a move uses, and say how fast they are
+    #[arg(long, value_name = "BYTES", value_parser = figures::parse_bytes, requires = "host")]
+    speed: Option<u64>,
+    #[command(flatten)]
+    way: super::way::Way,
 }
 
 impl Check {
@@ -59,6 +71,9 @@ impl Check {
                 console.result(&format!("{} opened", figures::count(locks.len() as u64, "network lock", "network locks")));
             }
             return Ok(ExitCode::SUCCESS);
+        }
+        if let Some(host) = &self.host {
+            return far::run(console, host, &self.way.how(), self.speed);
         }
         let pid = self.pid.as_ref().map(Target::pid).transpose()?;
         let mut drawing = Drawing::new(*console);

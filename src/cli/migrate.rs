@@ -1,11 +1,11 @@
-//! `meio migrate` and `meio agent`.
+//! `meio migrate`.
 
 use super::target::{self, Target};
 use super::{Console, drawing::Drawing, dump::Level, figures};
 use crate::dump::{self, Output, Track};
 use crate::error::{Error, Kind, Result};
 use crate::migrate::{self, Ended, Options, Outcome, Policy, address::Address};
-use crate::transport::{self, Destination};
+use crate::transport::Destination;
 use serde_json::json;
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
@@ -187,24 +187,5 @@ fn closing(pid: i32, o: &Outcome) -> String {
             figures::bytes(o.memory_bytes),
             figures::time(o.total),
         ),
-    }
-}
-
-/// The far end of a move, which the near end starts over SSH
-#[derive(clap::Args)]
-pub struct Agent {
-    /// Be one stream of the agent that gave out this word
-    #[arg(long, value_name = "TOKEN")]
-    bulk: Option<String>,
-}
-
-impl Agent {
-    /// Serves over standard input and output.
-    pub fn run(&self, _: &Console) -> Result<ExitCode> {
-        match &self.bulk {
-            Some(token) => transport::lend(token)?,
-            None => migrate::agent::run()?,
-        }
-        Ok(ExitCode::SUCCESS)
     }
 }

@@ -1,5 +1,6 @@
 //! The command line: the only layer that knows clap, prints, colours and exits. One file a command.
 
+mod agent;
 mod check;
 mod console;
 mod core;
@@ -75,7 +76,7 @@ enum Command {
     Merge(merge::Merge),
     Migrate(migrate::Migrate),
     #[command(hide = true)]
-    Agent(migrate::Agent),
+    Agent(agent::Agent),
     Core(core::Core),
     Demo(demo::Demo),
     #[command(hide = true)]
@@ -93,8 +94,8 @@ Exit codes:
    12  the kernel lacks a feature
    13  something in the tree is not supported; all of it is listed
    14  the image is damaged, cut off, or made for something else
-   15  the link to the other host failed; the tree runs on here
-   16  the link failed after the commit; the tree stands frozen here until told
+   15  the link to the other machine failed; the tree goes on running here
+   16  a move ended with the tree standing still here, and nobody knows whether it runs there
   130  interrupted";
 
 /// The whole program: parse, run, say what happened, and the exit code of it.
@@ -120,7 +121,7 @@ pub fn main() -> ExitCode {
         Command::Verify(c) => c.run(&console),
         Command::Merge(c) => c.run(&console),
         Command::Migrate(c) => c.run(&console),
-        Command::Agent(c) => c.run(&console),
+        Command::Agent(c) => c.run(),
         Command::Core(c) => c.run(&console),
         Command::Demo(c) => c.run(&console),
         Command::Generate(c) => c.run(),

@@ -4,6 +4,7 @@
 use super::frame::Frame;
 use super::link::Link;
 use super::port::{Port, Stop};
+use super::pump::plain;
 use crate::error::{Context, Error, Kind, Result};
 use crate::progress::Report;
 use serde::{Deserialize, Serialize};
@@ -36,7 +37,7 @@ pub struct Hello {
     /// `x86_64`
     pub machine: String,
     /// Its node name, uname(2).
-    pub hostname: String,
+    pub host: String,
     /// User that it runs as.
     pub uid: u32,
 }
@@ -52,7 +53,7 @@ impl Hello {
             highest: SPOKEN.1,
             kernel: format!("{} {}", text(name.sysname()), text(name.release())),
             machine: text(name.machine()),
-            hostname: text(name.nodename()),
+            host: text(name.nodename()),
             uid: nix::unistd::geteuid().as_raw(),
         })
     }
@@ -90,7 +91,7 @@ pub fn with_target(
         _ => reason().unwrap_or_else(|| nothing(name, &e)),
     })?;
     if !chatter.is_empty() {
-        report.note(&format!("the shell at {name} said first: {}", chatter.trim()));
+        report.note(&format!("the shell at {name} said first: {}", plain(chatter.as_bytes())));
     }
     let mut link = Link::new(near.try_clone()?, near, name, reason)?;
     let (hello, version) = exchange(&mut link, &Hello::own()?, name, limit)?;
@@ -151,6 +152,76 @@ fn exchange(link: &mut Link, own: &Hello, name: &str, limit: Duration) -> Result
     let frame = link.receive_own(HELLO, limit)?;
     let hello: Hello =
         ciborium::from_reader(&frame.payload[..]).map_err(|_| Error::link(format!("the greeting of {name} makes no sense")))?;
+    // Its words are shown to people.
+    let hello = Hello {
+        meio: plain(hello.meio.as_bytes()),
+        kernel: plain(hello.kernel.as_bytes()),
+        machine: plain(hello.machine.as_bytes()),
+        host: plain(hello.host.as_bytes()),
+        ..hello
+    };
     let version = own.common(&hello, name)?;
     Ok((hello, version))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hello(lowest: u16, highest: u16) -> Hello {
+        Hello { lowest, highest, ..Hello::own().expect("a name") }
+    }
+
+    #[test]
+    fn the_highest_common_version_is_spoken() {
+        assert_eq!(hello(1, 3).common(&hello(2, 5), "host").expect("3"), 3);
+        assert_eq!(hello(1, 1).common(&hello(1, 9), "host").expect("1"), 1);
+        let e = hello(1, 1).common(&hello(2, 3), "host").expect_err("none");
+        assert!(e.message.contains("speaks versions 2-3") && e.help.is_some_and(|h| h.contains("here")));
+        let e = hello(4, 5).common(&hello(1, 3), "host").expect_err("none");
+        assert!(e.help.is_some_and(|h| h.contains("there")));
+    }
+
+    struct Quiet;
+
+    impl Report for Quiet {
+        fn started(&mut self, _: &'static str) {}
+        fn ended(&mut self, _: &'static str, _: Duration) {}
+        fn bytes(&mut self, _: u64, _: Option<u64>) {}
+        fn note(&mut self, _: &str) {}
+        fn warning(&mut self, _: &str) {}
+        fn last_words(&mut self, _: &Error) {}
+        fn clear(&mut self) {}
+    }
+
+    fn source(near: UnixStream, limit: Duration) -> Result<(Link, Hello, u16)> {
+        with_target(near, "there", limit, Box::new(|| None), &mut Quiet)
+    }
+
+    #[test]
+    fn both_ends_agree_whatever_the_shell_says_first() {
+        let (near, far) = UnixStream::pair().expect("a pair");
+        let target = std::thread::spawn(move || {
+            (&far).write_all(b"\0meio\nWelcome to this machine\n").expect("written");
+            over(far.try_clone().expect("a descriptor").into(), far.into())
+        });
+        let (mut here, hello, version) = source(near, Duration::from_secs(30)).expect("agreement");
+        let (there, _, same) = target.join().expect("no panic").expect("agreement");
+        assert_eq!((hello, version), (Hello::own().expect("a name"), same));
+        there.send(&Frame::bare(16)).expect("sent");
+        assert_eq!(here.receive(None).expect("a frame").kind, 16);
+    }
+
+    #[test]
+    fn what_is_no_meio_is_found_out() {
+        let (near, mut far) = UnixStream::pair().expect("a pair");
+        let talk = std::thread::spawn(move || while far.write_all(&[b'x'; 1000]).is_ok() {});
+        assert_eq!(source(near, Duration::from_secs(30)).err().expect("no meio").kind, Kind::Other);
+        talk.join().expect("no panic");
+        let (near, _far) = UnixStream::pair().expect("a pair");
+        assert_eq!(source(near, Duration::from_millis(50)).err().expect("silence").kind, Kind::LinkFailed);
+        let (near, far) = UnixStream::pair().expect("a pair");
+        (&near).write_all(b"GET / HTTP/1.1\r\n\r\n").expect("written");
+        assert!(over(far.try_clone().expect("a descriptor").into(), far.into()).is_err());
+    }
 }

@@ -386,3 +386,62 @@ fn shake<D>(connection: &mut rustls::ConnectionCommon<D>, port: &mut Buffered) -
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+
+    const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+    const LONG: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn only_the_one_key_comes_in() {
+        let (own, source, other) = (Key::new().expect("a key"), Key::new().expect("a key"), Key::new().expect("a key"));
+        let stop = Stop::new().expect("a stop");
+        let gate = Gate::open(HERE, &own, &source.public, &stop).expect("a gate");
+        let at = SocketAddr::new(HERE, gate.port);
+        // Bytes that are no TLS, a great many of them; somebody who says nothing; a client with another key.
+        let mut noise = TcpStream::connect(at).expect("connected");
+        let _ = (0..64).try_for_each(|_| noise.write_all(&[0x16; 64 << 10]));
+        let silent = TcpStream::connect(at).expect("connected");
+        let mut announced = TcpStream::connect(at).expect("connected");
+        // A record that claims to be as long as there may be, and does not come.
+        announced.write_all(&[0x16, 3, 1, 0x40, 0, 1, 0, 0x3f, 0xfc]).expect("written");
+        // The client has all that it needs before the server has seen its key: it is told afterwards.
+        let mut wrong = call(at, &other, &own.public, &stop, LONG);
+        if let Ok(stream) = &mut wrong {
+            assert!(stream.read(&mut [0]).is_err());
+        }
+        // A source that is called by somebody else goes away by itself.
+        assert!(call(at, &source, &other.public, &stop, LONG).is_err());
+        let mut right = call(at, &source, &own.public, &stop, LONG).expect("the one");
+        drop(silent);
+        drop(announced);
+        while gate.strangers() < 5 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let (mut taken, strangers) = gate.take(1, LONG).expect("a stream");
+        assert_eq!((taken.len(), strangers), (1, 5));
+        let sent: Vec<u8> = (0..100_000u32).map(|n| n as u8).collect();
+        let mut got = vec![0; sent.len()];
+        std::thread::scope(|s| {
+            s.spawn(|| right.write_all(&sent).and_then(|()| right.flush()).expect("sent"));
+            taken[0].read_exact(&mut got).expect("received");
+        });
+        assert!(got == sent);
+    }
+
+    #[test]
+    fn a_crowd_of_strangers_is_sent_away() {
+        let (own, source) = (Key::new().expect("a key"), Key::new().expect("a key"));
+        let stop = Stop::new().expect("a stop");
+        let gate = Gate::open(HERE, &own, &source.public, &stop).expect("a gate");
+        let crowd: Vec<_> = (0..3 * STRANGERS).map(|_| TcpStream::connect((HERE, gate.port)).expect("connected")).collect();
+        while gate.strangers() < 2 * STRANGERS as u64 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        drop(crowd);
+        assert!(gate.take(1, Duration::ZERO).is_err());
+    }
+}

@@ -19,10 +19,11 @@ const HEADER: usize = 16;
 const ITEM_ENDS: u32 = 1;
 /// Nothing comes after this chunk.
 const ALL_ENDS: u32 = 2;
+/// Not a chunk: nothing more comes on this stream, and that is as it should be.
+const STREAM_ENDS: u32 = 4;
 
 /// A piece of an item, with room for its header before it.
 struct Chunk {
-    number: u64,
     flags: u32,
     /// [`HEADER`] bytes, then the payload.
     bytes: Vec<u8>,
@@ -40,6 +41,9 @@ struct State<T> {
     next: u64,
     /// Chunks that threads have in their hands.
     busy: usize,
+    /// Streams that have not ended.
+    open: usize,
+    /// The last chunk is known.
     ended: bool,
     failed: Option<Error>,
     /// Used up, for the next one.
@@ -47,8 +51,8 @@ struct State<T> {
 }
 
 impl<T: Default> Queue<T> {
-    fn new() -> Arc<Queue<T>> {
-        let state = State { chunks: T::default(), next: 0, busy: 0, ended: false, failed: None, spare: Vec::new() };
+    fn new(streams: usize) -> Arc<Queue<T>> {
+        let state = State { chunks: T::default(), next: 0, busy: 0, open: streams, ended: false, failed: None, spare: Vec::new() };
         Arc::new(Queue { state: Mutex::new(state), changed: Condvar::new() })
     }
 
@@ -98,14 +102,13 @@ pub struct Sender {
     filling: Vec<u8>,
     piece: usize,
     number: u64,
-    sent: u64,
 }
 
 impl Sender {
     /// Starts a thread for each stream.
     pub(super) fn new(streams: Vec<Stream>, bandwidth: Option<u64>) -> Result<Sender> {
-        let queue = Queue::<VecDeque<Chunk>>::new();
         let count = streams.len();
+        let queue = Queue::<VecDeque<Chunk>>::new(count);
         for stream in streams {
             let own = queue.clone();
             let work = move || {
@@ -117,16 +120,15 @@ impl Sender {
         }
         let limit = bandwidth.map(Limit::new);
         let piece = limit.as_ref().map_or(CHUNK, |l| l.piece().clamp(4 << 10, CHUNK));
-        Ok(Sender { queue, streams: count, limit, filling: vec![0; HEADER], piece, number: 0, sent: 0 })
+        Ok(Sender { queue, streams: count, limit, filling: vec![0; HEADER], piece, number: 0 })
     }
 
-    /// Ends the item; how many bytes it had.
+    /// Ends the item.
     ///
     /// # Errors
     /// When a stream has failed.
-    pub fn end_item(&mut self) -> Result<u64> {
-        self.hand_over(ITEM_ENDS)?;
-        Ok(std::mem::take(&mut self.sent))
+    pub fn end_item(&mut self) -> Result<()> {
+        self.hand_over(ITEM_ENDS)
     }
 
     /// Ends all, and waits until everything has been handed to the system. What is in the middle of an item is lost.
@@ -157,7 +159,7 @@ impl Sender {
         bytes[..8].copy_from_slice(&self.number.to_le_bytes());
         bytes[8..12].copy_from_slice(&length.to_le_bytes());
         bytes[12..16].copy_from_slice(&flags.to_le_bytes());
-        let mut chunk = Some(Chunk { number: self.number, flags, bytes });
+        let mut chunk = Some(Chunk { flags, bytes });
         self.number += 1;
         // One in the hands of each stream, and one that waits for it.
         let most = self.streams;
@@ -177,7 +179,6 @@ impl Write for Sender {
         let room = HEADER + self.piece - self.filling.len();
         let n = room.min(bytes.len());
         self.filling.extend_from_slice(&bytes[..n]);
-        self.sent += n as u64;
         if n == room {
             self.hand_over(0)?;
         }
@@ -211,7 +212,11 @@ fn push(mut stream: Stream, queue: &Queue<VecDeque<Chunk>>) -> Result<()> {
             }
             None => s.ended.then_some(None),
         })?;
-        let Some(chunk) = next else { return Ok(()) };
+        let Some(chunk) = next else {
+            let mut last = [0; HEADER];
+            last[12..].copy_from_slice(&STREAM_ENDS.to_le_bytes());
+            return stream.write_all(&last).and_then(|()| stream.flush()).map_err(|e| broken(&e));
+        };
         let done = stream.write_all(&chunk.bytes).and_then(|()| stream.flush());
         let mut state = queue.lock();
         state.busy -= 1;
@@ -239,7 +244,7 @@ pub struct Item<'a> {
 impl Receiver {
     /// Starts a thread for each stream.
     pub(super) fn new(streams: Vec<Stream>) -> Result<Receiver> {
-        let queue = Queue::<BTreeMap<u64, Chunk>>::new();
+        let queue = Queue::<BTreeMap<u64, Chunk>>::new(streams.len());
         // No stream is more than this ahead of who receives.
         let window = 2 * streams.len() as u64;
         for stream in streams {
@@ -328,14 +333,18 @@ impl Drop for Item<'_> {
 fn pull(mut stream: Stream, queue: &Queue<BTreeMap<u64, Chunk>>, window: u64) -> Result<()> {
     loop {
         let mut header = [0; HEADER];
-        match stream.read(&mut header[..1]).map_err(|e| broken(&e))? {
-            // Between two chunks it may end once all has ended.
-            0 => return queue.until(|s| s.ended.then_some(())),
-            _ => stream.read_exact(&mut header[1..]).map_err(|e| broken(&e))?,
-        }
+        stream.read_exact(&mut header).map_err(|e| broken(&e))?;
         let number = u64::from_le_bytes(std::array::from_fn(|i| header[i]));
         let word = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| header[at + i]));
         let (length, flags) = (word(8) as usize, word(12));
+        if flags == STREAM_ENDS && length == 0 {
+            let mut state = queue.lock();
+            state.open -= 1;
+            if state.open == 0 && !state.ended {
+                return Err(Error::link("the source has ended before all was sent"));
+            }
+            return Ok(());
+        }
         if length > CHUNK || flags > ALL_ENDS {
             return Err(Error::link("a stream carries something else than chunks"));
         }
@@ -347,8 +356,128 @@ fn pull(mut stream: Stream, queue: &Queue<BTreeMap<u64, Chunk>>, window: u64) ->
             return Err(Error::link("a stream carries a chunk for the second time"));
         }
         state.ended |= flags & ALL_ENDS != 0;
-        state.chunks.insert(number, Chunk { number, flags, bytes });
+        state.chunks.insert(number, Chunk { flags, bytes });
         drop(state);
         queue.changed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::port::{Port, Stop};
+    use super::*;
+    use std::os::unix::net::UnixStream;
+
+    fn streams(count: usize) -> (Vec<Stream>, Vec<Stream>, Vec<UnixStream>) {
+        let (mut here, mut there, mut spare) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..count {
+            let (a, b) = UnixStream::pair().expect("a pair");
+            spare.push(a.try_clone().expect("a descriptor"));
+            let port = |s: UnixStream| Stream::Lent(Port::socket(s, Stop::new().expect("a stop"), None).expect("a port"));
+            here.push(port(a));
+            there.push(port(b));
+        }
+        (here, there, spare)
+    }
+
+    fn noise(length: usize, seed: u64) -> Vec<u8> {
+        (0..length as u64).map(|n| ((n ^ seed).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8).collect()
+    }
+
+    #[test]
+    fn items_come_whole_and_in_order_over_many_streams() {
+        let (here, there, _spare) = streams(3);
+        let items: Vec<Vec<u8>> =
+            [0, 1, CHUNK, CHUNK + 1, 7 * CHUNK + 12345, 0, 3].iter().zip(1..).map(|(&n, seed)| noise(n, seed)).collect();
+        let sent = items.clone();
+        let source = std::thread::spawn(move || {
+            let mut sender = Sender::new(here, None).expect("a sender");
+            for item in &sent {
+                sender.write_all(item).expect("written");
+                sender.end_item().expect("ended");
+            }
+            sender.finish().expect("finished");
+        });
+        let mut receiver = Receiver::new(there).expect("a receiver");
+        for (n, item) in items.iter().enumerate() {
+            let mut found = Vec::new();
+            let mut from = receiver.next_item().expect("no failure").expect("an item");
+            // One that nobody reads to its end is passed over.
+            if n == 4 {
+                from.read_exact(&mut [0; 10]).expect("a few bytes");
+                continue;
+            }
+            from.read_to_end(&mut found).expect("read");
+            assert!(found == *item, "item {n} of {} bytes came as {} others", item.len(), found.len());
+        }
+        assert!(receiver.next_item().expect("no failure").is_none());
+        assert!(receiver.next_item().expect("no failure").is_none());
+        source.join().expect("the source");
+    }
+
+    #[test]
+    fn a_stream_that_is_cut_fails_both_ends() {
+        let (here, there, cut) = streams(2);
+        let mut sender = Sender::new(here, None).expect("a sender");
+        let mut receiver = Receiver::new(there).expect("a receiver");
+        sender.write_all(&noise(CHUNK, 1)).expect("written");
+        cut[0].shutdown(std::net::Shutdown::Both).expect("cut");
+        let mut item = receiver.next_item().err().expect("it was cut").kind;
+        assert_eq!(item, crate::error::Kind::LinkFailed);
+        item = loop {
+            if let Err(e) = sender.write_all(&noise(CHUNK, 2)) {
+                break Error::from(e).kind;
+            }
+        };
+        assert_eq!(item, crate::error::Kind::LinkFailed);
+    }
+
+    #[test]
+    fn a_source_that_goes_away_has_not_finished() {
+        let (here, there, _spare) = streams(2);
+        let mut sender = Sender::new(here, None).expect("a sender");
+        sender.write_all(b"half an item").expect("written");
+        sender.flush().expect("flushed");
+        drop(sender);
+        let mut receiver = Receiver::new(there).expect("a receiver");
+        let begun = receiver.next_item().map(|item| item.map(|mut i| i.read_to_end(&mut Vec::new()).is_err()));
+        assert!(matches!(begun, Err(_) | Ok(Some(true))));
+    }
+
+    #[test]
+    fn foreign_bytes_are_no_chunks() {
+        let (here, there, _spare) = streams(1);
+        let mut receiver = Receiver::new(there).expect("a receiver");
+        let mut stream = here.into_iter().next().expect("a stream");
+        stream.write_all(&[0xff; HEADER]).expect("written");
+        assert!(receiver.next_item().is_err());
+    }
+
+    #[test]
+    fn who_sends_waits_for_who_receives() {
+        let (here, there, spare) = streams(2);
+        let mut sender = Sender::new(here, None).expect("a sender");
+        let receiver = Receiver::new(there).expect("a receiver");
+        let written = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let count = written.clone();
+        let source = std::thread::spawn(move || {
+            let piece = noise(CHUNK, 3);
+            while sender.write_all(&piece).is_ok() {
+                count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            }
+        });
+        // Until it writes no more: then all is full, and that is not much.
+        let mut last = (usize::MAX, Instant::now());
+        while last.1.elapsed() < std::time::Duration::from_millis(500) {
+            let now = written.load(std::sync::atomic::Ordering::Relaxed);
+            if now != last.0 {
+                last = (now, Instant::now());
+            }
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        assert!(last.0 <= 16, "{} MiB are on their way", last.0);
+        drop(receiver);
+        drop(spare.iter().map(|s| s.shutdown(std::net::Shutdown::Both)).collect::<Vec<_>>());
+        source.join().expect("the source");
     }
 }

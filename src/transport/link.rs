@@ -122,7 +122,7 @@ impl Link {
     }
 
     /// Why it does not work any more.
-    pub fn failed(&self) -> Option<Error> {
+    pub fn failure(&self) -> Option<Error> {
         locked(&self.shared.state).failed.clone()
     }
 
@@ -297,5 +297,107 @@ impl Shared {
             }
             state = self.changed.wait_timeout(state, every - silent).unwrap_or_else(PoisonError::into_inner).0;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Kind;
+    use std::os::unix::net::UnixStream;
+
+    fn link(socket: UnixStream) -> Link {
+        let other = socket.try_clone().expect("a descriptor");
+        Link::new(socket.into(), other.into(), "peer", || None).expect("a link")
+    }
+
+    fn frame(kind: u16, payload: &[u8]) -> Frame {
+        Frame { kind, generation: 7, payload: payload.to_vec() }
+    }
+
+    #[test]
+    fn frames_go_both_ways_and_the_transports_own_stay_apart() {
+        let (a, b) = UnixStream::pair().expect("a pair");
+        let (mut a, mut b) = (link(a), link(b));
+        assert_eq!(a.try_receive().expect("no failure"), None);
+        b.send(&frame(20, b"first")).expect("sent");
+        b.send_own(&frame(5, b"own")).expect("sent");
+        b.send(&frame(21, &vec![9; 1 << 20])).expect("sent");
+        a.send(&frame(22, b"back")).expect("sent");
+        assert_eq!(a.receive_own(5, PATIENCE).expect("a frame").payload, b"own");
+        assert_eq!(a.receive(None).expect("a frame"), frame(20, b"first"));
+        assert_eq!(a.receive(Some(PATIENCE)).expect("a frame").payload.len(), 1 << 20);
+        assert_eq!(b.receive(None).expect("a frame"), frame(22, b"back"));
+        let e = b.receive(Some(Duration::from_millis(1))).expect_err("there is no more");
+        assert!(e.kind == Kind::LinkFailed && b.failure().is_none(), "{e}");
+    }
+
+    #[test]
+    fn what_was_sent_before_the_end_is_received() {
+        let (a, b) = UnixStream::pair().expect("a pair");
+        let (a, mut b) = (link(a), link(b));
+        a.send(&frame(16, b"last words")).expect("sent");
+        drop(a);
+        assert_eq!(b.receive(None).expect("a frame").payload, b"last words");
+        assert_eq!(b.receive(None).expect_err("the end").kind, Kind::LinkFailed);
+        assert!(b.failure().is_some() && b.send(&frame(16, b"")).is_err());
+    }
+
+    #[test]
+    fn a_silent_peer_is_dead_and_a_quiet_one_is_not() {
+        let (a, silent) = UnixStream::pair().expect("a pair");
+        let mut a = link(a);
+        a.set_patience(Duration::from_millis(200));
+        let e = a.receive(None).expect_err("nobody speaks");
+        assert!(e.kind == Kind::LinkFailed && e.message.contains("nothing was heard"), "{e}");
+        drop(silent);
+        let (a, b) = UnixStream::pair().expect("a pair");
+        let (mut a, mut b) = (link(a), link(b));
+        // It says so every second, or oftener where it is asked to be impatient itself.
+        a.set_patience(Duration::from_secs(8));
+        std::thread::scope(|s| {
+            s.spawn(|| drop(b.receive(Some(Duration::from_secs(3)))));
+            let e = a.receive(Some(Duration::from_secs(3))).expect_err("nothing is said");
+            assert!(e.message.contains("has not answered") && a.failure().is_none(), "{e}");
+        });
+    }
+
+    #[test]
+    fn a_peer_that_takes_nothing_is_dead() {
+        let (a, full) = UnixStream::pair().expect("a pair");
+        let a = link(a);
+        a.set_patience(Duration::from_millis(300));
+        let e = loop {
+            if let Err(e) = a.send(&frame(16, &vec![0; 1 << 20])) {
+                break e;
+            }
+        };
+        assert_eq!(e.kind, Kind::LinkFailed);
+        drop(full);
+    }
+
+    #[test]
+    fn foreign_bytes_end_the_link() {
+        let (a, mut other) = UnixStream::pair().expect("a pair");
+        let mut a = link(a);
+        other.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").expect("written");
+        assert_eq!(a.receive(None).expect_err("that is no frame").kind, Kind::LinkFailed);
+    }
+
+    #[test]
+    fn who_does_not_receive_does_not_fill_memory() {
+        let (a, b) = UnixStream::pair().expect("a pair");
+        let (a, mut b) = (link(a), link(b));
+        std::thread::scope(|s| {
+            s.spawn(|| {
+                for n in 0..10u8 {
+                    a.send(&frame(16, &vec![n; 8 << 20])).expect("sent");
+                }
+            });
+            for n in 0..10u8 {
+                assert!(locked(&b.shared.state).bytes <= WAITING);
+                assert_eq!(b.receive(None).expect("a frame").payload[0], n);
+            }
+        });
     }
 }

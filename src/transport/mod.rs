@@ -23,6 +23,7 @@ mod base64;
 mod bulk;
 mod client;
 mod direct;
+mod drain;
 mod flow;
 mod frame;
 mod identity;
@@ -35,13 +36,17 @@ mod port;
 mod pump;
 
 pub use agree::Hello;
+pub use drain::{Speed, drain, measure};
+#[allow(unused_imports)] // what there is to name
 pub use flow::{Item, Receiver, Sender};
+#[allow(unused_imports)]
 pub use frame::{FIRST_KIND, Frame};
 pub use lend::lend;
 pub use link::Link;
 
 use crate::error::{Error, Kind, Result};
 use crate::progress::Report;
+use std::io::Read;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -107,10 +112,16 @@ impl Default for How {
     }
 }
 
-impl std::str::FromStr for Destination {
-    type Err = String;
+impl Destination {
+    /// Reads `[user@]host[:port]`.
+    ///
+    /// # Errors
+    /// When it is something else.
+    pub fn parse(text: &str) -> Result<Destination> {
+        Destination::read(text).map_err(|e| Error::new(Kind::Usage, e))
+    }
 
-    fn from_str(text: &str) -> std::result::Result<Self, String> {
+    fn read(text: &str) -> std::result::Result<Self, String> {
         let (user, rest) = match text.rsplit_once('@') {
             Some((user, rest)) => (Some(user), rest),
             None => (None, text),
@@ -155,7 +166,7 @@ pub struct Peer {
     /// The control link.
     pub link: Link,
     /// Who it is.
-    pub peer: Hello,
+    pub hello: Hello,
     /// Version of the protocol that both speak.
     pub protocol: u16,
     bulk: Option<bulk::Bulk>,
@@ -218,6 +229,11 @@ impl Way {
 /// [`Kind::LinkFailed`] when the host cannot be reached or the link fails, [`Kind::Permission`] when its key is not
 /// known to be its own or it lets nobody in, [`Kind::Other`] when there is no meio, or none that can be talked to.
 pub fn connect(to: &Destination, how: &How, report: &mut dyn Report) -> Result<Peer> {
+    connect_to(to, how, "agent", report)
+}
+
+/// As [`connect`], with another of meio's commands at the target: one that calls [`accept`].
+pub fn connect_to(to: &Destination, how: &How, command: &str, report: &mut dyn Report) -> Result<Peer> {
     if !(1..=STREAMS).contains(&how.streams) {
         return Err(Error::new(Kind::Usage, format!("1 to {STREAMS} streams are possible")));
     }
@@ -225,13 +241,37 @@ pub fn connect(to: &Destination, how: &How, report: &mut dyn Report) -> Result<P
         Some(words) => Way::Client(Arc::new(client::Way::new(to, words)?)),
         None => Way::Library(Arc::new(login::Way::new(to, how, report)?)),
     };
-    let carrier = way.start(&format!("{} agent", how.remote_path), how.timeout)?;
+    let carrier = way.start(&format!("{} {command}", how.remote_path), how.timeout)?;
     let near = carrier.near.try_clone()?;
     let reason = carrier.far.reason();
-    let (link, peer, protocol) = agree::with_target(near, &to.to_string(), how.timeout, reason, report)?;
-    report.note(&format!("{to}: meio {}, {}, {}", peer.meio, peer.kernel, peer.hostname));
+    let (link, hello, protocol) = agree::with_target(near, &to.to_string(), how.timeout, reason, report)?;
+    report.note(&format!("{to}: meio {}, {}, {}", hello.meio, hello.kernel, hello.host));
     let role = Role::Source { way, how: how.clone(), _carrier: carrier };
-    Ok(Peer { link, peer, protocol, bulk: None, role })
+    Ok(Peer { link, hello, protocol, bulk: None, role })
+}
+
+impl Peer {
+    /// Runs another of meio's commands at the target, to its end; what it writes to its standard output.
+    ///
+    /// # Errors
+    /// When it cannot be started, does not end within `limit`, or writes more than 16 MiB.
+    pub fn output(&self, command: &str, limit: Duration) -> Result<Vec<u8>> {
+        let Role::Source { way, how, .. } = &self.role else { return Err(Error::other("only the source starts commands")) };
+        let carrier = way.start(&format!("{} {command}", how.remote_path), how.timeout)?;
+        let end = std::time::Instant::now() + limit;
+        carrier.near.shutdown(std::net::Shutdown::Write)?;
+        let mut port = port::Port::socket(carrier.near.try_clone()?, port::Stop::new()?, None)?;
+        let (mut all, mut some) = (Vec::new(), [0; 4096]);
+        loop {
+            let left = end.saturating_duration_since(std::time::Instant::now());
+            port.set_patience(Some(left));
+            match port.read(&mut some).map_err(|e| Error::link(format!("`meio {command}` says nothing more: {e}")))? {
+                0 => return Ok(all),
+                n if all.len() + n > frame::LARGEST => return Err(Error::link(format!("`meio {command}` says too much"))),
+                n => all.extend_from_slice(&some[..n]),
+            }
+        }
+    }
 }
 
 /// The target's end, in `meio agent`: over standard input and output.
@@ -239,8 +279,8 @@ pub fn connect(to: &Destination, how: &How, report: &mut dyn Report) -> Result<P
 /// # Errors
 /// When what comes is not from a meio, or from one that cannot be talked to.
 pub fn accept() -> Result<Peer> {
-    let (link, peer, protocol) = agree::with_source()?;
-    Ok(Peer { link, peer, protocol, bulk: None, role: Role::Target })
+    let (link, hello, protocol) = agree::with_source()?;
+    Ok(Peer { link, hello, protocol, bulk: None, role: Role::Target })
 }
 
 #[cfg(test)]
@@ -249,7 +289,7 @@ mod tests {
 
     #[test]
     fn destinations() {
-        let read = |text: &str| text.parse::<Destination>().map(|d| (d.user.unwrap_or_default(), d.host, d.port.unwrap_or(0)));
+        let read = |text: &str| Destination::read(text).map(|d| (d.user.unwrap_or_default(), d.host, d.port.unwrap_or(0)));
         let fine = |user: &str, host: &str, port| Ok((user.to_string(), host.to_string(), port));
         assert_eq!(read("host"), fine("", "host", 0));
         assert_eq!(read("me@host:2222"), fine("me", "host", 2222));
@@ -262,7 +302,7 @@ mod tests {
             assert!(read(wrong).is_err(), "{wrong}");
         }
         for text in ["me@host:2222", "[::1]:22", "::1", "host"] {
-            assert_eq!(text.parse::<Destination>().expect("a destination").to_string(), text);
+            assert_eq!(Destination::read(text).expect("a destination").to_string(), text);
         }
     }
 }

@@ -1,0 +1,30 @@
+//! `meio agent`, hidden: the far end of a command that another meio runs, started over ssh.
+
+use crate::error::Result;
+use crate::{migrate, transport};
+use std::process::ExitCode;
+
+/// The far end of a command on another machine, which the near end starts over SSH
+#[derive(clap::Args)]
+pub struct Agent {
+    /// Lend standard input and output to the agent that has made this token
+    #[arg(long, value_name = "TOKEN", conflicts_with = "drain")]
+    bulk: Option<String>,
+    /// Count what comes over the streams, and throw it away
+    #[arg(long)]
+    drain: bool,
+}
+
+impl Agent {
+    /// Serves over standard input and output.
+    pub fn run(&self) -> Result<ExitCode> {
+        if let Some(token) = &self.bulk {
+            transport::lend(token)?;
+        } else if self.drain {
+            transport::drain()?;
+        } else {
+            migrate::agent::run()?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
