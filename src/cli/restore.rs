@@ -70,6 +70,7 @@ impl Restore {
             pid_namespace: self.pid_namespace,
             close_connections: self.tcp == Tcp::Close,
             lazy: self.lazy,
+            parent: None,
         };
         let mut drawing = Drawing::new(*console);
         let outcome = restore::run(&options, &mut drawing)?;
