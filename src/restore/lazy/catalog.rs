@@ -57,19 +57,21 @@ const LATER: u32 = u32::MAX - 2;
 
 /// What comes later, and everything else.
 pub fn split(resolved: &Resolved, later: &Later) -> Result<(Catalog, First)> {
+    let ranges = |owner| match owner {
+        Owner::Process(pid) => later.get(&pid).map_or(&[][..], |ranges| ranges),
+        Owner::Object(_) => &[],
+    };
+    let mut owners: Vec<(Owner, &[Place])> = resolved.owners().collect();
+    owners.sort_unstable_by_key(|o| o.0);
     let mut numbers: Vec<Vec<u32>> = (0..resolved.images()).map(|n| vec![NOTHING; resolved.blocks(n as u32)]).collect();
     let mut first = First::default();
-    let mut all: Vec<(Owner, Place, At)> = Vec::new();
-    for (owner, places) in resolved.owners() {
-        let ranges = match owner {
-            Owner::Process(pid) => later.get(&pid).map_or(&[][..], |ranges| ranges),
-            Owner::Object(_) => &[],
-        };
-        cut(places, ranges, &mut |place, comes_later| match place.at {
-            Some(at) => {
-                let number = &mut numbers[at.image as usize][at.block as usize];
+    let mut count = 0;
+    for &(owner, places) in &owners {
+        cut(places, ranges(owner), &mut |place, comes_later| match place.at {
+            Some(At { image, block, .. }) => {
+                let number = &mut numbers[image as usize][block as usize];
                 *number = if comes_later && *number != FIRST { LATER } else { FIRST };
-                all.push((owner, place, at));
+                count += 1;
             }
             None if comes_later => {}
             None => first.zero.push((owner, place.address, place.pages)),
@@ -89,12 +91,15 @@ pub fn split(resolved: &Resolved, later: &Later) -> Result<(Catalog, First)> {
             }
         }
     }
-    let mut pieces = Vec::with_capacity(all.len());
-    for (owner, Place { address, pages, .. }, at) in all {
-        match (owner, numbers[at.image as usize][at.block as usize]) {
-            (Owner::Process(owner), block) if block != FIRST => pieces.push(Piece { owner, address, pages, block, page: at.page }),
-            _ => first.blocks[wanted[&(at.image, at.block)]].1.push(Part { owner, address, pages, page: at.page }),
-        }
+    let mut pieces = Vec::with_capacity(count);
+    for &(owner, places) in &owners {
+        cut(places, ranges(owner), &mut |Place { address, pages, at }, _| {
+            let Some(at) = at else { return };
+            match (owner, numbers[at.image as usize][at.block as usize]) {
+                (Owner::Process(owner), block) if block != FIRST => pieces.push(Piece { owner, address, pages, block, page: at.page }),
+                _ => first.blocks[wanted[&(at.image, at.block)]].1.push(Part { owner, address, pages, page: at.page }),
+            }
+        });
     }
     Ok((Catalog::new(blocks, pieces), first))
 }
@@ -119,9 +124,8 @@ fn cut(places: &[Place], ranges: &[(u64, u64)], tell: &mut impl FnMut(Place, boo
 }
 
 impl Catalog {
-    fn new(blocks: Vec<Source>, mut pieces: Vec<Piece>) -> Self {
-        // The pages of each owner are in order.
-        pieces.sort_by_key(|p| p.owner);
+    /// The pieces are in order.
+    fn new(blocks: Vec<Source>, pieces: Vec<Piece>) -> Self {
         let mut starts = vec![0; blocks.len() + 1];
         pieces.iter().for_each(|p| starts[p.block as usize + 1] += 1);
         for n in 1..starts.len() {
