@@ -9,9 +9,9 @@ pub mod frozen;
 pub mod message;
 pub mod plan;
 mod rounds;
-mod source;
 #[cfg(test)]
 mod simulate;
+mod source;
 pub mod state;
 
 pub use source::{Ended, Options, Outcome, Policy, dry_run, run};

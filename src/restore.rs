@@ -33,7 +33,7 @@ mod vdso;
 
 use crate::capsule::roster::{self, Entry, Roster};
 use crate::error::{Context, Error, Kind, Result};
-use crate::image::{self, Chain, Reader};
+use crate::image::{self, Chain, Reader, Resolved};
 use crate::progress::{Report, phase};
 use crate::resource::socket::choice::{self, Choice};
 use crate::resource::{Manifest, Tree};
@@ -49,12 +49,10 @@ use pool::Pool;
 use root::Root;
 use sockets::Sockets;
 use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
-use std::{
-    path::{Path, PathBuf},
-    process::ExitStatus,
-    time::Duration,
-};
+use std::{process::ExitStatus, time::Duration};
 use terminal::Terminals;
 use vdso::Foreign;
 
@@ -65,6 +63,15 @@ pub enum Input {
     Path(PathBuf),
     /// From standard input.
     Stdin,
+}
+
+impl Input {
+    fn path(&self) -> Option<&Path> {
+        match self {
+            Input::Path(path) => Some(path),
+            Input::Stdin => None,
+        }
+    }
 }
 
 /// What the user asked for.
@@ -82,6 +89,8 @@ pub struct Options {
     pub close_connections: bool,
     /// The tree runs before its pages are there.
     pub lazy: bool,
+    /// What is known already of the image's parent when it is brought back lazily. Else it is looked for.
+    pub parent: Option<Arc<Resolved>>,
 }
 
 /// What was done.
@@ -161,10 +170,10 @@ fn bring_back(
         report.note(&format!("processes whose vDSO is another kernel's: {}", foreign.count()));
     }
     crate::sys::workers::start()?;
-    let mut lazy = if options.lazy { Some(Lazy::prepare(&mut reader, options.detach)?) } else { None };
+    let mut lazy = if options.lazy { Some(Lazy::prepare(&mut reader, options, report, &mut phases)?) } else { None };
     let chain = match reader.parent() {
-        Some(_) => Some(phase(report, &mut phases, "parents", |_| Chain::upon(&reader))?),
-        None => None,
+        Some(_) if lazy.is_none() => Some(phase(report, &mut phases, "parents", |_| Chain::upon(&reader))?),
+        _ => None,
     };
     let mut terminals = Terminals::prepare(&tree, options.detach)?;
     let mut warnings = terminals.warnings.clone();
@@ -247,10 +256,7 @@ fn bring_back(
         planted.destroy();
         return Err(e);
     }
-    let image = match &options.input {
-        Input::Path(path) => std::fs::canonicalize(path).ok(),
-        Input::Stdin => None,
-    };
+    let image = options.input.path().and_then(|path| std::fs::canonicalize(path).ok());
     let entry = |name: &str| Entry::of(name, root).map(|entry| Entry { image, ..entry });
     let entry = capsule.as_ref().map(|(roster, name)| entry(name).and_then(|e| roster.enter(&e).map(|()| e))).transpose();
     let entry = match entry {

@@ -84,7 +84,7 @@ enum OnTimeout {
 }
 
 fn destination(text: &str) -> std::result::Result<Destination, String> {
-    text.parse()
+    Destination::parse(text).map_err(|e| e.message)
 }
 
 fn address(text: &str) -> std::result::Result<Address, String> {

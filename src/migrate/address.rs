@@ -55,7 +55,10 @@ impl Address {
     }
     /// Tells the neighbours.
     pub fn announce(&self) {
-        let _ = std::process::Command::new("arping").args(["-A", "-c", "1", "-I", &self.device, &self.ip.to_string()]).stdout(std::process::Stdio::null()).spawn();
+        let _ = std::process::Command::new("arping")
+            .args(["-A", "-c", "1", "-I", &self.device, &self.ip.to_string()])
+            .stdout(std::process::Stdio::null())
+            .spawn();
     }
     /// Why this machine cannot have it.
     pub fn obstacle(&self) -> Option<String> {

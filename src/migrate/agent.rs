@@ -139,7 +139,7 @@ impl Agent {
                 }
                 Event::Tick
             }
-            Err(_) if self.peer.link.failed().is_none() => Event::Tick, // nothing came
+            Err(_) if self.peer.link.failure().is_none() => Event::Tick, // nothing came
             Err(_) => {
                 self.linked = false;
                 self.events.push_back(Event::LinkLost);
@@ -268,7 +268,7 @@ impl Agent {
         let plan = self.plan.clone().ok_or_else(|| Error::other("nothing was agreed upon"))?;
         let last = self.last.ok_or_else(|| Error::other("no last image was named"))?;
         let spool = self.spool.as_mut().ok_or_else(|| Error::other("no images came"))?;
-        let image = spool.wait(last, Limits::default().ready)?;
+        let (image, parent) = spool.wait(last, Limits::default().ready)?;
         self.bring_addresses_up(&plan, &image)?;
         let options = restore::Options {
             input: Input::Path(image),
@@ -276,7 +276,8 @@ impl Agent {
             pidfile: None,
             pid_namespace: plan.pid_namespace,
             close_connections: false,
-            lazy: false,
+            lazy: true,
+            parent,
         };
         let may_run = &mut || {
             self.events.push_back(Event::Planted);

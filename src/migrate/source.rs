@@ -117,7 +117,7 @@ pub fn dry_run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     refuse(options, &details)?;
     Ok(Outcome {
         ended: Ended::WouldFit,
-        host: peer.peer.hostname.clone(),
+        host: peer.hello.host.clone(),
         root_pid: None,
         downtime: Duration::ZERO,
         stops: Duration::ZERO,
@@ -146,7 +146,7 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     let machine = Source::begin(1, pack(&plan)?, Limits::default());
     let outcome = Outcome {
         ended: Ended::Moved,
-        host: peer.peer.hostname.clone(),
+        host: peer.hello.host.clone(),
         root_pid: None,
         downtime: Duration::ZERO,
         stops: Duration::ZERO,
@@ -277,7 +277,7 @@ impl End<'_> {
                 Event::Tick
             }
             Ok(_) => Event::Tick,
-            Err(_) if self.peer.link.failed().is_none() => Event::Tick, // nothing came
+            Err(_) if self.peer.link.failure().is_none() => Event::Tick, // nothing came
             Err(e) => {
                 self.error.get_or_insert(e);
                 std::thread::sleep(Duration::from_millis(5));
@@ -447,7 +447,7 @@ impl End<'_> {
 
     /// That a pipe is broken says only that the link is.
     fn explain(&self, e: Error) -> Error {
-        self.peer.link.failed().unwrap_or(e)
+        self.peer.link.failure().unwrap_or(e)
     }
 
     fn out_of_hope(&self, pace: &Pace, late: bool, report: &mut dyn Report) -> Result<()> {
@@ -544,7 +544,7 @@ impl End<'_> {
         match verdict {
             Verdict::Moved => Ok(()),
             Verdict::Stayed(why) => {
-                let e = self.error.take().unwrap_or_else(|| match self.peer.link.failed() {
+                let e = self.error.take().unwrap_or_else(|| match self.peer.link.failure() {
                     Some(e) => e,
                     None => Error::other(format!("process {} was not moved: {why}", self.options.dump.pid)),
                 });

@@ -2,6 +2,9 @@
 
 use crate::dump::moving::name;
 use crate::error::{Context, Error, Kind, Result};
+use crate::image::{Reader, Resolved};
+use crate::resource::{Manifest, Tree};
+use crate::sys::arch;
 use crate::transport::Receiver;
 use std::fs::{self, File};
 use std::io::Write;
@@ -23,6 +26,8 @@ pub struct Spool {
 struct State {
     /// How many images are there.
     whole: u64,
+    /// What is known of the last one of which that has been found out, and its number.
+    resolved: Option<(u64, Arc<Resolved>)>,
     /// No more will come; why, if that is not as it should be.
     ended: Option<Option<Error>>,
 }
@@ -49,8 +54,8 @@ impl Spool {
         Ok(Spool { folder, state })
     }
 
-    /// Waits until the image of this number is there with all before it: its path.
-    pub fn wait(&mut self, n: u64, limit: Duration) -> Result<PathBuf> {
+    /// Waits until the image of this number is there with all before it: its path, and where the pages of the one before are.
+    pub fn wait(&mut self, n: u64, limit: Duration) -> Result<(PathBuf, Option<Arc<Resolved>>)> {
         let until = Instant::now() + limit;
         let mut state = locked(&self.state.0);
         while state.whole < n {
@@ -62,7 +67,8 @@ impl Spool {
             };
             state = self.state.1.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
-        Ok(self.folder.join(name(n)))
+        let resolved = state.resolved.take().filter(|(of, _)| of + 1 == n).map(|(_, resolved)| resolved);
+        Ok((self.folder.join(name(n)), resolved))
     }
 }
 
@@ -81,8 +87,25 @@ fn fill(mut receiver: Receiver, folder: &Path, state: &(Mutex<State>, Condvar)) 
         }
         locked(&state.0).whole = n;
         state.1.notify_all();
+        // While the next one is on its way.
+        let before = locked(&state.0).resolved.as_ref().filter(|(of, _)| of + 1 == n).map(|(_, resolved)| resolved.clone());
+        if n == 1 || before.is_some() {
+            let resolved = resolve(&path, folder, before.as_deref()).context(|| format!("image {n}"))?;
+            let mut state = locked(&state.0);
+            if state.whole == n {
+                state.resolved = Some((n, Arc::new(resolved)));
+            }
+        }
     }
     Ok(())
+}
+
+/// Finds out where the pages of an image are.
+fn resolve(path: &Path, folder: &Path, parent: Option<&Resolved>) -> Result<Resolved> {
+    let mut reader = Reader::from_file(File::open(path)?, arch::MACHINE)?.beside(folder.to_owned());
+    let _: Manifest = reader.manifest()?;
+    let _: Tree = reader.tree()?;
+    Resolved::read(&mut reader, path, parent)
 }
 
 impl Drop for Spool {
