@@ -124,6 +124,8 @@ crate::alone! {
         assert_eq!(done.code, 13, "{done:?}");
         assert!(done.stderr.contains("in use by") && done.stderr.contains("--pid-namespace"), "{}", done.stderr);
         hosts.hosts[1].plain("kill", &[&pid]);
+        let gone = || hosts.hosts[1].command(Path::new("test")).args(["-e", &format!("/proc/{pid}")]).status().is_ok_and(|s| !s.success());
+        assert!(until(SOON, gone), "nobody reaps it");
         let done = hosts.migrate(&lab, 0, &[&pid, &to, "--dry-run", "--vip", VIP]);
         assert_eq!(done.code, 0, "{done:?}");
         let said = counted(&lab, client);
