@@ -110,12 +110,12 @@ pub struct Outcome {
 
 /// Brings the tree of an image back; see [`bring_back`]. What fails because this kernel does not know it is said to be so.
 pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
-    run_when(options, &mut || Ok(()), report)
+    run_when(options, &mut |_| Ok(()), report)
 }
 
-/// The same, of a tree that may run only when `may_run` returns: everything is in place then, nothing runs, and nothing has
+/// The same, of a tree that may run only when `may_run`, which is told the root's pid, returns: everything is in place then, nothing runs, and nothing has
 /// been said. When it fails, nothing of the tree is left.
-pub fn run_when(options: &Options, may_run: &mut dyn FnMut() -> Result<()>, report: &mut dyn Report) -> Result<Outcome> {
+pub fn run_when(options: &Options, may_run: &mut dyn FnMut(i32) -> Result<()>, report: &mut dyn Report) -> Result<Outcome> {
     let mut made_under = String::new();
     bring_back(options, may_run, report, &mut made_under).map_err(|e| elsewhere(e, &made_under, &own_release()))
 }
@@ -140,7 +140,7 @@ fn own_release() -> String {
 /// nothing of it is left: all its processes die with meio until they are let go together.
 fn bring_back(
     options: &Options,
-    may_run: &mut dyn FnMut() -> Result<()>,
+    may_run: &mut dyn FnMut(i32) -> Result<()>,
     report: &mut dyn Report,
     made_under: &mut String,
 ) -> Result<Outcome> {
@@ -272,7 +272,7 @@ fn bring_back(
     let left = locks.as_ref().and_then(Locks::left);
     let brought = lazy.as_mut().map_or(Ok(()), Lazy::live);
     // Last: from here on no file is opened any more.
-    let ready = brought.and_then(|()| may_run());
+    let ready = brought.and_then(|()| may_run(root));
     let guardian = match ready.and_then(|()| pool.arm(&tree, root)).and_then(|()| planted.entrust(left)) {
         Ok(guardian) => guardian,
         Err(e) => {

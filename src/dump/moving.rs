@@ -9,6 +9,7 @@ use crate::netlock::Manner;
 use crate::netlock::kept::Owner;
 use crate::progress::Report;
 use crate::resource::birth::Birth;
+use crate::tracee::stop::Stopped;
 use std::fs::File;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -85,16 +86,40 @@ impl Standing {
         self.still.locks.copies()
     }
 
-    /// It goes on here.
+    /// What must be known to let it go on once it [stands by itself](Standing::stop).
+    pub fn stopped(&self) -> Result<Vec<Stopped>> {
+        self.still.frozen.stopped()
+    }
+
+    /// Brings it into a group stop: whatever becomes of meio, it stands still.
+    pub fn stop(&mut self) -> Result<()> {
+        self.still.frozen.stop()
+    }
+
+    /// It goes on here. `stopped`: what was told before it was brought into a group stop, if it was.
     ///
     /// # Errors
-    /// When the network lock does not open; the tree runs all the same.
-    pub fn thaw(self) -> Result<()> {
+    /// When a process does not wake or the network lock does not open; all else runs all the same.
+    pub fn thaw(self, stopped: Option<&[Stopped]>) -> Result<()> {
         let Standstill { frozen, mut locks, .. } = self.still;
-        frozen.release();
-        locks.open()?;
+        let woken = match stopped {
+            Some(stopped) => frozen.wake(stopped),
+            None => {
+                frozen.release();
+                Ok(())
+            }
+        };
+        let opened = locks.open();
         locks.let_go();
-        Ok(())
+        woken.and(opened.map(drop))
+    }
+
+    /// It stands still here without meio, in its group stop, and nothing answers for it but under the name of `owner`.
+    pub fn leave(self, owner: &Owner) {
+        let Standstill { frozen, mut locks, .. } = self.still;
+        // A lock that cannot be kept ends with meio; its connections are at addresses that are not here any more.
+        let _ = locks.keep(owner);
+        frozen.release();
     }
 
     /// It goes on elsewhere: it is ended here, without a word to those whom it is connected with.

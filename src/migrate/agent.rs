@@ -1,10 +1,10 @@
 //! What the target does: `meio agent`, which the source starts.
 
-use super::message::{Boot, Frame, Id, Message};
+use super::message::{Frame, Id, Message};
 use super::plan::{Details, Plan, Remark, pack, unpack};
+use super::record::{self, Member, Store};
 use super::spool::Spool;
-use super::state::{Action, Event, Limits, Recorded, Target};
-use super::verdicts::Verdicts;
+use super::state::{Action, Event, Life, Limits, Recorded, Target, Verdict};
 use super::{MOVE, REMARK, local};
 use crate::error::{Error, Result};
 use crate::netlock::{self, NetLock};
@@ -13,6 +13,7 @@ use crate::resource::Tree;
 use crate::resource::thread::serde_bytes_vec::Bytes;
 use crate::restore::fits::{Needs, fits};
 use crate::restore::{self, Input};
+use crate::sys::proc::read;
 use crate::sys::signal;
 use crate::sys::wire::Wire;
 use crate::transport::{self, Peer};
@@ -27,7 +28,7 @@ use std::time::{Duration, Instant};
 pub fn run() -> Result<()> {
     signal::catch();
     let peer = transport::accept()?;
-    let machine = Target::new(boot()?, Limits::default());
+    let machine = Target::new(record::boot()?, Limits::default());
     let begun = Instant::now();
     let mut agent = Agent {
         peer,
@@ -39,7 +40,8 @@ pub fn run() -> Result<()> {
         last: None,
         lock: None,
         brought: Vec::new(),
-        verdicts: None,
+        store: record_store()?,
+        planted: Vec::new(),
         linked: true,
         runs: false,
         waiting: Vec::new(),
@@ -50,15 +52,15 @@ pub fn run() -> Result<()> {
     ended.map(drop)
 }
 
-/// `/proc/sys/kernel/random/boot_id`.
-fn boot() -> Result<Boot> {
-    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
-    let digits: String = text.chars().filter(char::is_ascii_hexdigit).collect();
-    let mut boot = Boot::default();
-    for (byte, at) in boot.iter_mut().zip((0..).step_by(2)) {
-        *byte = digits.get(at..at + 2).and_then(|pair| u8::from_str_radix(pair, 16).ok()).ok_or_else(|| Error::other("no boot id"))?;
+/// All processes of a tree that is planted.
+fn below(root: i32) -> Vec<Member> {
+    let mut pids = vec![root];
+    let mut next = 0;
+    while let Some(&pid) = pids.get(next) {
+        pids.extend(read::children(pid).unwrap_or_default());
+        next += 1;
     }
-    Ok(boot)
+    pids.into_iter().filter_map(|pid| Member::of(pid).ok()).collect()
 }
 
 /// Why feeding the machine came to an end.
@@ -86,7 +88,9 @@ struct Agent {
     lock: Option<NetLock>,
     /// Addresses that were brought up here.
     brought: Vec<usize>,
-    verdicts: Option<Verdicts>,
+    store: Store,
+    /// What is planted.
+    planted: Vec<Member>,
     linked: bool,
     /// The tree does.
     runs: bool,
@@ -180,8 +184,8 @@ impl Agent {
                 Err(e) => Event::Failed(e.message),
             },
             Action::Plant => return self.plant().map(|()| None),
-            Action::Judge(verdict) => Event::Judged(verdict, self.verdicts().and_then(|v| v.judge(verdict)).unwrap_or(Recorded::Failed)),
-            Action::Look => Event::Looked(self.verdicts().map_or(super::state::Life::Gone, |v| v.look())),
+            Action::Judge(verdict) => Event::Judged(verdict, self.judge(verdict)),
+            Action::Look => Event::Looked(self.store.look(&self.id.unwrap_or_default()).unwrap_or(Life::AtWork)),
             Action::Release => return Ok(Some(Next::Release)),
             Action::Destroy => return Ok(Some(Next::Destroy)),
             Action::End => return Ok(Some(Next::End)),
@@ -191,11 +195,12 @@ impl Agent {
         Ok(None)
     }
 
-    fn verdicts(&mut self) -> Result<&mut Verdicts> {
-        if self.verdicts.is_none() {
-            self.verdicts = Some(Verdicts::of(self.id.ok_or_else(|| Error::other("nothing was said yet"))?)?);
+    fn judge(&self, verdict: Verdict) -> Recorded {
+        let Some(id) = &self.id else { return Recorded::Failed };
+        match Member::of(std::process::id() as i32) {
+            Ok(own) => self.store.judge(id, verdict, own, &self.planted),
+            Err(_) => Recorded::Failed,
         }
-        self.verdicts.as_mut().ok_or_else(|| Error::other("no record"))
     }
 
     fn send(&mut self, message: Message) -> Result<()> {
@@ -279,7 +284,8 @@ impl Agent {
             lazy: true,
             parent,
         };
-        let may_run = &mut || {
+        let may_run = &mut |root| {
+            self.planted = below(root);
             self.events.push_back(Event::Planted);
             match self.drive()? {
                 Next::Release => {}
@@ -327,6 +333,14 @@ impl Agent {
         }
         self.lock = None;
     }
+}
+
+/// Where verdicts are; those that nobody asks for any more are taken away.
+fn record_store() -> Result<Store> {
+    const OLD: Duration = Duration::from_secs(7 * 24 * 3600);
+    let store = Store::open()?;
+    store.sweep(OLD)?;
+    Ok(store)
 }
 
 /// What is told while everything is rebuilt, for later: nothing is to wait for it.

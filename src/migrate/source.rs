@@ -1,9 +1,10 @@
 //! What the source does.
 
 use super::address::{self, Address};
-use super::frozen::Record;
+use super::frozen::{owner, watch_over};
 use super::message::{Frame, Id, Message};
 use super::plan::{Details, Plan, Remark, pack, unpack};
+use super::record::{Claim, Record, Store};
 use super::rounds::{Bulk, Pace};
 use super::state::{Action, Event, Limits, Mark, Outcome as Verdict, Recorded, Source};
 use super::{MOVE, REMARK};
@@ -143,6 +144,9 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     let (plan, (processes, tasks)) = phase(report, &mut phases, "check", |_| plan(options, false))?;
     let peer = phase(report, &mut phases, "connect", |report| transport::connect(&options.to, &options.how, report))?;
     let id = fresh_id()?;
+    let store = Store::open()?;
+    let guardian = watch_over(&store, id)?;
+    let claim = store.claim(&id)?;
     let machine = Source::begin(1, pack(&plan)?, Limits::default());
     let outcome = Outcome {
         ended: Ended::Moved,
@@ -169,12 +173,16 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
         bulk: None,
         standing: None,
         record: None,
+        store,
+        _claim: claim,
         taken: Vec::new(),
         forwarded: 0,
         error: None,
         outcome,
     };
-    end.drive(report)?;
+    let done = end.drive(report);
+    guardian.dismiss()?;
+    done?;
     end.outcome.total = begun.elapsed();
     Ok(end.outcome)
 }
@@ -220,6 +228,8 @@ struct End<'o> {
     bulk: Option<Bulk>,
     standing: Option<Standing>,
     record: Option<Record>,
+    store: Store,
+    _claim: Claim,
     /// Addresses that are down here.
     taken: Vec<Address>,
     /// Packets that were sent after the tree.
@@ -358,8 +368,10 @@ impl End<'_> {
             Action::Thaw => return Some(self.thaw(report).map_or_else(|e| self.stuck(e), |()| Event::Thawed)),
             Action::Reap => return Some(self.reap(report).map_or_else(|e| self.stuck(e), |()| Event::Reaped)),
             Action::Forget => {
-                if let Some(record) = self.record.take() {
-                    record.forget();
+                if self.record.take().is_some()
+                    && let Err(e) = self.store.forget(&self.id)
+                {
+                    report.warning(&e.message);
                 }
                 return None;
             }
@@ -495,26 +507,25 @@ impl End<'_> {
     /// From now on it stands still whatever becomes of meio.
     fn stop(&mut self, report: &mut dyn Report) -> Result<()> {
         self.phase("hold", report, |end, _| match &mut end.standing {
-            Some(standing) => {
-                let _ = standing;
-                Ok(())
-            }
+            Some(standing) => standing.stop(),
             None => Err(Error::other("the tree is not held")),
         })
     }
 
     fn mark(&mut self, mark: Mark) -> Result<()> {
         let generation = self.machine.generation();
-        match &mut self.record {
-            Some(record) => record.mark(mark, generation),
+        let mut record = match self.record.take() {
+            Some(record) => record,
             None => {
                 let standing = self.standing.as_ref().ok_or_else(|| Error::other("the tree is not held"))?;
-                self.record =
-                    Some(Record::new(self.id, mark, generation, standing, &self.options.to.to_string(), &self.options.addresses)?);
-                Ok(())
+                let record = Record::new(self.id, generation, &self.options.to.to_string(), standing.stopped()?)?;
+                Record { addresses: self.taken.clone(), capsule: self.options.dump.capsule.clone(), ..record }
             }
-        }
-        .context(|| "writing the record of the move")
+        };
+        (record.mark, record.generation) = (mark, generation);
+        let written = self.store.mark(&record);
+        self.record = Some(record);
+        written.context(|| "writing the record of the move")
     }
 
     /// It goes on here; its addresses first, so that nobody is told that it is not there.
@@ -525,7 +536,7 @@ impl End<'_> {
             }
         }
         match self.standing.take() {
-            Some(standing) => standing.thaw(),
+            Some(standing) => standing.thaw(self.record.as_ref().map(|record| record.processes.as_slice())),
             None => Ok(()),
         }
     }
@@ -553,9 +564,9 @@ impl End<'_> {
             }
             Verdict::Frozen { why, .. } => {
                 if let Some(standing) = self.standing.take() {
-                    drop(standing);
+                    standing.leave(&owner(&self.id));
                 }
-                let id = super::name(&self.id);
+                let id = super::record::name(&self.id);
                 let what = format!(
                     "process {} stands still here, and it is not known whether it runs on {}: {why}",
                     self.options.dump.pid, to.host
