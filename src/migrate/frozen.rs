@@ -1,7 +1,8 @@
 //! The tree at its source once it needs no meio to stand still: let it go on, or end it, from the record alone.
 
 use super::message::Id;
-use super::record::{Record, Standing, Store};
+use super::address::Address;
+use super::record::{Member, Record, Standing, Store};
 use super::state::Mark;
 use crate::dump::lock::Networks;
 use crate::error::{Context, Error, Kind, Result};
@@ -132,19 +133,37 @@ fn is_connected(socket: BorrowedFd<'_>) -> bool {
 /// Posts a child of meio that lets a tree go on which stands still when meio dies before the commit. It is to be
 /// [dismissed](Guardian::dismiss) when meio has answered for the tree. Without it the tree stands until somebody looks at the records.
 /// It is a copy of meio: post it before the freeze, and before [`Store::claim`], which it would hold on to.
-pub fn watch_over(store: &Store, id: Id) -> Result<Guardian> {
-    let store = store.clone();
+pub fn watch_over(store: &Store, id: Id, root: Member, addresses: &[Address]) -> Result<Guardian> {
+    let (store, addresses) = (store.clone(), addresses.to_vec());
     let left = move || {
-        let Ok(Some(record)) = store.get(&id) else { return };
-        // Somebody has taken it up already, or it is the target's to say.
+        // Somebody has taken it up already.
         let Ok(_claim) = store.claim(&id) else { return };
-        if record.mark == Mark::Stopping && thaw(&record).is_ok() {
-            let _ = store.forget(&id);
+        match store.get(&id) {
+            // Before the first record nobody was told anything; after the last one it does not live here.
+            Ok(None) if root.lives() => take_back(&addresses),
+            Ok(Some(record)) if matches!(record.mark, Mark::Stopping | Mark::Stays) => {
+                take_back(&record.addresses);
+                if thaw(&record).is_err() {
+                    return;
+                }
+            }
+            // It is the target's to say.
+            _ => return,
         }
+        let _ = store.forget(&id);
     };
     let guardian = Guardian::post(&[], left)?;
     guardian.entrust()?;
     Ok(guardian)
+}
+
+/// Brings addresses up again where the tree goes on.
+pub fn take_back(addresses: &[Address]) {
+    for address in addresses {
+        if address.bring_up().is_ok() {
+            address.announce();
+        }
+    }
 }
 
 #[cfg(test)]

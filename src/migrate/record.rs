@@ -107,7 +107,7 @@ impl Member {
         read::parsed(pid, "stat", stat::parse).map(|s| Member { pid, start: s.start_time })
     }
 
-    fn lives(&self) -> bool {
+    pub fn lives(&self) -> bool {
         read::parsed(self.pid, "stat", stat::parse).is_ok_and(|s| s.start_time == self.start && !matches!(s.state, b'Z' | b'X'))
     }
 

@@ -4,7 +4,7 @@ use super::address::{self, Address};
 use super::frozen::{owner, watch_over};
 use super::message::{Frame, Id, Message};
 use super::plan::{Details, Plan, Remark, pack, unpack};
-use super::record::{Claim, Record, Store};
+use super::record::{Claim, Member, Record, Store};
 use super::rounds::{Bulk, Pace};
 use super::state::{Action, Event, Limits, Mark, Outcome as Verdict, Recorded, Source};
 use super::{MOVE, REMARK};
@@ -145,7 +145,7 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     let peer = phase(report, &mut phases, "connect", |report| transport::connect(&options.to, &options.how, report))?;
     let id = fresh_id()?;
     let store = Store::open()?;
-    let guardian = watch_over(&store, id)?;
+    let guardian = watch_over(&store, id, Member::of(options.dump.pid)?, &options.addresses)?;
     let claim = store.claim(&id)?;
     let machine = Source::begin(1, pack(&plan)?, Limits::default());
     let outcome = Outcome {
