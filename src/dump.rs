@@ -2,7 +2,7 @@
 
 mod ask;
 mod copy;
-mod lock;
+pub mod lock;
 pub mod merge;
 mod output;
 mod parent;

@@ -1,6 +1,8 @@
 //! Moving a tree to another machine.
 
+pub mod frozen;
 pub mod message;
+pub mod record;
 #[cfg(test)]
 mod simulate;
 pub mod state;

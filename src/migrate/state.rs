@@ -32,10 +32,11 @@ pub use source::Source;
 pub use target::Target;
 
 use super::message::{Boot, Message};
+use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
 /// What the source keeps on record.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Mark {
     /// The tree may stand still; nobody was told to let it run.
     Stopping,
@@ -51,7 +52,7 @@ pub enum Mark {
 }
 
 /// What the target keeps on record.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Verdict {
     /// It is being let run.
     Going,
