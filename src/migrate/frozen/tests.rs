@@ -3,7 +3,6 @@
 
 use super::*;
 use crate::netlock::{Flow, Manner, NetLock};
-use crate::sys::namespace::fresh_network;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -19,26 +18,22 @@ s = socket.create_connection(('127.0.0.1', int(sys.argv[1])))
 while True: s.sendall(s.recv(100))";
 
 /// In a process and a network of its own: whoever traces waits for all children of the process.
-fn alone(name: &str, test: impl FnOnce() + Send) {
+fn alone(name: &str, test: impl FnOnce()) {
     if !nix::unistd::geteuid().is_root() {
         return;
     }
     if std::env::var_os("FROZEN_ALONE").is_some() {
-        return fresh_network(|| {
-            assert!(Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap().success());
-            test();
-        })
-        .unwrap();
+        assert!(Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap().success());
+        return test();
     }
-    let run = again(name).env("FROZEN_ALONE", "1").output().expect("run");
+    let own = std::env::current_exe().expect("own path");
+    let run = Command::new("unshare").arg("--net").arg(own).args(words(name)).env("FROZEN_ALONE", "1").output().expect("run");
     let text = String::from_utf8_lossy(&run.stdout).into_owned() + &String::from_utf8_lossy(&run.stderr);
     assert!(run.status.success() && text.contains("1 passed"), "{name}\n{text}");
 }
 
-fn again(name: &str) -> Command {
-    let mut command = Command::new(std::env::current_exe().expect("own path"));
-    command.args([&format!("migrate::frozen::tests::{name}"), "--exact", "--nocapture", "--test-threads=1"]);
-    command
+fn words(name: &str) -> [String; 4] {
+    [&format!("migrate::frozen::tests::{name}"), "--exact", "--nocapture", "--test-threads=1"].map(str::to_owned)
 }
 
 fn until(what: &str, mut holds: impl FnMut() -> bool) {
@@ -62,8 +57,16 @@ impl Echo {
     fn start() -> Echo {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port().to_string();
-        let child = Command::new("python3").args(["-c", ECHO, &port]).stdin(Stdio::null()).spawn().unwrap();
-        let mut echo = Echo(child, listener.accept().unwrap().0);
+        let mut child = Command::new("python3").args(["-c", ECHO, &port]).stdin(Stdio::null()).spawn().unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let mut connection = None;
+        until("it connects", || {
+            assert_eq!(child.try_wait().unwrap(), None);
+            connection = listener.accept().ok();
+            connection.is_some()
+        });
+        let mut echo = Echo(child, connection.unwrap().0);
+        echo.1.set_nonblocking(false).unwrap();
         echo.answers(b'0');
         echo
     }
@@ -166,7 +169,7 @@ fn helper() {
     let Ok(pid) = std::env::var("FROZEN_HELPER") else { return };
     let folder = PathBuf::from(std::env::var_os("FROZEN_STORE").unwrap());
     let store = Store::at(folder.clone()).unwrap();
-    let _guardian = watch_over(&store, ID).unwrap();
+    let _guardian = watch_over(&store, ID, Member::of(pid.parse().unwrap()).unwrap(), &[]).unwrap();
     let _claim = store.claim(&ID).unwrap();
     let mut frozen = freeze(pid.parse().unwrap(), PATIENCE).unwrap();
     let mut record = Record::new(ID, 1, "there", frozen.stopped().unwrap()).unwrap();
@@ -183,7 +186,8 @@ fn helper() {
 }
 
 fn killed_helper(echo: &Echo, folder: &Path, commit: bool) {
-    let mut command = again("helper");
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(words("helper"));
     command.env("FROZEN_HELPER", echo.pid().to_string()).env("FROZEN_STORE", folder);
     command.stdout(Stdio::null()).stderr(Stdio::null());
     if commit {
