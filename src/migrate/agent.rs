@@ -47,7 +47,13 @@ pub fn run() -> Result<()> {
         waiting: Vec::new(),
         events: VecDeque::new(),
     };
-    let ended = agent.drive();
+    // Where nothing is planted there is nothing to destroy.
+    let ended = loop {
+        match agent.drive() {
+            Ok(Next::Destroy) => {}
+            ended => break ended,
+        }
+    };
     agent.clear_up();
     ended.map(drop)
 }
