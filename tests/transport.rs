@@ -129,9 +129,6 @@ impl Host {
 
     fn end(mut self) {
         self.sshd.kill();
-        for file in [".bashrc", ".profile", ".bash_profile"].map(|f| format!("/root/{f}")).iter().filter(|f| Path::new(f).exists()) {
-            nix::mount::umount(file.as_str()).expect("umount");
-        }
         self.lab.nothing_left();
     }
 }
@@ -257,7 +254,7 @@ crate::alone! {
 
     fn whoever_cannot_be_talked_to_is_named() {
         let host = Host::new("nobody");
-        host.refused(host.check_at("nobody@127.0.0.1:2222", &["--identity", "/nowhere"]), 11, &["does not let nobody in", "/nowhere"]);
+        host.refused(host.check_at("stranger@127.0.0.1:2222", &["--identity", "/nowhere"]), 11, &["does not let stranger in", "/nowhere"]);
         host.refused(host.check(&["--remote-path", "/nowhere/meio"]), 1, &["no meio at", "/nowhere/meio", "--remote-path"]);
         let script = |name: &str, text: &str| {
             let path = host.lab.path(name);
@@ -296,9 +293,10 @@ crate::alone! {
         host.refused(host.check_at("root@127.0.0.1:2223", &[]), 15, &["nothing listens there"]);
         host.refused(host.check_at("no-such-host.invalid", &["--connect-timeout", "5s"]), 15, &["no-such-host.invalid"]);
         // An interface that drops everything, and somebody who takes the connection and says nothing.
-        plain("ip", &["link", "add", "hole", "type", "dummy"]);
+        plain("ip", &["link", "add", "hole", "type", "veth", "peer", "name", "wall"]);
         plain("ip", &["address", "add", "10.98.0.1/24", "dev", "hole"]);
         plain("ip", &["link", "set", "hole", "up"]);
+        plain("ip", &["link", "set", "wall", "up"]);
         plain("ip", &["neighbour", "add", "10.98.0.2", "lladdr", "02:00:00:00:00:02", "dev", "hole"]);
         host.refused(host.check_at("10.98.0.2", &["--connect-timeout", "500ms"]), 15, &["cannot be reached", "no answer within 0.5 s"]);
         let mute = std::net::TcpListener::bind("127.0.0.1:0").expect("a listener");
@@ -332,7 +330,8 @@ crate::alone! {
         host.known(&host.key("ed25519"));
         host.refused(host.check(&["--ssh", "/nowhere/ssh -q"]), 2, &["/nowhere/ssh"]);
         // No port but ssh's can be reached.
-        fs::write(host.lab.path("rules"), "table inet t { chain c { type filter hook input priority 0; tcp dport != 2222 tcp flags & (syn|ack) == syn drop; } }").expect("rules");
+        let rules = "table inet t {\nchain c {\ntype filter hook input priority 0;\ntcp dport != 2222 tcp flags & (syn|ack) == syn drop\n}\n}\n";
+        fs::write(host.lab.path("rules"), rules).expect("rules");
         plain("nft", &["-f", &format!("{}rules", host.folder)]);
         let ssh = host.speed("1M", &[]);
         assert_eq!(ssh["direct"], false, "{ssh}");
