@@ -93,6 +93,11 @@ impl Host {
         self.check_at(HOST, arguments)
     }
 
+    /// Only as far as it must get to be let in.
+    fn log_in(&self, arguments: &[&str]) -> Outcome {
+        self.check(&[&["--speed", "4k"], arguments].concat())
+    }
+
     fn check_at(&self, host: &str, arguments: &[&str]) -> Outcome {
         let key = format!("{}key_ed25519", self.folder);
         let mut command = self.command(host, arguments);
@@ -180,12 +185,10 @@ crate::alone! {
         let host = Host::new("keys");
         let folder = host.folder.clone();
         for kind in KINDS {
-            let command = || host.command(HOST, &[]);
+            let command = || host.command(HOST, &["--speed", "4k"]);
             let mut by_file = command();
             by_file.args(["--identity", &format!("{folder}key_{kind}")]);
-            let found = host.gets_there(&host.lab.run(by_file));
-            assert_eq!(found["host"]["meio"], env!("CARGO_PKG_VERSION"));
-            assert!(found["check"]["findings"].as_array().is_some_and(|f| f.len() > 10), "{found}");
+            host.gets_there(&host.lab.run(by_file));
             // From the folder where keys usually are.
             let place = host.lab.path(&format!("home/.ssh/id_{kind}"));
             fs::copy(host.lab.path(&format!("key_{kind}")), &place).expect("copy");
@@ -230,15 +233,15 @@ crate::alone! {
         // The line that it says is the one that is needed.
         let line = said.lines().find(|l| l.starts_with(only)).expect("the line").to_owned();
         fs::write(&known, format!("{line}\n")).expect("known hosts");
-        host.gets_there(&host.check(&[]));
+        host.gets_there(&host.log_in(&[]));
         // Hashed, and with the key of a kind that the server does not show first.
         for kind in KINDS {
             host.known(&host.key(kind));
-            host.gets_there(&host.check(&[]));
+            host.gets_there(&host.log_in(&[]));
         }
         plain("ssh-keygen", &["-q", "-H", "-f", known.to_str().expect("path")]);
         assert!(fs::read_to_string(&known).expect("text").starts_with("|1|"));
-        host.gets_there(&host.check(&[]));
+        host.gets_there(&host.log_in(&[]));
         // The key of somebody else: all kinds are known, so none of them is new.
         let key = |kind: &str| fs::read_to_string(host.lab.path(&format!("key_{kind}.pub"))).expect("key");
         host.known(&key("ed25519"));
@@ -248,7 +251,7 @@ crate::alone! {
         // Another file, by name.
         let other = host.lab.path("others");
         fs::write(&other, format!("127.0.0.2,[127.0.0.1]:* {}\n", host.key("ecdsa"))).expect("known hosts");
-        host.gets_there(&host.check(&["--known-hosts", other.to_str().expect("path")]));
+        host.gets_there(&host.log_in(&["--known-hosts", other.to_str().expect("path")]));
         host.end();
     }
 
@@ -265,7 +268,7 @@ crate::alone! {
         host.refused(host.check(&["--remote-path", &old]), 1, &["too old", "same version"]);
         let other = script("other", "yes");
         host.refused(host.check(&["--remote-path", &other]), 1, &["is no meio"]);
-        let mute = script("mute", "exec sleep 60");
+        let mute = script("mute", "exec cat > /dev/null");
         host.refused(host.check(&["--remote-path", &mute, "--connect-timeout", "1s"]), 15, &["does not answer as a meio"]);
         let dies = script("dies", "kill -9 $$");
         host.refused(host.check(&["--remote-path", &dies]), 15, &["ended by a signal"]);
@@ -278,11 +281,13 @@ crate::alone! {
         let sum = xxhash_rust::xxh3::xxh3_64(&[&start[..], &hello].concat());
         bytes.extend([&start[..], &sum.to_le_bytes(), &hello].concat());
         fs::write(host.lab.path("greeting"), bytes).expect("file");
-        let future = script("future", &format!("cat {}greeting; exec sleep 60", host.folder));
+        let future = script("future", &format!("cat {}greeting; exec cat > /dev/null", host.folder));
         host.refused(host.check(&["--remote-path", &future]), 1, &["meio 9.9", "speaks versions 99-100", "newer meio here"]);
         // A login shell that greets is not in the way.
         let polite = script("polite", &format!("[ $1 = check ] || echo Welcome; exec {} \"$@\"", crate::MEIO));
-        host.gets_there(&host.check(&["--remote-path", &polite]));
+        let found = host.gets_there(&host.check(&["--remote-path", &polite]));
+        assert_eq!(found["host"]["meio"], env!("CARGO_PKG_VERSION"));
+        assert!(found["check"]["findings"].as_array().is_some_and(|f| f.len() > 10), "{found}");
         let usage = host.check_at("-oProxyCommand=true", &[]);
         assert_eq!(usage.code, 2, "{usage:?}");
         host.end();
