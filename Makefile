@@ -13,7 +13,7 @@ SUDO   := sudo
 RUNNER := CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="sudo -E"
 endif
 
-.PHONY: all demo test bench lint install survive trackers invisible chains kernels clean setup
+.PHONY: all demo test bench lint install survive trackers invisible chains worlds kernels clean setup
 
 all: $(MEIO)
 
@@ -41,6 +41,10 @@ invisible: setup
 # A chain of a thousand images is restored beside the same tree from one; `make test` does a slice of it.
 chains: setup
 	$(RUNNER) CHAINS=all $(CARGO) test --locked --test meio chains -- --nocapture
+
+# Two machines and the links between them, ten million times; `make test` lives through 100,000 such worlds.
+worlds: setup
+	$(RUNNER) WORLDS=10000000 $(CARGO) test --release --locked --bin meio migrate::simulate -- --nocapture
 
 # The tests under the kernels of Debian's releases, in virtual machines, and trees taken from each kernel to the others.
 kernels: setup

@@ -2,8 +2,9 @@
 
 mod ask;
 mod copy;
-mod lock;
+pub mod lock;
 pub mod merge;
+pub mod moving;
 mod output;
 mod parent;
 mod room;
@@ -16,9 +17,9 @@ mod write;
 
 use crate::error::{Context, Error, Kind, Refusal, Result};
 use crate::image::{self, Dedup, Inherited};
+use crate::netlock::Manner;
 use crate::netlock::kept::Owner;
 use crate::progress::{Report, phase};
-use crate::resource::Tree;
 use crate::resource::aio;
 use crate::resource::birth::Birth;
 use crate::resource::capture::{Capture, Decisions};
@@ -29,6 +30,7 @@ use crate::resource::quiet::Quiet;
 use crate::resource::recall::Recall;
 use crate::resource::socket::choice::{self, Choice};
 use crate::resource::socket::{listen, tcp};
+use crate::resource::{Manifest, Tree};
 use crate::sys::proc::{read, stat, status};
 use crate::sys::{apart, arch, signal};
 use crate::tracee::freeze::{Frozen, freeze};
@@ -41,6 +43,7 @@ use rounds::{End, Laid, copy_rounds};
 pub use series::{Ended, Series, check_pattern, run_series};
 use std::collections::HashSet;
 use std::fs::File;
+use std::sync::Arc;
 use std::time::Instant;
 use std::{path::PathBuf, time::Duration};
 use tracking::Tracking;
@@ -56,6 +59,8 @@ pub enum Output {
     Path(PathBuf),
     /// To standard output.
     Stdout,
+    /// Into this pipe, whose other end carries it to another machine.
+    Pipe(Arc<File>),
 }
 
 /// What the user asked for.
@@ -162,7 +167,19 @@ fn save(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
         None => None,
     };
     session.phases = phases;
-    Ok(session.image(&options.output, parent, report)?.outcome)
+    let then = if options.kill { Then::Kill } else { Then::LetGo };
+    Ok(session.image(&options.output, parent, then, report)?.outcome)
+}
+
+/// What becomes of a tree whose image is complete.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Then {
+    /// It goes on as soon as it has been read.
+    LetGo,
+    /// It is ended.
+    Kill,
+    /// It stands still.
+    Hold,
 }
 
 /// A tree that one image or several are made of.
@@ -178,6 +195,8 @@ struct Session<'o> {
     tracking: Option<Tracking>,
     /// How long a stop took lately but for the memory.
     base: Duration,
+    /// What becomes of packets that come while it stands still.
+    manner: Manner,
 }
 
 /// An image that was made.
@@ -186,6 +205,16 @@ struct Made {
     id: [u8; 16],
     hash: image::Hash,
     birth: Birth,
+    /// The tree, when it was to be held.
+    held: Option<Standstill>,
+}
+
+/// A tree that stands still after its image was made.
+struct Standstill {
+    since: Instant,
+    frozen: Frozen,
+    captured: tree::Captured,
+    locks: Locks,
 }
 
 impl<'o> Session<'o> {
@@ -213,7 +242,7 @@ impl<'o> Session<'o> {
         }
         let (network, recall, base) = (seen.network, seen.recall, Duration::from_millis(5));
         let birth = Birth::of(options.pid)?;
-        Ok(Session { options, begun, phases, network, recall, birth, tracking: None, base })
+        Ok(Session { options, begun, phases, network, recall, birth, tracking: None, base, manner: Manner::Hold })
     }
 
     /// Has the memory of the tree watched from now on.
@@ -226,12 +255,13 @@ impl<'o> Session<'o> {
     }
 
     /// Makes an image, which builds upon `parent` where there is one.
-    fn image(&mut self, output: &Output, mut parent: Option<Heritage>, report: &mut dyn Report) -> Result<Made> {
+    fn image(&mut self, output: &Output, mut parent: Option<Heritage>, then: Then, report: &mut dyn Report) -> Result<Made> {
         let options = self.options;
         let mut phases = std::mem::take(&mut self.phases);
         let (target, image) = match output {
             Output::Path(path) => (Target::file(path)?, path.display().to_string()),
             Output::Stdout => (Target::Stream(File::from(nix::unistd::dup(std::io::stdout())?)), "-".to_owned()),
+            Output::Pipe(pipe) => (Target::Stream(pipe.try_clone()?), "-".to_owned()),
         };
         let mut id = [0u8; 16];
         std::io::Read::read_exact(&mut File::open("/dev/urandom")?, &mut id)?;
@@ -247,9 +277,9 @@ impl<'o> Session<'o> {
             target.reserve(copy::image_bytes(expected));
             let key = parent.as_ref().and_then(|p| p.inherited.as_ref()).map_or(&id, Inherited::id);
             let dedup = Dedup::with_room(key, expected / image::PAGE as u64);
-            Ok::<_, Error>((dedup, Room::prepare(&target, expected, options.kill)?))
+            Ok::<_, Error>((dedup, Room::prepare(&target, expected, then != Then::LetGo)?))
         })?;
-        if self.tracking.is_none() && !options.kill {
+        if self.tracking.is_none() && then == Then::LetGo {
             self.recall.glance = Glance::at(&processes(options.pid));
         }
         signal::check_interrupted()?;
@@ -273,7 +303,7 @@ impl<'o> Session<'o> {
         let written = phase(report, &mut phases, "memory", |report| {
             write.run(self.tracking.as_ref(), &mut room, report, || {
                 late |= aio::moved(&captured.capture.rings);
-                if !options.kill {
+                if then == Then::LetGo {
                     if let Some(a) = held.take() {
                         Frozen::release(a)
                     }
@@ -300,9 +330,14 @@ impl<'o> Session<'o> {
             return Err(Error::other("asynchronous I/O was under way and has ended while the tree was being saved").help("try again"));
         }
         phase(report, &mut phases, "flush", |_| target.commit())?;
+        let mut standing = None;
         let source = match held.take() {
+            Some(frozen) if then == Then::Hold => {
+                standing = Some((frozen, locks.take().unwrap_or_default()));
+                Source::Frozen
+            }
             Some(frozen) => {
-                kill(frozen, &captured, locks.take().unwrap_or_default(), &Owner::image(&id))?;
+                kill(frozen, &captured, &mut locks.take().unwrap_or_default(), &Owner::image(&id))?;
                 Source::Gone
             }
             None if matches!(captured.tree.processes.first().map(|root| &root.state), Some(State::Stopped(_))) => Source::Frozen,
@@ -327,9 +362,10 @@ impl<'o> Session<'o> {
             source,
             image,
             phases,
-            warnings: captured.warnings,
+            warnings: std::mem::take(&mut captured.warnings),
         };
-        Ok(Made { outcome, id, hash: summary.hash, birth })
+        let held = standing.map(|(frozen, locks)| Standstill { since: stopped, frozen, captured, locks });
+        Ok(Made { outcome, id, hash: summary.hash, birth, held })
     }
 }
 
@@ -366,7 +402,7 @@ impl Session<'_> {
             let mut locks = if self.network.is_empty() {
                 Locks::default()
             } else {
-                phase(report, phases, "network lock", |_| Locks::prepare(&processes(options.pid), &self.network))?
+                phase(report, phases, "network lock", |_| Locks::prepare(&processes(options.pid), &self.network, self.manner))?
             };
             let stopped = Instant::now();
             let mut frozen = phase(report, phases, "freeze", |report| {
@@ -423,7 +459,7 @@ impl Session<'_> {
 
 /// Ends a frozen tree. Nothing of it runs again: it is killed while it is held. Nor do the connections that are kept say a
 /// word, and from now on nothing answers for them.
-fn kill(mut frozen: Frozen, captured: &tree::Captured, mut locks: Locks, owner: &Owner) -> Result<()> {
+fn kill(mut frozen: Frozen, captured: &tree::Captured, locks: &mut Locks, owner: &Owner) -> Result<()> {
     let processes: Vec<i32> = frozen.processes.iter().filter(|p| !p.threads.is_empty()).map(|p| p.pid).collect();
     // What is broken off ends like the connections of any program that ends.
     let broken_off = captured.tree.decisions.tcp == Choice::Close;
@@ -471,6 +507,11 @@ pub struct Look {
     pub network: HashSet<u64>,
     /// What needs not be found out again.
     pub recall: Recall,
+}
+
+/// What an image of the tree below `pid` would say of where and of what it is made.
+pub fn manifest(pid: i32, capsule: Option<String>) -> Result<Manifest> {
+    Ok(write::manifest(pid, capsule, Birth::of(pid)?))
 }
 
 /// How many processes the tree below `pid` has, and about how many bytes of memory of its own; it may be running.

@@ -42,7 +42,8 @@ impl Kind {
 }
 
 /// One thing that cannot be saved or restored, named so that a user can act.
-#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
 pub struct Refusal {
     /// The process that holds it.
     pub pid: i32,

@@ -13,6 +13,7 @@
 //!
 //! ```text
 //! cli          parses, prints, colours, exits; one file a command
+//!   migrate    the screenplay that is played on two machines; who may run is a pure state machine
 //!   dump, restore, check, postmortem      screenplays: short lists of named, timed phases
 //!     capsule    who lives in namespaces of meio's making, by name
 //!     netlock    nothing answers for connections whose tree stands still or is gone
@@ -49,6 +50,7 @@ mod cli;
 mod dump;
 mod error;
 mod image;
+mod migrate;
 mod netlock;
 mod postmortem;
 mod progress;

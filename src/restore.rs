@@ -7,6 +7,7 @@ mod check;
 mod confined;
 mod datagrams;
 mod fill;
+pub mod fits;
 mod foreground;
 mod interest;
 mod late;
@@ -32,7 +33,7 @@ mod vdso;
 
 use crate::capsule::roster::{self, Entry, Roster};
 use crate::error::{Context, Error, Kind, Result};
-use crate::image::{self, Chain, Reader};
+use crate::image::{self, Chain, Reader, Resolved};
 use crate::progress::{Report, phase};
 use crate::resource::socket::choice::{self, Choice};
 use crate::resource::{Manifest, Tree};
@@ -40,6 +41,7 @@ use crate::sys::guardian::Guardian;
 use crate::sys::{arch, signal};
 use lazy::Lazy;
 use lock::Locks;
+pub use lock::block;
 use namespace::Namespace;
 use places::Places;
 use planted::{Planted, end_all};
@@ -47,8 +49,10 @@ use pool::Pool;
 use root::Root;
 use sockets::Sockets;
 use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
-use std::{path::PathBuf, process::ExitStatus, time::Duration};
+use std::{process::ExitStatus, time::Duration};
 use terminal::Terminals;
 use vdso::Foreign;
 
@@ -59,6 +63,15 @@ pub enum Input {
     Path(PathBuf),
     /// From standard input.
     Stdin,
+}
+
+impl Input {
+    fn path(&self) -> Option<&Path> {
+        match self {
+            Input::Path(path) => Some(path),
+            Input::Stdin => None,
+        }
+    }
 }
 
 /// What the user asked for.
@@ -76,6 +89,8 @@ pub struct Options {
     pub close_connections: bool,
     /// The tree runs before its pages are there.
     pub lazy: bool,
+    /// What is known already of the image's parent when it is brought back lazily. Else it is looked for.
+    pub parent: Option<Arc<Resolved>>,
 }
 
 /// What was done.
@@ -95,8 +110,14 @@ pub struct Outcome {
 
 /// Brings the tree of an image back; see [`bring_back`]. What fails because this kernel does not know it is said to be so.
 pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
+    run_when(options, &mut |_| Ok(()), report)
+}
+
+/// The same, of a tree that may run only when `may_run`, which is told the root's pid, returns: everything is in place then, nothing runs, and nothing has
+/// been said. When it fails, nothing of the tree is left.
+pub fn run_when(options: &Options, may_run: &mut dyn FnMut(i32) -> Result<()>, report: &mut dyn Report) -> Result<Outcome> {
     let mut made_under = String::new();
-    bring_back(options, report, &mut made_under).map_err(|e| elsewhere(e, &made_under, &own_release()))
+    bring_back(options, may_run, report, &mut made_under).map_err(|e| elsewhere(e, &made_under, &own_release()))
 }
 
 /// An older kernel has no other word for an argument that it does not know than `EINVAL`.
@@ -117,7 +138,12 @@ fn own_release() -> String {
 ///
 /// Guarantee: until everything is in place nothing of the tree runs, and whatever fails, and whenever meio dies,
 /// nothing of it is left: all its processes die with meio until they are let go together.
-fn bring_back(options: &Options, report: &mut dyn Report, made_under: &mut String) -> Result<Outcome> {
+fn bring_back(
+    options: &Options,
+    may_run: &mut dyn FnMut(i32) -> Result<()>,
+    report: &mut dyn Report,
+    made_under: &mut String,
+) -> Result<Outcome> {
     let begin = Instant::now();
     let mut phases = Vec::new();
     signal::catch();
@@ -138,16 +164,16 @@ fn bring_back(options: &Options, report: &mut dyn Report, made_under: &mut Strin
         }
         None => None,
     };
-    phase(report, &mut phases, "check", |_| check::check(&manifest, &tree, options.pid_namespace))?;
+    phase(report, &mut phases, "check", |_| check::check(&manifest, &tree, options.pid_namespace, &[]))?;
     let foreign = Foreign::settle(&mut tree)?;
     if foreign.count() > 0 {
         report.note(&format!("processes whose vDSO is another kernel's: {}", foreign.count()));
     }
     crate::sys::workers::start()?;
-    let mut lazy = if options.lazy { Some(Lazy::prepare(&mut reader, options.detach)?) } else { None };
+    let mut lazy = if options.lazy { Some(Lazy::prepare(&mut reader, options, report, &mut phases)?) } else { None };
     let chain = match reader.parent() {
-        Some(_) => Some(phase(report, &mut phases, "parents", |_| Chain::upon(&reader))?),
-        None => None,
+        Some(_) if lazy.is_none() => Some(phase(report, &mut phases, "parents", |_| Chain::upon(&reader))?),
+        _ => None,
     };
     let mut terminals = Terminals::prepare(&tree, options.detach)?;
     let mut warnings = terminals.warnings.clone();
@@ -230,10 +256,7 @@ fn bring_back(options: &Options, report: &mut dyn Report, made_under: &mut Strin
         planted.destroy();
         return Err(e);
     }
-    let image = match &options.input {
-        Input::Path(path) => std::fs::canonicalize(path).ok(),
-        Input::Stdin => None,
-    };
+    let image = options.input.path().and_then(|path| std::fs::canonicalize(path).ok());
     let entry = |name: &str| Entry::of(name, root).map(|entry| Entry { image, ..entry });
     let entry = capsule.as_ref().map(|(roster, name)| entry(name).and_then(|e| roster.enter(&e).map(|()| e))).transpose();
     let entry = match entry {
@@ -249,7 +272,8 @@ fn bring_back(options: &Options, report: &mut dyn Report, made_under: &mut Strin
     let left = locks.as_ref().and_then(Locks::left);
     let brought = lazy.as_mut().map_or(Ok(()), Lazy::live);
     // Last: from here on no file is opened any more.
-    let guardian = match brought.and_then(|()| pool.arm(&tree, root)).and_then(|()| planted.entrust(left)) {
+    let ready = brought.and_then(|()| may_run(root));
+    let guardian = match ready.and_then(|()| pool.arm(&tree, root)).and_then(|()| planted.entrust(left)) {
         Ok(guardian) => guardian,
         Err(e) => {
             pool.silence(&tree);
@@ -288,6 +312,13 @@ fn bring_back(options: &Options, report: &mut dyn Report, made_under: &mut Strin
         return Err(e);
     }
     Ok(Outcome { root_pid: root, total, exit, warnings, phases })
+}
+
+/// The tree that is in an image.
+pub fn tree_of(image: &Path) -> Result<Tree> {
+    let mut reader = open(&Input::Path(image.to_owned()))?;
+    let _: Manifest = reader.manifest()?;
+    reader.tree()
 }
 
 fn open(input: &Input) -> Result<Reader<'static>> {

@@ -70,8 +70,12 @@ impl Chain {
     /// Kills what runs, restores an image, and compares what it has with what was said when the image was made. Returned is
     /// how long the restore took, in milliseconds.
     fn comes_back(&mut self, image: &Path, number: usize) -> f64 {
+        self.comes_back_by(image, number, &[])
+    }
+
+    fn comes_back_by(&mut self, image: &Path, number: usize, options: &[&str]) -> f64 {
         self.running.kill();
-        let done = self.lab.run(self.lab.meio(&["restore", "-d", text(image)]));
+        let done = self.lab.run(self.lab.meio(&[&["restore", "-d", text(image)], options].concat()));
         assert_eq!((done.code, done.stdout), (0, format!("{}\n", self.running.pid)), "{}", done.stderr);
         assert_eq!(self.look(), self.said[number], "image {number} has not come back");
         (done.time.1 - done.time.0) as f64 / 1e6
@@ -122,6 +126,7 @@ crate::alone! {
         for number in [6, 3, 1, 0, 5] {
             let image = chain.images[number].clone();
             chain.comes_back(&image, number);
+            chain.comes_back_by(&image, number, &["--lazy"]);
         }
         chain.end();
     }
@@ -131,7 +136,7 @@ crate::alone! {
         let mut chain = Chain::new("chain-restored", 256);
         for n in 0..6 {
             let image = chain.grow(&[]);
-            chain.comes_back(&image, n);
+            chain.comes_back_by(&image, n, if n % 2 == 0 { &[] } else { &["--lazy"] });
         }
         let flat = chain.lab.dump(&mut chain.running, &[]);
         assert!(size(&chain.images[5]) < size(&flat) / 2, "nothing was found in the parent");
@@ -219,6 +224,7 @@ crate::alone! {
             let before = observe::snapshot(&observe::tree(chain.running.pid));
             refused(lab, &dump(&third).each_ref().map(String::as_str), words);
             refused(lab, &["restore", "-d", "--pid-namespace", text(&third)], words);
+            refused(lab, &["restore", "-d", "--pid-namespace", "--lazy", text(&third)], words);
             refused(lab, &["verify", text(&third)], words);
             let after = observe::snapshot(&observe::tree(chain.running.pid));
             assert_eq!(observe::difference(&before, &after), "", "the tree was touched");

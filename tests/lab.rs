@@ -3,6 +3,7 @@
 
 pub mod alone;
 pub mod compare;
+pub mod hosts;
 pub mod observe;
 pub mod terminal;
 

@@ -277,6 +277,60 @@ crate::alone! {
         lab.nothing_left();
     }
 
+    /// Next to all pages are in the parent, and some are there and in the parent's parent.
+    fn pages_of_a_chain_come_later_too() {
+        let mut lab = Lab::new("lazy-chain");
+        let mut running = lab.fixture("lazily", &[]);
+        let first = lab.dump(&mut running, &[]);
+        let second = lab.dump(&mut running, &["--compress", "none", "--parent", first.to_str().expect("path")]);
+        let third = lab.dump(&mut running, &["--kill", "--parent", second.to_str().expect("path")]);
+        assert!(fs::metadata(&third).expect("image").len() < fs::metadata(&first).expect("image").len() / 20);
+        fs::write(running.file("go"), "").expect("go");
+        lab.restore(&third, &mut running, &["--lazy"]);
+        let back = Running::of(&lab, running.pid);
+        lab.go_and_verify(back, WORK);
+        lab.nothing_left();
+        let log = lab.log();
+        let missing: Vec<u64> = log.lines().filter_map(|l| l.strip_prefix("not there yet: ")?.parse().ok()).collect();
+        assert!(missing.len() == 1 && missing[0] > 16, "{log}");
+        // Damage where the pages are.
+        let good = fs::read(&first).expect("image");
+        let mut bad = good.clone();
+        bad[good.len() / 2] ^= 0x40;
+        fs::write(&first, &bad).expect("image");
+        let third = third.to_str().expect("path").to_owned();
+        let done = lab.run(lab.meio(&["restore", "--lazy", &third]));
+        let named = first.to_str().expect("path");
+        assert!(done.code == 14 && ["image damaged", "wrong checksum", named].iter().all(|w| done.stderr.contains(w)), "{done:?}");
+        lab.nothing_left();
+        let done = lab.run(lab.meio(&["restore", "-d", "--lazy", &third]));
+        assert_eq!((done.code, done.stdout.trim()), (0, running.pid.to_string().as_str()), "{done:?}");
+        assert!(until(SOON, || observe::state(running.pid).is_none()), "{}", observe::listing());
+        assert!(until(SOON, || said(&lab).contains("image damaged") && said(&lab).contains(named)), "{}", said(&lab));
+        lab.nothing_left();
+        // Of what says where they are it is found before anything is started.
+        bad.clone_from(&good);
+        bad[good.len() - 200] ^= 0x40;
+        for change in [Some(bad), None] {
+            match change {
+                Some(bytes) => fs::write(&first, bytes).expect("image"),
+                None => fs::remove_file(&first).expect("image"),
+            }
+            let done = lab.run(lab.meio(&["restore", "-d", "--lazy", &third]));
+            assert!(done.code == 14 && done.stdout.is_empty() && done.stderr.contains(named), "{done:?}");
+        }
+        // Whoever has the files open does not need their names.
+        fs::write(&first, &good).expect("image");
+        let _ = fs::remove_file(running.file("result"));
+        lab.restore(Path::new(&third), &mut running, &["--lazy"]);
+        for image in [&first, &second] {
+            fs::remove_file(image).expect("image");
+        }
+        let back = Running::of(&lab, running.pid);
+        lab.go_and_verify(back, WORK);
+        lab.nothing_left();
+    }
+
     fn what_is_refused() {
         let mut lab = Lab::new("lazy-refused");
         let (_, image) = saved(&mut lab);

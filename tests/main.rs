@@ -17,6 +17,7 @@ mod kernels;
 mod lab;
 mod lazy;
 mod listening;
+mod migrate;
 mod netlock;
 mod postmortem;
 mod programs;

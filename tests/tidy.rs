@@ -120,8 +120,9 @@ fn uses(source: &Source) -> Vec<String> {
 }
 
 /// The layers from the top; each may use what stands below it, and `error` and `progress`.
-const LAYERS: [&[&str]; 9] = [
+const LAYERS: [&[&str]; 10] = [
     &["main", "cli"],
+    &["migrate"],
     &["dump", "restore", "check", "postmortem"],
     &["capsule"],
     &["netlock"],

@@ -66,15 +66,19 @@ impl Entry {
     }
 }
 
+/// Where what meio keeps for this run of the machine is, for this user.
+pub fn folder() -> Result<PathBuf> {
+    if nix::unistd::geteuid().is_root() {
+        return Ok(PathBuf::from("/run/meio"));
+    }
+    let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|p| p.is_absolute());
+    Ok(runtime.ok_or_else(|| Error::other("XDG_RUNTIME_DIR is not set").help("run meio as root"))?.join("meio"))
+}
+
 impl Roster {
     /// The folder of this user, made when it is not there.
     pub fn open() -> Result<Self> {
-        let folder = if nix::unistd::geteuid().is_root() {
-            PathBuf::from("/run/meio")
-        } else {
-            let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|p| p.is_absolute());
-            runtime.ok_or_else(|| Error::other("XDG_RUNTIME_DIR is not set").help("run meio as root"))?.join("meio")
-        };
+        let folder = folder()?;
         use std::os::unix::fs::DirBuilderExt;
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder).context(|| format!("making {}", folder.display()))?;
         Ok(Roster(folder))

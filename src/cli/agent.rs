@@ -1,7 +1,7 @@
 //! `meio agent`, hidden: the far end of a command that another meio runs, started over ssh.
 
 use crate::error::Result;
-use crate::transport;
+use crate::{migrate, transport};
 use std::process::ExitCode;
 
 /// The far end of a command on another machine, which the near end starts over SSH
@@ -23,9 +23,7 @@ impl Agent {
         } else if self.drain {
             transport::drain()?;
         } else {
-            let mut peer = transport::accept()?;
-            // Nobody asks for anything yet; the end of the link is the end.
-            let _ = peer.link.receive(None);
+            migrate::agent::run()?;
         }
         Ok(ExitCode::SUCCESS)
     }

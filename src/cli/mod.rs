@@ -16,6 +16,7 @@ mod inspect;
 mod list;
 mod live;
 mod merge;
+mod migrate;
 mod restore;
 mod run;
 mod table;
@@ -73,6 +74,7 @@ enum Command {
     Graph(graph::GraphCommand),
     Verify(verify::Verify),
     Merge(merge::Merge),
+    Migrate(migrate::Migrate),
     #[command(hide = true)]
     Agent(agent::Agent),
     Core(core::Core),
@@ -118,6 +120,7 @@ pub fn main() -> ExitCode {
         Command::Graph(c) => c.run(&console),
         Command::Verify(c) => c.run(&console),
         Command::Merge(c) => c.run(&console),
+        Command::Migrate(c) => c.run(&console),
         Command::Agent(c) => c.run(),
         Command::Core(c) => c.run(&console),
         Command::Demo(c) => c.run(&console),

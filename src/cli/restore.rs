@@ -20,9 +20,9 @@ use std::{path::PathBuf, process::ExitCode};
 /// With --lazy the tree runs at once, whatever the size of its memory. A process of meio's own brings its pages: those that
 /// somebody touches first, all others one after the other; then it ends. With -d it works on when the command has ended,
 /// and keeps standard error open so long. Shared memory, memory that is locked or made of huge pages, and small mappings
-/// are there at the start. The image is to stay as it is until then: damage that is found late, or the death of that
-/// process, ends the tree with a message on standard error, since it must not find zeros. Until all is there the tree
-/// cannot be saved again. An image with a parent is not restored so: `meio merge` makes one that stands alone.
+/// are there at the start. The image, and what it builds upon, is to stay as it is until then: damage that is found late,
+/// or the death of that process, ends the tree with a message on standard error, since it must not find zeros. Until all
+/// is there the tree cannot be saved again.
 ///
 /// With --json the last line has "root_pid", "total_ms", "status" ("running", "exited" or "killed"), "exit_code",
 /// "signal", "phases" and "warnings".
@@ -70,6 +70,7 @@ impl Restore {
             pid_namespace: self.pid_namespace,
             close_connections: self.tcp == Tcp::Close,
             lazy: self.lazy,
+            parent: None,
         };
         let mut drawing = Drawing::new(*console);
         let outcome = restore::run(&options, &mut drawing)?;

@@ -33,12 +33,12 @@ struct Network {
 }
 
 impl Locks {
-    /// Prepares locks for a tree that runs. `inodes`: those of its sockets that have to do with the network; without any
+    /// Prepares locks for a tree that runs; `manner` says what becomes of packets meanwhile. `inodes`: those of its sockets that have to do with the network; without any
     /// there is nothing to do.
     ///
     /// # Errors
     /// Exit code 11 or 12 where the network cannot be locked.
-    pub fn prepare(pids: &[i32], inodes: &HashSet<u64>) -> Result<Self> {
+    pub fn prepare(pids: &[i32], inodes: &HashSet<u64>, manner: Manner) -> Result<Self> {
         if inodes.is_empty() {
             return Ok(Locks::default());
         }
@@ -57,7 +57,7 @@ impl Locks {
             if pid == meio && !sockets.iter().any(|s| inodes.contains(&s.inode)) {
                 continue;
             }
-            let mut lock = NetLock::prepare(fd.as_ref().map(AsFd::as_fd), Manner::Hold)?;
+            let mut lock = NetLock::prepare(fd.as_ref().map(AsFd::as_fd), manner)?;
             lock.expect(&flows(&sockets, inodes))?;
             networks.push(Network { fd, lock, known: sockets.iter().map(|s| s.inode).collect() });
         }
@@ -81,6 +81,11 @@ impl Locks {
     /// Whether all these sockets were known to be the tree's when it was locked.
     pub fn covers(&self, inodes: &HashSet<u64>) -> bool {
         inodes.is_subset(&self.own)
+    }
+
+    /// Packets that have come in to meio's own network namespace since this was asked last.
+    pub fn copies(&self) -> Vec<Vec<u8>> {
+        self.networks.iter().filter(|network| network.fd.is_none()).flat_map(|network| network.lock.copies()).collect()
     }
 
     /// Lets everything in.
@@ -115,14 +120,10 @@ impl Locks {
         }
     }
 
-    /// Cuts off the network namespaces that end with these processes, the tree's. The kernel takes the packet filter of a
-    /// namespace that ends away before its interfaces, and would answer in between. Where that fails the image is good all
-    /// the same.
+    /// See [`Networks::cut_off`].
     pub fn cut_off(&self, pids: &[i32]) {
         // meio's own does not end with them.
-        for network in self.networks.iter().filter_map(|n| n.fd.as_ref()).filter(|fd| ends_with(fd, pids)) {
-            let _ = namespace::within(&namespace::places([(network, Kind::Net)]), interfaces_down);
-        }
+        cut_off(self.networks.iter().filter_map(|n| n.fd.as_ref()), pids);
     }
 
     /// How many connections and other ends are locked.
@@ -133,6 +134,44 @@ impl Locks {
     /// Why packets cannot be held here.
     pub fn remarks(&self) -> impl Iterator<Item = &str> {
         self.networks.iter().filter_map(|network| network.lock.remark.as_deref())
+    }
+}
+
+/// Cuts off those of these network namespaces that end with these processes.
+fn cut_off<'n>(networks: impl Iterator<Item = &'n OwnedFd>, pids: &[i32]) {
+    for network in networks.filter(|fd| ends_with(fd, pids)) {
+        let _ = namespace::within(&namespace::places([(network, Kind::Net)]), interfaces_down);
+    }
+}
+
+/// The network namespaces that processes live in, but for meio's own.
+#[derive(Debug)]
+pub struct Networks(Vec<OwnedFd>);
+
+impl Networks {
+    /// Of these processes, as far as they still live.
+    pub fn of(pids: &[i32]) -> Self {
+        let mut seen: HashSet<_> = read::namespace(std::process::id() as i32, "net").into_iter().collect();
+        let new = |pid: &&i32| read::namespace(**pid, "net").is_ok_and(|identity| seen.insert(identity));
+        Networks(pids.iter().filter(new).filter_map(|&pid| namespace::open(pid, "net").ok()).collect())
+    }
+
+    /// Cuts off those that end with these processes, the tree's. The kernel takes the packet filter of a namespace that ends away
+    /// before its interfaces, and would answer in between. Where that fails all is good all the same.
+    pub fn cut_off(&self, pids: &[i32]) {
+        cut_off(self.0.iter(), pids);
+    }
+
+    /// Takes the lock away that is kept for `owner` in these, and in meio's own.
+    pub fn release(&self, owner: &Owner) -> Result<()> {
+        let all = self.0.iter().map(|fd| Some(fd.as_fd())).chain([None]);
+        // Where there is none there is nothing to take away; nor where the kernel has no packet filter.
+        for network in all {
+            if kept::is_kept(network, owner).unwrap_or(false) {
+                kept::release(network, owner)?;
+            }
+        }
+        Ok(())
     }
 }
 

@@ -60,6 +60,7 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
             Target::file(path)?
         }
         Output::Stdout => Target::Stream(File::from(nix::unistd::dup(std::io::stdout())?)),
+        Output::Pipe(pipe) => Target::Stream(pipe.try_clone()?),
     };
     bounded(&chain)?;
     let codec = options.level.map_or(Codec::Raw, Codec::Zstd);

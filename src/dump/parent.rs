@@ -73,6 +73,12 @@ impl Heritage {
         Ok(Heritage { link, inherited: None, birth, objects: Vec::new() })
     }
 
+    /// The same for images that are in a folder of another machine, where this one has this name.
+    pub fn named((id, hash): ([u8; 16], crate::image::Hash), birth: Birth, name: &str) -> Heritage {
+        let link = ParentLink { id, hash, file: name.as_bytes().to_vec(), objects: Vec::new() };
+        Heritage { link, inherited: None, birth, objects: Vec::new() }
+    }
+
     /// Finds the memory objects of the tree as it stands now among those of the parent.
     pub fn settle(&mut self, birth: &Birth, objects: &[Object]) {
         self.link.objects = if birth.ran_on_from(&self.birth) {
@@ -106,7 +112,7 @@ fn hint(parent: &Path, output: &Output) -> Result<Vec<u8>> {
     let parent = std::fs::canonicalize(parent).context(|| parent.display().to_string())?;
     let path = match output {
         Output::Path(child) => relative(&folder_of(child), &parent),
-        Output::Stdout => parent,
+        Output::Stdout | Output::Pipe(_) => parent,
     };
     Ok(path.as_os_str().as_bytes().to_vec())
 }

@@ -1,7 +1,7 @@
 //! A series of images of one tree, each of what has changed since the one before.
 
 use super::parent::Heritage;
-use super::{Made, Options, Outcome, Output, Session, Source};
+use super::{Made, Options, Outcome, Output, Session, Source, Then};
 use crate::error::{Error, Kind, Result};
 use crate::progress::Report;
 use crate::sys::signal;
@@ -64,7 +64,7 @@ pub fn run_series(
         let path = series.path(n + 1);
         let output = Output::Path(path.clone());
         let parent = before.take().map(|(made, path)| Heritage::after((made.id, made.hash), made.birth, &path, &output));
-        let made = match session.image(&output, parent.transpose()?, report) {
+        let made = match session.image(&output, parent.transpose()?, Then::LetGo, report) {
             Err(_) if n > 0 && super::ended(options.pid) => return Ok((n, Ended::TreeEnded)),
             made => made.map_err(|e| signal::check_interrupted().err().unwrap_or(e))?,
         };

@@ -94,7 +94,8 @@ impl Write<'_> {
     }
 }
 
-fn manifest(root_pid: i32, capsule: Option<String>, birth: Birth) -> Manifest {
+/// What an image says of where and of what it was made.
+pub fn manifest(root_pid: i32, capsule: Option<String>, birth: Birth) -> Manifest {
     let uname = nix::sys::utsname::uname();
     let text = |f: fn(&nix::sys::utsname::UtsName) -> &std::ffi::OsStr| {
         uname.as_ref().map(|u| f(u).to_string_lossy().into_owned()).unwrap_or_default()

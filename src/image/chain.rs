@@ -5,28 +5,26 @@
 //! that are needed, each with the places of its pages; no image is held open.
 
 use super::Hash;
+use super::entries::{What, entries, missing, twice};
 use super::format::PAGE;
 use super::link::ParentLink;
 use super::pages::{Block, Content, Meta, Owner, Run};
 use super::reader::{EncodedBlock, Reader};
+use super::spread::spread;
 use super::wanted::Wanted;
 use crate::error::{Context, Error, Result};
 use rayon::prelude::*;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::Arc;
 
 /// Images that one may be built upon, one upon the other.
-const MOST: usize = 1 << 16;
+pub(super) const MOST: usize = 1 << 16;
 /// Blocks of one image that a worker takes at a time.
 const BATCH: usize = 32;
-/// How often the caller hears of the progress, and is asked whether to go on.
-const TELL: Duration = Duration::from_millis(40);
 
 /// Where some data pages of a block belong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -109,10 +107,6 @@ impl FromParent {
     }
 }
 
-fn twice(owner: Owner, address: u64) -> Error {
-    Error::image(format!("image damaged: a page of {owner:?} at {address:#x} or right behind it is named twice"))
-}
-
 impl Chain {
     /// All pages of the image in this file. `known`: ids and paths of images that may be its ancestors.
     pub fn whole(path: &Path, machine: u16, known: &[([u8; 16], PathBuf)]) -> Result<Chain> {
@@ -172,8 +166,7 @@ impl Chain {
             let doing = || format!("parent image {}", path.display());
             let fronts = Fronts::read(reader).context(doing)?;
             if fronts.hash != to.hash {
-                let changed = format!("parent image {} has changed since another was made upon it", path.display());
-                return Err(Error::image(changed).help("bring back what it was"));
+                return Err(changed(&path));
             }
             link = fronts.link.clone();
             let member = self.resolve(&path, fronts, &mut sought).context(doing)?;
@@ -190,8 +183,10 @@ impl Chain {
     fn resolve(&mut self, path: &Path, fronts: Fronts, sought: &mut [Sought]) -> Result<Member> {
         let Fronts { blocks, hash, id, link } = fronts;
         let mut pieces: Vec<Vec<Piece>> = vec![Vec::new(); blocks.len()];
-        let entries = entries(&blocks, sought)?;
-        for (s, entries) in sought.iter_mut().zip(entries) {
+        let here: HashSet<Owner> = sought.iter().map(|s| s.here).collect();
+        let mut lists = entries(&blocks, |owner| here.contains(&owner))?;
+        for s in sought.iter_mut() {
+            let entries = lists.remove(&s.here).unwrap_or_default();
             let mut end = 0;
             for entry in &entries {
                 if s.pages.any(end, entry.address) {
@@ -270,55 +265,8 @@ impl Chain {
             let all = member.needed.len() + member.unchecked.len();
             tasks.extend((0..all).step_by(BATCH).map(|from| (member, from..all.min(from + BATCH))));
         }
-        let next = AtomicUsize::new(0);
-        let state = Mutex::new(Delivered::default());
-        let news = Condvar::new();
-        let lock = || state.lock().unwrap_or_else(PoisonError::into_inner);
-        let workers = rayon::current_num_threads().min(tasks.len());
-        rayon::in_place_scope(|scope| {
-            for _ in 0..workers {
-                scope.spawn(|_| {
-                    let mut buffer = Vec::new();
-                    while let Some((member, range)) = tasks.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        let result = member.deliver(range.clone(), &mut buffer, place);
-                        let mut state = lock();
-                        match result {
-                            Ok(bytes) => state.bytes += bytes,
-                            Err(e) => {
-                                state.failure.get_or_insert(e);
-                                next.store(tasks.len(), Ordering::Relaxed);
-                            }
-                        }
-                    }
-                    lock().ended += 1;
-                    news.notify_all();
-                });
-            }
-            let mut state = lock();
-            while state.ended < workers {
-                let (back, waited) = news.wait_timeout(state, TELL).unwrap_or_else(PoisonError::into_inner);
-                let bytes = back.bytes;
-                drop(back);
-                if waited.timed_out()
-                    && let Err(e) = progress(bytes)
-                {
-                    next.store(tasks.len(), Ordering::Relaxed);
-                    lock().failure.get_or_insert(e);
-                }
-                state = lock();
-            }
-        });
-        let Delivered { bytes, failure, .. } = state.into_inner().unwrap_or_else(PoisonError::into_inner);
-        failure.map_or(Ok(bytes), Err)
+        spread(&tasks, &|(member, range), buffer| member.deliver(range.clone(), buffer, place), progress)
     }
-}
-
-/// How far a delivery is.
-#[derive(Default)]
-struct Delivered {
-    bytes: u64,
-    ended: usize,
-    failure: Option<Error>,
 }
 
 impl Member {
@@ -358,13 +306,13 @@ impl Needed {
 
     /// The content of one of its pieces.
     pub fn bytes<'b>(&self, block: &'b Block, piece: &Piece) -> Result<&'b [u8]> {
+        Needed::content(block, piece)
+    }
+
+    pub(super) fn content<'b>(block: &'b Block, piece: &Piece) -> Result<&'b [u8]> {
         let (from, length) = (piece.page as usize * PAGE, piece.pages as usize * PAGE);
         block.data.get(from..from + length).ok_or_else(|| Error::image("image damaged: a block has changed while it was read"))
     }
-}
-
-fn missing(owner: Owner) -> Error {
-    Error::image(format!("image damaged: pages of {owner:?} are as in a parent that does not have them"))
 }
 
 /// Headers and runs of one image.
@@ -387,68 +335,6 @@ impl Fronts {
     }
 }
 
-/// What stands at some pages of an owner.
-#[derive(Clone, Copy)]
-enum What {
-    Data { block: u32, page: u32 },
-    Zero,
-    Parent,
-}
-
-struct Entry {
-    address: u64,
-    pages: u32,
-    what: What,
-}
-
-impl Entry {
-    fn end(&self) -> u64 {
-        self.address + u64::from(self.pages) * PAGE as u64
-    }
-}
-
-/// All that an image names of each owner that is sought, by address.
-fn entries(blocks: &[(EncodedBlock, Meta)], sought: &[Sought]) -> Result<Vec<Vec<Entry>>> {
-    let places: HashMap<Owner, usize> = sought.iter().enumerate().map(|(n, s)| (s.here, n)).collect();
-    let mut lists: Vec<Vec<Entry>> = sought.iter().map(|_| Vec::new()).collect();
-    for (number, (_, meta)) in blocks.iter().enumerate() {
-        let Some(&place) = places.get(&meta.owner) else { continue };
-        let mut next = 0;
-        for run in &meta.runs {
-            let what = match run.content {
-                Content::Parent => What::Parent,
-                Content::Zero => What::Zero,
-                Content::Copy { block, page } => {
-                    let there = blocks.get(block as usize).map_or(0, |(_, meta)| meta.data_pages);
-                    if page.checked_add(run.pages).is_none_or(|end| end > there) {
-                        let pages = run.pages;
-                        let what = format!("image damaged: {pages} pages are copies of block {block}, page {page}, which is not there");
-                        return Err(Error::image(what));
-                    }
-                    What::Data { block, page }
-                }
-                Content::Data => {
-                    let page = next;
-                    next += run.pages;
-                    What::Data { block: number as u32, page }
-                }
-                Content::Unused => {
-                    next += run.pages;
-                    continue;
-                }
-            };
-            lists[place].push(Entry { address: run.address, pages: run.pages, what });
-        }
-    }
-    for (list, s) in lists.iter_mut().zip(sought) {
-        list.sort_unstable_by_key(|e| e.address);
-        if let Some(pair) = list.windows(2).find(|pair| pair[0].end() > pair[1].address) {
-            return Err(twice(s.here, pair[0].address));
-        }
-    }
-    Ok(lists)
-}
-
 /// The folder in which the parent of an image is looked for.
 pub fn folder_of(image: &Path) -> PathBuf {
     let image = std::fs::canonicalize(image).unwrap_or_else(|_| image.to_owned());
@@ -458,8 +344,17 @@ pub fn folder_of(image: &Path) -> PathBuf {
     }
 }
 
+pub(super) fn changed(path: &Path) -> Error {
+    Error::image(format!("parent image {} has changed since another was made upon it", path.display())).help("bring back what it was")
+}
+
 /// Finds a parent: beside its child, then where it was when the child was made.
-fn look_for(link: &ParentLink, folder: &Path, known: &[([u8; 16], PathBuf)], machine: u16) -> Result<(PathBuf, Reader<'static>)> {
+pub(super) fn look_for(
+    link: &ParentLink,
+    folder: &Path,
+    known: &[([u8; 16], PathBuf)],
+    machine: u16,
+) -> Result<(PathBuf, Reader<'static>)> {
     let hint = Path::new(OsStr::from_bytes(&link.file));
     let mut places: Vec<PathBuf> = hint.file_name().map(|name| folder.join(name)).into_iter().chain([folder.join(hint)]).collect();
     places.splice(0..0, known.iter().filter(|(id, _)| *id == link.id).map(|(_, path)| path.clone()));

@@ -3,12 +3,14 @@
 //!
 //! Writing: worker threads [`encode`] blocks of pages, one thread appends them in order with a [`Writer`].
 //! Reading: one thread walks the sections with a [`Reader`], worker threads decode the blocks; a block's
-//! copies are found again through a [`Placement`]. What stands in the metadata is the callers' business:
+//! copies are found again through a [`Placement`]. What an image has from others is found by [`Chain`], which reads no
+//! more than that needs, or by [`Resolved`], which is made one image after the other while they come. What stands in the metadata is the callers' business:
 //! any serde type.
 
 mod chain;
 mod dedup;
 mod encode;
+mod entries;
 mod format;
 mod index;
 mod inherited;
@@ -16,7 +18,9 @@ mod link;
 mod pages;
 mod placement;
 mod reader;
+mod resolved;
 mod source;
+mod spread;
 mod verify;
 mod wanted;
 mod writer;
@@ -30,6 +34,7 @@ pub use link::ParentLink;
 pub use pages::{Block, Content, Owner, Run};
 pub use placement::Placement;
 pub use reader::{EncodedBlock, Reader};
+pub use resolved::{At, Place, Resolved, Source, deliver};
 pub use verify::{Report, verify};
 pub use writer::{Options, Placed, Summary, Writer, raw_data_at};
 

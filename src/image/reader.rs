@@ -116,14 +116,6 @@ impl<'a> Reader<'a> {
         Ok(Reader { source, length, hash, sections, blocks: 0, stage, name: None, id, parent: None, folder: PathBuf::from("."), machine })
     }
 
-    /// The number of the descriptor of the file that is read; `None` for a stream.
-    pub fn file(&self) -> Option<i32> {
-        match &self.source {
-            Source::File(walk) => Some(std::os::fd::AsRawFd::as_raw_fd(&*walk.at.file)),
-            Source::Stream(_) => None,
-        }
-    }
-
     /// The image's name; known once [`Reader::next_block`] has returned `None`.
     pub fn hash(&self) -> Option<Hash> {
         self.name
@@ -232,7 +224,7 @@ impl<'a> Reader<'a> {
     /// All blocks by the image's index, to be called instead of [`Reader::next_block`]: each with its owner and its runs, nothing
     /// of which has been read. `None` when there is no index: then nothing has happened. After it the image's name is known,
     /// and that it is complete.
-    pub fn index(&mut self) -> Result<Option<Vec<Indexed>>> {
+    pub(super) fn index(&mut self) -> Result<Option<Vec<Indexed>>> {
         let (Stage::Pages, Source::File(Walk { at, .. }), Some(length), 0) = (self.stage, &self.source, self.length, self.blocks) else {
             return Ok(None);
         };
@@ -246,7 +238,7 @@ impl<'a> Reader<'a> {
             let start = offset + SECTION as u64 + u64::from(header.padding);
             let place = Place::Section(header.kind, header.number, offset);
             let payload = Payload::In(FileAt { file: Arc::clone(&file), position: start });
-            (EncodedBlock { number: meta.block, header, place, start, payload, lineage, front: Some(front) }, meta.owner, meta.runs)
+            (EncodedBlock { number: meta.block, header, place, start, payload, lineage, front: Some(front) }, meta)
         };
         self.name = Some(found.hash);
         self.stage = Stage::Ended;
@@ -469,13 +461,21 @@ pub struct EncodedBlock {
 }
 
 /// A block as an index knows it: whose pages it holds, and which.
-pub type Indexed = (EncodedBlock, Owner, Vec<Run>);
+pub type Indexed = (EncodedBlock, Meta);
 
 impl EncodedBlock {
     /// What it holds, without its content: reads it (when it is in a file), compares the checksum, checks every run.
     pub fn describe(&self) -> Result<(Owner, Vec<Run>)> {
         let meta = self.meta()?;
         Ok((meta.owner, meta.runs))
+    }
+
+    /// The number of the descriptor of the file that it is in, if any.
+    pub(super) fn file(&self) -> Option<i32> {
+        match &self.payload {
+            Payload::In(at) => Some(std::os::fd::AsRawFd::as_raw_fd(&*at.file)),
+            Payload::Read(_) | Payload::Away(_) => None,
+        }
     }
 
     /// Lets go of the file that it is in.

@@ -50,6 +50,8 @@ pub struct Flow {
 pub enum Manner {
     /// They wait until the lock is opened.
     Hold,
+    /// The same, and those that come in can be taken meanwhile ([`NetLock::copies`]).
+    Copy,
     /// They are lost, as on a bad wire.
     Drop,
 }
@@ -112,7 +114,7 @@ impl NetLock {
             return Ok(lock);
         }
         // Any number that is not in use; users' own ones are small.
-        match Queue::new(0x6d65 + (pid % 0x4000) as u16, PACKETS) {
+        match Queue::new(0x6d65 + (pid % 0x4000) as u16, PACKETS, manner == Manner::Copy) {
             Ok(queue) => {
                 let number = queue.number();
                 lock.queue = Some(queue);
@@ -162,6 +164,11 @@ impl NetLock {
         batch.commit(&self.socket).map_err(refused).context(|| "preparing the network lock")?;
         self.expected.extend(flows);
         Ok(())
+    }
+
+    /// The packets that have come in since this was asked last; none where they are not held.
+    pub fn copies(&self) -> Vec<Vec<u8>> {
+        self.queue.as_ref().and_then(|queue| queue.copies().ok()).unwrap_or_default()
     }
 
     /// Flows that are locked.

@@ -10,6 +10,7 @@ use crate::resource::{Manifest, Tree};
 use crate::sys::arch;
 use crate::sys::namespace::Kind;
 use crate::sys::proc::read;
+use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
 
 /// What this processor lacks and the one that the image was made on had, though no thread was just using its registers.
@@ -49,8 +50,8 @@ fn larger_vectors(manifest: &Manifest, tree: &Tree) -> Result<()> {
     Ok(())
 }
 
-/// Checks an image against this machine.
-pub fn check(manifest: &Manifest, tree: &Tree, pid_namespace: bool) -> Result<()> {
+/// Checks an image against this machine. `arriving`: addresses that will be here when they are needed.
+pub fn check(manifest: &Manifest, tree: &Tree, pid_namespace: bool, arriving: &[IpAddr]) -> Result<()> {
     structure(tree)?;
     super::places::check(tree)?;
     let in_use = tree.processes.iter().flat_map(|p| &p.threads).fold(0, |all, t| all | arch::in_use(&t.xstate));
@@ -69,7 +70,7 @@ pub fn check(manifest: &Manifest, tree: &Tree, pid_namespace: bool) -> Result<()
         pids(tree, &mut refusals);
     }
     let taken = refusals.len();
-    reach::check(tree, &mut refusals);
+    reach::check(tree, arriving, &mut refusals);
     match (taken, refusals.len()) {
         (_, 0) => Ok(()),
         (taken, all) if taken == all => Err(Error::refused("cannot restore: pids are in use", refusals).help(OTHERS)),

@@ -3,7 +3,7 @@
 
 use super::pool::Pool;
 use crate::error::{Context, Error, Result};
-use crate::image::{Block, Content, EncodedBlock, FromParent, Owner, PAGE, Placement, Run};
+use crate::image::{Block, Content, EncodedBlock, FromParent, Owner, PAGE, Placement};
 use crate::resource::Tree;
 use crate::resource::memory::{Backing, Mapping};
 use crate::sys::memory::{self, MemFile};
@@ -142,12 +142,11 @@ struct Flow {
     bytes: u64,
 }
 
-/// Places the pages of all blocks that `next` gives, but of copies only those that are wanted. When these are all blocks of an image,
-/// its checksums and its end have been verified afterwards. Returned are the bytes, and what it has from its parent.
+/// Places the pages of all blocks that `next` gives. When these are all blocks of an image, its checksums and its end have been
+/// verified afterwards. Returned are the bytes, and what it has from its parent.
 pub fn fill(
     mut next: impl FnMut() -> Result<Option<EncodedBlock>>,
     targets: &Targets<'_>,
-    wanted: impl Fn(Owner, &Run) -> bool + Sync,
     progress: &mut dyn FnMut(u64) -> Result<()>,
 ) -> Result<(u64, FromParent)> {
     let flow = Mutex::new(Flow::default());
@@ -179,9 +178,7 @@ pub fn fill(
                     guard.bytes += buffer.len() as u64;
                     guard.placement.note(&block);
                     for run in &block.runs {
-                        if let Content::Copy { block: from, page } = run.content
-                            && wanted(block.owner, run)
-                        {
+                        if let Content::Copy { block: from, page } = run.content {
                             let (owner, address, pages) = (block.owner, run.address, run.pages);
                             guard.copies.push(Copy { owner, address, pages, block: from, page });
                         }

@@ -11,52 +11,61 @@ mod serve;
 mod space;
 mod stop;
 
-use super::fill::{self, Targets};
+use super::fill::Targets;
+use super::{Options, pool};
 use crate::error::{Context, Error, Kind, Result};
-use crate::image::{Owner, Reader};
-use crate::progress::Report;
+use crate::image::{self, Owner, Place, Reader, Resolved};
+use crate::progress::{Report, phase};
 use crate::resource::Tree;
-use crate::resource::memory::{AddressSpace, Backing, Mapping, PAGE};
+use crate::resource::memory::{AddressSpace, Backing, Mapping};
 use crate::sys::missing::{self, Missing};
 use crate::sys::server::{Guard, Handles, Server, cut_short};
 use crate::sys::{signal, task};
 use crate::tracee::stub::Stub;
-use catalog::{Catalog, Later, Survey, comes_later};
+use catalog::{Catalog, Later, Piece};
 use nix::errno::Errno;
 use serve::Incomplete;
 use space::Space;
 use std::collections::{BTreeSet, HashMap};
 use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::time::Duration;
 
 /// Bytes of a transparent huge page.
 const HUGE: u64 = 2 << 20;
 /// A mapping with fewer pages than this that have a content is filled at once.
 const LEAST_PAGES: u64 = 64;
 
+/// Files that may be open at once when a chain is long.
+const MANY_FILES: u64 = 1 << 16;
+
+/// Each phase and its time.
+type Phases = Vec<(&'static str, Duration)>;
+
 /// A restore whose pages come later.
 pub struct Lazy {
-    survey: Option<Survey>,
+    resolved: Option<Resolved>,
     server: Option<Server>,
-    /// The image file, for the process that reads on in it.
-    image: i32,
     /// meio will not be there to say what goes wrong.
     detach: bool,
     runs: bool,
 }
 
 impl Lazy {
-    /// Looks where every page stands in the image. Its metadata, the fronts of its blocks and its end have been checked then.
-    pub fn prepare(reader: &mut Reader<'_>, detach: bool) -> Result<Lazy> {
-        let Some(image) = reader.file() else {
+    /// Looks where every page stands in the image and in those that it builds upon. Its metadata, the fronts of its blocks and its
+    /// end have been checked then.
+    pub fn prepare(reader: &mut Reader<'_>, options: &Options, report: &mut dyn Report, phases: &mut Phases) -> Result<Lazy> {
+        let Some(path) = options.input.path().filter(|_| !reader.is_stream()) else {
             return Err(Error::new(Kind::Usage, "--lazy needs an image that is a file: a stream cannot be read where a page is wanted"));
         };
-        if reader.parent().is_some() {
-            let reason = "--lazy does not restore an image that has a parent";
-            return Err(
-                Error::new(Kind::Unsupported, reason).help("make it one that stands alone with `meio merge`, or restore it without --lazy")
-            );
+        let mut parent = options.parent.clone();
+        if reader.parent().is_some() && parent.is_none() {
+            // Where it cannot be raised, that may do.
+            let _ = pool::raise_limit(MANY_FILES);
+            parent = phase(report, phases, "parents", |_| Resolved::parent_of(reader))?.map(Arc::new);
         }
-        Ok(Lazy { survey: Some(Survey::read(reader)?), server: None, image, detach, runs: false })
+        let resolved = phase(report, phases, "index", |_| Resolved::read(reader, path, parent.as_deref()))?;
+        Ok(Lazy { resolved: Some(resolved), server: None, detach: options.detach, runs: false })
     }
 
     /// Fills what must be there, and has everything else brought from now on. The address spaces are laid out.
@@ -68,9 +77,8 @@ impl Lazy {
         report: &mut dyn Report,
         warnings: &mut Vec<String>,
     ) -> Result<()> {
-        let survey = self.survey.take().ok_or_else(|| Error::other("the pages were looked for twice"))?;
-        let mut later = large(tree, &survey);
-        let huge = huge(tree, &survey, stubs);
+        let resolved = self.resolved.take().ok_or_else(|| Error::other("the pages were looked for twice"))?;
+        let mut later = large(tree, &resolved);
         let mut missing = HashMap::new();
         for process in &tree.processes {
             if later.contains_key(&process.pid) {
@@ -84,10 +92,10 @@ impl Lazy {
                 }
             }
         }
-        let (catalog, first) = survey.split(&later)?;
-        let mut first = first.into_iter();
-        let wanted = |owner: Owner, run: &crate::image::Run| !comes_later(&later, owner, run);
-        fill::fill(|| Ok(first.next()), targets, wanted, &mut |bytes| {
+        let (catalog, first) = catalog::split(&resolved, &later)?;
+        first.zero.iter().try_for_each(|&(owner, address, pages)| targets.zero(owner, address, pages))?;
+        let place = |part: &image::Piece, bytes: &[u8]| targets.write(part.owner, part.address, bytes);
+        image::deliver(&first.blocks, &place, &mut |bytes| {
             report.bytes(bytes, None);
             signal::check_interrupted()
         })?;
@@ -102,7 +110,7 @@ impl Lazy {
             }
             spaces.push(Incomplete::new(missing, owner, Space::new(&later[&owner])));
         }
-        self.server = Some(self.start(catalog, spaces, huge, stubs, report)?);
+        self.server = Some(self.start(catalog, spaces, tree, stubs, report)?);
         Ok(())
     }
 
@@ -111,17 +119,17 @@ impl Lazy {
         &self,
         catalog: Catalog,
         spaces: Vec<Incomplete>,
-        huge: Vec<(i32, u64)>,
+        tree: &Tree,
         stubs: &HashMap<i32, Stub>,
         report: &mut dyn Report,
     ) -> Result<Server> {
         let handle = |stub: &Stub| task::pidfd(stub.pid).map(|handle| (stub.pid, handle)).ok();
-        let tree: Vec<_> = stubs.values().filter_map(handle).collect();
-        let fds = spaces.iter().map(|s| s.missing.as_raw_fd()).chain(tree.iter().map(|t| t.1.as_raw_fd()));
-        let keep: Vec<i32> = fds.chain([self.image]).collect();
+        let tasks: Vec<_> = stubs.values().filter_map(handle).collect();
+        let fds = spaces.iter().map(|s| s.missing.as_raw_fd()).chain(tasks.iter().map(|t| t.1.as_raw_fd()));
+        let keep: Vec<i32> = fds.chain(catalog.files()).collect();
         let detach = self.detach;
         Server::start(&keep, |link, handles: Handles| {
-            for (pid, handle) in tree {
+            for (pid, handle) in tasks {
                 handles.add(pid, handle);
             }
             // Before the tree runs meio sees itself that it has ended, and afterwards as long as it waits for its end.
@@ -141,7 +149,8 @@ impl Lazy {
             }
             guard.dismiss();
             let of = handles.all();
-            for (pid, address) in huge.into_iter().filter(|_| result.is_ok()) {
+            let huge = if result.is_ok() { huge(tree, catalog.pieces(), stubs) } else { Vec::new() };
+            for (pid, address) in huge {
                 // What the program has unmapped or changed meanwhile stays as it is.
                 let _ = of.iter().find(|h| h.0 == pid).map(|h| missing::collapse(h.1, address, HUGE));
             }
@@ -187,20 +196,24 @@ impl Drop for Lazy {
 }
 
 /// Memory that is brought later: by the pid in the image, the mappings.
-fn large(tree: &Tree, survey: &Survey) -> Later {
-    let mut pages: HashMap<(i32, u64), u64> = HashMap::new();
+fn large(tree: &Tree, resolved: &Resolved) -> Later {
     let spaces: HashMap<i32, &AddressSpace> = tree.processes.iter().filter_map(|p| Some((p.pid, p.memory.as_ref()?))).collect();
-    for (pid, address, count) in survey.contents() {
-        let Some(space) = spaces.get(&pid) else { continue };
-        let i = space.mappings.partition_point(|m| m.end <= address);
-        if let Some(mapping) = space.mappings.get(i).filter(|m| m.contains(address) && can_wait(m)) {
-            *pages.entry((pid, mapping.start)).or_default() += u64::from(count);
-        }
-    }
     let mut later = Later::new();
-    for (pid, space) in spaces {
-        let large = |m: &&Mapping| pages.get(&(pid, m.start)).is_some_and(|&n| n >= LEAST_PAGES);
-        let ranges: Vec<_> = space.mappings.iter().filter(large).map(|m| (m.start, m.end)).collect();
+    for (owner, places) in resolved.owners() {
+        let Owner::Process(pid) = owner else { continue };
+        let Some(space) = spaces.get(&pid) else { continue };
+        let mut pages = vec![0; space.mappings.len()];
+        let mut i = 0;
+        for Place { address, pages: count, .. } in places.iter().filter(|p| p.at.is_some()) {
+            while space.mappings.get(i).is_some_and(|m| m.end <= *address) {
+                i += 1;
+            }
+            if space.mappings.get(i).is_some_and(|m| m.contains(*address)) {
+                pages[i] += u64::from(*count);
+            }
+        }
+        let large = space.mappings.iter().zip(pages).filter(|(m, pages)| *pages >= LEAST_PAGES && can_wait(m));
+        let ranges: Vec<_> = large.map(|(m, _)| (m.start, m.end)).collect();
         if !ranges.is_empty() {
             later.insert(pid, ranges);
         }
@@ -208,23 +221,27 @@ fn large(tree: &Tree, survey: &Survey) -> Later {
     later
 }
 
-/// What was filled at once is huge where the kernel gives huge pages at the first touch. What is brought is not: pid as meio
+/// What is filled at once is huge where the kernel gives huge pages at the first touch. What is brought is not: pid as meio
 /// sees it, and each range of the size of a huge page that is to become one.
-fn huge(tree: &Tree, survey: &Survey, stubs: &HashMap<i32, Stub>) -> Vec<(i32, u64)> {
+fn huge(tree: &Tree, pieces: &[Piece], stubs: &HashMap<i32, Stub>) -> Vec<(i32, u64)> {
     let always = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled").is_ok_and(|text| text.contains("[always]"));
     let wanted = |m: &Mapping| {
         let has = |flag: &str| m.flags.iter().any(|f| f == flag);
         can_wait(m) && (has("hg") || always && !has("nh"))
     };
     let mut found = BTreeSet::new();
-    for (pid, address, pages) in survey.contents() {
+    for of_one in pieces.chunk_by(|a, b| a.owner == b.owner) {
+        let pid = of_one[0].owner;
         let space = tree.processes.iter().find(|p| p.pid == pid).and_then(|p| p.memory.as_ref());
         let (Some(space), Some(stub)) = (space, stubs.get(&pid)) else { continue };
-        let i = space.mappings.partition_point(|m| m.end <= address);
-        let Some(mapping) = space.mappings.get(i).filter(|m| m.contains(address) && wanted(m)) else { continue };
-        let end = (address + u64::from(pages) * PAGE).min(mapping.end);
-        let first = (address / HUGE * HUGE).max(mapping.start.next_multiple_of(HUGE));
-        found.extend((first..end).step_by(HUGE as usize).filter(|at| at + HUGE <= mapping.end).map(|at| (stub.pid, at)));
+        let mut mappings = space.mappings.iter().peekable();
+        for piece in of_one {
+            while mappings.next_if(|m| m.end <= piece.address).is_some() {}
+            let Some(mapping) = mappings.peek().filter(|m| m.contains(piece.address) && wanted(m)) else { continue };
+            let end = piece.end().min(mapping.end);
+            let first = (piece.address / HUGE * HUGE).max(mapping.start.next_multiple_of(HUGE));
+            found.extend((first..end).step_by(HUGE as usize).filter(|at| at + HUGE <= mapping.end).map(|at| (stub.pid, at)));
+        }
     }
     found.into_iter().collect()
 }

@@ -85,6 +85,17 @@ pub fn new_network(tree: &Tree, network: u32, fd: BorrowedFd<'_>) -> Result<Opti
     Ok(Some(lock))
 }
 
+/// Locks what a tree hears and says in meio's own network namespace, before it is there; `None` where that is nothing.
+pub fn block(tree: &Tree) -> Result<Option<NetLock>> {
+    let flows = flows(tree, None);
+    if flows.is_empty() {
+        return Ok(None);
+    }
+    let mut lock = NetLock::prepare(None, Manner::Drop)?;
+    lock.add(&flows)?;
+    Ok(Some(lock))
+}
+
 /// What the sockets of a tree hear and say in one network namespace, `None` for meio's own.
 fn flows(tree: &Tree, network: Option<u32>) -> Vec<Flow> {
     tree.files.iter().filter_map(|f| f.kind.inet()).filter(|inet| inet.network == network).filter_map(flow).collect()

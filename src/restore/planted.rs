@@ -117,7 +117,7 @@ impl<'t> Planted<'t> {
                 report.bytes(bytes, None);
                 signal::check_interrupted()
             };
-            let (bytes, from_parent) = fill::fill(|| reader.next_block(), &targets, |_, _| true, &mut progress)?;
+            let (bytes, from_parent) = fill::fill(|| reader.next_block(), &targets, &mut progress)?;
             chain.map_or(Ok(0), |chain| ancestors::fill(chain, reader, from_parent, &targets, &mut |more| progress(bytes + more)))
         })?;
         for process in self.living() {

@@ -32,6 +32,8 @@ type Way = (Vec<u8>, Vec<u8>, Option<IpAddr>, IpAddr, u32);
 struct Reach {
     /// Both ends of each connection of the tree.
     own: HashSet<(Plain, Plain)>,
+    /// Addresses that are still to come.
+    arriving: HashSet<IpAddr>,
     sockets: Vec<Seen>,
     connections: HashMap<(Plain, Plain), usize>,
     holders: Option<HashMap<u64, Vec<i32>>>,
@@ -40,11 +42,12 @@ struct Reach {
     devices: HashMap<Vec<u8>, Option<Errno>>,
 }
 
-/// Adds what stands in the way.
-pub fn check(tree: &Tree, refusals: &mut Vec<Refusal>) {
+/// Adds what stands in the way. `arriving`: addresses that will be here when they are needed.
+pub fn check(tree: &Tree, arriving: &[IpAddr], refusals: &mut Vec<Refusal>) {
     let here = |inet: &Inet| inet.network.is_none();
     let own = choice::all_ends(&tree.files).into_iter().filter(|ends| ends.0.is_none()).map(|(_, near, far)| (near, far));
-    let mut reach = Reach { own: own.collect(), ..Reach::default() };
+    let arriving = arriving.iter().copied().collect();
+    let mut reach = Reach { own: own.collect(), arriving, ..Reach::default() };
     // An interface that comes with the tree may bring what is missing now.
     let furnished = tree.files.iter().any(|f| matches!(f.kind, FileKind::Tun(_)));
     for (id, file) in tree.files.iter().enumerate() {
@@ -139,6 +142,10 @@ impl Reach {
         self.device(inet).or_else(|| self.place(inet)).or_else(|| self.way(inet, inet.local, inet.peer?))
     }
 
+    fn arrives(&self, ip: IpAddr) -> bool {
+        self.arriving.contains(&ip.to_canonical())
+    }
+
     fn device(&mut self, inet: &Inet) -> Option<Obstacle> {
         let name = device(inet)?;
         let tried = || socket::set_option(probe([0, 0, 0, 0].into())?.as_fd(), libc::SOL_SOCKET, libc::SO_BINDTODEVICE, name);
@@ -151,7 +158,7 @@ impl Reach {
     }
 
     fn place(&mut self, inet: &Inet) -> Option<Obstacle> {
-        let local = inet.local.filter(|l| !l.ip.is_unspecified() && !is_free(inet))?;
+        let local = inet.local.filter(|l| !l.ip.is_unspecified() && !is_free(inet) && !self.arrives(l.ip))?;
         let Address { ip, scope, .. } = local;
         let tried = || inet::bind(probe(ip)?.as_fd(), Address { port: 0, ..local }.into());
         match *self.places.entry((ip, scope)).or_insert_with(|| tried().err()) {
@@ -170,7 +177,7 @@ impl Reach {
 
     fn way(&mut self, inet: &Inet, local: Option<Address>, peer: Address) -> Option<Obstacle> {
         let (device, mark) = (device(inet).unwrap_or_default(), mark(inet).unwrap_or_default());
-        let from = local.filter(|l| !l.ip.is_unspecified() && !is_free(inet));
+        let from = local.filter(|l| !l.ip.is_unspecified() && !is_free(inet) && !self.arrives(l.ip));
         let tried = || {
             let fd = probe(peer.ip)?;
             for (name, value) in [(libc::SO_BINDTODEVICE, device), (libc::SO_MARK, mark)] {

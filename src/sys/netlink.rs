@@ -84,6 +84,24 @@ impl Socket {
         }
     }
 
+    /// Takes what the kernel has said unasked until now; `each` gets type and payload.
+    pub fn unasked(&self, mut each: impl FnMut(u16, &[u8])) -> io::Result<()> {
+        let mut buffer = vec![0u8; 256 << 10];
+        loop {
+            let n = match socket::recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
+                Err(Errno::EAGAIN) => return Ok(()),
+                Err(Errno::ENOBUFS) => continue, // what found no room is lost
+                n => n?,
+            };
+            let mut left = &buffer[..n];
+            while let (Some(length), Some(kind)) = (u32_at(left, 0), u16_at(left, 4)) {
+                let Some(payload) = left.get(HEADER..length as usize) else { break };
+                each(kind, payload);
+                left = left.get(align(length as usize)..).unwrap_or_default();
+            }
+        }
+    }
+
     /// Sends messages that are one transaction and waits until the one with number `last`, which asks for an answer, is
     /// answered. Any refusal is that of all.
     pub fn transact(&self, messages: &[u8], last: u32) -> io::Result<()> {

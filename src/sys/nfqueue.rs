@@ -1,6 +1,6 @@
 //! Queues in which the kernel keeps packets until somebody says what becomes of them: `linux/netfilter/nfnetlink_queue.h`.
 
-use super::netlink::{Buffer, Socket, put};
+use super::netlink::{Buffer, Socket, align, put, u16_at};
 use nix::errno::Errno;
 use std::fs::File;
 use std::io;
@@ -12,6 +12,11 @@ const VERDICT_BATCH: u16 = 3 << 8 | 3;
 const NF_ACCEPT: u32 = 1;
 /// The kernel numbers packets from 1 on and compares numbers as signed ones.
 const ANY: u32 = i32::MAX as u32;
+const PACKET: u16 = 3 << 8;
+/// `NF_INET_LOCAL_OUT`, `NF_INET_POST_ROUTING`: packets that go out pass these.
+const OUTWARD: [u8; 2] = [3, 4];
+/// Bytes of copies that may wait to be taken.
+const COPIES: usize = 32 << 20;
 /// What the kernel charges for the notice of one packet, at most.
 const NOTICE: usize = 1 << 12;
 
@@ -25,11 +30,11 @@ pub struct Queue {
 
 impl Queue {
     /// A queue for at most so many packets, in the network namespace of the caller. Its number is the first free one
-    /// from `number` on.
+    /// from `number` on. With `copies` the packets themselves can be taken ([`Queue::copies`]).
     ///
     /// # Errors
     /// `EPERM` without `CAP_NET_ADMIN`, `EINVAL` where the kernel has no such queues.
-    pub fn new(number: u16, packets: u32) -> io::Result<Self> {
+    pub fn new(number: u16, packets: u32, copies: bool) -> io::Result<Self> {
         const TRIES: u16 = 64;
         let mut number = number;
         let last = number.wrapping_add(TRIES);
@@ -41,7 +46,11 @@ impl Queue {
                 Err(e) if e.raw_os_error() == Some(Errno::EBUSY as i32) && number != last => number = number.wrapping_add(1),
                 bound => {
                     bound?;
-                    queue.prepare(packets)?;
+                    if copies {
+                        queue.prepare_copies(packets)?
+                    } else {
+                        queue.prepare(packets)?
+                    }
                     return Ok(queue);
                 }
             }
@@ -60,6 +69,27 @@ impl Queue {
         self.socket.change(CONFIG, 0, &both)?;
         // NFQNL_COPY_META: nothing of the packet itself is copied.
         self.configure(2, &[0, 0, 0, 0, 1])
+    }
+
+    /// Without `NFQA_CFG_F_GSO` packets are cut and summed up as they would be on a wire.
+    fn prepare_copies(&self, packets: u32) -> io::Result<()> {
+        self.socket.room(Buffer::Receive, COPIES)?;
+        self.configure(3, &packets.to_be_bytes())?;
+        // NFQNL_COPY_PACKET: all of it.
+        self.configure(2, &[0, 0, 0xff, 0xff, 2])
+    }
+
+    /// The packets that have come in since this was asked last, from the IP header on; they stay in the queue.
+    pub fn copies(&self) -> io::Result<Vec<Vec<u8>>> {
+        let mut found = Vec::new();
+        self.socket.unasked(|kind, message| {
+            if kind == PACKET
+                && let Some(packet) = inward(message.get(4..).unwrap_or_default())
+            {
+                found.push(packet.to_vec());
+            }
+        })?;
+        Ok(found)
     }
 
     /// `struct nfgenmsg`.
@@ -114,6 +144,21 @@ impl State {
         let &[own, _, held, _, _, full, unnoticed, seen, _] = fields.as_slice() else { return None };
         (own == u32::from(number)).then_some(State { held, dropped: full + unnoticed, seen })
     }
+}
+
+/// The packet in a notice, if it is one that comes in. `NFQA_PACKET_HDR` says at which hook it is.
+fn inward(attributes: &[u8]) -> Option<&[u8]> {
+    let (mut left, mut hook, mut packet) = (attributes, None, None);
+    while let (Some(length), Some(kind)) = (u16_at(left, 0), u16_at(left, 2)) {
+        let value = left.get(4..usize::from(length))?;
+        match kind & 0x3fff {
+            1 => hook = value.get(6).copied(),
+            10 => packet = Some(value),
+            _ => {}
+        }
+        left = left.get(align(length.into())..).unwrap_or_default();
+    }
+    packet.filter(|_| hook.is_some_and(|hook| !OUTWARD.contains(&hook)))
 }
 
 #[cfg(test)]

@@ -289,6 +289,21 @@ fn wait_undisturbed(tid: i32) -> Result<Status, Errno> {
     }
 }
 
+/// Waits until there is a report of one task, and leaves it there: a signal that the task has stopped for is still delivered
+/// when its tracer dies.
+pub fn await_report(tid: i32) -> Result<(), Errno> {
+    loop {
+        // SAFETY: all-zero is a valid value of this plain structure.
+        let mut info: libc::siginfo_t = unsafe { mem::zeroed() };
+        let flags = libc::WSTOPPED | libc::WEXITED | libc::WNOWAIT | libc::__WALL;
+        // SAFETY: `info` outlives the call.
+        match Errno::result(unsafe { libc::waitid(libc::P_PID, tid as libc::id_t, &raw mut info, flags) }) {
+            Err(Errno::EINTR) => {}
+            done => return done.map(drop),
+        }
+    }
+}
+
 /// Takes a report of one task, or of any with `tid` -1, if there is one.
 pub fn poll(tid: i32) -> Result<Option<(i32, Status)>, Errno> {
     let mut status = 0;

@@ -113,6 +113,25 @@ impl Wire {
         self.send(from, to, protocol, ttl, tos, |head| datagram(head, lite, data))
     }
 
+    /// Puts a whole packet in, from the IP header on, that came from somewhere else.
+    ///
+    /// # Errors
+    /// `EINVAL` for what is no packet; as of [`Wire::tcp`].
+    pub fn packet(&self, packet: &[u8]) -> Result<(), Errno> {
+        let (fd, to): (_, SocketAddr) = match packet.first().map(|b| b >> 4) {
+            Some(4) => {
+                let to: [u8; 4] = packet.get(16..20).and_then(|b| b.try_into().ok()).ok_or(Errno::EINVAL)?;
+                (&self.v4, (to, 0).into())
+            }
+            Some(6) => {
+                let to: [u8; 16] = packet.get(24..40).and_then(|b| b.try_into().ok()).ok_or(Errno::EINVAL)?;
+                (self.v6.as_ref().ok_or(Errno::EAFNOSUPPORT)?, (to, 0).into())
+            }
+            _ => return Err(Errno::EINVAL),
+        };
+        sendto(fd.as_raw_fd(), packet, &SockaddrStorage::from(to), MsgFlags::empty()).map(drop)
+    }
+
     fn send(
         &self,
         from: SocketAddr,

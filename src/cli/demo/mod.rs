@@ -143,6 +143,7 @@ fn show(teller: &Teller<'_>) -> Result<Seen> {
         pid_namespace: false,
         close_connections: false,
         lazy: false,
+        parent: None,
     };
     let mut drawing = Drawing::new(*teller.console);
     let restored = restore::run(&options, &mut drawing)?;

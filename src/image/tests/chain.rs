@@ -6,9 +6,10 @@ use super::tree::{manifest, tree};
 use super::verify_file;
 use crate::error::{Error, Kind, Result};
 use crate::image::encode::Counts;
+use crate::image::resolved::{At, Place, Resolved, deliver};
 use crate::image::{
-    Block, Chain, Codec, Dedup, FromParent, Inherited, Needed, Options, Owner, Pages, ParentLink, Reader, SectionKind, Summary, Writer,
-    encode, encode_child, encode_kept, encode_zero, folder_of, verify,
+    Block, Chain, Codec, Dedup, FromParent, Inherited, Needed, Options, Owner, Pages, ParentLink, Piece, Reader, SectionKind, Summary,
+    Writer, encode, encode_child, encode_kept, encode_zero, folder_of, verify,
 };
 use crate::resource::{Manifest, Tree};
 use ciborium::Value;
@@ -24,6 +25,7 @@ pub struct Layer {
     pub inputs: Vec<Input>,
     pub kept: Vec<(Owner, Vec<(u64, u32)>)>,
     pub objects: Vec<(u32, u32)>,
+    pub index: bool,
 }
 
 fn id(n: u8) -> [u8; 16] {
@@ -69,12 +71,63 @@ pub fn bytes(number: u8, layer: &Layer, parent: Option<&Path>) -> (Vec<u8>, Summ
     for (n, (owner, ranges)) in layer.kept.iter().enumerate() {
         writer.append(&encode_kept((layer.inputs.len() + n) as u32, *owner, ranges)).unwrap();
     }
+    if layer.index {
+        writer.index().unwrap();
+    }
     writer.finish().unwrap()
 }
 
-/// What the image at `path` holds with all that it builds upon.
+/// What the image at `path` holds with all that it builds upon: the same whichever way it is found out.
 pub fn whole(path: &Path) -> Result<Memory> {
-    gather(&Chain::whole(path, MACHINE, &[])?)
+    let down = Chain::whole(path, MACHINE, &[]).and_then(|chain| gather(&chain));
+    match (down, resolve(path, None).and_then(|resolved| read(&resolved))) {
+        (Ok(down), Ok(up)) => {
+            assert!(down == up, "the two ways find something else");
+            Ok(down)
+        }
+        (Err(down), Err(up)) => {
+            assert_eq!(down.kind, up.kind, "{} {}", down.message, up.message);
+            Err(down)
+        }
+        (Err(down), Ok(_)) => panic!("only from the youngest on there is: {}", down.message),
+        (Ok(_), Err(up)) => panic!("only from the oldest on there is: {}", up.message),
+    }
+}
+
+fn resolve(path: &Path, parent: Option<&Resolved>) -> Result<Resolved> {
+    let mut reader = Reader::from_file(std::fs::File::open(path)?, MACHINE)?.beside(folder_of(path));
+    let found = if parent.is_none() { Resolved::parent_of(&mut reader)? } else { None };
+    Resolved::read(&mut reader, path, parent.or(found.as_ref()))
+}
+
+/// All pages that have a place.
+fn read(resolved: &Resolved) -> Result<Memory> {
+    let memory = Mutex::new(Memory::new());
+    let put = |owner, address, page: &[u8]| {
+        let before = memory.lock().unwrap().insert((owner, address), page.to_vec());
+        assert!(before.is_none(), "a page came twice");
+    };
+    let mut wanted = BTreeMap::new();
+    for (owner, places) in resolved.owners() {
+        assert!(places.windows(2).all(|pair| pair[0].end() <= pair[1].address));
+        for &Place { address, pages, at } in places {
+            match at {
+                Some(At { image, block, page }) => {
+                    let new = || (resolved.block(image, block).unwrap(), Vec::new());
+                    wanted.entry((image, block)).or_insert_with(new).1.push(Piece { owner, address, pages, page });
+                }
+                None => (0..u64::from(pages)).for_each(|n| put(owner, address + n * STEP, &zero())),
+            }
+        }
+    }
+    let place = |piece: &Piece, bytes: &[u8]| {
+        bytes.chunks_exact(PAGE).enumerate().for_each(|(n, page)| put(piece.owner, piece.address + n as u64 * STEP, page));
+        Ok(())
+    };
+    let wanted: Vec<_> = wanted.into_values().collect();
+    assert!(wanted.iter().all(|(source, _)| source.file().is_some()));
+    deliver(&wanted, &place, &mut |_| Ok(()))?;
+    Ok(memory.into_inner().unwrap())
 }
 
 fn gather(chain: &Chain) -> Result<Memory> {
@@ -212,15 +265,20 @@ fn a_chain_holds_what_was_put_in() {
         let folder = Folder::new();
         let mut model = Model { random: Random(seed), pages: BTreeMap::new(), objects: [0, 1, 2] };
         let mut last: Option<PathBuf> = None;
+        let mut resolved: Option<Resolved> = None;
         let mut stored = 0;
         for n in 0..40 {
             let before = model.pages.clone();
             let table = if last.is_some() { model.renumber() } else { vec![(0, 0), (1, 1), (2, 2)] };
             model.change();
-            let layer = model.layer(&if last.is_some() { before } else { BTreeMap::new() }, table);
+            let mut layer = model.layer(&if last.is_some() { before } else { BTreeMap::new() }, table);
+            layer.index = n % 3 > 0;
             let (bytes, summary) = bytes(n, &layer, last.as_deref());
             stored += summary.pages.data;
             let path = folder.put(&format!("{n}.meio"), &bytes);
+            // One after the other, as they come.
+            resolved = Some(resolve(&path, resolved.as_ref()).unwrap());
+            assert!(read(resolved.as_ref().unwrap()).unwrap() == model.memory(), "image {n} of seed {seed}, upon what is known");
             if n % 7 == 0 || n == 39 {
                 assert!(whole(&path).unwrap() == model.memory(), "image {n} of seed {seed}");
                 let reader = Reader::from_file(std::fs::File::open(&path).unwrap(), MACHINE).unwrap();
@@ -298,7 +356,7 @@ pub fn third() -> Layer {
     ];
     let kept =
         vec![(process, vec![(heap + 2 * STEP, 1), (heap + 8 * STEP, 1)]), (Owner::Process(402), vec![(heap, 5)]), (object, vec![(0, 1)])];
-    Layer { inputs, kept, objects: vec![(0, 0)] }
+    Layer { inputs, kept, objects: vec![(0, 0)], index: false }
 }
 
 /// What a layer upon [`second`] holds.
@@ -322,6 +380,28 @@ fn what_is_not_named_is_not_inherited() {
     let child = folder.put("b", &bytes);
     assert_eq!(whole(&child).unwrap(), expected(&second().inputs));
     assert_eq!(whole(&base).unwrap(), expected(&first().inputs));
+}
+
+/// What is known of another image than the parent is not taken for it; of one that stands alone nothing is asked.
+#[test]
+fn what_is_known_of_parents() {
+    let folder = Folder::new();
+    let base = folder.put("a", &bytes(0, &first(), None).0);
+    let child = folder.put("b", &bytes(1, &second(), Some(&base)).0);
+    let last = folder.put("c", &bytes(2, &Layer { index: true, ..third() }, Some(&child)).0);
+    let known = resolve(&base, None).unwrap();
+    let upon = resolve(&child, Some(&known)).unwrap();
+    refused(resolve(&last, Some(&known)), "builds upon another one than is there for it: b");
+    refused(resolve(&child, Some(&upon)), "builds upon another one");
+    assert_eq!(read(&resolve(&base, Some(&upon)).unwrap()).unwrap(), expected(&first().inputs));
+    // Where they were does not matter any more.
+    for path in [&base, &child] {
+        std::fs::remove_file(path).unwrap();
+    }
+    let resolved = resolve(&last, Some(&upon)).unwrap();
+    drop((known, upon));
+    assert_eq!(read(&resolved).unwrap(), held(&third()));
+    refused(whole(&last), "is missing");
 }
 
 fn refused(result: Result<impl Sized>, what: &str) {

@@ -38,7 +38,7 @@ fn index(bytes: &[u8]) -> Option<crate::error::Result<Option<Blocks>>> {
 }
 
 fn described(blocks: &Blocks) -> Vec<(Owner, Vec<Run>)> {
-    blocks.iter().map(|b| (b.1, b.2.clone())).collect()
+    blocks.iter().map(|b| (b.1.owner, b.1.runs.clone())).collect()
 }
 
 #[test]

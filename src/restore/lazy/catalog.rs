@@ -1,12 +1,11 @@
-//! Where every page stands in the image that is brought later.
+//! Where every page stands that is brought later.
 
 use crate::error::{Error, Result};
-use crate::image::{Content, EncodedBlock, Owner, PAGE, Reader, Run};
-use rayon::prelude::*;
+use crate::image::{At, Owner, PAGE, Piece as Part, Place, Resolved, Source};
 use std::collections::HashMap;
 
 /// Pages of one process that stand one after the other in one block.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Piece {
     /// The process, by its pid in the image.
     pub owner: i32,
@@ -14,7 +13,7 @@ pub struct Piece {
     pub address: u64,
     /// How many.
     pub pages: u32,
-    /// Which block.
+    /// Which block of the catalog.
     pub block: u32,
     /// The first of the block's data pages.
     pub page: u32,
@@ -27,127 +26,122 @@ impl Piece {
     }
 }
 
-/// All blocks of an image and what they describe; no page has been read.
-pub struct Survey {
-    blocks: Vec<EncodedBlock>,
-    runs: Vec<(u32, Owner, Run)>,
-}
-
-/// Ranges (start, end) of each process, by its pid in the image, whose pages may come later.
+/// Ranges (start, end) of each process, by its pid in the image, whose pages may come later; by address.
 pub type Later = HashMap<i32, Vec<(u64, u64)>>;
-
-impl Survey {
-    /// By the image's index; an image without one is read from its start to its end.
-    pub fn read(reader: &mut Reader<'_>) -> Result<Survey> {
-        let mut survey = Survey { blocks: Vec::new(), runs: Vec::new() };
-        if let Some(index) = reader.index()? {
-            for (block, owner, runs) in index {
-                survey.add(block, owner, runs);
-            }
-            return Ok(survey);
-        }
-        let mut blocks = Vec::new();
-        while let Some(block) = reader.next_block()? {
-            blocks.push(block);
-        }
-        let described: Vec<_> = blocks.par_iter().map(EncodedBlock::describe).collect::<Result<_>>()?;
-        for (block, (owner, runs)) in blocks.into_iter().zip(described) {
-            survey.add(block, owner, runs);
-        }
-        Ok(survey)
-    }
-
-    fn add(&mut self, block: EncodedBlock, owner: Owner, runs: Vec<Run>) {
-        let number = self.blocks.len() as u32;
-        self.runs.extend(runs.into_iter().map(|run| (number, owner, run)));
-        self.blocks.push(block);
-    }
-
-    /// Pages with content that each process has, by address.
-    pub fn contents(&self) -> impl Iterator<Item = (i32, u64, u32)> + '_ {
-        self.runs.iter().filter_map(|(_, owner, run)| match owner {
-            Owner::Process(pid) if matches!(run.content, Content::Data | Content::Copy { .. }) => Some((*pid, run.address, run.pages)),
-            _ => None,
-        })
-    }
-
-    /// What comes later, and the blocks that hold everything else.
-    pub fn split(self, later: &Later) -> Result<(Catalog, Vec<EncodedBlock>)> {
-        let Survey { blocks, runs } = self;
-        let mut first = vec![false; blocks.len()];
-        let lost = || Error::image("image damaged: it has a copy of a block that is not there");
-        for (number, _, run) in runs.iter().filter(|(_, owner, run)| !comes_later(later, *owner, run)) {
-            first[*number as usize] = true;
-            if let Content::Copy { block, .. } = run.content {
-                *first.get_mut(block as usize).ok_or_else(lost)? = true;
-            }
-        }
-        let mut pieces = Vec::new();
-        let mut page_of = (0, 0);
-        for (number, owner, run) in runs {
-            if page_of.0 != number {
-                page_of = (number, 0);
-            }
-            let (block, page) = match run.content {
-                Content::Data => {
-                    page_of.1 += run.pages;
-                    if first[number as usize] {
-                        continue;
-                    }
-                    (number, page_of.1 - run.pages)
-                }
-                Content::Copy { block, page } => (block, page),
-                Content::Unused => {
-                    page_of.1 += run.pages;
-                    continue;
-                }
-                // There is none: see `Lazy::prepare`.
-                Content::Zero | Content::Parent => continue,
-            };
-            if block as usize >= blocks.len() {
-                return Err(lost());
-            }
-            if let Owner::Process(owner) = owner
-                && comes_later(later, Owner::Process(owner), &run)
-            {
-                pieces.push(Piece { owner, address: run.address, pages: run.pages, block, page });
-            }
-        }
-        let eager = blocks.iter().zip(&first).filter(|(_, first)| **first).map(|(block, _)| block.clone()).collect();
-        Ok((Catalog::new(blocks, pieces), eager))
-    }
-}
-
-/// Whether all pages of a run may come later.
-pub fn comes_later(later: &Later, owner: Owner, run: &Run) -> bool {
-    if run.content == Content::Unused {
-        return true;
-    }
-    let Owner::Process(pid) = owner else { return false };
-    let Some(ranges) = later.get(&pid) else { return false };
-    let end = run.address + u64::from(run.pages) * PAGE as u64;
-    let i = ranges.partition_point(|r| r.1 <= run.address);
-    ranges.get(i).is_some_and(|r| r.0 <= run.address && end <= r.1)
-}
 
 /// What comes later.
 pub struct Catalog {
-    blocks: Vec<EncodedBlock>,
+    /// Those of the youngest image first: what has changed last is wanted first as a rule.
+    blocks: Vec<Source>,
     /// By owner and address.
     pieces: Vec<Piece>,
-    /// Indices of the pieces, by block and page.
+    /// Indices of the pieces, those of one block together, by address.
     by_block: Vec<u32>,
+    /// Where those of each block begin, and where the last ones end.
+    starts: Vec<u32>,
+}
+
+/// What is there before the tree runs.
+#[derive(Default)]
+pub struct First {
+    /// Blocks with pages that are wanted at once; others that stand in them come along.
+    pub blocks: Vec<(Source, Vec<Part>)>,
+    /// Pages of zeros.
+    pub zero: Vec<(Owner, u64, u32)>,
+}
+
+/// What a block is wanted for.
+const NOTHING: u32 = u32::MAX;
+const FIRST: u32 = u32::MAX - 1;
+const LATER: u32 = u32::MAX - 2;
+
+/// What comes later, and everything else.
+pub fn split(resolved: &Resolved, later: &Later) -> Result<(Catalog, First)> {
+    let ranges = |owner| match owner {
+        Owner::Process(pid) => later.get(&pid).map_or(&[][..], |ranges| ranges),
+        Owner::Object(_) => &[],
+    };
+    let mut owners: Vec<(Owner, &[Place])> = resolved.owners().collect();
+    owners.sort_unstable_by_key(|o| o.0);
+    let mut numbers: Vec<Vec<u32>> = (0..resolved.images()).map(|n| vec![NOTHING; resolved.blocks(n as u32)]).collect();
+    let mut first = First::default();
+    let mut count = 0;
+    for &(owner, places) in &owners {
+        cut(places, ranges(owner), &mut |place, comes_later| match place.at {
+            Some(At { image, block, .. }) => {
+                let number = &mut numbers[image as usize][block as usize];
+                *number = if comes_later && *number != FIRST { LATER } else { FIRST };
+                count += 1;
+            }
+            None if comes_later => {}
+            None => first.zero.push((owner, place.address, place.pages)),
+        });
+    }
+    let mut blocks = Vec::new();
+    let mut wanted: HashMap<(u32, u32), usize> = HashMap::new();
+    for (image, numbers) in numbers.iter_mut().enumerate().rev() {
+        for (block, number) in numbers.iter_mut().enumerate() {
+            let (image, block) = (image as u32, block as u32);
+            if *number == FIRST {
+                wanted.insert((image, block), first.blocks.len());
+                first.blocks.push((resolved.block(image, block)?, Vec::new()));
+            } else if *number == LATER {
+                *number = blocks.len() as u32;
+                blocks.push(resolved.block(image, block)?);
+            }
+        }
+    }
+    let mut pieces = Vec::with_capacity(count);
+    for &(owner, places) in &owners {
+        cut(places, ranges(owner), &mut |Place { address, pages, at }, _| {
+            let Some(at) = at else { return };
+            match (owner, numbers[at.image as usize][at.block as usize]) {
+                (Owner::Process(owner), block) if block != FIRST => pieces.push(Piece { owner, address, pages, block, page: at.page }),
+                _ => first.blocks[wanted[&(at.image, at.block)]].1.push(Part { owner, address, pages, page: at.page }),
+            }
+        });
+    }
+    Ok((Catalog::new(blocks, pieces), first))
+}
+
+/// Tells of the parts of all places that are in one of the ranges, and of those that are in none.
+fn cut(places: &[Place], ranges: &[(u64, u64)], tell: &mut impl FnMut(Place, bool)) {
+    let mut ranges = ranges.iter().peekable();
+    for place in places {
+        let mut next = place.address;
+        while next < place.end() {
+            while ranges.next_if(|r| r.1 <= next).is_some() {}
+            let (end, inside) = match ranges.peek() {
+                Some(r) if r.0 <= next => (r.1, true),
+                Some(r) => (r.0, false),
+                None => (u64::MAX, false),
+            };
+            let end = end.min(place.end());
+            tell(place.part(next, end), inside);
+            next = end;
+        }
+    }
 }
 
 impl Catalog {
-    fn new(blocks: Vec<EncodedBlock>, mut pieces: Vec<Piece>) -> Self {
-        pieces.sort_unstable();
-        let mut by_block: Vec<u32> = (0..pieces.len() as u32).collect();
-        by_block.sort_unstable_by_key(|&i| (pieces[i as usize].block, pieces[i as usize].page));
-        Catalog { blocks, pieces, by_block }
+    /// The pieces are in order.
+    fn new(blocks: Vec<Source>, pieces: Vec<Piece>) -> Self {
+        let mut starts = vec![0; blocks.len() + 1];
+        pieces.iter().for_each(|p| starts[p.block as usize + 1] += 1);
+        for n in 1..starts.len() {
+            starts[n] += starts[n - 1];
+        }
+        let mut next = starts.clone();
+        let mut by_block = vec![0; pieces.len()];
+        for (n, piece) in pieces.iter().enumerate() {
+            let place = &mut next[piece.block as usize];
+            by_block[*place as usize] = n as u32;
+            *place += 1;
+        }
+        Catalog { blocks, pieces, by_block, starts }
     }
 
-    /// How many blocks the image has.
+    /// How many blocks there are.
     pub fn len(&self) -> usize {
         self.blocks.len()
     }
@@ -155,6 +149,19 @@ impl Catalog {
     /// How many pages come later.
     pub fn pages(&self) -> u64 {
         self.pieces.iter().map(|p| u64::from(p.pages)).sum()
+    }
+
+    /// All pieces, by owner and address.
+    pub fn pieces(&self) -> &[Piece] {
+        &self.pieces
+    }
+
+    /// Numbers of the descriptors of all files that the blocks are in.
+    pub fn files(&self) -> Vec<i32> {
+        let mut files: Vec<i32> = self.blocks.iter().filter_map(Source::file).collect();
+        files.sort_unstable();
+        files.dedup();
+        files
     }
 
     /// The piece in which a page of a process is.
@@ -165,15 +172,13 @@ impl Catalog {
 
     /// The pieces whose content stands in a block.
     pub fn of_block(&self, block: u32) -> impl Iterator<Item = Piece> + '_ {
-        let from = self.by_block.partition_point(|&i| self.pieces[i as usize].block < block);
-        self.by_block[from..].iter().map(|&i| self.pieces[i as usize]).take_while(move |p| p.block == block)
+        let bounds = (self.starts[block as usize] as usize, self.starts[block as usize + 1] as usize);
+        self.by_block[bounds.0..bounds.1].iter().map(|&i| self.pieces[i as usize])
     }
 
     /// A block's data pages, read into `buffer`, checked and decompressed.
     pub fn data(&self, block: u32, buffer: Vec<u8>) -> Result<Vec<u8>> {
-        let lost = || Error::image("image damaged: a block is missing");
-        let encoded = self.blocks.get(block as usize).ok_or_else(lost)?;
-        encoded.clone().decode_into(buffer).map(|block| block.data)
+        self.blocks[block as usize].decode(buffer).map(|block| block.data)
     }
 }
 
@@ -182,4 +187,34 @@ pub fn bytes<'d>(piece: &Piece, address: u64, end: u64, data: &'d [u8]) -> Resul
     let from = piece.page as usize * PAGE + (address - piece.address) as usize;
     let lost = || Error::image(format!("image damaged: block {} has not got all pages that others are copies of", piece.block));
     data.get(from..from + (end - address) as usize).ok_or_else(lost)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_cut_where_ranges_end() {
+        const STEP: u64 = PAGE as u64;
+        let at = |page| Some(At { image: 1, block: 2, page });
+        let places = [
+            Place { address: 0, pages: 4, at: at(3) },
+            Place { address: 6 * STEP, pages: 2, at: None },
+            Place { address: 8 * STEP, pages: 6, at: at(9) },
+        ];
+        let mut seen = Vec::new();
+        let ranges = [(2 * STEP, 3 * STEP), (3 * STEP, 7 * STEP), (9 * STEP, 10 * STEP), (20 * STEP, 30 * STEP)];
+        cut(&places, &ranges, &mut |p, later| seen.push((p.address / STEP, p.pages, p.at.map(|at| at.page), later)));
+        let expected = [
+            (0, 2, Some(3), false),
+            (2, 1, Some(5), true),
+            (3, 1, Some(6), true),
+            (6, 1, None, true),
+            (7, 1, None, false),
+            (8, 1, Some(9), false),
+            (9, 1, Some(10), true),
+            (10, 4, Some(11), false),
+        ];
+        assert_eq!(seen, expected);
+    }
 }

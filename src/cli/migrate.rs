@@ -1,0 +1,191 @@
+//! `meio migrate`.
+
+use super::target::{self, Target};
+use super::{Console, drawing::Drawing, dump::Level, figures};
+use crate::dump::{self, Output, Track};
+use crate::error::{Error, Kind, Result};
+use crate::migrate::{self, Ended, Options, Outcome, Policy, address::Address};
+use crate::transport::Destination;
+use serde_json::json;
+use std::{path::PathBuf, process::ExitCode, time::Duration};
+
+/// Move a running tree of processes to another machine
+///
+/// Logs in to HOST by SSH, where a meio is started; looks at everything that could stand in the way, at both ends; copies memory
+/// while the tree runs, round after round, and stops it for what is left. It goes on there with the same pids, files and
+/// connections. Whatever fails before the target has everything in place, the tree goes on here, as before. From then on it is
+/// on record who may run: never two, and when nobody does, this says where it stands still, and how it is woken.
+///
+/// Connections move with their address: --vip. Files are expected at the same paths.
+///
+/// With --json the last line has "downtime_ms" (until the word was here that it runs there), "stop_ms" (the longest stop before),
+/// "rounds", "bytes", "memory_bytes", "total_ms", "processes", "tasks", "source" ("gone", or "running" with --dry-run), "host",
+/// "root_pid", "phases" and "warnings".
+#[derive(clap::Args)]
+#[command(
+    after_long_help = "Examples:\n  meio migrate 1234 root@other\n  meio migrate web other --vip 10.0.0.10/24@eth0\n  meio migrate 1234 other --dry-run"
+)]
+pub struct Migrate {
+    /// Root of the tree, or the name of a capsule
+    #[arg(value_name = "PID|NAME", value_parser = target::parse, required_unless_present_any = ["resume", "abort"])]
+    target: Option<Target>,
+    /// Where to
+    #[arg(value_name = "[USER@]HOST[:PORT]", value_parser = destination, required_unless_present_any = ["resume", "abort"])]
+    to: Option<Destination>,
+    /// Only look whether it could be moved, at both ends
+    #[arg(long)]
+    dry_run: bool,
+    /// How long nobody may run, as far as that can be foreseen
+    #[arg(long, value_name = "TIME", default_value = "300ms", value_parser = figures::parse_time)]
+    max_downtime: Duration,
+    /// How long memory may be copied while the tree runs
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = figures::parse_time)]
+    timeout: Duration,
+    /// What to do when the tree writes faster than that can be sent, or the time is over
+    #[arg(long, value_name = "WHAT", default_value = "cancel")]
+    on_timeout: OnTimeout,
+    /// An address that moves with the tree: taken from the interface here, and brought up there
+    #[arg(long, value_name = "ADDRESS/LENGTH@INTERFACE", value_parser = address)]
+    vip: Vec<Address>,
+    /// Let it have its pids in a fresh pid namespace there
+    #[arg(long)]
+    pid_namespace: bool,
+    /// How memory is packed: none, or a zstd level from 1 (fast) to 19 (small)
+    #[arg(long, value_name = "LEVEL", default_value = "1", value_parser = super::dump::level)]
+    compress: Level,
+    /// Where images are kept at the target until they are not needed any more
+    #[arg(long, value_name = "FOLDER", default_value = "/var/tmp")]
+    spool: PathBuf,
+    /// How long to wait for every task to stand still
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = figures::parse_time)]
+    freeze_timeout: Duration,
+    /// Take up a move that ended without knowing where the tree runs: its name is in what was said then
+    #[arg(long, value_name = "ID", conflicts_with_all = ["abort", "target", "dry_run"])]
+    resume: Option<String>,
+    /// Have the tree of such a move here, unless it runs there
+    #[arg(long, value_name = "ID", conflicts_with_all = ["target", "dry_run"])]
+    abort: Option<String>,
+    /// With --abort: the target is gone for good, and need not be asked
+    #[arg(long, requires = "abort")]
+    force: bool,
+    #[command(flatten)]
+    way: super::way::Way,
+    #[command(flatten)]
+    decide: super::decide::Decide,
+}
+
+/// See [`Policy`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum OnTimeout {
+    /// It stays
+    Cancel,
+    /// It is moved, however long that takes
+    Force,
+}
+
+fn destination(text: &str) -> std::result::Result<Destination, String> {
+    Destination::parse(text).map_err(|e| e.message)
+}
+
+fn address(text: &str) -> std::result::Result<Address, String> {
+    Address::parse(text).map_err(|e| e.message)
+}
+
+impl Migrate {
+    /// Moves, and tells how it went.
+    pub fn run(&self, console: &Console) -> Result<ExitCode> {
+        let mut drawing = Drawing::new(*console);
+        if let Some(id) = self.resume.as_ref().or(self.abort.as_ref()) {
+            let wish = match (&self.resume, self.force) {
+                (Some(_), _) => migrate::Wish::Resume,
+                (None, false) => migrate::Wish::Abort,
+                (None, true) => migrate::Wish::Force,
+            };
+            let said = migrate::take_up(id, wish, &self.way.how(), &mut drawing)?;
+            drawing.finish(&[]);
+            console.result(&said);
+            return Ok(ExitCode::SUCCESS);
+        }
+        let (Some(target), Some(to)) = (&self.target, &self.to) else {
+            return Err(Error::new(Kind::Usage, "a tree and a host are needed").help("see meio migrate --help"));
+        };
+        let pid = target.pid()?;
+        let dump = dump::Options {
+            pid,
+            capsule: target.name_of(pid),
+            output: Output::Stdout,
+            kill: false,
+            level: self.compress.0,
+            freeze_timeout: self.freeze_timeout,
+            decisions: self.decide.decisions(),
+            live: Some(dump::MAX_PAUSE),
+            track: Track::Auto,
+            parent: None,
+        };
+        let options = Options {
+            dump,
+            to: to.clone(),
+            how: self.way.how(),
+            max_downtime: self.max_downtime,
+            timeout: self.timeout,
+            policy: match self.on_timeout {
+                OnTimeout::Cancel => Policy::Cancel,
+                OnTimeout::Force => Policy::Force,
+            },
+            pid_namespace: self.pid_namespace,
+            addresses: self.vip.clone(),
+            spool: self.spool.clone(),
+        };
+        let outcome = if self.dry_run { migrate::dry_run(&options, &mut drawing)? } else { migrate::run(&options, &mut drawing)? };
+        drawing.finish(&outcome.warnings);
+        if console.json {
+            console.json("result", result(&outcome));
+        } else {
+            console.result(&closing(pid, &outcome));
+        }
+        Ok(super::done(&outcome.warnings))
+    }
+}
+
+fn result(o: &Outcome) -> serde_json::Value {
+    let phases: Vec<_> = o.phases.iter().map(|(name, took)| json!({"name": name, "ms": figures::ms(*took)})).collect();
+    json!({
+        "command": "migrate",
+        "downtime_ms": figures::ms(o.downtime),
+        "stop_ms": figures::ms(o.stops),
+        "rounds": o.rounds,
+        "bytes": o.bytes,
+        "memory_bytes": o.memory_bytes,
+        "total_ms": figures::ms(o.total),
+        "processes": o.processes,
+        "tasks": o.tasks,
+        "source": match o.ended { Ended::Moved => "gone", Ended::WouldFit => "running" },
+        "host": o.host,
+        "root_pid": o.root_pid,
+        "phases": phases,
+        "warnings": o.warnings,
+    })
+}
+
+/// The one honest line.
+fn closing(pid: i32, o: &Outcome) -> String {
+    let what = format!(
+        "process {pid} ({}, {})",
+        figures::count(o.processes.into(), "process", "processes"),
+        figures::count(o.tasks.into(), "task", "tasks"),
+    );
+    match o.ended {
+        Ended::WouldFit => format!("{what} could be moved to {}: nothing was changed, it goes on running here", o.host),
+        Ended::Moved => format!(
+            "{what} runs on {}{} now: nobody ran for {} (and {} before); {} were sent in {} for {} of memory after {}; nothing is left here",
+            o.host,
+            o.root_pid.map_or_else(String::new, |pid| format!(" as {pid}")),
+            figures::time(o.downtime),
+            figures::time(o.stops),
+            figures::bytes(o.bytes),
+            figures::count(o.rounds, "image", "images"),
+            figures::bytes(o.memory_bytes),
+            figures::time(o.total),
+        ),
+    }
+}

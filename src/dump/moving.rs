@@ -1,0 +1,132 @@
+//! A tree that is to go on elsewhere: images of it while it runs, each of what has changed since the one before, and the last
+//! one of a tree that stands still until it is known where it goes on.
+
+use super::parent::Heritage;
+use super::{Made, Options, Outcome, Output, Session, Standstill, Then, kill};
+use crate::error::Result;
+use crate::image;
+use crate::netlock::Manner;
+use crate::netlock::kept::Owner;
+use crate::progress::Report;
+use crate::resource::birth::Birth;
+use crate::tracee::stop::Stopped;
+use std::fs::File;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// The images of one move.
+pub struct Moving<'o> {
+    session: Session<'o>,
+    before: Option<([u8; 16], image::Hash, Birth)>,
+    /// How many were made.
+    count: u64,
+}
+
+/// File name of an image of a move, by its number from 1.
+pub fn name(n: u64) -> String {
+    format!("{n}.meio")
+}
+
+impl<'o> Moving<'o> {
+    /// Looks at everything that could stand in the way, and has the memory of the tree watched from the first image on.
+    ///
+    /// # Errors
+    /// As [`super::run`]; nothing was touched.
+    pub fn begin(options: &'o Options, report: &mut dyn Report) -> Result<Self> {
+        let mut session = Session::begin(options, report)?;
+        session.track(report)?;
+        Ok(Moving { session, before: None, count: 0 })
+    }
+
+    /// An image of the tree, which goes on, into a pipe. The first is whole.
+    pub fn round(&mut self, pipe: File, report: &mut dyn Report) -> Result<Outcome> {
+        self.image(pipe, Then::LetGo, report).map(|made| made.outcome)
+    }
+
+    /// The last image, of a tree that stands still from then on.
+    pub fn last(&mut self, pipe: File, report: &mut dyn Report) -> Result<(Outcome, Standing)> {
+        self.session.manner = Manner::Copy;
+        let mut made = self.image(pipe, Then::Hold, report)?;
+        let still = made.held.take().ok_or_else(|| crate::error::Error::other("the tree is not held"))?;
+        Ok((made.outcome, Standing { still, owner: Owner::image(&made.id) }))
+    }
+
+    fn image(&mut self, pipe: File, then: Then, report: &mut dyn Report) -> Result<Made> {
+        self.session.begun = Instant::now();
+        let parent = self.before.take().map(|(id, hash, birth)| Heritage::named((id, hash), birth, &name(self.count)));
+        let made = self.session.image(&Output::Pipe(Arc::new(pipe)), parent, then, report)?;
+        self.count += 1;
+        if let Some(tracking) = &mut self.session.tracking {
+            tracking.saved();
+        }
+        self.before = Some((made.id, made.hash, made.birth.clone()));
+        Ok(made)
+    }
+
+    /// How many images were made.
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+}
+
+/// A tree that stands still, and whose last image is complete. Dropped, it goes on.
+pub struct Standing {
+    still: Standstill,
+    owner: Owner,
+}
+
+impl Standing {
+    /// How long it has stood still.
+    pub fn for_long(&self) -> Duration {
+        self.still.since.elapsed()
+    }
+
+    /// Packets that have come for it since this was asked last, from the IP header on.
+    pub fn packets(&self) -> Vec<Vec<u8>> {
+        self.still.locks.copies()
+    }
+
+    /// What must be known to let it go on once it [stands by itself](Standing::stop).
+    pub fn stopped(&self) -> Result<Vec<Stopped>> {
+        self.still.frozen.stopped()
+    }
+
+    /// Brings it into a group stop: whatever becomes of meio, it stands still.
+    pub fn stop(&mut self) -> Result<()> {
+        self.still.frozen.stop()
+    }
+
+    /// It goes on here. `stopped`: what was told before it was brought into a group stop, if it was.
+    ///
+    /// # Errors
+    /// When a process does not wake or the network lock does not open; all else runs all the same.
+    pub fn thaw(self, stopped: Option<&[Stopped]>) -> Result<()> {
+        let Standstill { frozen, mut locks, .. } = self.still;
+        let woken = match stopped {
+            Some(stopped) => frozen.wake(stopped),
+            None => {
+                frozen.release();
+                Ok(())
+            }
+        };
+        let opened = locks.open();
+        locks.let_go();
+        woken.and(opened.map(drop))
+    }
+
+    /// It stands still here without meio, in its group stop, and nothing answers for it but under the name of `owner`.
+    pub fn leave(self, owner: &Owner) {
+        let Standstill { frozen, mut locks, .. } = self.still;
+        // A lock that cannot be kept ends with meio; its connections are at addresses that are not here any more.
+        let _ = locks.keep(owner);
+        frozen.release();
+    }
+
+    /// It goes on elsewhere: it is ended here, without a word to those whom it is connected with.
+    pub fn end(self) -> Result<()> {
+        let Standstill { frozen, captured, mut locks, .. } = self.still;
+        kill(frozen, &captured, &mut locks, &self.owner)?;
+        locks.take_back(&self.owner);
+        Ok(())
+    }
+}

@@ -1,0 +1,287 @@
+//! Where every page of an image stands, in itself or in one that it builds upon: found out from the oldest image to the
+//! youngest, each from what is known of its parent. So all but the last of a series can be done with before that is there, and
+//! what is left then follows what the last one holds and in how many pieces all is, not how much it is.
+//!
+//! [`super::Chain`] goes the other way, from the youngest on, and reads no more than is needed; here images stay open, so that
+//! their pages can be read whenever they are wanted.
+
+use super::chain::{MOST, Needed, Piece, changed, look_for};
+use super::entries::{Entry, What, entries, missing};
+use super::format::PAGE;
+use super::link::ParentLink;
+use super::pages::{Block, Meta, Owner};
+use super::reader::{EncodedBlock, Reader};
+use super::spread::spread;
+use super::{Hash, folder_of};
+use crate::error::{Context, Error, Result};
+use rayon::prelude::*;
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Consecutive pages of one owner.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// Address of the first.
+    pub address: u64,
+    /// How many.
+    pub pages: u32,
+    /// Where their content stands; `None`: they are named, and are zero.
+    pub at: Option<At>,
+}
+
+/// A data page of a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct At {
+    /// Which image: the oldest is 0.
+    pub image: u32,
+    /// Which of its blocks.
+    pub block: u32,
+    /// Which of the block's data pages.
+    pub page: u32,
+}
+
+impl Place {
+    /// Address behind the last page.
+    pub fn end(&self) -> u64 {
+        self.address + u64::from(self.pages) * PAGE as u64
+    }
+
+    /// The part of it between two addresses, of which at least one page is in it.
+    pub fn part(&self, start: u64, end: u64) -> Place {
+        let (start, end) = (start.max(self.address), end.min(self.end()));
+        let skipped = ((start - self.address) / PAGE as u64) as u32;
+        let at = self.at.map(|at| At { page: at.page + skipped, ..at });
+        Place { address: start, pages: ((end - start) / PAGE as u64) as u32, at }
+    }
+}
+
+/// An image that is open.
+struct Image {
+    path: PathBuf,
+    blocks: Vec<EncodedBlock>,
+}
+
+/// Where every page of an image stands. It keeps all images open that hold some of them.
+pub struct Resolved {
+    /// From the oldest on; `None` for one of which nothing is needed any more.
+    images: Vec<Option<Arc<Image>>>,
+    /// By address.
+    owners: HashMap<Owner, Vec<Place>>,
+    id: [u8; 16],
+    hash: Hash,
+}
+
+impl std::fmt::Debug for Resolved {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Resolved").field("images", &self.images.len()).finish_non_exhaustive()
+    }
+}
+
+impl Resolved {
+    /// Finds out where the pages of an image are, a file that is called `path` here, of which no block has been read. What it has
+    /// from its `parent` is not read again.
+    ///
+    /// # Errors
+    /// When the image is damaged, or its parent is another one.
+    pub fn read(reader: &mut Reader<'_>, path: &Path, parent: Option<&Resolved>) -> Result<Resolved> {
+        let link = reader.link()?;
+        let parent = match (&link, parent) {
+            (Some(link), Some(parent)) if parent.is_what(link) => Some((link, parent)),
+            (Some(link), _) => {
+                let file = String::from_utf8_lossy(&link.file).into_owned();
+                return Err(Error::image(format!("the image builds upon another one than is there for it: {file}")));
+            }
+            (None, _) => None,
+        };
+        Resolved::upon(reader, path, parent)
+    }
+
+    /// The same of the parent of an image, which is looked for with all that it builds upon itself; `None` when the image stands
+    /// alone.
+    ///
+    /// # Errors
+    /// When one of them is missing, damaged, or another one than it was.
+    pub fn parent_of(reader: &mut Reader<'_>) -> Result<Option<Resolved>> {
+        reader.link()?.map(|link| ancestors(&link, reader)).transpose()
+    }
+
+    fn is_what(&self, link: &ParentLink) -> bool {
+        (self.id, self.hash) == (link.id, link.hash)
+    }
+
+    fn upon(reader: &mut Reader<'_>, path: &Path, parent: Option<(&ParentLink, &Resolved)>) -> Result<Resolved> {
+        let blocks = fronts(reader)?;
+        let hash = reader.hash().ok_or_else(|| Error::image("image has no end"))?;
+        let images = parent.map_or(&[][..], |(_, parent)| &parent.images);
+        if images.len() > MOST {
+            return Err(Error::image(format!("the image has more than {MOST} ancestors")));
+        }
+        let own = images.len() as u32;
+        let mut used = vec![false; images.len()];
+        let mut owners = HashMap::new();
+        for (owner, list) in entries(&blocks, |_| true)? {
+            let before = parent.and_then(|(link, parent)| parent.owners.get(&link.there(owner)?));
+            let places = merge(owner, &list, own, before.map_or(&[], |b| b))?;
+            for at in places.iter().filter_map(|p| p.at) {
+                used.get_mut(at.image as usize).into_iter().for_each(|used| *used = true);
+            }
+            owners.insert(owner, places);
+        }
+        let kept = images.iter().zip(used).map(|(image, used)| image.clone().filter(|_| used));
+        let image = Image { path: path.to_owned(), blocks: blocks.into_iter().map(|b| b.0).collect() };
+        let images = kept.chain([Some(Arc::new(image))]).collect();
+        Ok(Resolved { images, owners, id: reader.id(), hash })
+    }
+
+    /// Whose pages it knows, and these by address.
+    pub fn owners(&self) -> impl Iterator<Item = (Owner, &[Place])> {
+        self.owners.iter().map(|(&owner, places)| (owner, places.as_slice()))
+    }
+
+    /// How many images there are, or have been; one more than the greatest [`At::image`].
+    pub fn images(&self) -> usize {
+        self.images.len()
+    }
+
+    /// How many blocks one of them has.
+    pub fn blocks(&self, image: u32) -> usize {
+        self.images[image as usize].as_ref().map_or(0, |image| image.blocks.len())
+    }
+
+    /// A block of which pages are needed.
+    pub fn block(&self, image: u32, block: u32) -> Result<Source> {
+        let lost = || Error::image("image damaged: a block is missing");
+        let image = self.images.get(image as usize).and_then(Option::as_ref).ok_or_else(lost)?;
+        let encoded = image.blocks.get(block as usize).ok_or_else(lost)?;
+        Ok(Source { block: encoded.clone(), image: image.clone() })
+    }
+}
+
+/// A block in its image, which is open.
+#[derive(Clone)]
+pub struct Source {
+    block: EncodedBlock,
+    image: Arc<Image>,
+}
+
+impl Source {
+    /// The number of the descriptor of the image's file.
+    pub fn file(&self) -> Option<i32> {
+        self.block.file()
+    }
+
+    /// Reads it, compares its checksum, decompresses; `buffer` is memory for the data.
+    pub fn decode(&self, buffer: Vec<u8>) -> Result<Block> {
+        self.block.clone().decode_into(buffer).context(|| self.image.path.display().to_string())
+    }
+}
+
+/// Blocks with the pages of them that are wanted, decoded in parallel and in no order for `place`. `progress` is told the bytes
+/// that have been placed. Returns them.
+pub fn deliver(
+    wanted: &[(Source, Vec<Piece>)],
+    place: &(dyn Fn(&Piece, &[u8]) -> Result<()> + Sync),
+    progress: &mut dyn FnMut(u64) -> Result<()>,
+) -> Result<u64> {
+    let work = |(source, pieces): &(Source, Vec<Piece>), buffer: &mut Vec<u8>| {
+        let block = source.decode(std::mem::take(buffer))?;
+        pieces.iter().try_for_each(|piece| place(piece, Needed::content(&block, piece)?))?;
+        *buffer = block.data;
+        Ok(pieces.iter().map(|p| u64::from(p.pages) * PAGE as u64).sum())
+    };
+    spread(wanted, &work, progress)
+}
+
+/// All blocks and what they hold: by the index, else by a walk through the image.
+fn fronts(reader: &mut Reader<'_>) -> Result<Vec<(EncodedBlock, Meta)>> {
+    reader.skip_metadata()?;
+    if let Some(index) = reader.index()? {
+        return Ok(index);
+    }
+    let mut blocks = Vec::new();
+    while let Some(block) = reader.next_front()? {
+        blocks.push(block);
+    }
+    if reader.parent().is_none() {
+        // Their runs have no checksum of their own.
+        blocks.par_iter().try_for_each(|(block, _)| block.describe().map(drop))?;
+    }
+    Ok(blocks)
+}
+
+/// What an image has of one owner, where what its parent had is known.
+fn merge(owner: Owner, list: &[Entry], own: u32, mut before: &[Place]) -> Result<Vec<Place>> {
+    let mut places = Vec::with_capacity(list.len() + before.len());
+    for entry in list {
+        let at = match entry.what {
+            What::Data { block, page } => Some(At { image: own, block, page }),
+            What::Zero => None,
+            What::Parent => {
+                let mut next = entry.address;
+                while next < entry.end() {
+                    let place = before.first().ok_or_else(|| missing(owner))?;
+                    if place.end() > next {
+                        if place.address > next {
+                            return Err(missing(owner));
+                        }
+                        push(&mut places, place.part(next, entry.end()));
+                        next = place.end().min(entry.end());
+                    }
+                    if place.end() <= entry.end() {
+                        before = &before[1..];
+                    }
+                }
+                continue;
+            }
+        };
+        push(&mut places, Place { address: entry.address, pages: entry.pages, at });
+    }
+    Ok(places)
+}
+
+/// Adds pages, to the last ones where they continue these.
+fn push(places: &mut Vec<Place>, next: Place) {
+    if let Some(last) = places.last_mut().filter(|last| last.end() == next.address)
+        && let Some(pages) = last.pages.checked_add(next.pages)
+    {
+        let continued = last.at.map(|at| At { page: at.page + last.pages, ..at });
+        if continued == next.at {
+            last.pages = pages;
+            return;
+        }
+    }
+    places.push(next);
+}
+
+/// What an image builds upon, down to the one that has no parent.
+fn ancestors(link: &ParentLink, child: &Reader<'_>) -> Result<Resolved> {
+    let mut folder = child.folder().to_owned();
+    let (mut found, mut seen) = (Vec::new(), HashSet::from([child.id()]));
+    let mut next = Some(link.clone());
+    while let Some(link) = next {
+        if found.len() >= MOST {
+            return Err(Error::image(format!("the image has more than {MOST} ancestors")));
+        }
+        let (path, mut reader) = look_for(&link, &folder, &[], child.machine())?;
+        if !seen.insert(link.id) {
+            return Err(changed(&path));
+        }
+        next = reader.link().context(|| format!("parent image {}", path.display()))?;
+        if path.parent() != Some(&folder) || std::fs::symlink_metadata(&path).is_ok_and(|m| m.is_symlink()) {
+            folder = folder_of(&path);
+        }
+        found.push((link, path, reader));
+    }
+    let mut last: Option<Resolved> = None;
+    for (named, path, mut reader) in found.into_iter().rev() {
+        let link = reader.parent().cloned();
+        let parent = link.as_ref().zip(last.as_ref());
+        let resolved = Resolved::upon(&mut reader, &path, parent).context(|| format!("parent image {}", path.display()))?;
+        if resolved.hash != named.hash {
+            return Err(changed(&path));
+        }
+        last = Some(resolved);
+    }
+    last.ok_or_else(|| Error::other("an image without ancestors was asked for them"))
+}

@@ -1,0 +1,364 @@
+//! What the target does: `meio agent`, which the source starts.
+
+use super::message::{Frame, Id, Message};
+use super::plan::{Details, Plan, Remark, pack, unpack};
+use super::record::{self, Member, Store};
+use super::spool::Spool;
+use super::state::{Action, Event, Life, Limits, Recorded, Target, Verdict};
+use super::{MOVE, REMARK, local};
+use crate::error::{Error, Result};
+use crate::netlock::{self, NetLock};
+use crate::progress::Report;
+use crate::resource::Tree;
+use crate::resource::thread::serde_bytes_vec::Bytes;
+use crate::restore::fits::{Needs, fits};
+use crate::restore::{self, Input};
+use crate::sys::proc::read;
+use crate::sys::signal;
+use crate::sys::wire::Wire;
+use crate::transport::{self, Peer};
+use std::collections::VecDeque;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+/// Serves one source over standard input and output, until there is nothing left to do for it.
+///
+/// # Errors
+/// When the link cannot be used; all else is told to the source.
+pub fn run() -> Result<()> {
+    signal::catch();
+    let peer = transport::accept()?;
+    let machine = Target::new(record::boot()?, Limits::default());
+    let begun = Instant::now();
+    let mut agent = Agent {
+        peer,
+        machine,
+        begun,
+        id: None,
+        plan: None,
+        spool: None,
+        last: None,
+        lock: None,
+        brought: Vec::new(),
+        store: record_store()?,
+        planted: Vec::new(),
+        linked: true,
+        runs: false,
+        waiting: Vec::new(),
+        events: VecDeque::new(),
+    };
+    let ended = agent.drive();
+    agent.clear_up();
+    ended.map(drop)
+}
+
+/// All processes of a tree that is planted.
+fn below(root: i32) -> Vec<Member> {
+    let mut pids = vec![root];
+    let mut next = 0;
+    while let Some(&pid) = pids.get(next) {
+        pids.extend(read::children(pid).unwrap_or_default());
+        next += 1;
+    }
+    pids.into_iter().filter_map(|pid| Member::of(pid).ok()).collect()
+}
+
+/// Why feeding the machine came to an end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Next {
+    /// The planted tree may run.
+    Release,
+    /// Nothing of it may stay.
+    Destroy,
+    /// Everything is done.
+    End,
+}
+
+/// The target at work.
+struct Agent {
+    peer: Peer,
+    machine: Target,
+    begun: Instant,
+    id: Option<Id>,
+    plan: Option<Plan>,
+    spool: Option<Spool>,
+    /// Number of the last image.
+    last: Option<u64>,
+    /// Over the addresses of the tree, until it runs.
+    lock: Option<NetLock>,
+    /// Addresses that were brought up here.
+    brought: Vec<usize>,
+    store: Store,
+    /// What is planted.
+    planted: Vec<Member>,
+    linked: bool,
+    /// The tree does.
+    runs: bool,
+    /// Packets for it.
+    waiting: Vec<Bytes>,
+    events: VecDeque<Event>,
+}
+
+impl Agent {
+    /// Feeds the machine until something is to be done that only the caller can do.
+    fn drive(&mut self) -> Result<Next> {
+        loop {
+            while let Some(event) = self.events.pop_front() {
+                let mut next = None;
+                for action in self.machine.step(event, self.begun.elapsed()) {
+                    next = self.perform(action)?.or(next);
+                }
+                if let Some(next) = next {
+                    return Ok(next);
+                }
+            }
+            if !self.linked {
+                return Ok(Next::End);
+            }
+            if signal::take().is_some() {
+                self.events.push_back(Event::Interrupted);
+                continue;
+            }
+            const STEP: Duration = Duration::from_millis(100);
+            let wake = self.machine.wake().map_or(STEP, |at| at.saturating_sub(self.begun.elapsed()).min(STEP));
+            self.hear(wake.max(Duration::from_millis(1)));
+        }
+    }
+
+    /// What the source says, or that nothing came.
+    fn hear(&mut self, limit: Duration) {
+        let event = match self.peer.link.receive(Some(limit)) {
+            Ok(frame) if frame.kind == MOVE => match unpack::<Frame>(&frame.payload) {
+                Ok(heard) if self.id.is_none_or(|id| id == heard.id) => {
+                    self.id = Some(heard.id);
+                    Event::Heard { generation: heard.generation, message: heard.message }
+                }
+                _ => Event::Tick,
+            },
+            Ok(frame) => {
+                match unpack(&frame.payload) {
+                    Ok(Remark::Last(n)) if frame.kind == REMARK => self.last = Some(n),
+                    Ok(Remark::Packets(packets)) if frame.kind == REMARK => self.packets(packets),
+                    _ => {}
+                }
+                Event::Tick
+            }
+            Err(_) if self.peer.link.failure().is_none() => Event::Tick, // nothing came
+            Err(_) => {
+                self.linked = false;
+                self.events.push_back(Event::LinkLost);
+                // What waits for its go waits in vain: another link finds another agent, which promises that it never runs.
+                Event::Interrupted
+            }
+        };
+        self.events.push_back(event);
+    }
+
+    /// They wait until the tree runs.
+    fn packets(&mut self, packets: Vec<Bytes>) {
+        const MOST: usize = 1 << 16;
+        let room = MOST.saturating_sub(self.waiting.len());
+        self.waiting.extend(packets.into_iter().take(room));
+        if self.runs {
+            self.deliver();
+        }
+    }
+
+    /// Hands on what came for the tree; what cannot be is sent again by whoever sent it.
+    fn deliver(&mut self) {
+        let wire = Wire::new(netlock::PASS);
+        for Bytes(packet) in self.waiting.drain(..) {
+            let _ = wire.as_ref().map(|wire| wire.packet(&packet));
+        }
+    }
+
+    fn perform(&mut self, action: Action) -> Result<Option<Next>> {
+        let event = match action {
+            Action::Send(message) => {
+                let prepared = matches!(message, Message::Prepared { .. });
+                let _ = self.send(message);
+                return if prepared { self.receive_images().map(|()| None) } else { Ok(None) };
+            }
+            Action::Check(plan) => match self.check(&plan) {
+                Ok(details) => Event::Prepared(details),
+                Err(e) => Event::Failed(e.message),
+            },
+            Action::Plant => return self.plant().map(|()| None),
+            Action::Judge(verdict) => Event::Judged(verdict, self.judge(verdict)),
+            Action::Look => Event::Looked(self.store.look(&self.id.unwrap_or_default()).unwrap_or(Life::AtWork)),
+            Action::Release => return Ok(Some(Next::Release)),
+            Action::Destroy => return Ok(Some(Next::Destroy)),
+            Action::End => return Ok(Some(Next::End)),
+            _ => return Ok(None),
+        };
+        self.events.push_back(event);
+        Ok(None)
+    }
+
+    fn judge(&self, verdict: Verdict) -> Recorded {
+        let Some(id) = &self.id else { return Recorded::Failed };
+        match Member::of(std::process::id() as i32) {
+            Ok(own) => self.store.judge(id, verdict, own, &self.planted),
+            Err(_) => Recorded::Failed,
+        }
+    }
+
+    fn send(&mut self, message: Message) -> Result<()> {
+        let generation = self.machine.generation();
+        let frame = Frame { id: self.id.unwrap_or_default(), generation, message };
+        self.peer.link.send(&transport::Frame { kind: MOVE, generation, payload: pack(&frame)? })
+    }
+
+    fn remark(&self, remark: &Remark) {
+        if let Ok(payload) = pack(remark) {
+            let _ = self.peer.link.send(&transport::Frame { kind: REMARK, generation: self.machine.generation(), payload });
+        }
+    }
+
+    /// Everything that stands in the way.
+    fn check(&mut self, plan: &[u8]) -> Result<Vec<u8>> {
+        let plan: Plan = unpack(plan)?;
+        let arriving: Vec<IpAddr> = plan.addresses.iter().map(|a| a.ip()).collect();
+        let needs = Needs { pid_namespace: plan.pid_namespace, arriving: &arriving, memory: plan.memory, spool: &plan.spool };
+        let found = fits(&plan.manifest, &plan.tree, needs)?;
+        let mut details = Details { refusals: found.refusals, warnings: found.warnings };
+        details.refusals.extend(plan.addresses.iter().filter_map(|a| local::cannot_have(a)));
+        let wanted = details.refusals.is_empty() && !plan.dry_run;
+        self.plan = wanted.then_some(plan);
+        pack(&details)
+    }
+
+    /// From now on images may come.
+    fn receive_images(&mut self) -> Result<()> {
+        let Some(plan) = self.plan.as_ref().filter(|_| self.spool.is_none()) else { return Ok(()) };
+        let begun = self.peer.open_bulk().and_then(|()| Spool::begin(&plan.spool, self.peer.receiver()?));
+        match begun {
+            Ok(spool) => self.spool = Some(spool),
+            Err(e) => self.events.push_back(Event::Failed(e.message)),
+        }
+        Ok(())
+    }
+
+    /// Rebuilds everything, and lets it run when the machine says so.
+    fn plant(&mut self) -> Result<()> {
+        let mut told = Told::default();
+        let mut released = false;
+        let done = self.bring_back(&mut told, &mut released);
+        for remark in told.0 {
+            self.remark(&remark);
+        }
+        self.lock = None;
+        match done {
+            Ok(outcome) => {
+                self.runs = true;
+                self.deliver();
+                self.brought.clear();
+                outcome.warnings.iter().for_each(|w| self.remark(&Remark::Warning(w.clone())));
+                for (name, took) in &outcome.phases {
+                    self.remark(&Remark::Phase((*name).to_owned(), took.as_micros() as u64));
+                }
+                self.remark(&Remark::Root(outcome.root_pid));
+                self.events.push_back(Event::Released);
+            }
+            Err(e) => {
+                self.take_addresses_down();
+                // Where the machine itself had it destroyed it knows.
+                self.events.push_back(Event::Failed(e.help.map_or(e.message.clone(), |help| format!("{} ({help})", e.message))));
+            }
+        }
+        Ok(())
+    }
+
+    fn bring_back(&mut self, told: &mut Told, released: &mut bool) -> Result<restore::Outcome> {
+        let plan = self.plan.clone().ok_or_else(|| Error::other("nothing was agreed upon"))?;
+        let last = self.last.ok_or_else(|| Error::other("no last image was named"))?;
+        let spool = self.spool.as_mut().ok_or_else(|| Error::other("no images came"))?;
+        let (image, parent) = spool.wait(last, Limits::default().ready)?;
+        self.bring_addresses_up(&plan, &image)?;
+        let options = restore::Options {
+            input: Input::Path(image),
+            detach: true,
+            pidfile: None,
+            pid_namespace: plan.pid_namespace,
+            close_connections: false,
+            lazy: true,
+            parent,
+        };
+        let may_run = &mut |root| {
+            self.planted = below(root);
+            self.events.push_back(Event::Planted);
+            match self.drive()? {
+                Next::Release => {}
+                _ => return Err(Error::other("the move was given up")),
+            }
+            *released = true;
+            self.announce(&plan);
+            self.lock = None; // the tree's own connections stay locked until it runs
+            Ok(())
+        };
+        restore::run_when(&options, may_run, told)
+    }
+
+    /// Its addresses come up, and nobody answers at them yet.
+    fn bring_addresses_up(&mut self, plan: &Plan, image: &std::path::Path) -> Result<()> {
+        if plan.addresses.is_empty() {
+            return Ok(());
+        }
+        let tree: Tree = restore::tree_of(image)?;
+        self.lock = restore::block(&tree)?;
+        for (n, address) in plan.addresses.iter().enumerate() {
+            address.bring_up()?;
+            self.brought.push(n);
+        }
+        Ok(())
+    }
+
+    fn take_addresses_down(&mut self) {
+        let Some(plan) = &self.plan else { return };
+        for n in self.brought.drain(..) {
+            let _ = plan.addresses[n].take_down();
+        }
+    }
+
+    fn announce(&self, plan: &Plan) {
+        for address in &plan.addresses {
+            address.announce();
+        }
+    }
+
+    /// What a tree that did not come has left.
+    fn clear_up(&mut self) {
+        if !self.machine.is_released() {
+            self.take_addresses_down();
+        }
+        self.lock = None;
+    }
+}
+
+/// Where verdicts are; those that nobody asks for any more are taken away.
+fn record_store() -> Result<Store> {
+    const OLD: Duration = Duration::from_secs(7 * 24 * 3600);
+    let store = Store::open()?;
+    store.sweep(OLD)?;
+    Ok(store)
+}
+
+/// What is told while everything is rebuilt, for later: nothing is to wait for it.
+#[derive(Default)]
+struct Told(Vec<Remark>);
+
+impl Report for Told {
+    fn started(&mut self, _: &'static str) {}
+    fn ended(&mut self, _: &'static str, _: Duration) {}
+    fn bytes(&mut self, _: u64, _: Option<u64>) {}
+    fn note(&mut self, text: &str) {
+        self.0.push(Remark::Note(text.to_owned()));
+    }
+    fn warning(&mut self, text: &str) {
+        self.0.push(Remark::Warning(text.to_owned()));
+    }
+    fn last_words(&mut self, e: &Error) {
+        self.0.push(Remark::Warning(e.message.clone()));
+    }
+    fn clear(&mut self) {}
+}

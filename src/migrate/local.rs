@@ -1,0 +1,46 @@
+//! What ties a tree to its machine.
+
+use super::address::Address;
+use crate::error::Refusal;
+use crate::resource::Tree;
+use crate::resource::descriptor::FileKind;
+use crate::resource::socket::choice::{self, Choice};
+use std::collections::HashSet;
+use std::net::IpAddr;
+
+/// Connections that cannot come along: those with somebody else on this machine, and those at an address that stays here.
+pub fn stays_behind(tree: &Tree, moving: &[Address]) -> Vec<Refusal> {
+    if tree.decisions.tcp == Choice::Close {
+        return Vec::new();
+    }
+    let moving: HashSet<IpAddr> = moving.iter().map(Address::ip).collect();
+    let outside = choice::outside(&tree.files);
+    let ends = outside.iter().filter_map(|&id| match &tree.files.get(id as usize)?.kind {
+        FileKind::Tcp(tcp) if tcp.inet.network.is_none() => Some((id, tcp.inet.local?, tcp.inet.peer?)),
+        _ => None,
+    });
+    let refuse = |(id, local, peer): (_, crate::resource::socket::inet::Address, crate::resource::socket::inet::Address)| {
+        let own = local.ip.to_canonical();
+        let (reason, advice) = if own.is_loopback() || own == peer.ip.to_canonical() {
+            let reason = format!("its other end is on this machine, and stays here ({})", std::net::SocketAddr::from(peer));
+            (reason, "end that connection, or have it broken off: --tcp close".to_owned())
+        } else if !moving.contains(&own) {
+            let advice = format!("name the address if it is to move (--vip {own}/LEN@DEV), or have the connection broken off: --tcp close");
+            (format!("its address {own} stays with this machine"), advice)
+        } else {
+            return None;
+        };
+        let holder = tree.processes.iter().find_map(|p| Some((p.pid, p.descriptors.iter().find(|d| d.file == id)?.fd)));
+        let (pid, fd) = holder.unwrap_or_default();
+        let object = format!("fd {fd} (connection with {})", std::net::SocketAddr::from(peer));
+        Some(Refusal { pid, object, reason, advice, ..Refusal::default() })
+    };
+    ends.filter_map(refuse).collect()
+}
+
+/// Why this machine cannot have an address.
+pub fn cannot_have(address: &Address) -> Option<Refusal> {
+    let reason = address.obstacle()?;
+    let advice = "give the right interface of the target: --vip ADDRESS/LENGTH@INTERFACE".to_owned();
+    Some(Refusal { object: format!("address {address}"), reason, advice, ..Refusal::default() })
+}

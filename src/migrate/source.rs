@@ -1,0 +1,582 @@
+//! What the source does.
+
+use super::address::{self, Address};
+use super::frozen::{owner, watch_over};
+use super::message::{Frame, Id, Message};
+use super::plan::{Details, Plan, Remark, pack, unpack};
+use super::record::{Claim, Member, Record, Store};
+use super::rounds::{Bulk, Pace};
+use super::state::{Action, Event, Limits, Mark, Outcome as Verdict, Recorded, Source};
+use super::{MOVE, REMARK};
+use crate::dump::moving::{Moving, Standing};
+use crate::dump::{self, preflight};
+use crate::error::{Context, Error, Kind, Result};
+use crate::progress::{Report, phase};
+use crate::resource::Manifest;
+use crate::resource::thread::serde_bytes_vec::Bytes;
+use crate::sys::signal;
+use crate::transport::{self, Destination, How, Peer};
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// What happens when the tree writes faster than it can be sent, or the time is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Policy {
+    /// It stays.
+    Cancel,
+    /// It is moved, however long that takes.
+    Force,
+}
+
+/// What the user asked for.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The tree, and how it is copied.
+    pub dump: dump::Options,
+    /// Where to.
+    pub to: Destination,
+    /// On which way.
+    pub how: How,
+    /// How long nobody may run, as far as that can be foreseen.
+    pub max_downtime: Duration,
+    /// How long rounds may go on.
+    pub timeout: Duration,
+    /// What then.
+    pub policy: Policy,
+    /// It is to live in a pid namespace of its own there.
+    pub pid_namespace: bool,
+    /// Addresses that move with it.
+    pub addresses: Vec<Address>,
+    /// Where the images are put at the target.
+    pub spool: PathBuf,
+}
+
+/// Where the tree is now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ended {
+    /// It runs at the target, and nothing is left here.
+    Moved,
+    /// It could be moved: nothing more was asked.
+    WouldFit,
+}
+
+/// What was done.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    /// Where the tree is now.
+    pub ended: Ended,
+    /// Name of the target's machine, as it says itself.
+    pub host: String,
+    /// Pid of the root there.
+    pub root_pid: Option<i32>,
+    /// From the last instruction here to the first there, as well as it can be known: until the word was here that it runs.
+    pub downtime: Duration,
+    /// The longest stop before that.
+    pub stops: Duration,
+    /// Images that were sent, the last one included.
+    pub rounds: u64,
+    /// Bytes that were sent, packed.
+    pub bytes: u64,
+    /// Bytes of memory that they stand for.
+    pub memory_bytes: u64,
+    /// Processes and threads.
+    pub processes: u32,
+    /// Threads of all processes.
+    pub tasks: u32,
+    /// The whole run.
+    pub total: Duration,
+    /// What is different there.
+    pub warnings: Vec<String>,
+    /// Each phase and its time; those of the target begin with `target: `.
+    pub phases: Vec<(String, Duration)>,
+}
+
+/// Looks at everything at both ends, and says all that stands in the way.
+pub fn dry_run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
+    let begun = Instant::now();
+    signal::catch();
+    let mut phases = Vec::new();
+    let (plan, (processes, tasks)) = phase(report, &mut phases, "check", |_| plan(options, true))?;
+    let mut peer = phase(report, &mut phases, "connect", |report| transport::connect(&options.to, &options.how, report))?;
+    let memory_bytes = plan.memory;
+    let details = phase(report, &mut phases, "target", |_| -> Result<Details> {
+        let prepare = Frame { id: fresh_id()?, generation: 1, message: Message::Prepare { plan: pack(&plan)? } };
+        peer.link.send(&transport::Frame { kind: MOVE, generation: 1, payload: pack(&prepare)? })?;
+        loop {
+            let frame = peer.link.receive(Some(Limits::default().prepared))?;
+            if frame.kind != MOVE {
+                continue;
+            }
+            match unpack::<Frame>(&frame.payload)?.message {
+                Message::Prepared { details } => return unpack(&details),
+                Message::Abort { why } => return Err(Error::other(why)),
+                _ => {}
+            }
+        }
+    })?;
+    refuse(options, &details)?;
+    Ok(Outcome {
+        ended: Ended::WouldFit,
+        host: peer.hello.host.clone(),
+        root_pid: None,
+        downtime: Duration::ZERO,
+        stops: Duration::ZERO,
+        rounds: 0,
+        bytes: 0,
+        memory_bytes,
+        processes,
+        tasks,
+        total: begun.elapsed(),
+        warnings: details.warnings,
+        phases: phases.into_iter().map(|(name, took)| (name.to_owned(), took)).collect(),
+    })
+}
+
+/// Moves the tree below `options.dump.pid`.
+///
+/// Guarantee: until the target has everything in place, and it is on record here that it may run there, whatever fails and
+/// whenever either meio dies the tree goes on here as before. From then on it never does but on the target's word.
+pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
+    let begun = Instant::now();
+    signal::catch();
+    let mut phases = Vec::new();
+    let (plan, (processes, tasks)) = phase(report, &mut phases, "check", |_| plan(options, false))?;
+    let peer = phase(report, &mut phases, "connect", |report| transport::connect(&options.to, &options.how, report))?;
+    let id = fresh_id()?;
+    let store = Store::open()?;
+    let guardian = watch_over(&store, id, Member::of(options.dump.pid)?, &options.addresses)?;
+    let claim = store.claim(&id)?;
+    let machine = Source::begin(1, pack(&plan)?, Limits::default());
+    let outcome = Outcome {
+        ended: Ended::Moved,
+        host: peer.hello.host.clone(),
+        root_pid: None,
+        downtime: Duration::ZERO,
+        stops: Duration::ZERO,
+        rounds: 0,
+        bytes: 0,
+        memory_bytes: plan.memory,
+        processes,
+        tasks,
+        total: Duration::ZERO,
+        warnings: Vec::new(),
+        phases: phases.into_iter().map(|(name, took)| (name.to_owned(), took)).collect(),
+    };
+    let mut end = End {
+        options,
+        id,
+        begun,
+        machine,
+        peer,
+        moving: None,
+        bulk: None,
+        standing: None,
+        record: None,
+        store,
+        _claim: claim,
+        taken: Vec::new(),
+        forwarded: 0,
+        error: None,
+        outcome,
+    };
+    let done = end.drive(report);
+    guardian.dismiss()?;
+    done?;
+    end.outcome.total = begun.elapsed();
+    Ok(end.outcome)
+}
+
+/// The tree as it is seen while it runs; how many processes and threads it has.
+fn plan(options: &Options, dry_run: bool) -> Result<(Plan, (u32, u32))> {
+    let pid = options.dump.pid;
+    let mut look = preflight(pid, &options.dump.decisions)?;
+    look.refusals.extend(super::local::stays_behind(&look.tree, &options.addresses));
+    if look.refusals.iter().any(|r| !r.transient) {
+        return Err(Error::refused(&format!("cannot move process {pid}"), look.refusals));
+    }
+    address::check(&options.addresses)?;
+    let counts = (look.tree.processes.len() as u32, look.tree.processes.iter().map(|p| p.threads.len().max(1) as u32).sum());
+    let manifest: Manifest = dump::manifest(pid, options.dump.capsule.clone())?;
+    let memory = dump::extent(pid).1;
+    let (addresses, spool) = (options.addresses.clone(), options.spool.clone());
+    Ok((Plan { manifest, tree: look.tree, memory, pid_namespace: options.pid_namespace, addresses, spool, dry_run }, counts))
+}
+
+fn fresh_id() -> Result<Id> {
+    let mut id = Id::default();
+    std::io::Read::read_exact(&mut std::fs::File::open("/dev/urandom")?, &mut id)?;
+    Ok(id)
+}
+
+fn refuse(options: &Options, details: &Details) -> Result<()> {
+    if details.refusals.is_empty() {
+        return Ok(());
+    }
+    let what = format!("process {} cannot live on {}", options.dump.pid, options.to.host);
+    Err(Error::refused(&what, details.refusals.clone()))
+}
+
+/// The source at work.
+struct End<'o> {
+    options: &'o Options,
+    id: Id,
+    begun: Instant,
+    machine: Source,
+    peer: Peer,
+    moving: Option<Moving<'o>>,
+    bulk: Option<Bulk>,
+    standing: Option<Standing>,
+    record: Option<Record>,
+    store: Store,
+    _claim: Claim,
+    /// Addresses that are down here.
+    taken: Vec<Address>,
+    /// Packets that were sent after the tree.
+    forwarded: u64,
+    /// What failed first, in full.
+    error: Option<Error>,
+    outcome: Outcome,
+}
+
+impl End<'_> {
+    /// Feeds the machine until it has said how it ended.
+    fn drive(&mut self, report: &mut dyn Report) -> Result<()> {
+        let mut events = VecDeque::from([Event::Start]);
+        let mut interrupted = false;
+        loop {
+            while let Some(event) = events.pop_front() {
+                for action in self.machine.step(event, self.begun.elapsed()) {
+                    if let Action::Report(verdict) = action {
+                        return self.conclude(verdict);
+                    }
+                    events.extend(self.perform(action, report));
+                }
+            }
+            if !interrupted && signal::check_interrupted().is_err() {
+                interrupted = true;
+                events.push_back(Event::Interrupted);
+                continue;
+            }
+            self.forward();
+            let wake = self.machine.wake().map_or(Duration::from_millis(100), |at| at.saturating_sub(self.begun.elapsed()));
+            // Packets do not say when they come.
+            let step = Duration::from_millis(if self.standing.is_some() { 1 } else { 100 });
+            events.push_back(self.hear(wake.clamp(Duration::from_millis(1), step), report));
+        }
+    }
+
+    /// What the target says, or that nothing came.
+    fn hear(&mut self, limit: Duration, report: &mut dyn Report) -> Event {
+        match self.peer.link.receive(Some(limit)) {
+            Ok(frame) if frame.kind == MOVE => match unpack::<Frame>(&frame.payload) {
+                Ok(heard) if heard.id == self.id => {
+                    if let Message::Prepared { details } = &heard.message
+                        && let Err(e) = self.prepared(details, report)
+                    {
+                        return self.failed(e);
+                    }
+                    Event::Heard { generation: heard.generation, message: heard.message }
+                }
+                _ => Event::Tick,
+            },
+            Ok(frame) if frame.kind == REMARK => {
+                if let Ok(remark) = unpack(&frame.payload) {
+                    self.remark(remark, report);
+                }
+                Event::Tick
+            }
+            Ok(_) => Event::Tick,
+            Err(_) if self.peer.link.failure().is_none() => Event::Tick, // nothing came
+            Err(e) => {
+                self.error.get_or_insert(e);
+                std::thread::sleep(Duration::from_millis(5));
+                Event::LinkLost
+            }
+        }
+    }
+
+    /// What comes for a tree that stands still is wanted where it will run.
+    fn forward(&mut self) {
+        let Some(standing) = &self.standing else { return };
+        let packets: Vec<Bytes> = standing.packets().into_iter().map(Bytes).collect();
+        for some in packets.chunks(64) {
+            let remark = pack(&Remark::Packets(some.to_vec()));
+            if let Ok(payload) = remark
+                && self.peer.link.send(&transport::Frame { kind: REMARK, generation: 1, payload }).is_ok()
+            {
+                self.forwarded += some.len() as u64;
+            }
+        }
+    }
+
+    fn remark(&mut self, remark: Remark, report: &mut dyn Report) {
+        match remark {
+            Remark::Warning(text) => {
+                report.warning(&text);
+                self.outcome.warnings.push(text);
+            }
+            Remark::Note(text) => report.note(&format!("target: {text}")),
+            Remark::Phase(name, took) => self.outcome.phases.push((format!("target: {name}"), Duration::from_micros(took))),
+            Remark::Root(pid) => self.outcome.root_pid = Some(pid),
+            Remark::Last(_) | Remark::Packets(_) => {}
+        }
+    }
+
+    fn prepared(&mut self, details: &[u8], report: &mut dyn Report) -> Result<()> {
+        let details: Details = unpack(details)?;
+        refuse(self.options, &details)?;
+        for warning in details.warnings {
+            report.warning(&warning);
+            self.outcome.warnings.push(warning);
+        }
+        Ok(())
+    }
+
+    fn failed(&mut self, e: Error) -> Event {
+        let text = e.message.clone();
+        let interrupted = e.kind == Kind::Interrupted;
+        self.error.get_or_insert(e);
+        if interrupted { Event::Interrupted } else { Event::Failed(text) }
+    }
+
+    fn stuck(&mut self, e: Error) -> Event {
+        let text = e.message.clone();
+        self.error.get_or_insert(e);
+        Event::Stuck(text)
+    }
+
+    fn perform(&mut self, action: Action, report: &mut dyn Report) -> Option<Event> {
+        let done = match action {
+            Action::Send(message) => {
+                let _ = self.send(message); // that the link is lost is heard soon enough
+                return None;
+            }
+            Action::Rounds => self.rounds(report).map(|()| Event::RoundsDone),
+            Action::Freeze => self.freeze(report).map(|()| Event::LastSent),
+            Action::Stop => self.stop(report).map(|()| Event::Stopped),
+            Action::Mark(mark) => {
+                let recorded = self.mark(mark);
+                return Some(Event::Marked(match recorded {
+                    Ok(()) => Recorded::Written,
+                    Err(e) => {
+                        self.error.get_or_insert(e);
+                        Recorded::Failed
+                    }
+                }));
+            }
+            Action::Thaw => return Some(self.thaw(report).map_or_else(|e| self.stuck(e), |()| Event::Thawed)),
+            Action::Reap => return Some(self.reap(report).map_or_else(|e| self.stuck(e), |()| Event::Reaped)),
+            Action::Forget => {
+                if self.record.take().is_some()
+                    && let Err(e) = self.store.forget(&self.id)
+                {
+                    report.warning(&e.message);
+                }
+                return None;
+            }
+            // The target that is ready waits for a while, but its agent ends with the link: the tree is asked for by --resume.
+            Action::Link => return Some(Event::LinkLost),
+            _ => return None,
+        };
+        Some(done.unwrap_or_else(|e| self.failed(e)))
+    }
+
+    fn send(&mut self, message: Message) -> Result<()> {
+        let generation = self.machine.generation();
+        let frame = Frame { id: self.id, generation, message };
+        self.peer.link.send(&transport::Frame { kind: MOVE, generation, payload: pack(&frame)? })
+    }
+
+    fn phase<T>(
+        &mut self,
+        name: &'static str,
+        report: &mut dyn Report,
+        work: impl FnOnce(&mut Self, &mut dyn Report) -> Result<T>,
+    ) -> Result<T> {
+        report.started(name);
+        let begun = Instant::now();
+        let done = work(self, report);
+        report.ended(name, begun.elapsed());
+        self.outcome.phases.push((name.to_owned(), begun.elapsed()));
+        done
+    }
+
+    /// Copies while the tree runs, until what is left is expected to fit.
+    fn rounds(&mut self, report: &mut dyn Report) -> Result<()> {
+        self.phase("streams", report, |end, _| {
+            end.peer.open_bulk()?;
+            end.bulk = Some(Bulk::new(end.peer.sender()?));
+            Ok(())
+        })?;
+        let mut moving = Moving::begin(&self.options.dump, report)?;
+        let begun = Instant::now();
+        let mut pace = Pace::default();
+        loop {
+            let round = self.round(&mut moving, report)?;
+            self.outcome.stops = self.outcome.stops.max(round.stop);
+            pace.note(round.bytes, round.took, round.stop);
+            report.note(&format!(
+                "round {}: {} KiB sent in {:.1} ms; if it were the last, nobody would run for about {:.0} ms",
+                moving.count(),
+                round.bytes >> 10,
+                round.took.as_secs_f64() * 1e3,
+                pace.downtime().as_secs_f64() * 1e3
+            ));
+            if moving.count() > 1 && pace.downtime() <= self.options.max_downtime {
+                break;
+            }
+            let late = begun.elapsed() >= self.options.timeout;
+            if late || pace.restless() {
+                self.out_of_hope(&pace, late, report)?;
+                break;
+            }
+            // Whoever gives up is heard between two rounds.
+            while let Some(frame) = self.peer.link.try_receive()? {
+                if frame.kind == REMARK {
+                    self.remark(unpack(&frame.payload)?, report);
+                } else if let Message::Abort { why } = unpack::<Frame>(&frame.payload)?.message {
+                    return Err(Error::other(format!("the target gave up: {why}")));
+                }
+            }
+            signal::check_interrupted()?;
+        }
+        self.moving = Some(moving);
+        Ok(())
+    }
+
+    fn round(&mut self, moving: &mut Moving<'_>, report: &mut dyn Report) -> Result<super::rounds::Round> {
+        let bulk = self.bulk.as_mut().ok_or_else(|| Error::other("there are no streams"))?;
+        let begun = Instant::now();
+        let name = if moving.count() == 0 { "first copy" } else { "rounds" };
+        report.started(name);
+        let made = bulk.item(|pipe| moving.round(pipe, report));
+        report.ended(name, begun.elapsed());
+        let made = made.map_err(|e| self.explain(e))?;
+        self.outcome.bytes += made.image_bytes;
+        Ok(super::rounds::Round { bytes: made.image_bytes, took: begun.elapsed(), stop: made.pause.max(made.stops.unwrap_or_default()) })
+    }
+
+    /// That a pipe is broken says only that the link is.
+    fn explain(&self, e: Error) -> Error {
+        self.peer.link.failure().unwrap_or(e)
+    }
+
+    fn out_of_hope(&self, pace: &Pace, late: bool, report: &mut dyn Report) -> Result<()> {
+        let foreseen = format!("nobody would run for about {:.0} ms", pace.downtime().as_secs_f64() * 1e3);
+        let why = match late {
+            true => format!("the time for copying is over, and {foreseen}"),
+            false => format!("the tree writes its memory about as fast as it can be sent: {foreseen}"),
+        };
+        match self.options.policy {
+            Policy::Force => {
+                report.warning(&why);
+                Ok(())
+            }
+            Policy::Cancel => {
+                Err(Error::other(why).help("allow more with --max-downtime, or move it all the same with --on-timeout force"))
+            }
+        }
+    }
+
+    /// The last image, of a tree that stands still from now on; its addresses are nobody's.
+    fn freeze(&mut self, report: &mut dyn Report) -> Result<()> {
+        let mut moving = self.moving.take().ok_or_else(|| Error::other("nothing was copied yet"))?;
+        let sent = self.phase("last image", report, |end, report| {
+            let bulk = end.bulk.as_mut().ok_or_else(|| Error::other("there are no streams"))?;
+            bulk.item(|pipe| moving.last(pipe, report)).map_err(|e| end.explain(e))
+        });
+        // The kernel takes its time to let go of what has watched the tree: later.
+        let count = moving.count();
+        self.moving = Some(moving);
+        let (made, standing) = sent?;
+        self.standing = Some(standing);
+        self.outcome.rounds = count;
+        self.outcome.bytes += made.image_bytes;
+        self.outcome.memory_bytes = made.memory_bytes;
+        (self.outcome.processes, self.outcome.tasks) = (made.processes, made.tasks);
+        self.outcome.warnings.extend(made.warnings);
+        for address in &self.options.addresses {
+            self.taken.push(address.clone());
+            address.take_down()?;
+        }
+        let last = transport::Frame { kind: REMARK, generation: 1, payload: pack(&Remark::Last(count))? };
+        self.peer.link.send(&last)
+    }
+
+    /// From now on it stands still whatever becomes of meio.
+    fn stop(&mut self, report: &mut dyn Report) -> Result<()> {
+        self.phase("hold", report, |end, _| match &mut end.standing {
+            Some(standing) => standing.stop(),
+            None => Err(Error::other("the tree is not held")),
+        })
+    }
+
+    fn mark(&mut self, mark: Mark) -> Result<()> {
+        let generation = self.machine.generation();
+        let mut record = match self.record.take() {
+            Some(record) => record,
+            None => {
+                let standing = self.standing.as_ref().ok_or_else(|| Error::other("the tree is not held"))?;
+                let record = Record::new(self.id, generation, &self.options.to.to_string(), standing.stopped()?)?;
+                Record { addresses: self.taken.clone(), capsule: self.options.dump.capsule.clone(), ..record }
+            }
+        };
+        (record.mark, record.generation) = (mark, generation);
+        let written = self.store.mark(&record);
+        self.record = Some(record);
+        written.context(|| "writing the record of the move")
+    }
+
+    /// It goes on here; its addresses first, so that nobody is told that it is not there.
+    fn thaw(&mut self, report: &mut dyn Report) -> Result<()> {
+        for address in self.taken.drain(..) {
+            if let Err(e) = address.bring_up() {
+                report.warning(&format!("the address {address} could not be taken back: {e}"));
+            }
+        }
+        match self.standing.take() {
+            Some(standing) => standing.thaw(self.record.as_ref().map(|record| record.processes.as_slice())),
+            None => Ok(()),
+        }
+    }
+
+    /// It runs there: what is left here is ended.
+    fn reap(&mut self, report: &mut dyn Report) -> Result<()> {
+        self.forward();
+        if let Some(standing) = &self.standing {
+            self.outcome.downtime = standing.for_long();
+        }
+        self.phase("end", report, |end, _| end.standing.take().map_or(Ok(()), Standing::end))
+    }
+
+    fn conclude(&mut self, verdict: Verdict) -> Result<()> {
+        let to = &self.options.to;
+        match verdict {
+            Verdict::Moved => Ok(()),
+            Verdict::Stayed(why) => {
+                let e = self.error.take().unwrap_or_else(|| match self.peer.link.failure() {
+                    Some(e) => e,
+                    None => Error::other(format!("process {} was not moved: {why}", self.options.dump.pid)),
+                });
+                let stays = "it goes on running here, as before";
+                Err(Error { help: Some(e.help.clone().map_or(stays.into(), |help| format!("{help}; {stays}"))), ..e })
+            }
+            Verdict::Frozen { why, .. } => {
+                if let Some(standing) = self.standing.take() {
+                    standing.leave(&owner(&self.id));
+                }
+                let id = super::record::name(&self.id);
+                let what = format!(
+                    "process {} stands still here, and it is not known whether it runs on {}: {why}",
+                    self.options.dump.pid, to.host
+                );
+                Err(Error::new(Kind::Frozen, what).help(format!(
+                    "when {} can be reached again: meio migrate --resume {id}; to have it here if it does not run there: meio migrate --abort {id}",
+                    to.host
+                )))
+            }
+            Verdict::RunsThere => Err(Error::other(format!("it runs on {}", to.host))),
+        }
+    }
+}

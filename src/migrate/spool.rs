@@ -1,0 +1,116 @@
+//! Images as they come, until they are not needed any more: in a folder that nobody else can read, and that goes with meio.
+
+use crate::dump::moving::name;
+use crate::error::{Context, Error, Kind, Result};
+use crate::image::{Reader, Resolved};
+use crate::resource::{Manifest, Tree};
+use crate::sys::arch;
+use crate::transport::Receiver;
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Bytes that are taken from a stream at a time.
+const PIECE: usize = 1 << 20;
+
+/// The folder, and who fills it.
+pub struct Spool {
+    folder: PathBuf,
+    state: Arc<(Mutex<State>, Condvar)>,
+}
+
+#[derive(Default)]
+struct State {
+    /// How many images are there.
+    whole: u64,
+    /// What is known of the last one of which that has been found out, and its number.
+    resolved: Option<(u64, Arc<Resolved>)>,
+    /// No more will come; why, if that is not as it should be.
+    ended: Option<Option<Error>>,
+}
+
+fn locked(mutex: &Mutex<State>) -> MutexGuard<'_, State> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Spool {
+    /// A new one in `parent`, filled by what `receiver` brings.
+    pub fn begin(parent: &Path, receiver: Receiver) -> Result<Spool> {
+        let folder = parent.join(format!(".meio.{}.images", std::process::id()));
+        // What is left of one that had the same pid.
+        let _ = fs::remove_dir_all(&folder);
+        fs::DirBuilder::new().mode(0o700).create(&folder).context(|| format!("making {}", folder.display()))?;
+        let state = Arc::new((Mutex::new(State::default()), Condvar::new()));
+        let (theirs, place) = (state.clone(), folder.clone());
+        let work = move || {
+            let ended = fill(receiver, &place, &theirs).err();
+            locked(&theirs.0).ended = Some(ended);
+            theirs.1.notify_all();
+        };
+        std::thread::Builder::new().name("spool".into()).spawn(work).context(|| "cannot start a thread")?;
+        Ok(Spool { folder, state })
+    }
+
+    /// Waits until the image of this number is there with all before it: its path, and where the pages of the one before are.
+    pub fn wait(&mut self, n: u64, limit: Duration) -> Result<(PathBuf, Option<Arc<Resolved>>)> {
+        let until = Instant::now() + limit;
+        let mut state = locked(&self.state.0);
+        while state.whole < n {
+            if let Some(ended) = &state.ended {
+                return Err(ended.clone().unwrap_or_else(|| Error::other("not all images have come")));
+            }
+            let Some(left) = until.checked_duration_since(Instant::now()) else {
+                return Err(Error::new(Kind::LinkFailed, "the last image did not come in time"));
+            };
+            state = self.state.1.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        let resolved = state.resolved.take().filter(|(of, _)| of + 1 == n).map(|(_, resolved)| resolved);
+        Ok((self.folder.join(name(n)), resolved))
+    }
+}
+
+fn fill(mut receiver: Receiver, folder: &Path, state: &(Mutex<State>, Condvar)) -> Result<()> {
+    let mut buffer = vec![0; PIECE];
+    let mut n = 0;
+    while let Some(mut item) = receiver.next_item()? {
+        n += 1;
+        let path = folder.join(name(n));
+        let mut file = File::options().write(true).create_new(true).mode(0o600).open(&path).context(|| path.display())?;
+        loop {
+            match std::io::Read::read(&mut item, &mut buffer)? {
+                0 => break,
+                read => file.write_all(&buffer[..read]).context(|| format!("writing {}", path.display()))?,
+            }
+        }
+        locked(&state.0).whole = n;
+        state.1.notify_all();
+        // While the next one is on its way.
+        let before = locked(&state.0).resolved.as_ref().filter(|(of, _)| of + 1 == n).map(|(_, resolved)| resolved.clone());
+        if n == 1 || before.is_some() {
+            let resolved = resolve(&path, folder, before.as_deref()).context(|| format!("image {n}"))?;
+            let mut state = locked(&state.0);
+            if state.whole == n {
+                state.resolved = Some((n, Arc::new(resolved)));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Finds out where the pages of an image are.
+fn resolve(path: &Path, folder: &Path, parent: Option<&Resolved>) -> Result<Resolved> {
+    let mut reader = Reader::from_file(File::open(path)?, arch::MACHINE)?.beside(folder.to_owned());
+    let _: Manifest = reader.manifest()?;
+    let _: Tree = reader.tree()?;
+    Resolved::read(&mut reader, path, parent)
+}
+
+impl Drop for Spool {
+    fn drop(&mut self) {
+        // Whoever still reads in the images has them open.
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}

@@ -1,0 +1,199 @@
+//! Machines to move between: namespaces with a network interface, an init and a real sshd each, joined by a bridge that the
+//! test itself is at. They share the file system, but for `/run`.
+
+use super::{Lab, Outcome, Running, SOON, until};
+use std::fs;
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+/// Address of the test itself on the bridge.
+pub const OUTSIDE: &str = "10.99.0.254";
+/// The address that moves, as `--vip` takes it.
+pub const VIP: &str = "10.99.0.100/24@eth0";
+/// The same as clients know it.
+pub const SERVICE: &str = "10.99.0.100";
+
+const CONFIGURATION: &str = "
+Port 22
+HostKey FOLDERhost
+PidFile none
+AuthorizedKeysFile none
+AuthorizedKeysCommand /usr/bin/cat FOLDERkey.pub
+AuthorizedKeysCommandUser root
+PermitRootLogin prohibit-password
+StrictModes no
+UsePAM no
+UseDNS no
+PrintMotd no
+PrintLastLog no
+";
+
+/// It reaps orphans, and ends with the test. What shells do at their start is nothing that is looked at.
+const INIT: &str = "mount -t tmpfs -o mode=755 run /run && mkdir /run/sshd && mount -t devpts -o ptmxmode=666,mode=600 devpts /dev/pts
+for file in /root/.bashrc /root/.profile /root/.bash_profile; do [ ! -e $file ] || mount --bind /dev/null $file; done
+ip link set lo up && touch \"$1\" || exit 9
+mkfifo /run/nothing && exec 9<> /run/nothing
+while :; do read -t 1 -u 9; done";
+
+/// One of them.
+pub struct Host {
+    /// Address on the bridge.
+    pub address: String,
+    init: Child,
+    /// Programs of it have pids from here on.
+    first_pid: u32,
+}
+
+/// All of them.
+pub struct Hosts {
+    /// In the order of their addresses, from `10.99.0.1`.
+    pub hosts: Vec<Host>,
+    folder: String,
+}
+
+fn plain(program: &str, arguments: &[&str]) {
+    let done = Command::new(program).args(arguments).stdin(Stdio::null()).output().expect("it starts");
+    assert!(done.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&done.stderr));
+}
+
+impl Hosts {
+    /// Makes `count` of them in the namespaces of the test.
+    pub fn new(lab: &Lab, count: usize) -> Hosts {
+        let folder = lab.path("").display().to_string();
+        plain("ip", &["link", "add", "br0", "type", "bridge", "forward_delay", "0"]);
+        plain("ip", &["address", "add", &format!("{OUTSIDE}/24"), "dev", "br0"]);
+        plain("ip", &["link", "set", "br0", "up"]);
+        for key in ["host", "key"] {
+            plain("ssh-keygen", &["-q", "-t", "ed25519", "-N", "", "-f", &format!("{folder}{key}")]);
+        }
+        fs::write(lab.path("sshd.conf"), CONFIGURATION.replace("FOLDER", &folder)).expect("configuration");
+        let public = fs::read_to_string(lab.path("host.pub")).expect("key");
+        let hosts: Vec<Host> = (1..=count).map(|n| Host::new(lab, n)).collect();
+        let known: String = hosts.iter().map(|h| format!("{} {public}", h.address)).collect();
+        fs::write(lab.path("known"), known).expect("known hosts");
+        let hosts = Hosts { hosts, folder };
+        for host in &hosts.hosts {
+            host.serve(lab);
+        }
+        hosts
+    }
+
+    /// `meio migrate` with what it needs to log in, run on host `from`.
+    pub fn migrate(&self, lab: &Lab, from: usize, arguments: &[&str]) -> Outcome {
+        lab.run(self.migration(from, arguments))
+    }
+
+    /// The same, not started yet.
+    pub fn migration(&self, from: usize, arguments: &[&str]) -> Command {
+        let mut command = self.hosts[from].command(Path::new(crate::MEIO));
+        let known = format!("{}known", self.folder);
+        let key = format!("{}key", self.folder);
+        command.args(["migrate", "--known-hosts", &known, "--identity", &key, "--remote-path", crate::MEIO]).args(arguments);
+        command
+    }
+
+    /// Gives host `n` the service's address.
+    pub fn serve_at(&self, n: usize) {
+        let (address, device) = VIP.split_once('@').expect("a device");
+        self.hosts[n].plain("ip", &["address", "add", address, "dev", device]);
+    }
+}
+
+impl Host {
+    fn new(lab: &Lab, n: usize) -> Host {
+        let up = lab.path(&format!("up{n}"));
+        let init = Command::new("unshare")
+            .args(["--pid", "--net", "--ipc", "--mount", "--uts", "--fork", "--kill-child", "--mount-proc", "bash", "-c", INIT, "init"])
+            .arg(&up)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(fs::File::create(lab.path(&format!("init{n}.log"))).expect("log"))
+            .spawn()
+            .expect("unshare(1) starts");
+        let host = Host { address: format!("10.99.0.{n}"), init, first_pid: 2000 * n as u32 };
+        let log = || fs::read_to_string(lab.path(&format!("init{n}.log"))).unwrap_or_default();
+        assert!(until(SOON, || up.exists()), "host {n} does not come up: {}", log());
+        let (inside, outside) = (host.pid().to_string(), format!("host{n}"));
+        plain("ip", &["link", "add", &outside, "type", "veth", "peer", "name", "eth0", "netns", &inside]);
+        plain("ip", &["link", "set", &outside, "master", "br0", "up"]);
+        host.plain("ip", &["address", "add", &format!("{}/24", host.address), "dev", "eth0"]);
+        host.plain("ip", &["link", "set", "eth0", "up"]);
+        host.plain("hostname", &[&format!("host{n}")]);
+        host
+    }
+
+    /// The first process in it: the one child of unshare(1).
+    fn pid(&self) -> i32 {
+        let pid = self.init.id();
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).expect("children");
+        children.trim().parse().expect("one child")
+    }
+
+    fn serve(&self, lab: &Lab) {
+        let configuration = lab.path("sshd.conf").display().to_string();
+        let log = lab.path(&format!("sshd-{}.log", self.address)).display().to_string();
+        let mut sshd = self.command(Path::new("/usr/sbin/sshd"));
+        let _ = sshd.args(["-E", &log, "-f", &configuration]).status().expect("sshd starts");
+        let at: SocketAddr = format!("{}:22", self.address).parse().expect("address");
+        let answers = || TcpStream::connect_timeout(&at, Duration::from_millis(200)).is_ok();
+        assert!(until(SOON, answers), "no sshd at {at}: {}", fs::read_to_string(&log).unwrap_or_default());
+    }
+
+    /// A command that runs in it.
+    pub fn command(&self, program: &Path) -> Command {
+        let mut command = Command::new("nsenter");
+        command.args(["--target", &self.pid().to_string(), "--all", "--"]).arg(program);
+        command.stdin(Stdio::null());
+        command
+    }
+
+    /// Runs one to its end, which must be a good one.
+    pub fn plain(&self, program: &str, arguments: &[&str]) -> String {
+        let done = self.command(Path::new(program)).args(arguments).output().expect("nsenter starts");
+        assert!(done.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&done.stderr));
+        String::from_utf8_lossy(&done.stdout).into_owned()
+    }
+
+    /// Starts a program in it, as the leader of a session of its own, and finds its pid there.
+    pub fn start(&self, lab: &Lab, program: &str, arguments: &[&str]) -> i32 {
+        let pidfile = lab.path(&format!("pid-{}", self.address));
+        let _ = fs::remove_file(&pidfile);
+        let log = || fs::File::options().create(true).append(true).open(lab.path("log")).expect("log");
+        // Its pids are to be nobody's on the other hosts.
+        let script = "echo $FIRST > /proc/sys/kernel/ns_last_pid && exec setsid --fork bash -c 'echo $$ > $PIDFILE.new && mv $PIDFILE.new $PIDFILE && exec \"$@\"' bash \"$@\"";
+        let mut command = self.command(Path::new("bash"));
+        command.args(["-c", script, "bash", program]).args(arguments);
+        command.env("PIDFILE", &pidfile).env("FIRST", self.first_pid.to_string());
+        command.current_dir(lab.path("")).stdout(log()).stderr(log());
+        assert!(command.status().expect("nsenter starts").success(), "{program}");
+        assert!(until(SOON, || pidfile.exists()), "{program} does not start: {}", lab.log());
+        fs::read_to_string(&pidfile).expect("pid").trim().parse().expect("a pid")
+    }
+
+    /// Whether a process of this pid lives in it.
+    pub fn lives(&self, pid: i32) -> bool {
+        let state = format!("/proc/{pid}/stat");
+        let done = self.command(Path::new("cat")).arg(state).output().expect("nsenter starts");
+        let text = String::from_utf8_lossy(&done.stdout).into_owned();
+        text.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with(['Z', 'X']))
+    }
+
+    /// Everything in it ends at once, like a machine that loses its power.
+    pub fn fail(&mut self) {
+        let _ = self.init.kill();
+        let _ = self.init.wait();
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.fail();
+    }
+}
+
+/// A program of a host as the lab's own.
+pub fn running(lab: &Lab, pid: i32) -> Running {
+    Running::of(lab, pid)
+}
