@@ -105,6 +105,17 @@ complete -c meio -n "__fish_meio_using_subcommand check" -l tcp -d 'What becomes
 close\t'They come back broken off, and the program finds ECONNRESET; with --kill the other ends see the program end'
 refuse\t'A tree that has such is refused'"
 complete -c meio -n "__fish_meio_using_subcommand check" -l unlock -d 'Open the network lock that a dump has kept for the image with this id, or all of them' -r
+complete -c meio -n "__fish_meio_using_subcommand check" -l host -d 'Log in to this machine, and say what is there and what it allows' -r
+complete -c meio -n "__fish_meio_using_subcommand check" -l speed -d 'With --host: send it so much, such as 1G, over the streams that a move uses, and say how fast they are' -r
+complete -c meio -n "__fish_meio_using_subcommand check" -l ssh -d 'Log in with this command instead of meio\'s own client, such as \'ssh -J bastion\'' -r
+complete -c meio -n "__fish_meio_using_subcommand check" -l identity -d 'Private key to log in with [default: those of the agent, then ~/.ssh/id_*]' -r -F
+complete -c meio -n "__fish_meio_using_subcommand check" -l known-hosts -d 'Keys of known hosts [default: ~/.ssh/known_hosts and /etc/ssh/ssh_known_hosts]' -r -F
+complete -c meio -n "__fish_meio_using_subcommand check" -l remote-path -d 'The meio of the other machine' -r
+complete -c meio -n "__fish_meio_using_subcommand check" -l streams -d 'How many streams carry memory' -r
+complete -c meio -n "__fish_meio_using_subcommand check" -l direct -d 'Whether these are encrypted connections of their own, where the other machine can be reached, or go through SSH' -r -f -a "auto\t'Connections of their own, else through SSH'
+never\t'Through SSH'"
+complete -c meio -n "__fish_meio_using_subcommand check" -l bandwidth -d 'How many bytes a second may be sent, such as 50M' -r
+complete -c meio -n "__fish_meio_using_subcommand check" -l connect-timeout -d 'How long the other machine may take to answer at first' -r
 complete -c meio -n "__fish_meio_using_subcommand check" -l color -d 'When to colour; auto means on a terminal, unless NO_COLOR is set' -r -f -a "auto\t''
 always\t''
 never\t''"

@@ -28,6 +28,7 @@ mod steady;
 mod survive;
 mod terminal;
 mod tidy;
+mod transport;
 mod warned;
 
 /// The program under test.

@@ -68,7 +68,7 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
     };
     let number: f64 = number.parse().map_err(|_| "write a number of bytes, such as 50M or 1G".to_string())?;
     let bytes = number * (1u64 << shift) as f64;
-    if bytes >= 1.0 && bytes < 1e18 { Ok(bytes as u64) } else { Err("it is too small or too large".into()) }
+    if (1.0..1e18).contains(&bytes) { Ok(bytes as u64) } else { Err("it is too small or too large".into()) }
 }
 
 /// Reads `5s`, `500ms`, `2m` or plain seconds.

@@ -127,6 +127,11 @@ pub fn with_source() -> Result<(Link, Hello, u16)> {
     }
     let own = |fd: std::os::fd::BorrowedFd<'_>| fd.try_clone_to_owned().context(|| "cannot duplicate a descriptor");
     let (input, output) = (own(std::io::stdin().as_fd())?, own(std::io::stdout().as_fd())?);
+    // From now on nobody else speaks there: what is printed goes to standard error, which the source shows, and whoever
+    // is born here does not keep the session open.
+    let nothing = std::fs::File::open("/dev/null").context(|| "cannot open /dev/null")?;
+    nix::unistd::dup2_stdin(&nothing).context(|| "cannot take the place of standard input")?;
+    nix::unistd::dup2_stdout(std::io::stderr()).context(|| "cannot take the place of standard output")?;
     over(input, output)
 }
 

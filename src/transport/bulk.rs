@@ -12,10 +12,11 @@ use super::{Carrier, Direct, How, Link, Peer, Role, Way};
 use crate::error::{Error, Result};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use std::net::{IpAddr, SocketAddr};
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Kinds of the frames that open streams.
 const ASK: u16 = 4;
@@ -157,24 +158,24 @@ fn ask(link: &mut Link, way: &Way, how: &How, stop: Arc<Stop>) -> Result<Bulk> {
     Ok(Bulk { stop, sender, receiver: None, direct, strangers: open.strangers, _carriers: carriers, _lent: Vec::new() })
 }
 
-/// Direct connections, or none at all.
+/// Direct connections, or none at all. Who is reached and is not the target ends the attempt: the target might count
+/// the next one twice.
 fn call(way: &Way, told: &[IpAddr], port: u16, own: &Key, theirs: &[u8], count: usize, stop: &Arc<Stop>) -> Option<Vec<Stream>> {
     let mut addresses = way.addresses();
     addresses.extend(told.iter().take(8));
-    let mut seen = std::collections::BTreeSet::new();
+    let mut seen = BTreeSet::new();
     addresses.retain(|a| seen.insert(*a));
-    let (tell, told) = std::sync::mpsc::channel();
+    let end = Instant::now() + REACHED;
+    let reached = addresses.into_iter().find_map(|address| {
+        let at = SocketAddr::new(address, port);
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() { None } else { Some((at, TcpStream::connect_timeout(&at, left).ok()?)) }
+    });
+    let (at, first) = reached?;
+    let first = direct::greet(first, own, theirs, stop).ok()?;
     std::thread::scope(|scope| {
-        for address in addresses {
-            let tell = tell.clone();
-            scope.spawn(move || {
-                let address = SocketAddr::new(address, port);
-                let _ = tell.send(direct::call(address, own, theirs, stop, REACHED).ok().map(|s| (address, s)));
-            });
-        }
-        drop(tell);
-        let (address, first) = told.iter().flatten().next()?;
-        let others: Vec<_> = (1..count).map(|_| scope.spawn(move || direct::call(address, own, theirs, stop, REACHED))).collect();
+        let others: Vec<_> =
+            (1..count).map(|_| scope.spawn(move || direct::greet(TcpStream::connect_timeout(&at, REACHED)?, own, theirs, stop))).collect();
         let mut all = vec![first];
         for other in others {
             all.push(other.join().ok()?.ok()?);

@@ -17,7 +17,7 @@ use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, DistinguishedName, ServerConfig, ServerConnection, SignatureScheme};
 use std::io::BufReader;
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -252,13 +252,13 @@ impl ClientCertVerifier for Only {
     }
 }
 
-/// Connects, and shakes hands.
+/// Shakes hands with whom `socket` has reached.
 ///
 /// # Errors
-/// When nobody answers within `limit`, or somebody else does.
-pub fn call(address: SocketAddr, own: &Key, theirs: &[u8], stop: &Arc<Stop>, limit: Duration) -> Result<Stream> {
-    let socket = TcpStream::connect_timeout(&address, limit).map_err(|e| Error::link(format!("{address} cannot be reached: {e}")))?;
+/// When it is somebody else.
+pub fn greet(socket: TcpStream, own: &Key, theirs: &[u8], stop: &Arc<Stop>) -> Result<Stream> {
     socket.set_nodelay(true)?;
+    let address = socket.peer_addr()?;
     let mut port = Buffered(BufReader::with_capacity(16 << 10, Port::socket(socket, stop.clone(), Some(PATIENCE))?));
     let name = ServerName::IpAddress(address.ip().into());
     let mut connection = ClientConnection::new(own.client(theirs)?, name).map_err(tls)?;
@@ -400,22 +400,22 @@ mod tests {
         let (own, source, other) = (Key::new().expect("a key"), Key::new().expect("a key"), Key::new().expect("a key"));
         let stop = Stop::new().expect("a stop");
         let gate = Gate::open(HERE, &own, &source.public, &stop).expect("a gate");
-        let at = SocketAddr::new(HERE, gate.port);
+        let reach = || TcpStream::connect((HERE, gate.port)).expect("connected");
         // Bytes that are no TLS, a great many of them; somebody who says nothing; a client with another key.
-        let mut noise = TcpStream::connect(at).expect("connected");
+        let mut noise = reach();
         let _ = (0..64).try_for_each(|_| noise.write_all(&[0x16; 64 << 10]));
-        let silent = TcpStream::connect(at).expect("connected");
-        let mut announced = TcpStream::connect(at).expect("connected");
+        let silent = reach();
+        let mut announced = reach();
         // A record that claims to be as long as there may be, and does not come.
         announced.write_all(&[0x16, 3, 1, 0x40, 0, 1, 0, 0x3f, 0xfc]).expect("written");
         // The client has all that it needs before the server has seen its key: it is told afterwards.
-        let mut wrong = call(at, &other, &own.public, &stop, LONG);
+        let mut wrong = greet(reach(), &other, &own.public, &stop);
         if let Ok(stream) = &mut wrong {
             assert!(stream.read(&mut [0]).is_err());
         }
         // A source that is called by somebody else goes away by itself.
-        assert!(call(at, &source, &other.public, &stop, LONG).is_err());
-        let mut right = call(at, &source, &own.public, &stop, LONG).expect("the one");
+        assert!(greet(reach(), &source, &other.public, &stop).is_err());
+        let mut right = greet(reach(), &source, &own.public, &stop).expect("the one");
         drop(silent);
         drop(announced);
         while gate.strangers() < 5 {

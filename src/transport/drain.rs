@@ -1,7 +1,7 @@
 //! How fast the streams are: bytes that nobody needs go over them, and are counted at the other end.
 
 use super::frame::{FIRST_KIND, Frame};
-use super::{Destination, How, accept, connect_to};
+use super::{Destination, How, Peer, accept, connect_to};
 use crate::error::{Error, Result};
 use crate::progress::Report;
 use std::io::{Read, Write};
@@ -34,12 +34,23 @@ pub fn measure(to: &Destination, how: &How, bytes: u64, report: &mut dyn Report)
     let begin = Instant::now();
     peer.open_bulk()?;
     let opening = begin.elapsed();
+    let begin = Instant::now();
+    let expected = send(&mut peer, bytes, report).map_err(|e| peer.link.explain(e))?;
+    let frame = peer.link.receive(Some(Duration::from_secs(60)))?;
+    let took = begin.elapsed();
+    if frame.kind != COUNTED || frame.payload != expected {
+        return Err(Error::link("the target has got something else than what was sent"));
+    }
+    Ok(Speed { bytes, took, opening, direct: peer.is_direct().unwrap_or_default(), strangers: peer.strangers() })
+}
+
+/// Sends so much; what the target is to say of it.
+fn send(peer: &mut Peer, bytes: u64, report: &mut dyn Report) -> Result<Vec<u8>> {
     let mut sender = peer.sender()?;
     // Nothing that could be packed: every piece is another part of the same noise.
     let noise: Vec<u8> = (0..(1u64 << 20) + 4096).map(|n| (n.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8).collect();
     let mut hash = xxhash_rust::xxh3::Xxh3::new();
-    let begin = Instant::now();
-    let (mut done, mut told) = (0, begin);
+    let (mut done, mut told) = (0, Instant::now());
     while done < bytes {
         let n = (bytes - done).min(1 << 20) as usize;
         let from = (done >> 20) as usize % 4096;
@@ -53,13 +64,7 @@ pub fn measure(to: &Destination, how: &How, bytes: u64, report: &mut dyn Report)
     }
     sender.end_item()?;
     sender.finish()?;
-    let frame = peer.link.receive(Some(Duration::from_secs(60)))?;
-    let took = begin.elapsed();
-    let expected: Vec<u8> = [bytes.to_le_bytes(), hash.digest().to_le_bytes()].concat();
-    if frame.kind != COUNTED || frame.payload != expected {
-        return Err(Error::link("the target has got something else than what was sent"));
-    }
-    Ok(Speed { bytes, took, opening, direct: peer.is_direct().unwrap_or_default(), strangers: peer.strangers() })
+    Ok([bytes.to_le_bytes(), hash.digest().to_le_bytes()].concat())
 }
 
 /// `meio agent --drain`: the other end of [`measure`].

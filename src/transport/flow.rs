@@ -85,10 +85,12 @@ impl<T: Default> Queue<T> {
     }
 }
 
-fn broken(e: &io::Error) -> Error {
+fn broken(e: io::Error) -> Error {
     match e.kind() {
         io::ErrorKind::ConnectionAborted => Error::link("the streams were closed"),
         io::ErrorKind::UnexpectedEof => Error::link("a stream has ended in the middle"),
+        // The link has failed before, and told the streams so.
+        _ if e.get_ref().is_some_and(|inner| inner.is::<Error>()) => e.into(),
         _ => Error::link(format!("a stream has failed: {e}")),
     }
 }
@@ -215,7 +217,7 @@ fn push(mut stream: Stream, queue: &Queue<VecDeque<Chunk>>) -> Result<()> {
         let Some(chunk) = next else {
             let mut last = [0; HEADER];
             last[12..].copy_from_slice(&STREAM_ENDS.to_le_bytes());
-            return stream.write_all(&last).and_then(|()| stream.flush()).map_err(|e| broken(&e));
+            return stream.write_all(&last).and_then(|()| stream.flush()).map_err(broken);
         };
         let done = stream.write_all(&chunk.bytes).and_then(|()| stream.flush());
         let mut state = queue.lock();
@@ -223,7 +225,7 @@ fn push(mut stream: Stream, queue: &Queue<VecDeque<Chunk>>) -> Result<()> {
         state.spare.push(chunk.bytes);
         drop(state);
         queue.changed.notify_all();
-        done.map_err(|e| broken(&e))?;
+        done.map_err(broken)?;
     }
 }
 
@@ -333,7 +335,7 @@ impl Drop for Item<'_> {
 fn pull(mut stream: Stream, queue: &Queue<BTreeMap<u64, Chunk>>, window: u64) -> Result<()> {
     loop {
         let mut header = [0; HEADER];
-        stream.read_exact(&mut header).map_err(|e| broken(&e))?;
+        stream.read_exact(&mut header).map_err(broken)?;
         let number = u64::from_le_bytes(std::array::from_fn(|i| header[i]));
         let word = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| header[at + i]));
         let (length, flags) = (word(8) as usize, word(12));
@@ -350,7 +352,7 @@ fn pull(mut stream: Stream, queue: &Queue<BTreeMap<u64, Chunk>>, window: u64) ->
         }
         let mut bytes = queue.until(|s| (number < s.next + window).then(|| s.spare.pop().unwrap_or_default()))?;
         bytes.resize(HEADER + length, 0);
-        stream.read_exact(&mut bytes[HEADER..]).map_err(|e| broken(&e))?;
+        stream.read_exact(&mut bytes[HEADER..]).map_err(broken)?;
         let mut state = queue.lock();
         if number < state.next || state.chunks.contains_key(&number) {
             return Err(Error::link("a stream carries a chunk for the second time"));

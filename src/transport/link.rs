@@ -110,20 +110,30 @@ impl Link {
     ///
     /// # Errors
     /// When the link has failed.
+    #[allow(dead_code)] // for commands that do more than look
     pub fn try_receive(&mut self) -> Result<Option<Frame>> {
         self.shared.pick(&mut locked(&self.shared.state), |f| f.kind >= FIRST_KIND)
     }
 
     /// How long the other end may be silent, and how long it may take nothing, until it counts as dead. It says
     /// something every second when all is well.
+    #[allow(dead_code)] // for commands that do more than look
     pub fn set_patience(&self, patience: Duration) {
         locked(&self.shared.state).patience = patience;
         locked(&self.shared.writer).set_patience(Some(patience));
     }
 
     /// Why it does not work any more.
+    #[allow(dead_code)] // for commands that do more than look
     pub fn failure(&self) -> Option<Error> {
         locked(&self.shared.state).failed.clone()
+    }
+
+    /// A stream has failed with `e`: when the link fails, too, within a moment, it knows better why.
+    pub fn explain(&self, e: Error) -> Error {
+        let state = locked(&self.shared.state);
+        let wait = self.shared.changed.wait_timeout_while(state, Duration::from_secs(2), |s| s.failed.is_none());
+        wait.unwrap_or_else(PoisonError::into_inner).0.failed.clone().unwrap_or(e)
     }
 
     /// Sends a message of the transport's own.
@@ -143,8 +153,8 @@ impl Link {
     /// Has `stop` told when the link fails.
     pub(super) fn stops(&self, stop: &Arc<Stop>) {
         let mut state = locked(&self.shared.state);
-        if state.failed.is_some() {
-            stop.end();
+        if let Some(e) = &state.failed {
+            stop.end_because(e);
         }
         state.also.push(stop.clone());
     }
@@ -200,7 +210,7 @@ impl Shared {
     fn fail(&self, e: Error) -> Error {
         let mut state = locked(&self.state);
         let first = state.failed.get_or_insert(e).clone();
-        state.also.iter().for_each(|s| s.end());
+        state.also.iter().for_each(|s| s.end_because(&first));
         drop(state);
         self.stop.end();
         self.changed.notify_all();

@@ -1,13 +1,14 @@
 //! Two descriptors that bytes come from and go to, which never block for ever: a wait ends with the time that it may
 //! take, or with [`Stop`].
 
+use crate::error::Error;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::socket::{MsgFlags, recv, send};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 /// What may be written to a pipe that poll(2) calls writable without blocking on it: `PIPE_BUF`.
@@ -18,13 +19,20 @@ const ATOMIC: usize = 4096;
 pub struct Stop {
     seen: UnixStream,
     told: UnixStream,
+    why: OnceLock<Error>,
 }
 
 impl Stop {
     /// One that nobody has been told yet.
     pub fn new() -> io::Result<Arc<Stop>> {
         let (seen, told) = UnixStream::pair()?;
-        Ok(Arc::new(Stop { seen, told }))
+        Ok(Arc::new(Stop { seen, told, why: OnceLock::new() }))
+    }
+
+    /// Tells, with a reason.
+    pub fn end_because(&self, why: &Error) {
+        self.why.get_or_init(|| why.clone());
+        self.end();
     }
 
     /// Tells.
@@ -102,7 +110,7 @@ impl Port {
         match wait(fd, what, self.patience, &self.stop)? {
             Wait::Ready => Ok(()),
             Wait::Late => Err(io::ErrorKind::TimedOut.into()),
-            Wait::Stopped => Err(io::ErrorKind::ConnectionAborted.into()),
+            Wait::Stopped => Err(self.stop.why.get().map_or_else(|| io::ErrorKind::ConnectionAborted.into(), |why| why.clone().into())),
         }
     }
 }
