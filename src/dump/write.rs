@@ -80,7 +80,7 @@ impl Write<'_> {
         copy::copy(source, &mut writer, to, read_all, &mut tell)?;
         if let Some((laid, wanted)) = laid {
             let before = captured.bytes / image::PAGE as u64;
-            let place = (captured.jobs.len() as u32, parent.is_some());
+            let place = (writer.blocks(), parent.is_some());
             let numbers = &captured.numbers;
             laid.write(&mut writer, to, wanted, place, |pid| numbers.translate(pid), |pages| tell(before + pages))?;
         }
