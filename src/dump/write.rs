@@ -42,6 +42,19 @@ impl Write<'_> {
         report: &mut dyn Report,
         read_all: impl FnOnce(),
     ) -> Result<image::Summary> {
+        self.sections(tracking, room, report, read_all).map_err(|e| {
+            let laid = tracking.and_then(|t| Some(t.laid.as_ref()?.length() + Laid::bytes(&t.wanted)));
+            self.target.no_room(e, copy::image_bytes(self.captured.bytes) + laid.unwrap_or(0))
+        })
+    }
+
+    fn sections(
+        &self,
+        tracking: Option<&Tracking>,
+        room: &mut Room<'_>,
+        report: &mut dyn Report,
+        read_all: impl FnOnce(),
+    ) -> Result<image::Summary> {
         let &Write { options, target, captured, dedup, parent, .. } = self;
         let laid = tracking.and_then(|t| Some((t.laid.as_ref()?, &t.wanted)));
         let mut read_all = Some(read_all);
