@@ -2,6 +2,7 @@
 
 use super::ask::ask;
 use super::copy::{From, Job, cut};
+use super::spans::Spans;
 use super::tracking::Tracking;
 use crate::error::{Context, Kind as Failure, Result};
 use crate::image::Owner;
@@ -262,7 +263,8 @@ fn capture_process(
         return Process::capture(pid, frozen.ppid, &[]).map(|ended| Some(Process { places, ..ended }));
     }
     let places = namespace::survey(pid, Look::Still, capture)?;
-    let (space, vmas) = memory::survey(pid, capture)?;
+    let (mut space, vmas) = memory::survey(pid, capture)?;
+    space.find_guards(pid)?;
     let descriptors = descriptor::survey(pid, capture)?;
     system_v::survey(pid, capture)?;
     let fs = Fs::capture(pid, capture)?;
@@ -335,8 +337,10 @@ fn pages(pid: i32, space: &AddressSpace, jobs: &mut Vec<Job>) -> Result<()> {
         pagemap.ranges(mapping.start, mapping.end, want, list).context(|| format!("reading the page map of process {pid}"))?;
     }
     let owner = Owner::Process(pid);
-    cut(owner, From::Memory(pid), true, &plain, jobs);
-    cut(owner, From::Memory(pid), false, &over_file, jobs);
-    cut(owner, From::Protected(pid), false, &protected, jobs);
+    let guards = Spans::of(space.guards.clone());
+    let mut cut = |from, elide_zero, list| cut(owner, from, elide_zero, Spans::of(list).without(&guards).ranges(), jobs);
+    cut(From::Memory(pid), true, plain);
+    cut(From::Memory(pid), false, over_file);
+    cut(From::Protected(pid), false, protected);
     Ok(())
 }

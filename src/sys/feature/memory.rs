@@ -1,7 +1,7 @@
 //! Probes of finding out which pages there are, and which have changed.
 
 use super::{Lack, Probe, check};
-use crate::sys::pagemap::{Marker, Pagemap, Regions};
+use crate::sys::pagemap::{MADV_GUARD_INSTALL, Marker, Pagemap, Regions};
 use crate::sys::userfaultfd::Userfaultfd;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 use std::ffi::c_void;
@@ -167,7 +167,6 @@ pub struct Scans {
 /// # Errors
 /// What does not work.
 pub fn scans() -> Result<Scans, Lack> {
-    const MADV_GUARD_INSTALL: i32 = 102;
     let (pages, start, _uffd, map) = noted_pages()?;
     let mut regions = Regions::default();
     let guard = start + 2 * PAGE as u64;

@@ -29,18 +29,25 @@ impl Default for Regions {
     }
 }
 
+impl Regions {
+    /// Where few are expected.
+    pub(super) fn few() -> Self {
+        Regions(vec![Region::default(); 64])
+    }
+}
+
 /// What a scan asks for.
 #[derive(Clone, Copy, Default)]
-struct Question {
-    flags: u64,
+pub(super) struct Question {
+    pub(super) flags: u64,
     /// Must be there.
-    all: u64,
+    pub(super) all: u64,
     /// Must not be there.
-    none: u64,
+    pub(super) none: u64,
     /// One of them must be there.
-    any: u64,
+    pub(super) any: u64,
     /// Are told.
-    tell: u64,
+    pub(super) tell: u64,
 }
 
 /// How the page table shows that there is no page but a mark: one to be protected once it is there, or a guard. It looks
@@ -55,7 +62,13 @@ impl Marker {
 }
 
 impl Pagemap {
-    fn ask(&self, (start, end): (u64, u64), q: Question, regions: &mut Regions, mut tell: impl FnMut(&Region)) -> Result<(), Errno> {
+    pub(super) fn ask(
+        &self,
+        (start, end): (u64, u64),
+        q: Question,
+        regions: &mut Regions,
+        mut tell: impl FnMut(&Region),
+    ) -> Result<(), Errno> {
         let mut at = start;
         while at < end {
             let mut arg = ScanArg {
