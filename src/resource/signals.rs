@@ -1,10 +1,10 @@
 //! What a process does with signals, and which ones wait for it.
 
 use super::thread::serde_bytes_vec::Bytes;
-use crate::error::Result;
+use crate::error::{Context, Result};
 use crate::sys::ptrace;
-use crate::tracee::inject::Injector;
 use crate::tracee::stub::Script;
+use crate::tracee::volley::{Answers, Question};
 use serde::{Deserialize, Serialize};
 
 /// The kernel's `struct kernel_sigaction` of one signal.
@@ -32,15 +32,25 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Asks a stopped process for the dispositions that are not plainly default. `listed` are the signals
-    /// that `/proc/PID/status` calls caught or ignored; `SIGCHLD` is asked for always, since its flags matter even by default.
-    pub fn capture(run: &mut Injector<'_>, listed: u64, pending: Vec<Bytes>) -> Result<Self> {
+    /// The signals whose dispositions may not be plainly default: those that `/proc/PID/status` calls caught or ignored, and
+    /// `SIGCHLD`, whose flags matter even by default.
+    fn of_interest(listed: u64) -> impl Iterator<Item = i32> {
         let listed = listed | 1 << (libc::SIGCHLD - 1);
+        (1..=64).filter(move |s| listed >> (s - 1) & 1 != 0)
+    }
+
+    /// The calls that tell the dispositions of the signals that are `listed` as caught or ignored.
+    pub fn questions(listed: u64) -> impl Iterator<Item = Question> {
+        Self::of_interest(listed).map(|signal| Question::new(libc::SYS_rt_sigaction, [signal as u64, 0, 0, 8, 0, 0]).leaving(2, 32))
+    }
+
+    /// Takes the answers.
+    pub fn answers(listed: u64, pending: Vec<Bytes>, answers: &mut Answers) -> Result<Self> {
         let mut actions = Vec::new();
-        for signal in (1..=64).filter(|s| listed >> (s - 1) & 1 != 0) {
-            run.must(libc::SYS_rt_sigaction, [signal as u64, 0, run.out(), 8, 0, 0])?;
-            let raw: [u8; 32] = run.get(0)?;
-            let word = |i: usize| u64::from_le_bytes(raw[i * 8..i * 8 + 8].try_into().unwrap_or_default());
+        for signal in Self::of_interest(listed) {
+            let answer = answers.next()?;
+            answer.must().context(|| format!("asking what is done with signal {signal}"))?;
+            let word = |i: usize| u64::from_le_bytes(answer.get(i * 8));
             let action = Action { handler: word(0), flags: word(1), restorer: word(2), mask: word(3) };
             if action != Action::default() {
                 actions.push((signal, action));

@@ -4,6 +4,7 @@ use nix::errno::Errno;
 use std::cell::OnceCell;
 use std::cmp::Ordering;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::OnceLock;
 
 /// What two tasks may share (kcmp(2)).
 #[derive(Debug, Clone, Copy)]
@@ -278,8 +279,9 @@ pub fn set_ioprio(tid: i32, ioprio: u32) -> Result<(), Errno> {
 /// Whether this processor can make the cpuid instruction an error (arch_prctl(2) `ARCH_SET_CPUID`).
 pub fn cpuid_can_fault() -> bool {
     const ARCH_SET_CPUID: i32 = 0x1012;
+    static CAN: OnceLock<bool> = OnceLock::new();
     // SAFETY: numbers only; it is allowed, as it was.
-    unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_SET_CPUID, 1) == 0 }
+    *CAN.get_or_init(|| unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_SET_CPUID, 1) == 0 })
 }
 
 /// Our own control over this kind of speculation (prctl(2) `PR_GET_SPECULATION_CTRL`), 0 where there is none.
