@@ -8,6 +8,7 @@ use crate::resource::descriptor::{Descriptor, FileKind};
 use crate::resource::keyring;
 use crate::resource::numa;
 use crate::resource::process::Process;
+use crate::resource::sched;
 use crate::resource::seccomp;
 use crate::resource::signals::Signals;
 use crate::resource::system_v;
@@ -39,6 +40,7 @@ pub fn ask(
         && capture.recall.quiet.as_mut().is_some_and(|quiet| quiet.answer(saved, threads, caught))
     {
         saved.signals.pending = Signals::pending(pid)?;
+        threads.iter_mut().for_each(|thread| thread.sched.timer_slack_ns = sched::slack(thread.tid));
         frozen.threads.iter().try_for_each(super::rounds::settle)?;
         return Ok(());
     }

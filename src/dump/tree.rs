@@ -18,6 +18,7 @@ use crate::resource::{Tree, cgroup, descriptor, memory, mqueue, namespace, pipe,
 use crate::sys::file;
 use crate::sys::namespace::Kind;
 use crate::sys::pagemap::{Pagemap, Want};
+use crate::sys::proc::ahead::{Ahead, Wanted};
 use crate::sys::proc::{read, stat, status};
 use crate::sys::task::{self, Shared};
 use crate::tracee::foothold::Foothold;
@@ -179,8 +180,10 @@ pub fn capture(frozen: &mut Frozen, decisions: &Decisions, recall: Recall, mut t
     let mut processes = Vec::new();
     let mut jobs = Vec::new();
     let mut warnings = Vec::new();
+    let ahead = Ahead::of(frozen.processes.iter().filter(|p| !p.threads.is_empty()).map(|p| wanted(p, &capture)).collect());
     for process in &mut frozen.processes {
         let pid = process.pid;
+        let _entered = ahead.enter(pid);
         let captured = capture_process(process, &mut capture, tracking.as_deref_mut(), &mut jobs, &mut warnings);
         match captured {
             // It had ended, and somebody outside of the tree has taken notice since.
@@ -188,6 +191,7 @@ pub fn capture(frozen: &mut Frozen, decisions: &Decisions, recall: Recall, mut t
             captured => processes.extend(captured.context(|| format!("capturing process {pid}"))?),
         }
     }
+    drop(ahead);
     let tree: HashSet<i32> = frozen.processes.iter().map(|p| p.pid).collect();
     descriptor::find_unheld(&mut capture)?;
     pipe::refuse_outsiders(&tree, std::process::id() as i32, &mut capture);
@@ -225,6 +229,13 @@ pub fn capture(frozen: &mut Frozen, decisions: &Decisions, recall: Recall, mut t
         }
     }
     Ok(Captured { tree, capture, jobs, bytes, warnings, numbers })
+}
+
+/// What is to be read about a process.
+fn wanted(process: &freeze::Process, capture: &Capture) -> Wanted {
+    let recall = &capture.recall;
+    let smaps = recall.quiet.is_none() && !recall.glance.knows(process.pid);
+    Wanted { pid: process.pid, tids: process.threads.iter().map(|t| t.tid).collect(), smaps }
 }
 
 /// Whether a thread was stopped inside the vDSO.

@@ -8,6 +8,7 @@ use crate::sys::{ptrace, task};
 use crate::tracee::stub::{Script, Stub};
 use crate::tracee::volley::{Answers, Question};
 use serde::{Deserialize, Serialize};
+use std::sync::OnceLock;
 
 /// Of one task.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -207,6 +208,12 @@ impl Modes {
     }
 }
 
+/// Whether a security module gives labels here: else nobody has one.
+fn labels() -> bool {
+    static GIVES: OnceLock<bool> = OnceLock::new();
+    *GIVES.get_or_init(|| read::read(std::process::id() as i32, "attr/current").is_ok())
+}
+
 impl ProcessAttributes {
     /// Whether there is nothing to set.
     pub fn is_default(&self) -> bool {
@@ -217,11 +224,11 @@ impl ProcessAttributes {
     pub fn capture(pid: i32, leads_session: bool) -> Self {
         let text = |name: &str| read::read(pid, name).ok().and_then(|t| String::from_utf8(t).ok());
         let filter = text("coredump_filter").and_then(|t| u32::from_str_radix(t.trim(), 16).ok());
-        let nice = text("autogroup").and_then(|t| t.trim().rsplit(' ').next()?.parse().ok());
-        let label = text("attr/current").map(|t| t.trim_end_matches(['\0', '\n']).to_owned());
+        let nice = || text("autogroup").and_then(|t| t.trim().rsplit(' ').next()?.parse().ok());
+        let label = if labels() { text("attr/current") } else { None }.map(|t| t.trim_end_matches(['\0', '\n']).to_owned());
         ProcessAttributes {
             coredump_filter: filter.filter(|&f| f != DEFAULT_COREDUMP_FILTER),
-            autogroup_nice: if leads_session { nice.unwrap_or(0) } else { 0 },
+            autogroup_nice: if leads_session { nice().unwrap_or(0) } else { 0 },
             loginuid: text("loginuid").and_then(|t| t.trim().parse().ok()).filter(|&uid| uid != u32::MAX),
             label: label.filter(|l| !l.is_empty()),
             ..ProcessAttributes::default()
@@ -278,7 +285,7 @@ impl ProcessAttributes {
 
     /// Sets what is set from outside. Warnings for what is not permitted, or is another thing here.
     pub fn apply(&self, pid: i32, name: i32) -> Vec<String> {
-        let now = ProcessAttributes::capture(pid, true);
+        let now = ProcessAttributes::capture(pid, self.autogroup_nice != 0);
         let mut warnings = Vec::new();
         let mut write = |file: &str, value: String| {
             if let Err(e) = std::fs::write(format!("/proc/{pid}/{file}"), &value) {

@@ -38,7 +38,8 @@ pub fn capture(pid: i32, uid: u32, answers: [Answer; 2], run: &mut Injector<'_>,
             capture.refuse(pid, format!("{name} keyring"), reason, format!("let it go with --ignore keyring:{pid}"));
         }
     }
-    if has_more(uid) { session(pid, run, capture) } else { Ok(()) }
+    let more = *capture.users_keyrings.entry(uid).or_insert_with(|| has_more(uid));
+    if more { session(pid, run, capture) } else { Ok(()) }
 }
 
 /// Whether a user has more keyrings than the two that everybody gets.

@@ -1,7 +1,8 @@
 //! One task: registers, vector state, interrupted system call, per-thread pointers.
 
 use super::attributes::{Modes, TaskAttributes, refuse_task};
-use super::{capture::Capture, credentials::Credentials, sched::Sched, seccomp::Seccomp};
+use super::sched::{self, Sched};
+use super::{capture::Capture, credentials::Credentials, seccomp::Seccomp};
 use crate::error::{Context, Error, Result};
 use crate::sys::arch::{self, Registers};
 use crate::sys::proc::{read, status};
@@ -82,7 +83,7 @@ pub mod serde_bytes_vec {
 }
 
 /// Those of [`Thread::questions`] that no kernel refuses.
-const OWN: usize = 4;
+const OWN: usize = 5;
 
 /// Signals that it would have by now but for us. To be stopped, a restored task needs no signal.
 fn deferred(held: &Held) -> impl Iterator<Item = Vec<u8>> {
@@ -122,7 +123,7 @@ impl Thread {
             robust_list: task::robust_list(held.tid)?,
             rseq: ptrace::rseq(held.tid)?,
             credentials: Credentials::from_status(&status),
-            sched: Sched::capture(held.pid, held.tid)?,
+            sched: Sched::capture(held.tid)?,
             pdeathsig: 0,
             seccomp: Seccomp { mode: status.seccomp, filters: Vec::new() },
             inner: Vec::new(),
@@ -140,6 +141,7 @@ impl Thread {
             prctl(libc::PR_GET_TID_ADDRESS).leaving(1, 8),
             prctl(libc::PR_GET_PDEATHSIG).leaving(1, 4),
             prctl(libc::PR_GET_SECUREBITS),
+            sched::SLACK,
         ];
         questions.extend(Modes::questions(policy));
         questions
@@ -152,12 +154,13 @@ impl Thread {
             *answer = answers.next()?;
             answer.must().context(|| format!("asking task {} (system call {})", self.tid, question.number()))?;
         }
-        let [altstack, tid_address, pdeathsig, securebits] = own;
+        let [altstack, tid_address, pdeathsig, securebits, slack] = own;
         let word = |i: usize| u64::from_le_bytes(altstack.get(i));
         self.altstack = (word(0), word(8) as u32, word(16));
         self.clear_child_tid = u64::from_le_bytes(tid_address.get(0));
         self.pdeathsig = i32::from_le_bytes(pdeathsig.get(0));
         self.credentials.securebits = securebits.returned as u32;
+        self.sched.timer_slack_ns = slack.returned as u64;
         self.attributes.modes = Some(Modes::answers(policy, answers)?);
         Ok(())
     }

@@ -113,6 +113,12 @@ pub fn limits(pid: i32) -> Result<Vec<(u64, u64)>, Errno> {
         .collect()
 }
 
+/// Whether limits of a process may be asked for, and set, by prlimit(2).
+pub fn may_set_limits(pid: i32) -> bool {
+    // SAFETY: numbers and null pointers only.
+    unsafe { libc::prlimit64(pid, libc::RLIMIT_CPU, std::ptr::null(), std::ptr::null_mut()) == 0 }
+}
+
 /// Sets one limit of a process.
 pub fn set_limit(pid: i32, which: u32, limit: (u64, u64)) -> Result<(), Errno> {
     let l = libc::rlimit64 { rlim_cur: limit.0, rlim_max: limit.1 };
@@ -245,6 +251,12 @@ pub fn queue_signal(pid: i32, tid: i32, info: &[u8; 128]) -> Result<(), Errno> {
 pub fn tgkill(pid: i32, tid: i32, signal: i32) -> Result<(), Errno> {
     // SAFETY: numbers only.
     Errno::result(unsafe { libc::syscall(libc::SYS_tgkill, pid, tid, signal) }).map(drop)
+}
+
+/// The slack of our own timers in nanoseconds (prctl(2) `PR_GET_TIMERSLACK`).
+pub fn own_timer_slack() -> u64 {
+    // SAFETY: numbers only.
+    (unsafe { libc::prctl(libc::PR_GET_TIMERSLACK, 0, 0, 0, 0) }).max(0) as u64
 }
 
 /// Our own security bits (prctl(2) `PR_GET_SECUREBITS`).
