@@ -1,6 +1,8 @@
 //! Lets the stopped tasks of a process tell what only they know: one by one what concerns the whole process, all threads
 //! together what concerns each of them.
 
+mod flight;
+
 use crate::error::{Error, Kind, Result};
 use crate::resource::aio;
 use crate::resource::capture::Capture;
@@ -22,6 +24,8 @@ use crate::tracee::foothold::Foothold;
 use crate::tracee::freeze;
 use crate::tracee::inject::{Injector, volley};
 use crate::tracee::volley::{Answer, Answers, Question};
+pub use flight::Asked;
+use std::collections::HashSet;
 
 /// Completes what was captured of a process and its threads.
 pub fn ask(
@@ -32,6 +36,24 @@ pub fn ask(
     capture: &mut Capture,
     warnings: &mut Vec<String>,
 ) -> Result<()> {
+    match prepare(frozen, vmas, saved, threads, capture, warnings)? {
+        Some(prepared) => ask_in_turn(frozen, vmas, (saved, threads), prepared, capture, warnings),
+        None => Ok(()),
+    }
+}
+
+/// Where tasks are asked, and which signals their process has caught or ignores.
+type Prepared = (Foothold, u64);
+
+/// What comes before the first question. `None` when there is nothing to ask.
+fn prepare(
+    frozen: &freeze::Process,
+    vmas: &[Vma],
+    saved: &mut Process,
+    threads: &mut [Thread],
+    capture: &mut Capture,
+    warnings: &mut Vec<String>,
+) -> Result<Option<Prepared>> {
     let pid = frozen.pid;
     let status = read::parsed(pid, "status", status::parse)?;
     let caught = status.sig_cgt | status.sig_ign;
@@ -42,13 +64,25 @@ pub fn ask(
         saved.signals.pending = Signals::pending(pid)?;
         threads.iter_mut().for_each(|thread| thread.sched.timer_slack_ns = sched::slack(thread.tid));
         frozen.threads.iter().try_for_each(super::rounds::settle)?;
-        return Ok(());
+        return Ok(None);
     }
     let foothold = Foothold::find(pid, vmas, frozen.threads[0].registers.rsp, &mut capture.recall.footholds)
         .ok_or_else(|| Error::other(format!("process {pid} holds no system call instruction")))?;
     if foothold.trampoline.is_none() {
         warnings.push(format!("process {pid} has no signal trampoline: it was not protected against a sudden death of meio"));
     }
+    Ok(Some((foothold, caught)))
+}
+
+fn ask_in_turn(
+    frozen: &mut freeze::Process,
+    vmas: &[Vma],
+    (saved, threads): (&mut Process, &mut [Thread]),
+    (foothold, caught): Prepared,
+    capture: &mut Capture,
+    warnings: &mut Vec<String>,
+) -> Result<()> {
+    let pid = frozen.pid;
     let stat = read::parsed(pid, "stat", stat::parse)?;
     {
         let _pinned = Pinned::to(stat.processor.max(0) as usize);
@@ -106,39 +140,68 @@ fn leader(
     (saved, caught): (&mut Process, u64),
     capture: &mut Capture,
 ) -> Result<()> {
-    let pid = held.pid;
-    let listed = match read::parsed(pid, "timers", timers::parse) {
-        Err(e) if e.kind == Kind::NotFound => Vec::new(), // a kernel without CONFIG_CHECKPOINT_RESTORE
-        listed => listed?,
-    };
-    let hidden: Vec<usize> =
-        (0..saved.descriptors.len()).filter(|&n| saved.descriptors[n].cloexec && is_terminal(&saved.descriptors[n], capture)).collect();
-    let mut questions = Thread::questions(true);
-    questions.extend(Process::questions());
-    let flags = |&n: &usize| Question::new(libc::SYS_fcntl, [saved.descriptors[n].fd as u64, libc::F_GETFD as u64, 0, 0, 0, 0]);
-    questions.extend(hidden.iter().map(flags));
-    questions.extend(keyring::questions());
-    questions.extend(Signals::questions(caught));
-    questions.extend(Timers::questions(&listed));
+    let asking = Asking::of(held.pid, vmas, saved, caught, capture)?;
     let mut run = Injector::begin(held, foothold, call(thread))?;
-    let mut answers = run.ask(&questions)?;
-    thread.answers(true, &mut answers)?;
-    saved.answers(&mut answers)?;
-    let suspects = numa::suspects(pid, vmas);
-    for mapping in saved.memory.iter_mut().flat_map(|m| &mut m.mappings).filter(|m| suspects.contains(&m.start)) {
-        mapping.policy = numa::ask(&mut run, mapping.start)?;
-    }
-    for n in hidden {
-        saved.descriptors[n].cloexec = answers.next()?.must()? & i64::from(libc::FD_CLOEXEC) != 0;
-    }
-    let keyrings = [answers.next()?, answers.next()?];
-    keyring::capture(pid, thread.credentials.uid[0], keyrings, &mut run, capture)?;
-    saved.signals = Signals::answers(caught, Signals::pending(pid)?, &mut answers)?;
-    saved.timers = Timers::answers(&listed, &mut answers)?;
-    saved.undo = system_v::probe(&mut run, pid, capture.system_v.sets(pid))?;
-    let mappings = saved.memory.as_ref().map_or(&[][..], |m| &m.mappings);
-    saved.rings = aio::capture(&mut run, pid, mappings, capture)?;
+    let answers = run.ask(&asking.questions)?;
+    asking.take(answers, &mut run, (thread, saved), capture)?;
     run.end()
+}
+
+/// Questions to the first thread of a process: its own, and those about the process.
+struct Asking {
+    questions: Vec<Question>,
+    listed: Vec<timers::Timer>,
+    /// Descriptors whose flags only it knows.
+    hidden: Vec<usize>,
+    caught: u64,
+    /// Mappings that may have a policy of their own.
+    suspects: HashSet<u64>,
+}
+
+impl Asking {
+    fn of(pid: i32, vmas: &[Vma], saved: &Process, caught: u64, capture: &Capture) -> Result<Asking> {
+        let listed = match read::parsed(pid, "timers", timers::parse) {
+            Err(e) if e.kind == Kind::NotFound => Vec::new(), // a kernel without CONFIG_CHECKPOINT_RESTORE
+            listed => listed?,
+        };
+        let hidden: Vec<usize> =
+            (0..saved.descriptors.len()).filter(|&n| saved.descriptors[n].cloexec && is_terminal(&saved.descriptors[n], capture)).collect();
+        let mut questions = Thread::questions(true);
+        questions.extend(Process::questions());
+        let flags = |&n: &usize| Question::new(libc::SYS_fcntl, [saved.descriptors[n].fd as u64, libc::F_GETFD as u64, 0, 0, 0, 0]);
+        questions.extend(hidden.iter().map(flags));
+        questions.extend(keyring::questions());
+        questions.extend(Signals::questions(caught));
+        questions.extend(Timers::questions(&listed));
+        Ok(Asking { questions, listed, hidden, caught, suspects: numa::suspects(pid, vmas) })
+    }
+
+    fn take(
+        self,
+        mut answers: Answers,
+        run: &mut Injector<'_>,
+        (thread, saved): (&mut Thread, &mut Process),
+        capture: &mut Capture,
+    ) -> Result<()> {
+        let Asking { listed, hidden, caught, suspects, .. } = self;
+        let pid = run.pid();
+        thread.answers(true, &mut answers)?;
+        saved.answers(&mut answers)?;
+        for mapping in saved.memory.iter_mut().flat_map(|m| &mut m.mappings).filter(|m| suspects.contains(&m.start)) {
+            mapping.policy = numa::ask(run, mapping.start)?;
+        }
+        for n in hidden {
+            saved.descriptors[n].cloexec = answers.next()?.must()? & i64::from(libc::FD_CLOEXEC) != 0;
+        }
+        let keyrings = [answers.next()?, answers.next()?];
+        keyring::capture(pid, thread.credentials.uid[0], keyrings, run, capture)?;
+        saved.signals = Signals::answers(caught, Signals::pending(pid)?, &mut answers)?;
+        saved.timers = Timers::answers(&listed, &mut answers)?;
+        saved.undo = system_v::probe(run, pid, capture.system_v.sets(pid))?;
+        let mappings = saved.memory.as_ref().map_or(&[][..], |m| &m.mappings);
+        saved.rings = aio::capture(run, pid, mappings, capture)?;
+        Ok(())
+    }
 }
 
 /// Asks threads together, all questions in one go or step by step: each step is started for all before anyone is waited for, so

@@ -20,7 +20,7 @@ pub type Policy = (u32, Vec<u64>);
 /// Longest node mask, in words: `CONFIG_NODES_SHIFT` is 10 at most.
 pub const NODES: usize = 16;
 /// Pages that numa_maps counts in the time of one injected call (30 ns, 15 µs).
-const PAGES_PER_CALL: u64 = 500;
+pub const PAGES_PER_CALL: u64 = 500;
 const MPOL_F_ADDR: u64 = 1 << 1;
 
 /// What get_mempolicy(2) has left: the mode, and the mask of [`NODES`] words.

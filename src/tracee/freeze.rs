@@ -180,24 +180,32 @@ impl Barrier {
 
     /// Waits until every task that was asked has stopped. False when the time is up.
     fn settle(&mut self, deadline: Instant) -> Result<bool> {
-        // Most have stopped by now. Asked for one by one, they are found at once; asked for any, the kernel looks through all.
-        let asked: Vec<i32> = self.tasks.iter().filter(|(_, t)| t.1 == Task::Asked).map(|(&tid, _)| tid).collect();
-        for tid in asked {
-            if let Ok(Some((tid, status))) = ptrace::poll(tid) {
-                self.report(tid, status)?;
-            }
-        }
         let mut nap = Duration::from_micros(5);
-        while self.tasks.values().any(|t| t.1 == Task::Asked) {
+        loop {
+            // One by one, they are found at once; asked for any, the kernel looks through all.
+            let asked: Vec<i32> = self.tasks.iter().filter(|(_, t)| t.1 == Task::Asked).map(|(&tid, _)| tid).collect();
+            if asked.is_empty() {
+                break;
+            }
             // Asked also while there are reports: a storm of births never lets them end.
             if Instant::now() >= deadline {
                 return Ok(false);
             }
-            match ptrace::poll(-1) {
-                Ok(Some((tid, status))) => {
-                    self.report(tid, status)?;
-                    nap = Duration::from_micros(5);
+            let mut told = false;
+            for tid in asked {
+                match ptrace::poll(tid) {
+                    Ok(Some((tid, status))) => self.report(tid, status)?,
+                    Ok(None) => continue,
+                    // Gone without a word, as the other threads of one that calls execve(2).
+                    Err(Errno::ECHILD) => drop((self.tasks.remove(&tid), self.moved = true)),
+                    Err(e) => return Err(e.into()),
                 }
+                told = true;
+            }
+            // Who was born meanwhile is known to nobody yet.
+            match if told { Ok(None) } else { ptrace::poll(-1) } {
+                Ok(Some((tid, status))) => self.report(tid, status)?,
+                Ok(None) if told => nap = Duration::from_micros(5),
                 Ok(None) => {
                     std::thread::sleep(nap);
                     nap = (nap * 2).min(Duration::from_millis(1));

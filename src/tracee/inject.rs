@@ -24,6 +24,8 @@ pub struct Injector<'h> {
     volley: Option<Volley>,
     /// Stopped inside signal handling, the volley done.
     landed: bool,
+    /// A volley is under way.
+    flies: bool,
     /// The call that is under way, for messages.
     number: i64,
     given_back: bool,
@@ -60,6 +62,9 @@ pub fn volley(held: &Held, foothold: &Foothold) -> Option<Volley> {
 }
 
 impl<'h> Injector<'h> {
+    /// Bytes that calls may use in a short place.
+    pub const SHORT: u64 = SHORT_OUT;
+
     /// Prepares a stopped task. `call` is the system call that it waits in, when that is known to be one.
     ///
     /// # Errors
@@ -114,7 +119,7 @@ impl<'h> Injector<'h> {
         let volley = volley(held, foothold);
         let but = volley.map_or(0, |v| 1 << (v.call.1 - 1));
         ptrace::set_sigmask(held.tid, ALL_SIGNALS & !but).map_err(gone)?;
-        Ok(Injector { held, armed, region, saved, out, volley, landed: false, number: 0, given_back: false })
+        Ok(Injector { held, armed, region, saved, out, volley, landed: false, flies: false, number: 0, given_back: false })
     }
 
     /// Runs one call. The kernel's answer, -errno on failure.
@@ -172,10 +177,19 @@ impl<'h> Injector<'h> {
 
     /// Asks everything, in as few goes as possible.
     pub fn ask(&mut self, questions: &[Question]) -> Result<Answers> {
-        let mut answers: Vec<Option<Answer>> = vec![None; questions.len()];
-        while let Some(volley) = self.volley {
-            let asked: Vec<bool> = answers.iter().map(Option::is_some).collect();
-            let chosen = volley.together(questions, &asked, self.out);
+        self.ask_others(questions, vec![None; questions.len()])
+    }
+
+    /// Which of the questions that have no answer yet can be asked in the next go.
+    pub fn choose(&self, questions: &[Question], answers: &[Option<Answer>]) -> Vec<usize> {
+        let asked: Vec<bool> = answers.iter().map(Option::is_some).collect();
+        self.volley.map_or(Vec::new(), |volley| volley.together(questions, &asked, self.out))
+    }
+
+    /// Asks what has no answer yet.
+    pub fn ask_others(&mut self, questions: &[Question], mut answers: Vec<Option<Answer>>) -> Result<Answers> {
+        loop {
+            let chosen = self.choose(questions, &answers);
             if chosen.is_empty() {
                 break;
             }
@@ -218,13 +232,16 @@ impl<'h> Injector<'h> {
             ptrace::set_registers(tid, &regs)?;
             ptrace::cont(tid, 0)
         };
-        run().context(|| format!("asking task {tid}"))
+        run().context(|| format!("asking task {tid}"))?;
+        self.flies = true;
+        Ok(())
     }
 
     /// Waits for the answers.
     pub fn land(&mut self, questions: &[Question]) -> Result<Vec<Answer>> {
         let Some(volley) = self.volley else { return Err(Error::other("calls cannot be strung together here")) };
         let tid = self.held.tid;
+        self.flies = false;
         let mut run = || -> Result<Vec<Answer>> {
             loop {
                 match ptrace::wait(tid)? {
@@ -347,6 +364,9 @@ impl Drop for Injector<'_> {
     fn drop(&mut self) {
         if self.given_back {
             return;
+        }
+        if self.flies {
+            let _ = self.land(&[]);
         }
         // After an error between begin and end: the registers are what matters. The task may stand at the entry of an
         // injected call, which must not become the one that it was interrupted in.

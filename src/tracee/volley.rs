@@ -316,7 +316,13 @@ impl Volley {
         IGNORED.into_iter().find(|signal| (caught | blocked) >> (signal - 1) & 1 == 0)
     }
 
-    /// How many of the questions can be asked together, when all there is has its place in `room` bytes; and which.
+    /// Bytes that these questions need to be asked together.
+    pub fn room_for(&self, questions: &[Question]) -> u64 {
+        let call = self.links.most_words() * 8;
+        call + questions.iter().map(|q| 8 + q.room + call).sum::<u64>()
+    }
+
+    /// Which of the questions that were not `asked` can be asked together, when all there is has its place in `room` bytes.
     pub fn together(&self, questions: &[Question], asked: &[bool], room: u64) -> Vec<usize> {
         let left = || (0..questions.len()).filter(|&n| !asked[n] && questions[n].fits());
         let Some(first) = left().next() else { return Vec::new() };

@@ -1,6 +1,7 @@
 //! Texts of proc(5) about processes that stand still, read by another thread while this one is busy with the process before.
 //! About a hundred files tell of one process: with many of them that is most of what a dump takes.
 
+use super::maps;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fs;
@@ -55,6 +56,8 @@ pub struct Wanted {
     pub tids: Vec<i32>,
     /// Also proc_pid_smaps(5), which takes as long as all others together.
     pub smaps: bool,
+    /// Pages to a mapping up to which numa_maps (numa(7)), which goes through all of them, is read then.
+    pub numa: u64,
 }
 
 #[derive(Default)]
@@ -117,17 +120,23 @@ impl Known {
     fn of(wanted: &Wanted) -> Known {
         let mut known = Known::default();
         let pid = wanted.pid;
-        let mut text = |path: String| {
-            let read = super::read::fetch(&path).map(|text| known.texts.insert(path, text));
-            drop(read);
+        let text = |known: &mut Known, path: String| {
+            if let Ok(text) = super::read::fetch(&path) {
+                known.texts.insert(path, text);
+            }
         };
-        OF_PROCESS.iter().for_each(|name| text(format!("/proc/{pid}/{name}")));
+        OF_PROCESS.iter().for_each(|name| text(&mut known, format!("/proc/{pid}/{name}")));
         if wanted.smaps {
-            text(format!("/proc/{pid}/smaps"));
+            text(&mut known, format!("/proc/{pid}/smaps"));
+        }
+        let smaps = known.texts.get(&format!("/proc/{pid}/smaps")).and_then(|text| maps::parse(text).ok());
+        let few = |vmas: &Vec<maps::Vma>| vmas.iter().map(|v| v.rss_kib / 4).sum::<u64>() <= wanted.numa * vmas.len() as u64;
+        if smaps.as_ref().is_some_and(few) {
+            text(&mut known, format!("/proc/{pid}/numa_maps"));
         }
         let others = || wanted.tids.iter().filter(|&&tid| tid != pid);
         for tid in others() {
-            OF_THREAD.iter().for_each(|name| text(format!("/proc/{pid}/task/{tid}/{name}")));
+            OF_THREAD.iter().for_each(|name| text(&mut known, format!("/proc/{pid}/task/{tid}/{name}")));
         }
         // The first thread's are those of the process, as far as anybody looks at them.
         for name in OF_THREAD {
@@ -190,8 +199,9 @@ mod tests {
     #[test]
     fn a_text_is_the_same_whoever_reads_it() {
         let own = std::process::id() as i32;
-        let init = Wanted { pid: 1, tids: vec![1], smaps: false };
-        let ahead = Ahead::of(vec![init.clone(), Wanted { pid: own, tids: vec![own, nix::unistd::gettid().as_raw()], smaps: true }]);
+        let init = Wanted { pid: 1, tids: vec![1], smaps: false, numa: 0 };
+        let ahead =
+            Ahead::of(vec![init.clone(), Wanted { pid: own, tids: vec![own, nix::unistd::gettid().as_raw()], smaps: true, numa: 500 }]);
         for pid in [1, own] {
             let auxv = read::auxv(pid).ok();
             let entered = ahead.enter(pid);
