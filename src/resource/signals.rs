@@ -3,8 +3,9 @@
 use super::thread::serde_bytes_vec::Bytes;
 use crate::error::{Context, Result};
 use crate::sys::ptrace;
-use crate::tracee::stub::Script;
+use crate::tracee::stub::{Script, Stub};
 use crate::tracee::volley::{Answers, Question};
+use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
 /// The kernel's `struct kernel_sigaction` of one signal.
@@ -65,12 +66,26 @@ impl Signals {
     }
 }
 
+impl Action {
+    fn bytes(&self) -> Vec<u8> {
+        [self.handler, self.flags, self.restorer, self.mask].map(u64::to_le_bytes).concat()
+    }
+}
+
 impl Signals {
-    /// Sets the dispositions of a stub.
+    /// Sets that of `SIGTRAP`. No script is run after that.
+    pub fn tell_last(&self, stub: &Stub) -> Result<()> {
+        let Some((signal, action)) = self.actions.iter().find(|(signal, _)| *signal == libc::SIGTRAP) else { return Ok(()) };
+        match stub.call(libc::SYS_rt_sigaction as u64, [*signal as u64, stub.argument(), 0, 8, 0, 0], &action.bytes())? {
+            0 => Ok(()),
+            e => Err(Errno::from_raw(-e as i32)).context(|| format!("setting what process {} does with SIGTRAP", stub.pid)),
+        }
+    }
+
+    /// Sets the dispositions of a stub, but for that of `SIGTRAP`, which no script leaves as it was.
     pub fn tell(&self, script: &mut Script<'_>) -> Result<()> {
-        for &(signal, a) in &self.actions {
-            let bytes = [a.handler, a.flags, a.restorer, a.mask].map(u64::to_le_bytes).concat();
-            let at = script.data(&bytes);
+        for &(signal, a) in self.actions.iter().filter(|(signal, _)| *signal != libc::SIGTRAP) {
+            let at = script.data(&a.bytes());
             script.call("rt_sigaction", libc::SYS_rt_sigaction, &[signal as u64, at, 0, 8])?;
         }
         Ok(())

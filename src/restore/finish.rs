@@ -48,6 +48,7 @@ impl<'t> Planted<'t> {
             run_together(turn.map(|(process, thread)| self.become_itself(process, thread, &own, warnings)))?;
         }
         let entered = self.wait_on(&processes)?;
+        processes.iter().try_for_each(|p| p.signals.tell_last(stub(p)))?;
         vanish_together(processes.iter().map(|p| stub(p)))?;
         for thread in processes.iter().flat_map(|p| &p.threads) {
             let moved = self.moved.get(&thread.tid);

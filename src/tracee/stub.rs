@@ -161,6 +161,18 @@ impl Stub {
         Ok(ptrace::registers(self.tid)?.rax as i64)
     }
 
+    /// Makes one call, without a script: each of these ends in a trap, which takes what the program does with `SIGTRAP` away from a
+    /// task that has the signal blocked or ignored. `argument` is put where [`Stub::argument`] says.
+    pub fn call(&self, number: u64, args: [u64; 6], argument: &[u8]) -> Result<i64> {
+        memory::write(self.pid, self.argument(), argument)?;
+        ptrace::set_registers(self.tid, &self.direct(number, args))?;
+        ptrace::syscall(self.tid)?;
+        self.until(Status::Syscall, Resume::Syscall)?;
+        ptrace::syscall(self.tid)?;
+        self.until(Status::Syscall, Resume::Syscall)?;
+        Ok(ptrace::registers(self.tid)?.rax as i64)
+    }
+
     /// Where [`Stub::enter`] puts its argument.
     pub fn argument(&self) -> u64 {
         self.gadget.data()
