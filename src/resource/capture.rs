@@ -110,6 +110,8 @@ pub struct Capture {
     pub groups: HashMap<Option<u32>, Rc<Vec<super::socket::multicast::Joined>>>,
     /// Cookies of core scheduling.
     pub core_cookies: Vec<u64>,
+    /// Users, and whether they have more keyrings than everybody gets.
+    pub users_keyrings: HashMap<u32, bool>,
     /// Session keyrings that were met.
     pub keyrings: Vec<i32>,
     /// Interfaces that go with a descriptor: a process of their network namespace, and their names.
