@@ -52,7 +52,7 @@ each() {
     rm -f $said $said.whole
 }
 export -f each
-each_of() { $OWN --list "$1" 2>&1 | sed -n 's/: test$//p' | OWN=$OWN xargs -P 3 -n 1 bash -c 'each "$0"'; }
+each_of() { $OWN --list "$@" 2>&1 | sed -n 's/: test$//p' | OWN=$OWN xargs -P 3 -n 1 bash -c 'each "$0"'; }
 "#;
 
 /// The program's own tests, the newest that was built, for those of the trackers.
@@ -78,8 +78,12 @@ fn script(filter: Option<&str>, steps: &str, leg: usize) -> String {
     let mut script = format!("export LAB_PATIENCE=6 OWN={own}\ncd {root}\nmkdir -p {tmp}\n");
     if let Some(filter) = filter {
         script += &format!("{} check --color never 2>&1 | tr -d '\\r'\n{EACH}", super::MEIO);
-        if let Some(unit) = unit_tests().filter(|_| filter == ALL) {
-            script += &format!("OWN={} each_of {TRACKERS}\n", unit.display());
+        if let Some(unit) = unit_tests().filter(|_| filter == ALL || std::env::var_os("TRACKERS").is_some()) {
+            let fixtures = crate::lab::compile("chaos");
+            let fixtures = fixtures.parent().expect("a folder").display();
+            let epochs = std::env::var("TRACKERS").unwrap_or_else(|_| "300".into());
+            script += &format!("export CHAOS={fixtures}/chaos BUSY={fixtures}/busy\n");
+            script += &format!("TRACKERS={epochs} OWN={} each_of {TRACKERS}\n", unit.display());
         }
         script += &format!("each_of {filter}\n");
     }

@@ -3,7 +3,7 @@
 
 mod written;
 
-pub use written::{Marker, Regions};
+pub use written::{Marker, Place, Regions};
 
 use nix::errno::Errno;
 use std::fs::File;
