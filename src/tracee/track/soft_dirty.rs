@@ -1,8 +1,10 @@
 //! Soft-dirty bits (Documentation/admin-guide/mm/soft-dirty.rst): the kernel marks pages that are written, moved or new.
 //!
-//! Two things it does not mark, up to Linux 6.18 at least: pages that mremap(2) moves a whole page table at a time, 2 MiB or more that
+//! Two things it does not mark, as seen under Linux 6.1 and 6.12: pages that mremap(2) moves a whole page table at a time, 2 MiB or more that
 //! are aligned, and the page of zeros that is read where something was given back. So a page only counts as kept when it is also
 //! where it was, in the same frame: one that is not marked has not been touched, and two cannot be in one frame.
+//!
+//! It marks too much where a new mapping is joined to one that is there: all pages of both.
 //!
 //! Asking and wiping are two steps, so nothing may run in between. All of a process is wiped at once, and whoever else wipes
 //! (another meio, a debugger) takes news away that nobody can see is missing. A kernel without `CONFIG_MEM_SOFT_DIRTY` accepts

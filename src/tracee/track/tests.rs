@@ -336,7 +336,9 @@ fn prove(choice: Choice, least: u64) {
         epochs += 1;
     }
     println!("{}: {epochs} epochs, pages kept {}, changed {}, {looking:?} standing still", choice.name(), copies.kept, copies.changed);
-    assert!(epochs >= least && copies.kept > copies.changed / 50, "{epochs} epochs, kept {}, changed {}", copies.kept, copies.changed);
+    // Soft-dirty marks all of a mapping when another one is joined to it, which happens all the time here.
+    let one_in = if choice == Choice::SoftDirty { 1000 } else { 50 };
+    assert!(epochs >= least && copies.kept > copies.changed / one_in, "{epochs} epochs, kept {}, changed {}", copies.kept, copies.changed);
 }
 
 #[test]
