@@ -5,7 +5,7 @@ mod guards;
 mod written;
 
 pub use guards::{MADV_GUARD_INSTALL, are_hidden};
-pub use written::{Marker, Regions};
+pub use written::{Marker, Place, Regions};
 
 use nix::errno::Errno;
 use std::fs::File;
