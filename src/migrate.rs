@@ -1,5 +1,6 @@
 //! Moving a tree to another machine.
 
+pub mod address;
 pub mod frozen;
 pub mod message;
 pub mod record;
