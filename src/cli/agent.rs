@@ -1,6 +1,7 @@
 //! `meio agent`, hidden: the far end of a command that another meio runs, started over ssh.
 
 use crate::error::Result;
+use crate::migrate::address::Address;
 use crate::{migrate, transport};
 use std::process::ExitCode;
 
@@ -10,6 +11,9 @@ pub struct Agent {
     /// Lend standard input and output to the agent that has made this token
     #[arg(long, value_name = "TOKEN", conflicts_with = "drain")]
     bulk: Option<String>,
+    /// Tell the neighbours for some seconds who has this address
+    #[arg(long, value_name = "ADDRESS/LENGTH@INTERFACE", conflicts_with_all = ["bulk", "drain"])]
+    announce: Option<String>,
     /// Count what comes over the streams, and throw it away
     #[arg(long)]
     drain: bool,
@@ -20,6 +24,8 @@ impl Agent {
     pub fn run(&self) -> Result<ExitCode> {
         if let Some(token) = &self.bulk {
             transport::lend(token)?;
+        } else if let Some(address) = &self.announce {
+            address.parse::<Address>()?.announce()?.finish();
         } else if self.drain {
             transport::drain()?;
         } else {

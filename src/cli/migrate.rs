@@ -88,7 +88,7 @@ fn destination(text: &str) -> std::result::Result<Destination, String> {
 }
 
 fn address(text: &str) -> std::result::Result<Address, String> {
-    Address::parse(text).map_err(|e| e.message)
+    text.parse().map_err(|e: Error| e.message)
 }
 
 impl Migrate {

@@ -1,11 +1,12 @@
 //! What the target does: `meio agent`, which the source starts.
 
+use super::address::Probe;
 use super::message::{Frame, Id, Message};
 use super::plan::{Details, Plan, Remark, pack, unpack};
 use super::record::{self, Member, Store};
 use super::spool::Spool;
 use super::state::{Action, Event, Life, Limits, Recorded, Target, Verdict};
-use super::{MOVE, REMARK, local};
+use super::{MOVE, REMARK, frozen, local};
 use crate::error::{Error, Result};
 use crate::netlock::{self, NetLock};
 use crate::progress::Report;
@@ -224,11 +225,13 @@ impl Agent {
     /// Everything that stands in the way.
     fn check(&mut self, plan: &[u8]) -> Result<Vec<u8>> {
         let plan: Plan = unpack(plan)?;
-        let arriving: Vec<IpAddr> = plan.addresses.iter().map(|a| a.ip()).collect();
+        let arriving: Vec<IpAddr> = plan.addresses.iter().map(|a| a.ip).collect();
         let needs = Needs { pid_namespace: plan.pid_namespace, arriving: &arriving, memory: plan.memory, spool: &plan.spool };
         let found = fits(&plan.manifest, &plan.tree, needs)?;
+        // Who only looks has the time to ask thoroughly.
+        let probe = if plan.dry_run { Probe::CAREFUL } else { Probe::QUICK };
         let mut details = Details { refusals: found.refusals, warnings: found.warnings };
-        details.refusals.extend(plan.addresses.iter().filter_map(local::cannot_have));
+        details.refusals.extend(plan.addresses.iter().filter_map(|a| local::cannot_have(a, &plan.neighbours, probe)));
         let wanted = details.refusals.is_empty() && !plan.dry_run;
         self.plan = wanted.then_some(plan);
         pack(&details)
@@ -322,13 +325,13 @@ impl Agent {
     fn take_addresses_down(&mut self) {
         let Some(plan) = &self.plan else { return };
         for n in self.brought.drain(..) {
-            let _ = plan.addresses[n].take_down();
+            let _ = plan.addresses[n].take();
         }
     }
 
     fn announce(&self, plan: &Plan) {
         for address in &plan.addresses {
-            address.announce();
+            frozen::announce(address);
         }
     }
 

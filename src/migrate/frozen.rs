@@ -161,9 +161,23 @@ pub fn watch_over(store: &Store, id: Id, root: Member, addresses: &[Address]) ->
 pub fn take_back(addresses: &[Address]) {
     for address in addresses {
         if address.bring_up().is_ok() {
-            address.announce();
+            announce(address);
         }
     }
+}
+
+/// Tells the neighbours where an address is: once when this returns, and again for some seconds by a process of its own, since
+/// nobody is to wait for that.
+pub fn announce(address: &Address) {
+    let Ok(first) = address.announce() else { return };
+    let again = std::process::Command::new("/proc/self/exe")
+        .args(["agent", "--announce", &address.to_string()])
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn();
+    // Who is not there to be waited for is waited for by init.
+    drop((first, again));
 }
 
 #[cfg(test)]

@@ -1,10 +1,11 @@
 //! What ties a tree to its machine.
 
-use super::address::Address;
+use super::address::{Address, Probe};
 use crate::error::Refusal;
 use crate::resource::Tree;
 use crate::resource::descriptor::FileKind;
 use crate::resource::socket::choice::{self, Choice};
+use crate::sys::neighbour::Mac;
 use std::collections::HashSet;
 use std::net::IpAddr;
 
@@ -13,7 +14,7 @@ pub fn stays_behind(tree: &Tree, moving: &[Address]) -> Vec<Refusal> {
     if tree.decisions.tcp == Choice::Close {
         return Vec::new();
     }
-    let moving: HashSet<IpAddr> = moving.iter().map(Address::ip).collect();
+    let moving: HashSet<IpAddr> = moving.iter().map(|a| a.ip).collect();
     let outside = choice::outside(&tree.files);
     let ends = outside.iter().filter_map(|&id| match &tree.files.get(id as usize)?.kind {
         FileKind::Tcp(tcp) if tcp.inet.network.is_none() => Some((id, tcp.inet.local?, tcp.inet.peer?)),
@@ -38,9 +39,19 @@ pub fn stays_behind(tree: &Tree, moving: &[Address]) -> Vec<Refusal> {
     ends.filter_map(refuse).collect()
 }
 
-/// Why this machine cannot have an address.
-pub fn cannot_have(address: &Address) -> Option<Refusal> {
-    let reason = address.obstacle()?;
-    let advice = "give the right interface of the target: --vip ADDRESS/LENGTH@INTERFACE".to_owned();
-    Some(Refusal { object: format!("address {address}"), reason, advice, ..Refusal::default() })
+/// Why this machine cannot have an address. `known`: who has it now.
+pub fn cannot_have(address: &Address, known: &[Mac], probe: Probe) -> Option<Refusal> {
+    let refuse = |reason: String, advice: &str| {
+        Some(Refusal { object: format!("address {address}"), reason, advice: advice.to_owned(), ..Refusal::default() })
+    };
+    match address.is_up() {
+        Err(e) => return refuse(e.message, "give the right interface of the target: --vip ADDRESS/LENGTH@INTERFACE"),
+        Ok(true) => return refuse("it is here already".into(), "take it away first: ip address del …"),
+        Ok(false) => {}
+    }
+    match address.probe(probe, known) {
+        Ok(others) if !others.is_empty() => refuse("somebody else on the network has it".into(), "find out who: arping ADDRESS"),
+        Ok(_) => None,
+        Err(e) => refuse(e.message, "the interface must be up, and meio root"),
+    }
 }

@@ -21,6 +21,8 @@ pub struct Plan {
     pub pid_namespace: bool,
     /// Addresses that move with it.
     pub addresses: Vec<Address>,
+    /// Ethernet addresses under which these are reached now.
+    pub neighbours: Vec<[u8; 6]>,
     /// Where its images are put meanwhile.
     pub spool: PathBuf,
     /// Only whether it could come is asked.

@@ -135,7 +135,7 @@ impl Again<'_> {
     fn thaw(&mut self, report: &mut dyn Report) -> Result<()> {
         for address in &self.record.addresses {
             match address.bring_up() {
-                Ok(()) => address.announce(),
+                Ok(()) => frozen::announce(address),
                 Err(e) => report.warning(&format!("the address {address} could not be taken back: {e}")),
             }
         }

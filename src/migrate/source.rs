@@ -1,6 +1,6 @@
 //! What the source does.
 
-use super::address::{self, Address};
+use super::address::{Address, Taken};
 use super::frozen::{owner, watch_over};
 use super::message::{Frame, Id, Message};
 use super::plan::{Details, Plan, Remark, pack, unpack};
@@ -195,12 +195,18 @@ fn plan(options: &Options, dry_run: bool) -> Result<(Plan, (u32, u32))> {
     if look.refusals.iter().any(|r| !r.transient) {
         return Err(Error::refused(&format!("cannot move process {pid}"), look.refusals));
     }
-    address::check(&options.addresses)?;
+    let mut neighbours = Vec::new();
+    for address in &options.addresses {
+        if !address.is_up()? {
+            return Err(Error::new(Kind::NotFound, format!("the address {address} is not here")).help("ip address shows those that are"));
+        }
+        neighbours.extend(address.mac()?);
+    }
     let counts = (look.tree.processes.len() as u32, look.tree.processes.iter().map(|p| p.threads.len().max(1) as u32).sum());
     let manifest: Manifest = dump::manifest(pid, options.dump.capsule.clone())?;
     let memory = dump::extent(pid).1;
     let (addresses, spool) = (options.addresses.clone(), options.spool.clone());
-    Ok((Plan { manifest, tree: look.tree, memory, pid_namespace: options.pid_namespace, addresses, spool, dry_run }, counts))
+    Ok((Plan { manifest, tree: look.tree, memory, pid_namespace: options.pid_namespace, addresses, neighbours, spool, dry_run }, counts))
 }
 
 fn fresh_id() -> Result<Id> {
@@ -231,7 +237,7 @@ struct End<'o> {
     store: Store,
     _claim: Claim,
     /// Addresses that are down here.
-    taken: Vec<Address>,
+    taken: Vec<(Address, Taken)>,
     /// Packets that were sent after the tree.
     forwarded: u64,
     /// What failed first, in full.
@@ -497,8 +503,7 @@ impl End<'_> {
         (self.outcome.processes, self.outcome.tasks) = (made.processes, made.tasks);
         self.outcome.warnings.extend(made.warnings);
         for address in &self.options.addresses {
-            self.taken.push(address.clone());
-            address.take_down()?;
+            self.taken.push((address.clone(), address.take()?));
         }
         let last = transport::Frame { kind: REMARK, generation: 1, payload: pack(&Remark::Last(count))? };
         self.peer.link.send(&last)
@@ -519,7 +524,7 @@ impl End<'_> {
             None => {
                 let standing = self.standing.as_ref().ok_or_else(|| Error::other("the tree is not held"))?;
                 let record = Record::new(self.id, generation, &self.options.to.to_string(), standing.stopped()?)?;
-                Record { addresses: self.taken.clone(), capsule: self.options.dump.capsule.clone(), ..record }
+                Record { addresses: self.options.addresses.clone(), capsule: self.options.dump.capsule.clone(), ..record }
             }
         };
         (record.mark, record.generation) = (mark, generation);
@@ -530,8 +535,8 @@ impl End<'_> {
 
     /// It goes on here; its addresses first, so that nobody is told that it is not there.
     fn thaw(&mut self, report: &mut dyn Report) -> Result<()> {
-        for address in self.taken.drain(..) {
-            if let Err(e) = address.bring_up() {
+        for (address, taken) in self.taken.drain(..) {
+            if let Err(e) = address.give_back(&taken) {
                 report.warning(&format!("the address {address} could not be taken back: {e}"));
             }
         }

@@ -23,6 +23,7 @@ pub mod missing;
 pub mod mount;
 pub mod mqueue;
 pub mod namespace;
+pub mod neighbour;
 pub mod netlink;
 pub mod nfqueue;
 pub mod nft;

@@ -157,6 +157,19 @@ impl Saved {
     }
 
     /// The same for an interface that has another number.
+    /// Makes again what of the addresses and routes of the first interface is not there any more, but for the address `without` and
+    /// what needs it.
+    pub fn complete(&self, without: Option<&[u8]>) -> Result<()> {
+        const IFA_LOCAL: u16 = 2;
+        const IFA_ADDRESS: u16 = 1;
+        let socket = Socket::route().context(|| "opening a netlink socket")?;
+        let is_it = |r: &&Record| without.is_some() && r.get(IFA_LOCAL).or(r.get(IFA_ADDRESS)) == without;
+        let addresses: Vec<Record> = self.addresses.iter().filter(|r| !is_it(r)).cloned().collect();
+        self.make("address", ADDRESS, &addresses, &socket)?;
+        let routes = self.make("route", ROUTE, &self.routes, &socket);
+        if without.is_some() { Ok(()) } else { routes }
+    }
+
     fn move_to(&mut self, from: i32, to: i32) {
         const RTA_OIF: u16 = 4;
         if from == to {
