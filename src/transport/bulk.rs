@@ -25,6 +25,8 @@ const GO: u16 = 6;
 const OPEN: u16 = 7;
 /// A direct connection must be there by then, or it goes over ssh.
 const REACHED: Duration = Duration::from_secs(1);
+/// Logins at a time: a server sends some away when there are more (`MaxStartups` of sshd_config(5)).
+const AT_ONCE: usize = 4;
 /// All streams must be open by then.
 const OPENED: Duration = Duration::from_secs(30);
 
@@ -190,11 +192,15 @@ fn sessions(way: &Way, how: &How, token: &str, stop: &Arc<Stop>) -> Result<(Vec<
     if token.is_empty() || !token.bytes().all(|b| b.is_ascii_hexdigit()) {
         return Err(Error::link("the target's offer makes no sense"));
     }
-    let started: Vec<Result<Carrier>> = std::thread::scope(|scope| {
-        let all: Vec<_> = (0..how.streams).map(|_| scope.spawn(|| way.start(&command, how.timeout))).collect();
-        all.into_iter().map(|t| t.join().unwrap_or_else(|_| Err(Error::other("a thread has panicked")))).collect()
-    });
-    let carriers = started.into_iter().collect::<Result<Vec<_>>>()?;
+    let mut carriers = Vec::new();
+    while carriers.len() < how.streams {
+        let some = AT_ONCE.min(how.streams - carriers.len());
+        let started: Vec<Result<Carrier>> = std::thread::scope(|scope| {
+            let all: Vec<_> = (0..some).map(|_| scope.spawn(|| way.start(&command, how.timeout))).collect();
+            all.into_iter().map(|t| t.join().unwrap_or_else(|_| Err(Error::other("a thread has panicked")))).collect()
+        });
+        carriers.extend(started.into_iter().collect::<Result<Vec<_>>>()?);
+    }
     let port = |c: &Carrier| Ok(Stream::Lent(Port::socket(c.near.try_clone()?, stop.clone(), None)?));
     let streams = carriers.iter().map(port).collect::<Result<Vec<_>>>()?;
     Ok((streams, carriers))
