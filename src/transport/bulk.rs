@@ -69,7 +69,7 @@ pub struct Bulk {
     /// Who came to the port and had another key.
     strangers: u64,
     /// What keeps ssh sessions going, at the source; after the streams, so that what was sent last gets there.
-    _carriers: Vec<Carrier>,
+    carriers: Vec<Carrier>,
     /// By which lent streams go back, at the target.
     _lent: Vec<UnixStream>,
 }
@@ -77,6 +77,10 @@ pub struct Bulk {
 impl Drop for Bulk {
     fn drop(&mut self) {
         self.stop.end();
+        // All hear of the end before the first is waited for.
+        for carrier in &self.carriers {
+            let _ = carrier.near.shutdown(std::net::Shutdown::Write);
+        }
     }
 }
 
@@ -157,7 +161,7 @@ fn ask(link: &mut Link, way: &Way, how: &How, stop: Arc<Stop>) -> Result<Bulk> {
         return Err(Error::link(format!("the target cannot open streams: {}", super::pump::plain(why.as_bytes()))));
     }
     let sender = Some(Sender::new(streams, how.bandwidth)?);
-    Ok(Bulk { stop, sender, receiver: None, direct, strangers: open.strangers, _carriers: carriers, _lent: Vec::new() })
+    Ok(Bulk { stop, sender, receiver: None, direct, strangers: open.strangers, carriers, _lent: Vec::new() })
 }
 
 /// Direct connections, or none at all. Who is reached and is not the target ends the attempt: the target might count
@@ -237,7 +241,7 @@ fn offer(link: &mut Link, stop: Arc<Stop>) -> Result<Bulk> {
     say(link, OPEN, &Open { strangers: taken.as_ref().map_or(0, |t| t.1), failed })?;
     let (streams, strangers, lent) = taken?;
     let receiver = Some(Receiver::new(streams)?);
-    Ok(Bulk { stop, sender: None, receiver, direct: go.direct, strangers, _carriers: Vec::new(), _lent: lent })
+    Ok(Bulk { stop, sender: None, receiver, direct: go.direct, strangers, carriers: Vec::new(), _lent: lent })
 }
 
 /// The address that the source's ssh has come to: sshd says it in the environment, ssh(1).

@@ -181,6 +181,8 @@ impl Drop for Link {
         self.shared.changed.notify_all();
         self.shared.stop.end();
         self.threads.drain(..).for_each(|t| drop(t.join()));
+        // Others may hold the descriptor, and the other end is not to wait for them.
+        locked(&self.shared.writer).end_output();
     }
 }
 
