@@ -41,6 +41,7 @@ complete -c meio -n "__fish_meio_needs_command" -f -a "inspect" -d 'Show what is
 complete -c meio -n "__fish_meio_needs_command" -f -a "graph" -d 'Show processes and what they hold, and who needs whom'
 complete -c meio -n "__fish_meio_needs_command" -f -a "verify" -d 'Read an image to its end and check everything in it'
 complete -c meio -n "__fish_meio_needs_command" -f -a "merge" -d 'Make one image that stands alone of an image and those that it builds upon'
+complete -c meio -n "__fish_meio_needs_command" -f -a "migrate" -d 'Move a running tree of processes to another machine'
 complete -c meio -n "__fish_meio_needs_command" -f -a "core" -d 'Write an ELF core file for each process of an image'
 complete -c meio -n "__fish_meio_needs_command" -f -a "demo" -d 'See it work: a program is saved, killed and brought back'
 complete -c meio -n "__fish_meio_using_subcommand dump" -s o -l output -d 'Where the image goes; - is standard output [default: <comm>-<pid>.meio in the current folder]' -r -F
@@ -163,6 +164,40 @@ complete -c meio -n "__fish_meio_using_subcommand merge" -s v -l verbose -d 'Say
 complete -c meio -n "__fish_meio_using_subcommand merge" -s q -l quiet -d 'Say less: no progress; results, warnings and errors only'
 complete -c meio -n "__fish_meio_using_subcommand merge" -l json -d 'Write one JSON object a line to standard output'
 complete -c meio -n "__fish_meio_using_subcommand merge" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c meio -n "__fish_meio_using_subcommand migrate" -l max-downtime -d 'How long nobody may run, as far as that can be foreseen' -r
+complete -c meio -n "__fish_meio_using_subcommand migrate" -l timeout -d 'How long memory may be copied while the tree runs' -r
+complete -c meio -n "__fish_meio_using_subcommand migrate" -l on-timeout -d 'What to do when the tree writes faster than that can be sent, or the time is over' -r -f -a "cancel\t'It stays'
+force\t'It is moved, however long that takes'"
+complete -c meio -n "__fish_meio_using_subcommand migrate" -l vip -d 'An address that moves with the tree: taken from the interface here, and brought up there' -r
+complete -c meio -n "__fish_meio_using_subcommand migrate" -l compress -d 'How memory is packed: none, or a zstd level from 1 (fast) to 19 (small)' -r
+complete -c meio -n "__fish_meio_using_subcommand migrate" -l spool -d 'Where images are kept at the target until they are not needed any more' -r -F
+complete -c meio -n "__fish_meio_using_subcommand migrate" -l freeze-timeout -d 'How long to wait for every task to stand still' -r
+complete -c meio -n "__fish_meio_using_subcommand migrate" -l resume -d 'Take up a move that ended without knowing where the tree runs: its name is in what was said then' -r
+complete -c meio -n "__fish_meio_using_subcommand migrate" -l abort -d 'Have the tree of such a move here, unless it runs there' -r
+complete -c meio -n "__fish_meio_using_subcommand migrate" -l ssh -d 'Log in with this command instead of meio\'s own client, such as \'ssh -J bastion\'' -r
+complete -c meio -n "__fish_meio_using_subcommand migrate" -l identity -d 'Private key to log in with [default: those of the agent, then ~/.ssh/id_*]' -r -F
+complete -c meio -n "__fish_meio_using_subcommand migrate" -l known-hosts -d 'Keys of known hosts [default: ~/.ssh/known_hosts and /etc/ssh/ssh_known_hosts]' -r -F
+complete -c meio -n "__fish_meio_using_subcommand migrate" -l remote-path -d 'The meio of the other machine' -r
+complete -c meio -n "__fish_meio_using_subcommand migrate" -l streams -d 'How many streams carry memory' -r
+complete -c meio -n "__fish_meio_using_subcommand migrate" -l direct -d 'Whether these are encrypted connections of their own, where the other machine can be reached, or go through SSH' -r -f -a "auto\t'Connections of their own, else through SSH'
+never\t'Through SSH'"
+complete -c meio -n "__fish_meio_using_subcommand migrate" -l bandwidth -d 'How many bytes a second may be sent, such as 50M' -r
+complete -c meio -n "__fish_meio_using_subcommand migrate" -l connect-timeout -d 'How long the other machine may take to answer at first' -r
+complete -c meio -n "__fish_meio_using_subcommand migrate" -l external -d 'Keep it by name only; its other side lives outside, and is looked for again at the restore' -r
+complete -c meio -n "__fish_meio_using_subcommand migrate" -l ignore -d 'Leave it out of the image; a descriptor comes back as one of /dev/null' -r
+complete -c meio -n "__fish_meio_using_subcommand migrate" -l tcp -d 'What becomes of TCP connections with somebody outside of the tree' -r -f -a "keep\t'They go on where they were'
+close\t'They come back broken off, and the program finds ECONNRESET; with --kill the other ends see the program end'
+refuse\t'A tree that has such is refused'"
+complete -c meio -n "__fish_meio_using_subcommand migrate" -l color -d 'When to colour; auto means on a terminal, unless NO_COLOR is set' -r -f -a "auto\t''
+always\t''
+never\t''"
+complete -c meio -n "__fish_meio_using_subcommand migrate" -l dry-run -d 'Only look whether it could be moved, at both ends'
+complete -c meio -n "__fish_meio_using_subcommand migrate" -l pid-namespace -d 'Let it have its pids in a fresh pid namespace there'
+complete -c meio -n "__fish_meio_using_subcommand migrate" -l force -d 'With --abort: the target is gone for good, and need not be asked'
+complete -c meio -n "__fish_meio_using_subcommand migrate" -s v -l verbose -d 'Say more: each phase with its time, and notes'
+complete -c meio -n "__fish_meio_using_subcommand migrate" -s q -l quiet -d 'Say less: no progress; results, warnings and errors only'
+complete -c meio -n "__fish_meio_using_subcommand migrate" -l json -d 'Write one JSON object a line to standard output'
+complete -c meio -n "__fish_meio_using_subcommand migrate" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c meio -n "__fish_meio_using_subcommand core" -s o -l output -d 'The folder that gets the core files; made when it is missing' -r -f -a "(__fish_complete_directories)"
 complete -c meio -n "__fish_meio_using_subcommand core" -l color -d 'When to colour; auto means on a terminal, unless NO_COLOR is set' -r -f -a "auto\t''
 always\t''

@@ -75,12 +75,14 @@ pub struct Error {
     pub help: Option<String>,
     /// Every reason at once, when `kind` is [`Kind::Unsupported`].
     pub refusals: Vec<Refusal>,
+    /// The kernel's number of what went wrong, where it was the kernel that said so.
+    pub errno: Option<i32>,
 }
 
 impl Error {
     /// A failure of `kind`, described by `message`.
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Error { kind, message: message.into(), help: None, refusals: Vec::new() }
+        Error { kind, message: message.into(), help: None, refusals: Vec::new(), errno: None }
     }
 
     /// A failure without an exit code of its own.
@@ -140,7 +142,7 @@ impl From<std::io::Error> for Error {
             _ if e.raw_os_error() == Some(nix::errno::Errno::ESRCH as i32) => Kind::NotFound,
             _ => Kind::Other,
         };
-        Error::new(kind, e.to_string())
+        Error { errno: e.raw_os_error(), ..Error::new(kind, e.to_string()) }
     }
 }
 

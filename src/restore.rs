@@ -7,6 +7,7 @@ mod check;
 mod confined;
 mod datagrams;
 mod fill;
+mod finish;
 pub mod fits;
 mod foreground;
 mod interest;

@@ -123,6 +123,8 @@ crate::alone! {
         let (code, report) = json(&chain.lab, &["verify", text(&chain.images[6])]);
         assert_eq!((code, report["parents"].as_array().map(Vec::len)), (0, Some(6)), "{report}");
         assert!(report["pages"]["parent"].as_u64() > Some(400), "{report}");
+        // What is as it was is named together: two processes and some objects, whatever their size.
+        assert!(report["blocks"].as_u64() < Some(20), "{report}");
         for number in [6, 3, 1, 0, 5] {
             let image = chain.images[number].clone();
             chain.comes_back(&image, number);

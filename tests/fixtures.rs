@@ -59,6 +59,7 @@ fixtures! {
     files_with_names_not_utf8: "files" "bytes";
     folders: "folders";
     growth: "growth";
+    guards: "guards";
     hugetlb: "hugetlb";
     inotify: "inotify";
     ipc_inside: "ipcspaces";

@@ -41,18 +41,21 @@ fn own_files() -> Vec<PathBuf> {
 /// The tests that `make kernels` runs: where trees go there and back twice all is done that the other ways do.
 const ALL: &str = "::restored_twice";
 
-/// Runs one test and says how it went, in one piece.
+/// What asks for sockets is in modules. The kernel loads them when they are needed first, and says so to those who listen to its events:
+/// not in the middle of a test.
+const MODULES: &str = "modprobe -qa netlink_diag unix_diag tcp_diag udp_diag raw_diag af_packet_diag";
+
+/// Runs one test after the other and says how it went, each in one piece. Machines with one processor gain nothing by more at a time.
 const EACH: &str = r#"
 each() {
     local said=/tmp/said.$$ begin=$SECONDS result=FAILED
     $OWN "$1" --exact --include-ignored --color never --test-threads 1 >$said 2>&1 && result=ok
     [ $result = FAILED ] || ! grep -q skipped: $said || result=skipped
     { echo "test $1 ... $result ($((SECONDS - begin)) s)"; [ $result = ok ] || grep -v '^running\|^test \|^$' $said; } >$said.whole
-    flock /tmp/lock cat $said.whole
+    cat $said.whole
     rm -f $said $said.whole
 }
-export -f each
-each_of() { $OWN --list "$1" 2>&1 | sed -n 's/: test$//p' | OWN=$OWN xargs -P 3 -n 1 bash -c 'each "$0"'; }
+each_of() { local name; for name in $($OWN --list "$@" 2>&1 | sed -n 's/: test$//p'); do each $name; done; }
 "#;
 
 /// The program's own tests, the newest that was built, for those of the trackers.
@@ -77,9 +80,13 @@ fn script(filter: Option<&str>, steps: &str, leg: usize) -> String {
     let (own, root, tmp) = (own.display(), super::ROOT, env!("CARGO_TARGET_TMPDIR"));
     let mut script = format!("export LAB_PATIENCE=6 OWN={own}\ncd {root}\nmkdir -p {tmp}\n");
     if let Some(filter) = filter {
-        script += &format!("{} check --color never 2>&1 | tr -d '\\r'\n{EACH}", super::MEIO);
-        if let Some(unit) = unit_tests().filter(|_| filter == ALL) {
-            script += &format!("OWN={} each_of {TRACKERS}\n", unit.display());
+        script += &format!("{MODULES}\n{} check --color never 2>&1 | tr -d '\\r'\n{EACH}", super::MEIO);
+        if let Some(unit) = unit_tests().filter(|_| filter == ALL || std::env::var_os("TRACKERS").is_some()) {
+            let fixtures = crate::lab::compile("chaos");
+            let fixtures = fixtures.parent().expect("a folder").display();
+            let epochs = std::env::var("TRACKERS").unwrap_or_else(|_| "300".into());
+            script += &format!("export CHAOS={fixtures}/chaos BUSY={fixtures}/busy\n");
+            script += &format!("TRACKERS={epochs} OWN={} each_of {TRACKERS}\n", unit.display());
         }
         script += &format!("each_of {filter}\n");
     }

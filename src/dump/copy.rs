@@ -7,6 +7,7 @@
 //! been *read*: `read_all` is called then, while the rest is still written. What was read before ([`Ready`]) needs it
 //! not at all.
 
+mod gather;
 mod read;
 mod spool;
 mod staging;
@@ -16,6 +17,7 @@ use super::parent::Heritage;
 use super::tracking::Tracking;
 use crate::error::{Context, Error, Result};
 use crate::image::{BLOCK_PAGES, Codec, Dedup, Encoded, MAX_KEPT, Owner, PAGE, Pages, Placed, Writer, encode, encode_child, encode_kept};
+use gather::{Gather, Next};
 pub use read::fill_what_is_there;
 pub use spool::Spool;
 pub use staging::{MOST as STAGED_MOST, Staging};
@@ -133,8 +135,10 @@ struct Flow<'w, W: Write> {
     pages: u64,
     /// Encoded, by number.
     ready: BTreeMap<usize, Encoded>,
-    /// To be written.
-    due: VecDeque<(Placed, Encoded)>,
+    /// What of them is written.
+    gather: Gather,
+    /// To be written, with the numbers of their jobs.
+    due: VecDeque<(usize, Placed, Encoded)>,
     buffers: Vec<Vec<u8>>,
     failure: Option<Error>,
     stopped: bool,
@@ -209,6 +213,7 @@ pub fn copy<W: Write + Send>(
         written: 0,
         pages: 0,
         ready: BTreeMap::new(),
+        gather: Gather::default(),
         due: VecDeque::new(),
         buffers: Vec::new(),
         failure: None,
@@ -224,13 +229,18 @@ pub fn copy<W: Write + Send>(
         shared.lock().stopped = true;
         shared.moved.notify_all();
         result
-    })
+    })?;
+    let Flow { writer, mut gather, .. } = shared.flow.into_inner().unwrap_or_else(PoisonError::into_inner);
+    for (number, job) in (gather.blocks()..).zip(gather.rest()) {
+        put_in_order(writer, to, &encode_kept(number, job.owner, &job.ranges))?;
+    }
+    Ok(())
 }
 
 /// What a worker does next.
 enum Step {
     Read(usize, Vec<u8>),
-    Write(Placed, Encoded),
+    Write(usize, Placed, Encoded),
 }
 
 impl<'w, W: Write + Send> Shared<'_, 'w, W> {
@@ -243,7 +253,7 @@ impl<'w, W: Write + Send> Shared<'_, 'w, W> {
         while let Some(step) = self.step() {
             let result = match step {
                 Step::Read(number, buffer) => self.read(number, buffer).and_then(|encoded| self.encoded(number, encoded)),
-                Step::Write(placed, block) => self.put(&placed, block),
+                Step::Write(job, placed, block) => self.put(job, &placed, block),
             };
             if let Err(e) = result {
                 let mut flow = self.lock();
@@ -262,8 +272,8 @@ impl<'w, W: Write + Send> Shared<'_, 'w, W> {
             if flow.stopped {
                 return None;
             }
-            if let Some((placed, block)) = flow.due.pop_front() {
-                return Some(Step::Write(placed, block));
+            if let Some((job, placed, block)) = flow.due.pop_front() {
+                return Some(Step::Write(job, placed, block));
             }
             if flow.next < self.from.jobs.len() && flow.next < flow.written + WINDOW {
                 flow.next += 1;
@@ -321,9 +331,14 @@ impl<'w, W: Write + Send> Shared<'_, 'w, W> {
         loop {
             let turn = flow.placed;
             let Some(block) = flow.ready.remove(&turn) else { break };
-            let placed = flow.writer.place(&block)?;
             flow.placed += 1;
-            flow.due.push_back((placed, block));
+            match flow.gather.next(&self.from.jobs[turn], block) {
+                Next::Now(block) => {
+                    let placed = flow.writer.place(&block)?;
+                    flow.due.push_back((turn, placed, block));
+                }
+                Next::Later(block) => self.done(&mut flow, turn, block),
+            }
         }
         // One of them is for this worker. The last one also ends the waiting of the others.
         if flow.due.len() > 1 || flow.placed == self.from.jobs.len() {
@@ -332,24 +347,23 @@ impl<'w, W: Write + Send> Shared<'_, 'w, W> {
         Ok(())
     }
 
-    /// Writes a block to its place.
-    fn put(&self, placed: &Placed, block: Encoded) -> Result<()> {
+    /// Writes the block of a job to its place.
+    fn put(&self, job: usize, placed: &Placed, block: Encoded) -> Result<()> {
         let after = placed.offset + placed.front.len() as u64;
         let data = match self.from.ready {
-            Ready::Spooled(spool) if spool.holds(block.block() as usize, after, block.data().len())? => &[],
+            Ready::Spooled(spool) if spool.holds(job, after, block.data().len())? => &[],
             _ => block.data(),
         };
         put_at(placed, self.to, data)?;
-        self.written(block);
+        self.done(&mut self.lock(), job, block);
         Ok(())
     }
 
-    fn written(&self, block: Encoded) {
-        let pages = self.from.jobs[block.block() as usize].pages();
-        let mut flow = self.lock();
+    /// Nothing is to be done any more for a job.
+    fn done(&self, flow: &mut Flow<'w, W>, job: usize, block: Encoded) {
         let full = flow.next == flow.written + WINDOW;
         flow.written += 1;
-        flow.pages += pages;
+        flow.pages += self.from.jobs[job].pages();
         flow.buffers.push(block.into_buffer());
         if full {
             self.moved.notify_all();
@@ -380,10 +394,18 @@ impl<'w, W: Write + Send> Shared<'_, 'w, W> {
             let turn = flow.placed;
             let block = if matches!(self.to, Output::Stream(_)) { flow.ready.remove(&turn) } else { None };
             if let Some(block) = block {
-                let placed = flow.writer.place(&block)?;
                 flow.placed += 1;
-                drop(flow);
-                self.put(&placed, block)?;
+                match flow.gather.next(&self.from.jobs[turn], block) {
+                    Next::Now(block) => {
+                        let placed = flow.writer.place(&block)?;
+                        drop(flow);
+                        self.put(turn, &placed, block)?;
+                    }
+                    Next::Later(block) => {
+                        self.done(&mut flow, turn, block);
+                        drop(flow);
+                    }
+                }
             } else {
                 let (back, waited) = self.news.wait_timeout(flow, TELL).unwrap_or_else(PoisonError::into_inner);
                 if !waited.timed_out() {

@@ -1,6 +1,6 @@
 //! The image file: it gets its name only when it is complete and on disk.
 
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result};
 use crate::sys::signal;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -47,15 +47,35 @@ impl Target {
         }
     }
 
-    /// A file without a name for what is not in its place yet: on the same file system, where there is one.
-    pub fn beside(&self) -> io::Result<File> {
-        let folder = match self {
-            Target::Unnamed { path, .. } | Target::Temporary { path, .. } => match path.parent() {
+    /// The folder of the image; of a stream there is none.
+    fn folder(&self) -> Option<PathBuf> {
+        match self {
+            Target::Unnamed { path, .. } | Target::Temporary { path, .. } => Some(match path.parent() {
                 Some(p) if p != Path::new("") => p.to_owned(),
                 _ => PathBuf::from("."),
-            },
-            Target::Stream(_) => std::env::temp_dir(),
-        };
+            }),
+            Target::Stream(_) => None,
+        }
+    }
+
+    /// Says of a failure for want of room where that is wanted, and how many bytes it takes at most.
+    pub fn no_room(&self, e: Error, bytes: u64) -> Error {
+        let mib = bytes.div_ceil(1 << 20);
+        let place = self
+            .folder()
+            .map_or("what is written to".into(), |folder| std::fs::canonicalize(&folder).unwrap_or(folder).display().to_string());
+        match e.errno {
+            Some(libc::ENOSPC | libc::EDQUOT) => e.help(format!("up to {mib} MiB are needed in {place}: make room, or write elsewhere")),
+            Some(libc::EFBIG) => e.help(format!(
+                "a file of up to {mib} MiB is needed in {place}: raise the limit of its size (ulimit -f), or write elsewhere"
+            )),
+            _ => e,
+        }
+    }
+
+    /// A file without a name for what is not in its place yet: on the same file system, where there is one.
+    pub fn beside(&self) -> io::Result<File> {
+        let folder = self.folder().unwrap_or_else(std::env::temp_dir);
         let unnamed = OpenOptions::new().read(true).write(true).custom_flags(libc::O_TMPFILE).mode(0o600).open(&folder);
         unnamed.or_else(|_| {
             let temporary = folder.join(format!(".meio.{}.part", std::process::id()));

@@ -140,6 +140,11 @@ impl Laid {
         Ok(())
     }
 
+    /// Bytes that it takes on the disk.
+    pub fn length(&self) -> u64 {
+        self.length
+    }
+
     /// Bytes of memory that are wanted of it.
     pub fn bytes(wanted: &HashMap<i32, Spans>) -> u64 {
         wanted.values().map(Spans::len).sum()
@@ -203,7 +208,7 @@ pub fn copy_rounds(
     let codec = options.level.map_or(Codec::Raw, Codec::Zstd);
     let mut rounds = Rounds { end: End::Restless, count: 0, stop: Duration::ZERO, bytes: 0, last: 0 };
     let mut laid = Laid::new(target)?;
-    let (mut looked, mut restless, mut before) = (Instant::now(), 0, u64::MAX);
+    let (mut looked, mut restless, mut before, mut whole) = (Instant::now(), 0, u64::MAX, 0);
     while rounds.count < MOST {
         let stop = meet(options, tracking, recall)?;
         rounds.stop = rounds.stop.max(stop);
@@ -223,10 +228,14 @@ pub fn copy_rounds(
             }
             due.push((pid, jobs));
         }
+        whole = whole.max(bytes);
         let barrier = let_calls_end(options)?;
         rounds.stop = rounds.stop.max(barrier);
         for (pid, jobs) in due {
-            let missed = laid.copy(pid, &jobs, codec, |job, ranges, bytes| tracking.copied(job.from, ranges, bytes))?;
+            // What was copied stands beside the image until that has all that is still true of it.
+            let needed = rounds.bytes + bytes + copy::image_bytes(whole);
+            let missed = laid.copy(pid, &jobs, codec, |job, ranges, bytes| tracking.copied(job.from, ranges, bytes));
+            let missed = missed.map_err(|e| target.no_room(e, needed))?;
             missed.ranges().iter().for_each(|&range| tracking.tracker.missed(Of::Process(pid), range));
         }
         rounds.count += 1;

@@ -93,6 +93,8 @@ impl Tracking {
         let before = self.before.as_ref().and_then(|before| before.processes.get(&pid)).unwrap_or(&nothing);
         let (mut named, mut wanted) = (nothing.clone(), nothing.clone());
         let owner = Owner::Process(pid);
+        // They hold nothing, and cannot be read.
+        let guards = Spans::of(space.guards.clone());
         // What an asynchronous read writes when it ends is seen by no tracker.
         let unseen = space.mappings.iter().any(|m| m.name.starts_with("/[aio]"));
         for (class, from) in CLASSES.map(|class| (class, from(class, pid))) {
@@ -100,8 +102,8 @@ impl Tracking {
             // For people and debuggers; a restore has its own. It never changes.
             let vdso = space.mappings.iter().find(|m| class == Class::OverFile && m.backing == Backing::Kernel && m.name == "[vdso]");
             pages.kept.extend(vdso.map(|m| (m.start, m.end)));
-            let mut changed = Spans::of(std::mem::take(&mut pages.changed));
-            let mut kept = Spans::of(std::mem::take(&mut pages.kept));
+            let mut changed = Spans::of(std::mem::take(&mut pages.changed)).without(&guards);
+            let mut kept = Spans::of(std::mem::take(&mut pages.kept)).without(&guards);
             if unseen {
                 changed = changed.or(&std::mem::take(&mut kept));
             }

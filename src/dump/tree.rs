@@ -1,7 +1,8 @@
 //! Turns a frozen tree into its saved form, and finds what stands in the way.
 
-use super::ask::ask;
+use super::ask::{Asked, ask};
 use super::copy::{From, Job, cut};
+use super::spans::Spans;
 use super::tracking::Tracking;
 use crate::error::{Context, Kind as Failure, Result};
 use crate::image::Owner;
@@ -14,15 +15,16 @@ use crate::resource::recall::Recall;
 use crate::resource::shared::Origin;
 use crate::resource::system_v;
 use crate::resource::thread::Thread;
-use crate::resource::{Tree, cgroup, descriptor, memory, mqueue, namespace, pipe, pty, seccomp};
+use crate::resource::{Tree, cgroup, descriptor, memory, mqueue, namespace, numa, pipe, pty, seccomp};
 use crate::sys::file;
 use crate::sys::namespace::Kind;
 use crate::sys::pagemap::{Pagemap, Want};
+use crate::sys::proc::ahead::{Ahead, Wanted};
 use crate::sys::proc::{read, stat, status};
 use crate::sys::task::{self, Shared};
 use crate::tracee::foothold::Foothold;
 use crate::tracee::freeze::{self, Frozen};
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 
 /// Everything of a frozen tree but its pages.
 pub struct Captured {
@@ -179,16 +181,27 @@ pub fn capture(frozen: &mut Frozen, decisions: &Decisions, recall: Recall, mut t
     let mut processes = Vec::new();
     let mut jobs = Vec::new();
     let mut warnings = Vec::new();
+    let ahead = Ahead::of(frozen.processes.iter().filter(|p| !p.threads.is_empty()).map(|p| wanted(p, &capture)).collect());
+    let tree: HashSet<i32> = frozen.processes.iter().map(|p| p.pid).collect();
+    let mut asked: VecDeque<(i32, Asked<'_>)> = VecDeque::new();
     for process in &mut frozen.processes {
-        let pid = process.pid;
+        let (pid, ended) = (process.pid, process.threads.is_empty());
+        let entered = ahead.enter(pid);
         let captured = capture_process(process, &mut capture, tracking.as_deref_mut(), &mut jobs, &mut warnings);
+        drop(entered);
         match captured {
             // It had ended, and somebody outside of the tree has taken notice since.
-            Err(e) if e.kind == Failure::NotFound && process.threads.is_empty() => {}
-            captured => processes.extend(captured.context(|| format!("capturing process {pid}"))?),
+            Err(e) if e.kind == Failure::NotFound && ended => {}
+            captured => asked.extend(captured.context(|| format!("capturing process {pid}"))?.map(|asked| (pid, asked))),
+        }
+        while asked.len() > MOST_ASKED {
+            processes.extend(answered(&mut asked, &mut capture)?);
         }
     }
-    let tree: HashSet<i32> = frozen.processes.iter().map(|p| p.pid).collect();
+    while !asked.is_empty() {
+        processes.extend(answered(&mut asked, &mut capture)?);
+    }
+    drop(ahead);
     descriptor::find_unheld(&mut capture)?;
     pipe::refuse_outsiders(&tree, std::process::id() as i32, &mut capture);
     descriptor::settle(&tree, &mut capture)?;
@@ -227,6 +240,25 @@ pub fn capture(frozen: &mut Frozen, decisions: &Decisions, recall: Recall, mut t
     Ok(Captured { tree, capture, jobs, bytes, warnings, numbers })
 }
 
+/// Processes that are asked at a time.
+const MOST_ASKED: usize = 16;
+
+/// The first of the processes that are being asked, when it has told everything.
+fn answered(asked: &mut VecDeque<(i32, Asked<'_>)>, capture: &mut Capture) -> Result<Option<Process>> {
+    match asked.pop_front() {
+        None => Ok(None),
+        Some((_, Asked::Done(process))) => Ok(Some(*process)),
+        Some((pid, Asked::Flying(flight))) => flight.land(capture).map(Some).context(|| format!("capturing process {pid}")),
+    }
+}
+
+/// What is to be read about a process.
+fn wanted(process: &freeze::Process, capture: &Capture) -> Wanted {
+    let recall = &capture.recall;
+    let smaps = recall.quiet.is_none() && !recall.glance.knows(process.pid);
+    Wanted { pid: process.pid, tids: process.threads.iter().map(|t| t.tid).collect(), smaps, numa: numa::PAGES_PER_CALL }
+}
+
 /// Whether a thread was stopped inside the vDSO.
 fn reads_clock(process: &Process) -> bool {
     let vdso = process.memory.iter().flat_map(|m| &m.mappings).find(|m| m.backing == Backing::Kernel && m.name == "[vdso]");
@@ -249,20 +281,21 @@ fn numbers(processes: &mut [Process], capture: &Capture) -> Result<Numbers> {
     Ok(numbers)
 }
 
-fn capture_process(
-    frozen: &mut freeze::Process,
+fn capture_process<'f>(
+    frozen: &'f mut freeze::Process,
     capture: &mut Capture,
     tracking: Option<&mut Tracking>,
     jobs: &mut Vec<Job>,
     warnings: &mut Vec<String>,
-) -> Result<Option<Process>> {
+) -> Result<Option<Asked<'f>>> {
     let pid = frozen.pid;
     if refuse_process(pid, false, capture)? {
         let places = namespace::survey(pid, Look::Ended, capture)?;
-        return Process::capture(pid, frozen.ppid, &[]).map(|ended| Some(Process { places, ..ended }));
+        return Process::capture(pid, frozen.ppid, &[]).map(|ended| Some(Asked::Done(Box::new(Process { places, ..ended }))));
     }
     let places = namespace::survey(pid, Look::Still, capture)?;
-    let (space, vmas) = memory::survey(pid, capture)?;
+    let (mut space, vmas) = memory::survey(pid, capture)?;
+    space.find_guards(pid)?;
     let descriptors = descriptor::survey(pid, capture)?;
     system_v::survey(pid, capture)?;
     let fs = Fs::capture(pid, capture)?;
@@ -284,18 +317,19 @@ fn capture_process(
     saved.descriptors = descriptors;
     saved.fs = fs;
     saved.places = places;
+    let Some(tracking) = tracking else {
+        if let Some(space) = &saved.memory {
+            pages(pid, space, jobs)?;
+        }
+        return Asked::begin(frozen, &vmas, saved, threads, capture, warnings).map(Some);
+    };
     ask(frozen, &vmas, &mut saved, &mut threads, capture, warnings)?;
     saved.threads = threads;
     if let Some(space) = &saved.memory {
-        match tracking {
-            Some(tracking) => {
-                let call = saved.threads[0].waiting.as_ref().map(|w| w.number);
-                warnings.extend(tracking.pages(frozen, (&vmas, space), (call, &mut capture.recall.footholds), jobs)?);
-            }
-            None => pages(pid, space, jobs)?,
-        }
+        let call = saved.threads[0].waiting.as_ref().map(|w| w.number);
+        warnings.extend(tracking.pages(frozen, (&vmas, space), (call, &mut capture.recall.footholds), jobs)?);
     }
-    Ok(Some(saved))
+    Ok(Some(Asked::Done(Box::new(saved))))
 }
 
 /// The threads of a process, as far as can be seen from outside; what is asked of them then leaves no trace.
@@ -335,8 +369,10 @@ fn pages(pid: i32, space: &AddressSpace, jobs: &mut Vec<Job>) -> Result<()> {
         pagemap.ranges(mapping.start, mapping.end, want, list).context(|| format!("reading the page map of process {pid}"))?;
     }
     let owner = Owner::Process(pid);
-    cut(owner, From::Memory(pid), true, &plain, jobs);
-    cut(owner, From::Memory(pid), false, &over_file, jobs);
-    cut(owner, From::Protected(pid), false, &protected, jobs);
+    let guards = Spans::of(space.guards.clone());
+    let mut cut = |from, elide_zero, list| cut(owner, from, elide_zero, Spans::of(list).without(&guards).ranges(), jobs);
+    cut(From::Memory(pid), true, plain);
+    cut(From::Memory(pid), false, over_file);
+    cut(From::Protected(pid), false, protected);
     Ok(())
 }

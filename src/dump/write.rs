@@ -42,6 +42,19 @@ impl Write<'_> {
         report: &mut dyn Report,
         read_all: impl FnOnce(),
     ) -> Result<image::Summary> {
+        self.sections(tracking, room, report, read_all).map_err(|e| {
+            let laid = tracking.and_then(|t| Some(t.laid.as_ref()?.length() + Laid::bytes(&t.wanted)));
+            self.target.no_room(e, copy::image_bytes(self.captured.bytes) + laid.unwrap_or(0))
+        })
+    }
+
+    fn sections(
+        &self,
+        tracking: Option<&Tracking>,
+        room: &mut Room<'_>,
+        report: &mut dyn Report,
+        read_all: impl FnOnce(),
+    ) -> Result<image::Summary> {
         let &Write { options, target, captured, dedup, parent, .. } = self;
         let laid = tracking.and_then(|t| Some((t.laid.as_ref()?, &t.wanted)));
         let mut read_all = Some(read_all);
@@ -80,7 +93,7 @@ impl Write<'_> {
         copy::copy(source, &mut writer, to, read_all, &mut tell)?;
         if let Some((laid, wanted)) = laid {
             let before = captured.bytes / image::PAGE as u64;
-            let place = (captured.jobs.len() as u32, parent.is_some());
+            let place = (writer.blocks(), parent.is_some());
             let numbers = &captured.numbers;
             laid.write(&mut writer, to, wanted, place, |pid| numbers.translate(pid), |pages| tell(before + pages))?;
         }

@@ -1,9 +1,9 @@
 //! From pages to the payload of a PAGES section. Pure, so that worker threads can do it.
 
 use super::dedup::Dedup;
-use super::format::{BLOCK_PAGES, MAX_DESCRIBED, MAX_RUNS, PAGE};
+use super::format::{BLOCK_PAGES, MAX_DESCRIBED, MAX_RUNS, PAGE, u32_at, u64_at};
 use super::inherited::Inherited;
-use super::pages::{Content, Lineage, Meta, Owner, Run, Stored};
+use super::pages::{BLOCK_HEADER, Content, Lineage, Meta, Owner, RUN, Run, Stored, renumber};
 use std::cell::RefCell;
 use xxhash_rust::xxh3::Xxh3;
 
@@ -83,6 +83,21 @@ impl Encoded {
     /// What stands behind the front that [`super::Writer::place`] gives.
     pub fn data(&self) -> &[u8] {
         &self.data
+    }
+
+    /// What it describes, when nothing of that is stored in it and all of it is as in the parent: address and number of pages.
+    pub fn kept(&self) -> Option<Vec<(u64, u32)>> {
+        let Counts { data, zero, copy, unused, .. } = self.counts;
+        let runs = || self.meta[BLOCK_HEADER..].chunks_exact(RUN).map(|run| (u64_at(run, 0), u32_at(run, 8))).collect();
+        (self.lineage == Lineage::Child && data + zero + copy + unused == 0).then(runs)
+    }
+
+    /// The same block with another number, where those that it has copies from may have others, too.
+    pub fn renumber(mut self, number: u32, there: impl Fn(u32) -> u32) -> Encoded {
+        self.block = number;
+        renumber(&mut self.meta, number, there, self.lineage);
+        self.checksum = checksum(&self.meta, &self.data);
+        self
     }
 
     /// The buffer that the pages came in, to be filled again once the block has been appended.
@@ -183,10 +198,15 @@ fn encode_meta(block: u32, owner: Owner, pages: Pages<'_>, codec: Codec, known: 
 fn finish(meta: Meta, Packed { data, spare }: Packed, lineage: Lineage, counts: Counts) -> Encoded {
     let Meta { block, stored, .. } = meta;
     let meta = meta.to_bytes(lineage);
+    let checksum = checksum(&meta, &data);
+    Encoded { block, meta, data, spare, stored, lineage, checksum, counts }
+}
+
+fn checksum(meta: &[u8], data: &[u8]) -> u64 {
     let mut hash = Xxh3::new();
-    hash.update(&meta);
-    hash.update(&data);
-    Encoded { block, meta, data, spare, stored, lineage, checksum: hash.digest(), counts }
+    hash.update(meta);
+    hash.update(data);
+    hash.digest()
 }
 
 /// A block whose data is kept elsewhere until it is known which of its pages are wanted.

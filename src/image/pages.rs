@@ -182,6 +182,19 @@ impl Meta {
     }
 }
 
+/// Gives the block of these bytes, [`Meta::to_bytes`], another number, and those that it copies the ones that they have now.
+pub fn renumber(meta: &mut [u8], number: u32, there: impl Fn(u32) -> u32, lineage: Lineage) {
+    meta[8..12].copy_from_slice(&number.to_le_bytes());
+    for run in meta[BLOCK_HEADER..].chunks_exact_mut(RUN).filter(|run| u32_at(run, 12) == 2) {
+        let block = there(u32_at(run, 16));
+        run[16..20].copy_from_slice(&block.to_le_bytes());
+    }
+    if lineage == Lineage::Child {
+        let checksum = front_checksum(meta);
+        meta[20..24].copy_from_slice(&checksum.to_le_bytes());
+    }
+}
+
 /// Checksum of block header and runs: the lower half of their XXH3, with zero where it stands itself.
 fn front_checksum(meta: &[u8]) -> u32 {
     let mut hash = Xxh3::new();

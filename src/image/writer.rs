@@ -214,6 +214,11 @@ impl<W: Write> Writer<W> {
         Ok((out, Summary { bytes: position, hash, sections, blocks, pages }))
     }
 
+    /// Blocks that have their place so far.
+    pub fn blocks(&self) -> u32 {
+        self.blocks
+    }
+
     /// Bytes written so far.
     pub fn position(&self) -> u64 {
         self.position

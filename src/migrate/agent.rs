@@ -47,7 +47,13 @@ pub fn run() -> Result<()> {
         waiting: Vec::new(),
         events: VecDeque::new(),
     };
-    let ended = agent.drive();
+    // Where nothing is planted there is nothing to destroy.
+    let ended = loop {
+        match agent.drive() {
+            Ok(Next::Destroy) => {}
+            ended => break ended,
+        }
+    };
     agent.clear_up();
     ended.map(drop)
 }
@@ -222,7 +228,7 @@ impl Agent {
         let needs = Needs { pid_namespace: plan.pid_namespace, arriving: &arriving, memory: plan.memory, spool: &plan.spool };
         let found = fits(&plan.manifest, &plan.tree, needs)?;
         let mut details = Details { refusals: found.refusals, warnings: found.warnings };
-        details.refusals.extend(plan.addresses.iter().filter_map(|a| local::cannot_have(a)));
+        details.refusals.extend(plan.addresses.iter().filter_map(local::cannot_have));
         let wanted = details.refusals.is_empty() && !plan.dry_run;
         self.plan = wanted.then_some(plan);
         pack(&details)

@@ -1,7 +1,7 @@
 //! The tree at its source once it needs no meio to stand still: let it go on, or end it, from the record alone.
 
-use super::message::Id;
 use super::address::Address;
+use super::message::Id;
 use super::record::{Member, Record, Standing, Store};
 use super::state::Mark;
 use crate::dump::lock::Networks;

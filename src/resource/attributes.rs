@@ -5,9 +5,10 @@ use super::numa::{self, Policy};
 use crate::error::Result;
 use crate::sys::proc::{read, stat, status::Status};
 use crate::sys::{ptrace, task};
-use crate::tracee::inject::Injector;
 use crate::tracee::stub::{Script, Stub};
+use crate::tracee::volley::{Answers, Question};
 use serde::{Deserialize, Serialize};
+use std::sync::OnceLock;
 
 /// Of one task.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -174,35 +175,22 @@ pub fn refuse_task(pid: i32, tid: i32, status: &Status, capture: &mut Capture) {
     }
 }
 
-/// Calls of [`Modes::questions`].
-pub const MODES: usize = 3;
-/// Bytes that they leave: the answer of `PR_GET_TSC`, a mode, a mask of nodes.
-pub const MODES_LEFT: usize = 8 + numa::NODES * 8;
-
 impl Modes {
-    /// The calls that tell them, each with a place of its own for its answer at `out`.
-    pub fn questions(out: u64) -> [(i64, [u64; 6]); MODES] {
-        [
-            (libc::SYS_prctl, [libc::PR_GET_TSC as u64, out, 0, 0, 0, 0]),
-            (libc::SYS_arch_prctl, [ARCH_GET_CPUID, 0, 0, 0, 0, 0]),
-            (libc::SYS_get_mempolicy, [out + 4, out + 8, numa::NODES as u64 * 64, 0, 0, 0]),
-        ]
-    }
-
-    /// Whether a question makes sense: cpuid faults on few processors, and most threads are known to have no memory
-    /// policy apart.
-    pub fn asks(question: usize, policy: bool) -> bool {
-        [true, task::cpuid_can_fault(), policy][question]
+    /// The calls that tell them. That of cpuid only where it can fault; that of the memory policy only where it may be apart.
+    pub fn questions(policy: bool) -> impl Iterator<Item = Question> {
+        let tsc = Question::new(libc::SYS_prctl, [libc::PR_GET_TSC as u64, 0, 0, 0, 0, 0]).leaving(1, 4);
+        let cpuid = Question::new(libc::SYS_arch_prctl, [ARCH_GET_CPUID, 0, 0, 0, 0, 0]);
+        [Some(tsc), task::cpuid_can_fault().then_some(cpuid), policy.then(numa::question)].into_iter().flatten()
     }
 
     /// Takes the answers. What this kernel does not know, or what was not asked, is in its default mode.
-    pub fn answers(left: &[u8; MODES_LEFT], returned: [i64; MODES]) -> Modes {
-        let word = |at: usize| <[u8; 4]>::try_from(&left[at..at + 4]).unwrap_or_default();
-        Modes {
-            tsc_faults: returned[0] == 0 && i32::from_le_bytes(word(0)) == libc::PR_TSC_SIGSEGV,
-            cpuid_faults: returned[1] == 0,
-            mempolicy: if returned[2] == 0 { numa::policy(word(4), &left[8..]) } else { None },
-        }
+    pub fn answers(policy: bool, answers: &mut Answers) -> Result<Modes> {
+        let tsc = answers.next()?;
+        Ok(Modes {
+            tsc_faults: tsc.returned == 0 && i32::from_le_bytes(tsc.get(0)) == libc::PR_TSC_SIGSEGV,
+            cpuid_faults: task::cpuid_can_fault() && answers.next()?.returned == 0,
+            mempolicy: if policy { numa::answer(&answers.next()?) } else { None },
+        })
     }
 
     /// What every task sets by itself; a warning for what does not hold.
@@ -220,6 +208,12 @@ impl Modes {
     }
 }
 
+/// Whether a security module gives labels here: else nobody has one.
+fn labels() -> bool {
+    static GIVES: OnceLock<bool> = OnceLock::new();
+    *GIVES.get_or_init(|| read::read(std::process::id() as i32, "attr/current").is_ok())
+}
+
 impl ProcessAttributes {
     /// Whether there is nothing to set.
     pub fn is_default(&self) -> bool {
@@ -230,21 +224,29 @@ impl ProcessAttributes {
     pub fn capture(pid: i32, leads_session: bool) -> Self {
         let text = |name: &str| read::read(pid, name).ok().and_then(|t| String::from_utf8(t).ok());
         let filter = text("coredump_filter").and_then(|t| u32::from_str_radix(t.trim(), 16).ok());
-        let nice = text("autogroup").and_then(|t| t.trim().rsplit(' ').next()?.parse().ok());
-        let label = text("attr/current").map(|t| t.trim_end_matches(['\0', '\n']).to_owned());
+        let nice = || text("autogroup").and_then(|t| t.trim().rsplit(' ').next()?.parse().ok());
+        let label = if labels() { text("attr/current") } else { None }.map(|t| t.trim_end_matches(['\0', '\n']).to_owned());
         ProcessAttributes {
             coredump_filter: filter.filter(|&f| f != DEFAULT_COREDUMP_FILTER),
-            autogroup_nice: if leads_session { nice.unwrap_or(0) } else { 0 },
+            autogroup_nice: if leads_session { nice().unwrap_or(0) } else { 0 },
             loginuid: text("loginuid").and_then(|t| t.trim().parse().ok()).filter(|&uid| uid != u32::MAX),
             label: label.filter(|l| !l.is_empty()),
             ..ProcessAttributes::default()
         }
     }
 
-    /// What only the process itself can tell.
-    pub fn ask(&mut self, run: &mut Injector<'_>) -> Result<()> {
-        self.mdwe = run.call(libc::SYS_prctl, [PR_GET_MDWE, 0, 0, 0, 0, 0])?.max(0) as u32;
-        self.membarrier = run.call(libc::SYS_membarrier, [MEMBARRIER_CMD_GET_REGISTRATIONS, 0, 0, 0, 0, 0])?.max(0) as u32;
+    /// The calls that tell what only the process itself knows.
+    pub fn questions() -> [Question; 2] {
+        [
+            Question::new(libc::SYS_prctl, [PR_GET_MDWE, 0, 0, 0, 0, 0]),
+            Question::new(libc::SYS_membarrier, [MEMBARRIER_CMD_GET_REGISTRATIONS, 0, 0, 0, 0, 0]),
+        ]
+    }
+
+    /// Takes the answers.
+    pub fn answers(&mut self, answers: &mut Answers) -> Result<()> {
+        self.mdwe = answers.next()?.returned.max(0) as u32;
+        self.membarrier = answers.next()?.returned.max(0) as u32;
         Ok(())
     }
 
@@ -283,7 +285,7 @@ impl ProcessAttributes {
 
     /// Sets what is set from outside. Warnings for what is not permitted, or is another thing here.
     pub fn apply(&self, pid: i32, name: i32) -> Vec<String> {
-        let now = ProcessAttributes::capture(pid, true);
+        let now = ProcessAttributes::capture(pid, self.autogroup_nice != 0);
         let mut warnings = Vec::new();
         let mut write = |file: &str, value: String| {
             if let Err(e) = std::fs::write(format!("/proc/{pid}/{file}"), &value) {

@@ -100,6 +100,8 @@ pub struct Capture {
     pub socket_mount: Option<(i32, u64)>,
     /// What epoll instances watch, by a process and descriptor that lead to them.
     pub watched: HashMap<(i32, i32), Vec<crate::sys::proc::fdinfo::EpollTarget>>,
+    /// Counters of which it must be tried how they give, by a process and descriptor that lead to them.
+    pub untried: Vec<(i32, i32)>,
     /// How long it took to look at sockets.
     pub sockets: std::cell::Cell<std::time::Duration>,
     /// What new sockets are like, by domain and type.
@@ -110,6 +112,8 @@ pub struct Capture {
     pub groups: HashMap<Option<u32>, Rc<Vec<super::socket::multicast::Joined>>>,
     /// Cookies of core scheduling.
     pub core_cookies: Vec<u64>,
+    /// Users, and whether they have more keyrings than everybody gets.
+    pub users_keyrings: HashMap<u32, bool>,
     /// Session keyrings that were met.
     pub keyrings: Vec<i32>,
     /// Interfaces that go with a descriptor: a process of their network namespace, and their names.

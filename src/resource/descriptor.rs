@@ -308,7 +308,9 @@ pub fn settle(tree: &HashSet<i32>, capture: &mut Capture) -> Result<()> {
     tun::refuse_unheld(capture)?;
     socket::outside::refuse_shared(tree, capture);
     owner::refuse_outsiders(tree, capture);
-    epoll::resolve(capture)
+    epoll::resolve(capture)?;
+    eventfd::resolve(capture);
+    Ok(())
 }
 
 /// The open file description behind a descriptor: one that is known (kcmp(2)), or a new one. `None` after a refusal.

@@ -22,33 +22,44 @@ pub struct EventFd {
 /// Saves a counter.
 pub fn capture(found: &Found, capture: &mut Capture) -> Option<FileKind> {
     let count = found.info.hex("eventfd-count");
-    // Linux 6.5 shows it; before, only reading tells, which takes from the counter: a keeper does that.
-    let semaphore = found.info.decimal("eventfd-semaphore").or_else(|| match count {
-        // While it runs that is not asked yet.
-        Some(_) if !capture.standing => Some(0),
-        Some(count) if count < u64::MAX => tried(found, count).ok().map(u64::from),
-        _ => None,
-    });
-    match (count, semaphore) {
-        // The kernel's own users can bring a counter to its end, no write(2) can.
-        (Some(u64::MAX), _) => capture.refuse(found.pid, found.object(), "its counter has overflown", "let the program read it first"),
-        (Some(count), Some(semaphore)) => return Some(FileKind::EventFd(EventFd { count, semaphore: semaphore != 0 })),
-        _ => capture.refuse(
-            found.pid,
-            found.object(),
-            "this kernel does not tell all about an eventfd",
-            "use Linux 6.5 or newer, or close it",
-        ),
+    // The kernel's own users can bring a counter to its end, no write(2) can.
+    if count == Some(u64::MAX) {
+        capture.refuse(found.pid, found.object(), "its counter has overflown", "let the program read it first");
+        return None;
     }
-    None
+    let Some(count) = count else {
+        capture.refuse(found.pid, found.object(), "this kernel does not show its counter", "close it first");
+        return None;
+    };
+    // Linux 6.5 shows it. While it runs it is not tried.
+    let semaphore = found.info.decimal("eventfd-semaphore");
+    if semaphore.is_none() && capture.standing {
+        capture.untried.push((found.pid, found.fd));
+    }
+    Some(FileKind::EventFd(EventFd { count, semaphore: semaphore.is_some_and(|s| s != 0) }))
+}
+
+/// Finds out, before Linux 6.5, which counters give one at a time. Only reading tells, which takes from the counter: a keeper does that.
+/// What it puts back is news to those who watch the counter: an edge-triggered entry of epoll(7) that has reported it reports it once
+/// more. So it is done when all else is known, what waits to be reported above all.
+pub fn resolve(capture: &mut Capture) {
+    for holder in std::mem::take(&mut capture.untried) {
+        let Some(&id) = capture.descriptors.get(&holder) else { continue };
+        let fd = capture.duplicate(holder);
+        let FileKind::EventFd(counter) = &mut capture.files[id as usize].kind else { continue };
+        let count = counter.count;
+        match fd.and_then(|fd| apart::keep(|| gives_one(fd.as_fd(), count))) {
+            Ok(one) => counter.semaphore = one,
+            Err(e) => {
+                let object = format!("fd {} ({})", holder.1, capture.files[id as usize].link);
+                let advice = "use Linux 6.5 or newer, or close it";
+                capture.refuse(holder.0, object, format!("this kernel does not tell all about it, and trying it failed: {e}"), advice);
+            }
+        }
+    }
 }
 
 /// Whether a counter gives one at a time: with two or more in it a read shows that. It is as before afterwards.
-fn tried(found: &Found, count: u64) -> Result<bool> {
-    let fd = found.duplicate()?;
-    apart::keep(|| gives_one(fd.as_fd(), count))
-}
-
 fn gives_one(fd: BorrowedFd<'_>, count: u64) -> Result<bool> {
     let doing = || "trying an eventfd";
     let add = |n: u64| if n == 0 { Ok(()) } else { anon::add_ticks(fd, n).context(doing) };

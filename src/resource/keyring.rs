@@ -9,6 +9,7 @@ use crate::error::Result;
 use crate::sys::proc::read;
 use crate::sys::task;
 use crate::tracee::inject::Injector;
+use crate::tracee::volley::{Answer, Question};
 
 const KEYCTL_GET_KEYRING_ID: u64 = 0;
 const KEYCTL_DESCRIBE: u64 = 6;
@@ -17,19 +18,28 @@ const KEY_SPEC_SESSION_KEYRING: i64 = -3;
 /// Bytes that are asked for at once: a description, or the numbers of keys.
 const ROOM: usize = 256;
 
+/// The keyrings that nobody else can reach.
+const OWN: [(i64, &str); 2] = [(-1, "thread"), (-2, "process")];
+
+/// The calls that tell whether a process has keyrings of its own.
+pub fn questions() -> [Question; 2] {
+    OWN.map(|(special, _)| Question::new(libc::SYS_keyctl, [KEYCTL_GET_KEYRING_ID, special as u64, 0, 0, 0, 0]))
+}
+
 /// Refuses what only this process, whose real user is `uid`, could reach, unless the user lets it go; and says of the rest
-/// what will be different.
-pub fn capture(pid: i32, uid: u32, run: &mut Injector<'_>, capture: &mut Capture) -> Result<()> {
+/// what will be different. `answers`: to [`questions`].
+pub fn capture(pid: i32, uid: u32, answers: [Answer; 2], run: &mut Injector<'_>, capture: &mut Capture) -> Result<()> {
     if capture.decisions.ignores(&format!("keyring:{pid}")) {
         return Ok(());
     }
-    for (special, name) in [(-1i64, "thread"), (-2, "process")] {
-        if run.call(libc::SYS_keyctl, [KEYCTL_GET_KEYRING_ID, special as u64, 0, 0, 0, 0])? > 0 {
+    for ((_, name), answer) in OWN.iter().zip(answers) {
+        if answer.returned > 0 {
             let reason = format!("keys cannot be read back from its {name} keyring");
             capture.refuse(pid, format!("{name} keyring"), reason, format!("let it go with --ignore keyring:{pid}"));
         }
     }
-    if has_more(uid) { session(pid, run, capture) } else { Ok(()) }
+    let more = *capture.users_keyrings.entry(uid).or_insert_with(|| has_more(uid));
+    if more { session(pid, run, capture) } else { Ok(()) }
 }
 
 /// Whether a user has more keyrings than the two that everybody gets.

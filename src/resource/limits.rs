@@ -25,7 +25,7 @@ impl Limits {
 impl Limits {
     /// Makes a stub of another user, whom meio may have no right over, give itself these limits as far as it may.
     pub fn tell(&self, pid: i32, script: &mut Script<'_>) -> Result<()> {
-        if task::limits(pid).is_ok() {
+        if task::may_set_limits(pid) {
             return Ok(());
         }
         let now = Limits::capture(pid)?;

@@ -7,6 +7,7 @@ use super::shared::Origin;
 use super::system_v;
 use crate::error::{Context, Result};
 use crate::sys::memory;
+use crate::sys::pagemap::Pagemap;
 use crate::sys::proc::maps::Vma;
 use crate::sys::proc::{maps, read, stat};
 use serde::{Deserialize, Serialize};
@@ -133,6 +134,27 @@ pub struct AddressSpace {
     pub exe: Backing,
     /// Content of the `[vdso]` mapping's ELF image, to know it again: hash (XXH3-64).
     pub vdso_hash: u64,
+    /// Guards, start and end by address: pages that may not be touched, without a mapping of their own (madvise(2)
+    /// `MADV_GUARD_INSTALL`).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub guards: Vec<(u64, u64)>,
+}
+
+impl AddressSpace {
+    /// Looks for the guards of a process that stands still.
+    pub fn find_guards(&mut self, pid: i32) -> Result<()> {
+        let doing = || format!("reading the page map of process {pid}");
+        let map = Pagemap::open(pid).context(doing)?;
+        let may_have = |m: &&Mapping| m.backing != Backing::Kernel && m.huge_page_kib == 0;
+        self.mappings.iter().filter(may_have).try_for_each(|m| map.guards(m.start, m.end, &mut self.guards)).context(doing)
+    }
+
+    /// The guards of a mapping.
+    pub fn guards_of(&self, mapping: &Mapping) -> &[(u64, u64)] {
+        let from = self.guards.partition_point(|g| g.1 <= mapping.start);
+        let to = self.guards.partition_point(|g| g.0 < mapping.end);
+        self.guards.get(from..to).unwrap_or(&[])
+    }
 }
 
 /// `VmFlags` that a restore must set again; the others follow from how a mapping is made.
@@ -204,7 +226,7 @@ pub fn survey(pid: i32, capture: &mut Capture) -> Result<(AddressSpace, Vec<Vma>
         }
         None => 0,
     };
-    Ok((AddressSpace { mappings, borders, exe, vdso_hash }, vmas))
+    Ok((AddressSpace { mappings, borders, exe, vdso_hash, guards: Vec::new() }, vmas))
 }
 
 /// Memory that is locked when it is touched, mlock2(2) `MLOCK_ONFAULT`, is a flag that older kernels have no letters for.

@@ -13,7 +13,7 @@ use super::process::Process;
 use super::{mount, network};
 use crate::error::{Context, Kind as Failure, Result};
 use crate::sys::namespace::{self, Kind};
-use crate::sys::proc::read;
+use crate::sys::proc::{ahead, read};
 use content::{content, id_map};
 pub use numbers::Numbers;
 use serde::{Deserialize, Serialize};
@@ -356,6 +356,9 @@ pub fn stray_thread(pid: i32, tid: i32, kinds: &[(Kind, Option<Identity>)]) -> O
 pub type Identity = (u64, u64);
 
 fn identity(path: String) -> Option<Identity> {
+    if let Some(known) = ahead::known_identity(&path) {
+        return Some(known);
+    }
     std::fs::metadata(path).map(|m| (m.dev(), m.ino())).ok()
 }
 

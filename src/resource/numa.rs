@@ -10,6 +10,7 @@ use crate::sys::proc::maps::Vma;
 use crate::sys::proc::read;
 use crate::tracee::inject::Injector;
 use crate::tracee::stub::{Script, Stub};
+use crate::tracee::volley::{Answer, Question};
 use nix::errno::Errno;
 use std::collections::HashSet;
 
@@ -19,7 +20,7 @@ pub type Policy = (u32, Vec<u64>);
 /// Longest node mask, in words: `CONFIG_NODES_SHIFT` is 10 at most.
 pub const NODES: usize = 16;
 /// Pages that numa_maps counts in the time of one injected call (30 ns, 15 µs).
-const PAGES_PER_CALL: u64 = 500;
+pub const PAGES_PER_CALL: u64 = 500;
 const MPOL_F_ADDR: u64 = 1 << 1;
 
 /// What get_mempolicy(2) has left: the mode, and the mask of [`NODES`] words.
@@ -68,6 +69,18 @@ fn not_default(text: &[u8]) -> HashSet<u64> {
         (policy.split(|&b| b == b' ').next() != Some(b"default")).then_some(start)
     };
     text.split(|&b| b == b'\n').filter_map(address).collect()
+}
+
+/// Asks a task for its own policy: mode, and behind it the mask.
+pub fn question() -> Question {
+    let call = Question::new(libc::SYS_get_mempolicy, [0, 0, NODES as u64 * 64, 0, 0, 0]);
+    call.leaving(0, 4).leaving_at(1, 8, NODES as u64 * 8)
+}
+
+/// The policy that it has told.
+pub fn answer(answer: &Answer) -> Option<Policy> {
+    let mask = answer.get::<{ NODES * 8 }>(8);
+    if answer.returned == 0 { policy(answer.get(0), &mask) } else { None }
 }
 
 /// The policy of the mapping at this address.

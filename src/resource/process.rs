@@ -7,8 +7,8 @@ use super::{
 };
 use crate::error::Result;
 use crate::sys::proc::{read, stat, status};
-use crate::tracee::inject::Injector;
 use crate::tracee::stub::Script;
+use crate::tracee::volley::{Answers, Question};
 use serde::{Deserialize, Serialize};
 
 /// Whether it runs, is stopped by job control, or has ended.
@@ -134,19 +134,33 @@ impl Process {
         })
     }
 
-    /// What only the process itself can tell.
-    pub fn ask(&mut self, run: &mut Injector<'_>) -> Result<()> {
-        self.dumpable = run.must(libc::SYS_prctl, [libc::PR_GET_DUMPABLE as u64, 0, 0, 0, 0, 0])? as u32;
-        run.must(libc::SYS_prctl, [libc::PR_GET_CHILD_SUBREAPER as u64, run.out(), 0, 0, 0, 0])?;
-        self.subreaper = i32::from_le_bytes(run.get(0)?) != 0;
-        let thp = run.must(libc::SYS_prctl, [libc::PR_GET_THP_DISABLE as u64, 0, 0, 0, 0, 0])? as u32;
+    /// The calls that tell what only the process itself knows.
+    pub fn questions() -> Vec<Question> {
+        let prctl = |option: i32| Question::new(libc::SYS_prctl, [option as u64, 0, 0, 0, 0, 0]);
+        let mut questions = vec![
+            prctl(libc::PR_GET_DUMPABLE),
+            prctl(libc::PR_GET_CHILD_SUBREAPER).leaving(1, 4),
+            prctl(libc::PR_GET_THP_DISABLE),
+            Question::new(libc::SYS_brk, [0; 6]),
+        ];
+        questions.extend(ProcessAttributes::questions());
+        questions
+    }
+
+    /// Takes the answers.
+    pub fn answers(&mut self, answers: &mut Answers) -> Result<()> {
+        self.dumpable = answers.next()?.must()? as u32;
+        let subreaper = answers.next()?;
+        subreaper.must()?;
+        self.subreaper = i32::from_le_bytes(subreaper.get(0)) != 0;
+        let thp = answers.next()?.must()? as u32;
         self.thp_disable = thp & 1 != 0;
         self.attributes.thp_flags = thp & !1;
-        self.attributes.ask(run)?;
+        let brk = answers.next()?.must()? as u64;
         if let Some(memory) = &mut self.memory {
-            memory.borders.brk = run.must(libc::SYS_brk, [0; 6])? as u64;
+            memory.borders.brk = brk;
         }
-        Ok(())
+        self.attributes.answers(answers)
     }
 }
 

@@ -3,6 +3,7 @@
 use crate::error::{Context, Result};
 use crate::sys::proc::read;
 use crate::sys::task;
+use crate::tracee::volley::Question;
 use serde::{Deserialize, Serialize};
 
 /// sched(7) attributes of one task.
@@ -33,10 +34,9 @@ pub struct Sched {
 const WHOLE: (u32, u32) = (0, 1024);
 
 impl Sched {
-    /// Reads the attributes of a task.
-    pub fn capture(pid: i32, tid: i32) -> Result<Self> {
+    /// Reads the attributes of a task, but for the slack of its timers.
+    pub fn capture(tid: i32) -> Result<Self> {
         let attr = task::sched_attr(tid).context(|| format!("reading the scheduling of task {tid}"))?;
-        let slack = read::read(tid, "timerslack_ns").or_else(|_| read::read_task(pid, tid, "timerslack_ns")).unwrap_or_default();
         Ok(Sched {
             policy: attr.policy,
             flags: attr.flags,
@@ -44,10 +44,19 @@ impl Sched {
             priority: attr.priority,
             deadline: (attr.runtime, attr.deadline, attr.period),
             affinity: task::affinity(tid).context(|| format!("reading the affinity of task {tid}"))?,
-            timer_slack_ns: std::str::from_utf8(&slack).ok().and_then(|s| s.trim().parse().ok()).unwrap_or(0),
+            timer_slack_ns: 0,
             clamp: Some((attr.util_min, attr.util_max)).filter(|&c| c != WHOLE && (c.1 != 0 || task::utilisation_is_clamped())),
         })
     }
+}
+
+/// The call that tells the slack of its timers to a task itself.
+pub const SLACK: Question = Question::new(libc::SYS_prctl, [libc::PR_GET_TIMERSLACK as u64, 0, 0, 0, 0, 0]);
+
+/// The same of a task that is not asked.
+pub fn slack(tid: i32) -> u64 {
+    let text = read::read(tid, "timerslack_ns").unwrap_or_default();
+    std::str::from_utf8(&text).ok().and_then(|s| s.trim().parse().ok()).unwrap_or(0)
 }
 
 impl Sched {
@@ -65,7 +74,8 @@ impl Sched {
             period: if self.policy == SCHED_DEADLINE { self.deadline.2 } else { 0 },
             ..task::SchedAttr::default()
         };
-        let now = Sched::capture(tid, tid).ok();
+        // The stubs have that of meio.
+        let now = Sched::capture(tid).ok().map(|now| Sched { timer_slack_ns: task::own_timer_slack(), ..now });
         if now.as_ref() == Some(self) {
             return None;
         }
@@ -79,7 +89,7 @@ impl Sched {
             return warn("scheduling", e);
         }
         // The policy brings a clamp of its own (sched_util_clamp_min_rt_default).
-        if Sched::capture(tid, tid).is_ok_and(|now| now.clamp != self.clamp) {
+        if Sched::capture(tid).is_ok_and(|now| now.clamp != self.clamp) {
             const KEEP_ALL_AND_CLAMP: u64 = 0x18 | 0x60;
             let (util_min, util_max) = self.clamp.unwrap_or(WHOLE);
             let attr = task::SchedAttr { flags: KEEP_ALL_AND_CLAMP, util_min, util_max, ..Default::default() };

@@ -1,10 +1,11 @@
 //! What a process does with signals, and which ones wait for it.
 
 use super::thread::serde_bytes_vec::Bytes;
-use crate::error::Result;
+use crate::error::{Context, Result};
 use crate::sys::ptrace;
-use crate::tracee::inject::Injector;
-use crate::tracee::stub::Script;
+use crate::tracee::stub::{Script, Stub};
+use crate::tracee::volley::{Answers, Question};
+use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
 /// The kernel's `struct kernel_sigaction` of one signal.
@@ -32,15 +33,25 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Asks a stopped process for the dispositions that are not plainly default. `listed` are the signals
-    /// that `/proc/PID/status` calls caught or ignored; `SIGCHLD` is asked for always, since its flags matter even by default.
-    pub fn capture(run: &mut Injector<'_>, listed: u64, pending: Vec<Bytes>) -> Result<Self> {
+    /// The signals whose dispositions may not be plainly default: those that `/proc/PID/status` calls caught or ignored, and
+    /// `SIGCHLD`, whose flags matter even by default.
+    fn of_interest(listed: u64) -> impl Iterator<Item = i32> {
         let listed = listed | 1 << (libc::SIGCHLD - 1);
+        (1..=64).filter(move |s| listed >> (s - 1) & 1 != 0)
+    }
+
+    /// The calls that tell the dispositions of the signals that are `listed` as caught or ignored.
+    pub fn questions(listed: u64) -> impl Iterator<Item = Question> {
+        Self::of_interest(listed).map(|signal| Question::new(libc::SYS_rt_sigaction, [signal as u64, 0, 0, 8, 0, 0]).leaving(2, 32))
+    }
+
+    /// Takes the answers.
+    pub fn answers(listed: u64, pending: Vec<Bytes>, answers: &mut Answers) -> Result<Self> {
         let mut actions = Vec::new();
-        for signal in (1..=64).filter(|s| listed >> (s - 1) & 1 != 0) {
-            run.must(libc::SYS_rt_sigaction, [signal as u64, 0, run.out(), 8, 0, 0])?;
-            let raw: [u8; 32] = run.get(0)?;
-            let word = |i: usize| u64::from_le_bytes(raw[i * 8..i * 8 + 8].try_into().unwrap_or_default());
+        for signal in Self::of_interest(listed) {
+            let answer = answers.next()?;
+            answer.must().context(|| format!("asking what is done with signal {signal}"))?;
+            let word = |i: usize| u64::from_le_bytes(answer.get(i * 8));
             let action = Action { handler: word(0), flags: word(1), restorer: word(2), mask: word(3) };
             if action != Action::default() {
                 actions.push((signal, action));
@@ -55,12 +66,26 @@ impl Signals {
     }
 }
 
+impl Action {
+    fn bytes(&self) -> Vec<u8> {
+        [self.handler, self.flags, self.restorer, self.mask].map(u64::to_le_bytes).concat()
+    }
+}
+
 impl Signals {
-    /// Sets the dispositions of a stub.
+    /// Sets that of `SIGTRAP`. No script is run after that.
+    pub fn tell_last(&self, stub: &Stub) -> Result<()> {
+        let Some((signal, action)) = self.actions.iter().find(|(signal, _)| *signal == libc::SIGTRAP) else { return Ok(()) };
+        match stub.call(libc::SYS_rt_sigaction as u64, [*signal as u64, stub.argument(), 0, 8, 0, 0], &action.bytes())? {
+            0 => Ok(()),
+            e => Err(Errno::from_raw(-e as i32)).context(|| format!("setting what process {} does with SIGTRAP", stub.pid)),
+        }
+    }
+
+    /// Sets the dispositions of a stub, but for that of `SIGTRAP`, which no script leaves as it was.
     pub fn tell(&self, script: &mut Script<'_>) -> Result<()> {
-        for &(signal, a) in &self.actions {
-            let bytes = [a.handler, a.flags, a.restorer, a.mask].map(u64::to_le_bytes).concat();
-            let at = script.data(&bytes);
+        for &(signal, a) in self.actions.iter().filter(|(signal, _)| *signal != libc::SIGTRAP) {
+            let at = script.data(&a.bytes());
             script.call("rt_sigaction", libc::SYS_rt_sigaction, &[signal as u64, at, 0, 8])?;
         }
         Ok(())

@@ -1,13 +1,15 @@
 //! One task: registers, vector state, interrupted system call, per-thread pointers.
 
-use super::attributes::{MODES, MODES_LEFT, Modes, TaskAttributes, refuse_task};
-use super::{capture::Capture, credentials::Credentials, sched::Sched, seccomp::Seccomp};
+use super::attributes::{Modes, TaskAttributes, refuse_task};
+use super::sched::{self, Sched};
+use super::{capture::Capture, credentials::Credentials, seccomp::Seccomp};
 use crate::error::{Context, Error, Result};
 use crate::sys::arch::{self, Registers};
 use crate::sys::proc::{read, status};
 use crate::sys::{memory, ptrace, task};
-use crate::tracee::inject::{ERESTART_RESTARTBLOCK, ERESTARTNOHAND, ERESTARTNOINTR, ERESTARTSYS, Injector};
+use crate::tracee::inject::{ERESTART_RESTARTBLOCK, ERESTARTNOHAND, ERESTARTNOINTR, ERESTARTSYS};
 use crate::tracee::stub::{Script, Stub};
+use crate::tracee::volley::{Answer, Answers, Question, Volley};
 use crate::tracee::{Held, wait_time};
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
@@ -80,12 +82,8 @@ pub mod serde_bytes_vec {
     pub struct Bytes(#[serde(with = "crate::image::bytes")] pub Vec<u8>);
 }
 
-/// Calls that each thread must make, [`Thread::questions`].
-pub const QUESTIONS: usize = OWN + MODES;
-/// Those of them that no kernel refuses.
-const OWN: usize = 4;
-/// Bytes that they leave.
-pub const ANSWERS: usize = 40 + MODES_LEFT;
+/// Those of [`Thread::questions`] that no kernel refuses.
+const OWN: usize = 5;
 
 /// Signals that it would have by now but for us. To be stopped, a restored task needs no signal.
 fn deferred(held: &Held) -> impl Iterator<Item = Vec<u8>> {
@@ -107,6 +105,8 @@ impl Thread {
     pub fn capture(held: &mut Held, capture: &mut Capture) -> Result<Self> {
         let status = read::parsed_task(held.pid, held.tid, "status", status::parse)?;
         refuse_task(held.pid, held.tid, &status, capture);
+        let meaningless = Volley::meaningless(status.sig_cgt, status.sig_blk | held.sigmask);
+        held.hush = status.ns_pid.last().copied().zip(meaningless);
         let waiting = wait_time::remaining(held)?;
         let unblocked = (status.sig_pnd | status.shd_pnd) & !status.sig_blk;
         let waiting = settle_call(held, waiting, unblocked != 0 || !held.deferred.is_empty());
@@ -123,7 +123,7 @@ impl Thread {
             robust_list: task::robust_list(held.tid)?,
             rseq: ptrace::rseq(held.tid)?,
             credentials: Credentials::from_status(&status),
-            sched: Sched::capture(held.pid, held.tid)?,
+            sched: Sched::capture(held.tid)?,
             pdeathsig: 0,
             seccomp: Seccomp { mode: status.seccomp, filters: Vec::new() },
             inner: Vec::new(),
@@ -132,54 +132,37 @@ impl Thread {
         })
     }
 
-    /// The calls that tell what only the task itself knows. Each leaves its answer at a place of its own at `out`, so that
-    /// all answers are fetched at once.
-    pub fn questions(out: u64) -> [(i64, [u64; 6]); QUESTIONS] {
-        let prctl = |option: i32, at: u64| (libc::SYS_prctl, [option as u64, at, 0, 0, 0, 0]);
-        let [tsc, cpuid, policy] = Modes::questions(out + 40);
-        [
-            (libc::SYS_sigaltstack, [0, out, 0, 0, 0, 0]),
+    /// The calls that tell what only the task itself knows; its memory policy only where `policy` says so.
+    pub fn questions(policy: bool) -> Vec<Question> {
+        let prctl = |option: i32| Question::new(libc::SYS_prctl, [option as u64, 0, 0, 0, 0, 0]);
+        let mut questions = vec![
+            Question::new(libc::SYS_sigaltstack, [0; 6]).leaving(1, 24),
             // Without CONFIG_CHECKPOINT_RESTORE the pointer stays unknown and a joiner would wait for ever.
-            prctl(libc::PR_GET_TID_ADDRESS, out + 24),
-            prctl(libc::PR_GET_PDEATHSIG, out + 32),
-            prctl(libc::PR_GET_SECUREBITS, 0),
-            tsc,
-            cpuid,
-            policy,
-        ]
+            prctl(libc::PR_GET_TID_ADDRESS).leaving(1, 8),
+            prctl(libc::PR_GET_PDEATHSIG).leaving(1, 4),
+            prctl(libc::PR_GET_SECUREBITS),
+            sched::SLACK,
+        ];
+        questions.extend(Modes::questions(policy));
+        questions
     }
 
-    /// Which of [`Thread::questions`] are asked here, for the memory policy too or not.
-    pub fn asked(policy: bool) -> impl Iterator<Item = usize> {
-        (0..QUESTIONS).filter(move |&n| n < OWN || Modes::asks(n - OWN, policy))
-    }
-
-    /// Takes the answers to [`Thread::questions`]: what was left in memory, and what the calls returned.
-    pub fn answers(&mut self, left: [u8; ANSWERS], returned: [i64; QUESTIONS]) -> Result<()> {
-        for (answer, question) in returned.iter().zip(Self::questions(0)).take(OWN) {
-            if let e @ -4095..0 = *answer {
-                let doing = format!("asking task {} (system call {})", self.tid, question.0);
-                return Err(Error::from(Errno::from_raw(-e as i32)).context(doing));
-            }
+    /// Takes the answers to [`Thread::questions`].
+    pub fn answers(&mut self, policy: bool, answers: &mut Answers) -> Result<()> {
+        let mut own = [const { Answer { returned: 0, left: Vec::new() } }; OWN];
+        for (answer, question) in own.iter_mut().zip(Self::questions(policy)) {
+            *answer = answers.next()?;
+            answer.must().context(|| format!("asking task {} (system call {})", self.tid, question.number()))?;
         }
-        let word = |i: usize| u64::from_le_bytes(left[i..i + 8].try_into().unwrap_or_default());
+        let [altstack, tid_address, pdeathsig, securebits, slack] = own;
+        let word = |i: usize| u64::from_le_bytes(altstack.get(i));
         self.altstack = (word(0), word(8) as u32, word(16));
-        self.clear_child_tid = word(24);
-        self.pdeathsig = word(32) as i32;
-        self.credentials.securebits = returned[3] as u32;
-        let (_, modes) = left.split_last_chunk().unwrap_or((&[], &[0; MODES_LEFT]));
-        self.attributes.modes = Some(Modes::answers(modes, [returned[OWN], returned[OWN + 1], returned[OWN + 2]]));
+        self.clear_child_tid = u64::from_le_bytes(tid_address.get(0));
+        self.pdeathsig = i32::from_le_bytes(pdeathsig.get(0));
+        self.credentials.securebits = securebits.returned as u32;
+        self.sched.timer_slack_ns = slack.returned as u64;
+        self.attributes.modes = Some(Modes::answers(policy, answers)?);
         Ok(())
-    }
-
-    /// Asks one task.
-    pub fn ask(&mut self, run: &mut Injector<'_>, policy: bool) -> Result<()> {
-        let mut returned = [-1; QUESTIONS];
-        for question in Self::asked(policy) {
-            let (number, args) = Self::questions(run.out())[question];
-            returned[question] = run.call(number, args)?;
-        }
-        self.answers(run.get(0)?, returned)
     }
 }
 

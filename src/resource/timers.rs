@@ -1,9 +1,9 @@
 //! Interval timers and POSIX timers.
 
-use crate::error::Result;
+use crate::error::{Context, Result};
 use crate::sys::proc;
-use crate::tracee::inject::Injector;
 use crate::tracee::stub::Script;
+use crate::tracee::volley::{Answers, Question};
 use serde::{Deserialize, Serialize};
 
 /// One POSIX timer, as timer_create(2) made it and timer_gettime(2) shows it.
@@ -41,18 +41,30 @@ pub struct Timers {
 }
 
 impl Timers {
-    /// Asks a stopped process for its timers. `listed` is the parsed `/proc/PID/timers`.
-    pub fn capture(run: &mut Injector<'_>, listed: &[proc::timers::Timer]) -> Result<Self> {
+    /// The calls that tell the timers. `listed` is the parsed `/proc/PID/timers`.
+    pub fn questions(listed: &[proc::timers::Timer]) -> Vec<Question> {
+        let interval = |which| Question::new(libc::SYS_getitimer, [which, 0, 0, 0, 0, 0]).leaving(1, 32);
+        let mut questions: Vec<Question> = (0..3).map(interval).collect();
+        for t in listed {
+            questions.push(Question::new(libc::SYS_timer_gettime, [t.id as u64, 0, 0, 0, 0, 0]).leaving(1, 32));
+            questions.push(Question::new(libc::SYS_timer_getoverrun, [t.id as u64, 0, 0, 0, 0, 0]));
+        }
+        questions
+    }
+
+    /// Takes the answers.
+    pub fn answers(listed: &[proc::timers::Timer], answers: &mut Answers) -> Result<Self> {
         let mut timers = Timers::default();
-        for which in 0..3 {
-            run.must(libc::SYS_getitimer, [which as u64, run.out(), 0, 0, 0, 0])?;
-            let [interval_s, interval_us, value_s, value_us] = words(run.get(0)?);
-            timers.interval[which] = (interval_s * 1_000_000 + interval_us, value_s * 1_000_000 + value_us);
+        for timer in &mut timers.interval {
+            let answer = answers.next()?;
+            answer.must().context(|| "asking for an interval timer")?;
+            let [interval_s, interval_us, value_s, value_us] = words(answer.get(0));
+            *timer = (interval_s * 1_000_000 + interval_us, value_s * 1_000_000 + value_us);
         }
         for t in listed {
-            run.must(libc::SYS_timer_gettime, [t.id as u64, run.out(), 0, 0, 0, 0])?;
-            let [interval_s, interval_ns, value_s, value_ns] = words(run.get(0)?);
-            let overrun = run.call(libc::SYS_timer_getoverrun, [t.id as u64, 0, 0, 0, 0, 0])?;
+            let answer = answers.next()?;
+            answer.must().context(|| format!("asking for timer {}", t.id))?;
+            let [interval_s, interval_ns, value_s, value_ns] = words(answer.get(0));
             timers.posix.push(PosixTimer {
                 id: t.id,
                 clock: t.clock,
@@ -62,7 +74,7 @@ impl Timers {
                 tid: t.target,
                 interval_ns: interval_s * 1_000_000_000 + interval_ns,
                 remaining_ns: value_s * 1_000_000_000 + value_ns,
-                overrun: overrun.max(0) as i32,
+                overrun: answers.next()?.returned.max(0) as i32,
             });
         }
         Ok(timers)

@@ -76,7 +76,7 @@ fn room(tree: &Tree, needs: Needs<'_>) -> Vec<Refusal> {
         refusals.push(refuse("memory".into(), reason, "end something on the target, or choose another one"));
     }
     // Images are packed as a rule; this is what they are at worst.
-    let free = nix::sys::statvfs::statvfs(needs.spool).map(|s| s.blocks_available() as u64 * s.fragment_size() as u64);
+    let free = nix::sys::statvfs::statvfs(needs.spool).map(|s| s.blocks_available() * s.fragment_size());
     if let Ok(free) = free
         && free < needs.memory
     {

@@ -7,6 +7,7 @@ use crate::error::{Context, Error, Result};
 use crate::resource::Tree;
 use crate::resource::memory::{AddressSpace, Backing, Mapping, PAGE};
 use crate::resource::numa;
+use crate::sys::pagemap::MADV_GUARD_INSTALL;
 use crate::sys::proc::maps::Vma;
 use crate::sys::proc::{maps, read};
 use crate::tracee::stub::{Gadget, ROOM, Script, Stub};
@@ -63,6 +64,7 @@ pub fn build(stub: &Stub, space: &AddressSpace, pool: &Pool) -> Result<()> {
     for mapping in space.mappings.iter().filter(|m| m.backing != Backing::Kernel) {
         map(&mut script, mapping, pool)?;
     }
+    guard(&mut script, space)?;
     script.run()?;
     Ok(())
 }
@@ -118,6 +120,33 @@ fn map(script: &mut Script<'_>, mapping: &Mapping, pool: &Pool) -> Result<()> {
     advise(script, mapping)
 }
 
+/// Makes the guards again, whose pages have no content; one that reaches beyond a mapping is refused by the kernel.
+fn guard(script: &mut Script<'_>, space: &AddressSpace) -> Result<()> {
+    for &(start, end) in &space.guards {
+        let length = end.checked_sub(start).ok_or_else(|| Error::image("image damaged: a guard ends before it begins"))?;
+        script.call("madvise MADV_GUARD_INSTALL", libc::SYS_madvise, &[start, length, MADV_GUARD_INSTALL as u64])?;
+    }
+    Ok(())
+}
+
+/// Locks a mapping. Where it has guards, the kernel stops at the first of them when it brings the pages into memory.
+fn lock(script: &mut Script<'_>, mapping: &Mapping, guards: &[(u64, u64)]) -> Result<()> {
+    const MLOCK_ONFAULT: u64 = 1;
+    let on_fault = if mapping.flags.iter().any(|f| f == "lf") { MLOCK_ONFAULT } else { 0 };
+    if guards.is_empty() {
+        return script.call("mlock2", libc::SYS_mlock2, &[mapping.start, mapping.len(), on_fault]);
+    }
+    script.attempt("mlock2", libc::SYS_mlock2, &[mapping.start, mapping.len(), on_fault])?;
+    let mut at = mapping.start;
+    for &(start, end) in guards.iter().chain([&(mapping.end, mapping.end)]) {
+        if at < start {
+            script.call("mlock2", libc::SYS_mlock2, &[at, start - at, on_fault])?;
+        }
+        at = at.max(end);
+    }
+    Ok(())
+}
+
 /// Names and NUMA policies of mappings that are all there. Warnings for those that do not hold.
 pub fn tell(stub: &Stub, space: &AddressSpace, name: i32) -> Result<Vec<String>> {
     let own = |m: &&Mapping| m.backing != Backing::Kernel;
@@ -161,10 +190,8 @@ pub fn advise(script: &mut Script<'_>, mapping: &Mapping) -> Result<()> {
 
 /// Locks memory again and sets the borders and the executable. Comes after the content.
 pub fn finish(script: &mut Script<'_>, space: &AddressSpace, pool: &Pool) -> Result<()> {
-    const MLOCK_ONFAULT: u64 = 1;
     for mapping in space.mappings.iter().filter(|m| m.flags.iter().any(|f| f == "lo")) {
-        let on_fault = if mapping.flags.iter().any(|f| f == "lf") { MLOCK_ONFAULT } else { 0 };
-        script.call("mlock2", libc::SYS_mlock2, &[mapping.start, mapping.len(), on_fault])?;
+        lock(script, mapping, space.guards_of(mapping))?;
     }
     let exe = match space.exe {
         Backing::File { file, .. } => pool.executable(file)?,

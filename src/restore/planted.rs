@@ -3,17 +3,14 @@
 use super::ancestors;
 use super::confined;
 use super::fill;
-use super::interest;
 use super::late;
 use super::layout;
 use super::lazy::Lazy;
 use super::places::Places;
 use super::pool::Pool;
-use super::queues;
 use super::rings;
 use super::root::Root;
 use super::skeleton::Skeleton;
-use super::sockets;
 use super::system_v::{self, Made};
 use super::terminal::Terminals;
 use super::users;
@@ -25,8 +22,7 @@ use crate::resource::credentials::Credentials;
 use crate::resource::owner::Owner;
 use crate::resource::process::{Process, State};
 use crate::resource::system_v::Actors;
-use crate::resource::thread::Thread;
-use crate::resource::{Tree, cgroup, seccomp, signals, timers::Timers};
+use crate::resource::{Tree, cgroup};
 use crate::sys::guardian::Guardian;
 use crate::sys::proc::{read, status};
 use crate::sys::{ptrace, signal, task};
@@ -37,12 +33,12 @@ use std::time::Duration;
 
 /// All tasks of the tree, stopped, on their way from stubs to what they were.
 pub struct Planted<'t> {
-    tree: &'t Tree,
-    skeleton: Skeleton<'t>,
+    pub(super) tree: &'t Tree,
+    pub(super) skeleton: Skeleton<'t>,
     /// Stub of each thread, by its tid in the image.
     pub threads: HashMap<i32, Stub>,
     /// Threads that go on elsewhere than they were stopped.
-    moved: HashMap<i32, Moved>,
+    pub(super) moved: HashMap<i32, Moved>,
     /// System V objects that were made; they go again when the tree does not come to life.
     made: Made,
 }
@@ -79,7 +75,7 @@ impl<'t> Planted<'t> {
         groups.filter_map(|group| self.skeleton.stubs.get(&group)).map(|stub| stub.pid).next().unwrap_or_else(|| self.root())
     }
 
-    fn living(&self) -> impl Iterator<Item = &'t Process> + use<'t> {
+    pub(super) fn living(&self) -> impl Iterator<Item = &'t Process> + use<'t> {
         self.tree.processes.iter().filter(|p| !matches!(p.state, State::Zombie(_)))
     }
 
@@ -128,11 +124,9 @@ impl<'t> Planted<'t> {
         pool.close_writers();
         phase(report, phases, "state", |_| {
             late::make(self.tree, &self.threads, pool)?;
-            let own = own_credentials()?;
-            let chosen = Timers::ids_can_be_chosen();
             system_v::finish(self.tree, &actors)?;
             let made = deleted_folders(self.tree)?;
-            let result = self.living().try_for_each(|p| self.finish(p, pool, terminals, &own, chosen, warnings));
+            let result = self.finish(pool, terminals, warnings);
             for folder in made.iter().rev() {
                 let _ = std::fs::remove_dir(folder);
             }
@@ -183,107 +177,8 @@ impl<'t> Planted<'t> {
         Ok(Actors { stubs, root: self.skeleton.stubs[&self.tree.processes[0].pid], helpers: true, own: (own.uid[1], own.gid[1]) })
     }
 
-    /// Everything of one process that is not memory content.
-    fn finish(
-        &self,
-        process: &Process,
-        pool: &Pool,
-        terminals: &Terminals,
-        own: &Credentials,
-        chosen_timers: bool,
-        warnings: &mut Vec<String>,
-    ) -> Result<()> {
-        let stub = &self.skeleton.stubs[&process.pid];
-        let mut script = stub.script();
-        process.tell(&mut script)?;
-        process.fs.tell(stub.pid, &mut script)?;
-        for (_, foreground, slave) in terminals.sessions().into_iter().filter(|s| s.0 == process.pid) {
-            if let Some(foreground) = self.group_seen(foreground, process.level()) {
-                let at = script.data(&foreground.to_le_bytes());
-                script.call("ioctl TIOCSPGRP", libc::SYS_ioctl, &[slave as u64, libc::TIOCSPGRP, at])?;
-            }
-        }
-        if let Some(late) = pool.late() {
-            late.deliver(process, self.tree, pool, &mut script)?;
-        }
-        script.run()?;
-        interest::fill(self.tree, process, pool, stub)?;
-        let mut script = stub.script();
-        descriptors(&mut script, process, pool)?;
-        if let Some(space) = &process.memory {
-            layout::finish(&mut script, space, pool)?;
-        }
-        process.signals.tell(&mut script)?;
-        process
-            .timers
-            .create(&mut script, chosen_timers, |tid| process.threads.iter().find(|t| t.tid == tid).map_or(tid, Thread::own_number))?;
-        process.attributes.tell(&mut script)?;
-        script.call("close_range", libc::SYS_close_range, &[pool.base() as u64, u64::from(u32::MAX), 0])?;
-        // After the pool has gone: closing any descriptor of a file drops the process's record locks on it.
-        for (d, lock) in process.descriptors.iter().flat_map(|d| d.locks.iter().map(move |lock| (d, lock))) {
-            let at = script.data(&lock.to_flock());
-            script.call("fcntl F_SETLK", libc::SYS_fcntl, &[d.fd as u64, libc::F_SETLK as u64, at])?;
-        }
-        queues::notify(&mut script, process, self.tree)?;
-        process.limits.tell(stub.pid, &mut script)?;
-        script.run()?;
-        warnings.extend(process.apply(stub.pid));
-        let confined: Vec<_> = process.threads.iter().map(|t| &t.seccomp).collect();
-        for thread in process.threads.iter().filter(|t| !t.seccomp.is_off()) {
-            self.threads[&thread.tid].suspend_seccomp()?;
-        }
-        for thread in &process.threads {
-            let stub = &self.threads[&thread.tid];
-            warnings.extend(thread.sched.apply(stub.tid, thread.tid));
-            warnings.extend(thread.attributes.apply(stub.tid, thread.tid));
-            stub.block_signals()?;
-            let modes = thread.attributes.modes.clone().unwrap_or_else(|| process.attributes.modes());
-            warnings.extend(modes.tell(stub, thread.tid)?);
-            let mut script = stub.script();
-            seccomp::tell(&mut script, thread.tid == process.pid, &thread.seccomp, &confined, &self.tree.filters)?;
-            thread.tell(&mut script)?;
-            thread.attributes.tell(&mut script)?;
-            let inside = users::inside(self.tree, process, &thread.credentials, stub.tid)?;
-            thread.credentials.tell(&mut script, own, inside)?;
-            if thread.tid == process.pid {
-                sockets::identity::listen_again(process, self.tree, &mut script)?;
-                self.owners(&mut script, process)?;
-            }
-            thread.tell_last(&mut script)?;
-            let own = process.own_number();
-            signals::queue(&mut script, &thread.pending, own, Some(thread.own_number()))?;
-            if thread.tid == process.pid {
-                signals::queue(&mut script, &process.signals.pending, own, None)?;
-                // Identity changes make a process undumpable.
-                if process.dumpable <= 1 {
-                    script.call(
-                        "prctl PR_SET_DUMPABLE",
-                        libc::SYS_prctl,
-                        &[libc::PR_SET_DUMPABLE as u64, u64::from(process.dumpable), 0, 0, 0],
-                    )?;
-                }
-                process.timers.arm(&mut script)?;
-            }
-            script.run()?;
-        }
-        let mut entered = HashMap::new();
-        for thread in &process.threads {
-            let stub = &self.threads[&thread.tid];
-            if let Some(registers) = thread.enter_wait(stub).context(|| format!("resuming the wait of task {}", thread.tid))? {
-                entered.insert(thread.tid, registers);
-            }
-        }
-        stub.vanish()?;
-        for thread in &process.threads {
-            let moved = self.moved.get(&thread.tid);
-            let registers = entered.get(&thread.tid).or(moved.map(|m| &m.registers));
-            thread.finish(self.threads[&thread.tid].tid, registers.copied(), moved.and_then(|m| m.xstate.as_deref()))?;
-        }
-        Ok(())
-    }
-
     /// The number of a process group as it is seen `level` pid namespaces below the base, when somebody is in it.
-    fn group_seen(&self, group: i32, level: usize) -> Option<i32> {
+    pub(super) fn group_seen(&self, group: i32, level: usize) -> Option<i32> {
         self.tree.processes.iter().find(|p| p.pgid == group)?;
         match self.tree.processes.iter().find(|p| p.pid == group) {
             Some(leader) => leader.number(level),
@@ -293,7 +188,7 @@ impl<'t> Planted<'t> {
     }
 
     /// Owners and leases of the open files that fall to this process.
-    fn owners(&self, script: &mut Script<'_>, process: &Process) -> Result<()> {
+    pub(super) fn owners(&self, script: &mut Script<'_>, process: &Process) -> Result<()> {
         for owner in self.tree.owners.iter().filter(|o| o.holder.0 == process.pid) {
             let flags = self.tree.files.get(owner.file as usize).map_or(0, |f| f.flags);
             let target = self.owner_seen(owner, process.level());
@@ -387,25 +282,6 @@ pub fn end_all() {
     }
 }
 
-/// Brings every descriptor to its number and closes all others below the pool.
-fn descriptors(script: &mut Script<'_>, process: &Process, pool: &Pool) -> Result<()> {
-    let mut table: Vec<_> = process.descriptors.iter().collect();
-    table.sort_by_key(|d| d.fd);
-    let mut next = 0;
-    for d in table {
-        if d.fd > next {
-            script.call("close_range", libc::SYS_close_range, &[next as u64, d.fd as u64 - 1, 0])?;
-        }
-        next = d.fd + 1;
-        let cloexec = if d.cloexec { libc::O_CLOEXEC as u64 } else { 0 };
-        script.expect("dup3", d.fd as u64, libc::SYS_dup3, &[pool.file(d.file)? as u64, d.fd as u64, cloexec])?;
-    }
-    if next < pool.base() {
-        script.call("close_range", libc::SYS_close_range, &[next as u64, pool.base() as u64 - 1, 0])?;
-    }
-    Ok(())
-}
-
 /// Makes current directories that had been removed, for the moment in which they are entered.
 fn deleted_folders(tree: &Tree) -> Result<Vec<PathBuf>> {
     let mut made = Vec::new();
@@ -420,7 +296,7 @@ fn deleted_folders(tree: &Tree) -> Result<Vec<PathBuf>> {
     Ok(made)
 }
 
-fn own_credentials() -> Result<Credentials> {
+pub(super) fn own_credentials() -> Result<Credentials> {
     let own = read::parsed(std::process::id() as i32, "status", status::parse)?;
     let mut credentials = Credentials::from_status(&own);
     credentials.securebits = task::securebits();

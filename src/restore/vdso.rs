@@ -251,7 +251,7 @@ mod tests {
     }
 
     fn space(mappings: Vec<Mapping>) -> AddressSpace {
-        AddressSpace { mappings, borders: Default::default(), exe: Backing::Anonymous, vdso_hash: 1 }
+        AddressSpace { mappings, borders: Default::default(), exe: Backing::Anonymous, vdso_hash: 1, guards: Vec::new() }
     }
 
     #[test]

@@ -1,9 +1,11 @@
 //! Which pages of a mapping hold something of its own: `PAGEMAP_SCAN` (Linux 6.7), else the
 //! `/proc/PID/pagemap` words (Documentation/admin-guide/mm/pagemap.rst).
 
+mod guards;
 mod written;
 
-pub use written::{Marker, Regions};
+pub use guards::{MADV_GUARD_INSTALL, are_hidden};
+pub use written::{Marker, Place, Regions};
 
 use nix::errno::Errno;
 use std::fs::File;

@@ -4,6 +4,7 @@ use nix::errno::Errno;
 use std::cell::OnceCell;
 use std::cmp::Ordering;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::OnceLock;
 
 /// What two tasks may share (kcmp(2)).
 #[derive(Debug, Clone, Copy)]
@@ -110,6 +111,12 @@ pub fn limits(pid: i32) -> Result<Vec<(u64, u64)>, Errno> {
             Ok((l.rlim_cur, l.rlim_max))
         })
         .collect()
+}
+
+/// Whether limits of a process may be asked for, and set, by prlimit(2).
+pub fn may_set_limits(pid: i32) -> bool {
+    // SAFETY: numbers and null pointers only.
+    unsafe { libc::prlimit64(pid, libc::RLIMIT_CPU, std::ptr::null(), std::ptr::null_mut()) == 0 }
 }
 
 /// Sets one limit of a process.
@@ -246,6 +253,12 @@ pub fn tgkill(pid: i32, tid: i32, signal: i32) -> Result<(), Errno> {
     Errno::result(unsafe { libc::syscall(libc::SYS_tgkill, pid, tid, signal) }).map(drop)
 }
 
+/// The slack of our own timers in nanoseconds (prctl(2) `PR_GET_TIMERSLACK`).
+pub fn own_timer_slack() -> u64 {
+    // SAFETY: numbers only.
+    (unsafe { libc::prctl(libc::PR_GET_TIMERSLACK, 0, 0, 0, 0) }).max(0) as u64
+}
+
 /// Our own security bits (prctl(2) `PR_GET_SECUREBITS`).
 pub fn securebits() -> u32 {
     // SAFETY: numbers only.
@@ -278,8 +291,9 @@ pub fn set_ioprio(tid: i32, ioprio: u32) -> Result<(), Errno> {
 /// Whether this processor can make the cpuid instruction an error (arch_prctl(2) `ARCH_SET_CPUID`).
 pub fn cpuid_can_fault() -> bool {
     const ARCH_SET_CPUID: i32 = 0x1012;
+    static CAN: OnceLock<bool> = OnceLock::new();
     // SAFETY: numbers only; it is allowed, as it was.
-    unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_SET_CPUID, 1) == 0 }
+    *CAN.get_or_init(|| unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_SET_CPUID, 1) == 0 })
 }
 
 /// Our own control over this kind of speculation (prctl(2) `PR_GET_SPECULATION_CTRL`), 0 where there is none.

@@ -8,6 +8,7 @@
 //! killed at any instant finishes the call, returns into the trampoline, and the kernel itself puts
 //! every register, the vector state and the mask back (`proofs/heal.c` has the principle).
 
+use super::volley::Links;
 use crate::sys::memory;
 use crate::sys::proc::maps::Vma;
 use std::collections::HashMap;
@@ -28,8 +29,8 @@ const SIGRETURN: [&[u8]; 2] = [&[0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f, 0x05], &
 
 /// A part of a file: device, inode, offset.
 type FilePart = (u64, u64, u64);
-/// Where it holds `syscall; ret` and the signal return trampoline, from its start.
-type Instructions = (Option<u64>, Option<u64>);
+/// Where it holds `syscall; ret`, the signal return trampoline, and what strings calls together, from its start.
+type Instructions = (Option<u64>, Option<u64>, Option<Links>);
 
 /// Offsets of useful instructions in a file, so that a library is searched once for a whole tree.
 #[derive(Debug, Default)]
@@ -44,12 +45,12 @@ impl Known {
     }
 
     fn has(&self, vma: &Vma) -> bool {
-        matches!(self.0.get(&part(vma)), Some((Some(_), Some(_))))
+        matches!(self.0.get(&part(vma)), Some((Some(_), Some(_), _)))
     }
 
     /// Forgets where nothing was found: a program that runs may just be on its way into memory.
     pub fn forget_misses(&mut self) {
-        self.0.retain(|_, found| matches!(found, (Some(_), Some(_))));
+        self.0.retain(|_, found| matches!(found, (Some(_), Some(_), _)));
     }
 }
 
@@ -61,7 +62,11 @@ fn part(vma: &Vma) -> FilePart {
 fn instructions(pid: i32, vma: &Vma) -> Instructions {
     let ret = search(pid, vma, &SYSCALL_RET).next();
     let back = SIGRETURN.iter().find_map(|code| search(pid, vma, code).next());
-    (ret.map(|a| a - vma.start), back.map(|a| a - vma.start))
+    let links = match (ret, back) {
+        (Some(_), Some(_)) => Links::search(pieces(pid, vma).map(|(at, code)| (at - vma.start, code))),
+        _ => None,
+    };
+    (ret.map(|a| a - vma.start), back.map(|a| a - vma.start), links)
 }
 
 /// Whether the instructions are where they were found: the file may have been changed, or the process's own copy of it.
@@ -82,6 +87,8 @@ pub struct Foothold {
     /// Address of the signal return trampoline; `None` when the process has none: calls then
     /// work, but the death of meio within one would not be survived.
     pub trampoline: Option<u64>,
+    /// What strings calls together, if it is there.
+    pub links: Option<Links>,
     /// The initial stack's mapping.
     stack: Option<(u64, u64)>,
     /// Stack pointer of the main thread when it is on that mapping.
@@ -91,7 +98,7 @@ pub struct Foothold {
 impl Foothold {
     /// Searches a process. One that runs is searched so that less is to be done when it stands still.
     pub fn find(pid: i32, vmas: &[Vma], main_rsp: u64, known: &mut Known) -> Option<Foothold> {
-        let (mut syscall, mut trampoline) = (None, None);
+        let (mut syscall, mut trampoline, mut links) = (None, None, None);
         // Memory without a file (code made by the program itself) comes last: it may be another code the next moment.
         let code = vmas.iter().filter(|v| v.prot & 4 != 0 && v.prot & 1 != 0 && !v.name.starts_with(b"["));
         let (files, others): (Vec<&Vma>, Vec<&Vma>) = code.partition(|v| v.inode != 0);
@@ -104,6 +111,7 @@ impl Foothold {
             }
             syscall = syscall.or(found.0.map(|o| vma.start + o));
             trampoline = trampoline.or(found.1.map(|o| vma.start + o));
+            links = links.or(found.2.map(|l| l.at(vma.start)).filter(|l| l.hold(pid)));
             if syscall.is_some() && trampoline.is_some() {
                 break;
             }
@@ -111,10 +119,11 @@ impl Foothold {
         let stack = vmas.iter().find(|v| v.name == b"[stack]" && v.prot & 3 == 3).map(|v| (v.start, v.end));
         let main_rsp = stack.filter(|s| (s.0..s.1).contains(&main_rsp)).map(|_| main_rsp);
         match syscall {
-            Some(syscall) => Some(Foothold { syscall, trampoline, stack, main_rsp }),
+            Some(syscall) => Some(Foothold { syscall, trampoline, links, stack, main_rsp }),
             None => vmas.iter().find(|v| v.name == b"[vdso]").and_then(|vma| search(pid, vma, &SYSCALL).next()).map(|syscall| Foothold {
                 syscall,
                 trampoline: None,
+                links: None,
                 stack,
                 main_rsp,
             }),
@@ -163,15 +172,20 @@ impl Foothold {
     }
 }
 
-/// Addresses of `code` in a mapping, read in pieces.
+/// Addresses of `code` in a mapping.
 fn search<'a>(pid: i32, vma: &'a Vma, code: &'a [u8]) -> impl Iterator<Item = u64> + 'a {
+    pieces(pid, vma).filter_map(move |(at, piece)| memchr::memmem::find(&piece, code).map(|i| at + i as u64))
+}
+
+/// What a mapping holds, in pieces that overlap, so that code across two of them is seen.
+fn pieces(pid: i32, vma: &Vma) -> impl Iterator<Item = (u64, Vec<u8>)> + use<> {
     const PIECE: u64 = 256 * 1024;
-    let mut buf = Vec::new();
-    (vma.start..vma.end).step_by(PIECE as usize).filter_map(move |at| {
-        // Overlap, so that code across two pieces is seen.
-        let len = (vma.end - at).min(PIECE + code.len() as u64 - 1);
-        buf.resize(len as usize, 0);
-        let n = memory::read_some(pid, at, &mut buf).ok()?;
-        memchr::memmem::find(&buf[..n], code).map(|i| at + i as u64)
+    const OVERLAP: u64 = 64;
+    let (start, end) = (vma.start, vma.end);
+    (start..end).step_by(PIECE as usize).filter_map(move |at| {
+        let mut piece = vec![0; (end - at).min(PIECE + OVERLAP) as usize];
+        let n = memory::read_some(pid, at, &mut piece).ok()?;
+        piece.truncate(n);
+        Some((at, piece))
     })
 }

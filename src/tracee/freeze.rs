@@ -59,12 +59,17 @@ enum Task {
     Stopped(Option<i32>),
 }
 
+#[derive(Default)]
 struct Barrier {
     tasks: HashMap<i32, (i32, Task)>,
     /// pid → parent, in order of discovery.
     processes: Vec<(i32, i32)>,
     zombies: HashSet<i32>,
     waits: HashMap<i32, wait_time::Blocked>,
+    /// Children of each process as they were listed last, when all of its threads were held already.
+    listed: HashMap<i32, Vec<i32>>,
+    /// Somebody was born of a held task, or has ended.
+    moved: bool,
 }
 
 /// Stops every task of the tree below and including `root`.
@@ -76,7 +81,7 @@ pub fn freeze(root: i32, patience: Duration) -> Result<Frozen> {
     let deadline = Instant::now() + patience;
     let mut attempt = Duration::from_millis(100);
     loop {
-        let mut barrier = Barrier { tasks: HashMap::new(), processes: Vec::new(), zombies: HashSet::new(), waits: HashMap::new() };
+        let mut barrier = Barrier::default();
         let outcome = barrier.close(root, deadline.min(Instant::now() + attempt));
         match outcome {
             Ok(true) => return barrier.into_frozen(root),
@@ -106,8 +111,7 @@ impl Barrier {
             if !self.settle(deadline)? {
                 return Ok(false);
             }
-            // Twice: a list of children loses some when one of them ends while it is read.
-            if !self.discover(root)? && !self.discover(root)? {
+            if !self.discover(root)? {
                 return Ok(true);
             }
             if Instant::now() >= deadline {
@@ -126,14 +130,15 @@ impl Barrier {
         Ok(true)
     }
 
-    fn add_threads(&mut self, pid: i32) -> Result<bool> {
+    /// Seizes the threads of a process. Whether there was anything new, and all that there are.
+    fn add_threads(&mut self, pid: i32) -> Result<(bool, Vec<i32>)> {
         // The kernel cuts the list off when the thread that it is just at ends. The count, the same before and after, says
         // whether it is whole.
-        let before = count(pid);
+        let before = read::task_count(pid);
         let listed = unless_gone(read::tasks(pid))?;
-        let whole = before == count(pid) && before.is_none_or(|n| n == listed.len() as i64);
+        let whole = before == read::task_count(pid) && before.is_none_or(|n| n == listed.len() as u64);
         let mut new = !whole;
-        for tid in listed {
+        for &tid in &listed {
             if self.tasks.contains_key(&tid) || self.zombies.contains(&tid) {
                 continue;
             }
@@ -161,7 +166,7 @@ impl Barrier {
                 Err(e) => return Err(denied(e, pid, tid)),
             }
         }
-        Ok(new)
+        Ok((new, listed))
     }
 
     /// A task that cannot be seized because it has ended already.
@@ -176,16 +181,31 @@ impl Barrier {
     /// Waits until every task that was asked has stopped. False when the time is up.
     fn settle(&mut self, deadline: Instant) -> Result<bool> {
         let mut nap = Duration::from_micros(5);
-        while self.tasks.values().any(|t| t.1 == Task::Asked) {
+        loop {
+            // One by one, they are found at once; asked for any, the kernel looks through all.
+            let asked: Vec<i32> = self.tasks.iter().filter(|(_, t)| t.1 == Task::Asked).map(|(&tid, _)| tid).collect();
+            if asked.is_empty() {
+                break;
+            }
             // Asked also while there are reports: a storm of births never lets them end.
             if Instant::now() >= deadline {
                 return Ok(false);
             }
-            match ptrace::poll(-1) {
-                Ok(Some((tid, status))) => {
-                    self.report(tid, status)?;
-                    nap = Duration::from_micros(5);
+            let mut told = false;
+            for tid in asked {
+                match ptrace::poll(tid) {
+                    Ok(Some((tid, status))) => self.report(tid, status)?,
+                    Ok(None) => continue,
+                    // Gone without a word, as the other threads of one that calls execve(2).
+                    Err(Errno::ECHILD) => drop((self.tasks.remove(&tid), self.moved = true)),
+                    Err(e) => return Err(e.into()),
                 }
+                told = true;
+            }
+            // Who was born meanwhile is known to nobody yet.
+            match if told { Ok(None) } else { ptrace::poll(-1) } {
+                Ok(Some((tid, status))) => self.report(tid, status)?,
+                Ok(None) if told => nap = Duration::from_micros(5),
                 Ok(None) => {
                     std::thread::sleep(nap);
                     nap = (nap * 2).min(Duration::from_millis(1));
@@ -207,6 +227,7 @@ impl Barrier {
                 _ => return Ok(()),
             },
         };
+        self.moved |= matches!(status, Status::Event(_) | Status::Ended(_));
         match status {
             Status::Stop => self.tasks.insert(tid, (pid, Task::Stopped(None))),
             Status::GroupStop(signal) => self.tasks.insert(tid, (pid, Task::Stopped(Some(signal)))),
@@ -224,17 +245,22 @@ impl Barrier {
         Ok(())
     }
 
-    /// Looks for threads and children that are not known yet.
+    /// Looks for threads and children that are not known yet. Whether there may be more: a list of children loses some when
+    /// one of them ends while it is read, so each is to be the same twice, without anybody having come or gone in between.
     fn discover(&mut self, root: i32) -> Result<bool> {
-        let mut new = false;
+        let mut new = std::mem::take(&mut self.moved);
         let mut i = 0;
         while i < self.processes.len() {
             let pid = self.processes[i].0;
             i += 1;
-            new |= self.add_threads(pid)?;
-            for child in unless_gone(read::children(pid))? {
+            let (more, tids) = self.add_threads(pid)?;
+            let children = unless_gone(read::children_of(pid, &tids))?;
+            for &child in &children {
                 new |= self.add_process(child, pid)?;
             }
+            // What is born of held threads tells of itself.
+            let before = if more { self.listed.remove(&pid) } else { self.listed.insert(pid, children.clone()) };
+            new |= more || before.is_none_or(|before| before != children);
         }
         if !self.tasks.contains_key(&root) && !self.zombies.contains(&root) {
             return Err(Error::new(Kind::NotFound, format!("process {root} ended while it was being stopped")));
@@ -340,11 +366,6 @@ fn ours(tid: i32) -> bool {
 /// Whether a task has ended, waited for or not.
 fn ended(tid: i32) -> bool {
     read::parsed(tid, "stat", stat::parse).ok().is_none_or(|s| s.state == b'Z' || s.state == b'X')
-}
-
-/// How many threads a process has, those that are just ending included; `None` when it has gone.
-fn count(pid: i32) -> Option<i64> {
-    read::parsed(pid, "stat", stat::parse).ok().map(|s| s.num_threads)
 }
 
 /// Whether a process that had ended still waits for its parent to take notice.

@@ -10,6 +10,7 @@ pub mod inject;
 pub mod stop;
 pub mod stub;
 pub mod track;
+pub mod volley;
 pub mod wait_time;
 
 use crate::error::{Context, Result};
@@ -40,6 +41,8 @@ pub struct Held {
     pub deferred: Vec<Vec<u8>>,
     /// seccomp(2), when it is under it; out of force while the task is held.
     pub confined: Option<Confinement>,
+    /// Its number as it sees it itself, and a signal that means nothing to it; when both are known.
+    pub hush: Option<(i32, i32)>,
     /// A call was injected that would have ended it, had meio died just then.
     pub exposed: bool,
 }
@@ -49,7 +52,18 @@ impl Held {
     pub fn new(pid: i32, tid: i32, group_stop: Option<i32>) -> Result<Self> {
         let registers = ptrace::registers(tid).context(|| format!("reading the registers of task {tid}"))?;
         let sigmask = ptrace::sigmask(tid).context(|| format!("reading the signal mask of task {tid}"))?;
-        Ok(Held { pid, tid, registers, sigmask, group_stop, waiting: None, deferred: Vec::new(), confined: None, exposed: false })
+        Ok(Held {
+            pid,
+            tid,
+            registers,
+            sigmask,
+            group_stop,
+            waiting: None,
+            deferred: Vec::new(),
+            confined: None,
+            hush: None,
+            exposed: false,
+        })
     }
 
     /// Lets the task go on. What it receives afterwards it receives as if nothing had been.

@@ -94,6 +94,9 @@ pub struct Script<'s> {
     births: Vec<i32>,
 }
 
+/// A script that runs.
+pub struct Started<'s>(Script<'s>);
+
 /// What a run brought.
 pub struct Ran {
     /// Result of every call since the last run, in order.
@@ -158,32 +161,44 @@ impl Stub {
         Ok(ptrace::registers(self.tid)?.rax as i64)
     }
 
+    /// Makes one call, without a script: each of these ends in a trap, which takes what the program does with `SIGTRAP` away from a
+    /// task that has the signal blocked or ignored. `argument` is put where [`Stub::argument`] says.
+    pub fn call(&self, number: u64, args: [u64; 6], argument: &[u8]) -> Result<i64> {
+        memory::write(self.pid, self.argument(), argument)?;
+        ptrace::set_registers(self.tid, &self.direct(number, args))?;
+        ptrace::syscall(self.tid)?;
+        self.until(Status::Syscall, Resume::Syscall)?;
+        ptrace::syscall(self.tid)?;
+        self.until(Status::Syscall, Resume::Syscall)?;
+        Ok(ptrace::registers(self.tid)?.rax as i64)
+    }
+
     /// Where [`Stub::enter`] puts its argument.
     pub fn argument(&self) -> u64 {
         self.gadget.data()
     }
 
-    /// Takes the whole stub's own memory away; the task is stopped inside signal handling afterwards and must get its
-    /// final registers.
-    pub fn vanish(&self) -> Result<()> {
-        let run = || -> Result<i64> {
-            let length = self.gadget.end() - self.gadget.start();
-            ptrace::set_registers(self.tid, &self.direct(libc::SYS_munmap as u64, [self.gadget.start(), length, 0, 0, 0, 0]))?;
-            ptrace::syscall(self.tid)?;
-            self.until(Status::Syscall, Resume::Syscall)?;
-            ptrace::syscall(self.tid)?;
-            self.until(Status::Syscall, Resume::Syscall)?;
-            let result = ptrace::registers(self.tid)?.rax as i64;
-            // Stopped at the exit of munmap(2): the page is never executed again.
-            ptrace::interrupt(self.tid)?;
-            ptrace::cont(self.tid, 0)?;
-            self.until(Status::Stop, Resume::Run)?;
-            Ok(result)
-        };
-        match run().context(|| format!("finishing process {}", self.pid))? {
-            0 => Ok(()),
-            e => Err(Errno::from_raw(-e as i32)).context(|| format!("finishing process {}", self.pid)),
+    /// Starts to take the stub's own memory away. Two steps follow, and a stop.
+    fn unmap(&self) -> Result<()> {
+        let length = self.gadget.end() - self.gadget.start();
+        ptrace::set_registers(self.tid, &self.direct(libc::SYS_munmap as u64, [self.gadget.start(), length, 0, 0, 0, 0]))?;
+        Ok(ptrace::syscall(self.tid)?)
+    }
+
+    fn enter_unmap(&self) -> Result<()> {
+        self.until(Status::Syscall, Resume::Syscall)?;
+        Ok(ptrace::syscall(self.tid)?)
+    }
+
+    fn leave_unmap(&self) -> Result<()> {
+        self.until(Status::Syscall, Resume::Syscall)?;
+        let result = ptrace::registers(self.tid)?.rax as i64;
+        if result != 0 {
+            return Err(Errno::from_raw(-result as i32).into());
         }
+        // Stopped at the exit of munmap(2): the page is never executed again.
+        ptrace::interrupt(self.tid)?;
+        Ok(ptrace::cont(self.tid, 0)?)
     }
 
     /// Waits for a stop, swallowing signals meant for the stub.
@@ -219,7 +234,39 @@ enum Resume {
     Run,
 }
 
-impl Script<'_> {
+/// Runs scripts of tasks that have no memory in common: all are started before anyone is waited for.
+pub fn run_together<'s>(scripts: impl Iterator<Item = Result<Script<'s>>>) -> Result<()> {
+    let started: Vec<Started<'s>> = scripts.map(|script| script?.start()).collect::<Result<_>>()?;
+    started.into_iter().try_for_each(|script| script.end().map(drop))
+}
+
+/// Takes the stubs' own memory away from all of these; each is stopped inside signal handling afterwards and must get its final
+/// registers.
+pub fn vanish_together<'s>(stubs: impl Iterator<Item = &'s Stub> + Clone) -> Result<()> {
+    let each =
+        |step: fn(&Stub) -> Result<()>| stubs.clone().try_for_each(|stub| step(stub).context(|| format!("finishing process {}", stub.pid)));
+    each(Stub::unmap)?;
+    each(Stub::enter_unmap)?;
+    each(Stub::leave_unmap)?;
+    each(|stub| stub.until(Status::Stop, Resume::Run))
+}
+
+impl<'s> Started<'s> {
+    /// Waits for its end.
+    pub fn end(self) -> Result<Ran> {
+        let mut script = self.0;
+        script.land()?;
+        Ok(Ran { results: script.results, births: script.births })
+    }
+}
+
+impl<'s> Script<'s> {
+    /// Starts what is left.
+    pub fn start(mut self) -> Result<Started<'s>> {
+        self.launch()?;
+        Ok(Started(self))
+    }
+
     /// Copies bytes into the stub's argument area; their address there. Valid for the next call.
     pub fn data(&mut self, bytes: &[u8]) -> u64 {
         let at = self.data.len().next_multiple_of(16);
@@ -294,12 +341,16 @@ impl Script<'_> {
     }
 
     /// Runs what is left and hands over all results.
-    pub fn run(mut self) -> Result<Ran> {
-        self.flush()?;
-        Ok(Ran { results: self.results, births: self.births })
+    pub fn run(self) -> Result<Ran> {
+        self.start()?.end()
     }
 
     fn flush(&mut self) -> Result<()> {
+        self.launch()?;
+        self.land()
+    }
+
+    fn launch(&mut self) -> Result<()> {
         if self.table.is_empty() {
             return Ok(());
         }
@@ -308,13 +359,21 @@ impl Script<'_> {
             return Err(Error::other(format!("too much data for one call in process {}", stub.pid)));
         }
         let doing = || format!("running a script in task {}", stub.tid);
-        let mut bytes: Vec<u8> = self.table.iter().flatten().flat_map(|w| w.to_le_bytes()).collect();
+        let bytes: Vec<u8> = self.table.iter().flatten().flat_map(|w| w.to_le_bytes()).collect();
         memory::write(stub.pid, gadget.table(), &bytes).context(doing)?;
         memory::write(stub.pid, gadget.data(), &self.data).context(doing)?;
         let start =
             Registers { rip: gadget.start(), rbx: gadget.table(), r12: self.table.len() as u64, orig_rax: u64::MAX, ..stub.registers };
         ptrace::set_registers(stub.tid, &start).context(doing)?;
-        ptrace::cont(stub.tid, 0).context(doing)?;
+        ptrace::cont(stub.tid, 0).context(doing)
+    }
+
+    fn land(&mut self) -> Result<()> {
+        if self.table.is_empty() {
+            return Ok(());
+        }
+        let (stub, gadget) = (self.stub, self.stub.gadget);
+        let doing = || format!("running a script in task {}", stub.tid);
         loop {
             match ptrace::wait(stub.tid).context(doing)? {
                 Status::Signal(libc::SIGTRAP) => break,
@@ -330,6 +389,7 @@ impl Script<'_> {
             }
             ptrace::cont(stub.tid, 0).context(doing)?;
         }
+        let mut bytes = vec![0; self.table.len() * 64];
         memory::read(stub.pid, gadget.table(), &mut bytes).context(doing)?;
         for (entry, &(what, expect)) in bytes.chunks_exact(64).zip(&self.notes) {
             let word = |i: usize| u64::from_le_bytes(entry[i * 8..i * 8 + 8].try_into().unwrap_or_default());

@@ -53,10 +53,14 @@ fn interrupted(name: &str, signal: Signal) {
 }
 
 /// What a dump to a place without room must do.
-fn no_room(lab: &Lab, running: &Running, done: &Outcome) {
+fn no_room(lab: &Lab, running: &Running, done: &Outcome, folder: &str) {
     assert_eq!(done.code, 1, "{done:?}");
     let error = last(done);
     assert!(["No space left", "File too large"].iter().any(|w| message(&error).contains(w)), "{error}");
+    let help = error["help"].as_str().unwrap_or_default();
+    // The program has more than this, and what is copied while it runs may take as much again.
+    let needed = help.split("up to ").nth(1).and_then(|rest| rest.split(' ').next()?.parse::<u32>().ok());
+    assert!(needed.is_some_and(|mib| (33..160).contains(&mib)) && help.contains(folder), "{error}");
     assert!(free(running.pid) && observe::state(running.pid).is_some(), "it does not go on: {}", lab.log());
 }
 
@@ -89,27 +93,33 @@ crate::alone! {
         let pid = running.pid.to_string();
         let small = tempfile::tempdir().expect("folder");
         nix::mount::mount(Some("small"), small.path(), Some("tmpfs"), nix::mount::MsFlags::empty(), Some("size=4m")).expect("mount");
-        let image = small.path().join("x.meio");
+        let (image, folder) = (small.path().join("x.meio"), small.path().to_str().expect("path"));
         // What has the name keeps it.
         for before in [None, Some("an older image")] {
             if let Some(text) = before {
                 std::fs::write(&image, text).expect("file");
             }
             let done = lab.run(lab.meio(&["dump", &pid, "--kill", "--json", "-o", image.to_str().expect("path")]));
-            no_room(&lab, &running, &done);
+            no_room(&lab, &running, &done, folder);
             assert_eq!(std::fs::read_to_string(&image).ok().as_deref(), before);
             assert_eq!(std::fs::read_dir(small.path()).expect("folder").count(), before.iter().len());
+        }
+        // What is copied while it runs goes there, too; a series ends with the image that has no room.
+        for way in [&["--live", "-o", "x.meio"][..], &["--every", "10ms", "--count", "3", "-o", "{n}.meio"]] {
+            let mut command = lab.meio(&[&["dump", &pid, "--json"], way].concat());
+            command.current_dir(small.path());
+            no_room(&lab, &running, &lab.run(command), folder);
         }
         nix::mount::umount(small.path()).expect("umount");
 
         let done = lab.run(lab.meio(&["dump", &pid, "--kill", "--json", "-o", "/dev/full"]));
-        no_room(&lab, &running, &done);
+        no_room(&lab, &running, &done, "what is written to");
 
         // A limit of the file size would end meio by a signal if it let it.
         let mut command = Command::new("prlimit");
         command.arg("--fsize=4194304").arg(crate::MEIO).args(["dump", &pid, "--kill", "--json"]).current_dir(lab.path("images"));
         let done = lab.run(command);
-        no_room(&lab, &running, &done);
+        no_room(&lab, &running, &done, lab.path("images").to_str().expect("path"));
         lab.go_and_verify(running, SOON);
         lab.nothing_left();
     }

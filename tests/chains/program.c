@@ -7,18 +7,23 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
 
 #define PAGE 4096
 #define must(what) do { if (!(what)) { perror(#what); exit(9); } } while (0)
 
-static char *private, *shared, *over, *cache, *region, *extra;
+static char *private, *shared, *over, *cache, *region, *extra, *guarded;
 static size_t pages;
 static int cache_fd;
 static const char *prefix;
 
-enum { SHARED = 128, OVER = 64, CACHE = 64, REGION = 64 };
+enum { SHARED = 128, OVER = 64, CACHE = 64, REGION = 64, GUARDED = 96 };
+/* Which pages may not be touched, where the kernel has that (Linux 6.13). */
+static char is_guard[GUARDED];
+#define MADV_GUARD_INSTALL 102
+#define MADV_GUARD_REMOVE 103
 
 static char *map(void *at, size_t n, int flags, int fd) {
     char *p = mmap(at, n * PAGE, PROT_READ | PROT_WRITE, flags, fd, 0);
@@ -41,10 +46,33 @@ static uint64_t add(uint64_t h, const char *at, size_t n) {
     return h;
 }
 
+/* Also which pages cannot be read. */
+static uint64_t look(uint64_t h, char *at, size_t n) {
+    static char page[PAGE];
+    for (size_t i = 0; i < n; i++) {
+        struct iovec to = { page, PAGE }, from = { at + i * PAGE, PAGE };
+        if (process_vm_readv(getpid(), &to, 1, &from, 1, 0) == PAGE) h = add(h, page, 1);
+        else h = (h ^ (i + 1)) * 0x100000001b3u;
+    }
+    return h;
+}
+
+/* Pages become guards, and guards become pages, some of which are written. */
+static void guard(long step) {
+    for (size_t i = 0; i < GUARDED; i++) {
+        int want = (i * 7 + step * 5) % 11 < 3;
+        if (want && !is_guard[i]) is_guard[i] = madvise(guarded + i * PAGE, PAGE, MADV_GUARD_INSTALL) == 0;
+        if (want || !is_guard[i]) continue;
+        must(madvise(guarded + i * PAGE, PAGE, MADV_GUARD_REMOVE) == 0);
+        is_guard[i] = 0;
+        if (i % 2) fill(guarded + i * PAGE, step, i);
+    }
+}
+
 static void say(const char *who, long step) {
     uint64_t h = 0xcbf29ce484222325u;
     h = add(h, private, pages), h = add(h, shared, SHARED), h = add(h, over, OVER);
-    h = add(h, cache, CACHE), h = add(h, region, REGION);
+    h = add(h, cache, CACHE), h = add(h, region, REGION), h = look(h, guarded, GUARDED);
     if (extra) h = add(h, extra, 4);
     char part[512], name[512];
     snprintf(part, sizeof part, "%s.%s.part", prefix, who);
@@ -60,6 +88,7 @@ static void change(int first, long step) {
     for (size_t i = 0; i < 24; i++) fill(private + (start + i + i / 8) * PAGE, step, i + 100 * first);
     fill(shared + ((step * 7 + 40 * first) % SHARED) * PAGE, step, 7);
     fill(over + (step * 3 % OVER) * PAGE, step, 8);
+    guard(step);
     switch (step % 4) {
     case 1: /* given back: zero, or what the file has */
         must(madvise(private + 10 * PAGE, 20 * PAGE, MADV_DONTNEED) == 0);
@@ -124,7 +153,9 @@ int main(int argc, char **argv) {
     shared = map(NULL, SHARED, MAP_SHARED | MAP_ANONYMOUS, -1);
     private = map(NULL, pages, MAP_PRIVATE | MAP_ANONYMOUS, -1);
     region = map(NULL, REGION, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+    guarded = map(NULL, GUARDED, MAP_PRIVATE | MAP_ANONYMOUS, -1);
     close(fd);
+    for (size_t i = 0; i < GUARDED; i++) fill(guarded + i * PAGE, 4000, i);
     for (size_t i = 0; i < pages; i++) fill(private + i * PAGE, 1000, i);
     for (size_t i = 0; i < SHARED; i++) fill(shared + i * PAGE, 2000, i);
     for (size_t i = 0; i < CACHE; i++) fill(cache + i * PAGE, 3000, i);

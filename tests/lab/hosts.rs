@@ -1,7 +1,7 @@
 //! Machines to move between: namespaces with a network interface, an init and a real sshd each, joined by a bridge that the
 //! test itself is at. They share the file system, but for `/run`.
 
-use super::{Lab, Outcome, Running, SOON, until};
+use super::{Lab, Outcome, SOON, until};
 use std::fs;
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
@@ -191,9 +191,4 @@ impl Drop for Host {
     fn drop(&mut self) {
         self.fail();
     }
-}
-
-/// A program of a host as the lab's own.
-pub fn running(lab: &Lab, pid: i32) -> Running {
-    Running::of(lab, pid)
 }

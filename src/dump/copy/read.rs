@@ -4,12 +4,15 @@ use super::{From, Job};
 use crate::error::{Context, Error, Result};
 use crate::image::PAGE;
 use crate::sys::memory::{self, MOST_RANGES, MemFile};
+use crate::sys::pagemap;
 use crate::sys::signal;
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::{Mutex, PoisonError};
 
+/// What may be the cause where guards are not told.
+const HIDDEN: &str = "it may have guards (MADV_GUARD_INSTALL), which a dump can see as of Linux 6.15, or with CAP_SYS_ADMIN";
 /// Bytes that one call reads at most. Below 2 MiB the kernel looks up fewer pages at a time, which costs a fifth more.
 pub const BATCH: u64 = 2 << 20;
 
@@ -89,7 +92,11 @@ pub fn fill(jobs: &[Job], objects: &[File], places: &mut [&mut [u8]]) -> Result<
             }
             let wanted = remote.iter().map(|r| r.1).sum::<u64>();
             let n = memory::read_ranges(pid, &remote, places).context(|| format!("reading the memory of process {pid}"))?;
-            if n as u64 == wanted { Ok(()) } else { Err(Error::other(format!("memory of process {pid} became unreadable"))) }
+            if n as u64 == wanted {
+                return Ok(());
+            }
+            let unreadable = Error::other(format!("memory of process {pid} became unreadable"));
+            Err(if pagemap::are_hidden() { unreadable.help(HIDDEN) } else { unreadable })
         }
         From::Protected(pid) => {
             let file = MemFile::open(pid).context(|| format!("opening the memory of process {pid}"))?;

@@ -26,6 +26,8 @@ pub struct Layer {
     pub kept: Vec<(Owner, Vec<(u64, u32)>)>,
     pub objects: Vec<(u32, u32)>,
     pub index: bool,
+    /// Blocks that hold nothing of their own are named together at the end.
+    pub gather: bool,
 }
 
 fn id(n: u8) -> [u8; 16] {
@@ -59,6 +61,7 @@ pub fn bytes(number: u8, layer: &Layer, parent: Option<&Path>) -> (Vec<u8>, Summ
         writer.parent(link).unwrap();
     }
     writer.section(SectionKind::Tree, &tree()).unwrap();
+    let (mut numbers, mut kept) = (Vec::new(), Vec::new());
     for (n, input) in layer.inputs.iter().enumerate() {
         let pages = Pages { ranges: &input.ranges, data: input.pages.concat(), elide_zero: input.elide_zero };
         let (n, owner, codec) = (n as u32, input.owner, input.codec);
@@ -66,10 +69,19 @@ pub fn bytes(number: u8, layer: &Layer, parent: Option<&Path>) -> (Vec<u8>, Summ
             Some(before) => encode_child(n, owner, pages, codec, Some(&dedup), Some(before)),
             None => encode(n, owner, pages, codec, Some(&dedup)),
         };
-        writer.append(&block).unwrap();
+        match block.kept().filter(|_| layer.gather) {
+            Some(ranges) => {
+                numbers.push(u32::MAX);
+                kept.extend((!ranges.is_empty()).then_some((owner, ranges)));
+            }
+            None => {
+                numbers.push(writer.blocks());
+                writer.append(&block.renumber(writer.blocks(), |n| numbers[n as usize])).unwrap();
+            }
+        }
     }
-    for (n, (owner, ranges)) in layer.kept.iter().enumerate() {
-        writer.append(&encode_kept((layer.inputs.len() + n) as u32, *owner, ranges)).unwrap();
+    for (owner, ranges) in kept.iter().chain(&layer.kept) {
+        writer.append(&encode_kept(writer.blocks(), *owner, ranges)).unwrap();
     }
     if layer.index {
         writer.index().unwrap();
@@ -272,7 +284,7 @@ fn a_chain_holds_what_was_put_in() {
             let table = if last.is_some() { model.renumber() } else { vec![(0, 0), (1, 1), (2, 2)] };
             model.change();
             let mut layer = model.layer(&if last.is_some() { before } else { BTreeMap::new() }, table);
-            layer.index = n % 3 > 0;
+            (layer.index, layer.gather) = (n % 3 > 0, n % 4 > 0);
             let (bytes, summary) = bytes(n, &layer, last.as_deref());
             stored += summary.pages.data;
             let path = folder.put(&format!("{n}.meio"), &bytes);
@@ -356,7 +368,7 @@ pub fn third() -> Layer {
     ];
     let kept =
         vec![(process, vec![(heap + 2 * STEP, 1), (heap + 8 * STEP, 1)]), (Owner::Process(402), vec![(heap, 5)]), (object, vec![(0, 1)])];
-    Layer { inputs, kept, objects: vec![(0, 0)], index: false }
+    Layer { inputs, kept, objects: vec![(0, 0)], ..Layer::default() }
 }
 
 /// What a layer upon [`second`] holds.

@@ -79,6 +79,7 @@ fn space() -> AddressSpace {
         borders: Borders { start_code: 0x40_0000, end_code: 0x40_4000, auxv: vec![6, 0, 0, 16], ..Borders::default() },
         exe: Backing::File { file: 0, offset: 0 },
         vdso_hash: 0x1234_5678_9abc_def0,
+        guards: Vec::new(),
     }
 }
 

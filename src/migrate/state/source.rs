@@ -69,6 +69,7 @@ impl Source {
     }
 
     /// Whether the target may have been told to let the tree run: from here on ^C is no safe way back.
+    #[cfg(test)]
     pub fn is_committed(&self) -> bool {
         matches!(self.phase, Phase::Going | Phase::Asking | Phase::Moving | Phase::Reaping)
     }

@@ -1,7 +1,7 @@
 //! Probes of finding out which pages there are, and which have changed.
 
 use super::{Lack, Probe, check};
-use crate::sys::pagemap::{Marker, Pagemap, Regions};
+use crate::sys::pagemap::{MADV_GUARD_INSTALL, Marker, Pagemap, Regions};
 use crate::sys::userfaultfd::Userfaultfd;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 use std::ffi::c_void;
@@ -167,7 +167,6 @@ pub struct Scans {
 /// # Errors
 /// What does not work.
 pub fn scans() -> Result<Scans, Lack> {
-    const MADV_GUARD_INSTALL: i32 = 102;
     let (pages, start, _uffd, map) = noted_pages()?;
     let mut regions = Regions::default();
     let guard = start + 2 * PAGE as u64;
@@ -186,17 +185,22 @@ pub fn scans() -> Result<Scans, Lack> {
 }
 
 /// Soft-dirty bits (`/proc/PID/clear_refs`, proc(5)), tried on a page: without `CONFIG_MEM_SOFT_DIRTY` the kernel
-/// accepts the write and never sets the bit.
+/// accepts the write and never sets the bit. What it does not mark is told by where pages are.
 pub fn soft_dirty() -> Probe {
-    const SOFT_DIRTY: u64 = 1 << 55;
-    let file = File::open("/proc/self/pagemap")?;
+    let map = Pagemap::open(std::process::id() as i32)?;
     let pages = Pages::new(2)?;
     pages.touch(0);
     pages.touch(1);
     std::fs::write("/proc/self/clear_refs", "4")?;
     pages.touch(1);
-    match (pages.pagemap(&file, 0)? & SOFT_DIRTY != 0, pages.pagemap(&file, 1)? & SOFT_DIRTY != 0) {
-        (false, true) => Ok("written pages are marked".into()),
+    let (mut marks, mut shown) = (Vec::new(), true);
+    map.soft_dirty((pages.start(), pages.end()), |_, place, marked| {
+        marks.push(marked);
+        shown &= place.is_some();
+    })?;
+    match marks[..] {
+        [false, true] if shown => Ok("written pages are marked".into()),
+        [false, true] => Err(Lack::seen("where pages are is not shown, so those that were moved cannot be told (CAP_SYS_ADMIN)")),
         _ => Err(Lack::seen("accepted, but written pages are not marked (CONFIG_MEM_SOFT_DIRTY is off)")),
     }
 }

@@ -8,7 +8,6 @@ use std::os::fd::AsRawFd;
 
 const IS_WPALLOWED: u64 = 1;
 const IS_WRITTEN: u64 = 1 << 1;
-const IS_SOFT_DIRTY: u64 = 1 << 7;
 const WP_MATCHING: u64 = 1;
 const CHECK_WPASYNC: u64 = 1 << 1;
 /// Bit of a page's word: it is not present, but the page table knows it.
@@ -16,6 +15,8 @@ const PM_SWAP: u64 = 1 << 62;
 const PM_PRESENT: u64 = 1 << 63;
 const PM_FILE: u64 = 1 << 61;
 const PM_SOFT_DIRTY: u64 = 1 << 55;
+/// Number of the frame; with [`PM_SWAP`], place in swap. Nothing without `CAP_SYS_ADMIN`.
+const PM_PLACE: u64 = PM_SOFT_DIRTY - 1;
 /// With [`PM_SWAP`]: number of the swap area.
 const PM_TYPE: u64 = 31;
 
@@ -29,24 +30,35 @@ impl Default for Regions {
     }
 }
 
+impl Regions {
+    /// Where few are expected.
+    pub(super) fn few() -> Self {
+        Regions(vec![Region::default(); 64])
+    }
+}
+
 /// What a scan asks for.
 #[derive(Clone, Copy, Default)]
-struct Question {
-    flags: u64,
+pub(super) struct Question {
+    pub(super) flags: u64,
     /// Must be there.
-    all: u64,
+    pub(super) all: u64,
     /// Must not be there.
-    none: u64,
+    pub(super) none: u64,
     /// One of them must be there.
-    any: u64,
+    pub(super) any: u64,
     /// Are told.
-    tell: u64,
+    pub(super) tell: u64,
 }
 
 /// How the page table shows that there is no page but a mark: one to be protected once it is there, or a guard. It looks
 /// like a page in a swap area of this number. `None` where that is not shown (without `CAP_SYS_ADMIN`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Marker(Option<u64>);
+
+/// The frame that a page is in, or its place in swap.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place(u64);
 
 impl Marker {
     fn is(self, word: u64) -> bool {
@@ -55,7 +67,13 @@ impl Marker {
 }
 
 impl Pagemap {
-    fn ask(&self, (start, end): (u64, u64), q: Question, regions: &mut Regions, mut tell: impl FnMut(&Region)) -> Result<(), Errno> {
+    pub(super) fn ask(
+        &self,
+        (start, end): (u64, u64),
+        q: Question,
+        regions: &mut Regions,
+        mut tell: impl FnMut(&Region),
+    ) -> Result<(), Errno> {
         let mut at = start;
         while at < end {
             let mut arg = ScanArg {
@@ -184,25 +202,17 @@ impl Pagemap {
         asked.is_ok() && noted
     }
 
-    /// Adds own pages of a private mapping: those whose soft-dirty mark is set, and the others.
+    /// Tells of the own pages of a private mapping where each of them is, and whether its soft-dirty mark is set. The scan does
+    /// not show the former.
     ///
     /// # Errors
     /// Those of the kernel.
-    pub fn soft_dirty(&mut self, area: (u64, u64), marked: &mut Vec<(u64, u64)>, unmarked: &mut Vec<(u64, u64)>) -> std::io::Result<()> {
-        if self.scan {
-            let mut regions = Regions(vec![Region::default(); 512]);
-            let question =
-                Question { none: IS_FILE | IS_PFNZERO, any: IS_PRESENT | IS_SWAPPED, tell: IS_SOFT_DIRTY, ..Question::default() };
-            let mut tell = |r: &Region| push(if r.categories & IS_SOFT_DIRTY != 0 { &mut *marked } else { &mut *unmarked }, r.start, r.end);
-            match self.ask(area, question, &mut regions, &mut tell) {
-                // Linux 6.7 has the scan, but not the category in all its versions.
-                Err(Errno::ENOTTY | Errno::EINVAL) => self.scan = false,
-                other => return other.map_err(Into::into),
-            }
-        }
+    pub fn soft_dirty(&self, area: (u64, u64), mut tell: impl FnMut(u64, Option<Place>, bool)) -> std::io::Result<()> {
         self.each(area.0, area.1, |page, word| {
             if word & (PM_PRESENT | PM_SWAP) != 0 && word & PM_FILE == 0 {
-                push(if word & PM_SOFT_DIRTY != 0 { &mut *marked } else { &mut *unmarked }, page, page + PAGE);
+                let shown = word & PM_PLACE != 0;
+                let place = shown.then_some(Place(word & (PM_PRESENT | PM_SWAP | PM_PLACE)));
+                tell(page, place, word & PM_SOFT_DIRTY != 0);
             }
         })
     }

@@ -11,6 +11,7 @@ macro_rules! fixture {
     };
 }
 
+pub mod ahead;
 pub mod children;
 pub mod fdinfo;
 pub mod limits;

@@ -13,7 +13,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::fdinfo::{self, FdInfo};
-use super::{children as children_text, text::int};
+use super::{ahead, children as children_text, text::int};
 use crate::error::{Error, Kind, Result};
 
 /// Most texts fit; smaps does not and makes the buffer grow.
@@ -26,7 +26,15 @@ thread_local! {
 
 /// Opens and reads a whole file, and gives its bytes to `take`.
 fn whole<T>(path: &str, take: impl FnOnce(&[u8]) -> T) -> io::Result<T> {
-    all_of(File::open(path)?, false, take)
+    match ahead::known(path, take) {
+        Ok(taken) => Ok(taken),
+        Err(take) => all_of(File::open(path)?, false, take),
+    }
+}
+
+/// The bytes of a file.
+pub(super) fn fetch(path: &str) -> io::Result<Vec<u8>> {
+    all_of(File::open(path)?, false, <[u8]>::to_vec)
 }
 
 /// `one`: the kernel makes the text as a whole, so that less than there is room for is all of it.
@@ -128,11 +136,23 @@ pub fn tasks(pid: i32) -> Result<Vec<i32>> {
     }
 }
 
+/// How many threads a process has, those that are just ending included; `None` when it has gone.
+pub fn task_count(pid: i32) -> Option<u64> {
+    // Links of the folder: itself, its name, one for each thread.
+    let links = std::fs::metadata(format!("/proc/{pid}/task")).ok()?.nlink();
+    links.checked_sub(2)
+}
+
 /// The pids of the children of all threads of a process. Reliable only while
 /// the process is stopped and the children cannot end.
 pub fn children(pid: i32) -> Result<Vec<i32>> {
+    children_of(pid, &tasks(pid)?)
+}
+
+/// The same of these threads of it.
+pub fn children_of(pid: i32, tids: &[i32]) -> Result<Vec<i32>> {
     let mut all = Vec::new();
-    for tid in tasks(pid)? {
+    for &tid in tids {
         match parsed_task(pid, tid, "children", children_text::parse) {
             Ok(children) => all.extend(children),
             // A thread that ended since has passed its children on to another one.
@@ -209,6 +229,9 @@ pub fn fd_link(pid: i32, fd: i32) -> Result<Vec<u8>> {
 /// and inode number: two are the same exactly when both are, namespaces(7).
 pub fn namespace(pid: i32, kind: &str) -> Result<(u64, u64)> {
     let path = format!("/proc/{pid}/ns/{kind}");
+    if let Some(identity) = ahead::known_identity(&path) {
+        return Ok(identity);
+    }
     let metadata = std::fs::metadata(&path).map_err(|e| failed(pid, &path, &e))?;
     Ok((metadata.dev(), metadata.ino()))
 }

@@ -2,7 +2,7 @@
 //!
 //! `fixtures/programs/chaos.c` does at random whatever can be done to memory. It is stopped at random instants; then what
 //! was told to have changed is copied, what was told to be kept is taken from the copies before, and everything is compared
-//! with the real memory. `TRACKERS=all` makes it thousands of epochs a tracker, `SEED` repeats a run, `CHAOS` and
+//! with the real memory. `TRACKERS=all` makes it thousands of epochs a tracker, `TRACKERS=N` N of them, `SEED` repeats a run, `CHAOS` and
 //! `BUSY` are the programs when they are compiled already.
 
 use super::hash::begin;
@@ -336,7 +336,9 @@ fn prove(choice: Choice, least: u64) {
         epochs += 1;
     }
     println!("{}: {epochs} epochs, pages kept {}, changed {}, {looking:?} standing still", choice.name(), copies.kept, copies.changed);
-    assert!(epochs >= least && copies.kept > copies.changed / 50, "{epochs} epochs, kept {}, changed {}", copies.kept, copies.changed);
+    // Soft-dirty marks all of a mapping when another one is joined to it, which happens all the time here.
+    let one_in = if choice == Choice::SoftDirty { 1000 } else { 50 };
+    assert!(epochs >= least && copies.kept > copies.changed / one_in, "{epochs} epochs, kept {}, changed {}", copies.kept, copies.changed);
 }
 
 #[test]
@@ -434,7 +436,11 @@ fn a_tracker_that_is_killed_leaves_nothing() {
         let before = belongings(pid);
         let mut random = Random(u64::from(std::process::id()) << 20 | 1);
         let traced = |pid: i32| read::parsed(pid, "status", status::parse).is_ok_and(|s| s.tracer_pid != 0);
-        let kills = if std::env::var_os("TRACKERS").is_some() { 1000 } else { 20 };
+        let kills = match std::env::var("TRACKERS").as_deref() {
+            Ok("all") => 1000,
+            Ok(_) => (effort().1 / 10).max(20),
+            Err(_) => 20,
+        };
         for _ in 0..kills {
             let own = std::env::current_exe().expect("own path");
             let mut tracker = Command::new(own);
