@@ -28,7 +28,6 @@ pub enum Kind {
     /// The link to the other host failed; the tree runs on at the source.
     LinkFailed = 15,
     /// The link failed after the commit: the tree stands frozen at the source until it is told what to do.
-    #[allow(dead_code)] // the commit of a move
     Frozen = 16,
     /// ^C or SIGTERM.
     Interrupted = 130,

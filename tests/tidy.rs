@@ -140,6 +140,8 @@ const EXCEPTIONS: &[(&str, &str)] = &[
     // The saved form of an interrupted call is what holding a task finds out about it.
     ("tracee", "resource::thread::Waiting"),
 ];
+/// What uses less than its place would allow.
+const ONLY: &[(&str, &[&str])] = &[("transport", &["sys"])];
 /// Words that every layer may use; `progress` not from `image` and `sys`.
 const WORDS: [&str; 2] = ["error", "progress"];
 
@@ -167,6 +169,7 @@ fn arrows_point_down() {
                 _ if top == own || top.is_empty() || top == "error" => true,
                 _ if top == "progress" => !["image", "sys"].contains(&own.as_str()),
                 _ if EXCEPTIONS.contains(&(own.as_str(), used.as_str())) => true,
+                Some(_) if ONLY.iter().any(|o| o.0 == own && !o.1.contains(&top)) => false,
                 Some(l) => l > own_layer,
                 None => false,
             };

@@ -331,7 +331,7 @@ crate::alone! {
         }
         host.gets_there(&host.check(&["--ssh", &client]));
         fs::remove_file(host.lab.path("home/.ssh/known_hosts")).expect("removed");
-        host.refused(host.check(&["--ssh", &client]), 15, &["255", "Host key verification failed"]);
+        host.refused(host.check(&["--ssh", &client]), 11, &["no login", "Host key verification failed"]);
         host.known(&host.key("ed25519"));
         host.refused(host.check(&["--ssh", "/nowhere/ssh -q"]), 2, &["/nowhere/ssh"]);
         // No port but ssh's can be reached.

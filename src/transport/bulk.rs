@@ -25,6 +25,8 @@ const GO: u16 = 6;
 const OPEN: u16 = 7;
 /// A direct connection must be there by then, or it goes over ssh.
 const REACHED: Duration = Duration::from_secs(1);
+/// Logins at a time: a server sends some away when there are more (`MaxStartups` of sshd_config(5)).
+const AT_ONCE: usize = 4;
 /// All streams must be open by then.
 const OPENED: Duration = Duration::from_secs(30);
 
@@ -67,7 +69,7 @@ pub struct Bulk {
     /// Who came to the port and had another key.
     strangers: u64,
     /// What keeps ssh sessions going, at the source; after the streams, so that what was sent last gets there.
-    _carriers: Vec<Carrier>,
+    carriers: Vec<Carrier>,
     /// By which lent streams go back, at the target.
     _lent: Vec<UnixStream>,
 }
@@ -75,6 +77,10 @@ pub struct Bulk {
 impl Drop for Bulk {
     fn drop(&mut self) {
         self.stop.end();
+        // All hear of the end before the first is waited for.
+        for carrier in &self.carriers {
+            let _ = carrier.near.shutdown(std::net::Shutdown::Write);
+        }
     }
 }
 
@@ -155,7 +161,7 @@ fn ask(link: &mut Link, way: &Way, how: &How, stop: Arc<Stop>) -> Result<Bulk> {
         return Err(Error::link(format!("the target cannot open streams: {}", super::pump::plain(why.as_bytes()))));
     }
     let sender = Some(Sender::new(streams, how.bandwidth)?);
-    Ok(Bulk { stop, sender, receiver: None, direct, strangers: open.strangers, _carriers: carriers, _lent: Vec::new() })
+    Ok(Bulk { stop, sender, receiver: None, direct, strangers: open.strangers, carriers, _lent: Vec::new() })
 }
 
 /// Direct connections, or none at all. Who is reached and is not the target ends the attempt: the target might count
@@ -190,11 +196,15 @@ fn sessions(way: &Way, how: &How, token: &str, stop: &Arc<Stop>) -> Result<(Vec<
     if token.is_empty() || !token.bytes().all(|b| b.is_ascii_hexdigit()) {
         return Err(Error::link("the target's offer makes no sense"));
     }
-    let started: Vec<Result<Carrier>> = std::thread::scope(|scope| {
-        let all: Vec<_> = (0..how.streams).map(|_| scope.spawn(|| way.start(&command, how.timeout))).collect();
-        all.into_iter().map(|t| t.join().unwrap_or_else(|_| Err(Error::other("a thread has panicked")))).collect()
-    });
-    let carriers = started.into_iter().collect::<Result<Vec<_>>>()?;
+    let mut carriers = Vec::new();
+    while carriers.len() < how.streams {
+        let some = AT_ONCE.min(how.streams - carriers.len());
+        let started: Vec<Result<Carrier>> = std::thread::scope(|scope| {
+            let all: Vec<_> = (0..some).map(|_| scope.spawn(|| way.start(&command, how.timeout))).collect();
+            all.into_iter().map(|t| t.join().unwrap_or_else(|_| Err(Error::other("a thread has panicked")))).collect()
+        });
+        carriers.extend(started.into_iter().collect::<Result<Vec<_>>>()?);
+    }
     let port = |c: &Carrier| Ok(Stream::Lent(Port::socket(c.near.try_clone()?, stop.clone(), None)?));
     let streams = carriers.iter().map(port).collect::<Result<Vec<_>>>()?;
     Ok((streams, carriers))
@@ -231,7 +241,7 @@ fn offer(link: &mut Link, stop: Arc<Stop>) -> Result<Bulk> {
     say(link, OPEN, &Open { strangers: taken.as_ref().map_or(0, |t| t.1), failed })?;
     let (streams, strangers, lent) = taken?;
     let receiver = Some(Receiver::new(streams)?);
-    Ok(Bulk { stop, sender: None, receiver, direct: go.direct, strangers, _carriers: Vec::new(), _lent: lent })
+    Ok(Bulk { stop, sender: None, receiver, direct: go.direct, strangers, carriers: Vec::new(), _lent: lent })
 }
 
 /// The address that the source's ssh has come to: sshd says it in the environment, ssh(1).

@@ -110,21 +110,19 @@ impl Link {
     ///
     /// # Errors
     /// When the link has failed.
-    #[allow(dead_code)] // for commands that do more than look
     pub fn try_receive(&mut self) -> Result<Option<Frame>> {
         self.shared.pick(&mut locked(&self.shared.state), |f| f.kind >= FIRST_KIND)
     }
 
     /// How long the other end may be silent, and how long it may take nothing, until it counts as dead. It says
     /// something every second when all is well.
-    #[allow(dead_code)] // for commands that do more than look
+    #[allow(dead_code)] // a watch will have less of it than a move
     pub fn set_patience(&self, patience: Duration) {
         locked(&self.shared.state).patience = patience;
         locked(&self.shared.writer).set_patience(Some(patience));
     }
 
     /// Why it does not work any more.
-    #[allow(dead_code)] // for commands that do more than look
     pub fn failure(&self) -> Option<Error> {
         locked(&self.shared.state).failed.clone()
     }
@@ -183,6 +181,8 @@ impl Drop for Link {
         self.shared.changed.notify_all();
         self.shared.stop.end();
         self.threads.drain(..).for_each(|t| drop(t.join()));
+        // Others may hold the descriptor, and the other end is not to wait for them.
+        locked(&self.shared.writer).end_output();
     }
 }
 

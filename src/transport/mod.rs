@@ -37,10 +37,8 @@ mod pump;
 
 pub use agree::Hello;
 pub use drain::{Speed, drain, measure};
-#[allow(unused_imports)] // what there is to name
-pub use flow::{Item, Receiver, Sender};
-#[allow(unused_imports)]
-pub use frame::{FIRST_KIND, Frame};
+pub use flow::{Receiver, Sender};
+pub use frame::Frame;
 pub use lend::lend;
 pub use link::Link;
 

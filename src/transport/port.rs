@@ -4,7 +4,7 @@
 use crate::error::Error;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
-use nix::sys::socket::{MsgFlags, recv, send};
+use nix::sys::socket::{MsgFlags, Shutdown, recv, send, shutdown};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -99,6 +99,11 @@ impl Port {
         let input = socket.into();
         let output = input.try_clone()?;
         Ok(Port::new(input, output, stop, patience))
+    }
+
+    /// Nothing more is written: the other end reads to the end. A pipe ends with its last descriptor only.
+    pub fn end_output(&self) {
+        let _ = shutdown(self.output.as_raw_fd(), Shutdown::Write);
     }
 
     /// Changes how long it waits.

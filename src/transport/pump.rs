@@ -5,7 +5,7 @@
 
 use super::link::locked;
 use super::{Carrier, Far};
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, Kind, Result};
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use ssh2::{BlockDirections, Channel, Session};
 use std::io::{self, Read, Write};
@@ -60,6 +60,11 @@ impl Ended {
         let words = plain(end.words.trim().as_bytes());
         let said = if words.is_empty() { String::new() } else { format!(": {words}") };
         if let Some(failure) = end.failure {
+            // The system's client says so in words only.
+            if ["Permission denied", "Host key verification failed"].iter().any(|w| words.contains(w)) {
+                let message = format!("no login at {name}: {words}");
+                return Some(Error::new(Kind::Permission, message).help("try the command of --ssh by itself"));
+            }
             return Some(Error::link(format!("the ssh session with {name} has ended: {failure}{said}")));
         }
         Some(match end.code {
@@ -363,9 +368,9 @@ mod tests {
             ended.reason("host", "meio agent").expect("a reason")
         };
         let none = reason(Some(127), "sh: meio: not found\n", None);
-        assert!(none.kind == crate::error::Kind::Other && none.message.contains("not found") && none.help.is_some());
+        assert!(none.kind == Kind::Other && none.message.contains("not found") && none.help.is_some());
         assert!(reason(Some(2), "error: unrecognized subcommand 'agent'", None).message.contains("too old"));
-        assert_eq!(reason(None, "", Some("reset")).kind, crate::error::Kind::LinkFailed);
-        assert_eq!(reason(None, "", None).kind, crate::error::Kind::LinkFailed);
+        assert_eq!(reason(None, "", Some("reset")).kind, Kind::LinkFailed);
+        assert_eq!(reason(None, "", None).kind, Kind::LinkFailed);
     }
 }
