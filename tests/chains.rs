@@ -355,6 +355,7 @@ crate::alone! {
             times[1]
         });
         println!("restore of a chain of {length}: {chained:.1} ms, of the same from one image: {alone:.1} ms, {:.2} times", chained / alone);
+        println!("lazily: {:.1} ms", chain.comes_back_by(&last, length - 1, &["--lazy"]));
         chain.end();
     }
 }

@@ -7,13 +7,16 @@ use super::shared::Origin;
 use super::system_v;
 use crate::error::{Context, Result};
 use crate::sys::memory;
-use crate::sys::pagemap::Pagemap;
+use crate::sys::pagemap::{self, Pagemap};
 use crate::sys::proc::maps::Vma;
 use crate::sys::proc::{maps, read, stat};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 
+/// Bytes from which on several threads look for guards.
+const SHARE: u64 = 1 << 30;
 /// Pages are 4 KiB on the one architecture that is supported.
 pub const PAGE: u64 = 4096;
 
@@ -145,8 +148,23 @@ impl AddressSpace {
     pub fn find_guards(&mut self, pid: i32) -> Result<()> {
         let doing = || format!("reading the page map of process {pid}");
         let map = Pagemap::open(pid).context(doing)?;
-        let may_have = |m: &&Mapping| m.backing != Backing::Kernel && m.huge_page_kib == 0;
-        self.mappings.iter().filter(may_have).try_for_each(|m| map.guards(m.start, m.end, &mut self.guards)).context(doing)
+        let mappings: Vec<&Mapping> = self.mappings.iter().filter(|m| m.backing != Backing::Kernel && m.huge_page_kib == 0).collect();
+        let all: u64 = mappings.iter().map(|m| m.len()).sum();
+        if all <= SHARE {
+            return mappings.iter().try_for_each(|m| map.guards(m.start, m.end, &mut self.guards)).context(doing);
+        }
+        // Also of what is only set aside, however much that is, there are few.
+        let size = SHARE.max(all / 64).next_multiple_of(SHARE);
+        let cut = |m: &&Mapping| (m.start..m.end).step_by(size as usize).map(|at| (at, m.end.min(at + size))).collect::<Vec<_>>();
+        let shares: Vec<(u64, u64)> = mappings.iter().flat_map(cut).collect();
+        let found = shares.par_iter().map(|s| {
+            let mut found = Vec::new();
+            map.guards(s.0, s.1, &mut found).map(|()| found)
+        });
+        for (start, end) in found.collect::<std::io::Result<Vec<_>>>().context(doing)?.into_iter().flatten() {
+            pagemap::push(&mut self.guards, start, end);
+        }
+        Ok(())
     }
 
     /// The guards of a mapping.
