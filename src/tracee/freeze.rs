@@ -204,16 +204,18 @@ impl Barrier {
             }
             // Who was born meanwhile is known to nobody yet.
             match if told { Ok(None) } else { ptrace::poll(-1) } {
-                Ok(Some((tid, status))) => self.report(tid, status)?,
-                Ok(None) if told => nap = Duration::from_micros(5),
-                Ok(None) => {
-                    std::thread::sleep(nap);
-                    nap = (nap * 2).min(Duration::from_millis(1));
-                    crate::sys::signal::check_interrupted()?;
+                Ok(Some((tid, status))) => {
+                    self.report(tid, status)?;
+                    continue;
                 }
+                Ok(None) => {}
                 Err(Errno::ECHILD) => self.tasks.clear(),
                 Err(e) => return Err(e.into()),
             }
+            // They need a processor to stop on, maybe this one.
+            std::thread::sleep(nap);
+            nap = (nap * 2).min(Duration::from_micros(if told { 100 } else { 1000 }));
+            crate::sys::signal::check_interrupted()?;
         }
         Ok(true)
     }

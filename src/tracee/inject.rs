@@ -20,7 +20,7 @@ pub struct Injector<'h> {
     region: u64,
     saved: Vec<u8>,
     /// Bytes at the region's start that calls may use.
-    room: u64,
+    usable: u64,
     volley: Option<Volley>,
     /// Stopped inside signal handling, the volley done.
     landed: bool,
@@ -119,7 +119,7 @@ impl<'h> Injector<'h> {
         let volley = volley(held, foothold);
         let but = volley.map_or(0, |v| 1 << (v.call.1 - 1));
         ptrace::set_sigmask(held.tid, ALL_SIGNALS & !but).map_err(gone)?;
-        Ok(Injector { held, armed, region, saved, room: out, volley, landed: false, flies: false, number: 0, given_back: false })
+        Ok(Injector { held, armed, region, saved, usable: out, volley, landed: false, flies: false, number: 0, given_back: false })
     }
 
     /// Runs one call. The kernel's answer, -errno on failure.
@@ -183,7 +183,7 @@ impl<'h> Injector<'h> {
     /// Which of the questions that have no answer yet can be asked in the next go.
     pub fn choose(&self, questions: &[Question], answers: &[Option<Answer>]) -> Vec<usize> {
         let asked: Vec<bool> = answers.iter().map(Option::is_some).collect();
-        self.volley.map_or(Vec::new(), |volley| volley.together(questions, &asked, self.room))
+        self.volley.map_or(Vec::new(), |volley| volley.together(questions, &asked, self.usable))
     }
 
     /// Asks what has no answer yet.
@@ -215,13 +215,13 @@ impl<'h> Injector<'h> {
 
     /// Whether all these questions can be asked in one go.
     pub fn can_fire(&self, questions: &[Question]) -> bool {
-        self.volley.is_some_and(|v| v.together(questions, &vec![false; questions.len()], self.room).len() == questions.len())
+        self.volley.is_some_and(|v| v.together(questions, &vec![false; questions.len()], self.usable).len() == questions.len())
     }
 
     /// Sends the task on its way through all these calls. [`Injector::land`] must follow.
     pub fn fire(&mut self, questions: &[Question]) -> Result<()> {
         let Some(volley) = self.volley else { return Err(Error::other("calls cannot be strung together here")) };
-        let laid = volley.lay(questions, self.region + self.room);
+        let laid = volley.lay(questions, self.region + self.usable);
         let [r10, r8, r9] = laid.fixed;
         // At the `ret` behind the call.
         let regs = Registers { rip: volley.syscall + 2, rsp: laid.words, rax: 0, r10, r8, r9, ..self.armed };
@@ -258,7 +258,7 @@ impl<'h> Injector<'h> {
             }
             self.landed = true;
             let mut bytes = vec![0; Volley::room(questions)];
-            memory::read(self.held.pid, volley.lay(questions, self.region + self.room).start, &mut bytes)?;
+            memory::read(self.held.pid, volley.lay(questions, self.region + self.usable).start, &mut bytes)?;
             Ok(Volley::answers(questions, &bytes))
         };
         run().context(|| format!("asking task {tid}"))
