@@ -333,17 +333,21 @@ crate::alone! {
         lab.nothing_left();
     }
 
-    /// A long chain, its restore beside that of the same tree from one image. `CHAINS=all` makes it a thousand images long.
+    /// A long chain, its restore beside that of the same tree from one image. `CHAINS=all` makes it a thousand images long, `CHAINS=N` N.
     fn a_long_chain_is_followed_quickly() {
-        let length = if std::env::var_os("CHAINS").is_some() { 1000 } else { 40 };
-        let mut chain = Chain::new("chain-long", if length == 1000 { 16384 } else { 2048 });
+        let (length, pages) = match std::env::var("CHAINS").as_deref() {
+            Ok("all") => (1000, 16384),
+            Ok(n) => (n.parse().expect("a number of images"), 16384),
+            Err(_) => (40, 2048),
+        };
+        let mut chain = Chain::new("chain-long", pages);
         (0..length).for_each(|_| drop(chain.grow(&[])));
         let (last, flat) = (chain.images[length - 1].clone(), chain.lab.path("images/flat.meio"));
         let merged = chain.lab.run(chain.lab.meio(&["merge", text(&last), "-o", text(&flat)]));
         assert_eq!(merged.code, 0, "{merged:?}");
         chain.lab.expect(&flat);
         let time = |done: &Outcome| (done.time.1 - done.time.0) as f64 / 1e6;
-        println!("merge of {length}: {:.0} ms", time(&merged));
+        println!("chains: merge of {length}: {:.0} ms", time(&merged));
         let mut took = [const { Vec::new() }; 2];
         for _ in 0..3 {
             for (n, image) in [&last, &flat].into_iter().enumerate() {
@@ -354,8 +358,8 @@ crate::alone! {
             times.sort_by(f64::total_cmp);
             times[1]
         });
-        println!("restore of a chain of {length}: {chained:.1} ms, of the same from one image: {alone:.1} ms, {:.2} times", chained / alone);
-        println!("lazily: {:.1} ms", chain.comes_back_by(&last, length - 1, &["--lazy"]));
+        println!("chains: restore of a chain of {length}: {chained:.1} ms, of the same from one image: {alone:.1} ms, {:.2} times", chained / alone);
+        println!("chains: lazily: {:.1} ms", chain.comes_back_by(&last, length - 1, &["--lazy"]));
         chain.end();
     }
 }
