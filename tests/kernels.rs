@@ -85,7 +85,9 @@ fn script(filter: Option<&str>, steps: &str, leg: usize) -> String {
             let fixtures = crate::lab::compile("chaos");
             let fixtures = fixtures.parent().expect("a folder").display();
             let epochs = std::env::var("TRACKERS").unwrap_or_else(|_| "100".into());
-            script += &format!("export CHAOS={fixtures}/chaos BUSY={fixtures}/busy\n");
+            // Where clocks count instructions every run would be the same one.
+            let seed = std::env::var("SEED").unwrap_or_else(|_| crate::lab::now().to_string());
+            script += &format!("export CHAOS={fixtures}/chaos BUSY={fixtures}/busy SEED={seed}\n");
             script += &format!("TRACKERS={epochs} OWN={} each_of {TRACKERS}\n", unit.display());
         }
         script += &format!("each_of {filter}\n");
