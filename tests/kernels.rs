@@ -84,8 +84,10 @@ fn script(filter: Option<&str>, steps: &str, leg: usize) -> String {
         if let Some(unit) = unit_tests().filter(|_| filter == ALL || std::env::var_os("TRACKERS").is_some()) {
             let fixtures = crate::lab::compile("chaos");
             let fixtures = fixtures.parent().expect("a folder").display();
-            let epochs = std::env::var("TRACKERS").unwrap_or_else(|_| "300".into());
-            script += &format!("export CHAOS={fixtures}/chaos BUSY={fixtures}/busy\n");
+            let epochs = std::env::var("TRACKERS").unwrap_or_else(|_| "100".into());
+            // Where clocks count instructions every run would be the same one.
+            let seed = std::env::var("SEED").unwrap_or_else(|_| crate::lab::now().to_string());
+            script += &format!("export CHAOS={fixtures}/chaos BUSY={fixtures}/busy SEED={seed}\n");
             script += &format!("TRACKERS={epochs} OWN={} each_of {TRACKERS}\n", unit.display());
         }
         script += &format!("each_of {filter}\n");
@@ -145,7 +147,8 @@ fn kernels() {
         return;
     };
     let (workshop, releases) = Workshop::open();
-    // One kernel alone: KERNEL=6.1. -- and some tests alone: KERNELS=fixtures::vdso, or none.
+    // One kernel alone: KERNEL=6.1. -- and some tests alone: KERNELS='fixtures::vdso fixtures::epoll', or none; TRACKERS=N: so many
+    // epochs of each tracker, also then.
     let wanted = std::env::var("KERNEL").unwrap_or_default();
     let releases: Vec<&String> = releases.iter().filter(|r| r.starts_with(&wanted)).collect();
     let names: Vec<String> = releases.iter().map(|r| journey::short(r)).collect();
