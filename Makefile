@@ -13,7 +13,7 @@ SUDO   := sudo
 RUNNER := CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="sudo -E"
 endif
 
-.PHONY: all demo test bench lint install survive trackers invisible chains worlds kernels clean setup
+.PHONY: all demo test bench lint install survive trackers invisible moves chains worlds kernels clean setup
 
 all: $(MEIO)
 
@@ -37,6 +37,10 @@ trackers: setup
 # A fast stream goes through 200 dumps of the server; `make test` does a slice of it.
 invisible: setup
 	$(RUNNER) INVISIBLE=all $(CARGO) test --locked --test meio invisible -- --nocapture
+
+# Moves between two machines are killed at 100 random instants; `make test` does four.
+moves: setup
+	$(RUNNER) MOVES=100 $(CARGO) test --locked --test meio migrate::killed -- --nocapture
 
 # A chain of a thousand images is restored beside the same tree from one; `make test` does a slice of it.
 chains: setup

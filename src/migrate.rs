@@ -1,11 +1,20 @@
 //! The migrate screenplay, at the source: agree, copy in rounds, switch over, confirm or take back.
 //!
-//! Who may run is decided by [`state`], which does nothing by itself; [`Source`] does what it says and tells it what came of
+//! ```text
+//! source     what the source does; rounds: images on their way; resume: a move that was left
+//! agent      what the target does; spool: images as they come; plan: what each must know of the other
+//! state      who may run: two pure machines; simulate breaks everything around them
+//!   message    what they say to each other; record: what is durable of that; frozen: a tree that stands still without meio
+//! address    what moves along; local: what cannot
+//! ```
+//!
+//! Who may run is decided by [`state`], which does nothing by itself; [`source`] does what it says and tells it what came of
 //! that. The target's half is in [`agent`].
 
 pub mod address;
 pub mod agent;
 pub mod frozen;
+mod local;
 pub mod message;
 pub mod plan;
 pub mod record;
@@ -14,14 +23,12 @@ mod rounds;
 #[cfg(test)]
 mod simulate;
 mod source;
+mod spool;
 pub mod state;
 
 pub use resume::take_up;
 pub use source::{Ended, Options, Outcome, Policy, dry_run, run};
 pub use state::Wish;
-
-mod local;
-mod spool;
 
 /// Kind of the frames that carry a [`message::Frame`].
 const MOVE: u16 = 0x100;

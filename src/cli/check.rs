@@ -9,6 +9,7 @@ use super::table::{Side, Table};
 use super::target::{self, Target};
 use crate::check::{self, Finding, Outcome, Weight};
 use crate::error::{Error, Kind, Result};
+use crate::migrate::record::{self, Record, Standing};
 use crate::netlock::kept::{Lock, Owner};
 use crate::resource::kinds::{KINDS, Status};
 use crate::transport::Destination;
@@ -22,7 +23,7 @@ use std::process::ExitCode;
 ///
 /// With --json the line has "kernel", "findings" and "gaps" (lists of {name, works, weight, detail, costs, mend};
 /// weight is "required", "feature" or "spare"), "refusals", "locks" (network locks: {table, owner, since, connections,
-/// stale}) and "ok". With --host it has "host" ({meio, protocol, kernel, machine, host, uid}) and "check" (what meio check
+/// stale}), "moves" (that were left: {id, pid, target, since, state}) and "ok". With --host it has "host" ({meio, protocol, kernel, machine, host, uid}) and "check" (what meio check
 /// --json says there), or with --speed "speed" ({bytes, ms, bytes_per_second, direct, streams, opening_ms, strangers}).
 #[derive(clap::Args)]
 #[command(after_long_help = "\
@@ -80,10 +81,14 @@ impl Check {
         let outcome = check::run(pid, &self.decide.decisions(), &mut drawing)?;
         drawing.finish(&outcome.warnings);
         let code = code(&outcome);
+        let moves = record::left();
         if console.json {
-            console.json("result", result(&outcome, code));
+            let mut value = result(&outcome, code);
+            value["moves"] = moves.iter().map(told).collect();
+            console.json("result", value);
         } else {
-            console.result(&page(console, pid, &outcome));
+            let lines = std::iter::once(page(console, pid, &outcome)).chain(moves.iter().map(|m| a_move(console, m)));
+            console.result(&lines.collect::<Vec<_>>().join("\n"));
         }
         if !outcome.refusals.is_empty() && !console.json {
             console.error(&Error::refused(&format!("cannot dump process {}", pid.unwrap_or(0)), outcome.refusals));
@@ -178,6 +183,32 @@ fn lock(console: &Console, lock: &Lock) -> String {
         ),
     };
     format!("{}    {text}", console.out("network lock", Paint::Strong))
+}
+
+/// How the tree of a move that was left fares here.
+fn state(m: &Record) -> &'static str {
+    match m.standing() {
+        Standing::Stands => "frozen",
+        Standing::Runs => "running",
+        Standing::Gone => "gone",
+        Standing::Elsewhere => "unknown",
+    }
+}
+
+fn told(m: &Record) -> serde_json::Value {
+    let pid = m.processes.first().map(|p| p.pid);
+    json!({"id": record::name(&m.id), "pid": pid, "target": m.target, "since": m.since, "state": state(m)})
+}
+
+/// What was left, and how it is taken up again.
+fn a_move(console: &Console, m: &Record) -> String {
+    let id = record::name(&m.id);
+    let pid = m.processes.first().map_or(0, |p| p.pid);
+    let (since, state, target) = (figures::date(m.since), state(m), &m.target);
+    format!(
+        "{}    of process {pid} to {target} since {since}, {state} here: meio migrate --resume {id} finds out where it is to run",
+        console.out("move", Paint::Strong)
+    )
 }
 
 /// Three lines: the gap, what it costs, how it is mended.

@@ -16,6 +16,9 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 /// connections. Whatever fails before the target has everything in place, the tree goes on here, as before. From then on it is
 /// on record who may run: never two, and when nobody does, this says where it stands still, and how it is woken.
 ///
+/// More than 32 MiB of memory is put in place while the tree runs there already, as restore --lazy does: until then, for about a
+/// second a GiB, it dies with the meio there that brings it.
+///
 /// Connections move with their address: --vip. Files are expected at the same paths.
 ///
 /// With --json the last line has "downtime_ms" (until the word was here that it runs there), "stop_ms" (the longest stop before),

@@ -70,6 +70,9 @@ fn below(root: i32) -> Vec<Member> {
     pids.into_iter().filter_map(|pid| Member::of(pid).ok()).collect()
 }
 
+/// Bytes of memory from which on a tree runs before all of it is in place.
+const LAZY_FROM: u64 = 32 << 20;
+
 /// Why feeding the machine came to an end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Next {
@@ -240,7 +243,7 @@ impl Agent {
     /// From now on images may come.
     fn receive_images(&mut self) -> Result<()> {
         let Some(plan) = self.plan.as_ref().filter(|_| self.spool.is_none()) else { return Ok(()) };
-        let begun = self.peer.open_bulk().and_then(|()| Spool::begin(&plan.spool, self.peer.receiver()?));
+        let begun = self.peer.open_bulk().and_then(|()| Spool::begin(&plan.spool, &self.id.unwrap_or_default(), self.peer.receiver()?));
         match begun {
             Ok(spool) => self.spool = Some(spool),
             Err(e) => self.events.push_back(Event::Failed(e.message)),
@@ -290,7 +293,8 @@ impl Agent {
             pidfile: None,
             pid_namespace: plan.pid_namespace,
             close_connections: false,
-            lazy: true,
+            // Until all pages are there the tree dies with whoever brings them; little memory is there at once.
+            lazy: plan.memory > LAZY_FROM,
             parent,
         };
         let may_run = &mut |root| {

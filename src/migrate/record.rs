@@ -132,6 +132,12 @@ fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 
+/// The moves that were left, oldest first: all records of the source that nobody has settled yet. None where they cannot be seen.
+pub fn left() -> Vec<Record> {
+    let there = roster::folder().is_ok_and(|folder| folder.join("migrate").is_dir());
+    if there { Store::open().and_then(|store| store.all()).unwrap_or_default() } else { Vec::new() }
+}
+
 /// How a move is called where a user sees it.
 pub fn name(id: &Id) -> String {
     hex::text(id)

@@ -1,11 +1,14 @@
 //! Images as they come, until they are not needed any more: in a folder that nobody else can read, and that goes with meio.
 
+use super::message::Id;
+use super::record;
 use crate::dump::moving::name;
 use crate::error::{Context, Error, Kind, Result};
 use crate::image::{Reader, Resolved};
 use crate::resource::{Manifest, Tree};
 use crate::sys::arch;
 use crate::transport::Receiver;
+use nix::fcntl::{Flock, FlockArg};
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -13,12 +16,19 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+/// What the names of such folders begin and end with; the move's name is between.
+const BEFORE: &str = ".meio.";
+const BEHIND: &str = ".images";
+/// Nobody needs longer to lock what was made.
+const MOMENT: Duration = Duration::from_secs(60);
 /// Bytes that are taken from a stream at a time.
 const PIECE: usize = 1 << 20;
 
 /// The folder, and who fills it.
 pub struct Spool {
     folder: PathBuf,
+    /// As long as somebody has it, it is not swept.
+    _lock: Flock<File>,
     state: Arc<(Mutex<State>, Condvar)>,
 }
 
@@ -38,11 +48,12 @@ fn locked(mutex: &Mutex<State>) -> MutexGuard<'_, State> {
 
 impl Spool {
     /// A new one in `parent`, filled by what `receiver` brings.
-    pub fn begin(parent: &Path, receiver: Receiver) -> Result<Spool> {
-        let folder = parent.join(format!(".meio.{}.images", std::process::id()));
-        // What is left of one that had the same pid.
-        let _ = fs::remove_dir_all(&folder);
+    pub fn begin(parent: &Path, id: &Id, receiver: Receiver) -> Result<Spool> {
+        sweep(parent);
+        let folder = parent.join(format!("{BEFORE}{}{BEHIND}", record::name(id)));
         fs::DirBuilder::new().mode(0o700).create(&folder).context(|| format!("making {}", folder.display()))?;
+        let doing = || folder.display().to_string();
+        let lock = Flock::lock(File::open(&folder).context(doing)?, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| e).context(doing)?;
         let state = Arc::new((Mutex::new(State::default()), Condvar::new()));
         let (theirs, place) = (state.clone(), folder.clone());
         let work = move || {
@@ -51,7 +62,7 @@ impl Spool {
             theirs.1.notify_all();
         };
         std::thread::Builder::new().name("spool".into()).spawn(work).context(|| "cannot start a thread")?;
-        Ok(Spool { folder, state })
+        Ok(Spool { folder, state, _lock: lock })
     }
 
     /// Waits until the image of this number is there with all before it: its path, and where the pages of the one before are.
@@ -69,6 +80,20 @@ impl Spool {
         }
         let resolved = state.resolved.take().filter(|(of, _)| of + 1 == n).map(|(_, resolved)| resolved);
         Ok((self.folder.join(name(n)), resolved))
+    }
+}
+
+/// Takes away what meios have left that were killed.
+fn sweep(parent: &Path) {
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let ours = name.strip_prefix(BEFORE).is_some_and(|rest| rest.ends_with(BEHIND));
+        // A folder that has just been made is not locked yet, but empty.
+        let free = || File::open(entry.path()).is_ok_and(|f| Flock::lock(f, FlockArg::LockExclusiveNonblock).is_ok());
+        let old = || entry.metadata().and_then(|m| m.modified()).is_ok_and(|at| at.elapsed().is_ok_and(|age| age > MOMENT));
+        if ours && old() && free() {
+            let _ = fs::remove_dir_all(entry.path());
+        }
     }
 }
 

@@ -94,6 +94,11 @@ impl Hosts {
         command
     }
 
+    /// `meio migrate` of a move that was left, on host `at`, not started yet.
+    pub fn taking_up(&self, at: usize, arguments: &[&str]) -> Command {
+        self.migration(at, arguments)
+    }
+
     /// Gives host `n` the service's address.
     pub fn serve_at(&self, n: usize) {
         let (address, device) = VIP.split_once('@').expect("a device");
@@ -178,6 +183,13 @@ impl Host {
         let done = self.command(Path::new("cat")).arg(state).output().expect("nsenter starts");
         let text = String::from_utf8_lossy(&done.stdout).into_owned();
         text.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with(['Z', 'X']))
+    }
+
+    /// Whether a process of this pid runs in it: it is there, and stands not still.
+    pub fn runs(&self, pid: i32) -> bool {
+        let done = self.command(Path::new("cat")).arg(format!("/proc/{pid}/stat")).output().expect("nsenter starts");
+        let text = String::from_utf8_lossy(&done.stdout).into_owned();
+        text.rsplit(") ").next().is_some_and(|rest| rest.starts_with(['R', 'S', 'D']))
     }
 
     /// Everything in it ends at once, like a machine that loses its power.
