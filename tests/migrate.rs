@@ -119,7 +119,7 @@ crate::alone! {
         assert_ne!(done.code, 0, "{done:?}");
         // Its pid is somebody's there.
         let number: u32 = pid.parse().expect("a pid");
-        hosts.hosts[1].plain("bash", &["-c", &format!("echo {} > /proc/sys/kernel/ns_last_pid; setsid sleep 100 > /dev/null & true", number - 1)]);
+        hosts.hosts[1].plain("bash", &["-c", &format!("echo {} > /proc/sys/kernel/ns_last_pid; setsid sleep 100 > /dev/null 2>&1 & true", number - 1)]);
         let done = hosts.migrate(&lab, 0, &[&pid, &to, "--dry-run", "--vip", VIP]);
         assert_eq!(done.code, 13, "{done:?}");
         assert!(done.stderr.contains("in use by") && done.stderr.contains("--pid-namespace"), "{}", done.stderr);

@@ -11,6 +11,7 @@ use crate::sys::apart;
 use crate::sys::guardian::Guardian;
 use crate::sys::proc::read;
 use crate::sys::ptrace::{self, Status};
+use crate::sys::spawn::with_nothing;
 use crate::sys::tcp::{self, Repair};
 use crate::sys::{socket, task};
 use crate::tracee::freeze::{Frozen, freeze};
@@ -170,7 +171,8 @@ pub fn take_back(addresses: &[Address]) {
 /// nobody is to wait for that.
 pub fn announce(address: &Address) {
     let Ok(first) = address.announce() else { return };
-    let again = std::process::Command::new("/proc/self/exe")
+    let mut command = std::process::Command::new("/proc/self/exe");
+    let again = with_nothing(&mut command)
         .args(["agent", "--announce", &address.to_string()])
         .stdin(std::process::Stdio::null())
         .stdout(std::process::Stdio::null())

@@ -36,6 +36,17 @@ pub fn stub_program(base: u64, room: u64) -> Vec<u8> {
     elf
 }
 
+/// The command inherits no descriptors but the first three: others of meio may be on their way into a tree.
+pub fn with_nothing(command: &mut std::process::Command) -> &mut std::process::Command {
+    let close = || {
+        // SAFETY: numbers only.
+        unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+        Ok(())
+    };
+    // SAFETY: between fork(2) and execve(2) the closure makes one system call and nothing else.
+    unsafe { std::os::unix::process::CommandExt::pre_exec(command, close) }
+}
+
 /// What a stub shall be at birth.
 pub struct Birth<'a> {
     /// Its number in its pid namespace; 0 for any.
