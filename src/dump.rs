@@ -439,6 +439,9 @@ impl Session<'_> {
             }
             self.network.extend(&captured.capture.network);
             self.recall = std::mem::take(&mut captured.capture.recall);
+            if let Some(tracking) = &mut self.tracking {
+                tracking.given_up(&captured.jobs);
+            }
             frozen.release();
             locks.open()?;
             if !covered {

@@ -5,7 +5,7 @@ use super::copy::{From, Job, cut};
 use super::rounds::Laid;
 use super::spans::Spans;
 use crate::error::Result;
-use crate::image::Owner;
+use crate::image::{Owner, PAGE};
 use crate::resource::memory::{AddressSpace, Backing};
 use crate::sys::proc::maps::Vma;
 use crate::tracee::foothold::Known;
@@ -126,6 +126,23 @@ impl Tracking {
         self.tracker.look(pid, &private(vmas), &mut self.seen)?;
         let of = |seen: &mut Seen, class| Spans::of(std::mem::take(&mut seen[class].changed));
         Ok(CLASSES.map(|class| (from(class, pid), of(&mut self.seen, class))).into())
+    }
+
+    /// Nothing came of these jobs: what was told to have changed is told again at the next look.
+    pub fn given_up(&mut self, jobs: &[Job]) {
+        for job in jobs {
+            let of = match job.from {
+                From::Memory(pid) | From::Protected(pid) => Of::Process(pid),
+                From::Object(number) => match self.objects.get(number) {
+                    Some(&Some((dev, ino))) => Of::Object(dev, ino),
+                    _ => continue,
+                },
+                From::Parent => continue,
+            };
+            for &(address, pages) in &job.ranges {
+                self.tracker.missed(of, (address, address + u64::from(pages) * PAGE as u64));
+            }
+        }
     }
 
     /// Forgets all other processes.
