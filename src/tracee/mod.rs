@@ -5,8 +5,6 @@ mod deferred;
 pub mod foothold;
 pub mod freeze;
 pub mod inject;
-// Until the move leads there.
-#[allow(dead_code, unused_imports)]
 pub mod stop;
 pub mod stub;
 pub mod track;
