@@ -116,7 +116,7 @@ impl Link {
 
     /// How long the other end may be silent, and how long it may take nothing, until it counts as dead. It says
     /// something every second when all is well.
-    #[allow(dead_code)] // a watch will have less of it than a move
+    #[cfg(test)] // a move has the usual patience
     pub fn set_patience(&self, patience: Duration) {
         locked(&self.shared.state).patience = patience;
         locked(&self.shared.writer).set_patience(Some(patience));
