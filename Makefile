@@ -13,7 +13,7 @@ SUDO   := sudo
 RUNNER := CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="sudo -E"
 endif
 
-.PHONY: all demo test bench lint install survive trackers invisible moves chains worlds kernels clean setup
+.PHONY: all demo test bench lint install survive trackers invisible moves chains worlds simulate kernels clean setup
 
 all: $(MEIO)
 
@@ -49,6 +49,10 @@ chains: setup
 # Two machines and the links between them, ten million times; `make test` lives through 100,000 such worlds.
 worlds: setup
 	$(RUNNER) WORLDS=10000000 $(CARGO) test --release --locked --bin meio migrate::simulate -- --nocapture
+
+# A primary and its standby, a million times; `make test` lives through 2,000 such worlds.
+simulate: setup
+	$(RUNNER) WORLDS=1000000 $(CARGO) test --release --locked --bin meio watch::simulate -- --nocapture
 
 # The tests under the kernels of Debian's releases, in virtual machines, and trees taken from each kernel to the others.
 kernels: setup

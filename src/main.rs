@@ -59,6 +59,8 @@ mod restore;
 mod sys;
 mod tracee;
 mod transport;
+#[cfg(test)]
+mod watch;
 
 fn main() -> std::process::ExitCode {
     cli::main()

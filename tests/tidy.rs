@@ -34,7 +34,7 @@ impl Source {
     }
 
     fn is_test(&self) -> bool {
-        let simulator = self.path.starts_with("src/migrate/simulate");
+        let simulator = self.path.starts_with("src/migrate/simulate") || self.path.starts_with("src/watch/simulate");
         simulator || self.path.starts_with("tests/") || self.path.contains("/tests/") || self.path.ends_with("tests.rs")
     }
 }
@@ -121,8 +121,9 @@ fn uses(source: &Source) -> Vec<String> {
 }
 
 /// The layers from the top; each may use what stands below it, and `error` and `progress`.
-const LAYERS: [&[&str]; 10] = [
+const LAYERS: [&[&str]; 11] = [
     &["main", "cli"],
+    &["watch"],
     &["migrate"],
     &["dump", "restore", "check", "postmortem"],
     &["capsule"],

@@ -1,0 +1,5 @@
+//! Watching.
+
+#[cfg(test)]
+mod simulate;
+mod state;

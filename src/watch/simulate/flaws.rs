@@ -1,0 +1,34 @@
+//! Machines, kernels and disks that are broken on purpose: the simulator is to see each of them.
+
+use super::found;
+use super::world::Flaw;
+
+macro_rules! flaws {
+    ($($name:ident: $flaw:ident,)*) => {
+        $(
+            #[test]
+            fn $name() {
+                println!("{}", found(Flaw::$flaw));
+            }
+        )*
+    };
+}
+
+flaws! {
+    output_that_does_not_wait: ReleaseUnsaid,
+    a_word_before_the_epoch: EarlyWord,
+    output_that_waits_too_late: LateHold,
+    a_primary_that_takes_silence_for_freedom: SilenceIsFreedom,
+    a_primary_that_takes_any_end_for_freedom: GoneIsFreedom,
+    a_take_over_that_is_not_on_record: NoRecord,
+    a_standby_that_takes_epochs_when_it_has_decided: TakesEpochsLate,
+    a_clone_that_is_not_dropped: KeepsOldSeries,
+    a_generation_that_is_not_heeded: NoGeneration,
+    epochs_with_gaps: GapsAreFine,
+    a_lease_that_does_not_end: NoLease,
+    a_lease_that_is_too_long: LongLease,
+    a_standby_that_takes_its_own_stop_for_silence: NoPardon,
+    one_path_that_is_enough: OnePathIsEnough,
+    a_watch_that_ends_too_early: LeavesAtOnce,
+    a_fence_that_need_not_work: FenceNeedNotWork,
+}

@@ -1,0 +1,226 @@
+//! What a world is made of.
+
+use super::super::state::{Action, Event, Frame, Mark, Path};
+use std::time::Duration;
+
+/// What is broken on purpose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flaw {
+    /// The standby's word counts for epochs that it has not said to have.
+    ReleaseUnsaid,
+    /// The standby says that an epoch is whole before it is.
+    EarlyWord,
+    /// Output is held only from the first word on.
+    LateHold,
+    /// A primary goes on by itself when it hears nothing.
+    SilenceIsFreedom,
+    /// Any end of the standby's process lets the primary go on.
+    GoneIsFreedom,
+    /// A standby takes over without having it on record.
+    NoRecord,
+    /// A standby goes on taking epochs when it has decided.
+    TakesEpochsLate,
+    /// The standby keeps its clone when the primary is at another series.
+    KeepsOldSeries,
+    /// A higher generation is not heeded.
+    NoGeneration,
+    /// An epoch of which a part is missing is taken for whole.
+    GapsAreFine,
+    /// The lease does not end by itself.
+    NoLease,
+    /// The lease is longer than the time-out.
+    LongLease,
+    /// A standby that is stopped takes that for silence.
+    NoPardon,
+    /// One silent path is enough.
+    OnePathIsEnough,
+    /// The watch ends before the standby knows.
+    LeavesAtOnce,
+    /// A fence that failed counts.
+    FenceNeedNotWork,
+}
+
+/// What befalls a world.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    KillPrimary,
+    KillPrimaryHost,
+    StopPrimary,
+    AnewPrimary,
+    KillStandby,
+    KillStandbyHost,
+    StopStandby,
+    AnewStandby,
+    CutAll,
+    CutToStandby,
+    CutToPrimary,
+    CutLink,
+    CutBeats,
+    BreakLink,
+    Wedge,
+    SlowStandby,
+    DiskFails,
+    Over,
+}
+
+impl Fault {
+    pub const ALL: [Fault; 18] = [
+        Fault::KillPrimary,
+        Fault::KillPrimaryHost,
+        Fault::StopPrimary,
+        Fault::AnewPrimary,
+        Fault::KillStandby,
+        Fault::KillStandbyHost,
+        Fault::StopStandby,
+        Fault::AnewStandby,
+        Fault::CutAll,
+        Fault::CutToStandby,
+        Fault::CutToPrimary,
+        Fault::CutLink,
+        Fault::CutBeats,
+        Fault::BreakLink,
+        Fault::Wedge,
+        Fault::SlowStandby,
+        Fault::DiskFails,
+        Fault::Over,
+    ];
+}
+
+/// splitmix64.
+#[derive(Debug, Default)]
+pub struct Dice(u64);
+
+impl Dice {
+    pub fn new(seed: u64) -> Self {
+        let mut dice = Dice(seed);
+        Dice(dice.roll())
+    }
+
+    fn roll(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ z >> 31
+    }
+
+    pub fn below(&mut self, n: u64) -> u64 {
+        self.roll() % n
+    }
+
+    /// True `n` times in a thousand.
+    pub fn chance(&mut self, n: u64) -> bool {
+        self.below(1000) < n
+    }
+}
+
+/// One of the two ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Who {
+    Primary,
+    Standby,
+}
+
+impl Who {
+    pub fn other(self) -> Who {
+        if self == Who::Primary { Who::Standby } else { Who::Primary }
+    }
+}
+
+/// A meio.
+#[derive(Debug)]
+pub struct Process<M> {
+    pub number: u64,
+    pub machine: M,
+    /// It is stopped until then.
+    pub stopped: Duration,
+    pub tick: Option<Duration>,
+    /// Its machine is at its end.
+    pub ended: bool,
+}
+
+impl<M> Process<M> {
+    pub fn new(number: u64, machine: M) -> Self {
+        Process { number, machine, stopped: Duration::ZERO, tick: None, ended: false }
+    }
+}
+
+/// How output leaves the primary's host.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Gate {
+    #[default]
+    Free,
+    Held,
+    /// Until then.
+    Leased(Duration),
+    /// The tree is frozen.
+    Shut,
+}
+
+#[derive(Debug, Clone)]
+pub enum What {
+    Deliver {
+        path: Path,
+        to: Who,
+        frame: Frame,
+    },
+    /// A whole epoch: whatever the primary's generation was.
+    Epoch {
+        link: u64,
+        generation: u64,
+        mark: Mark,
+        ready: bool,
+        age: u64,
+    },
+    LinkLost {
+        link: u64,
+    },
+    Relink,
+    Gone {
+        of: Who,
+        number: u64,
+    },
+    Tick {
+        who: Who,
+        number: u64,
+    },
+    Effect {
+        who: Who,
+        number: u64,
+        action: Action,
+    },
+    Done {
+        who: Who,
+        number: u64,
+        event: Event,
+    },
+    /// The primary's address goes with its meio.
+    Guardian {
+        number: u64,
+    },
+    Heal {
+        fault: Fault,
+    },
+    Fault,
+}
+
+/// When, in which order, what.
+#[derive(Debug)]
+pub struct Due(pub Duration, pub u64, pub What);
+
+impl PartialEq for Due {
+    fn eq(&self, other: &Self) -> bool {
+        self.1 == other.1
+    }
+}
+impl Eq for Due {}
+impl PartialOrd for Due {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Due {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.0, self.1).cmp(&(other.0, other.1))
+    }
+}

@@ -1,0 +1,642 @@
+//! One world: two hosts with their disks and processes, the tree and its output, and the paths between them.
+
+use super::super::state::{Action, Activation, Event, Frame, Guarantee, Limits, Mark, OnLoss, Path, Primary, Said, Standby, Word};
+use super::parts::{Dice, Due, Gate, Process, What, Who};
+pub use super::parts::{Fault, Flaw};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
+use std::time::Duration;
+
+pub const MS: Duration = Duration::from_millis(1);
+/// When everything heals.
+const CHAOS: Duration = Duration::from_secs(10);
+
+/// Two hosts, and all that goes on between them.
+#[derive(Default)]
+pub struct World {
+    /// What has happened.
+    pub told: Vec<String>,
+    tells: bool,
+    /// What must never have happened.
+    pub wrong: Option<String>,
+    pub(super) dice: Dice,
+    pub(super) flaw: Option<Flaw>,
+    pub limits: Limits,
+    pub(super) now: Duration,
+    due: BinaryHeap<Reverse<Due>>,
+    pub(super) count: u64,
+    /// What happens after that many steps.
+    timely: Vec<(u64, Fault)>,
+    /// Faults that have happened.
+    pub faults: Vec<Fault>,
+    chaos: u64,
+    /// What goes wrong stays so.
+    pub(super) lasting: bool,
+    pub steps: u64,
+
+    pub(super) primary: Option<Process<Primary>>,
+    pub(super) primary_record: Option<Activation>,
+    /// The tree is there, at the primary's host.
+    pub(super) tree: bool,
+    /// Grows whenever the tree runs: each age puts something out.
+    age: u64,
+    pub(super) gate: Gate,
+    /// The gate is being closed, too late.
+    late_hold: bool,
+    /// The address is up at the primary's host.
+    pub(super) address: bool,
+    captured: BTreeMap<Mark, u64>,
+    /// Output up to this age has left the host.
+    released: u64,
+    /// A user has it so that two may answer.
+    pub(super) risk: bool,
+
+    pub(super) standby: Option<Process<Standby>>,
+    pub(super) standby_record: Option<Activation>,
+    pub(super) instance: u64,
+    images: BTreeMap<Mark, u64>,
+    /// The standby could take over.
+    pub ready: bool,
+    placed: Option<u64>,
+    /// It runs there; of which age it was when it began.
+    pub runs: Option<u64>,
+    /// It could, when the primary was lost.
+    pub(super) was_ready: bool,
+    /// The watch is over, since a user wants it so.
+    left: bool,
+
+    pub(super) link: u64,
+    pub(super) linked: bool,
+    /// Until when nothing gets through: by path, and to the standby or to the primary.
+    pub(super) cut: [[bool; 2]; 2],
+    /// When the last that was said on the link arrives, to each end.
+    queue: [Duration; 2],
+    pub(super) slow: bool,
+    pub(super) disk_fails: bool,
+    pub(super) wedged: bool,
+    largest: u64,
+    fabricated: u64,
+}
+
+impl World {
+    pub fn live(seed: u64, flaw: Option<Flaw>, limits: Option<Limits>, timely: &[(u64, Fault)]) -> World {
+        World::lived(seed, flaw, limits, timely, false)
+    }
+
+    /// One in which nothing is mended.
+    pub fn lasting(seed: u64, limits: Limits, fault: (u64, Fault)) -> World {
+        World::lived(seed, None, Some(limits), &[fault], true)
+    }
+
+    fn lived(seed: u64, flaw: Option<Flaw>, limits: Option<Limits>, timely: &[(u64, Fault)], lasting: bool) -> World {
+        let lived = |tells| {
+            let mut world = World { lasting, ..World::new(seed, flaw, limits, timely, tells) };
+            world.run();
+            world
+        };
+        let tells = std::env::var("WORLD").is_ok();
+        let world = lived(tells);
+        if world.wrong.is_some() && !tells && flaw.is_none() { lived(true) } else { world }
+    }
+
+    fn new(seed: u64, flaw: Option<Flaw>, limits: Option<Limits>, timely: &[(u64, Fault)], tells: bool) -> World {
+        let mut dice = Dice::new(seed);
+        let any = Limits {
+            guarantee: if dice.chance(650) { Guarantee::Hold } else { Guarantee::Hot },
+            on_loss: if dice.chance(700) { OnLoss::Hold } else { OnLoss::Continue },
+            fence: dice.chance(250),
+            ..Limits::default()
+        };
+        let chaos = if limits.is_some() { 0 } else { 1 + dice.below(6) };
+        World {
+            tells,
+            flaw,
+            chaos,
+            dice,
+            limits: Limits { interval: 100 * MS, wedge: 3000 * MS, ..limits.unwrap_or(any) },
+            timely: timely.to_vec(),
+            tree: true,
+            address: true,
+            linked: true,
+            age: 1,
+            ..World::default()
+        }
+    }
+
+    /// How it ended.
+    pub fn end(&self) -> &'static str {
+        match () {
+            () if self.risk => "at risk",
+            () if self.runs.is_some() => "taken over",
+            () if self.primary.as_ref().is_none_or(|p| p.ended) && self.tree && self.gate == Gate::Free => "unwatched",
+            () if self.serves() => "stayed",
+            () => "lost",
+        }
+    }
+
+    pub(super) fn tell(&mut self, text: impl FnOnce(&Self) -> String) {
+        if self.tells {
+            let line = format!("{:>8.1} ms  {}", self.now.as_secs_f64() * 1e3, text(self));
+            self.told.push(line);
+        }
+    }
+
+    fn wrong(&mut self, what: &str) {
+        self.tell(|_| format!("WRONG: {what}"));
+        self.wrong.get_or_insert_with(|| what.to_owned());
+    }
+
+    pub(super) fn at(&mut self, delay: Duration, what: What) {
+        self.count += 1;
+        self.due.push(Reverse(Due(self.now + delay, self.count, what)));
+    }
+
+    pub(super) fn short(&mut self) -> Duration {
+        let most = if self.dice.chance(30) { 60_000 } else { 4_000 };
+        Duration::from_micros(self.dice.below(most))
+    }
+
+    fn run(&mut self) {
+        self.count += 1;
+        self.primary = Some(Process::new(self.count, Primary::begin(1, self.limits)));
+        self.step(Who::Primary, Event::Start);
+        self.new_standby();
+        for _ in 0..self.chaos {
+            let when = MS * self.dice.below(8_000) as u32;
+            self.at(when, What::Fault);
+        }
+        self.go_on(CHAOS);
+        if !self.lasting {
+            self.mend();
+        }
+        self.go_on(20_000 * MS);
+        let released = self.released;
+        self.go_on(22_000 * MS);
+        self.judge(released);
+    }
+
+    /// Everything heals.
+    fn mend(&mut self) {
+        self.cut = [[false; 2]; 2];
+        (self.slow, self.disk_fails, self.wedged) = (false, false, false);
+        if self.standby.as_ref().is_none_or(|s| s.ended) {
+            self.new_standby();
+        }
+        if self.primary.as_ref().is_none_or(|p| p.ended) && !matches!(self.gate, Gate::Free | Gate::Shut) {
+            self.new_primary();
+        }
+        self.relink();
+    }
+
+    fn go_on(&mut self, until: Duration) {
+        while self.wrong.is_none() && self.due.peek().is_some_and(|Reverse(due)| due.0 <= until) {
+            let Some(Reverse(Due(at, _, what))) = self.due.pop() else { return };
+            self.now = self.now.max(at);
+            self.happen(what);
+            self.steps += 1;
+            let now = self.steps;
+            for (_, fault) in self.timely.clone().into_iter().filter(|t| t.0 == now) {
+                if self.now < CHAOS {
+                    self.befall(fault);
+                }
+            }
+            self.live_on();
+            self.check();
+        }
+        self.now = self.now.max(until);
+    }
+
+    /// The tree works, and what may go out does.
+    fn live_on(&mut self) {
+        if self.tree && self.gate != Gate::Shut {
+            self.age += 1;
+        }
+        if self.answers_here() && self.gate != Gate::Held {
+            self.released = self.age;
+        }
+    }
+
+    /// Something new gets out at the primary's host.
+    fn answers_here(&self) -> bool {
+        let leased = |until| self.now < until || self.flaw == Some(Flaw::NoLease);
+        self.tree && matches!(self.gate, Gate::Free) || self.tree && matches!(self.gate, Gate::Leased(until) if leased(until))
+    }
+
+    /// Whether clients are served, by whom ever.
+    fn serves(&self) -> bool {
+        let protected = self.gate == Gate::Held && self.primary.as_ref().is_some_and(|p| !p.ended);
+        self.runs.is_some() || self.answers_here() || self.tree && protected
+    }
+
+    /// What holds at every moment.
+    fn check(&mut self) {
+        let Some(base) = self.runs else { return };
+        if self.risk {
+            return;
+        }
+        if self.limits.guarantee == Guarantee::Hold && self.released > base {
+            self.wrong("a client was told what nobody knows any more, or two answer");
+        }
+        if self.limits.guarantee == Guarantee::Hot && self.answers_here() {
+            self.wrong("two answer");
+        }
+    }
+
+    /// What holds in the end.
+    fn judge(&mut self, released: u64) {
+        if self.wrong.is_some() {
+            return;
+        }
+        if self.runs.is_some()
+            && !self.lasting
+            && self.standby.is_some()
+            && self.primary.is_some()
+            && self.tree
+            && self.gate != Gate::Shut
+            && !self.left
+        {
+            self.wrong("who was overtaken does not give in");
+        }
+        let served = self.runs.is_some() || self.released > released;
+        // What was the tree is gone: with its host before anybody could take over, or with two.
+        let lost = !self.tree || self.gate == Gate::Shut;
+        let silent =
+            self.lasting && self.faults.contains(&Fault::KillStandbyHost) && self.limits.on_loss == OnLoss::Hold && !self.limits.fence;
+        let excused = silent || lost && (self.faults.len() > 1 || !self.was_ready);
+        if !served && !excused {
+            self.wrong("nobody answers");
+        }
+    }
+
+    /// Something has befallen the primary, or both paths.
+    fn was_to_be_taken_over(&self) -> bool {
+        let cut = |fault: &Fault| matches!(fault, Fault::CutLink | Fault::CutBeats | Fault::BreakLink);
+        let harmless = |fault: &Fault| {
+            let standby = [Fault::StopStandby, Fault::SlowStandby, Fault::AnewStandby, Fault::KillStandby, Fault::KillStandbyHost];
+            standby.contains(fault) || cut(fault)
+        };
+        !self.faults.iter().all(harmless) || self.faults.iter().filter(|fault| cut(fault)).count() > 1
+    }
+
+    /// A new process at the standby's host.
+    pub(super) fn new_standby(&mut self) {
+        if self.standby.as_ref().is_some_and(|s| !s.ended) {
+            return;
+        }
+        let generation = match self.standby_record {
+            Some(Activation::Taken(g) | Activation::Demoted(g)) => g,
+            _ => 1,
+        };
+        self.instance += 1;
+        self.count += 1;
+        (self.images, self.ready, self.placed) = (BTreeMap::new(), false, None);
+        self.standby = Some(Process::new(self.count, Standby::begin(generation, self.instance, self.limits)));
+        self.step(Who::Standby, Event::Start);
+        self.relink();
+    }
+
+    /// A link, where there can be one.
+    pub(super) fn relink(&mut self) {
+        let both = self.primary.as_ref().is_some_and(|p| !p.ended) && self.standby.as_ref().is_some_and(|s| !s.ended);
+        if !both || self.linked || self.cut[Path::Link as usize] != [false; 2] {
+            return;
+        }
+        self.link += 1;
+        self.linked = true;
+        self.queue = [self.now; 2];
+        self.step(Who::Primary, Event::Linked);
+        self.step(Who::Standby, Event::Linked);
+    }
+
+    pub(super) fn break_link(&mut self) {
+        if self.linked {
+            let delay = MS * self.dice.below(2500) as u32;
+            let link = self.link;
+            self.at(delay, What::LinkLost { link });
+        }
+    }
+
+    /// Feeds one of the machines.
+    pub(super) fn step(&mut self, who: Who, event: Event) {
+        let now = self.now;
+        let (number, actions, wake) = match who {
+            Who::Primary => {
+                let Some(process) = self.primary.as_mut().filter(|p| !p.ended) else { return };
+                (process.number, process.machine.step(event, now), process.machine.wake())
+            }
+            Who::Standby => {
+                let Some(process) = self.standby.as_mut().filter(|p| !p.ended) else { return };
+                (process.number, process.machine.step(event, now), process.machine.wake())
+            }
+        };
+        self.tell(|_| format!("{who:?} {event:?} -> {actions:?}"));
+        for action in actions {
+            self.act(who, number, action);
+        }
+        let tick = match who {
+            Who::Primary => self.primary.as_mut().map(|p| &mut p.tick),
+            Who::Standby => self.standby.as_mut().map(|s| &mut s.tick),
+        };
+        if let (Some(tick), Some(wake)) = (tick, wake)
+            && tick.is_none_or(|t| t > wake)
+        {
+            *tick = Some(wake);
+            let delay = wake.saturating_sub(now) + MS / 10;
+            self.at(delay, What::Tick { who, number });
+        }
+    }
+
+    /// What is done at once; the rest takes its time.
+    fn act(&mut self, who: Who, number: u64, action: Action) {
+        match action {
+            Action::Send(path, frame) => self.send(who, path, frame),
+            Action::Say(Said::AtRisk) => self.risk = true,
+            Action::Say(Said::Cut) if self.flaw == Some(Flaw::SilenceIsFreedom) => self.gate = Gate::Free,
+            Action::Say(Said::Protected) => self.ready |= who == Who::Standby,
+            Action::Say(_) => {}
+            Action::End => match who {
+                Who::Primary => {
+                    self.left |= self.gate == Gate::Free;
+                    self.primary.iter_mut().for_each(|p| p.ended = true);
+                }
+                Who::Standby => self.standby.iter_mut().for_each(|s| s.ended = true),
+            },
+            Action::Hold if self.flaw == Some(Flaw::LateHold) && self.limits.guarantee == Guarantee::Hold => self.late_hold = true,
+            Action::Hold if self.gate != Gate::Shut => {
+                self.gate = if self.limits.guarantee == Guarantee::Hold { Gate::Held } else { Gate::Leased(self.now) }
+            }
+            Action::Free if self.gate != Gate::Shut => self.gate = Gate::Free,
+            Action::Lease(until) if matches!(self.gate, Gate::Leased(_)) => {
+                let longer = if self.flaw == Some(Flaw::LongLease) { self.limits.timeout * 2 } else { Duration::ZERO };
+                self.gate = Gate::Leased(until + longer);
+            }
+            Action::Release(mark) => self.release(mark),
+            Action::Discard(_) => {}
+            Action::Hide => self.address = false,
+            Action::Show => self.address = true,
+            Action::Keep(_) => {}
+            Action::Drop if self.flaw == Some(Flaw::KeepsOldSeries) => {}
+            Action::Drop => (self.images, self.ready) = (BTreeMap::new(), false),
+            Action::Unblock => {}
+            slow => {
+                let delay = match slow {
+                    Action::Capture(mark) if mark.number == 1 => MS * self.dice.below(1500) as u32,
+                    Action::Fence => MS * self.dice.below(800) as u32,
+                    _ => self.short(),
+                };
+                let wedged = self.wedged && matches!(slow, Action::Capture(_));
+                if !wedged {
+                    self.at(delay, What::Effect { who, number, action });
+                }
+                if let (Action::Ship { mark, .. }, Some(Flaw::ReleaseUnsaid)) = (slow, self.flaw) {
+                    self.release(mark);
+                }
+            }
+        }
+    }
+
+    fn release(&mut self, mark: Mark) {
+        let held = self.limits.guarantee == Guarantee::Hold && self.gate == Gate::Held;
+        if let (true, Some(&age)) = (held && self.tree, self.captured.get(&mark)) {
+            self.released = self.released.max(age);
+        }
+        if std::mem::take(&mut self.late_hold) {
+            self.gate = Gate::Held;
+        }
+    }
+
+    fn send(&mut self, who: Who, path: Path, frame: Frame) {
+        let to = who.other();
+        let frame = match (self.flaw, who, frame.word) {
+            // The standby looks at no series, and says what the primary wants to hear.
+            (Some(Flaw::KeepsOldSeries), Who::Primary, Word::Primary { series, wedged, over }) => {
+                self.fabricated = series;
+                Frame { word: Word::Primary { series: series.min(1), wedged, over }, ..frame }
+            }
+            (Some(Flaw::KeepsOldSeries), Who::Standby, Word::Standby { whole, ready, left, echo }) if whole.series < self.fabricated => {
+                let whole = Mark { series: self.fabricated, number: 0 };
+                Frame { word: Word::Standby { whole, ready, left, echo }, ..frame }
+            }
+            (Some(Flaw::NoGeneration), Who::Standby, _) => Frame { generation: 1, ..frame },
+            (Some(Flaw::OnePathIsEnough), Who::Primary, _) if path == Path::Beat => return,
+            _ => frame,
+        };
+        if self.cut[path as usize][to as usize] || path == Path::Link && !self.linked {
+            return;
+        }
+        match path {
+            Path::Link => {
+                let at = self.now + self.short();
+                let at = at.max(self.queue[to as usize]);
+                self.queue[to as usize] = at;
+                self.at(at - self.now, What::Deliver { path, to, frame });
+            }
+            Path::Beat => {
+                let copies = if self.dice.chance(20) { 2 } else { u64::from(!self.dice.chance(20)) };
+                for _ in 0..copies {
+                    let late = if self.dice.chance(5) { MS * self.dice.below(4000) as u32 } else { Duration::ZERO };
+                    let delay = self.short() + late;
+                    self.at(delay, What::Deliver { path, to, frame });
+                }
+            }
+        }
+    }
+
+    /// Whether this process is still there; what is for one that is stopped waits.
+    fn present(&mut self, who: Who, number: u64, what: &What) -> bool {
+        let (there, until) = match who {
+            Who::Primary => self.primary.as_ref().map_or((0, Duration::ZERO), |p| (p.number, p.stopped)),
+            Who::Standby => self.standby.as_ref().map_or((0, Duration::ZERO), |s| (s.number, s.stopped)),
+        };
+        if there != number {
+            return false;
+        }
+        if until > self.now {
+            let pass = who == Who::Standby && self.flaw == Some(Flaw::NoPardon) && matches!(what, What::Tick { .. });
+            if pass && let Some(standby) = &mut self.standby {
+                // Looks as if it were listening.
+                standby.machine.listen(self.now);
+                self.at(self.limits.beat, what.clone());
+                return false;
+            }
+            self.at(until - self.now, what.clone());
+            return false;
+        }
+        true
+    }
+
+    fn number(&self, who: Who) -> u64 {
+        match who {
+            Who::Primary => self.primary.as_ref().map_or(0, |p| p.number),
+            Who::Standby => self.standby.as_ref().map_or(0, |s| s.number),
+        }
+    }
+
+    fn happen(&mut self, what: What) {
+        match what {
+            What::Deliver { path, to, frame } => {
+                if self.present(to, self.number(to), &what) {
+                    self.step(to, Event::Heard(path, frame));
+                }
+            }
+            What::Epoch { link, generation, mark, ready, age } => {
+                let number = self.number(Who::Standby);
+                if link == self.link && self.present(Who::Standby, number, &what) {
+                    self.whole(generation, mark, ready, age);
+                }
+            }
+            What::LinkLost { link } => {
+                if link == self.link && self.linked {
+                    self.linked = false;
+                    self.step(Who::Primary, Event::LinkLost);
+                    self.step(Who::Standby, Event::LinkLost);
+                    let delay = MS * (20 + self.dice.below(500)) as u32;
+                    self.at(delay, What::Relink);
+                }
+            }
+            What::Relink => {
+                self.relink();
+                if !self.linked {
+                    self.at(MS * 300, What::Relink);
+                }
+            }
+            What::Gone { of, number } => {
+                let told = of.other();
+                let cut = self.cut.iter().any(|path| path[told as usize]);
+                if self.number(of) != number && !cut && self.present(told, self.number(told), &what) {
+                    if told == Who::Primary && self.flaw == Some(Flaw::GoneIsFreedom) && self.gate == Gate::Held {
+                        self.gate = Gate::Free;
+                    }
+                    self.step(told, Event::Gone);
+                }
+            }
+            What::Tick { who, number } => {
+                if self.present(who, number, &what) {
+                    match who {
+                        Who::Primary => self.primary.iter_mut().for_each(|p| p.tick = None),
+                        Who::Standby => self.standby.iter_mut().for_each(|s| s.tick = None),
+                    }
+                    self.step(who, Event::Tick);
+                }
+            }
+            What::Effect { who, number, action } => {
+                if self.present(who, number, &what) {
+                    let event = self.effect(who, action);
+                    if let Some(event) = event {
+                        let delay = self.short();
+                        self.at(delay, What::Done { who, number, event });
+                    }
+                }
+            }
+            What::Done { who, number, event } => {
+                if self.present(who, number, &what) {
+                    let event = if self.flaw == Some(Flaw::FenceNeedNotWork) && event == Event::Fenced(false) {
+                        Event::Fenced(true)
+                    } else {
+                        event
+                    };
+                    self.step(who, event);
+                }
+            }
+            What::Guardian { number } => {
+                let stopped = self.primary.as_ref().is_some_and(|p| p.number == number && p.stopped > self.now);
+                if (self.number(Who::Primary) != number || stopped) && self.gate != Gate::Free {
+                    self.address = false;
+                }
+            }
+            What::Heal { fault } => self.heal(fault),
+            What::Fault => self.any_fault(),
+        }
+    }
+
+    fn whole(&mut self, generation: u64, mark: Mark, ready: bool, age: u64) {
+        self.images.insert(mark, age);
+        self.largest = self.largest.max(mark.number);
+        if self.flaw == Some(Flaw::GapsAreFine) {
+            for number in 1..mark.number {
+                self.step(Who::Standby, Event::Whole { generation, mark: Mark { number, ..mark }, ready });
+            }
+        }
+        if self.flaw == Some(Flaw::TakesEpochsLate) && self.placed.is_some() {
+            self.fabricated += 1;
+            let word = Word::Standby { whole: mark, ready, left: false, echo: 0 };
+            let frame = Frame { generation, instance: self.instance, sequence: (1 << 40) + self.fabricated, word };
+            self.step(Who::Primary, Event::Heard(Path::Link, frame));
+        }
+        self.step(Who::Standby, Event::Whole { generation, mark, ready });
+    }
+
+    /// Something that takes its time is done; what is told of it.
+    fn effect(&mut self, who: Who, action: Action) -> Option<Event> {
+        Some(match action {
+            Action::Record(activation) => {
+                if self.disk_fails {
+                    return Some(Event::Recorded(false));
+                }
+                match activation {
+                    Activation::Taken(_) if self.flaw == Some(Flaw::NoRecord) => {}
+                    Activation::Taken(_) => self.standby_record = Some(activation),
+                    _ => self.primary_record = Some(activation),
+                }
+                Event::Recorded(true)
+            }
+            Action::Capture(mark) => {
+                if !self.tree {
+                    return Some(Event::Failed);
+                }
+                self.captured.insert(mark, self.age);
+                Event::Captured(mark)
+            }
+            Action::Ship { mark, ready } => {
+                if self.linked && !self.cut[Path::Link as usize][0] && !self.cut[Path::Link as usize][1] {
+                    let age = self.captured.get(&mark).copied().unwrap_or(0);
+                    let slow = if self.slow { MS * (50 + self.dice.below(400)) as u32 } else { self.short() };
+                    let at = (self.now + slow).max(self.queue[Who::Standby as usize]);
+                    self.queue[Who::Standby as usize] = at;
+                    if self.flaw == Some(Flaw::EarlyWord) {
+                        self.step(Who::Standby, Event::Whole { generation: 1, mark, ready });
+                    }
+                    let epoch = What::Epoch { link: self.link, generation: 1, mark, ready, age };
+                    if self.flaw != Some(Flaw::GapsAreFine) || !self.dice.chance(30) {
+                        self.at(at - self.now, epoch);
+                    }
+                }
+                Event::Sent(mark)
+            }
+            Action::Demote => {
+                self.gate = Gate::Shut;
+                self.address = false;
+                Event::Demoted
+            }
+            Action::Fence => self.fence(who),
+            other => return self.take_over(other),
+        })
+    }
+
+    fn take_over(&mut self, action: Action) -> Option<Event> {
+        Some(match action {
+            Action::Block => Event::Blocked,
+            Action::Place(mark) => {
+                let all = (1..=mark.number).all(|number| self.images.contains_key(&Mark { number, ..mark }));
+                if !all && self.flaw != Some(Flaw::EarlyWord) {
+                    self.wrong("an epoch is missing");
+                }
+                self.placed = self.images.range(..=mark).next_back().map(|(_, &age)| age);
+                Event::Placed
+            }
+            Action::Restore => Event::Restored,
+            Action::Probe => Event::Probed(!self.address || !self.tree),
+            Action::Raise => Event::Raised,
+            Action::Tell => Event::Told,
+            Action::Open => Event::Unblocked,
+            Action::Run => {
+                self.runs = self.placed.or(Some(0));
+                if !self.was_to_be_taken_over() {
+                    self.wrong("taken over although the primary could be heard");
+                }
+                Event::Runs
+            }
+            _ => return None,
+        })
+    }
+}

@@ -1,0 +1,334 @@
+//! Who answers the clients: two machines that do nothing by themselves. An event and the time go in, actions come out; whoever
+//! drives them does these in their order and reports what came of them. The time is any clock that never goes back; the two
+//! ends' clocks need not agree.
+//!
+//! ```text
+//!  primary                                      standby
+//!  record Primary (generation g)
+//!  beats on both paths       ── g, series ──▶   drops what it has of an older series, beats back: g, series, nothing
+//!  rounds while all is free  ── 1 … k ──▶       keeps them: nothing to take over from yet
+//!  Hold; from now on output waits for its epoch
+//!  Capture k+1, Ship         ── k+1, ready ──▶  whole: keeps it, and says so at once
+//!  Release what was held before k+1   ◀── whole k+1 ──
+//!  …
+//!  (silence on both paths)                      Fence, if there is a command, must succeed
+//!                                               Block the address
+//!                                               record Taken (generation g+1): from here on g is over
+//!                                               Place, Restore, Probe, Raise, Tell, Unblock, Run
+//!  hears g+1: Demote         ◀── g+1 ──
+//! ```
+//!
+//! * What the standby could take over from is never older than what was released: an epoch's output goes out on the word that it
+//!   is whole there. So a primary that is cut off gives nothing away, whatever it computes, and a late word does no harm.
+//! * With [`Guarantee::Hot`] output goes out at once while the primary holds a *lease*: the standby takes over a time-out after
+//!   it has last heard a frame, the lease ends three quarters of one after that frame was sent. The driver has the kernel
+//!   end it, so that it ends for a primary that was stopped, too.
+//! * A *series* begins with a copy of everything. The word of a standby that it is at a series and has nothing to take over from
+//!   is what lets the primary run free: it was said after the standby had dropped the clone that it had.
+//! * A primary that hears nothing says nothing: if its standby is there after all, it is to take over.
+//! * Words are states, not steps: any of them may be lost, late or heard twice.
+
+mod notice;
+mod pace;
+mod primary;
+mod standby;
+
+pub use primary::Primary;
+pub use standby::Standby;
+
+use std::time::Duration;
+
+/// One of the two ways between the ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Path {
+    /// The link that carries the epochs.
+    Link,
+    /// Datagrams.
+    Beat,
+}
+
+/// An epoch: the ones of a later series come after all of an earlier one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Mark {
+    /// Which copy of everything it goes on from.
+    pub series: u64,
+    /// From 1, which is that copy.
+    pub number: u64,
+}
+
+/// What both ends say on both paths.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Frame {
+    /// Of who says it.
+    pub generation: u64,
+    /// Grows with each process at that end.
+    pub instance: u64,
+    /// Grows with each frame, over both paths. Those of two primaries for one tree have none in common.
+    pub sequence: u64,
+    /// What is said.
+    pub word: Word,
+}
+
+/// How things stand with who says it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Word {
+    /// A primary.
+    Primary {
+        /// The series that counts. What belongs to an older one is to be dropped.
+        series: u64,
+        /// It does not get on with its tree.
+        wedged: bool,
+        /// The watch is over: never take over.
+        over: bool,
+    },
+    /// A standby; with a higher generation than the primary's it has taken over.
+    Standby {
+        /// The last epoch that is whole; number 0 for none of that series.
+        whole: Mark,
+        /// It could take over.
+        ready: bool,
+        /// It has heard that the watch is over, and will not.
+        left: bool,
+        /// Sequence of the newest frame of a primary that it takes for a sign of life.
+        echo: u64,
+    },
+}
+
+/// What clients may rely on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Guarantee {
+    /// What they were told is never taken back.
+    Hold,
+    /// Somebody answers.
+    Hot,
+}
+
+/// What a primary does that hears nothing of its standby, and does not know that it cannot take over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnLoss {
+    /// It lets nothing out until it knows.
+    Hold,
+    /// It goes on, at the risk that two answer.
+    Continue,
+}
+
+/// What a user chose.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// See [`Guarantee`].
+    pub guarantee: Guarantee,
+    /// See [`OnLoss`].
+    pub on_loss: OnLoss,
+    /// There is a command that ends the other host.
+    pub fence: bool,
+    /// Time between two beats.
+    pub beat: Duration,
+    /// After this silence on both paths the other one is taken for lost.
+    pub timeout: Duration,
+    /// Time between the beginnings of two epochs, if nothing speaks for another one,
+    pub interval: Duration,
+    /// if somebody waits,
+    pub interval_min: Duration,
+    /// if the link does not carry more.
+    pub interval_max: Duration,
+    /// A capture that takes longer will never end.
+    pub wedge: Duration,
+    /// What did not work is tried again after this.
+    pub again: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        let ms = Duration::from_millis;
+        Limits {
+            guarantee: Guarantee::Hold,
+            on_loss: OnLoss::Hold,
+            fence: false,
+            beat: ms(100),
+            timeout: ms(1000),
+            interval: ms(50),
+            interval_min: ms(5),
+            interval_max: ms(1000),
+            wedge: ms(5000),
+            again: ms(1000),
+        }
+    }
+}
+
+impl Limits {
+    /// How long output may go out after a frame was sent that the standby has heard.
+    fn lease(&self) -> Duration {
+        self.timeout * 3 / 4
+    }
+}
+
+/// What has happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event {
+    /// Once, before everything else.
+    Start,
+    /// Time goes by; whenever `wake` says so, or more often.
+    Tick,
+    /// A frame has come that the other end has sealed.
+    Heard(Path, Frame),
+    /// There is a link.
+    Linked,
+    /// There is none any more.
+    LinkLost,
+    /// The other end's process is known to have ended: its host says so.
+    Gone,
+    /// What came of [`Action::Fence`]: whether the other host is known to be off.
+    Fenced(bool),
+    /// What came of [`Action::Record`]: whether it is durable.
+    Recorded(bool),
+    /// What was asked for last came to nothing.
+    Failed,
+
+    /// Primary: the tree goes on, and what changed is copied.
+    Captured(Mark),
+    /// Primary: the whole epoch was given to the link.
+    Sent(Mark),
+    /// Primary: output is held that somebody waits for.
+    Waiting,
+    /// Primary: a user wants an epoch.
+    Wanted,
+    /// Primary: the tree has ended, or is not to be watched any more.
+    Over,
+    /// Primary: the answer to [`Action::Demote`].
+    Demoted,
+
+    /// Standby: an epoch is here as a whole.
+    Whole {
+        /// Of the primary that sent it.
+        generation: u64,
+        /// Which.
+        mark: Mark,
+        /// One may take over from it.
+        ready: bool,
+    },
+    /// Standby: the address is blocked.
+    Blocked,
+    /// Standby: the last whole epoch is in place.
+    Placed,
+    /// Standby: its sockets are there, and silent.
+    Restored,
+    /// Standby: whether nobody else has the address.
+    Probed(bool),
+    /// Standby: the address is up.
+    Raised,
+    /// Standby: the neighbours were told.
+    Told,
+    /// Standby: nothing is blocked any more.
+    Unblocked,
+    /// Standby: it runs.
+    Runs,
+}
+
+/// What is durable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// A primary answers.
+    Primary {
+        /// Its own.
+        generation: u64,
+        /// Which process it is for this tree.
+        instance: u64,
+    },
+    /// With this generation a standby has taken over.
+    Taken(u64),
+    /// Nobody here does: this higher generation was heard.
+    Demoted(u64),
+}
+
+/// What is to be done. Those that take their time answer with an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// Both: say this, if the path is there.
+    Send(Path, Frame),
+    /// Both: have the other host ended. Answer: `Fenced`.
+    Fence,
+    /// Both: make this durable. Answer: `Recorded`.
+    Record(Activation),
+    /// Both: this is to be known.
+    Say(Said),
+    /// Both: nothing more is to be done here.
+    End,
+
+    /// Primary: from now on output waits for its epoch, or needs a lease.
+    Hold,
+    /// Primary: output goes out, all that was held, too.
+    Free,
+    /// Primary: output may go out until then, without another word from here ([`Guarantee::Hot`]).
+    Lease(Duration),
+    /// Primary: copy what has changed; everything for number 1. Answer: `Captured`, `Failed`.
+    Capture(Mark),
+    /// Primary: send an epoch, over a link that is there; `ready`: one may take over from it. Answer: `Sent`.
+    Ship {
+        /// Which.
+        mark: Mark,
+        /// One may take over from it.
+        ready: bool,
+    },
+    /// Primary: what left the tree before this epoch was captured may go out. Its copy is not needed any more.
+    Release(Mark),
+    /// Primary: copies of this epoch and those before it are not needed any more; what is held stays held.
+    Discard(Mark),
+    /// Primary: take the address down: nothing gets out, and another host may be about to ask whether it is free.
+    Hide,
+    /// Primary: bring the address up again.
+    Show,
+    /// Primary: freeze the tree, give up its address, let nothing out any more. Answer: `Demoted`.
+    Demote,
+
+    /// Standby: keep this epoch, bring the clone up to it.
+    Keep(Mark),
+    /// Standby: nothing that is here is of use any more.
+    Drop,
+    /// Standby: nothing may answer at the address. Answer: `Blocked`, `Failed`.
+    Block,
+    /// Standby: as it was before [`Action::Block`].
+    Unblock,
+    /// Standby: bring the clone to exactly this epoch. Answer: `Placed`, `Failed`.
+    Place(Mark),
+    /// Standby: rebuild what is left, sockets in repair. Answer: `Restored`, `Failed`.
+    Restore,
+    /// Standby: has somebody else the address? Answer: `Probed`.
+    Probe,
+    /// Standby: bring the address up. Answer: `Raised`, `Failed`.
+    Raise,
+    /// Standby: tell the neighbours. Answer: `Told`.
+    Tell,
+    /// Standby: let packets in. Answer: `Unblocked`.
+    Open,
+    /// Standby: sockets out of repair; run. Answer: `Runs`, `Failed`.
+    Run,
+}
+
+/// How things stand, for people.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Said {
+    /// A loss of this host would end it.
+    Unprotected,
+    /// It survives the loss of this host.
+    Protected,
+    /// Nothing gets out until it is known what has become of the standby.
+    Cut,
+    /// It goes on alone, since a user wants it so; if the standby lives, two may answer.
+    AtRisk,
+    /// One path is silent.
+    OnePath(Path),
+    /// Both are there again.
+    BothPaths,
+    /// The primary is lost.
+    TakingOver,
+    /// Somebody else has the address.
+    Taken,
+    /// It runs here now.
+    TakenOver,
+    /// It could not be taken over.
+    Failed,
+    /// Somebody else has taken over.
+    Demoted,
+    /// The watch is over.
+    Over,
+}

@@ -1,0 +1,65 @@
+//! When an epoch begins.
+
+use super::Limits;
+use std::time::Duration;
+
+/// The interval, as it adapts: longer when the link does not carry more, shorter when somebody waits.
+#[derive(Debug, Clone)]
+pub struct Pace {
+    usual: Duration,
+    least: Duration,
+    most: Duration,
+    now: Duration,
+    /// When the last one began.
+    begun: Option<Duration>,
+}
+
+impl Pace {
+    pub fn new(limits: &Limits) -> Self {
+        Pace { usual: limits.interval, least: limits.interval_min, most: limits.interval_max, now: limits.interval, begun: None }
+    }
+
+    /// An epoch begins.
+    pub fn begin(&mut self, now: Duration) {
+        self.begun = Some(now);
+    }
+
+    /// How long one took from its beginning until it was known to be whole at the other end.
+    pub fn note(&mut self, took: Duration) {
+        // What takes longer than the interval would pile up: a quarter more leaves the link air.
+        let carried = (took * 5 / 4).clamp(self.usual, self.most);
+        self.now = if carried > self.now { carried } else { self.now - (self.now - carried) / 4 };
+    }
+
+    /// When the next one is due. `hurry`: somebody waits, and no other one is on its way.
+    pub fn due(&self, hurry: bool) -> Duration {
+        let Some(begun) = self.begun else { return Duration::ZERO };
+        begun + if hurry { self.least } else { self.now }
+    }
+
+    /// The interval.
+    pub fn interval(&self) -> Duration {
+        self.now
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_interval_follows_the_link_within_its_limits() {
+        let ms = Duration::from_millis;
+        let mut pace = Pace::new(&Limits::default());
+        assert_eq!(pace.due(false), Duration::ZERO);
+        pace.begin(ms(100));
+        assert_eq!((pace.due(false), pace.due(true)), (ms(150), ms(105)));
+        pace.note(ms(400));
+        assert_eq!(pace.interval(), ms(500));
+        pace.note(ms(90_000));
+        assert_eq!(pace.interval(), ms(1000));
+        assert_eq!(pace.due(true), ms(105));
+        (0..40).for_each(|_| pace.note(ms(3)));
+        assert!(pace.interval() < ms(51), "{:?}", pace.interval());
+    }
+}

@@ -1,0 +1,470 @@
+//! The end where the tree runs.
+
+use super::notice::Notice;
+use super::pace::Pace;
+use super::{Action, Activation, Event, Frame, Guarantee, Limits, Mark, OnLoss, Path, Said, Word};
+use std::collections::VecDeque;
+use std::time::Duration;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    New,
+    Recording,
+    Watching,
+    /// Nothing gets out, and nothing is said: whoever is there may take over.
+    Cut,
+    Fencing,
+    /// The watch ends as soon as the standby knows.
+    Leaving,
+    Demoting,
+    Over,
+}
+
+/// An epoch that is not known to be whole at the standby.
+#[derive(Debug, Clone, Copy)]
+struct Flying {
+    mark: Mark,
+    ready: bool,
+    begun: Duration,
+    sent: bool,
+}
+
+/// How many epochs may be under way: one on the link while the next one is copied.
+const PIPELINE: usize = 2;
+/// How often everything that has changed meanwhile is copied while all goes out freely.
+const ROUNDS: u64 = 8;
+/// Frames whose time of sending is remembered.
+const REMEMBERED: usize = 256;
+
+/// The primary's machine.
+#[derive(Debug, Clone)]
+pub struct Primary {
+    generation: u64,
+    limits: Limits,
+    phase: Phase,
+    notice: Notice,
+    pace: Pace,
+    /// Grows with each meio that watches the same tree.
+    instance: u64,
+    /// The standby that is known.
+    known: u64,
+    sequence: u64,
+    /// When frames were said.
+    sent: VecDeque<(u64, Duration)>,
+    /// Before this no standby can have taken over.
+    safe: Duration,
+    beat: Duration,
+    series: u64,
+    /// The standby has said that it is at this series.
+    confirmed: bool,
+    /// Of the last epoch that was begun.
+    number: u64,
+    /// The first of this series that can be taken over from has been begun.
+    guarded: bool,
+    /// The standby is known to be able to take over.
+    protected: bool,
+    /// The last round was short enough.
+    settled: bool,
+    capturing: Option<Flying>,
+    flight: VecDeque<Flying>,
+    shipping: Option<Mark>,
+    linked: bool,
+    /// Output goes out.
+    free: bool,
+    waiting: bool,
+    /// What failed is not tried again before this.
+    not_before: Duration,
+    /// Frames that were not heeded.
+    stale: u64,
+}
+
+impl Primary {
+    /// Of a watch that begins, over a link that is there.
+    pub fn begin(generation: u64, limits: Limits) -> Self {
+        Primary {
+            generation,
+            limits,
+            phase: Phase::New,
+            notice: Notice::new(limits.beat, limits.timeout),
+            pace: Pace::new(&limits),
+            instance: 0,
+            known: 0,
+            sequence: 0,
+            sent: VecDeque::new(),
+            safe: Duration::ZERO,
+            beat: Duration::ZERO,
+            series: 1,
+            confirmed: false,
+            number: 0,
+            guarded: false,
+            protected: false,
+            settled: false,
+            capturing: None,
+            flight: VecDeque::new(),
+            shipping: None,
+            linked: true,
+            free: true,
+            waiting: false,
+            not_before: Duration::ZERO,
+            stale: 0,
+        }
+    }
+
+    /// Of a watch whose meio has died, the `instance`th time: output is held, and stays so until the standby has said that it is
+    /// at a series of this one's, or that it has taken over.
+    pub fn resume(generation: u64, instance: u64, limits: Limits) -> Self {
+        let first = instance << 32;
+        let begun = Primary::begin(generation, limits);
+        Primary { instance, sequence: first, series: first + 1, free: false, linked: false, ..begun }
+    }
+
+    /// Frames that were not heeded: from a lower generation, an earlier standby, or not a standby's at all.
+    pub fn stale(&self) -> u64 {
+        self.stale
+    }
+
+    /// See [`Notice::jitter`].
+    pub fn jitter(&self) -> Option<Duration> {
+        self.notice.jitter()
+    }
+
+    /// Time between the beginnings of two epochs, as it is now.
+    pub fn interval(&self) -> Duration {
+        self.pace.interval()
+    }
+
+    /// When it wants to be told the time.
+    pub fn wake(&self) -> Option<Duration> {
+        let at = match self.phase {
+            Phase::New | Phase::Over => return None,
+            _ => self.beat,
+        };
+        Some(if self.may_capture() { at.min(self.due()) } else { at })
+    }
+
+    /// One step.
+    pub fn step(&mut self, event: Event, now: Duration) -> Vec<Action> {
+        let mut out = Vec::new();
+        if self.phase == Phase::Over {
+            return out;
+        }
+        if self.notice.look(now) && self.phase == Phase::Watching && !self.free {
+            // It was away: whether another one has taken over meanwhile is yet to be heard.
+            self.phase = Phase::Cut;
+            out.push(Action::Hide);
+        }
+        match event {
+            Event::Start if self.phase == Phase::New => {
+                self.phase = Phase::Recording;
+                out.push(Action::Record(Activation::Primary { generation: self.generation, instance: self.instance }));
+            }
+            Event::Heard(path, frame) => self.hear(path, frame, now, &mut out),
+            Event::Linked => self.linked = true,
+            Event::LinkLost => {
+                (self.linked, self.shipping) = (false, None);
+                self.flight.iter_mut().for_each(|flying| flying.sent = false);
+            }
+            Event::Gone => self.gone(now, &mut out),
+            Event::Fenced(done) => self.fenced(done, now, &mut out),
+            Event::Recorded(done) => self.recorded(done, now, &mut out),
+            Event::Waiting => self.waiting = true,
+            Event::Wanted => self.waiting = true,
+            Event::Captured(_) | Event::Failed => self.captured(event, now, &mut out),
+            Event::Sent(mark) if self.shipping == Some(mark) => {
+                self.shipping = None;
+                self.flight.iter_mut().filter(|flying| flying.mark == mark).for_each(|flying| flying.sent = true);
+            }
+            Event::Over => self.leave(&mut out),
+            Event::Demoted if self.phase == Phase::Demoting => out.push(Action::Record(Activation::Demoted(self.generation))),
+            _ => {}
+        }
+        self.judge(now, &mut out);
+        self.work(now, &mut out);
+        if now >= self.beat {
+            self.say(now, &mut out);
+        }
+        out
+    }
+
+    fn recorded(&mut self, done: bool, now: Duration, out: &mut Vec<Action>) {
+        match self.phase {
+            Phase::Recording if done => {
+                self.phase = Phase::Watching;
+                if self.free {
+                    out.push(Action::Say(Said::Unprotected));
+                } else {
+                    // The standby is there, or will be lost.
+                    self.notice.touch(Path::Beat, now);
+                }
+            }
+            Phase::Recording => self.over(Said::Over, out),
+            Phase::Demoting => self.over(Said::Demoted, out),
+            _ => {}
+        }
+    }
+
+    fn over(&mut self, said: Said, out: &mut Vec<Action>) {
+        self.phase = Phase::Over;
+        out.extend([Action::Say(said), Action::End]);
+    }
+
+    fn hear(&mut self, path: Path, frame: Frame, now: Duration, out: &mut Vec<Action>) {
+        if frame.generation > self.generation {
+            if self.phase != Phase::Demoting {
+                (self.phase, self.generation) = (Phase::Demoting, frame.generation);
+                out.push(Action::Demote);
+            }
+            return;
+        }
+        let Word::Standby { whole, left, echo, .. } = frame.word else {
+            self.stale += 1;
+            return;
+        };
+        if frame.generation < self.generation || frame.instance < self.known {
+            self.stale += 1;
+            return;
+        }
+        if frame.instance > self.known {
+            if self.known != 0 {
+                self.new_series(out);
+            }
+            self.known = frame.instance;
+            self.notice.meet();
+        }
+        self.notice.hear(path, frame.sequence, now);
+        if !self.notice.is_newest(frame.instance, frame.sequence) {
+            return;
+        }
+        if self.phase == Phase::Cut {
+            self.phase = Phase::Watching;
+            self.beat = now;
+            out.push(Action::Show);
+        }
+        if let Some((_, said)) = self.sent.iter().find(|(sequence, _)| *sequence == echo) {
+            let until = *said + self.limits.lease();
+            if until > self.safe {
+                self.safe = until;
+                if self.limits.guarantee == Guarantee::Hot && !self.free {
+                    out.push(Action::Lease(until));
+                }
+            }
+        }
+        // That it was asked to leave may have been a primary's before this one.
+        if left {
+            self.run_free(out);
+            return self.over(Said::Over, out);
+        }
+        if whole.series != self.series {
+            return;
+        }
+        if !self.guarded {
+            self.confirmed = true;
+            if !self.free {
+                self.run_free(out);
+                out.push(Action::Say(Said::Unprotected));
+            }
+        }
+        self.whole(whole, now, out);
+    }
+
+    /// This epoch and those before it are whole at the standby.
+    fn whole(&mut self, whole: Mark, now: Duration, out: &mut Vec<Action>) {
+        let mut last = None;
+        while self.flight.front().is_some_and(|flying| flying.mark <= whole) {
+            last = self.flight.pop_front();
+        }
+        let Some(flying) = last else { return };
+        if self.shipping.is_some_and(|mark| mark <= flying.mark) {
+            self.shipping = None;
+        }
+        let took = now.saturating_sub(flying.begun);
+        self.settled |= took <= self.limits.interval_max;
+        out.push(Action::Release(flying.mark));
+        if flying.ready {
+            self.pace.note(took);
+            if !self.protected {
+                self.protected = true;
+                out.push(Action::Say(Said::Protected));
+            }
+        }
+    }
+
+    fn run_free(&mut self, out: &mut Vec<Action>) {
+        if !self.free {
+            self.free = true;
+            out.push(Action::Free);
+        }
+    }
+
+    /// Everything is to be copied again: what the standby has is no use any more.
+    fn new_series(&mut self, out: &mut Vec<Action>) {
+        if let Some(last) = self.flight.back() {
+            out.push(Action::Discard(last.mark));
+        }
+        self.flight.clear();
+        self.series += 1;
+        (self.number, self.shipping) = (0, None);
+        (self.confirmed, self.guarded, self.protected, self.settled) = (false, false, false, false);
+        self.beat = Duration::ZERO;
+    }
+
+    /// It goes on without a standby.
+    fn alone(&mut self, risk: bool, out: &mut Vec<Action>) {
+        if self.phase == Phase::Cut {
+            out.push(Action::Show);
+        }
+        self.new_series(out);
+        self.run_free(out);
+        out.push(Action::Say(if risk { Said::AtRisk } else { Said::Unprotected }));
+        if self.phase == Phase::Leaving {
+            return self.over(Said::Over, out);
+        }
+        self.phase = Phase::Watching;
+        self.beat = Duration::ZERO;
+    }
+
+    /// The standby's process has ended. That it had not taken over before is known if it has heard of this end lately.
+    fn gone(&mut self, now: Duration, out: &mut Vec<Action>) {
+        let concerned = matches!(self.phase, Phase::Watching | Phase::Cut | Phase::Leaving);
+        if concerned && !self.free && now < self.safe {
+            self.alone(false, out);
+        }
+    }
+
+    fn fenced(&mut self, done: bool, now: Duration, out: &mut Vec<Action>) {
+        if self.phase != Phase::Fencing {
+            return;
+        }
+        if done {
+            self.alone(false, out);
+        } else {
+            self.phase = Phase::Cut;
+            self.not_before = now + self.limits.again;
+            out.extend([Action::Hide, Action::Say(Said::Cut)]);
+        }
+    }
+
+    /// The watch is to end. Asked for twice it ends whatever the standby does.
+    fn leave(&mut self, out: &mut Vec<Action>) {
+        match self.phase {
+            Phase::Watching | Phase::Recording if self.free => self.over(Said::Over, out),
+            Phase::Watching => {
+                self.phase = Phase::Leaving;
+                self.beat = Duration::ZERO;
+            }
+            Phase::Leaving | Phase::Cut => {
+                self.alone(true, out);
+                self.over(Said::Over, out);
+            }
+            _ => {}
+        }
+    }
+
+    fn captured(&mut self, event: Event, now: Duration, out: &mut Vec<Action>) {
+        match (event, self.capturing) {
+            (Event::Captured(mark), Some(flying)) if flying.mark == mark => {
+                self.capturing = None;
+                if mark.series == self.series {
+                    self.flight.push_back(flying);
+                } else {
+                    out.push(Action::Discard(mark));
+                }
+            }
+            (Event::Failed, Some(flying)) => {
+                self.capturing = None;
+                self.not_before = now + self.limits.again;
+                if flying.mark.series == self.series {
+                    self.number -= 1;
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// What silence means.
+    fn judge(&mut self, now: Duration, out: &mut Vec<Action>) {
+        if matches!(self.phase, Phase::Watching) {
+            out.extend(self.notice.change(now).map(|silent| Action::Say(silent.map_or(Said::BothPaths, Said::OnePath))));
+        }
+        if self.free || !matches!(self.phase, Phase::Watching | Phase::Cut) {
+            return;
+        }
+        if self.notice.lost(now) {
+            match (self.limits.fence, self.limits.on_loss) {
+                (true, _) if now >= self.not_before => {
+                    self.phase = Phase::Fencing;
+                    out.push(Action::Fence);
+                }
+                (false, OnLoss::Continue) => self.alone(true, out),
+                _ if self.phase == Phase::Watching => {
+                    self.phase = Phase::Cut;
+                    out.extend([Action::Hide, Action::Say(Said::Cut)]);
+                }
+                _ => {}
+            }
+            return;
+        }
+        // It lives, and epochs do not get there: without its clone it cannot take over, and all may go out.
+        let cut = self.limits.guarantee == Guarantee::Hold && self.notice.since(Path::Link, now) >= 2 * self.limits.timeout;
+        let stuck = self.flight.front().is_some_and(|flying| now.saturating_sub(flying.begun) >= self.limits.wedge);
+        if self.guarded && (cut || stuck) && self.phase == Phase::Watching {
+            self.new_series(out);
+            self.not_before = now + self.limits.again;
+        }
+    }
+
+    fn may_capture(&self) -> bool {
+        let here = self.phase == Phase::Watching && self.linked && self.confirmed;
+        // Without a bound on what a round leaves over, rounds follow each other; each waits for the one before.
+        let room = if self.guarded { PIPELINE } else { 1 };
+        here && self.capturing.is_none() && self.flight.len() < room
+    }
+
+    fn due(&self) -> Duration {
+        let due = if self.guarded { self.pace.due(self.waiting && self.flight.is_empty()) } else { Duration::ZERO };
+        due.max(self.not_before)
+    }
+
+    fn work(&mut self, now: Duration, out: &mut Vec<Action>) {
+        if self.may_capture() && now >= self.due() && !self.notice.silent(Path::Link, now) {
+            let ready = self.guarded || self.number > 0 && (self.settled || self.number >= ROUNDS);
+            if ready && !self.guarded {
+                self.guarded = true;
+                self.free = false;
+                out.push(Action::Hold);
+                if self.limits.guarantee == Guarantee::Hot {
+                    out.push(Action::Lease(now + self.limits.lease()));
+                }
+            }
+            self.number += 1;
+            let mark = Mark { series: self.series, number: self.number };
+            self.capturing = Some(Flying { mark, ready, begun: now, sent: false });
+            self.waiting = false;
+            self.pace.begin(now);
+            out.push(Action::Capture(mark));
+        }
+        if let (None, true) = (self.shipping, self.linked)
+            && let Some(flying) = self.flight.iter().find(|flying| !flying.sent)
+        {
+            self.shipping = Some(flying.mark);
+            out.push(Action::Ship { mark: flying.mark, ready: flying.ready });
+        }
+    }
+
+    fn say(&mut self, now: Duration, out: &mut Vec<Action>) {
+        self.beat = now + self.limits.beat;
+        if !matches!(self.phase, Phase::Watching | Phase::Leaving) {
+            return;
+        }
+        let wedged = self.capturing.is_some_and(|flying| now.saturating_sub(flying.begun) >= self.limits.wedge);
+        let word = Word::Primary { series: self.series, wedged, over: self.phase == Phase::Leaving };
+        for path in [Path::Link, Path::Beat] {
+            self.sequence += 1;
+            self.sent.push_back((self.sequence, now));
+            out.push(Action::Send(path, Frame { generation: self.generation, instance: self.instance, sequence: self.sequence, word }));
+        }
+        while self.sent.len() > REMEMBERED {
+            self.sent.pop_front();
+        }
+    }
+}

@@ -1,0 +1,284 @@
+//! The end that waits to take over.
+
+use super::notice::Notice;
+use super::{Action, Activation, Event, Frame, Guarantee, Limits, Mark, Path, Said, Word};
+use std::time::Duration;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    New,
+    Standing,
+    Fencing,
+    Blocking,
+    Recording,
+    Placing,
+    Restoring,
+    Probing,
+    Raising,
+    Telling,
+    Opening,
+    Letting,
+    Running,
+    /// What is planted could not be let run; nobody else may.
+    Failed,
+    /// The watch is over: it never takes over.
+    Left,
+    Over,
+}
+
+/// The standby's machine.
+#[derive(Debug, Clone)]
+pub struct Standby {
+    generation: u64,
+    instance: u64,
+    /// Instance of the primary that is known.
+    known: u64,
+    limits: Limits,
+    phase: Phase,
+    notice: Notice,
+    sequence: u64,
+    /// When the next word is due.
+    beat: Duration,
+    echo: u64,
+    /// The last epoch that is whole.
+    whole: Mark,
+    ready: bool,
+    /// The primary's process has ended.
+    gone: bool,
+    /// When what did not work is tried again.
+    again: Option<Duration>,
+    stale: u64,
+}
+
+impl Standby {
+    /// One that has nothing yet. `generation`: the primary's, or the one on record here if that is higher; `instance`: higher
+    /// than that of all before it.
+    pub fn begin(generation: u64, instance: u64, limits: Limits) -> Self {
+        Standby {
+            generation,
+            instance,
+            known: 0,
+            limits,
+            phase: Phase::New,
+            notice: Notice::new(limits.beat, limits.timeout),
+            sequence: 0,
+            beat: Duration::ZERO,
+            echo: 0,
+            whole: Mark::default(),
+            ready: false,
+            gone: false,
+            again: None,
+            stale: 0,
+        }
+    }
+
+    /// Frames and epochs that were not heeded: from a lower generation, or not a primary's at all.
+    pub fn stale(&self) -> u64 {
+        self.stale
+    }
+
+    /// It is there, and does nothing else.
+    #[cfg(test)]
+    pub fn listen(&mut self, now: Duration) {
+        let _ = self.notice.look(now);
+    }
+
+    /// See [`Notice::jitter`].
+    pub fn jitter(&self) -> Option<Duration> {
+        self.notice.jitter()
+    }
+
+    /// When it wants to be told the time.
+    pub fn wake(&self) -> Option<Duration> {
+        let speaks = !matches!(self.phase, Phase::New | Phase::Over);
+        speaks.then(|| self.again.map_or(self.beat, |again| again.min(self.beat)))
+    }
+
+    /// One step.
+    pub fn step(&mut self, event: Event, now: Duration) -> Vec<Action> {
+        let mut out = Vec::new();
+        if self.phase == Phase::Over {
+            return out;
+        }
+        let _ = self.notice.look(now);
+        match event {
+            Event::Start if self.phase == Phase::New => self.phase = Phase::Standing,
+            Event::Heard(path, frame) => self.hear(path, frame, now, &mut out),
+            Event::Whole { generation, mark, ready } => self.epoch(generation, mark, ready, now, &mut out),
+            Event::Gone => self.gone = true,
+            Event::Fenced(done) if self.phase == Phase::Fencing => self.fenced(done, now, &mut out),
+            Event::Failed => self.failed(&mut out),
+            _ => self.advance(event, now, &mut out),
+        }
+        self.judge(now, &mut out);
+        if now >= self.beat {
+            self.say(now, &mut out);
+        }
+        out
+    }
+
+    fn hear(&mut self, path: Path, frame: Frame, now: Duration, out: &mut Vec<Action>) {
+        let Word::Primary { series, wedged, over } = frame.word else {
+            self.stale += 1;
+            return;
+        };
+        if frame.generation < self.generation || frame.instance < self.known {
+            self.stale += 1;
+            return;
+        }
+        if frame.generation > self.generation {
+            // Of a watch that is not this one.
+            if self.phase == Phase::Standing {
+                self.phase = Phase::Over;
+                out.extend([Action::Drop, Action::End]);
+            }
+            return;
+        }
+        if frame.instance > self.known {
+            self.known = frame.instance;
+            self.notice.meet();
+        }
+        let newest = self.notice.is_newest(frame.instance, frame.sequence);
+        // A primary that beats and gets no further is as good as none.
+        if !wedged {
+            self.notice.hear(path, frame.sequence, now);
+            self.echo = self.echo.max(frame.sequence);
+            self.gone = false;
+        }
+        if !newest || wedged {
+            return;
+        }
+        if self.phase == Phase::Blocking {
+            self.phase = Phase::Standing;
+            out.push(Action::Unblock);
+        }
+        if self.phase == Phase::Standing && series > self.whole.series {
+            self.adopt(series, out);
+        }
+        if over && self.phase == Phase::Standing {
+            self.phase = Phase::Left;
+            self.ready = false;
+            self.beat = now;
+            out.extend([Action::Drop, Action::Say(Said::Over)]);
+        }
+    }
+
+    /// What is here belongs to a series that is over.
+    fn adopt(&mut self, series: u64, out: &mut Vec<Action>) {
+        self.whole = Mark { series, number: 0 };
+        self.ready = false;
+        self.beat = Duration::ZERO;
+        out.push(Action::Drop);
+    }
+
+    fn epoch(&mut self, generation: u64, mark: Mark, ready: bool, now: Duration, out: &mut Vec<Action>) {
+        if generation != self.generation || !matches!(self.phase, Phase::Standing | Phase::Fencing) {
+            self.stale += 1;
+            return;
+        }
+        if mark.series > self.whole.series && self.phase == Phase::Standing {
+            self.adopt(mark.series, out);
+        }
+        if mark.series != self.whole.series {
+            self.stale += 1;
+            return;
+        }
+        if mark.number == self.whole.number + 1 {
+            self.whole = mark;
+            self.notice.touch(Path::Link, now);
+            if ready && !self.ready {
+                out.push(Action::Say(Said::Protected));
+            }
+            self.ready |= ready;
+            out.push(Action::Keep(mark));
+        }
+        // One that is here already was sent again, because nobody had heard so.
+        self.beat = now;
+    }
+
+    fn judge(&mut self, now: Duration, out: &mut Vec<Action>) {
+        if self.phase == Phase::Probing && self.again.is_some_and(|again| now >= again) {
+            self.again = None;
+            out.push(Action::Probe);
+        }
+        if self.phase != Phase::Standing || !self.ready {
+            return;
+        }
+        out.extend(self.notice.change(now).map(|silent| Action::Say(silent.map_or(Said::BothPaths, Said::OnePath))));
+        // What a primary left behind that has ended may answer until its lease is over.
+        let gone = self.gone && self.limits.guarantee == Guarantee::Hold;
+        if (self.notice.lost(now) || gone) && self.again.is_none_or(|again| now >= again) {
+            self.again = None;
+            out.push(Action::Say(Said::TakingOver));
+            let (phase, action) = if self.limits.fence { (Phase::Fencing, Action::Fence) } else { (Phase::Blocking, Action::Block) };
+            self.phase = phase;
+            out.push(action);
+        }
+    }
+
+    fn fenced(&mut self, done: bool, now: Duration, out: &mut Vec<Action>) {
+        if done {
+            self.phase = Phase::Blocking;
+            out.push(Action::Block);
+        } else {
+            self.phase = Phase::Standing;
+            self.again = Some(now + self.limits.again);
+        }
+    }
+
+    fn failed(&mut self, out: &mut Vec<Action>) {
+        match self.phase {
+            // Nobody was told anything: it may be tried again.
+            Phase::Blocking => self.phase = Phase::Standing,
+            Phase::Placing | Phase::Restoring | Phase::Raising | Phase::Telling | Phase::Opening | Phase::Letting => {
+                self.phase = Phase::Failed;
+                out.push(Action::Say(Said::Failed));
+            }
+            _ => {}
+        }
+    }
+
+    /// The order in which it is taken over; in any other one the kernel answers clients with a reset, or two run.
+    fn advance(&mut self, event: Event, now: Duration, out: &mut Vec<Action>) {
+        let (phase, action) = match (self.phase, event) {
+            (Phase::Blocking, Event::Blocked) => (Phase::Recording, Action::Record(Activation::Taken(self.generation + 1))),
+            (Phase::Recording, Event::Recorded(true)) => {
+                self.generation += 1;
+                self.beat = now;
+                (Phase::Placing, Action::Place(self.whole))
+            }
+            // It may be on record or not: nothing that this one says would hold.
+            (Phase::Recording, Event::Recorded(false)) => {
+                out.push(Action::Say(Said::Failed));
+                (Phase::Over, Action::End)
+            }
+            (Phase::Placing, Event::Placed) => (Phase::Restoring, Action::Restore),
+            (Phase::Restoring, Event::Restored) => (Phase::Probing, Action::Probe),
+            (Phase::Probing, Event::Probed(true)) => (Phase::Raising, Action::Raise),
+            (Phase::Probing, Event::Probed(false)) => {
+                self.again = Some(now + self.limits.again);
+                (Phase::Probing, Action::Say(Said::Taken))
+            }
+            (Phase::Raising, Event::Raised) => (Phase::Telling, Action::Tell),
+            (Phase::Telling, Event::Told) => (Phase::Opening, Action::Open),
+            (Phase::Opening, Event::Unblocked) => (Phase::Letting, Action::Run),
+            (Phase::Letting, Event::Runs) => (Phase::Running, Action::Say(Said::TakenOver)),
+            _ => return,
+        };
+        self.phase = phase;
+        out.push(action);
+    }
+
+    fn say(&mut self, now: Duration, out: &mut Vec<Action>) {
+        self.beat = now + self.limits.beat;
+        if matches!(self.phase, Phase::New | Phase::Over) {
+            return;
+        }
+        let word = Word::Standby { whole: self.whole, ready: self.ready, left: self.phase == Phase::Left, echo: self.echo };
+        for path in [Path::Link, Path::Beat] {
+            self.sequence += 1;
+            let frame = Frame { generation: self.generation, instance: self.instance, sequence: self.sequence, word };
+            out.push(Action::Send(path, frame));
+        }
+    }
+}
