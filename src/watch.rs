@@ -1,5 +1,8 @@
 //! Watching.
 
+mod beat;
+mod frame;
+mod record;
 #[cfg(test)]
 mod simulate;
 mod state;

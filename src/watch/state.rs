@@ -36,6 +36,7 @@ mod standby;
 pub use primary::Primary;
 pub use standby::Standby;
 
+use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
 /// One of the two ways between the ends.
@@ -225,7 +226,7 @@ pub enum Event {
 }
 
 /// What is durable.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Activation {
     /// A primary answers.
     Primary {

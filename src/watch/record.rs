@@ -1,0 +1,218 @@
+//! What is durable of a watch on each of its hosts: who may answer, with which generation. Unlike the records of moves these
+//! outlive the run of the machine: a host that comes back must know that another one has taken over.
+//!
+//! A file a watch in `/var/lib/meio/watch` (`$XDG_STATE_HOME/meio/watch`, or `~/.local/state/meio/watch`, for who is not root).
+//! One that cannot be read decides nothing: its watch does not begin.
+
+use super::state::Activation;
+use crate::error::{Context, Error, Kind, Result};
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use serde::{Deserialize, Serialize};
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::PathBuf;
+
+/// Longest file that is read.
+const LONGEST: u64 = 64 << 10;
+
+/// What one host knows of one watch.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Record {
+    /// Name of the watch.
+    pub name: String,
+    /// Which of the watches of that name: made when it was begun.
+    pub watch: u128,
+    /// Who answers.
+    pub activation: Option<Activation>,
+    /// Of the last process that this host had for it.
+    pub instance: u64,
+}
+
+/// All records of this user on this machine.
+#[derive(Debug, Clone)]
+pub struct Store(PathBuf);
+
+/// The only process that may be at work on a watch here; given back when dropped.
+#[derive(Debug)]
+pub struct Claim(#[expect(dead_code, reason = "it is unlocked when it is dropped")] Flock<File>);
+
+impl Activation {
+    /// The highest generation that this speaks of.
+    pub fn generation(&self) -> u64 {
+        match *self {
+            Activation::Primary { generation, .. } | Activation::Taken(generation) | Activation::Demoted(generation) => generation,
+        }
+    }
+}
+
+/// Whether a watch may be called so: it becomes part of a file's name.
+pub fn is_name(name: &str) -> bool {
+    let fine = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    (1..=64).contains(&name.len()) && name.chars().all(fine) && !name.starts_with(['.', '-'])
+}
+
+impl Store {
+    /// The folder of this user, made when it is not there.
+    pub fn open() -> Result<Self> {
+        let state = || std::env::var_os("XDG_STATE_HOME").map(PathBuf::from).filter(|p| p.is_absolute());
+        let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/state"));
+        let above = if nix::unistd::geteuid().is_root() { Some(PathBuf::from("/var/lib")) } else { state().or_else(home) };
+        let above = above.ok_or_else(|| Error::other("neither XDG_STATE_HOME nor HOME says where records are to be kept"))?;
+        Store::at(above.join("meio/watch"))
+    }
+
+    /// That folder.
+    pub fn at(folder: PathBuf) -> Result<Self> {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder).context(|| format!("making {}", folder.display()))?;
+        Ok(Store(folder))
+    }
+
+    fn path(&self, name: &str, end: &str) -> Result<PathBuf> {
+        if !is_name(name) {
+            return Err(Error::new(Kind::Usage, format!("a watch cannot be called {name:?}"))
+                .help("letters, digits, and - _ . within it; 64 at most"));
+        }
+        Ok(self.0.join(format!("{name}.{end}")))
+    }
+
+    /// Keeps others from working on the same watch.
+    ///
+    /// # Errors
+    /// When somebody does.
+    pub fn claim(&self, name: &str) -> Result<Claim> {
+        let path = self.path(name, "claim")?;
+        let file = File::options().create(true).append(true).mode(0o600).open(&path).context(|| format!("opening {}", path.display()))?;
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => Ok(Claim(lock)),
+            Err((_, Errno::EWOULDBLOCK)) => Err(Error::other(format!("another meio is at work on the watch {name} here"))),
+            Err((_, e)) => Err(e).context(|| path.display().to_string()),
+        }
+    }
+
+    /// What is on record; `None` if nothing is.
+    ///
+    /// # Errors
+    /// When it cannot be read, or is not what was written.
+    pub fn read(&self, name: &str) -> Result<Option<Record>> {
+        let path = self.path(name, "record")?;
+        let mut text = Vec::new();
+        match File::open(&path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            file => file.and_then(|f| f.take(LONGEST).read_to_end(&mut text)).context(|| format!("reading {}", path.display()))?,
+        };
+        let damaged = |why: String| {
+            Error::other(format!("{} is damaged: {why}", path.display()))
+                .help("find out which host answers for it; take the file away on the one that does not")
+        };
+        let record: Record = serde_json::from_slice(&text).map_err(|e| damaged(e.to_string()))?;
+        if record.name != name { Err(damaged("it is about another watch".into())) } else { Ok(Some(record)) }
+    }
+
+    /// Makes it durable: under its name when it is complete and on its disk.
+    ///
+    /// # Errors
+    /// When a higher generation is on record already, and then nothing was written; else it may be there or not.
+    pub fn write(&self, record: &Record) -> Result<()> {
+        let (path, draft) = (self.path(&record.name, "record")?, self.path(&record.name, "draft")?);
+        let generation = |record: &Record| record.activation.map_or(0, |a| a.generation());
+        if let Some(there) = self.read(&record.name)?
+            && there.watch == record.watch
+            && (generation(&there), there.instance) > (generation(record), record.instance)
+        {
+            return Err(Error::other(format!("generation {} is on record for {} already", generation(&there), record.name)));
+        }
+        let text = serde_json::to_vec(record).map_err(|e| Error::other(e.to_string()))?;
+        let write = || -> std::io::Result<()> {
+            let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
+            file.write_all(&text)?;
+            file.sync_all()?;
+            fs::rename(&draft, &path)?;
+            File::open(&self.0)?.sync_all()
+        };
+        write().inspect_err(|_| drop(fs::remove_file(&draft))).context(|| format!("writing {}", path.display()))
+    }
+
+    /// Takes away what is on record of a watch that is over.
+    pub fn forget(&self, name: &str) -> Result<()> {
+        match fs::remove_file(self.path(name, "record")?) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e).context(|| format!("forgetting the watch {name}")),
+            _ => {}
+        }
+        let _ = fs::remove_file(self.path(name, "claim")?);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn store() -> (tempfile::TempDir, Store) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = Store::at(folder.path().join("watch")).expect("a store");
+        (folder, store)
+    }
+
+    fn record(generation: u64, instance: u64) -> Record {
+        let activation = Some(Activation::Primary { generation, instance });
+        Record { name: "web".into(), watch: 7, activation, instance }
+    }
+
+    #[test]
+    fn records_come_back_and_never_go_back() {
+        let (_folder, store) = store();
+        assert_eq!(store.read("web").expect("nothing"), None);
+        for record in [record(1, 1), record(1, 2), record(4, 2), Record { activation: Some(Activation::Taken(5)), ..record(0, 3) }] {
+            store.write(&record).expect("written");
+            store.write(&record).expect("written again");
+            assert_eq!(store.read("web").expect("read"), Some(record));
+        }
+        assert!(store.write(&record(4, 9)).is_err());
+        assert_eq!(store.read("web").expect("read").and_then(|r| r.activation), Some(Activation::Taken(5)));
+        // A watch that is begun anew counts from the beginning.
+        store.write(&Record { watch: 8, ..record(1, 1) }).expect("written");
+        store.forget("web").expect("forgotten");
+        assert_eq!(store.read("web").expect("nothing"), None);
+    }
+
+    /// What a machine leaves that loses its power while it writes is the record that was there, whatever is in the draft.
+    #[test]
+    fn cut_off_at_any_byte() {
+        let (_folder, store) = store();
+        store.write(&record(3, 1)).expect("written");
+        let text = serde_json::to_vec(&record(4, 1)).expect("text");
+        for n in 0..=text.len() {
+            fs::write(store.0.join("web.draft"), &text[..n]).expect("a draft");
+            assert_eq!(store.read("web").expect("read"), Some(record(3, 1)));
+        }
+        store.write(&record(4, 1)).expect("written over the draft");
+        assert_eq!(store.read("web").expect("read"), Some(record(4, 1)));
+        // A file that is cut off itself, as no rename leaves it, decides nothing.
+        for n in 0..text.len() {
+            fs::write(store.0.join("web.record"), &text[..n]).expect("damaged");
+            assert!(store.read("web").is_err() && store.write(&record(9, 9)).is_err(), "{n} bytes");
+        }
+    }
+
+    #[test]
+    fn one_at_a_time() {
+        let (_folder, store) = store();
+        let claim = store.claim("web").expect("free");
+        assert!(store.claim("web").is_err());
+        store.claim("other").expect("free");
+        drop(claim);
+        store.claim("web").expect("free again");
+    }
+
+    #[test]
+    fn names_stay_in_their_folder() {
+        let (_folder, store) = store();
+        for wrong in ["", ".", "..", "../x", "a/b", "-x", "a b", "a\0", &"x".repeat(65)] {
+            assert!(store.read(wrong).is_err() && store.claim(wrong).is_err(), "{wrong:?}");
+        }
+        assert!(is_name("web-1.example_2"));
+    }
+}
