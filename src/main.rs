@@ -59,7 +59,6 @@ mod restore;
 mod sys;
 mod tracee;
 mod transport;
-#[cfg(test)]
 mod watch;
 
 fn main() -> std::process::ExitCode {

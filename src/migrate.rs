@@ -19,11 +19,11 @@ pub mod message;
 pub mod plan;
 pub mod record;
 mod resume;
-mod rounds;
+pub mod rounds;
 #[cfg(test)]
 mod simulate;
 mod source;
-mod spool;
+pub mod spool;
 pub mod state;
 
 pub use resume::take_up;

@@ -1,8 +1,12 @@
 //! Watching.
 
+pub mod agent;
 mod beat;
 mod frame;
+mod lease;
+pub mod protect;
 mod record;
+mod setup;
 #[cfg(test)]
 mod simulate;
-mod state;
+pub mod state;

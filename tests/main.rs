@@ -30,6 +30,7 @@ mod terminal;
 mod tidy;
 mod transport;
 mod warned;
+mod watch;
 
 /// The program under test.
 const MEIO: &str = env!("CARGO_BIN_EXE_meio");

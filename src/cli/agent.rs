@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use crate::migrate::address::Address;
-use crate::{migrate, transport};
+use crate::{migrate, transport, watch};
 use std::process::ExitCode;
 
 /// The far end of a command on another machine, which the near end starts over SSH
@@ -17,6 +17,9 @@ pub struct Agent {
     /// Count what comes over the streams, and throw it away
     #[arg(long)]
     drain: bool,
+    /// Stand by for a tree that is watched
+    #[arg(long, conflicts_with_all = ["bulk", "drain", "announce"])]
+    watch: bool,
 }
 
 impl Agent {
@@ -28,6 +31,8 @@ impl Agent {
             address.parse::<Address>()?.announce()?.finish();
         } else if self.drain {
             transport::drain()?;
+        } else if self.watch {
+            watch::agent::run()?;
         } else {
             migrate::agent::run()?;
         }

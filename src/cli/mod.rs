@@ -22,6 +22,7 @@ mod run;
 mod table;
 mod target;
 mod verify;
+mod watch;
 mod way;
 
 use crate::error::{Error, Kind};
@@ -75,6 +76,7 @@ enum Command {
     Verify(verify::Verify),
     Merge(merge::Merge),
     Migrate(migrate::Migrate),
+    Watch(watch::Watch),
     #[command(hide = true)]
     Agent(agent::Agent),
     Core(core::Core),
@@ -121,6 +123,7 @@ pub fn main() -> ExitCode {
         Command::Verify(c) => c.run(&console),
         Command::Merge(c) => c.run(&console),
         Command::Migrate(c) => c.run(&console),
+        Command::Watch(c) => c.run(&console),
         Command::Agent(c) => c.run(),
         Command::Core(c) => c.run(&console),
         Command::Demo(c) => c.run(&console),

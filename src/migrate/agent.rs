@@ -1,25 +1,22 @@
 //! What the target does: `meio agent`, which the source starts.
 
-use super::address::Probe;
 use super::message::{Frame, Id, Message};
-use super::plan::{Details, Plan, Remark, pack, unpack};
+use super::plan::{Plan, Remark, pack, unpack};
 use super::record::{self, Member, Store};
-use super::spool::Spool;
+use super::spool::{Keep, Spool};
 use super::state::{Action, Event, Life, Limits, Recorded, Target, Verdict};
-use super::{MOVE, REMARK, frozen, local};
+use super::{MOVE, REMARK, frozen};
 use crate::error::{Error, Result};
 use crate::netlock::{self, NetLock};
 use crate::progress::Report;
 use crate::resource::Tree;
 use crate::resource::thread::serde_bytes_vec::Bytes;
-use crate::restore::fits::{Needs, fits};
 use crate::restore::{self, Input};
 use crate::sys::proc::read;
 use crate::sys::signal;
 use crate::sys::wire::Wire;
 use crate::transport::{self, Peer};
 use std::collections::VecDeque;
-use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 /// Serves one source over standard input and output, until there is nothing left to do for it.
@@ -60,7 +57,7 @@ pub fn run() -> Result<()> {
 }
 
 /// All processes of a tree that is planted.
-fn below(root: i32) -> Vec<Member> {
+pub fn below(root: i32) -> Vec<Member> {
     let mut pids = vec![root];
     let mut next = 0;
     while let Some(&pid) = pids.get(next) {
@@ -228,13 +225,7 @@ impl Agent {
     /// Everything that stands in the way.
     fn check(&mut self, plan: &[u8]) -> Result<Vec<u8>> {
         let plan: Plan = unpack(plan)?;
-        let arriving: Vec<IpAddr> = plan.addresses.iter().map(|a| a.ip).collect();
-        let needs = Needs { pid_namespace: plan.pid_namespace, arriving: &arriving, memory: plan.memory, spool: &plan.spool };
-        let found = fits(&plan.manifest, &plan.tree, needs)?;
-        // Who only looks has the time to ask thoroughly.
-        let probe = if plan.dry_run { Probe::CAREFUL } else { Probe::QUICK };
-        let mut details = Details { refusals: found.refusals, warnings: found.warnings };
-        details.refusals.extend(plan.addresses.iter().filter_map(|a| local::cannot_have(a, &plan.neighbours, probe)));
+        let details = plan.check()?;
         let wanted = details.refusals.is_empty() && !plan.dry_run;
         self.plan = wanted.then_some(plan);
         pack(&details)
@@ -243,7 +234,8 @@ impl Agent {
     /// From now on images may come.
     fn receive_images(&mut self) -> Result<()> {
         let Some(plan) = self.plan.as_ref().filter(|_| self.spool.is_none()) else { return Ok(()) };
-        let begun = self.peer.open_bulk().and_then(|()| Spool::begin(&plan.spool, &self.id.unwrap_or_default(), self.peer.receiver()?));
+        let begun =
+            self.peer.open_bulk().and_then(|()| Spool::begin(&plan.spool, &self.id.unwrap_or_default(), self.peer.receiver()?, Keep::All));
         match begun {
             Ok(spool) => self.spool = Some(spool),
             Err(e) => self.events.push_back(Event::Failed(e.message)),
@@ -358,7 +350,7 @@ fn record_store() -> Result<Store> {
 
 /// What is told while everything is rebuilt, for later: nothing is to wait for it.
 #[derive(Default)]
-struct Told(Vec<Remark>);
+pub struct Told(pub Vec<Remark>);
 
 impl Report for Told {
     fn started(&mut self, _: &'static str) {}

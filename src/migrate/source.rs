@@ -8,11 +8,10 @@ use super::record::{Claim, Member, Record, Store};
 use super::rounds::{Bulk, Pace};
 use super::state::{Action, Event, Limits, Mark, Outcome as Verdict, Recorded, Source};
 use super::{MOVE, REMARK};
+use crate::dump;
 use crate::dump::moving::{Moving, Standing};
-use crate::dump::{self, preflight};
 use crate::error::{Context, Error, Kind, Result};
 use crate::progress::{Report, phase};
-use crate::resource::Manifest;
 use crate::resource::thread::serde_bytes_vec::Bytes;
 use crate::sys::signal;
 use crate::transport::{self, Destination, How, Peer};
@@ -189,24 +188,8 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
 
 /// The tree as it is seen while it runs; how many processes and threads it has.
 fn plan(options: &Options, dry_run: bool) -> Result<(Plan, (u32, u32))> {
-    let pid = options.dump.pid;
-    let mut look = preflight(pid, &options.dump.decisions)?;
-    look.refusals.extend(super::local::stays_behind(&look.tree, &options.addresses));
-    if look.refusals.iter().any(|r| !r.transient) {
-        return Err(Error::refused(&format!("cannot move process {pid}"), look.refusals));
-    }
-    let mut neighbours = Vec::new();
-    for address in &options.addresses {
-        if !address.is_up()? {
-            return Err(Error::new(Kind::NotFound, format!("the address {address} is not here")).help("ip address shows those that are"));
-        }
-        neighbours.extend(address.mac()?);
-    }
-    let counts = (look.tree.processes.len() as u32, look.tree.processes.iter().map(|p| p.threads.len().max(1) as u32).sum());
-    let manifest: Manifest = dump::manifest(pid, options.dump.capsule.clone())?;
-    let memory = dump::extent(pid).1;
-    let (addresses, spool) = (options.addresses.clone(), options.spool.clone());
-    Ok((Plan { manifest, tree: look.tree, memory, pid_namespace: options.pid_namespace, addresses, neighbours, spool, dry_run }, counts))
+    let (plan, counts) = Plan::of(&options.dump, &options.addresses, &options.spool)?;
+    Ok((Plan { pid_namespace: options.pid_namespace, dry_run, ..plan }, counts))
 }
 
 fn fresh_id() -> Result<Id> {

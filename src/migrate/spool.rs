@@ -24,6 +24,14 @@ const MOMENT: Duration = Duration::from_secs(60);
 /// Bytes that are taken from a stream at a time.
 const PIECE: usize = 1 << 20;
 
+/// Which images stay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keep {
+    All,
+    /// Those with pages that the last one builds upon; it is to be brought back with what is known of it.
+    Needed,
+}
+
 /// The folder, and who fills it.
 pub struct Spool {
     folder: PathBuf,
@@ -38,6 +46,8 @@ struct State {
     whole: u64,
     /// What is known of the last one of which that has been found out, and its number.
     resolved: Option<(u64, Arc<Resolved>)>,
+    /// The same of the one before it.
+    before: Option<(u64, Arc<Resolved>)>,
     /// No more will come; why, if that is not as it should be.
     ended: Option<Option<Error>>,
 }
@@ -48,7 +58,7 @@ fn locked(mutex: &Mutex<State>) -> MutexGuard<'_, State> {
 
 impl Spool {
     /// A new one in `parent`, filled by what `receiver` brings.
-    pub fn begin(parent: &Path, id: &Id, receiver: Receiver) -> Result<Spool> {
+    pub fn begin(parent: &Path, id: &Id, receiver: Receiver, keep: Keep) -> Result<Spool> {
         sweep(parent);
         let folder = parent.join(format!("{BEFORE}{}{BEHIND}", record::name(id)));
         fs::DirBuilder::new().mode(0o700).create(&folder).context(|| format!("making {}", folder.display()))?;
@@ -57,12 +67,17 @@ impl Spool {
         let state = Arc::new((Mutex::new(State::default()), Condvar::new()));
         let (theirs, place) = (state.clone(), folder.clone());
         let work = move || {
-            let ended = fill(receiver, &place, &theirs).err();
+            let ended = fill(receiver, &place, &theirs, keep).err();
             locked(&theirs.0).ended = Some(ended);
             theirs.1.notify_all();
         };
         std::thread::Builder::new().name("spool".into()).spawn(work).context(|| "cannot start a thread")?;
         Ok(Spool { folder, state, _lock: lock })
+    }
+
+    /// How many images are there.
+    pub fn whole(&self) -> u64 {
+        locked(&self.state.0).whole
     }
 
     /// Waits until the image of this number is there with all before it: its path, and where the pages of the one before are.
@@ -78,7 +93,8 @@ impl Spool {
             };
             state = self.state.1.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
-        let resolved = state.resolved.take().filter(|(of, _)| of + 1 == n).map(|(_, resolved)| resolved);
+        let known = [state.resolved.take(), state.before.take()].into_iter().flatten();
+        let resolved = known.filter(|(of, _)| of + 1 == n).map(|(_, resolved)| resolved).next();
         Ok((self.folder.join(name(n)), resolved))
     }
 }
@@ -97,7 +113,7 @@ fn sweep(parent: &Path) {
     }
 }
 
-fn fill(mut receiver: Receiver, folder: &Path, state: &(Mutex<State>, Condvar)) -> Result<()> {
+fn fill(mut receiver: Receiver, folder: &Path, state: &(Mutex<State>, Condvar), keep: Keep) -> Result<()> {
     let mut buffer = vec![0; PIECE];
     let mut n = 0;
     while let Some(mut item) = receiver.next_item()? {
@@ -118,11 +134,23 @@ fn fill(mut receiver: Receiver, folder: &Path, state: &(Mutex<State>, Condvar)) 
             let resolved = resolve(&path, folder, before.as_deref()).context(|| format!("image {n}"))?;
             let mut state = locked(&state.0);
             if state.whole == n {
-                state.resolved = Some((n, Arc::new(resolved)));
+                if keep == Keep::Needed {
+                    prune(folder, n, &resolved);
+                }
+                state.before = state.resolved.replace((n, Arc::new(resolved)));
             }
         }
     }
     Ok(())
+}
+
+/// Takes images away of which no page is the newest: only the last two may be brought back.
+fn prune(folder: &Path, n: u64, resolved: &Resolved) {
+    for image in 0..resolved.images().saturating_sub(2) {
+        if resolved.blocks(image as u32) == 0 {
+            let _ = fs::remove_file(folder.join(name(n - resolved.images() as u64 + image as u64 + 1)));
+        }
+    }
 }
 
 /// Finds out where the pages of an image are.
@@ -130,6 +158,8 @@ fn resolve(path: &Path, folder: &Path, parent: Option<&Resolved>) -> Result<Reso
     let mut reader = Reader::from_file(File::open(path)?, arch::MACHINE)?.beside(folder.to_owned());
     let _: Manifest = reader.manifest()?;
     let _: Tree = reader.tree()?;
+    // One that stands alone begins anew.
+    let parent = parent.filter(|_| reader.parent().is_some());
     Resolved::read(&mut reader, path, parent)
 }
 

@@ -51,6 +51,29 @@ impl Guardian {
         }
     }
 
+    /// Starts one that does `work` beside meio, and after it; the pipe says what meio wants of it, and ends with meio.
+    ///
+    /// # Errors
+    /// When the kernel gives no process or no pipe.
+    pub fn beside(work: impl FnOnce(OwnedFd)) -> Result<Guardian> {
+        let doing = || "starting a guardian";
+        let (orders, alive) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).context(doing)?;
+        // SAFETY: the C library's own fork: what the child allocates is sound. It never returns.
+        let pid = Errno::result(unsafe { libc::fork() }).context(doing)?;
+        if pid != 0 {
+            return Ok(Guardian { pid, alive });
+        }
+        drop(alive);
+        let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work(orders)));
+        // SAFETY: the child ends without the clean-up that is meio's.
+        unsafe { libc::_exit(0) }
+    }
+
+    /// Tells one that works [beside](Guardian::beside) meio what is wanted.
+    pub fn tell(&self, order: &[u8]) -> Result<()> {
+        nix::unistd::write(&self.alive, order).map(drop).context(|| "telling the guardian")
+    }
+
     /// From here on the processes live whatever becomes of meio.
     pub fn entrust(&self) -> Result<()> {
         nix::unistd::write(&self.alive, &[1]).map(drop).context(|| "telling the guardian that the tree lives")

@@ -49,7 +49,7 @@ pub enum Path {
 }
 
 /// An epoch: the ones of a later series come after all of an earlier one.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Mark {
     /// Which copy of everything it goes on from.
     pub series: u64,
@@ -96,7 +96,7 @@ pub enum Word {
 }
 
 /// What clients may rely on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Guarantee {
     /// What they were told is never taken back.
     Hold,
@@ -105,7 +105,7 @@ pub enum Guarantee {
 }
 
 /// What a primary does that hears nothing of its standby, and does not know that it cannot take over.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum OnLoss {
     /// It lets nothing out until it knows.
     Hold,
@@ -114,7 +114,7 @@ pub enum OnLoss {
 }
 
 /// What a user chose.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize, PartialEq)]
 pub struct Limits {
     /// See [`Guarantee`].
     pub guarantee: Guarantee,

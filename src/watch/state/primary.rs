@@ -76,6 +76,7 @@ pub struct Primary {
     not_before: Duration,
     /// Frames that were not heeded.
     stale: u64,
+    demoted: bool,
 }
 
 impl Primary {
@@ -107,6 +108,7 @@ impl Primary {
             waiting: false,
             not_before: Duration::ZERO,
             stale: 0,
+            demoted: false,
         }
     }
 
@@ -121,6 +123,21 @@ impl Primary {
     /// Frames that were not heeded: from a lower generation, an earlier standby, or not a standby's at all.
     pub fn stale(&self) -> u64 {
         self.stale
+    }
+
+    /// Of the frames that are sent.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Output goes out, and nobody can take over.
+    pub fn is_free(&self) -> bool {
+        self.free && self.phase == Phase::Watching
+    }
+
+    /// Somebody else has taken over.
+    pub fn is_demoted(&self) -> bool {
+        self.demoted
     }
 
     /// See [`Notice::jitter`].
@@ -211,7 +228,7 @@ impl Primary {
     fn hear(&mut self, path: Path, frame: Frame, now: Duration, out: &mut Vec<Action>) {
         if frame.generation > self.generation {
             if self.phase != Phase::Demoting {
-                (self.phase, self.generation) = (Phase::Demoting, frame.generation);
+                (self.phase, self.generation, self.demoted) = (Phase::Demoting, frame.generation, true);
                 out.push(Action::Demote);
             }
             return;
@@ -405,7 +422,7 @@ impl Primary {
             return;
         }
         // It lives, and epochs do not get there: without its clone it cannot take over, and all may go out.
-        let cut = self.limits.guarantee == Guarantee::Hold && self.notice.since(Path::Link, now) >= 2 * self.limits.timeout;
+        let cut = self.notice.since(Path::Link, now) >= 2 * self.limits.timeout;
         let stuck = self.flight.front().is_some_and(|flying| now.saturating_sub(flying.begun) >= self.limits.wedge);
         if self.guarded && (cut || stuck) && self.phase == Phase::Watching {
             self.new_series(out);

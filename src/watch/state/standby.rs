@@ -77,6 +77,16 @@ impl Standby {
         self.stale
     }
 
+    /// Of the frames that are sent.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// It has nothing to take over from, and nothing to do.
+    pub fn is_idle(&self) -> bool {
+        self.phase == Phase::Left || self.phase == Phase::Standing && !self.ready
+    }
+
     /// It is there, and does nothing else.
     #[cfg(test)]
     pub fn listen(&mut self, now: Duration) {

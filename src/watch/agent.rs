@@ -1,0 +1,275 @@
+//! What the standby does: `meio agent --watch`, which the primary starts, and which stays when that is gone.
+
+use super::beat::{Beats, Came, Key};
+use super::frame;
+use super::record::{Claim, Record, Store};
+use super::setup::{EPOCH, Epoch, SETUP, Setup, WORD};
+use super::state::{Action, Event, Mark, Path, Standby};
+use crate::error::{Error, Result};
+use crate::migrate::address::Probe;
+use crate::migrate::agent::{Told, below};
+use crate::migrate::frozen::announce;
+use crate::migrate::plan::{Plan, pack, unpack};
+use crate::migrate::record::Member;
+use crate::migrate::spool::{Keep, Spool};
+use crate::restore::{self, Input};
+use crate::sys::signal;
+use crate::transport::{self, Peer};
+use std::collections::VecDeque;
+use std::net::{Ipv6Addr, SocketAddr};
+use std::time::{Duration, Instant};
+
+/// For what the other end may take to answer.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Stands by for one primary over standard input and output, until there is nothing left to do.
+///
+/// # Errors
+/// When the link cannot be used before the watch begins, or a record cannot be read.
+pub fn run() -> Result<()> {
+    signal::catch();
+    let mut peer = transport::accept()?;
+    let asked = peer.link.receive(Some(PATIENCE))?;
+    let Setup::Ask { name, watch, plan, key } = unpack(&asked.payload)? else {
+        return Err(Error::link("the primary says something else than what a watch begins with"));
+    };
+    let store = Store::open()?;
+    let claim = store.claim(&name)?;
+    let there = store.read(&name)?;
+    let instance = there.as_ref().map_or(0, |record| record.instance) + 1;
+    let generation = there.and_then(|record| record.activation).map_or(0, |a| a.generation());
+    let record = Record { name, watch, activation: None, instance };
+    let beats = Beats::listen(&Key::of(key), SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)))?;
+    let details = plan.check()?;
+    let refused = !details.refusals.is_empty();
+    let answer = Setup::Answer { details, generation, instance, port: beats.port()? };
+    peer.link.send(&transport::Frame { kind: SETUP, generation: 0, payload: pack(&answer)? })?;
+    if refused {
+        return Ok(());
+    }
+    let begin = peer.link.receive(Some(PATIENCE))?;
+    let Setup::Begin { generation, limits } = unpack(&begin.payload)? else {
+        return Err(Error::link("the primary does not begin"));
+    };
+    peer.open_bulk()?;
+    let spool = Spool::begin(&plan.spool, &watch.to_le_bytes(), peer.receiver()?, Keep::Needed)?;
+    let machine = Standby::begin(generation, instance, limits);
+    let mut agent = Agent {
+        machine,
+        begun: Instant::now(),
+        peer,
+        beats,
+        plan: *plan,
+        spool,
+        store,
+        record,
+        coming: VecDeque::new(),
+        kept: None,
+        whole: Vec::new(),
+        brought: 0,
+        linked: true,
+        root: None,
+        events: VecDeque::from([Event::Start]),
+        _claim: claim,
+    };
+    agent.stand()
+}
+
+/// Why feeding the machine came to an end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Next {
+    /// The tree is to be brought back.
+    Restore,
+    /// It may run.
+    Run,
+    /// Nothing is left to be done.
+    End,
+}
+
+/// The standby at work.
+struct Agent {
+    machine: Standby,
+    begun: Instant,
+    peer: Peer,
+    beats: Beats,
+    plan: Plan,
+    spool: Spool,
+    store: Store,
+    record: Record,
+    /// Epochs that were announced, oldest first.
+    coming: VecDeque<Epoch>,
+    /// The last that is whole and may be taken over from, by its image.
+    kept: Option<(Mark, u64)>,
+    /// Those that are whole, and not kept yet.
+    whole: Vec<(Mark, u64)>,
+    /// How many addresses were brought up here.
+    brought: usize,
+    linked: bool,
+    /// Root of the tree that runs here.
+    root: Option<Member>,
+    events: VecDeque<Event>,
+    _claim: Claim,
+}
+
+impl Agent {
+    fn stand(&mut self) -> Result<()> {
+        loop {
+            match self.drive()? {
+                Next::Restore => self.bring_back(),
+                Next::Run => {}
+                Next::End => return Ok(()),
+            }
+        }
+    }
+
+    /// Feeds the machine until something is to be done that only the caller can do.
+    fn drive(&mut self) -> Result<Next> {
+        loop {
+            while let Some(event) = self.events.pop_front() {
+                let mut next = None;
+                for action in self.machine.step(event, self.begun.elapsed()) {
+                    next = self.perform(action)?.or(next);
+                }
+                if let Some(next) = next {
+                    return Ok(next);
+                }
+            }
+            let over = self.root.is_some_and(|root| !root.lives());
+            let idle = !self.linked && self.machine.is_idle();
+            if over || idle || signal::take().is_some_and(|_| self.root.is_none()) {
+                return Ok(Next::End);
+            }
+            self.hear()?;
+        }
+    }
+
+    fn hear(&mut self) -> Result<()> {
+        const STEP: Duration = Duration::from_millis(2);
+        if self.linked {
+            match self.peer.link.receive(Some(STEP)) {
+                Ok(came) if came.kind == WORD => {
+                    self.events.extend(frame::read(&came.payload).map(|heard| Event::Heard(Path::Link, heard)));
+                }
+                Ok(came) if came.kind == EPOCH => self.coming.push_back(unpack(&came.payload)?),
+                Ok(_) => {}
+                Err(_) if self.peer.link.failure().is_none() => {}
+                Err(_) => {
+                    self.linked = false;
+                    self.events.push_back(Event::LinkLost);
+                }
+            }
+        } else {
+            std::thread::sleep(STEP);
+        }
+        while let Came::Frame(heard) = self.beats.receive() {
+            self.events.push_back(Event::Heard(Path::Beat, heard));
+        }
+        let whole = self.spool.whole();
+        while self.coming.front().is_some_and(|epoch| epoch.image <= whole) {
+            let Some(Epoch { generation, mark, ready, image }) = self.coming.pop_front() else { break };
+            self.whole.push((mark, image));
+            self.events.push_back(Event::Whole { generation, mark, ready });
+        }
+        if self.machine.wake().is_some_and(|wake| wake <= self.begun.elapsed()) {
+            self.events.push_back(Event::Tick);
+        }
+        Ok(())
+    }
+
+    fn perform(&mut self, action: Action) -> Result<Option<Next>> {
+        let generation = self.machine.generation();
+        let event = match action {
+            Action::Send(Path::Link, word) => {
+                if self.linked {
+                    let payload = frame::write(&word).to_vec();
+                    let _ = self.peer.link.send(&transport::Frame { kind: WORD, generation, payload });
+                }
+                return Ok(None);
+            }
+            Action::Send(Path::Beat, word) => return self.beats.send(&word).map(|_| None),
+            Action::Record(activation) => {
+                self.record.activation = Some(activation);
+                Event::Recorded(self.store.write(&self.record).is_ok())
+            }
+            Action::Keep(mark) => {
+                self.kept = self.whole.iter().copied().find(|(of, _)| *of == mark);
+                self.whole.retain(|(of, _)| *of > mark);
+                return Ok(None);
+            }
+            Action::Drop => {
+                self.kept = None;
+                return Ok(None);
+            }
+            // Nothing of it is here, and its address neither: nobody can answer.
+            Action::Block => Event::Blocked,
+            Action::Place(mark) if self.kept.is_some_and(|(of, _)| of == mark) => Event::Placed,
+            Action::Place(_) => Event::Failed,
+            Action::Restore => return Ok(Some(Next::Restore)),
+            Action::Probe => Event::Probed(self.is_address_free()),
+            Action::Raise => self.raise().map_or(Event::Failed, |()| Event::Raised),
+            Action::Tell => {
+                self.plan.addresses.iter().for_each(announce);
+                Event::Told
+            }
+            Action::Open => Event::Unblocked,
+            Action::Run => return Ok(Some(Next::Run)),
+            Action::End => return Ok(Some(Next::End)),
+            _ => return Ok(None),
+        };
+        self.events.push_back(event);
+        Ok(None)
+    }
+
+    fn is_address_free(&self) -> bool {
+        self.plan.addresses.iter().all(|address| address.probe(Probe::QUICK, &[]).is_ok_and(|others| others.is_empty()))
+    }
+
+    fn raise(&mut self) -> Result<()> {
+        for address in &self.plan.addresses[self.brought..] {
+            address.bring_up()?;
+            self.brought += 1;
+        }
+        Ok(())
+    }
+
+    /// Rebuilds everything, and lets it run when the machine says so.
+    fn bring_back(&mut self) {
+        let mut told = Told::default();
+        match self.restore(&mut told) {
+            Ok(root) => {
+                self.root = Member::of(root).ok();
+                self.events.push_back(Event::Runs);
+            }
+            Err(_) => {
+                for address in self.plan.addresses.iter().take(self.brought) {
+                    let _ = address.take();
+                }
+                self.brought = 0;
+                self.events.push_back(Event::Failed);
+            }
+        }
+    }
+
+    fn restore(&mut self, told: &mut Told) -> Result<i32> {
+        let (_, image) = self.kept.ok_or_else(|| Error::other("there is nothing to take over from"))?;
+        let (path, parent) = self.spool.wait(image, PATIENCE)?;
+        let options = restore::Options {
+            input: Input::Path(path),
+            detach: true,
+            pidfile: None,
+            pid_namespace: self.plan.pid_namespace,
+            close_connections: true,
+            lazy: true,
+            parent,
+        };
+        let may_run = &mut |root| {
+            let _ = below(root);
+            self.events.push_back(Event::Restored);
+            match self.drive()? {
+                Next::Run => Ok(()),
+                _ => Err(Error::other("it is not to be taken over any more")),
+            }
+        };
+        restore::run_when(&options, may_run, told).map(|outcome| outcome.root_pid)
+    }
+}

@@ -1,0 +1,99 @@
+//! The service address at the primary, in the hands of a child of meio: it is up as long as there is a lease, and goes down when
+//! that ends, also when meio was stopped or killed before it could renew it.
+
+use crate::error::Result;
+use crate::migrate::address::Address;
+use crate::migrate::frozen::announce;
+use crate::sys::guardian::Guardian;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+/// An order: nanoseconds since the watch began, until which the address may be up.
+type Order = u64;
+/// For good, whatever becomes of meio.
+const FREE: Order = Order::MAX;
+/// Not even now.
+const HIDDEN: Order = 0;
+
+/// The addresses, and who keeps them. Dropped, they stay as they are for as long as their lease goes.
+pub struct Lease(Option<Guardian>);
+
+impl Lease {
+    /// They are up, and stay so until something else is said. It is a copy of meio: call this early. `begun`: from when on time
+    /// is counted.
+    pub fn take(addresses: &[Address], begun: Instant) -> Result<Lease> {
+        if addresses.is_empty() {
+            return Ok(Lease(None));
+        }
+        let addresses = addresses.to_vec();
+        Guardian::beside(move |orders| keep(&addresses, begun, &orders)).map(|guardian| Lease(Some(guardian)))
+    }
+
+    fn tell(&self, order: Order) -> Result<()> {
+        self.0.as_ref().map_or(Ok(()), |guardian| guardian.tell(&order.to_ne_bytes()))
+    }
+
+    /// They are up until then.
+    pub fn until(&self, until: Duration) -> Result<()> {
+        self.tell((until.as_nanos() as Order).clamp(1, FREE - 1))
+    }
+
+    /// They are up for good.
+    pub fn free(&self) -> Result<()> {
+        self.tell(FREE)
+    }
+
+    /// They are down.
+    pub fn hide(&self) -> Result<()> {
+        self.tell(HIDDEN)
+    }
+}
+
+fn keep(addresses: &[Address], begun: Instant, orders: &OwnedFd) {
+    ignore_signals();
+    let (mut until, mut up) = (FREE, true);
+    loop {
+        let left = Duration::from_nanos(until).saturating_sub(begun.elapsed());
+        let down = until != FREE && left.is_zero();
+        if down == up {
+            for address in addresses {
+                if down {
+                    let _ = address.take();
+                } else if address.bring_up().is_ok() {
+                    announce(address);
+                }
+            }
+            up = !down;
+        }
+        // Rounded up: it is not to turn round and round in the last millisecond.
+        let wait = if until == FREE || down {
+            PollTimeout::NONE
+        } else {
+            PollTimeout::try_from(left.as_millis() as i32 + 1).unwrap_or(PollTimeout::MAX)
+        };
+        if !matches!(poll(&mut [PollFd::new(orders.as_fd(), PollFlags::POLLIN)], wait), Ok(1..)) {
+            continue;
+        }
+        let mut order = [0; size_of::<Order>()];
+        match nix::unistd::read(orders, &mut order) {
+            Ok(n) if n == order.len() => until = Order::from_ne_bytes(order),
+            Ok(0) if until == FREE || !up => return,
+            Ok(0) => {
+                // Nobody is there any more who could renew it.
+                std::thread::sleep(Duration::from_nanos(until).saturating_sub(begun.elapsed()));
+                addresses.iter().for_each(|address| drop(address.take()));
+                return;
+            }
+            _ => {}
+        }
+    }
+}
+
+/// ^C is for meio, which says then what is to be.
+fn ignore_signals() {
+    use nix::sys::signal::{SigHandler, Signal};
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        let _ = crate::sys::signal::set_handler(signal, SigHandler::SigIgn);
+    }
+}

@@ -1,0 +1,335 @@
+//! What the primary does: the machine with all that it hears on a thread of its own, since it must answer in time, and the tree
+//! on this one, since ptrace binds a tree to a thread.
+
+use super::beat::{Beats, Came, Key};
+use super::frame;
+use super::lease::Lease;
+use super::record::{Claim, Record, Store};
+use super::setup::{EPOCH, Epoch, SETUP, Setup, WORD};
+use super::state::{Action, Activation, Event, Limits, Mark, Path, Primary, Said};
+use crate::dump::{self, moving::Moving};
+use crate::error::{Error, Result};
+use crate::migrate::address::Address;
+use crate::migrate::plan::{Plan, pack, unpack};
+use crate::migrate::rounds::Bulk;
+use crate::progress::{Report, phase};
+use crate::sys::signal;
+use crate::tracee::freeze::freeze;
+use crate::transport::{self, Destination, How, Peer};
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant};
+
+/// What the user asked for.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Name of the watch.
+    pub name: String,
+    /// The tree, and how it is copied.
+    pub dump: dump::Options,
+    /// Where it goes on if this host is lost.
+    pub standby: Destination,
+    /// On which way.
+    pub how: How,
+    /// Addresses that go with it.
+    pub addresses: Vec<Address>,
+    /// It is to live in a pid namespace of its own there.
+    pub pid_namespace: bool,
+    /// Where images are put at the standby.
+    pub spool: PathBuf,
+    /// What was chosen.
+    pub limits: Limits,
+}
+
+/// How a watch has ended.
+#[derive(Debug, Clone, Default)]
+pub struct Outcome {
+    /// Name of the standby's machine, as it says itself.
+    pub host: String,
+    /// Epochs that the standby had as a whole.
+    pub epochs: u64,
+    /// Bytes that were sent, packed.
+    pub bytes: u64,
+    /// The longest stop of the tree.
+    pub longest: Duration,
+    /// All stops, the first epoch's left out.
+    pub stops: Vec<Duration>,
+    /// Somebody else has taken over: the tree stands still here.
+    pub demoted: bool,
+    /// What is different.
+    pub warnings: Vec<String>,
+}
+
+/// What the thread with the machine wants of the one with the tree.
+#[derive(Debug)]
+enum Order {
+    Capture(Mark),
+    Demote,
+    Say(Said),
+    /// The standby has had one more epoch.
+    Whole,
+    End(Result<()>),
+}
+
+/// Watches the tree until that is over: asked for by a signal, by the tree's own end, or since nobody is left to watch for.
+pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
+    signal::catch();
+    let begun = Instant::now();
+    let mut phases = Vec::new();
+    let store = Store::open()?;
+    let lease = Lease::take(&options.addresses, begun)?;
+    let claim = store.claim(&options.name)?;
+    let (plan, _) = phase(report, &mut phases, "check", |_| Plan::of(&options.dump, &options.addresses, &options.spool))?;
+    let plan = Plan { pid_namespace: options.pid_namespace, ..plan };
+    let mut peer =
+        phase(report, &mut phases, "connect", |report| transport::connect_to(&options.standby, &options.how, "agent --watch", report))?;
+    let key = Key::make()?;
+    let (record, beats, warnings) = phase(report, &mut phases, "standby", |_| agree(options, &store, &mut peer, plan, &key))?;
+    peer.open_bulk()?;
+    let bulk = Bulk::new(peer.sender()?);
+    let mut outcome = Outcome { host: peer.hello.host.clone(), warnings, ..Outcome::default() };
+    outcome.warnings.iter().for_each(|warning| report.warning(warning));
+    let generation = record.activation.map_or(0, |a| a.generation());
+    let (events, from_tree) = channel();
+    let (orders, to_tree) = channel();
+    let machine = Primary::begin(generation, options.limits);
+    let end = End { machine, begun, peer, beats, lease, store, record, events: from_tree, orders, image: 0, linked: true, _claim: claim };
+    let thread = std::thread::Builder::new().name("watch".into()).spawn(move || end.run())?;
+    let done = Tree { options, bulk, moving: None, events, orders: to_tree, asked: 0 }.serve(&mut outcome, report);
+    let ended = thread.join().map_err(|_| Error::other("the watch has failed"));
+    done.and(ended)?;
+    Ok(outcome)
+}
+
+/// Everything that stands in the way is said before anything is touched.
+fn agree(options: &Options, store: &Store, peer: &mut Peer, plan: Plan, key: &Key) -> Result<(Record, Beats, Vec<String>)> {
+    const PATIENCE: Duration = Duration::from_secs(60);
+    let watch = u128::from_le_bytes(Key::make()?.bytes()[..16].try_into().unwrap_or_default());
+    let say = |peer: &Peer, setup: &Setup| peer.link.send(&transport::Frame { kind: SETUP, generation: 0, payload: pack(setup)? });
+    say(peer, &Setup::Ask { name: options.name.clone(), watch, plan: Box::new(plan), key: *key.bytes() })?;
+    let frame = peer.link.receive(Some(PATIENCE))?;
+    let Setup::Answer { details, generation, instance: _, port } = unpack(&frame.payload)? else {
+        return Err(Error::link("the standby says something else than was asked"));
+    };
+    if !details.refusals.is_empty() {
+        let what = format!("process {} cannot live on {}", options.dump.pid, options.standby.host);
+        return Err(Error::refused(&what, details.refusals));
+    }
+    let own = store.read(&options.name)?.and_then(|record| record.activation).map_or(0, |a| a.generation());
+    let generation = own.max(generation) + 1;
+    let record =
+        Record { name: options.name.clone(), watch, activation: Some(Activation::Primary { generation, instance: 0 }), instance: 0 };
+    let beats = Beats::to(key, address(&options.standby.host, port)?)?;
+    say(peer, &Setup::Begin { generation, limits: options.limits })?;
+    Ok((record, beats, details.warnings))
+}
+
+/// Where heartbeats go to.
+fn address(host: &str, port: u16) -> Result<SocketAddr> {
+    let found = (host, port).to_socket_addrs().ok().and_then(|mut all| all.next());
+    found.ok_or_else(|| Error::link(format!("{host} has no address for heartbeats")).help("name the standby as it is known here"))
+}
+
+/// The tree's side.
+struct Tree<'o> {
+    options: &'o Options,
+    bulk: Bulk,
+    moving: Option<Moving<'o>>,
+    events: Sender<Event>,
+    orders: Receiver<Order>,
+    /// How often it was asked to end.
+    asked: u32,
+}
+
+impl Tree<'_> {
+    fn serve(&mut self, outcome: &mut Outcome, report: &mut dyn Report) -> Result<()> {
+        const STEP: Duration = Duration::from_millis(50);
+        let mut failed = None;
+        loop {
+            if signal::take().is_some() {
+                self.asked += 1;
+                let _ = self.events.send(Event::Over);
+            }
+            match self.orders.recv_timeout(STEP) {
+                Ok(Order::Capture(mark)) => match self.capture(mark, outcome, report) {
+                    Ok(()) => drop(self.events.send(Event::Captured(mark))),
+                    Err(e) => {
+                        failed.get_or_insert(e);
+                        let _ = self.events.send(Event::Failed);
+                        let _ = self.events.send(Event::Over);
+                    }
+                },
+                Ok(Order::Demote) => {
+                    self.moving = None;
+                    self.stop(report);
+                    outcome.demoted = true;
+                    let _ = self.events.send(Event::Demoted);
+                }
+                Ok(Order::Say(said)) => tell(said, outcome, report),
+                Ok(Order::Whole) => outcome.epochs += 1,
+                Ok(Order::End(done)) => return failed.filter(|_| self.asked == 0 && !outcome.demoted).map_or(done, Err),
+                Err(std::sync::mpsc::RecvTimeoutError::Timeout) => {}
+                Err(_) => return Err(Error::other("the watch has failed")),
+            }
+        }
+    }
+
+    /// An image of what has changed, on its way to the standby.
+    fn capture(&mut self, mark: Mark, outcome: &mut Outcome, report: &mut dyn Report) -> Result<()> {
+        if mark.number == 1 {
+            self.moving = None;
+            self.moving = Some(Moving::begin(&self.options.dump, report)?);
+        }
+        let moving = self.moving.as_mut().ok_or_else(|| Error::other("there is nothing to go on from"))?;
+        let made = self.bulk.item(|pipe| moving.round(pipe, report))?;
+        let stop = made.pause.max(made.stops.unwrap_or_default());
+        outcome.bytes += made.image_bytes;
+        outcome.longest = outcome.longest.max(stop);
+        if mark.number > 1 {
+            outcome.stops.push(stop);
+        }
+        Ok(())
+    }
+
+    /// Somebody else answers: it stands still, and is there to be looked at.
+    fn stop(&self, report: &mut dyn Report) {
+        let stopped = freeze(self.options.dump.pid, self.options.dump.freeze_timeout).and_then(|mut frozen| {
+            let stopped = frozen.stop();
+            frozen.release();
+            stopped
+        });
+        if let Err(e) = stopped {
+            report.warning(&format!("the tree could not be stopped here: {}", e.message));
+        }
+    }
+}
+
+/// The machine's side.
+struct End {
+    machine: Primary,
+    begun: Instant,
+    peer: Peer,
+    beats: Beats,
+    lease: Lease,
+    store: Store,
+    record: Record,
+    events: Receiver<Event>,
+    orders: Sender<Order>,
+    /// How many images were sent.
+    image: u64,
+    linked: bool,
+    _claim: Claim,
+}
+
+impl End {
+    fn run(mut self) {
+        let done = self.feed();
+        if done.is_ok() && !self.machine.is_demoted() {
+            let _ = self.store.forget(&self.record.name);
+        }
+        let _ = self.orders.send(Order::End(done));
+    }
+
+    /// Until there is nothing left to be done.
+    fn feed(&mut self) -> Result<()> {
+        let mut event = Some(Event::Start);
+        loop {
+            while let Some(next) = event.take().or_else(|| self.next()) {
+                let actions = self.machine.step(next, self.begun.elapsed());
+                for action in actions {
+                    if action == Action::End {
+                        return Ok(());
+                    }
+                    event = self.perform(action)?.or(event);
+                }
+            }
+            if !self.linked && self.machine.is_free() {
+                let why = self.peer.link.failure().unwrap_or_else(|| Error::link("the standby is gone"));
+                return Err(why.help("the tree goes on here, and nobody is there to take over: watch it again"));
+            }
+        }
+    }
+
+    /// What has happened; waits a moment for something.
+    fn next(&mut self) -> Option<Event> {
+        const STEP: Duration = Duration::from_millis(2);
+        if let Ok(event) = self.events.try_recv() {
+            return Some(event);
+        }
+        match self.beats.receive() {
+            Came::Frame(heard) => return Some(Event::Heard(Path::Beat, heard)),
+            Came::Refused if !self.linked => return Some(Event::Gone),
+            _ => {}
+        }
+        if self.machine.wake().is_some_and(|wake| wake <= self.begun.elapsed()) {
+            return Some(Event::Tick);
+        }
+        if !self.linked {
+            std::thread::sleep(STEP);
+            return None;
+        }
+        match self.peer.link.receive(Some(STEP)) {
+            Ok(came) if came.kind == WORD => frame::read(&came.payload).map(|heard| Event::Heard(Path::Link, heard)),
+            Ok(_) => None,
+            Err(_) if self.peer.link.failure().is_none() => None,
+            Err(_) => {
+                self.linked = false;
+                Some(Event::LinkLost)
+            }
+        }
+    }
+
+    fn perform(&mut self, action: Action) -> Result<Option<Event>> {
+        let generation = self.machine.generation();
+        let send = |peer: &Peer, kind, payload| drop(peer.link.send(&transport::Frame { kind, generation, payload }));
+        match action {
+            Action::Send(Path::Link, word) if self.linked => send(&self.peer, WORD, frame::write(&word).to_vec()),
+            Action::Send(Path::Link, _) => {}
+            Action::Send(Path::Beat, word) => drop(self.beats.send(&word)?),
+            Action::Record(activation) => {
+                self.record.activation = Some(activation);
+                return Ok(Some(Event::Recorded(self.store.write(&self.record).is_ok())));
+            }
+            Action::Capture(mark) => drop(self.orders.send(Order::Capture(mark))),
+            Action::Ship { mark, ready } => {
+                self.image += 1;
+                let epoch = Epoch { generation, mark, ready, image: self.image };
+                send(&self.peer, EPOCH, pack(&epoch)?);
+                return Ok(Some(Event::Sent(mark)));
+            }
+            Action::Release(_) => drop(self.orders.send(Order::Whole)),
+            Action::Lease(until) => self.lease.until(until)?,
+            Action::Free => self.lease.free()?,
+            Action::Hide => self.lease.hide()?,
+            Action::Demote => {
+                self.lease.hide()?;
+                let _ = self.orders.send(Order::Demote);
+            }
+            Action::Say(said) => drop(self.orders.send(Order::Say(said))),
+            _ => {}
+        }
+        Ok(None)
+    }
+}
+
+/// What people are told.
+fn tell(said: Said, outcome: &mut Outcome, report: &mut dyn Report) {
+    let mut warn = |text: &str| {
+        report.warning(text);
+        if !outcome.warnings.iter().any(|warning| warning == text) {
+            outcome.warnings.push(text.to_owned());
+        }
+    };
+    match said {
+        Said::Protected => report.note("protected: if this host is lost, it goes on at the standby"),
+        Said::BothPaths => report.note("both paths to the standby are there"),
+        Said::OnePath(Path::Link) => warn("the link to the standby is silent; its heartbeats come"),
+        Said::OnePath(Path::Beat) => warn("no heartbeats of the standby come; its link is there (is a firewall in the way of UDP?)"),
+        Said::Unprotected => report.note("unprotected: if this host is lost, it ends"),
+        Said::Cut => warn("nothing is heard of the standby: nobody answers here until it is known what has become of it"),
+        Said::AtRisk => warn("it goes on alone, since that was wanted: if the standby lives, two answer"),
+        Said::Demoted => warn("the standby has taken over: the tree stands still here"),
+        _ => {}
+    }
+}

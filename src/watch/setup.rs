@@ -1,0 +1,61 @@
+//! What the two ends say to each other before the watch begins, and what frames of the link carry then.
+
+use super::state::{Limits, Mark};
+use crate::migrate::plan::{Details, Plan};
+use serde::{Deserialize, Serialize};
+
+/// Kind of the frames of the link that carry a [`Setup`].
+pub const SETUP: u16 = 0x110;
+/// Kind of those that carry a [`super::state::Frame`] as [`super::frame`] writes it.
+pub const WORD: u16 = 0x111;
+/// Kind of those that carry an [`Epoch`].
+pub const EPOCH: u16 = 0x112;
+
+/// The words of the beginning, in their order.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub enum Setup {
+    /// Primary: this is to be watched.
+    Ask {
+        /// Name of the watch.
+        name: String,
+        /// Which one of that name.
+        watch: u128,
+        /// What the tree needs.
+        plan: Box<Plan>,
+        /// For the heartbeats of these two processes.
+        key: [u8; 32],
+    },
+    /// Standby: what stands in the way, and who it is.
+    Answer {
+        /// What stands in the way of the tree.
+        details: Details,
+        /// The generation on record here.
+        generation: u64,
+        /// Which process for this watch it is.
+        instance: u64,
+        /// Where it hears heartbeats.
+        port: u16,
+    },
+    /// Primary: it begins.
+    Begin {
+        /// Higher than all on record.
+        generation: u64,
+        /// What the user chose.
+        limits: Limits,
+    },
+}
+
+/// An epoch was given to the streams as a whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Epoch {
+    /// Of the primary.
+    pub generation: u64,
+    /// Which.
+    pub mark: Mark,
+    /// One may take over from it.
+    pub ready: bool,
+    /// Which of the images on the streams it is, from 1.
+    pub image: u64,
+}

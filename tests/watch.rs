@@ -1,0 +1,104 @@
+//! Trees that outlive their host.
+
+use crate::lab::hosts::{Hosts, SERVICE, VIP};
+use crate::lab::{Lab, SOON, until};
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+/// A line of redis's own protocol, over a connection of its own; the answer.
+fn ask(line: &str) -> Option<String> {
+    let mut stream = TcpStream::connect_timeout(&format!("{SERVICE}:6379").parse().ok()?, Duration::from_millis(500)).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
+    stream.write_all(format!("{line}\r\n").as_bytes()).ok()?;
+    let mut answer = String::new();
+    BufReader::new(stream).read_line(&mut answer).ok()?;
+    Some(answer.trim().to_owned()).filter(|answer| !answer.is_empty())
+}
+
+fn count() -> Option<u64> {
+    ask("INCR n")?.strip_prefix(':')?.parse().ok()
+}
+
+/// A redis at the service's address on the first of two hosts, whose disks are their own.
+fn redis(lab: &Lab) -> (Hosts, i32) {
+    let hosts = Hosts::new(lab, 2);
+    for host in &hosts.hosts {
+        host.plain("mount", &["-t", "tmpfs", "lib", "/var/lib"]);
+    }
+    hosts.serve_at(0);
+    let folder = lab.path("").display().to_string();
+    let arguments = ["--port", "6379", "--save", "", "--appendonly", "no", "--dir", &folder, "--protected-mode", "no", "--logfile", ""];
+    let pid = hosts.hosts[0].start(lab, "redis-server", &arguments);
+    assert!(until(SOON, || count().is_some()), "redis does not answer: {}", lab.log());
+    (hosts, pid)
+}
+
+/// Watched from the first host by the second.
+struct Watched {
+    meio: Child,
+    said: std::path::PathBuf,
+}
+
+impl Watched {
+    fn begin(lab: &Lab, hosts: &Hosts, pid: i32, more: &[&str]) -> Watched {
+        let said = lab.path("watch.err");
+        let known = lab.path("known").display().to_string();
+        let key = lab.path("key").display().to_string();
+        let mut command = hosts.hosts[0].command(Path::new(crate::MEIO));
+        command.args(["watch", "-v", "--known-hosts", &known, "--identity", &key, "--remote-path", crate::MEIO]);
+        command.args(["--standby", &hosts.hosts[1].address, "--guarantee", "hot", "--vip", VIP]).args(more).arg(pid.to_string());
+        let meio = command.stdout(Stdio::piped()).stderr(fs::File::create(&said).expect("a file")).spawn().expect("meio starts");
+        let watched = Watched { meio, said };
+        assert!(until(SOON, || watched.said().contains("protected: ")), "{}\n{}", watched.said(), lab.log());
+        watched
+    }
+
+    fn said(&self) -> String {
+        fs::read_to_string(&self.said).unwrap_or_default()
+    }
+}
+
+crate::alone! {
+    /// Everything on the first host ends at once: the second one goes on, at the same address.
+    fn a_host_that_is_lost() {
+        let lab = Lab::new("watch-lost");
+        let (mut hosts, pid) = redis(&lab);
+        (0..1000).for_each(|_| drop(count()));
+        let mut watched = Watched::begin(&lab, &hosts, pid, &[]);
+        let before = count().expect("it answers");
+        assert!(before > 1000);
+        hosts.hosts[0].fail();
+        let _ = watched.meio.wait();
+        let mut after = None;
+        let answers = || {
+            after = after.or_else(count);
+            after.is_some()
+        };
+        assert!(until(Duration::from_secs(60), answers), "nobody answers: {}\n{}", watched.said(), lab.log());
+        assert!(after > Some(1000), "{after:?} after {before}");
+        assert!(hosts.hosts[1].runs(pid));
+    }
+
+    /// What is asked to end ends, and the tree goes on where it was.
+    fn an_end_that_is_wished() {
+        let lab = Lab::new("watch-over");
+        let (hosts, pid) = redis(&lab);
+        let mut watched = Watched::begin(&lab, &hosts, pid, &["--json"]);
+        let before = count().expect("it answers");
+        // nsenter(1) waits for it in its own place.
+        let inside = hosts.hosts[0].plain("pgrep", &["-x", "meio"]);
+        let oldest = inside.lines().next().expect("a meio").to_owned();
+        hosts.hosts[0].plain("kill", &["-INT", &oldest]);
+        let done = watched.meio.wait().expect("it ends");
+        assert!(matches!(done.code(), Some(0 | 3)), "{done:?} {}", watched.said());
+        assert_eq!(count(), Some(before + 1));
+        assert!(hosts.hosts[0].runs(pid));
+        let gone = || hosts.hosts[1].command(Path::new("pgrep")).args(["-x", "meio"]).output().is_ok_and(|o| o.stdout.is_empty());
+        assert!(until(SOON, gone), "a standby is left");
+        assert_eq!(hosts.hosts[1].plain("ls", &["-A", "/var/lib/meio/watch"]), "");
+    }
+}
