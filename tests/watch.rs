@@ -37,6 +37,12 @@ fn redis(lab: &Lab) -> (Hosts, i32) {
     (hosts, pid)
 }
 
+/// What the standby has noted.
+fn noted(hosts: &Hosts) -> String {
+    let done = hosts.hosts[1].command(Path::new("bash")).args(["-c", "cat /var/lib/meio/watch/*; ps axo pid,stat,args"]).output();
+    String::from_utf8_lossy(&done.expect("nsenter starts").stdout).into_owned()
+}
+
 /// Watched from the first host by the second.
 struct Watched {
     meio: Child,
@@ -53,7 +59,7 @@ impl Watched {
         command.args(["--standby", &hosts.hosts[1].address, "--guarantee", "hot", "--vip", VIP]).args(more).arg(pid.to_string());
         let meio = command.stdout(Stdio::piped()).stderr(fs::File::create(&said).expect("a file")).spawn().expect("meio starts");
         let watched = Watched { meio, said };
-        assert!(until(SOON, || watched.said().contains("protected: ")), "{}\n{}", watched.said(), lab.log());
+        assert!(until(SOON, || watched.said().contains("\n  protected: ")), "{}\n{}\n{}", watched.said(), noted(hosts), lab.log());
         watched
     }
 
@@ -78,7 +84,7 @@ crate::alone! {
             after = after.or_else(count);
             after.is_some()
         };
-        assert!(until(Duration::from_secs(60), answers), "nobody answers: {}\n{}", watched.said(), lab.log());
+        assert!(until(Duration::from_secs(60), answers), "nobody answers: {}\n{}\n{}", watched.said(), noted(&hosts), lab.log());
         assert!(after > Some(1000), "{after:?} after {before}");
         assert!(hosts.hosts[1].runs(pid));
     }
@@ -87,7 +93,7 @@ crate::alone! {
     fn an_end_that_is_wished() {
         let lab = Lab::new("watch-over");
         let (hosts, pid) = redis(&lab);
-        let mut watched = Watched::begin(&lab, &hosts, pid, &["--json"]);
+        let mut watched = Watched::begin(&lab, &hosts, pid, &[]);
         let before = count().expect("it answers");
         // nsenter(1) waits for it in its own place.
         let inside = hosts.hosts[0].plain("pgrep", &["-x", "meio"]);

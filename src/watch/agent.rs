@@ -114,10 +114,14 @@ struct Agent {
 impl Agent {
     fn stand(&mut self) -> Result<()> {
         loop {
-            match self.drive()? {
+            let next = self.drive().inspect_err(|e| self.store.note(&self.record.name, &format!("the standby fails: {e}")))?;
+            match next {
                 Next::Restore => self.bring_back(),
                 Next::Run => {}
-                Next::End => return Ok(()),
+                Next::End => {
+                    // What was taken over stays on record.
+                    return if self.root.is_some() { Ok(()) } else { self.store.forget(&self.record.name) };
+                }
             }
         }
     }
@@ -214,10 +218,18 @@ impl Agent {
             Action::Open => Event::Unblocked,
             Action::Run => return Ok(Some(Next::Run)),
             Action::End => return Ok(Some(Next::End)),
+            Action::Say(said) => {
+                self.note(&format!("{said:?}"));
+                return Ok(None);
+            }
             _ => return Ok(None),
         };
         self.events.push_back(event);
         Ok(None)
+    }
+
+    fn note(&self, text: &str) {
+        self.store.note(&self.record.name, text);
     }
 
     fn is_address_free(&self) -> bool {
@@ -240,7 +252,8 @@ impl Agent {
                 self.root = Member::of(root).ok();
                 self.events.push_back(Event::Runs);
             }
-            Err(_) => {
+            Err(e) => {
+                self.note(&format!("it could not be brought back: {e}"));
                 for address in self.plan.addresses.iter().take(self.brought) {
                     let _ = address.take();
                 }

@@ -262,17 +262,18 @@ impl End {
             Came::Refused if !self.linked => return Some(Event::Gone),
             _ => {}
         }
-        if self.machine.wake().is_some_and(|wake| wake <= self.begun.elapsed()) {
-            return Some(Event::Tick);
-        }
+        let due = self.machine.wake().is_some_and(|wake| wake <= self.begun.elapsed());
         if !self.linked {
-            std::thread::sleep(STEP);
-            return None;
+            if !due {
+                std::thread::sleep(STEP);
+            }
+            return due.then_some(Event::Tick);
         }
-        match self.peer.link.receive(Some(STEP)) {
+        // What has come is heard first: it may be what keeps the other one from being lost.
+        match self.peer.link.receive(Some(if due { Duration::ZERO } else { STEP })) {
             Ok(came) if came.kind == WORD => frame::read(&came.payload).map(|heard| Event::Heard(Path::Link, heard)),
             Ok(_) => None,
-            Err(_) if self.peer.link.failure().is_none() => None,
+            Err(_) if self.peer.link.failure().is_none() => due.then_some(Event::Tick),
             Err(_) => {
                 self.linked = false;
                 Some(Event::LinkLost)

@@ -13,6 +13,7 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Longest file that is read.
 const LONGEST: u64 = 64 << 10;
@@ -135,13 +136,25 @@ impl Store {
         write().inspect_err(|_| drop(fs::remove_file(&draft))).context(|| format!("writing {}", path.display()))
     }
 
+    /// Notes what has happened, for people: a line with the seconds since 1970. That it cannot be noted stops nothing.
+    pub fn note(&self, name: &str, text: &str) {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64());
+        let note = || -> Result<()> {
+            let mut file = File::options().create(true).append(true).mode(0o600).open(self.path(name, "log")?)?;
+            Ok(file.write_all(format!("{since:.3} {text}\n").as_bytes())?)
+        };
+        let _ = note();
+    }
+
     /// Takes away what is on record of a watch that is over.
     pub fn forget(&self, name: &str) -> Result<()> {
         match fs::remove_file(self.path(name, "record")?) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e).context(|| format!("forgetting the watch {name}")),
             _ => {}
         }
-        let _ = fs::remove_file(self.path(name, "claim")?);
+        for end in ["claim", "log"] {
+            let _ = fs::remove_file(self.path(name, end)?);
+        }
         Ok(())
     }
 }

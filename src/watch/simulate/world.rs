@@ -330,6 +330,9 @@ impl World {
             }
         };
         self.tell(|_| format!("{who:?} {event:?} -> {actions:?}"));
+        if event == Event::Tick && wake.is_some_and(|wake| wake <= now) {
+            self.wrong("it does not sleep");
+        }
         for action in actions {
             self.act(who, number, action);
         }

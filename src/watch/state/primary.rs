@@ -69,6 +69,8 @@ pub struct Primary {
     flight: VecDeque<Flying>,
     shipping: Option<Mark>,
     linked: bool,
+    /// Nothing comes over the link.
+    quiet: bool,
     /// Output goes out.
     free: bool,
     waiting: bool,
@@ -104,6 +106,7 @@ impl Primary {
             flight: VecDeque::new(),
             shipping: None,
             linked: true,
+            quiet: true,
             free: true,
             waiting: false,
             not_before: Duration::ZERO,
@@ -431,7 +434,7 @@ impl Primary {
     }
 
     fn may_capture(&self) -> bool {
-        let here = self.phase == Phase::Watching && self.linked && self.confirmed;
+        let here = self.phase == Phase::Watching && self.linked && !self.quiet && self.confirmed;
         // Without a bound on what a round leaves over, rounds follow each other; each waits for the one before.
         let room = if self.guarded { PIPELINE } else { 1 };
         here && self.capturing.is_none() && self.flight.len() < room
@@ -443,7 +446,8 @@ impl Primary {
     }
 
     fn work(&mut self, now: Duration, out: &mut Vec<Action>) {
-        if self.may_capture() && now >= self.due() && !self.notice.silent(Path::Link, now) {
+        self.quiet = self.notice.silent(Path::Link, now);
+        if self.may_capture() && now >= self.due() {
             let ready = self.guarded || self.number > 0 && (self.settled || self.number >= ROUNDS);
             if ready && !self.guarded {
                 self.guarded = true;

@@ -207,8 +207,8 @@ impl Standby {
     }
 
     fn judge(&mut self, now: Duration, out: &mut Vec<Action>) {
-        if self.phase == Phase::Probing && self.again.is_some_and(|again| now >= again) {
-            self.again = None;
+        let again = self.again.take_if(|again| now >= *again).is_some();
+        if self.phase == Phase::Probing && again {
             out.push(Action::Probe);
         }
         if self.phase != Phase::Standing || !self.ready {
@@ -217,8 +217,7 @@ impl Standby {
         out.extend(self.notice.change(now).map(|silent| Action::Say(silent.map_or(Said::BothPaths, Said::OnePath))));
         // What a primary left behind that has ended may answer until its lease is over.
         let gone = self.gone && self.limits.guarantee == Guarantee::Hold;
-        if (self.notice.lost(now) || gone) && self.again.is_none_or(|again| now >= again) {
-            self.again = None;
+        if (self.notice.lost(now) || gone) && self.again.is_none() {
             out.push(Action::Say(Said::TakingOver));
             let (phase, action) = if self.limits.fence { (Phase::Fencing, Action::Fence) } else { (Phase::Blocking, Action::Block) };
             self.phase = phase;
