@@ -1,5 +1,7 @@
 //! Trees that move between machines.
 
+mod lazy;
+
 use crate::lab::hosts::{Hosts, SERVICE, VIP};
 use crate::lab::{Lab, Outcome, SOON, compile, now, until};
 use std::fs;

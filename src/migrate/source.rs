@@ -1,6 +1,7 @@
 //! What the source does.
 
 use super::address::{Address, Taken};
+use super::feed::Feed;
 use super::frozen::{owner, watch_over};
 use super::message::{Frame, Id, Message};
 use super::plan::{Details, Plan, Remark, pack, unpack};
@@ -11,6 +12,7 @@ use super::{MOVE, REMARK};
 use crate::dump::moving::{Moving, Standing};
 use crate::dump::{self, preflight};
 use crate::error::{Context, Error, Kind, Result};
+use crate::image::{Left, Owner};
 use crate::progress::{Report, phase};
 use crate::resource::Manifest;
 use crate::resource::thread::serde_bytes_vec::Bytes;
@@ -27,6 +29,8 @@ pub enum Policy {
     Cancel,
     /// It is moved, however long that takes.
     Force,
+    /// It is moved, and what is left comes when it runs there.
+    Lazy,
 }
 
 /// What the user asked for.
@@ -44,6 +48,8 @@ pub struct Options {
     pub timeout: Duration,
     /// What then.
     pub policy: Policy,
+    /// No rounds: it runs there first, and its memory follows.
+    pub lazy: bool,
     /// It is to live in a pid namespace of its own there.
     pub pid_namespace: bool,
     /// Addresses that move with it.
@@ -172,6 +178,8 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
         moving: None,
         bulk: None,
         standing: None,
+        leave: options.lazy,
+        feed: None,
         record: None,
         store,
         _claim: claim,
@@ -233,6 +241,9 @@ struct End<'o> {
     moving: Option<Moving<'o>>,
     bulk: Option<Bulk>,
     standing: Option<Standing>,
+    /// Memory that may come later does.
+    leave: bool,
+    feed: Option<(Feed, Instant)>,
     record: Option<Record>,
     store: Store,
     _claim: Claim,
@@ -325,7 +336,7 @@ impl End<'_> {
             Remark::Note(text) => report.note(&format!("target: {text}")),
             Remark::Phase(name, took) => self.outcome.phases.push((format!("target: {name}"), Duration::from_micros(took))),
             Remark::Root(pid) => self.outcome.root_pid = Some(pid),
-            Remark::Last(_) | Remark::Packets(_) => {}
+            Remark::Last(_) | Remark::Left(_) | Remark::Packets(_) => {}
         }
     }
 
@@ -371,6 +382,13 @@ impl End<'_> {
                     }
                 }));
             }
+            Action::Feed => {
+                // When it does not, the target says so.
+                if let Err(e) = self.feed(report) {
+                    self.error.get_or_insert(e);
+                }
+                return None;
+            }
             Action::Thaw => return Some(self.thaw(report).map_or_else(|e| self.stuck(e), |()| Event::Thawed)),
             Action::Reap => return Some(self.reap(report).map_or_else(|e| self.stuck(e), |()| Event::Reaped)),
             Action::Forget => {
@@ -415,10 +433,10 @@ impl End<'_> {
             end.bulk = Some(Bulk::new(end.peer.sender()?));
             Ok(())
         })?;
-        let mut moving = Moving::begin(&self.options.dump, report)?;
+        let mut moving = Moving::begin(&self.options.dump, self.leave, report)?;
         let begun = Instant::now();
         let mut pace = Pace::default();
-        loop {
+        while !self.leave {
             let round = self.round(&mut moving, report)?;
             self.outcome.stops = self.outcome.stops.max(round.stop);
             pace.note(round.bytes, round.took, round.stop);
@@ -468,7 +486,7 @@ impl End<'_> {
         self.peer.link.failure().unwrap_or(e)
     }
 
-    fn out_of_hope(&self, pace: &Pace, late: bool, report: &mut dyn Report) -> Result<()> {
+    fn out_of_hope(&mut self, pace: &Pace, late: bool, report: &mut dyn Report) -> Result<()> {
         let foreseen = format!("nobody would run for about {:.0} ms", pace.downtime().as_secs_f64() * 1e3);
         let why = match late {
             true => format!("the time for copying is over, and {foreseen}"),
@@ -479,8 +497,13 @@ impl End<'_> {
                 report.warning(&why);
                 Ok(())
             }
+            Policy::Lazy => {
+                report.note(&format!("{why}: what is left follows when it runs there"));
+                self.leave = true;
+                Ok(())
+            }
             Policy::Cancel => {
-                Err(Error::other(why).help("allow more with --max-downtime, or move it all the same with --on-timeout force"))
+                Err(Error::other(why).help("allow more with --max-downtime, or move it all the same with --on-timeout force or lazy"))
             }
         }
     }
@@ -490,7 +513,7 @@ impl End<'_> {
         let mut moving = self.moving.take().ok_or_else(|| Error::other("nothing was copied yet"))?;
         let sent = self.phase("last image", report, |end, report| {
             let bulk = end.bulk.as_mut().ok_or_else(|| Error::other("there are no streams"))?;
-            bulk.item(|pipe| moving.last(pipe, report)).map_err(|e| end.explain(e))
+            bulk.item(|pipe| moving.last(pipe, end.leave, report)).map_err(|e| end.explain(e))
         });
         // The kernel takes its time to let go of what has watched the tree: later.
         let count = moving.count();
@@ -505,8 +528,46 @@ impl End<'_> {
         for address in &self.options.addresses {
             self.taken.push((address.clone(), address.take()?));
         }
+        self.leave_rest()?;
         let last = transport::Frame { kind: REMARK, generation: 1, payload: pack(&Remark::Last(count))? };
         self.peer.link.send(&last)
+    }
+
+    /// Says what is not in the last image, and answers for it from now on.
+    fn leave_rest(&mut self) -> Result<()> {
+        let Some(rest) = self.standing.as_ref().map(Standing::rest).filter(|rest| !rest.blocks.is_empty()) else { return Ok(()) };
+        const AT_ONCE: usize = 4096;
+        for some in rest.blocks.chunks(AT_ONCE) {
+            let of = |left: &Left| match left.owner {
+                Owner::Process(pid) => (pid, left.ranges.clone()),
+                Owner::Object(_) => (0, Vec::new()),
+            };
+            let payload = pack(&Remark::Left(some.iter().map(of).collect()))?;
+            self.peer.link.send(&transport::Frame { kind: REMARK, generation: 1, payload })?;
+        }
+        self.feed = Some((Feed::begin(rest, self.options.dump.level, self.peer.link.beside())?, Instant::now()));
+        Ok(())
+    }
+
+    /// It runs there: everything that was left out is sent.
+    fn feed(&mut self, report: &mut dyn Report) -> Result<()> {
+        self.outcome.downtime = self.standing.as_ref().map(Standing::for_long).unwrap_or_default();
+        report.note(&format!("it runs there after {:.1} ms; its pages follow", self.outcome.downtime.as_secs_f64() * 1e3));
+        report.started("pages");
+        let bulk = self.bulk.take().ok_or_else(|| Error::other("there are no streams"))?;
+        let (feed, since) = self.feed.as_mut().ok_or_else(|| Error::other("nothing was left out"))?;
+        *since = Instant::now();
+        feed.send(bulk)
+    }
+
+    /// Nobody needs them any more.
+    fn fed(&mut self, report: &mut dyn Report) {
+        let Some((feed, since)) = self.feed.take() else { return };
+        let (bytes, asked) = feed.sent();
+        self.outcome.bytes += bytes;
+        self.outcome.phases.push(("pages".to_owned(), since.elapsed()));
+        report.ended("pages", since.elapsed());
+        report.note(&format!("blocks of pages that were waited for there: {asked}"));
     }
 
     /// From now on it stands still whatever becomes of meio.
@@ -540,6 +601,7 @@ impl End<'_> {
                 report.warning(&format!("the address {address} could not be taken back: {e}"));
             }
         }
+        self.feed = None;
         match self.standing.take() {
             Some(standing) => standing.thaw(self.record.as_ref().map(|record| record.processes.as_slice())),
             None => Ok(()),
@@ -549,7 +611,8 @@ impl End<'_> {
     /// It runs there: what is left here is ended.
     fn reap(&mut self, report: &mut dyn Report) -> Result<()> {
         self.forward();
-        if let Some(standing) = &self.standing {
+        self.fed(report);
+        if let Some(standing) = self.standing.as_ref().filter(|_| self.outcome.downtime.is_zero()) {
             self.outcome.downtime = standing.for_long();
         }
         self.phase("end", report, |end, _| end.standing.take().map_or(Ok(()), Standing::end))
