@@ -18,6 +18,7 @@ mod feed;
 pub mod frozen;
 mod local;
 pub mod message;
+mod outcome;
 pub mod plan;
 mod pull;
 pub mod record;
@@ -30,7 +31,8 @@ mod spool;
 pub mod state;
 
 pub use resume::take_up;
-pub use source::{Ended, Options, Outcome, Policy, dry_run, run};
+pub use outcome::{Ended, Outcome};
+pub use source::{Options, Policy, dry_run, run};
 pub use state::Wish;
 
 /// Kind of the frames that carry a [`message::Frame`].

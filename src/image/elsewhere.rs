@@ -14,8 +14,8 @@ pub trait Elsewhere: Send + Sync + std::fmt::Debug {
     fn in_order(&self, block: u32, buffer: Vec<u8>) -> Result<Vec<u8>>;
     /// Numbers of the descriptors that it needs.
     fn files(&self) -> Vec<i32>;
-    /// Tells that no more will be asked for.
-    fn whole(&self);
+    /// Tells that no more will be asked for: all is there, or this has stood in the way, and what needed it has been ended.
+    fn over(&self, failure: Option<&Error>);
 }
 
 /// A block of such pages: whose, and address and number of each range, by address.

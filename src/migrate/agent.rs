@@ -362,9 +362,11 @@ impl Agent {
                 self.brought.clear();
                 self.events.push_back(Event::Whole);
             }
-            Pulled::Ended => {
+            Pulled::Ended(why) => {
                 self.take_addresses_down();
-                self.events.push_back(Event::Failed("the pages that were missing could not be brought: it was ended".into()));
+                let what = format!("pages that were missing could not be brought, and it was ended: {why}");
+                self.remark(&Remark::Warning(what.clone()));
+                self.events.push_back(Event::Failed(what));
             }
         }
     }
@@ -402,8 +404,8 @@ impl Agent {
         // The link was lost while pages were missing: it is ended now, unless all were just there.
         const ENDS: Duration = Duration::from_secs(60);
         if let Some(pulled) = self.pulled.take().and_then(|pulled| pulled.recv_timeout(ENDS).ok()) {
-            self.pulled(pulled);
             let whole = pulled == Pulled::Whole && self.machine.is_released();
+            self.pulled(pulled);
             for action in whole.then(|| self.machine.step(Event::Whole, self.begun.elapsed())).into_iter().flatten() {
                 if let Action::Judge(verdict) = action {
                     self.judge(verdict);

@@ -4,9 +4,9 @@ use super::PAGES;
 use super::pull::{BEGIN, HEADER, pack};
 use super::rounds::Bulk;
 use crate::dump::Rest;
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result};
 use crate::transport::{Beside, Frame};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -18,6 +18,8 @@ pub struct Feed {
     over: Arc<AtomicBool>,
     sent: Arc<AtomicU64>,
     asked: Arc<AtomicU64>,
+    /// What has stood in the way.
+    failure: Arc<OnceLock<Error>>,
     answers: Option<JoinHandle<()>>,
 }
 
@@ -25,22 +27,25 @@ impl Feed {
     /// From now on who asks for a block gets it.
     pub fn begin(rest: Arc<Rest>, level: Option<i32>, beside: Beside) -> Result<Feed> {
         let mut feed =
-            Feed { rest: rest.clone(), level, over: Arc::default(), sent: Arc::default(), asked: Arc::default(), answers: None };
+            Feed { rest: rest.clone(), level, over: Arc::default(), sent: Arc::default(), asked: Arc::default(), failure: Arc::default(), answers: None };
         let (over, sent, asked) = (feed.over.clone(), feed.sent.clone(), feed.asked.clone());
+        let failure = feed.failure.clone();
         let work = move || {
             // What cannot be answered is waited for until the link ends.
-            let _ = answer(&rest, level, &beside, (&over, &sent, &asked));
+            let done = answer(&rest, level, &beside, (&over, &sent, &asked));
+            done.unwrap_or_else(|e| drop(failure.set(e)));
         };
         feed.answers = Some(std::thread::Builder::new().name("pages".into()).spawn(work).context(|| "cannot start a thread")?);
         Ok(feed)
     }
 
     /// Sends everything over the streams.
-    pub fn send(&self, mut bulk: Bulk) -> Result<()> {
+    pub fn send(&self, bulk: Bulk) -> Result<()> {
+        let failure = self.failure.clone();
         let (rest, level, over, sent) = (self.rest.clone(), self.level, self.over.clone(), self.sent.clone());
         let work = move || {
             // When the streams fail the link has failed, or the target has all that it needs.
-            let _ = bulk.plain_item(|to| {
+            let done = bulk.last_item(|to| {
                 to.write_all(&BEGIN)?;
                 let mut data = Vec::new();
                 for block in 0..rest.blocks.len() as u32 {
@@ -54,8 +59,14 @@ impl Feed {
                 }
                 Ok(())
             });
+            done.unwrap_or_else(|e| drop(failure.set(e)));
         };
         std::thread::Builder::new().name("feed".into()).spawn(work).map(drop).context(|| "cannot start a thread")
+    }
+
+    /// Why not everything was sent.
+    pub fn failure(&self) -> Option<&Error> {
+        self.failure.get()
     }
 
     /// Bytes that were sent, and how many blocks were asked for.

@@ -29,6 +29,8 @@ const PLAIN: u8 = 0;
 const PACKED: u8 = 1;
 /// No block is asked for any more: all are there.
 const WHOLE: u32 = u32::MAX;
+/// They cannot be brought: why follows, to the end.
+const FAILED: u32 = u32::MAX - 1;
 
 fn lost(e: impl std::fmt::Display) -> Error {
     Error::new(Kind::LinkFailed, format!("the source cannot be asked for pages any more ({e})"))
@@ -76,12 +78,12 @@ pub struct Near {
 }
 
 /// What becomes of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Told {
     /// All pages are there.
     Whole,
-    /// They cannot be brought any more, and nothing runs.
-    Ended,
+    /// They cannot be brought any more, for this reason, and nothing runs.
+    Ended(String),
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -116,10 +118,18 @@ impl Drop for Near {
 /// Asks the source for what is asked of the agent.
 fn hand_on(asks: &mut UnixStream, beside: &Beside, tell: &Sender<Told>) {
     let mut number = [0; 4];
+    let mut why = String::new();
     while asks.read_exact(&mut number).is_ok() {
-        if u32::from_le_bytes(number) == WHOLE {
-            let _ = tell.send(Told::Whole);
-            return;
+        match u32::from_le_bytes(number) {
+            WHOLE => {
+                let _ = tell.send(Told::Whole);
+                return;
+            }
+            FAILED => {
+                let _ = asks.read_to_string(&mut why);
+                break;
+            }
+            _ => {}
         }
         let answer = ask(beside, number).and_then(|block| Ok(asks.write_all(&block)?));
         if answer.is_err() {
@@ -127,7 +137,7 @@ fn hand_on(asks: &mut UnixStream, beside: &Beside, tell: &Sender<Told>) {
             let _ = asks.shutdown(std::net::Shutdown::Write);
         }
     }
-    let _ = tell.send(Told::Ended);
+    let _ = tell.send(Told::Ended(why));
 }
 
 fn ask(beside: &Beside, number: [u8; 4]) -> Result<Vec<u8>> {
@@ -209,9 +219,13 @@ impl Elsewhere for Far {
         vec![locked(&self.asks).as_raw_fd(), stream, self.at_work.as_raw_fd()]
     }
 
-    fn whole(&self) {
+    fn over(&self, failure: Option<&Error>) {
+        let mut asks = locked(&self.asks);
         // Whoever does not hear it looks whether everything lives.
-        let _ = locked(&self.asks).write_all(&WHOLE.to_le_bytes());
+        let _ = match failure {
+            None => asks.write_all(&WHOLE.to_le_bytes()),
+            Some(e) => asks.write_all(&[&FAILED.to_le_bytes(), e.message.as_bytes()].concat()),
+        };
     }
 }
 
@@ -255,7 +269,7 @@ mod tests {
             assert_eq!(far.in_order(2, Vec::new()).expect("a block"), content(2));
             assert_eq!(far.in_order(1, Vec::new()).expect("a block"), content(1));
             assert_eq!(far.in_order(5, Vec::new()).expect("a block"), content(5));
-            far.whole();
+            far.over(None);
         });
         assert_eq!(far.urgent(3, Vec::new()).expect_err("nobody answers").kind, Kind::LinkFailed);
     }

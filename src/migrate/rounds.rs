@@ -23,10 +23,11 @@ impl Bulk {
         Bulk { sender }
     }
 
-    /// Sends what `write` writes as one item.
-    pub fn plain_item(&mut self, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
+    /// Sends what `write` writes as the last item.
+    pub fn last_item(mut self, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
         write(&mut self.sender)?;
-        self.sender.end_item()
+        self.sender.end_item()?;
+        self.sender.finish()
     }
 
     /// Sends what `make` writes into a pipe as one item.

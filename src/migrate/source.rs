@@ -1,9 +1,12 @@
 //! What the source does.
 
+mod leave;
+
 use super::address::{Address, Taken};
 use super::feed::Feed;
 use super::frozen::{owner, watch_over};
 use super::message::{Frame, Id, Message};
+use super::outcome::{Ended, Outcome};
 use super::plan::{Details, Plan, Remark, pack, unpack};
 use super::record::{Claim, Member, Record, Store};
 use super::rounds::{Bulk, Pace};
@@ -12,7 +15,6 @@ use super::{MOVE, REMARK};
 use crate::dump::moving::{Moving, Standing};
 use crate::dump::{self, preflight};
 use crate::error::{Context, Error, Kind, Result};
-use crate::image::{Left, Owner};
 use crate::progress::{Report, phase};
 use crate::resource::Manifest;
 use crate::resource::thread::serde_bytes_vec::Bytes;
@@ -58,54 +60,13 @@ pub struct Options {
     pub spool: PathBuf,
 }
 
-/// Where the tree is now.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Ended {
-    /// It runs at the target, and nothing is left here.
-    Moved,
-    /// It could be moved: nothing more was asked.
-    WouldFit,
-}
-
-/// What was done.
-#[derive(Debug, Clone)]
-pub struct Outcome {
-    /// Where the tree is now.
-    pub ended: Ended,
-    /// Name of the target's machine, as it says itself.
-    pub host: String,
-    /// Pid of the root there.
-    pub root_pid: Option<i32>,
-    /// From the last instruction here to the first there, as well as it can be known: until the word was here that it runs.
-    pub downtime: Duration,
-    /// The longest stop before that.
-    pub stops: Duration,
-    /// Images that were sent, the last one included.
-    pub rounds: u64,
-    /// Bytes that were sent, packed.
-    pub bytes: u64,
-    /// Bytes of memory that they stand for.
-    pub memory_bytes: u64,
-    /// Processes and threads.
-    pub processes: u32,
-    /// Threads of all processes.
-    pub tasks: u32,
-    /// The whole run.
-    pub total: Duration,
-    /// What is different there.
-    pub warnings: Vec<String>,
-    /// Each phase and its time; those of the target begin with `target: `.
-    pub phases: Vec<(String, Duration)>,
-}
-
 /// Looks at everything at both ends, and says all that stands in the way.
 pub fn dry_run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     let begun = Instant::now();
     signal::catch();
     let mut phases = Vec::new();
-    let (plan, (processes, tasks)) = phase(report, &mut phases, "check", |_| plan(options, true))?;
+    let (plan, counts) = phase(report, &mut phases, "check", |_| plan(options, true))?;
     let mut peer = phase(report, &mut phases, "connect", |report| transport::connect(&options.to, &options.how, report))?;
-    let memory_bytes = plan.memory;
     let details = phase(report, &mut phases, "target", |_| -> Result<Details> {
         let prepare = Frame { id: fresh_id()?, generation: 1, message: Message::Prepare { plan: pack(&plan)? } };
         peer.link.send(&transport::Frame { kind: MOVE, generation: 1, payload: pack(&prepare)? })?;
@@ -122,21 +83,8 @@ pub fn dry_run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
         }
     })?;
     refuse(options, &details)?;
-    Ok(Outcome {
-        ended: Ended::WouldFit,
-        host: peer.hello.host.clone(),
-        root_pid: None,
-        downtime: Duration::ZERO,
-        stops: Duration::ZERO,
-        rounds: 0,
-        bytes: 0,
-        memory_bytes,
-        processes,
-        tasks,
-        total: begun.elapsed(),
-        warnings: details.warnings,
-        phases: phases.into_iter().map(|(name, took)| (name.to_owned(), took)).collect(),
-    })
+    let outcome = Outcome::begin(&plan, counts, &peer.hello.host, phases);
+    Ok(Outcome { total: begun.elapsed(), warnings: details.warnings, ..outcome })
 }
 
 /// Moves the tree below `options.dump.pid`.
@@ -147,28 +95,14 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     let begun = Instant::now();
     signal::catch();
     let mut phases = Vec::new();
-    let (plan, (processes, tasks)) = phase(report, &mut phases, "check", |_| plan(options, false))?;
+    let (plan, counts) = phase(report, &mut phases, "check", |_| plan(options, false))?;
     let peer = phase(report, &mut phases, "connect", |report| transport::connect(&options.to, &options.how, report))?;
     let id = fresh_id()?;
     let store = Store::open()?;
     let guardian = watch_over(&store, id, Member::of(options.dump.pid)?, &options.addresses)?;
     let claim = store.claim(&id)?;
     let machine = Source::begin(1, pack(&plan)?, Limits::default());
-    let outcome = Outcome {
-        ended: Ended::Moved,
-        host: peer.hello.host.clone(),
-        root_pid: None,
-        downtime: Duration::ZERO,
-        stops: Duration::ZERO,
-        rounds: 0,
-        bytes: 0,
-        memory_bytes: plan.memory,
-        processes,
-        tasks,
-        total: Duration::ZERO,
-        warnings: Vec::new(),
-        phases: phases.into_iter().map(|(name, took)| (name.to_owned(), took)).collect(),
-    };
+    let outcome = Outcome { ended: Ended::Moved, ..Outcome::begin(&plan, counts, &peer.hello.host, phases) };
     let mut end = End {
         options,
         id,
@@ -533,43 +467,6 @@ impl End<'_> {
         self.peer.link.send(&last)
     }
 
-    /// Says what is not in the last image, and answers for it from now on.
-    fn leave_rest(&mut self) -> Result<()> {
-        let Some(rest) = self.standing.as_ref().map(Standing::rest).filter(|rest| !rest.blocks.is_empty()) else { return Ok(()) };
-        const AT_ONCE: usize = 4096;
-        for some in rest.blocks.chunks(AT_ONCE) {
-            let of = |left: &Left| match left.owner {
-                Owner::Process(pid) => (pid, left.ranges.clone()),
-                Owner::Object(_) => (0, Vec::new()),
-            };
-            let payload = pack(&Remark::Left(some.iter().map(of).collect()))?;
-            self.peer.link.send(&transport::Frame { kind: REMARK, generation: 1, payload })?;
-        }
-        self.feed = Some((Feed::begin(rest, self.options.dump.level, self.peer.link.beside())?, Instant::now()));
-        Ok(())
-    }
-
-    /// It runs there: everything that was left out is sent.
-    fn feed(&mut self, report: &mut dyn Report) -> Result<()> {
-        self.outcome.downtime = self.standing.as_ref().map(Standing::for_long).unwrap_or_default();
-        report.note(&format!("it runs there after {:.1} ms; its pages follow", self.outcome.downtime.as_secs_f64() * 1e3));
-        report.started("pages");
-        let bulk = self.bulk.take().ok_or_else(|| Error::other("there are no streams"))?;
-        let (feed, since) = self.feed.as_mut().ok_or_else(|| Error::other("nothing was left out"))?;
-        *since = Instant::now();
-        feed.send(bulk)
-    }
-
-    /// Nobody needs them any more.
-    fn fed(&mut self, report: &mut dyn Report) {
-        let Some((feed, since)) = self.feed.take() else { return };
-        let (bytes, asked) = feed.sent();
-        self.outcome.bytes += bytes;
-        self.outcome.phases.push(("pages".to_owned(), since.elapsed()));
-        report.ended("pages", since.elapsed());
-        report.note(&format!("blocks of pages that were waited for there: {asked}"));
-    }
-
     /// From now on it stands still whatever becomes of meio.
     fn stop(&mut self, report: &mut dyn Report) -> Result<()> {
         self.phase("hold", report, |end, _| match &mut end.standing {
@@ -635,6 +532,8 @@ impl End<'_> {
                     standing.leave(&owner(&self.id));
                 }
                 let id = super::record::name(&self.id);
+                let fed = self.feed.take().and_then(|(feed, _)| feed.failure().map(|e| format!("{why} ({e})")));
+                let why = fed.unwrap_or(why);
                 let what = format!(
                     "process {} stands still here, and it is not known whether it runs on {}: {why}",
                     self.options.dump.pid, to.host

@@ -153,9 +153,7 @@ impl Lazy {
                 tell(e);
             }
             guard.dismiss();
-            if result.is_ok() {
-                elsewhere.iter().for_each(|e| e.whole());
-            }
+            elsewhere.iter().for_each(|e| e.over(result.as_ref().err()));
             let of = handles.all();
             let huge = if result.is_ok() { huge(tree, catalog.pieces(), stubs) } else { Vec::new() };
             for (pid, address) in huge {
@@ -183,7 +181,7 @@ impl Lazy {
         self.runs = true;
         match (&mut self.server, &self.elsewhere) {
             (Some(server), _) => server.go(),
-            (None, Some(elsewhere)) => elsewhere.whole(),
+            (None, Some(elsewhere)) => elsewhere.over(None),
             (None, None) => {}
         }
     }

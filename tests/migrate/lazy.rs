@@ -4,6 +4,7 @@ use super::{counted, counting, fixture, redis, result};
 use crate::lab::hosts::{Hosts, VIP};
 use crate::lab::{Lab, SOON, until};
 use std::fs;
+use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
@@ -23,7 +24,16 @@ open(prefix + '.new', 'w').write('ok' if good else 'not what it was')
 os.rename(prefix + '.new', prefix + '.result')
 ";
 
+/// Nothing has this pid on a host any more, nor waits to be reaped.
+fn gone(hosts: &Hosts, host: usize, pid: i32) -> bool {
+    let there = |path: &str| hosts.hosts[host].command(Path::new("test")).args(["-e", path]).status().expect("test starts").success();
+    until(SOON, || !there(&format!("/proc/{pid}")))
+}
+
 fn keeps(lab: &Lab, hosts: &Hosts, mib: u32) -> i32 {
+    for name in ["k.ready", "k.go", "k.result"] {
+        let _ = fs::remove_file(lab.path(name));
+    }
     let prefix = lab.path("k").display().to_string();
     let pid = hosts.hosts[0].start(lab, "python3", &["-c", KEEPS, &mib.to_string(), &prefix]);
     assert!(until(Duration::from_secs(60), || lab.path("k.ready").exists()), "it does not get ready: {}", lab.log());
@@ -47,6 +57,16 @@ fn in_the_middle(hosts: &Hosts, pid: i32, arguments: &[&str]) -> Child {
     assert!(hosts.hosts[0].lives(pid) && !hosts.hosts[0].runs(pid), "what is left here stands still");
     child
 }
+
+/// Half a million values.
+const FILL: &str = "
+import socket
+s = socket.create_connection(('10.99.0.100', 6379))
+f = s.makefile('rb')
+for n in range(100):
+    s.sendall(b''.join(b'SET key:%d:%d %064d\r\n' % (n, i, n * i) for i in range(5000)))
+    assert all(f.readline() == b'+OK\r\n' for i in range(5000))
+";
 
 /// The names of the moves that are on record at the first host.
 fn left(hosts: &Hosts) -> Vec<String> {
@@ -94,15 +114,17 @@ crate::alone! {
     fn a_redis_that_counts() {
         let lab = Lab::new("lazy-redis");
         let hosts = Hosts::new(&lab, 2);
-        let pid = redis(&lab, &hosts).to_string();
-        let fill = "import socket; s = socket.create_connection(('10.99.0.100', 6379)); s.sendall(b'DEBUG POPULATE 200000 key 100\\r\\n'); print(s.recv(100))";
-        hosts.hosts[1].plain("python3", &["-c", fill]);
+        let number = redis(&lab, &hosts);
+        let pid = number.to_string();
+        hosts.hosts[1].plain("python3", &["-c", FILL]);
         let client = counting(&lab);
         for (from, to) in [(0, 1), (1, 0), (0, 1)] {
             let done = hosts.migrate(&lab, from, &[&pid, &hosts.hosts[to].address, "--vip", VIP, "--lazy", "--json"]);
             assert_eq!(done.code, 0, "{}{}\n{}", done.stdout, done.stderr, lab.log());
             assert_eq!(result(&done)["source"], "gone");
             println!("journey: {}", result(&done));
+            assert!(result(&done)["bytes"].as_u64().is_some_and(|n| n > 1 << 20));
+            assert!(gone(&hosts, from, number));
         }
         let said = counted(&lab, client);
         assert!(said["last"].as_u64().is_some_and(|n| n > 100), "{said}");
@@ -142,10 +164,10 @@ crate::alone! {
 
     /// Sixteen times the memory, and the same downtime. What it touches comes, too.
     fn downtime_does_not_follow_memory() {
+        let lab = Lab::new("lazy-large");
+        let hosts = Hosts::new(&lab, 2);
         let mut downtimes = Vec::new();
         for mib in [16, 256] {
-            let lab = Lab::new("lazy-large");
-            let hosts = Hosts::new(&lab, 2);
             let pid = keeps(&lab, &hosts, mib);
             // At this speed all of it would take seconds.
             let arguments = [&pid.to_string(), &hosts.hosts[1].address, "--lazy", "--json", "--bandwidth", "64M", "--compress", "none"];
@@ -153,8 +175,9 @@ crate::alone! {
             assert_eq!(done.code, 0, "{}{}", done.stdout, done.stderr);
             let result = result(&done);
             assert!(result["bytes"].as_u64().is_some_and(|n| n > u64::from(mib) << 20), "{result}");
-            assert!(until(SOON, || !hosts.hosts[0].lives(pid)) && hosts.hosts[1].runs(pid));
+            assert!(hosts.hosts[1].lives(pid));
             kept(&lab);
+            assert!(gone(&hosts, 0, pid) && gone(&hosts, 1, pid));
             println!("journey: {mib} MiB: {result}");
             downtimes.push(result["downtime_ms"].as_f64().expect("a number"));
         }
