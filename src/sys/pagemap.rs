@@ -83,6 +83,7 @@ impl Pagemap {
     }
 
     fn scan(&self, mut start: u64, end: u64, want: Want, out: &mut Vec<(u64, u64)>) -> Result<(), Errno> {
+        // No more than the kernel collects at a time: see `written`.
         let mut regions = [Region::default(); 512];
         while start < end {
             // A private copy: neither backed by a file nor the shared zero page. Inverted categories must be absent.
