@@ -1,11 +1,17 @@
 //! Trees that move between machines.
 
+mod programs;
+mod streams;
+
 use crate::lab::hosts::{Hosts, SERVICE, VIP};
 use crate::lab::{Lab, Outcome, SOON, compile, now, until};
 use std::fs;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
+
+/// How long one move may take, with a client that waits for it.
+const MOVE: Duration = Duration::from_secs(60);
 
 const INCR: &str = include_str!("migrate/incr.py");
 
