@@ -228,7 +228,7 @@ impl Agent {
     /// Everything that stands in the way.
     fn check(&mut self, plan: &[u8]) -> Result<Vec<u8>> {
         let plan: Plan = unpack(plan)?;
-        let arriving: Vec<IpAddr> = plan.addresses.iter().map(|a| a.ip).collect();
+        let arriving: Vec<(IpAddr, u8)> = plan.addresses.iter().map(|a| (a.ip, a.length)).collect();
         let needs = Needs { pid_namespace: plan.pid_namespace, arriving: &arriving, memory: plan.memory, spool: &plan.spool };
         let found = fits(&plan.manifest, &plan.tree, needs)?;
         // Who only looks has the time to ask thoroughly.

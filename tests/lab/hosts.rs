@@ -20,7 +20,7 @@ pub const VIP6: &str = "fd99::100/64@eth0";
 pub const SERVICE6: &str = "fd99::100";
 
 /// It reaps orphans, and ends with the test. What shells do at their start is nothing that is looked at.
-const INIT: &str = "mount -t tmpfs -o mode=755 run /run && mkdir /run/sshd && mount -t devpts -o ptmxmode=666,mode=600 devpts /dev/pts && mount -t tmpfs shm /dev/shm
+const INIT: &str = "mount -t tmpfs -o mode=755,size=4m run /run && mkdir /run/sshd && mount -t devpts -o ptmxmode=666,mode=600 devpts /dev/pts && mount -t tmpfs shm /dev/shm
 for file in $GREETINGS; do [ ! -e $file ] || mount --bind /dev/null $file; done
 ip link set lo up && touch \"$1\" || exit 9
 mkfifo /run/nothing && exec 9<> /run/nothing
@@ -84,9 +84,9 @@ impl Hosts {
         command
     }
 
-    /// `meio migrate` of a move that was left, on host `at`, not started yet.
-    pub fn taking_up(&self, at: usize, arguments: &[&str]) -> Command {
-        self.migration(at, arguments)
+    /// Whether the way from the bridge to host `n` is there.
+    pub fn wire(&self, n: usize, there: bool) {
+        plain("ip", &["link", "set", &format!("host{}", n + 1), if there { "up" } else { "down" }]);
     }
 
     /// Gives host `n` the service's address.
@@ -127,7 +127,8 @@ impl Host {
         children.trim().parse().expect("one child")
     }
 
-    fn serve(&self, lab: &Lab) {
+    /// Starts its sshd.
+    pub fn serve(&self, lab: &Lab) {
         let configuration = lab.path("sshd.conf").display().to_string();
         let log = lab.path(&format!("sshd-{}.log", self.address)).display().to_string();
         let mut sshd = self.command(Path::new("/usr/sbin/sshd"));
@@ -158,11 +159,12 @@ impl Host {
         let _ = fs::remove_file(&pidfile);
         let log = || fs::File::options().create(true).append(true).open(lab.path("log")).expect("log");
         // Its pids are to be nobody's on the other hosts.
-        let script = "echo $FIRST > /proc/sys/kernel/ns_last_pid && exec setsid --fork bash -c 'echo $$ > $PIDFILE.new && mv $PIDFILE.new $PIDFILE && exec \"$@\"' bash \"$@\"";
+        let script = "echo $FIRST > /proc/sys/kernel/ns_last_pid && cd $FOLDER && exec setsid --fork bash -c 'echo $$ > $PIDFILE.new && mv $PIDFILE.new $PIDFILE && exec \"$@\"' bash \"$@\"";
         let mut command = self.command(Path::new("bash"));
         command.args(["-c", script, "bash", program]).args(arguments);
         command.env("PIDFILE", &pidfile).env("FIRST", self.first_pid.to_string());
-        command.current_dir(lab.path("")).stdout(log()).stderr(log());
+        // Its working folder is the host's after nsenter(1).
+        command.env("FOLDER", lab.path("")).stdout(log()).stderr(log());
         assert!(command.status().expect("nsenter starts").success(), "{program}");
         assert!(until(SOON, || pidfile.exists()), "{program} does not start: {}", lab.log());
         fs::read_to_string(&pidfile).expect("pid").trim().parse().expect("a pid")

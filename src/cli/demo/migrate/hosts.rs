@@ -20,7 +20,7 @@ const INIT: &str = "mount -t tmpfs -o mode=755 run /run && ip link set lo up && 
 while :; do sleep 1; done";
 /// Its pid is to be nobody's on the other machine.
 const SERVE: &str = "echo 4000 > /proc/sys/kernel/ns_last_pid
-setsid sh -c 'cd / && echo $$ > \"$0.new\" && mv \"$0.new\" \"$0\" && exec python3 -I -S -c \"$@\"' \"$@\" < /dev/null > \"$0.log\" 2>&1 &";
+setsid sh -c 'cd / && echo $$ > \"$0.new\" && mv \"$0.new\" \"$0\" && exec python3 -I -S -c \"$@\"' \"$0\" \"$@\" < /dev/null > \"$0.log\" 2>&1 &";
 
 /// One of them. It ends with the namespace that it was made in.
 pub struct Host {
