@@ -275,7 +275,7 @@ impl Agent {
             Err(e) => {
                 self.take_addresses_down();
                 // Where the machine itself had it destroyed it knows.
-                self.events.push_back(Event::Failed(e.help.map_or(e.message.clone(), |help| format!("{} ({help})", e.message))));
+                self.events.push_back(Event::Failed(in_full(&e)));
             }
         }
         Ok(())
@@ -346,6 +346,13 @@ impl Agent {
         }
         self.lock = None;
     }
+}
+
+/// A failure in one sentence, for who sees only that.
+fn in_full(e: &Error) -> String {
+    let refusals: String = e.refusals.iter().map(|r| format!("; {}: {} ({})", r.object, r.reason, r.advice)).collect();
+    let help = e.help.as_ref().filter(|_| refusals.is_empty()).map(|help| format!(" ({help})"));
+    format!("{}{refusals}{}", e.message, help.unwrap_or_default())
 }
 
 /// Where verdicts are; those that nobody asks for any more are taken away.

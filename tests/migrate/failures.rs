@@ -67,8 +67,11 @@ impl Attempt<'_> {
             Harm::Deaf => {
                 let other = if self.whom() == self.to { self.from } else { self.to };
                 let address = &host(other).address;
-                let rules = format!("table inet cut {{ chain c {{ type filter hook input priority -300; ip saddr {address} drop; }} }}");
-                host(self.whom()).plain("nft", &[&rules]);
+                let rules =
+                    format!("table inet cut {{\nchain c {{\ntype filter hook input priority -300;\nip saddr {address} drop\n}}\n}}\n");
+                let file = self.lab.path("rules");
+                std::fs::write(&file, rules).expect("rules");
+                host(self.whom()).plain("nft", &["-f", file.to_str().expect("path")]);
             }
             Harm::Spool => drop(host(self.to).plain("bash", &["-c", FILL, &self.spool()])),
             Harm::Records => drop(host(self.whom()).plain("bash", &["-c", FILL, "/run"])),
@@ -201,6 +204,8 @@ fn at_random(name: &str, harms: &[Harm], slice: usize) {
     for round in 0..rounds {
         random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         let delay = Duration::from_micros((random >> 20) % (whole + whole / 10));
+        // Where the client's waits are in the end.
+        println!("journey: at {} ms", (now() - begun) / 1_000_000);
         let (there, left) = attempt(round, at).go(Some(harms[round % harms.len()]), delay);
         (moved, resumed) = (moved + u32::from(there), resumed + u32::from(left));
         at = if there { 1 - at } else { at };

@@ -24,5 +24,5 @@ while not os.path.exists(stop):
         open(stop + ".running", "w").close()
     last, worst = value, max(worst, took)
     if took > 0.05:
-        slow.append(round(took * 1e3, 1))
+        slow.append((round((asked - begun) * 1e3), round(took * 1e3, 1)))
 print(json.dumps({"last": last, "worst_ms": worst * 1e3, "slow_ms": slow, "seconds": time.monotonic() - begun}))
