@@ -5,6 +5,7 @@ pub mod alone;
 pub mod compare;
 pub mod hosts;
 pub mod observe;
+pub mod sshd;
 pub mod terminal;
 
 use nix::fcntl::{Flock, FlockArg};
