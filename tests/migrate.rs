@@ -52,7 +52,7 @@ fn moves(name: &str, arguments: &[&str], way: &[usize]) {
 }
 
 /// A redis server at the service's address on the first host.
-fn redis(lab: &Lab, hosts: &Hosts) -> i32 {
+pub fn redis(lab: &Lab, hosts: &Hosts) -> i32 {
     hosts.serve_at(0);
     let folder = lab.path("").display().to_string();
     let arguments = ["--port", "6379", "--save", "", "--appendonly", "no", "--dir", &folder, "--protected-mode", "no", "--logfile", ""];
@@ -63,7 +63,7 @@ fn redis(lab: &Lab, hosts: &Hosts) -> i32 {
     pid
 }
 
-fn counting(lab: &Lab) -> Child {
+pub fn counting(lab: &Lab) -> Child {
     let stop = lab.path("stop");
     let child = Command::new("python3").args(["-c", INCR, SERVICE, "6379"]).arg(&stop).stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
     let child = child.expect("python3 starts");
@@ -71,7 +71,7 @@ fn counting(lab: &Lab) -> Child {
     child
 }
 
-fn counted(lab: &Lab, child: Child) -> serde_json::Value {
+pub fn counted(lab: &Lab, child: Child) -> serde_json::Value {
     fs::write(lab.path("stop"), "").expect("stop");
     let done = child.wait_with_output().expect("the client ends");
     assert!(done.status.success(), "the client: {}", String::from_utf8_lossy(&done.stdout));

@@ -49,7 +49,7 @@ const FILL: &str = "cat /dev/zero > $0/fill 2>/dev/null; true";
 impl Attempt<'_> {
     /// The one of both that it is done to, where it can be either.
     fn whom(&self) -> usize {
-        if self.round / 2 % 2 == 0 { self.to } else { self.from }
+        if (self.round / 2).is_multiple_of(2) { self.to } else { self.from }
     }
 
     fn spool(&self) -> String {
