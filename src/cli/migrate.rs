@@ -9,6 +9,9 @@ use crate::transport::Destination;
 use serde_json::json;
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
+/// For the man page: from two machines with nothing set up to a move that was left.
+pub const TUTORIAL: &str = include_str!("migrate/tutorial.txt");
+
 /// Move a running tree of processes to another machine
 ///
 /// Logs in to HOST by SSH, where a meio is started; looks at everything that could stand in the way, at both ends; copies memory

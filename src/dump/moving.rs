@@ -9,6 +9,7 @@ use crate::netlock::Manner;
 use crate::netlock::kept::Owner;
 use crate::progress::Report;
 use crate::resource::birth::Birth;
+use crate::sys::namespace::Kind;
 use crate::tracee::stop::Stopped;
 use std::fs::File;
 use std::sync::Arc;
@@ -137,6 +138,12 @@ impl Standing {
         let Standstill { frozen, captured, mut locks, .. } = self.still;
         kill(frozen, &captured, &mut locks, &self.owner)?;
         locks.take_back(&self.owner);
+        let tree = &captured.tree;
+        let root = tree.processes.first().and_then(|root| root.places.of(&tree.namespaces, Kind::Ipc));
+        let elsewhere = tree.system_v_elsewhere.iter().map(|e| (e.namespace, &e.objects));
+        // Those of other namespaces have gone with these.
+        let here = std::iter::once((root, &tree.system_v)).chain(elsewhere).filter(|(namespace, _)| namespace.is_none());
+        here.for_each(|(_, objects)| objects.remove());
         Ok(())
     }
 }

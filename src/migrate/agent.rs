@@ -247,7 +247,7 @@ impl Agent {
     /// Everything that stands in the way.
     fn check(&mut self, plan: &[u8]) -> Result<Vec<u8>> {
         let plan: Plan = unpack(plan)?;
-        let arriving: Vec<IpAddr> = plan.addresses.iter().map(|a| a.ip).collect();
+        let arriving: Vec<(IpAddr, u8)> = plan.addresses.iter().map(|a| (a.ip, a.length)).collect();
         let needs = Needs { pid_namespace: plan.pid_namespace, arriving: &arriving, memory: plan.memory, spool: &plan.spool };
         let found = fits(&plan.manifest, &plan.tree, needs)?;
         // Who only looks has the time to ask thoroughly.
@@ -304,7 +304,7 @@ impl Agent {
             Err(e) => {
                 self.take_addresses_down();
                 // Where the machine itself had it destroyed it knows.
-                self.events.push_back(Event::Failed(e.help.map_or(e.message.clone(), |help| format!("{} ({help})", e.message))));
+                self.events.push_back(Event::Failed(in_full(&e)));
             }
         }
         Ok(())
@@ -417,6 +417,13 @@ impl Agent {
         }
         self.lock = None;
     }
+}
+
+/// A failure in one sentence, for who sees only that.
+fn in_full(e: &Error) -> String {
+    let refusals: String = e.refusals.iter().map(|r| format!("; {}: {} ({})", r.object, r.reason, r.advice)).collect();
+    let help = e.help.as_ref().filter(|_| refusals.is_empty()).map(|help| format!(" ({help})"));
+    format!("{}{refusals}{}", e.message, help.unwrap_or_default())
 }
 
 /// Where verdicts are; those that nobody asks for any more are taken away.
