@@ -30,8 +30,8 @@ mod source;
 mod spool;
 pub mod state;
 
-pub use resume::take_up;
 pub use outcome::{Ended, Outcome};
+pub use resume::take_up;
 pub use source::{Options, Policy, dry_run, run};
 pub use state::Wish;
 

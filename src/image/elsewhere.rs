@@ -5,6 +5,7 @@ use super::pages::Owner;
 use super::resolved::{At, Place};
 use crate::error::{Error, Result};
 use std::collections::HashMap;
+use std::sync::Arc;
 
 /// Who has them. They are in blocks, each of which is known to both ends by its number.
 pub trait Elsewhere: Send + Sync + std::fmt::Debug {
@@ -16,6 +17,15 @@ pub trait Elsewhere: Send + Sync + std::fmt::Debug {
     fn files(&self) -> Vec<i32>;
     /// Tells that no more will be asked for: all is there, or this has stood in the way, and what needed it has been ended.
     fn over(&self, failure: Option<&Error>);
+}
+
+/// Which pages stand in no image, and who has them.
+#[derive(Debug, Clone)]
+pub struct Absent {
+    /// All blocks, by their numbers.
+    pub left: Arc<Vec<Left>>,
+    /// Who is asked for them.
+    pub from: Arc<dyn Elsewhere>,
 }
 
 /// A block of such pages: whose, and address and number of each range, by address.
@@ -43,7 +53,11 @@ pub fn overlay(owners: &mut HashMap<Owner, Vec<Place>>, image: u32, left: &[Left
         for &(address, pages) in ranges {
             let wrong = || Error::other("what was left out of the image is said in a way that makes no sense");
             let end = address.checked_add(u64::from(pages) * PAGE as u64).ok_or_else(wrong)?;
-            if pages == 0 || !address.is_multiple_of(PAGE as u64) || end > i64::MAX as u64 || places.last().is_some_and(|p| p.end() > address) {
+            if pages == 0
+                || !address.is_multiple_of(PAGE as u64)
+                || end > i64::MAX as u64
+                || places.last().is_some_and(|p| p.end() > address)
+            {
                 return Err(wrong());
             }
             places.push(Place { address, pages, at: Some(At { image, block: block as u32, page }) });

@@ -6,8 +6,8 @@ use super::rounds::Bulk;
 use crate::dump::Rest;
 use crate::error::{Context, Error, Result};
 use crate::transport::{Beside, Frame};
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -26,8 +26,15 @@ pub struct Feed {
 impl Feed {
     /// From now on who asks for a block gets it.
     pub fn begin(rest: Arc<Rest>, level: Option<i32>, beside: Beside) -> Result<Feed> {
-        let mut feed =
-            Feed { rest: rest.clone(), level, over: Arc::default(), sent: Arc::default(), asked: Arc::default(), failure: Arc::default(), answers: None };
+        let mut feed = Feed {
+            rest: rest.clone(),
+            level,
+            over: Arc::default(),
+            sent: Arc::default(),
+            asked: Arc::default(),
+            failure: Arc::default(),
+            answers: None,
+        };
         let (over, sent, asked) = (feed.over.clone(), feed.sent.clone(), feed.asked.clone());
         let failure = feed.failure.clone();
         let work = move || {

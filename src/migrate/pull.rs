@@ -236,7 +236,10 @@ mod tests {
 
     fn far(blocks: u32) -> (Far, UnixStream, UnixStream) {
         let ((asks, near_asks), (socket, near)) = (UnixStream::pair().expect("a pair"), UnixStream::pair().expect("a pair"));
-        let one = |n: u32| Left { owner: Owner::Process(1), ranges: vec![(u64::from(n) * 3 * PAGE as u64, 1), (u64::from(n) * 3 * PAGE as u64 + 2 * PAGE as u64, 1)] };
+        let one = |n: u32| Left {
+            owner: Owner::Process(1),
+            ranges: vec![(u64::from(n) * 3 * PAGE as u64, 1), (u64::from(n) * 3 * PAGE as u64 + 2 * PAGE as u64, 1)],
+        };
         let left = Arc::new((0..blocks).map(one).collect());
         let at_work = File::open("/dev/null").expect("a file");
         (Far { asks: asks.into(), stream: Stream { socket, next: 0 }.into(), left, at_work }, near_asks, near)

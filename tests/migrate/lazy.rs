@@ -82,12 +82,12 @@ fn stands_here(lab: &Lab, hosts: &Hosts, pid: i32) {
     let names = left(hosts);
     let [id] = &names[..] else { panic!("{names:?}") };
     for arguments in [["--resume", id], ["--abort", id]] {
-        let done = lab.run(hosts.taking_up(0, &arguments));
+        let done = lab.run(hosts.migration(0, &arguments));
         assert_eq!(done.code, 16, "{done:?}");
         assert!(done.stderr.contains("--force") && done.stderr.contains("stands still here"), "{}", done.stderr);
         assert!(!hosts.hosts[0].runs(pid));
     }
-    let done = lab.run(hosts.taking_up(0, &["--abort", id, "--force"]));
+    let done = lab.run(hosts.migration(0, &["--abort", id, "--force"]));
     assert_eq!(done.code, 0, "{done:?}");
     assert!(until(SOON, || hosts.hosts[0].runs(pid)) && left(hosts).is_empty());
 }

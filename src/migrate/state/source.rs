@@ -219,7 +219,9 @@ impl Source {
                 vec![Action::Feed]
             }
             // What it waits for comes from here and over this link only.
-            Event::LinkLost if feeds => self.give_up("the link was lost while pages were missing there, for want of which it is ended", false),
+            Event::LinkLost if feeds => {
+                self.give_up("the link was lost while pages were missing there, for want of which it is ended", false)
+            }
             Event::Interrupted if feeds => Vec::new(),
             Event::Heard { message: Message::Alive, .. } => self.moved(),
             Event::Heard { message: Message::Answer { became, boot }, .. } => match became {
