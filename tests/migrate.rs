@@ -1,6 +1,7 @@
 //! Trees that move between machines.
 
 mod failures;
+mod lazy;
 mod programs;
 mod streams;
 

@@ -50,6 +50,10 @@ pub struct Migrate {
     /// What to do when the tree writes faster than that can be sent, or the time is over
     #[arg(long, value_name = "WHAT", default_value = "cancel")]
     on_timeout: OnTimeout,
+    /// Let it run there first; its memory follows, what it touches first of all. Should the link be lost meanwhile, it is ended
+    /// there, and stands still here as it was when it was moved
+    #[arg(long)]
+    lazy: bool,
     /// An address that moves with the tree: taken from the interface here, and brought up there
     #[arg(long, value_name = "ADDRESS/LENGTH@INTERFACE", value_parser = address)]
     vip: Vec<Address>,
@@ -87,6 +91,8 @@ enum OnTimeout {
     Cancel,
     /// It is moved, however long that takes
     Force,
+    /// It runs there first, and what is left follows: as with --lazy
+    Lazy,
 }
 
 fn destination(text: &str) -> std::result::Result<Destination, String> {
@@ -137,7 +143,9 @@ impl Migrate {
             policy: match self.on_timeout {
                 OnTimeout::Cancel => Policy::Cancel,
                 OnTimeout::Force => Policy::Force,
+                OnTimeout::Lazy => Policy::Lazy,
             },
+            lazy: self.lazy,
             pid_namespace: self.pid_namespace,
             addresses: self.vip.clone(),
             spool: self.spool.clone(),

@@ -3,11 +3,13 @@
 use super::address::Probe;
 use super::message::{Frame, Id, Message};
 use super::plan::{Details, Plan, Remark, pack, unpack};
+use super::pull::{Near, Told as Pulled};
 use super::record::{self, Member, Store};
 use super::spool::Spool;
 use super::state::{Action, Event, Life, Limits, Recorded, Target, Verdict};
 use super::{MOVE, REMARK, frozen, local};
 use crate::error::{Error, Refusal, Result};
+use crate::image::{Elsewhere, Left, Owner};
 use crate::netlock::{self, NetLock};
 use crate::progress::Report;
 use crate::resource::Tree;
@@ -20,6 +22,7 @@ use crate::sys::wire::Wire;
 use crate::transport::{self, Peer};
 use std::collections::VecDeque;
 use std::net::IpAddr;
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 /// Serves one source over standard input and output, until there is nothing left to do for it.
@@ -39,6 +42,9 @@ pub fn run() -> Result<()> {
         plan: None,
         spool: None,
         last: None,
+        left: Vec::new(),
+        near: None,
+        pulled: None,
         lock: None,
         brought: Vec::new(),
         store: record_store()?,
@@ -94,6 +100,12 @@ struct Agent {
     spool: Option<Spool>,
     /// Number of the last image.
     last: Option<u64>,
+    /// What is not in it.
+    left: Vec<Left>,
+    /// Where pages come in that are in no image.
+    near: Option<Near>,
+    /// What becomes of them, while some are missing.
+    pulled: Option<mpsc::Receiver<Pulled>>,
     /// Over the addresses of the tree, until it runs.
     lock: Option<NetLock>,
     /// Addresses that were brought up here.
@@ -125,11 +137,15 @@ impl Agent {
             if !self.linked {
                 return Ok(Next::End);
             }
+            if let Some(pulled) = self.pulled.as_ref().and_then(|pulled| pulled.try_recv().ok()) {
+                self.pulled(pulled);
+                continue;
+            }
             if signal::take().is_some() {
                 self.events.push_back(Event::Interrupted);
                 continue;
             }
-            const STEP: Duration = Duration::from_millis(100);
+            const STEP: Duration = Duration::from_millis(20);
             let wake = self.machine.wake().map_or(STEP, |at| at.saturating_sub(self.begun.elapsed()).min(STEP));
             self.hear(wake.max(Duration::from_millis(1)));
         }
@@ -148,6 +164,9 @@ impl Agent {
             Ok(frame) => {
                 match unpack(&frame.payload) {
                     Ok(Remark::Last(n)) if frame.kind == REMARK => self.last = Some(n),
+                    Ok(Remark::Left(blocks)) if frame.kind == REMARK => {
+                        self.left.extend(blocks.into_iter().map(|(pid, ranges)| Left { owner: Owner::Process(pid), ranges }));
+                    }
                     Ok(Remark::Packets(packets)) if frame.kind == REMARK => self.packets(packets),
                     _ => {}
                 }
@@ -249,9 +268,15 @@ impl Agent {
     /// From now on images may come.
     fn receive_images(&mut self) -> Result<()> {
         let Some(plan) = self.plan.as_ref().filter(|_| self.spool.is_none()) else { return Ok(()) };
-        let begun = self.peer.open_bulk().and_then(|()| Spool::begin(&plan.spool, &self.id.unwrap_or_default(), self.peer.receiver()?));
-        match begun {
-            Ok(spool) => self.spool = Some(spool),
+        let (peer, id) = (&mut self.peer, self.id.unwrap_or_default());
+        let mut begin = || -> Result<_> {
+            peer.open_bulk()?;
+            let mut near = Near::new()?;
+            let pages = near.stream.take().ok_or_else(|| Error::other("pages have no way"))?;
+            Ok((Spool::begin(&plan.spool, &id, peer.receiver()?, pages)?, near))
+        };
+        match begin() {
+            Ok((spool, near)) => (self.spool, self.near) = (Some(spool), Some(near)),
             Err(e) => self.events.push_back(Event::Failed(e.message)),
         }
         Ok(())
@@ -270,13 +295,17 @@ impl Agent {
             Ok(outcome) => {
                 self.runs = true;
                 self.deliver();
-                self.brought.clear();
+                if self.pulled.is_none() {
+                    self.brought.clear();
+                }
                 outcome.warnings.iter().for_each(|w| self.remark(&Remark::Warning(w.clone())));
                 for (name, took) in &outcome.phases {
                     self.remark(&Remark::Phase((*name).to_owned(), took.as_micros() as u64));
                 }
                 self.remark(&Remark::Root(outcome.root_pid));
-                self.events.push_back(Event::Released);
+                // What is told of it from now on is told by the process that brings them.
+                let missing = self.pulled.is_some();
+                self.events.push_back(if missing { Event::Pulling } else { Event::Released });
             }
             Err(e) => {
                 self.take_addresses_down();
@@ -293,6 +322,7 @@ impl Agent {
         let spool = self.spool.as_mut().ok_or_else(|| Error::other("no images came"))?;
         let (image, parent) = spool.wait(last, Limits::default().ready)?;
         self.bring_addresses_up(&plan, &image)?;
+        let left = self.leave()?;
         let options = restore::Options {
             input: Input::Path(image),
             detach: true,
@@ -300,8 +330,9 @@ impl Agent {
             pid_namespace: plan.pid_namespace,
             close_connections: false,
             // Until all pages are there the tree dies with whoever brings them; little memory is there at once.
-            lazy: plan.memory > LAZY_FROM,
+            lazy: left.is_some() || plan.memory > LAZY_FROM,
             parent,
+            left,
         };
         let may_run = &mut |root| {
             self.planted = below(root);
@@ -318,6 +349,34 @@ impl Agent {
             Ok(())
         };
         restore::run_when(&options, may_run, told)
+    }
+
+    /// Who has what is not in the last image.
+    #[expect(clippy::type_complexity, reason = "as restore::Options has it")]
+    fn leave(&mut self) -> Result<Option<(Arc<Vec<Left>>, Arc<dyn Elsewhere>)>> {
+        let (left, id) = (std::mem::take(&mut self.left), self.id.unwrap_or_default());
+        let Some(near) = self.near.as_mut().filter(|_| !left.is_empty()) else { return Ok(None) };
+        let left = Arc::new(left);
+        let (far, pulled) = near.begin(left.clone(), self.store.at_work(&id)?, self.peer.link.beside())?;
+        self.pulled = Some(pulled);
+        Ok(Some((left, Arc::new(far))))
+    }
+
+    /// All pages are there, or it has been ended for want of them.
+    fn pulled(&mut self, pulled: Pulled) {
+        self.pulled = None;
+        match pulled {
+            Pulled::Whole => {
+                self.brought.clear();
+                self.events.push_back(Event::Whole);
+            }
+            Pulled::Ended(why) => {
+                self.take_addresses_down();
+                let what = format!("pages that were missing could not be brought, and it was ended: {why}");
+                self.remark(&Remark::Warning(what.clone()));
+                self.events.push_back(Event::Failed(what));
+            }
+        }
     }
 
     /// Its addresses come up, and nobody answers at them yet.
@@ -349,6 +408,18 @@ impl Agent {
 
     /// What a tree that did not come has left.
     fn clear_up(&mut self) {
+        drop(self.near.take());
+        // The link was lost while pages were missing: it is ended now, unless all were just there.
+        const ENDS: Duration = Duration::from_secs(60);
+        if let Some(pulled) = self.pulled.take().and_then(|pulled| pulled.recv_timeout(ENDS).ok()) {
+            let whole = pulled == Pulled::Whole && self.machine.is_released();
+            self.pulled(pulled);
+            for action in whole.then(|| self.machine.step(Event::Whole, self.begun.elapsed())).into_iter().flatten() {
+                if let Action::Judge(verdict) = action {
+                    self.judge(verdict);
+                }
+            }
+        }
         if !self.machine.is_released() {
             self.take_addresses_down();
         }

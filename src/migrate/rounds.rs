@@ -23,6 +23,13 @@ impl Bulk {
         Bulk { sender }
     }
 
+    /// Sends what `write` writes as the last item.
+    pub fn last_item(mut self, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
+        write(&mut self.sender)?;
+        self.sender.end_item()?;
+        self.sender.finish()
+    }
+
     /// Sends what `make` writes into a pipe as one item.
     pub fn item<T>(&mut self, make: impl FnOnce(File) -> Result<T>) -> Result<T> {
         let (from, into) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).context(|| "making a pipe")?;

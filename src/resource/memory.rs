@@ -44,6 +44,9 @@ pub enum Backing {
     Kernel,
 }
 
+/// A mapping with fewer pages than this that have a content is filled before the program runs.
+pub const LATER_FROM: u64 = 64;
+
 /// One mapping (VMA) of an address space, as proc_pid_smaps(5) shows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -77,6 +80,13 @@ impl Mapping {
     /// Whether what is written to it reaches what stands behind it, or would after mprotect(2).
     pub fn may_write(&self) -> bool {
         self.shared && self.flags.iter().any(|f| f == "mw")
+    }
+    /// Whether its pages may be brought after the program runs.
+    pub fn can_wait(&self) -> bool {
+        let has = |flag: &str| self.flags.iter().any(|f| f == flag);
+        // What is locked is wanted in memory; what a child finds zero (MADV_WIPEONFORK) is not told of.
+        let fixed = self.huge_page_kib != 0 || has("lo") && !has("lf") || has("wf");
+        self.backing == Backing::Anonymous && !self.shared && !fixed
     }
     /// Whether the address lies inside.
     pub fn contains(&self, address: u64) -> bool {
