@@ -3,6 +3,7 @@
 //! ```text
 //! source     what the source does; rounds: images on their way; resume: a move that was left
 //! agent      what the target does; spool: images as they come; plan: what each must know of the other
+//! pull       pages that come after it runs, at the target; feed: the same at the source
 //! state      who may run: two pure machines; simulate breaks everything around them
 //!   message    what they say to each other; record: what is durable of that; frozen: a tree that stands still without meio
 //! address    what moves along; local: what cannot
@@ -13,10 +14,13 @@
 
 pub mod address;
 pub mod agent;
+mod feed;
 pub mod frozen;
 mod local;
 pub mod message;
+mod outcome;
 pub mod plan;
+mod pull;
 pub mod record;
 mod resume;
 pub mod rounds;
@@ -26,11 +30,14 @@ mod source;
 pub mod spool;
 pub mod state;
 
+pub use outcome::{Ended, Outcome};
 pub use resume::take_up;
-pub use source::{Ended, Options, Outcome, Policy, dry_run, run};
+pub use source::{Options, Policy, dry_run, run};
 pub use state::Wish;
 
 /// Kind of the frames that carry a [`message::Frame`].
 const MOVE: u16 = 0x100;
 /// Kind of those that carry a [`plan::Remark`].
 const REMARK: u16 = 0x101;
+/// Kind of those that ask for a block of pages, or carry it: see [`pull`].
+const PAGES: u16 = crate::transport::BESIDE;

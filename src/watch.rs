@@ -5,7 +5,7 @@
 //! protect    what the primary does; lease: its address, in the hands of a child of meio
 //! agent      what the standby does
 //!   setup      what they say to each other before; frame: what they say then, as bytes
-//!   beat       heartbeats beside the link
+//!   beat       heartbeats beside the link; fence: the command that ends the other host
 //! state      who answers: two pure machines; simulate breaks everything around them
 //!   notice     silence on two paths, and jitter; pace: when an epoch begins
 //! record     what is durable of it, on each host
@@ -36,6 +36,7 @@
 
 pub mod agent;
 mod beat;
+mod fence;
 mod frame;
 mod lease;
 pub mod protect;

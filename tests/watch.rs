@@ -1,6 +1,6 @@
 //! Trees that outlive their host.
 
-use crate::lab::hosts::{Hosts, SERVICE, VIP};
+use crate::lab::hosts::{Host, Hosts, SERVICE, VIP};
 use crate::lab::{Lab, SOON, until};
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -35,6 +35,15 @@ fn redis(lab: &Lab) -> (Hosts, i32) {
     let pid = hosts.hosts[0].start(lab, "redis-server", &arguments);
     assert!(until(SOON, || count().is_some()), "redis does not answer: {}", lab.log());
     (hosts, pid)
+}
+
+/// The meio that was started first on a host: the others are its children.
+fn oldest(host: &Host) -> String {
+    host.plain("pgrep", &["-o", "-x", "meio"]).trim().to_owned()
+}
+
+fn has_address(host: &Host) -> bool {
+    host.plain("ip", &["-o", "address"]).contains(&format!(" {SERVICE}/"))
 }
 
 /// What the standby has noted.
@@ -73,7 +82,7 @@ crate::alone! {
     fn a_host_that_is_lost() {
         let lab = Lab::new("watch-lost");
         let (mut hosts, pid) = redis(&lab);
-        (0..1000).for_each(|_| drop(count()));
+        (0..1000).for_each(|_| assert!(count().is_some()));
         let mut watched = Watched::begin(&lab, &hosts, pid, &[]);
         let before = count().expect("it answers");
         assert!(before > 1000);
@@ -89,16 +98,62 @@ crate::alone! {
         assert!(hosts.hosts[1].runs(pid));
     }
 
+    /// A meio that is stopped cannot give up the address, but another process does; when it wakes up it stops the tree.
+    fn a_meio_that_is_stopped() {
+        let lab = Lab::new("watch-stopped");
+        let (hosts, pid) = redis(&lab);
+        (0..1000).for_each(|_| assert!(count().is_some()));
+        let mut watched = Watched::begin(&lab, &hosts, pid, &[]);
+        let meio = oldest(&hosts.hosts[0]);
+        hosts.hosts[0].plain("kill", &["-STOP", &meio]);
+        assert!(until(SOON, || !has_address(&hosts.hosts[0])), "the address is kept");
+        assert!(until(Duration::from_secs(60), || has_address(&hosts.hosts[1])), "nobody takes over: {}", noted(&hosts));
+        assert!(until(SOON, || count().is_some_and(|n| n > 1000)), "nobody answers: {}", noted(&hosts));
+        hosts.hosts[0].plain("kill", &["-CONT", &meio]);
+        let done = watched.meio.wait().expect("it ends");
+        assert_eq!(done.code(), Some(3), "{}", watched.said());
+        assert!(watched.said().contains("the standby has taken over"), "{}", watched.said());
+        assert!(!has_address(&hosts.hosts[0]) && !hosts.hosts[0].runs(pid) && hosts.hosts[1].runs(pid));
+        assert!(count().is_some());
+    }
+
+    /// Both go on hearing nothing of each other: only one of them has the address.
+    fn a_cable_that_is_pulled() {
+        let lab = Lab::new("watch-cable");
+        let (hosts, pid) = redis(&lab);
+        (0..1000).for_each(|_| assert!(count().is_some()));
+        let mut watched = Watched::begin(&lab, &hosts, pid, &[]);
+        let cable = |state| assert!(std::process::Command::new("ip").args(["link", "set", "host1", state]).status().expect("ip").success());
+        cable("down");
+        assert!(until(Duration::from_secs(60), || has_address(&hosts.hosts[1])), "nobody takes over: {}", noted(&hosts));
+        assert!(!has_address(&hosts.hosts[0]), "two have the address");
+        assert!(until(SOON, || count().is_some_and(|n| n > 1000)), "nobody answers: {}", noted(&hosts));
+        cable("up");
+        let done = watched.meio.wait().expect("it ends");
+        assert_eq!(done.code(), Some(3), "{}", watched.said());
+        assert!(!has_address(&hosts.hosts[0]) && !hosts.hosts[0].runs(pid) && hosts.hosts[1].runs(pid));
+    }
+
+    /// The service goes on without a standby, and that is said.
+    fn a_standby_that_is_killed() {
+        let lab = Lab::new("watch-standby");
+        let (hosts, pid) = redis(&lab);
+        let mut watched = Watched::begin(&lab, &hosts, pid, &[]);
+        let before = count().expect("it answers");
+        hosts.hosts[1].plain("pkill", &["-KILL", "-x", "meio"]);
+        let done = watched.meio.wait().expect("it ends");
+        assert_eq!(done.code(), Some(15), "{}", watched.said());
+        assert_eq!(count(), Some(before + 1));
+        assert!(hosts.hosts[0].runs(pid) && has_address(&hosts.hosts[0]));
+    }
+
     /// What is asked to end ends, and the tree goes on where it was.
     fn an_end_that_is_wished() {
         let lab = Lab::new("watch-over");
         let (hosts, pid) = redis(&lab);
         let mut watched = Watched::begin(&lab, &hosts, pid, &[]);
         let before = count().expect("it answers");
-        // nsenter(1) waits for it in its own place.
-        let inside = hosts.hosts[0].plain("pgrep", &["-x", "meio"]);
-        let oldest = inside.lines().next().expect("a meio").to_owned();
-        hosts.hosts[0].plain("kill", &["-INT", &oldest]);
+        hosts.hosts[0].plain("kill", &["-INT", &oldest(&hosts.hosts[0])]);
         let done = watched.meio.wait().expect("it ends");
         assert!(matches!(done.code(), Some(0 | 3)), "{done:?} {}", watched.said());
         assert_eq!(count(), Some(before + 1));

@@ -21,7 +21,7 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 /// The service address (--vip) is here as long as the standby is heard: this host gives it up, also when meio was stopped, before
 /// the standby may take it.
 ///
-/// Ends when the tree does, or on ^C: then the tree goes on here, and nobody stands by.
+/// SIGUSR1 has an epoch begin at once. Ends when the tree does, or on ^C: then the tree goes on here, and nobody stands by.
 ///
 /// With --json the last line has "epochs", "bytes", "stop_ms" (the longest stop), "median_stop_ms" (the first copy left out),
 /// "source" ("running", or "stopped" when the standby has taken over), "host" and "warnings".
@@ -55,6 +55,10 @@ pub struct Watch {
     /// What to do here when nothing is heard of the standby, and it is not known whether it takes over
     #[arg(long, value_name = "WHAT", default_value = "hold")]
     on_standby_loss: Loss,
+    /// A shell command that ends the other host, MEIO_HOST, and fails if it cannot: must succeed before the standby takes over, or
+    /// this host goes on alone
+    #[arg(long, value_name = "COMMAND")]
+    fence: Option<String>,
     /// Let it have its pids in a fresh pid namespace there
     #[arg(long)]
     pid_namespace: bool,
@@ -126,7 +130,8 @@ impl Watch {
         let beat = usual.beat.min(self.timeout / 5);
         let (interval, interval_max) = (self.interval, self.interval_max);
         let interval_min = usual.interval_min.min(interval);
-        Ok(Limits { guarantee: Guarantee::Hot, on_loss, beat, timeout: self.timeout, interval, interval_min, interval_max, ..usual })
+        let fence = self.fence.is_some();
+        Ok(Limits { guarantee: Guarantee::Hot, on_loss, fence, beat, timeout: self.timeout, interval, interval_min, interval_max, ..usual })
     }
 
     fn options(&self) -> Result<Options> {
@@ -155,6 +160,7 @@ impl Watch {
             pid_namespace: self.pid_namespace,
             spool: self.spool.clone(),
             limits: self.limits()?,
+            fence: self.fence.clone(),
         })
     }
 }

@@ -2,11 +2,13 @@
 
 use super::message::{Frame, Id, Message};
 use super::plan::{Plan, Remark, pack, unpack};
+use super::pull::{Near, Told as Pulled};
 use super::record::{self, Member, Store};
 use super::spool::{Keep, Spool};
 use super::state::{Action, Event, Life, Limits, Recorded, Target, Verdict};
 use super::{MOVE, REMARK, frozen};
-use crate::error::{Error, Result};
+use crate::error::{Error, Refusal, Result};
+use crate::image::{Absent, Left, Owner};
 use crate::netlock::{self, NetLock};
 use crate::progress::Report;
 use crate::resource::Tree;
@@ -17,6 +19,7 @@ use crate::sys::signal;
 use crate::sys::wire::Wire;
 use crate::transport::{self, Peer};
 use std::collections::VecDeque;
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 /// Serves one source over standard input and output, until there is nothing left to do for it.
@@ -36,6 +39,9 @@ pub fn run() -> Result<()> {
         plan: None,
         spool: None,
         last: None,
+        left: Vec::new(),
+        near: None,
+        pulled: None,
         lock: None,
         brought: Vec::new(),
         store: record_store()?,
@@ -91,6 +97,12 @@ struct Agent {
     spool: Option<Spool>,
     /// Number of the last image.
     last: Option<u64>,
+    /// What is not in it.
+    left: Vec<Left>,
+    /// Where pages come in that are in no image.
+    near: Option<Near>,
+    /// What becomes of them, while some are missing.
+    pulled: Option<mpsc::Receiver<Pulled>>,
     /// Over the addresses of the tree, until it runs.
     lock: Option<NetLock>,
     /// Addresses that were brought up here.
@@ -122,11 +134,15 @@ impl Agent {
             if !self.linked {
                 return Ok(Next::End);
             }
+            if let Some(pulled) = self.pulled.as_ref().and_then(|pulled| pulled.try_recv().ok()) {
+                self.pulled(pulled);
+                continue;
+            }
             if signal::take().is_some() {
                 self.events.push_back(Event::Interrupted);
                 continue;
             }
-            const STEP: Duration = Duration::from_millis(100);
+            const STEP: Duration = Duration::from_millis(20);
             let wake = self.machine.wake().map_or(STEP, |at| at.saturating_sub(self.begun.elapsed()).min(STEP));
             self.hear(wake.max(Duration::from_millis(1)));
         }
@@ -145,6 +161,9 @@ impl Agent {
             Ok(frame) => {
                 match unpack(&frame.payload) {
                     Ok(Remark::Last(n)) if frame.kind == REMARK => self.last = Some(n),
+                    Ok(Remark::Left(blocks)) if frame.kind == REMARK => {
+                        self.left.extend(blocks.into_iter().map(|(pid, ranges)| Left { owner: Owner::Process(pid), ranges }));
+                    }
                     Ok(Remark::Packets(packets)) if frame.kind == REMARK => self.packets(packets),
                     _ => {}
                 }
@@ -225,7 +244,12 @@ impl Agent {
     /// Everything that stands in the way.
     fn check(&mut self, plan: &[u8]) -> Result<Vec<u8>> {
         let plan: Plan = unpack(plan)?;
-        let details = plan.check()?;
+        let mut details = plan.check()?;
+        // It must say here what becomes of the tree.
+        if let Err(e) = self.store.has_room(plan.tree.processes.len()) {
+            let advice = "make room on the target".to_owned();
+            details.refusals.push(Refusal { object: "records".into(), reason: e.message, advice, ..Refusal::default() });
+        }
         let wanted = details.refusals.is_empty() && !plan.dry_run;
         self.plan = wanted.then_some(plan);
         pack(&details)
@@ -234,10 +258,15 @@ impl Agent {
     /// From now on images may come.
     fn receive_images(&mut self) -> Result<()> {
         let Some(plan) = self.plan.as_ref().filter(|_| self.spool.is_none()) else { return Ok(()) };
-        let begun =
-            self.peer.open_bulk().and_then(|()| Spool::begin(&plan.spool, &self.id.unwrap_or_default(), self.peer.receiver()?, Keep::All));
-        match begun {
-            Ok(spool) => self.spool = Some(spool),
+        let (peer, id) = (&mut self.peer, self.id.unwrap_or_default());
+        let mut begin = || -> Result<_> {
+            peer.open_bulk()?;
+            let mut near = Near::new()?;
+            let pages = near.stream.take().ok_or_else(|| Error::other("pages have no way"))?;
+            Ok((Spool::begin(&plan.spool, &id, peer.receiver()?, Some(pages), Keep::All)?, near))
+        };
+        match begin() {
+            Ok((spool, near)) => (self.spool, self.near) = (Some(spool), Some(near)),
             Err(e) => self.events.push_back(Event::Failed(e.message)),
         }
         Ok(())
@@ -256,18 +285,22 @@ impl Agent {
             Ok(outcome) => {
                 self.runs = true;
                 self.deliver();
-                self.brought.clear();
+                if self.pulled.is_none() {
+                    self.brought.clear();
+                }
                 outcome.warnings.iter().for_each(|w| self.remark(&Remark::Warning(w.clone())));
                 for (name, took) in &outcome.phases {
                     self.remark(&Remark::Phase((*name).to_owned(), took.as_micros() as u64));
                 }
                 self.remark(&Remark::Root(outcome.root_pid));
-                self.events.push_back(Event::Released);
+                // What is told of it from now on is told by the process that brings them.
+                let missing = self.pulled.is_some();
+                self.events.push_back(if missing { Event::Pulling } else { Event::Released });
             }
             Err(e) => {
                 self.take_addresses_down();
                 // Where the machine itself had it destroyed it knows.
-                self.events.push_back(Event::Failed(e.help.map_or(e.message.clone(), |help| format!("{} ({help})", e.message))));
+                self.events.push_back(Event::Failed(in_full(&e)));
             }
         }
         Ok(())
@@ -279,6 +312,7 @@ impl Agent {
         let spool = self.spool.as_mut().ok_or_else(|| Error::other("no images came"))?;
         let (image, parent) = spool.wait(last, Limits::default().ready)?;
         self.bring_addresses_up(&plan, &image)?;
+        let absent = self.leave()?;
         let options = restore::Options {
             input: Input::Path(image),
             detach: true,
@@ -286,11 +320,14 @@ impl Agent {
             pid_namespace: plan.pid_namespace,
             close_connections: false,
             // Until all pages are there the tree dies with whoever brings them; little memory is there at once.
-            lazy: plan.memory > LAZY_FROM,
+            lazy: absent.is_some() || plan.memory > LAZY_FROM,
             parent,
+            absent,
         };
         let may_run = &mut |root| {
             self.planted = below(root);
+            // What cannot be put on record could not be told either once the source has let go.
+            self.store.has_room(self.planted.len())?;
             self.events.push_back(Event::Planted);
             match self.drive()? {
                 Next::Release => {}
@@ -302,6 +339,33 @@ impl Agent {
             Ok(())
         };
         restore::run_when(&options, may_run, told)
+    }
+
+    /// Who has what is not in the last image.
+    fn leave(&mut self) -> Result<Option<Absent>> {
+        let (left, id) = (std::mem::take(&mut self.left), self.id.unwrap_or_default());
+        let Some(near) = self.near.as_mut().filter(|_| !left.is_empty()) else { return Ok(None) };
+        let left = Arc::new(left);
+        let (far, pulled) = near.begin(left.clone(), self.store.at_work(&id)?, self.peer.link.beside())?;
+        self.pulled = Some(pulled);
+        Ok(Some(Absent { left, from: Arc::new(far) }))
+    }
+
+    /// All pages are there, or it has been ended for want of them.
+    fn pulled(&mut self, pulled: Pulled) {
+        self.pulled = None;
+        match pulled {
+            Pulled::Whole => {
+                self.brought.clear();
+                self.events.push_back(Event::Whole);
+            }
+            Pulled::Ended(why) => {
+                self.take_addresses_down();
+                let what = format!("pages that were missing could not be brought, and it was ended: {why}");
+                self.remark(&Remark::Warning(what.clone()));
+                self.events.push_back(Event::Failed(what));
+            }
+        }
     }
 
     /// Its addresses come up, and nobody answers at them yet.
@@ -333,11 +397,30 @@ impl Agent {
 
     /// What a tree that did not come has left.
     fn clear_up(&mut self) {
+        drop(self.near.take());
+        // The link was lost while pages were missing: it is ended now, unless all were just there.
+        const ENDS: Duration = Duration::from_secs(60);
+        if let Some(pulled) = self.pulled.take().and_then(|pulled| pulled.recv_timeout(ENDS).ok()) {
+            let whole = pulled == Pulled::Whole && self.machine.is_released();
+            self.pulled(pulled);
+            for action in whole.then(|| self.machine.step(Event::Whole, self.begun.elapsed())).into_iter().flatten() {
+                if let Action::Judge(verdict) = action {
+                    self.judge(verdict);
+                }
+            }
+        }
         if !self.machine.is_released() {
             self.take_addresses_down();
         }
         self.lock = None;
     }
+}
+
+/// A failure in one sentence, for who sees only that.
+fn in_full(e: &Error) -> String {
+    let refusals: String = e.refusals.iter().map(|r| format!("; {}: {} ({})", r.object, r.reason, r.advice)).collect();
+    let help = e.help.as_ref().filter(|_| refusals.is_empty()).map(|help| format!(" ({help})"));
+    format!("{}{refusals}{}", e.message, help.unwrap_or_default())
 }
 
 /// Where verdicts are; those that nobody asks for any more are taken away.

@@ -46,6 +46,9 @@ pub struct Details {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub enum Remark {
+    /// Blocks of pages that are not in the last image, after those that were named before: the pid of each, and address and number
+    /// of its ranges.
+    Left(Vec<(i32, Vec<(u64, u32)>)>),
     /// The image of this number is the last one, and stands for a tree that stands still.
     Last(u64),
     /// Something is different there.
@@ -90,13 +93,14 @@ impl Plan {
 
     /// Everything that stands in the way of it at the target, which this is.
     pub fn check(&self) -> Result<Details> {
-        let arriving: Vec<IpAddr> = self.addresses.iter().map(|a| a.ip).collect();
+        let arriving: Vec<(IpAddr, u8)> = self.addresses.iter().map(|a| (a.ip, a.length)).collect();
         let needs = Needs { pid_namespace: self.pid_namespace, arriving: &arriving, memory: self.memory, spool: &self.spool };
         let found = fits(&self.manifest, &self.tree, needs)?;
         // Who only looks has the time to ask thoroughly.
         let probe = if self.dry_run { Probe::CAREFUL } else { Probe::QUICK };
         let mut details = Details { refusals: found.refusals, warnings: found.warnings };
         details.refusals.extend(self.addresses.iter().filter_map(|a| super::local::cannot_have(a, &self.neighbours, probe)));
+        details.refusals.extend(super::local::not_allowed(self));
         Ok(details)
     }
 }

@@ -1,7 +1,7 @@
 //! Images as they come, until they are not needed any more: in a folder that nobody else can read, and that goes with meio.
 
 use super::message::Id;
-use super::record;
+use super::{pull, record};
 use crate::dump::moving::name;
 use crate::error::{Context, Error, Kind, Result};
 use crate::image::{Reader, Resolved};
@@ -10,8 +10,9 @@ use crate::sys::arch;
 use crate::transport::Receiver;
 use nix::fcntl::{Flock, FlockArg};
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -57,8 +58,8 @@ fn locked(mutex: &Mutex<State>) -> MutexGuard<'_, State> {
 }
 
 impl Spool {
-    /// A new one in `parent`, filled by what `receiver` brings.
-    pub fn begin(parent: &Path, id: &Id, receiver: Receiver, keep: Keep) -> Result<Spool> {
+    /// A new one in `parent`, filled by what `receiver` brings. Pages that come by themselves go to `pages`.
+    pub fn begin(parent: &Path, id: &Id, receiver: Receiver, pages: Option<UnixStream>, keep: Keep) -> Result<Spool> {
         sweep(parent);
         let folder = parent.join(format!("{BEFORE}{}{BEHIND}", record::name(id)));
         fs::DirBuilder::new().mode(0o700).create(&folder).context(|| format!("making {}", folder.display()))?;
@@ -67,7 +68,7 @@ impl Spool {
         let state = Arc::new((Mutex::new(State::default()), Condvar::new()));
         let (theirs, place) = (state.clone(), folder.clone());
         let work = move || {
-            let ended = fill(receiver, &place, &theirs, keep).err();
+            let ended = fill(receiver, &place, &theirs, pages, keep).err();
             locked(&theirs.0).ended = Some(ended);
             theirs.1.notify_all();
         };
@@ -113,15 +114,29 @@ fn sweep(parent: &Path) {
     }
 }
 
-fn fill(mut receiver: Receiver, folder: &Path, state: &(Mutex<State>, Condvar), keep: Keep) -> Result<()> {
+fn fill(mut receiver: Receiver, folder: &Path, state: &(Mutex<State>, Condvar), mut pages: Option<UnixStream>, keep: Keep) -> Result<()> {
     let mut buffer = vec![0; PIECE];
     let mut n = 0;
     while let Some(mut item) = receiver.next_item()? {
+        let mut begin = [0; pull::BEGIN.len()];
+        item.read_exact(&mut begin)?;
+        if begin == pull::BEGIN {
+            // Who does not need them any more hears no more of them; the source is not kept waiting.
+            let mut wanted = true;
+            loop {
+                match item.read(&mut buffer)? {
+                    0 => break,
+                    read => wanted = wanted && pages.as_mut().is_some_and(|pages| pages.write_all(&buffer[..read]).is_ok()),
+                }
+            }
+            continue;
+        }
         n += 1;
         let path = folder.join(name(n));
         let mut file = File::options().write(true).create_new(true).mode(0o600).open(&path).context(|| path.display())?;
+        file.write_all(&begin).context(|| format!("writing {}", path.display()))?;
         loop {
-            match std::io::Read::read(&mut item, &mut buffer)? {
+            match item.read(&mut buffer)? {
                 0 => break,
                 read => file.write_all(&buffer[..read]).context(|| format!("writing {}", path.display()))?,
             }

@@ -4,7 +4,7 @@
 mod guards;
 mod written;
 
-pub use guards::{MADV_GUARD_INSTALL, are_hidden};
+pub use guards::{Guards, MADV_GUARD_INSTALL, are_hidden, guards};
 pub use written::{Marker, Place, Regions};
 
 use nix::errno::Errno;
@@ -83,6 +83,7 @@ impl Pagemap {
     }
 
     fn scan(&self, mut start: u64, end: u64, want: Want, out: &mut Vec<(u64, u64)>) -> Result<(), Errno> {
+        // No more than the kernel collects at a time: see `written`.
         let mut regions = [Region::default(); 512];
         while start < end {
             // A private copy: neither backed by a file nor the shared zero page. Inverted categories must be absent.

@@ -1,6 +1,7 @@
 //! What the standby does: `meio agent --watch`, which the primary starts, and which stays when that is gone.
 
 use super::beat::{Beats, Came, Key};
+use super::fence::Fence;
 use super::frame;
 use super::record::{Claim, Record, Store};
 use super::setup::{EPOCH, Epoch, SETUP, Setup, WORD};
@@ -48,11 +49,11 @@ pub fn run() -> Result<()> {
         return Ok(());
     }
     let begin = peer.link.receive(Some(PATIENCE))?;
-    let Setup::Begin { generation, limits } = unpack(&begin.payload)? else {
+    let Setup::Begin { generation, limits, fence } = unpack(&begin.payload)? else {
         return Err(Error::link("the primary does not begin"));
     };
     peer.open_bulk()?;
-    let spool = Spool::begin(&plan.spool, &watch.to_le_bytes(), peer.receiver()?, Keep::Needed)?;
+    let spool = Spool::begin(&plan.spool, &watch.to_le_bytes(), peer.receiver()?, None, Keep::Needed)?;
     let machine = Standby::begin(generation, instance, limits);
     let mut agent = Agent {
         machine,
@@ -69,6 +70,8 @@ pub fn run() -> Result<()> {
         brought: 0,
         linked: true,
         root: None,
+        fence,
+        fencing: None,
         events: VecDeque::from([Event::Start]),
         _claim: claim,
     };
@@ -105,6 +108,9 @@ struct Agent {
     /// How many addresses were brought up here.
     brought: usize,
     linked: bool,
+    /// The command that ends the primary's host, and that at work.
+    fence: Option<String>,
+    fencing: Option<Fence>,
     /// Root of the tree that runs here.
     root: Option<Member>,
     events: VecDeque<Event>,
@@ -168,6 +174,11 @@ impl Agent {
         while let Came::Frame(heard) = self.beats.receive() {
             self.events.push_back(Event::Heard(Path::Beat, heard));
         }
+        if let Some(done) = self.fencing.as_ref().and_then(Fence::done) {
+            self.fencing = None;
+            self.note(if done { "the primary's host was ended" } else { "the primary's host could not be ended" });
+            self.events.push_back(Event::Fenced(done));
+        }
         let whole = self.spool.whole();
         while self.coming.front().is_some_and(|epoch| epoch.image <= whole) {
             let Some(Epoch { generation, mark, ready, image }) = self.coming.pop_front() else { break };
@@ -204,6 +215,10 @@ impl Agent {
                 self.kept = None;
                 return Ok(None);
             }
+            Action::Fence => {
+                self.fencing = self.fence.as_ref().map(|command| Fence::run(command, &self.peer.hello.host));
+                return Ok(None);
+            }
             // Nothing of it is here, and its address neither: nobody can answer.
             Action::Block => Event::Blocked,
             Action::Place(mark) if self.kept.is_some_and(|(of, _)| of == mark) => Event::Placed,
@@ -219,7 +234,9 @@ impl Agent {
             Action::Run => return Ok(Some(Next::Run)),
             Action::End => return Ok(Some(Next::End)),
             Action::Say(said) => {
-                self.note(&format!("{said:?}"));
+                let jitter = self.machine.jitter().map_or(String::new(), |most| format!("; heartbeats are up to {most:.1?} off"));
+                let dropped = self.machine.stale() + self.beats.dropped().all();
+                self.note(&format!("{said:?}; {dropped} frames were not heeded{jitter}"));
                 return Ok(None);
             }
             _ => return Ok(None),
@@ -274,6 +291,7 @@ impl Agent {
             close_connections: true,
             lazy: true,
             parent,
+            absent: None,
         };
         let may_run = &mut |root| {
             let _ = below(root);

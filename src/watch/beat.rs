@@ -38,6 +38,13 @@ pub struct Dropped {
     pub strange: u64,
 }
 
+impl Dropped {
+    /// All of them.
+    pub fn all(&self) -> u64 {
+        self.forged + self.replayed + self.strange
+    }
+}
+
 /// Which of the last counters were there.
 #[derive(Debug, Clone, Copy, Default)]
 struct Window {

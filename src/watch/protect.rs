@@ -2,6 +2,7 @@
 //! on this one, since ptrace binds a tree to a thread.
 
 use super::beat::{Beats, Came, Key};
+use super::fence::Fence;
 use super::frame;
 use super::lease::Lease;
 use super::record::{Claim, Record, Store};
@@ -40,6 +41,8 @@ pub struct Options {
     pub spool: PathBuf,
     /// What was chosen.
     pub limits: Limits,
+    /// The command that ends the standby's host at the primary, and the primary's at the standby.
+    pub fence: Option<String>,
 }
 
 /// How a watch has ended.
@@ -61,12 +64,27 @@ pub struct Outcome {
     pub warnings: Vec<String>,
 }
 
+/// What was measured until something was said.
+#[derive(Debug, Clone, Copy)]
+struct Seen {
+    jitter: Option<Duration>,
+    interval: Duration,
+    stale: u64,
+}
+
+impl Seen {
+    fn tell(self, report: &mut dyn Report) {
+        let jitter = self.jitter.map_or(String::new(), |most| format!("heartbeats are up to {most:.1?} off; "));
+        report.note(&format!("{jitter}an epoch every {:.0?}; {} frames were not heeded", self.interval, self.stale));
+    }
+}
+
 /// What the thread with the machine wants of the one with the tree.
 #[derive(Debug)]
 enum Order {
     Capture(Mark),
     Demote,
-    Say(Said),
+    Say(Said, Seen),
     /// The standby has had one more epoch.
     Whole,
     End(Result<()>),
@@ -94,7 +112,25 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     let (events, from_tree) = channel();
     let (orders, to_tree) = channel();
     let machine = Primary::begin(generation, options.limits);
-    let end = End { machine, begun, peer, beats, lease, store, record, events: from_tree, orders, image: 0, linked: true, _claim: claim };
+    // From here on a signal ends the watch, not what is just being done.
+    signal::pass();
+    let end = End {
+        machine,
+        fence: options.fence.clone(),
+        fencing: None,
+        stale: 0,
+        begun,
+        peer,
+        beats,
+        lease,
+        store,
+        record,
+        events: from_tree,
+        orders,
+        image: 0,
+        linked: true,
+        _claim: claim,
+    };
     let thread = std::thread::Builder::new().name("watch".into()).spawn(move || end.run())?;
     let done = Tree { options, bulk, moving: None, events, orders: to_tree, asked: 0 }.serve(&mut outcome, report);
     let ended = thread.join().map_err(|_| Error::other("the watch has failed"));
@@ -121,7 +157,7 @@ fn agree(options: &Options, store: &Store, peer: &mut Peer, plan: Plan, key: &Ke
     let record =
         Record { name: options.name.clone(), watch, activation: Some(Activation::Primary { generation, instance: 0 }), instance: 0 };
     let beats = Beats::to(key, address(&options.standby.host, port)?)?;
-    say(peer, &Setup::Begin { generation, limits: options.limits })?;
+    say(peer, &Setup::Begin { generation, limits: options.limits, fence: options.fence.clone() })?;
     Ok((record, beats, details.warnings))
 }
 
@@ -147,9 +183,10 @@ impl Tree<'_> {
         const STEP: Duration = Duration::from_millis(50);
         let mut failed = None;
         loop {
-            if signal::take().is_some() {
-                self.asked += 1;
-                let _ = self.events.send(Event::Over);
+            for signal in signal::passed() {
+                let wanted = signal == libc::SIGUSR1;
+                self.asked += u32::from(!wanted);
+                let _ = self.events.send(if wanted { Event::Wanted } else { Event::Over });
             }
             match self.orders.recv_timeout(STEP) {
                 Ok(Order::Capture(mark)) => match self.capture(mark, outcome, report) {
@@ -166,7 +203,10 @@ impl Tree<'_> {
                     outcome.demoted = true;
                     let _ = self.events.send(Event::Demoted);
                 }
-                Ok(Order::Say(said)) => tell(said, outcome, report),
+                Ok(Order::Say(said, seen)) => {
+                    tell(said, outcome, report);
+                    seen.tell(report);
+                }
                 Ok(Order::Whole) => outcome.epochs += 1,
                 Ok(Order::End(done)) => return failed.filter(|_| self.asked == 0 && !outcome.demoted).map_or(done, Err),
                 Err(std::sync::mpsc::RecvTimeoutError::Timeout) => {}
@@ -179,7 +219,7 @@ impl Tree<'_> {
     fn capture(&mut self, mark: Mark, outcome: &mut Outcome, report: &mut dyn Report) -> Result<()> {
         if mark.number == 1 {
             self.moving = None;
-            self.moving = Some(Moving::begin(&self.options.dump, report)?);
+            self.moving = Some(Moving::begin(&self.options.dump, false, report)?);
         }
         let moving = self.moving.as_mut().ok_or_else(|| Error::other("there is nothing to go on from"))?;
         let made = self.bulk.item(|pipe| moving.round(pipe, report))?;
@@ -219,6 +259,10 @@ struct End {
     /// How many images were sent.
     image: u64,
     linked: bool,
+    fence: Option<String>,
+    fencing: Option<Fence>,
+    /// Frames that were not heeded, as far as that was said.
+    stale: u64,
     _claim: Claim,
 }
 
@@ -261,6 +305,10 @@ impl End {
             Came::Frame(heard) => return Some(Event::Heard(Path::Beat, heard)),
             Came::Refused if !self.linked => return Some(Event::Gone),
             _ => {}
+        }
+        if let Some(done) = self.fencing.as_ref().and_then(Fence::done) {
+            self.fencing = None;
+            return Some(Event::Fenced(done));
         }
         let due = self.machine.wake().is_some_and(|wake| wake <= self.begun.elapsed());
         if !self.linked {
@@ -307,7 +355,13 @@ impl End {
                 self.lease.hide()?;
                 let _ = self.orders.send(Order::Demote);
             }
-            Action::Say(said) => drop(self.orders.send(Order::Say(said))),
+            Action::Fence => self.fencing = self.fence.as_ref().map(|command| Fence::run(command, &self.peer.hello.host)),
+            Action::Say(said) => {
+                let stale = self.machine.stale() + self.beats.dropped().all();
+                let fresh = stale - std::mem::replace(&mut self.stale, stale);
+                let seen = Seen { jitter: self.machine.jitter(), interval: self.machine.interval(), stale: fresh };
+                drop(self.orders.send(Order::Say(said, seen)));
+            }
             _ => {}
         }
         Ok(None)

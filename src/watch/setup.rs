@@ -43,6 +43,8 @@ pub enum Setup {
         generation: u64,
         /// What the user chose.
         limits: Limits,
+        /// The command that ends the primary's host.
+        fence: Option<String>,
     },
 }
 

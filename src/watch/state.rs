@@ -172,7 +172,8 @@ pub enum Event {
     Tick,
     /// A frame has come that the other end has sealed.
     Heard(Path, Frame),
-    /// There is a link.
+    /// There is a link again.
+    #[cfg(test)]
     Linked,
     /// There is none any more.
     LinkLost,
@@ -189,9 +190,7 @@ pub enum Event {
     Captured(Mark),
     /// Primary: the whole epoch was given to the link.
     Sent(Mark),
-    /// Primary: output is held that somebody waits for.
-    Waiting,
-    /// Primary: a user wants an epoch.
+    /// Primary: somebody waits for an epoch.
     Wanted,
     /// Primary: the tree has ended, or is not to be watched any more.
     Over,

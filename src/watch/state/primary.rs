@@ -117,6 +117,7 @@ impl Primary {
 
     /// Of a watch whose meio has died, the `instance`th time: output is held, and stays so until the standby has said that it is
     /// at a series of this one's, or that it has taken over.
+    #[cfg(test)]
     pub fn resume(generation: u64, instance: u64, limits: Limits) -> Self {
         let first = instance << 32;
         let begun = Primary::begin(generation, limits);
@@ -179,6 +180,7 @@ impl Primary {
                 out.push(Action::Record(Activation::Primary { generation: self.generation, instance: self.instance }));
             }
             Event::Heard(path, frame) => self.hear(path, frame, now, &mut out),
+            #[cfg(test)]
             Event::Linked => self.linked = true,
             Event::LinkLost => {
                 (self.linked, self.shipping) = (false, None);
@@ -187,7 +189,6 @@ impl Primary {
             Event::Gone => self.gone(now, &mut out),
             Event::Fenced(done) => self.fenced(done, now, &mut out),
             Event::Recorded(done) => self.recorded(done, now, &mut out),
-            Event::Waiting => self.waiting = true,
             Event::Wanted => self.waiting = true,
             Event::Captured(_) | Event::Failed => self.captured(event, now, &mut out),
             Event::Sent(mark) if self.shipping == Some(mark) => {
