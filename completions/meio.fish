@@ -42,6 +42,7 @@ complete -c meio -n "__fish_meio_needs_command" -f -a "graph" -d 'Show processes
 complete -c meio -n "__fish_meio_needs_command" -f -a "verify" -d 'Read an image to its end and check everything in it'
 complete -c meio -n "__fish_meio_needs_command" -f -a "merge" -d 'Make one image that stands alone of an image and those that it builds upon'
 complete -c meio -n "__fish_meio_needs_command" -f -a "migrate" -d 'Move a running tree of processes to another machine'
+complete -c meio -n "__fish_meio_needs_command" -f -a "watch" -d 'Keep a tree of processes alive across the loss of its host'
 complete -c meio -n "__fish_meio_needs_command" -f -a "core" -d 'Write an ELF core file for each process of an image'
 complete -c meio -n "__fish_meio_needs_command" -f -a "demo" -d 'See it work: a program is saved, killed and brought back, or moved between machines'
 complete -c meio -n "__fish_meio_using_subcommand dump" -s o -l output -d 'Where the image goes; - is standard output [default: <comm>-<pid>.meio in the current folder]' -r -F
@@ -200,6 +201,41 @@ complete -c meio -n "__fish_meio_using_subcommand migrate" -s v -l verbose -d 'S
 complete -c meio -n "__fish_meio_using_subcommand migrate" -s q -l quiet -d 'Say less: no progress; results, warnings and errors only'
 complete -c meio -n "__fish_meio_using_subcommand migrate" -l json -d 'Write one JSON object a line to standard output'
 complete -c meio -n "__fish_meio_using_subcommand migrate" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c meio -n "__fish_meio_using_subcommand watch" -l standby -d 'Where it goes on if this host is lost' -r
+complete -c meio -n "__fish_meio_using_subcommand watch" -l name -d 'What the watch is called [default: the capsule\'s name, or the pid]' -r
+complete -c meio -n "__fish_meio_using_subcommand watch" -l guarantee -d 'What clients may rely on' -r -f -a "hot\t'Somebody answers: what clients were told since the last epoch may be forgotten'"
+complete -c meio -n "__fish_meio_using_subcommand watch" -l vip -d 'An address that goes with the tree' -r
+complete -c meio -n "__fish_meio_using_subcommand watch" -l interval -d 'Time between the beginnings of two epochs' -r
+complete -c meio -n "__fish_meio_using_subcommand watch" -l interval-max -d 'The same, where the link does not carry more' -r
+complete -c meio -n "__fish_meio_using_subcommand watch" -l timeout -d 'After this silence on both paths the other host is taken for lost' -r
+complete -c meio -n "__fish_meio_using_subcommand watch" -l on-standby-loss -d 'What to do here when nothing is heard of the standby, and it is not known whether it takes over' -r -f -a "hold\t'Nobody answers here until that is known'
+continue\t'It goes on, at the risk that two answer'"
+complete -c meio -n "__fish_meio_using_subcommand watch" -l fence -d 'A shell command that ends the other host, MEIO_HOST, and fails if it cannot: must succeed before the standby takes over, or this host goes on alone' -r
+complete -c meio -n "__fish_meio_using_subcommand watch" -l compress -d 'How memory is packed: none, or a zstd level from 1 (fast) to 19 (small)' -r
+complete -c meio -n "__fish_meio_using_subcommand watch" -l spool -d 'Where images are kept at the standby' -r -F
+complete -c meio -n "__fish_meio_using_subcommand watch" -l freeze-timeout -d 'How long to wait for every task to stand still' -r
+complete -c meio -n "__fish_meio_using_subcommand watch" -l ssh -d 'Log in with this command instead of meio\'s own client, such as \'ssh -J bastion\'' -r
+complete -c meio -n "__fish_meio_using_subcommand watch" -l identity -d 'Private key to log in with [default: those of the agent, then ~/.ssh/id_*]' -r -F
+complete -c meio -n "__fish_meio_using_subcommand watch" -l known-hosts -d 'Keys of known hosts [default: ~/.ssh/known_hosts and /etc/ssh/ssh_known_hosts]' -r -F
+complete -c meio -n "__fish_meio_using_subcommand watch" -l remote-path -d 'The meio of the other machine' -r
+complete -c meio -n "__fish_meio_using_subcommand watch" -l streams -d 'How many streams carry memory' -r
+complete -c meio -n "__fish_meio_using_subcommand watch" -l direct -d 'Whether these are encrypted connections of their own, where the other machine can be reached, or go through SSH' -r -f -a "auto\t'Connections of their own, else through SSH'
+never\t'Through SSH'"
+complete -c meio -n "__fish_meio_using_subcommand watch" -l bandwidth -d 'How many bytes a second may be sent, such as 50M' -r
+complete -c meio -n "__fish_meio_using_subcommand watch" -l connect-timeout -d 'How long the other machine may take to answer at first' -r
+complete -c meio -n "__fish_meio_using_subcommand watch" -l external -d 'Keep it by name only; its other side lives outside, and is looked for again at the restore' -r
+complete -c meio -n "__fish_meio_using_subcommand watch" -l ignore -d 'Leave it out of the image; a descriptor comes back as one of /dev/null' -r
+complete -c meio -n "__fish_meio_using_subcommand watch" -l tcp -d 'What becomes of TCP connections with somebody outside of the tree' -r -f -a "keep\t'They go on where they were'
+close\t'They come back broken off, and the program finds ECONNRESET; with --kill the other ends see the program end'
+refuse\t'A tree that has such is refused'"
+complete -c meio -n "__fish_meio_using_subcommand watch" -l color -d 'When to colour; auto means on a terminal, unless NO_COLOR is set' -r -f -a "auto\t''
+always\t''
+never\t''"
+complete -c meio -n "__fish_meio_using_subcommand watch" -l pid-namespace -d 'Let it have its pids in a fresh pid namespace there'
+complete -c meio -n "__fish_meio_using_subcommand watch" -s v -l verbose -d 'Say more: each phase with its time, and notes'
+complete -c meio -n "__fish_meio_using_subcommand watch" -s q -l quiet -d 'Say less: no progress; results, warnings and errors only'
+complete -c meio -n "__fish_meio_using_subcommand watch" -l json -d 'Write one JSON object a line to standard output'
+complete -c meio -n "__fish_meio_using_subcommand watch" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c meio -n "__fish_meio_using_subcommand core" -s o -l output -d 'The folder that gets the core files; made when it is missing' -r -f -a "(__fish_complete_directories)"
 complete -c meio -n "__fish_meio_using_subcommand core" -l color -d 'When to colour; auto means on a terminal, unless NO_COLOR is set' -r -f -a "auto\t''
 always\t''

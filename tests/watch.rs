@@ -109,7 +109,10 @@ crate::alone! {
         assert!(until(SOON, || !has_address(&hosts.hosts[0])), "the address is kept");
         assert!(until(Duration::from_secs(60), || has_address(&hosts.hosts[1])), "nobody takes over: {}", noted(&hosts));
         assert!(until(SOON, || count().is_some_and(|n| n > 1000)), "nobody answers: {}", noted(&hosts));
+        // nsenter(1) stops with what it waits for, and has it go on.
         hosts.hosts[0].plain("kill", &["-CONT", &meio]);
+        let waiting = nix::unistd::Pid::from_raw(watched.meio.id() as i32);
+        nix::sys::signal::kill(waiting, nix::sys::signal::Signal::SIGCONT).expect("it is there");
         let done = watched.meio.wait().expect("it ends");
         assert_eq!(done.code(), Some(3), "{}", watched.said());
         assert!(watched.said().contains("the standby has taken over"), "{}", watched.said());

@@ -183,7 +183,7 @@ impl Tree<'_> {
         const STEP: Duration = Duration::from_millis(50);
         let mut failed = None;
         loop {
-            for signal in signal::passed() {
+            for signal in signal::passed().chain(signal::take()) {
                 let wanted = signal == libc::SIGUSR1;
                 self.asked += u32::from(!wanted);
                 let _ = self.events.send(if wanted { Event::Wanted } else { Event::Over });
@@ -220,6 +220,8 @@ impl Tree<'_> {
         if mark.number == 1 {
             self.moving = None;
             self.moving = Some(Moving::begin(&self.options.dump, false, report)?);
+            // Whoever looks at a tree wants to be interrupted.
+            signal::pass();
         }
         let moving = self.moving.as_mut().ok_or_else(|| Error::other("there is nothing to go on from"))?;
         let made = self.bulk.item(|pipe| moving.round(pipe, report))?;

@@ -1,3 +1,5 @@
+//! What may be heard, and what may not.
+
 use super::super::frame::tests::some;
 use super::super::state::{Event, Limits, Path, Standby};
 use super::*;
