@@ -13,6 +13,7 @@
 //!
 //! ```text
 //! cli          parses, prints, colours, exits; one file a command
+//!   watch      the screenplay that goes on when a machine is lost; who answers is two pure state machines
 //!   migrate    the screenplay that is played on two machines; who may run is a pure state machine
 //!   dump, restore, check, postmortem      screenplays: short lists of named, timed phases
 //!     capsule    who lives in namespaces of meio's making, by name

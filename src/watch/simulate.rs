@@ -3,6 +3,7 @@
 //! fail, captures that hang. Each world comes from a number and can be seen again by it: `WORLD=number`. `WORLDS=n` sets how many
 //! there are.
 
+mod effects;
 mod faults;
 mod flaws;
 mod parts;

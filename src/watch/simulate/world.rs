@@ -39,13 +39,13 @@ pub struct World {
     /// The tree is there, at the primary's host.
     pub(super) tree: bool,
     /// Grows whenever the tree runs: each age puts something out.
-    age: u64,
+    pub(super) age: u64,
     pub(super) gate: Gate,
     /// The gate is being closed, too late.
     late_hold: bool,
     /// The address is up at the primary's host.
     pub(super) address: bool,
-    captured: BTreeMap<Mark, u64>,
+    pub(super) captured: BTreeMap<Mark, u64>,
     /// Output up to this age has left the host.
     released: u64,
     /// A user has it so that two may answer.
@@ -54,10 +54,10 @@ pub struct World {
     pub(super) standby: Option<Process<Standby>>,
     pub(super) standby_record: Option<Activation>,
     pub(super) instance: u64,
-    images: BTreeMap<Mark, u64>,
+    pub(super) images: BTreeMap<Mark, u64>,
     /// The standby could take over.
     pub ready: bool,
-    placed: Option<u64>,
+    pub(super) placed: Option<u64>,
     /// It runs there; of which age it was when it began.
     pub runs: Option<u64>,
     /// It could, when the primary was lost.
@@ -70,12 +70,12 @@ pub struct World {
     /// Until when nothing gets through: by path, and to the standby or to the primary.
     pub(super) cut: [[bool; 2]; 2],
     /// When the last that was said on the link arrives, to each end.
-    queue: [Duration; 2],
+    pub(super) queue: [Duration; 2],
     pub(super) slow: bool,
     pub(super) disk_fails: bool,
     pub(super) wedged: bool,
-    largest: u64,
-    fabricated: u64,
+    pub(super) largest: u64,
+    pub(super) fabricated: u64,
 }
 
 impl World {
@@ -141,7 +141,7 @@ impl World {
         }
     }
 
-    fn wrong(&mut self, what: &str) {
+    pub(super) fn wrong(&mut self, what: &str) {
         self.tell(|_| format!("WRONG: {what}"));
         self.wrong.get_or_insert_with(|| what.to_owned());
     }
@@ -269,7 +269,7 @@ impl World {
     }
 
     /// Something has befallen the primary, or both paths.
-    fn was_to_be_taken_over(&self) -> bool {
+    pub(super) fn was_to_be_taken_over(&self) -> bool {
         let cut = |fault: &Fault| matches!(fault, Fault::CutLink | Fault::CutBeats | Fault::BreakLink);
         let harmless = |fault: &Fault| {
             let standby = [Fault::StopStandby, Fault::SlowStandby, Fault::AnewStandby, Fault::KillStandby, Fault::KillStandbyHost];
@@ -550,96 +550,5 @@ impl World {
             What::Heal { fault } => self.heal(fault),
             What::Fault => self.any_fault(),
         }
-    }
-
-    fn whole(&mut self, generation: u64, mark: Mark, ready: bool, age: u64) {
-        self.images.insert(mark, age);
-        self.largest = self.largest.max(mark.number);
-        if self.flaw == Some(Flaw::GapsAreFine) {
-            for number in 1..mark.number {
-                self.step(Who::Standby, Event::Whole { generation, mark: Mark { number, ..mark }, ready });
-            }
-        }
-        if self.flaw == Some(Flaw::TakesEpochsLate) && self.placed.is_some() {
-            self.fabricated += 1;
-            let word = Word::Standby { whole: mark, ready, left: false, echo: 0 };
-            let frame = Frame { generation, instance: self.instance, sequence: (1 << 40) + self.fabricated, word };
-            self.step(Who::Primary, Event::Heard(Path::Link, frame));
-        }
-        self.step(Who::Standby, Event::Whole { generation, mark, ready });
-    }
-
-    /// Something that takes its time is done; what is told of it.
-    fn effect(&mut self, who: Who, action: Action) -> Option<Event> {
-        Some(match action {
-            Action::Record(activation) => {
-                if self.disk_fails {
-                    return Some(Event::Recorded(false));
-                }
-                match activation {
-                    Activation::Taken(_) if self.flaw == Some(Flaw::NoRecord) => {}
-                    Activation::Taken(_) => self.standby_record = Some(activation),
-                    _ => self.primary_record = Some(activation),
-                }
-                Event::Recorded(true)
-            }
-            Action::Capture(mark) => {
-                if !self.tree {
-                    return Some(Event::Failed);
-                }
-                self.captured.insert(mark, self.age);
-                Event::Captured(mark)
-            }
-            Action::Ship { mark, ready } => {
-                if self.linked && !self.cut[Path::Link as usize][0] && !self.cut[Path::Link as usize][1] {
-                    let age = self.captured.get(&mark).copied().unwrap_or(0);
-                    let slow = if self.slow { MS * (50 + self.dice.below(400)) as u32 } else { self.short() };
-                    let at = (self.now + slow).max(self.queue[Who::Standby as usize]);
-                    self.queue[Who::Standby as usize] = at;
-                    if self.flaw == Some(Flaw::EarlyWord) {
-                        self.step(Who::Standby, Event::Whole { generation: 1, mark, ready });
-                    }
-                    let epoch = What::Epoch { link: self.link, generation: 1, mark, ready, age };
-                    if self.flaw != Some(Flaw::GapsAreFine) || !self.dice.chance(30) {
-                        self.at(at - self.now, epoch);
-                    }
-                }
-                Event::Sent(mark)
-            }
-            Action::Demote => {
-                self.gate = Gate::Shut;
-                self.address = false;
-                Event::Demoted
-            }
-            Action::Fence => self.fence(who),
-            other => return self.take_over(other),
-        })
-    }
-
-    fn take_over(&mut self, action: Action) -> Option<Event> {
-        Some(match action {
-            Action::Block => Event::Blocked,
-            Action::Place(mark) => {
-                let all = (1..=mark.number).all(|number| self.images.contains_key(&Mark { number, ..mark }));
-                if !all && self.flaw != Some(Flaw::EarlyWord) {
-                    self.wrong("an epoch is missing");
-                }
-                self.placed = self.images.range(..=mark).next_back().map(|(_, &age)| age);
-                Event::Placed
-            }
-            Action::Restore => Event::Restored,
-            Action::Probe => Event::Probed(!self.address || !self.tree),
-            Action::Raise => Event::Raised,
-            Action::Tell => Event::Told,
-            Action::Open => Event::Unblocked,
-            Action::Run => {
-                self.runs = self.placed.or(Some(0));
-                if !self.was_to_be_taken_over() {
-                    self.wrong("taken over although the primary could be heard");
-                }
-                Event::Runs
-            }
-            _ => return None,
-        })
     }
 }
