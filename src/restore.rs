@@ -34,7 +34,7 @@ mod vdso;
 
 use crate::capsule::roster::{self, Entry, Roster};
 use crate::error::{Context, Error, Kind, Result};
-use crate::image::{self, Chain, Elsewhere, Left, Reader, Resolved};
+use crate::image::{self, Absent, Chain, Reader, Resolved};
 use crate::progress::{Report, phase};
 use crate::resource::socket::choice::{self, Choice};
 use crate::resource::{Manifest, Tree};
@@ -92,8 +92,8 @@ pub struct Options {
     pub lazy: bool,
     /// What is known already of the image's parent when it is brought back lazily. Else it is looked for.
     pub parent: Option<Arc<Resolved>>,
-    /// Pages that are not in the image, and who has them; only lazily.
-    pub left: Option<(Arc<Vec<Left>>, Arc<dyn Elsewhere>)>,
+    /// Pages that are not in the image; only lazily.
+    pub absent: Option<Absent>,
 }
 
 /// What was done.

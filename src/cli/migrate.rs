@@ -22,6 +22,12 @@ pub const TUTORIAL: &str = include_str!("migrate/tutorial.txt");
 /// More than 32 MiB of memory is put in place while the tree runs there already, as restore --lazy does: until then, for about a
 /// second a GiB, it dies with the meio there that brings it.
 ///
+/// With --lazy, or --on-timeout lazy when rounds do not end, it runs there before its memory is sent at all: nobody runs for as
+/// long as everything but the memory takes. What is left here stands still, complete, until the target says that it has every
+/// page. When the link is lost or the target dies before that, the tree is ended there, lest it find anything else in place of a
+/// page; what it has said to others and written until then is not taken back, so that what stands here goes on only when you say
+/// so: exit code 16, and the command is named. Shared memory and files of the tree are sent before.
+///
 /// Connections move with their address: --vip. Files are expected at the same paths.
 ///
 /// With --json the last line has "downtime_ms" (until the word was here that it runs there), "stop_ms" (the longest stop before),
@@ -29,7 +35,7 @@ pub const TUTORIAL: &str = include_str!("migrate/tutorial.txt");
 /// "root_pid", "phases" and "warnings".
 #[derive(clap::Args)]
 #[command(
-    after_long_help = "Examples:\n  meio migrate 1234 root@other\n  meio migrate web other --vip 10.0.0.10/24@eth0\n  meio migrate 1234 other --dry-run"
+    after_long_help = "Examples:\n  meio migrate 1234 root@other\n  meio migrate web other --vip 10.0.0.10/24@eth0\n  meio migrate 1234 other --dry-run\n  meio migrate 1234 other --lazy"
 )]
 pub struct Migrate {
     /// Root of the tree, or the name of a capsule

@@ -5,6 +5,7 @@ use super::pages::Owner;
 use super::resolved::{At, Place};
 use crate::error::{Error, Result};
 use std::collections::HashMap;
+use std::sync::Arc;
 
 /// Who has them. They are in blocks, each of which is known to both ends by its number.
 pub trait Elsewhere: Send + Sync + std::fmt::Debug {
@@ -16,6 +17,15 @@ pub trait Elsewhere: Send + Sync + std::fmt::Debug {
     fn files(&self) -> Vec<i32>;
     /// Tells that no more will be asked for: all is there, or this has stood in the way, and what needed it has been ended.
     fn over(&self, failure: Option<&Error>);
+}
+
+/// Which pages stand in no image, and who has them.
+#[derive(Debug, Clone)]
+pub struct Absent {
+    /// All blocks, by their numbers.
+    pub left: Arc<Vec<Left>>,
+    /// Who is asked for them.
+    pub from: Arc<dyn Elsewhere>,
 }
 
 /// A block of such pages: whose, and address and number of each range, by address.

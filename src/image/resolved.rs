@@ -6,7 +6,7 @@
 //! their pages can be read whenever they are wanted.
 
 use super::chain::{MOST, Piece, changed, look_for};
-use super::elsewhere::{Elsewhere, Left, overlay};
+use super::elsewhere::{Absent, Elsewhere, overlay};
 use super::entries::{Entry, What, entries, missing};
 use super::format::PAGE;
 use super::link::ParentLink;
@@ -141,9 +141,9 @@ impl Resolved {
     ///
     /// # Errors
     /// When that is said in a way that makes no sense.
-    pub fn leave(&mut self, left: &[Left], from: Arc<dyn Elsewhere>) -> Result<()> {
-        overlay(&mut self.owners, self.images.len() as u32, left)?;
-        self.elsewhere = Some((left.len(), from));
+    pub fn leave(&mut self, absent: &Absent) -> Result<()> {
+        overlay(&mut self.owners, self.images.len() as u32, &absent.left)?;
+        self.elsewhere = Some((absent.left.len(), absent.from.clone()));
         Ok(())
     }
 

@@ -9,7 +9,7 @@ use super::spool::Spool;
 use super::state::{Action, Event, Life, Limits, Recorded, Target, Verdict};
 use super::{MOVE, REMARK, frozen, local};
 use crate::error::{Error, Refusal, Result};
-use crate::image::{Elsewhere, Left, Owner};
+use crate::image::{Absent, Left, Owner};
 use crate::netlock::{self, NetLock};
 use crate::progress::Report;
 use crate::resource::Tree;
@@ -322,7 +322,7 @@ impl Agent {
         let spool = self.spool.as_mut().ok_or_else(|| Error::other("no images came"))?;
         let (image, parent) = spool.wait(last, Limits::default().ready)?;
         self.bring_addresses_up(&plan, &image)?;
-        let left = self.leave()?;
+        let absent = self.leave()?;
         let options = restore::Options {
             input: Input::Path(image),
             detach: true,
@@ -330,9 +330,9 @@ impl Agent {
             pid_namespace: plan.pid_namespace,
             close_connections: false,
             // Until all pages are there the tree dies with whoever brings them; little memory is there at once.
-            lazy: left.is_some() || plan.memory > LAZY_FROM,
+            lazy: absent.is_some() || plan.memory > LAZY_FROM,
             parent,
-            left,
+            absent,
         };
         let may_run = &mut |root| {
             self.planted = below(root);
@@ -352,14 +352,13 @@ impl Agent {
     }
 
     /// Who has what is not in the last image.
-    #[expect(clippy::type_complexity, reason = "as restore::Options has it")]
-    fn leave(&mut self) -> Result<Option<(Arc<Vec<Left>>, Arc<dyn Elsewhere>)>> {
+    fn leave(&mut self) -> Result<Option<Absent>> {
         let (left, id) = (std::mem::take(&mut self.left), self.id.unwrap_or_default());
         let Some(near) = self.near.as_mut().filter(|_| !left.is_empty()) else { return Ok(None) };
         let left = Arc::new(left);
         let (far, pulled) = near.begin(left.clone(), self.store.at_work(&id)?, self.peer.link.beside())?;
         self.pulled = Some(pulled);
-        Ok(Some((left, Arc::new(far))))
+        Ok(Some(Absent { left, from: Arc::new(far) }))
     }
 
     /// All pages are there, or it has been ended for want of them.

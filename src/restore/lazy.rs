@@ -65,9 +65,9 @@ impl Lazy {
             parent = phase(report, phases, "parents", |_| Resolved::parent_of(reader))?.map(Arc::new);
         }
         let mut resolved = phase(report, phases, "index", |_| Resolved::read(reader, path, parent.as_deref()))?;
-        let elsewhere = options.left.as_ref().map(|(_, from)| from.clone());
-        if let Some((left, from)) = &options.left {
-            resolved.leave(left, from.clone())?;
+        let elsewhere = options.absent.as_ref().map(|absent| absent.from.clone());
+        if let Some(absent) = &options.absent {
+            resolved.leave(absent)?;
         }
         Ok(Lazy { resolved: Some(resolved), server: None, elsewhere, detach: options.detach, runs: false })
     }

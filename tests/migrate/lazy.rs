@@ -103,6 +103,8 @@ crate::alone! {
             assert!(matches!(done.code, 0 | 3), "{}{}\n{}", done.stdout, done.stderr, lab.log());
             assert!(!hosts.hosts[from].lives(pid) && hosts.hosts[to].lives(pid), "{}", done.stdout);
             assert!(done.stderr.contains("its pages follow"), "{}", done.stderr);
+            // The pids of its parts follow its own.
+            assert!((pid..pid + 16).all(|pid| gone(&hosts, from, pid)));
         }
         fs::write(lab.path("x.away"), "0 60000000000 0").expect("away");
         fs::write(lab.path("x.go"), "").expect("go");

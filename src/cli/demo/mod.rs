@@ -172,7 +172,7 @@ fn show(teller: &Teller<'_>) -> Result<Seen> {
         close_connections: false,
         lazy: false,
         parent: None,
-        left: None,
+        absent: None,
     };
     let mut drawing = Drawing::new(*teller.console);
     let restored = restore::run(&options, &mut drawing)?;
