@@ -111,6 +111,33 @@ crate::alone! {
         println!("journey: {said}");
     }
 
+    /// Who may do little there is told what is missing, and nothing is touched.
+    fn a_target_without_capabilities() {
+        let lab = Lab::new("powerless");
+        let hosts = Hosts::new(&lab, 2);
+        let pid = redis(&lab, &hosts);
+        let client = counting(&lab);
+        let (text, to) = (pid.to_string(), hosts.hosts[1].address.clone());
+        for (missing, word) in [
+            ("-all", "CAP_CHECKPOINT_RESTORE"),
+            ("-checkpoint_restore,-sys_admin", "CAP_CHECKPOINT_RESTORE"),
+            ("-net_admin", "CAP_NET_ADMIN"),
+        ] {
+            for dry in [true, false] {
+                let remote = format!("setpriv --bounding-set={missing} {}", crate::MEIO);
+                let mut arguments = vec![text.as_str(), &to, "--vip", VIP, "--json", "--remote-path", &remote];
+                arguments.extend(dry.then_some("--dry-run"));
+                let done = hosts.migrate(&lab, 0, &arguments);
+                assert_eq!(done.code, 13, "without {missing}: {done:?}");
+                let said = done.stdout.lines().last().unwrap_or_default();
+                assert!(said.contains(word), "without {missing}: {said}");
+                assert!(hosts.hosts[0].runs(pid) && !hosts.hosts[1].lives(pid), "without {missing}: {done:?}");
+            }
+        }
+        let said = counted(&lab, client);
+        assert!(said["last"].as_u64().is_some_and(|n| n > 10), "{said}");
+    }
+
     /// Everything that stands in the way is said at once, and nothing is touched.
     fn what_stands_in_the_way() {
         let lab = Lab::new("refused");

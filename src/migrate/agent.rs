@@ -8,7 +8,7 @@ use super::record::{self, Member, Store};
 use super::spool::Spool;
 use super::state::{Action, Event, Life, Limits, Recorded, Target, Verdict};
 use super::{MOVE, REMARK, frozen, local};
-use crate::error::{Error, Result};
+use crate::error::{Error, Refusal, Result};
 use crate::image::{Absent, Left, Owner};
 use crate::netlock::{self, NetLock};
 use crate::progress::Report;
@@ -254,6 +254,12 @@ impl Agent {
         let probe = if plan.dry_run { Probe::CAREFUL } else { Probe::QUICK };
         let mut details = Details { refusals: found.refusals, warnings: found.warnings };
         details.refusals.extend(plan.addresses.iter().filter_map(|a| local::cannot_have(a, &plan.neighbours, probe)));
+        details.refusals.extend(local::not_allowed(&plan));
+        // It must say here what becomes of the tree.
+        if let Err(e) = self.store.has_room(plan.tree.processes.len()) {
+            let advice = "make room on the target".to_owned();
+            details.refusals.push(Refusal { object: "records".into(), reason: e.message, advice, ..Refusal::default() });
+        }
         let wanted = details.refusals.is_empty() && !plan.dry_run;
         self.plan = wanted.then_some(plan);
         pack(&details)
@@ -330,6 +336,8 @@ impl Agent {
         };
         let may_run = &mut |root| {
             self.planted = below(root);
+            // What cannot be put on record could not be told either once the source has let go.
+            self.store.has_room(self.planted.len())?;
             self.events.push_back(Event::Planted);
             match self.drive()? {
                 Next::Release => {}

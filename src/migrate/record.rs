@@ -221,6 +221,24 @@ impl Store {
         serde_json::from_slice(&text).map(Some).map_err(|e| Error::other(format!("{} is damaged: {e}", path.display())))
     }
 
+    /// Finds out whether a record of so many processes could be written.
+    ///
+    /// # Errors
+    /// When it could not.
+    pub fn has_room(&self, processes: usize) -> Result<()> {
+        const EACH: usize = 64;
+        const MORE: usize = 4096;
+        let path = self.0.join(format!("room.{}", std::process::id()));
+        let write = || -> std::io::Result<()> {
+            let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&path)?;
+            file.write_all(&vec![b' '; MORE + processes * EACH])?;
+            file.sync_all()
+        };
+        let written = write().context(|| format!("no record can be written in {}", self.0.display()));
+        let _ = fs::remove_file(&path);
+        written
+    }
+
     /// Makes a record of the source durable.
     ///
     /// # Errors

@@ -80,7 +80,10 @@ impl Hosts {
         let mut command = self.hosts[from].command(Path::new(crate::MEIO));
         let known = format!("{}known", self.folder);
         let key = format!("{}key", self.folder);
-        command.args(["migrate", "--known-hosts", &known, "--identity", &key, "--remote-path", crate::MEIO]).args(arguments);
+        command.args(["migrate", "--known-hosts", &known, "--identity", &key]).args(arguments);
+        if !arguments.contains(&"--remote-path") {
+            command.args(["--remote-path", crate::MEIO]);
+        }
         command
     }
 

@@ -157,12 +157,8 @@ impl Attempt<'_> {
             here != there && !loser.lives(self.pid) && addresses == (here, there)
         });
         assert!(clean, "{what}: {state}; {code:?} {said}\n{}", lab.log());
-        println!(
-            "{what}: {code:?}, runs there {}, taken up {}: {}",
-            self.runs().1,
-            left.is_some(),
-            said.lines().next().unwrap_or_default()
-        );
+        let words = said.lines().next().unwrap_or_default();
+        println!("\njourney: {what}: {code:?}, runs there {}, taken up {}: {words}", self.runs().1, left.is_some());
         (self.runs().1, left.is_some())
     }
 
@@ -203,8 +199,7 @@ fn at_random(name: &str, harms: &[Harm], slice: usize) {
     let mut random = u64::from(std::process::id()) << 20 | u64::from(now() as u32 & 0xfffff);
     for round in 0..rounds {
         random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        let delay = Duration::from_micros((random >> 20) % (whole + whole / 10));
-        // Where the client's waits are in the end.
+        let delay = Duration::from_micros((random >> 20) % (whole * 2 / 3));
         println!("journey: at {} ms", (now() - begun) / 1_000_000);
         let (there, left) = attempt(round, at).go(Some(harms[round % harms.len()]), delay);
         (moved, resumed) = (moved + u32::from(there), resumed + u32::from(left));

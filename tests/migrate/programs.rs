@@ -22,12 +22,12 @@ fn go(lab: &Lab, hosts: &Hosts, pid: i32, n: usize, addresses: &[&str]) {
     let count = hosts.hosts.len();
     let (from, to) = (n % count, (n + 1) % count);
     let (pid, target) = (pid.to_string(), &hosts.hosts[to].address);
-    let mut arguments = vec![pid.as_str(), target, "-v", "--on-timeout", "force"];
+    let mut arguments = vec![pid.as_str(), target, "--on-timeout", "force"];
     addresses.iter().for_each(|vip| arguments.extend(["--vip", vip]));
     let done = hosts.migrate(lab, from, &arguments);
     // That it is written faster than it can be sent may be warned of.
     assert!(matches!(done.code, 0 | 3), "move {n}: {}{}\n{}", done.stdout, done.stderr, lab.log());
-    println!("move {n}: {}{}", done.stdout, done.stderr);
+    println!("\njourney: move {n}: {} ms in all: {}", (done.time.1 - done.time.0) / 1_000_000, done.stdout.trim());
     assert!(!hosts.hosts[from].lives(pid.parse().expect("pid")), "something stays");
 }
 
