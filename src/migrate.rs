@@ -1,10 +1,11 @@
 //! The migrate screenplay, at the source: agree, copy in rounds, switch over, confirm or take back.
 //!
 //! ```text
-//! source     what the source does; rounds: images on their way; resume: a move that was left
+//! preflight  what is found out before that; source: what the source does; rounds: images on their way; resume: a move that was left
 //! agent      what the target does; spool: images as they come; plan: what each must know of the other
 //! state      who may run: two pure machines; simulate breaks everything around them
 //!   message    what they say to each other; record: what is durable of that; frozen: a tree that stands still without meio
+//! files      what the tree has open or mapped, and its data
 //! address    what moves along; local: what cannot
 //! ```
 //!
@@ -13,10 +14,12 @@
 
 pub mod address;
 pub mod agent;
+pub mod files;
 pub mod frozen;
 mod local;
 pub mod message;
 pub mod plan;
+mod preflight;
 pub mod record;
 mod resume;
 mod rounds;
@@ -26,8 +29,9 @@ mod source;
 mod spool;
 pub mod state;
 
+pub use preflight::dry_run;
 pub use resume::take_up;
-pub use source::{Ended, Options, Outcome, Policy, dry_run, run};
+pub use source::{Ended, Options, Outcome, Policy, run};
 pub use state::Wish;
 
 /// Kind of the frames that carry a [`message::Frame`].

@@ -10,7 +10,7 @@ use std::time::Duration;
 const INCR: &str = include_str!("migrate/incr.py");
 
 /// What the last line of `--json` says.
-fn result(done: &Outcome) -> serde_json::Value {
+pub fn result(done: &Outcome) -> serde_json::Value {
     serde_json::from_str(done.stdout.lines().last().unwrap_or_default()).unwrap_or_else(|e| panic!("{e}: {done:?}"))
 }
 
@@ -56,7 +56,8 @@ fn redis(lab: &Lab, hosts: &Hosts) -> i32 {
     pid
 }
 
-fn counting(lab: &Lab) -> Child {
+/// A client that counts at the service's address.
+pub fn counting(lab: &Lab) -> Child {
     let stop = lab.path("stop");
     let child = Command::new("python3").args(["-c", INCR, SERVICE, "6379"]).arg(&stop).stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
     let child = child.expect("python3 starts");
@@ -64,7 +65,8 @@ fn counting(lab: &Lab) -> Child {
     child
 }
 
-fn counted(lab: &Lab, child: Child) -> serde_json::Value {
+/// Ends it: what it says.
+pub fn counted(lab: &Lab, child: Child) -> serde_json::Value {
     fs::write(lab.path("stop"), "").expect("stop");
     let done = child.wait_with_output().expect("the client ends");
     assert!(done.status.success(), "the client: {}", String::from_utf8_lossy(&done.stdout));

@@ -144,6 +144,7 @@ fn show(teller: &Teller<'_>) -> Result<Seen> {
         close_connections: false,
         lazy: false,
         parent: None,
+        settled: Default::default(),
     };
     let mut drawing = Drawing::new(*teller.console);
     let restored = restore::run(&options, &mut drawing)?;
