@@ -14,6 +14,7 @@ use crate::dump;
 use crate::dump::moving::{Moving, Standing};
 use crate::error::{Context, Error, Kind, Result};
 use crate::progress::{Report, phase};
+use crate::resource::capture::Decisions;
 use crate::resource::thread::serde_bytes_vec::Bytes;
 use crate::sys::signal;
 use crate::transport::{self, Destination, How, Peer};

@@ -54,7 +54,7 @@ impl Stage {
 
     /// Where a file is built. `fresh`: without what is in its place now.
     pub fn build(&mut self, place: &Path, fresh: bool) -> Result<PathBuf> {
-        if let Some((_, built)) = self.built.iter().find(|b| b.0 == place) {
+        if let Some((_, built)) = self.built.iter().find(|b| b.0 == place && !self.settled) {
             return Ok(built.clone());
         }
         self.as_it_was(place)?;

@@ -286,7 +286,7 @@ fn is_ours(pid: i32, path: &FilePath) -> bool {
 }
 
 fn wanted(
-    path: FilePath,
+    path: &FilePath,
     need: &Need,
     mounts: &(Mounts, [u8; 16]),
     go_on: &dyn Fn() -> bool,
