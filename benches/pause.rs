@@ -2,7 +2,7 @@
 //! merely copy or touch as much memory. `make bench` prints tables in Markdown: the figures that are aimed at, then what
 //! else there is to know.
 //!
-//! `cargo bench --bench pause -- [--rounds N] [--mib N]... [--figures] [--small] [--connections]` makes a shorter run.
+//! `cargo bench --bench pause -- [--rounds N] [--mib N]... [--figures] [--small] [--connections] [--moves]` makes a shorter run.
 
 #[path = "pause/connections.rs"]
 mod connections;
@@ -10,12 +10,16 @@ mod connections;
 mod figures;
 #[path = "pause/full.rs"]
 mod full;
+#[path = "pause/lab.rs"]
+mod lab;
 #[path = "pause/lazy.rs"]
 mod lazy;
 #[path = "pause/live.rs"]
 mod live;
 #[path = "pause/many.rs"]
 mod many;
+#[path = "pause/migrate.rs"]
+mod migrate;
 #[path = "pause/peer.rs"]
 mod peer;
 #[path = "pause/small.rs"]
@@ -46,6 +50,7 @@ struct Plan {
 enum Part {
     Figures,
     Connections,
+    Moves,
     Small,
 }
 
@@ -67,6 +72,9 @@ fn main() {
     let wanted = |part| plan.only.is_none_or(|only| only == part);
     if wanted(Part::Figures) {
         figures::table(&bench, plan.rounds);
+    }
+    if plan.only == Some(Part::Moves) {
+        figures::moves(&bench, plan.rounds);
     }
     if wanted(Part::Connections) {
         connections::redis(&bench, plan.rounds);
@@ -91,6 +99,7 @@ fn plan() -> Plan {
             "--mib" => plan.sizes.push(number()),
             "--figures" => plan.only = Some(Part::Figures),
             "--small" => plan.only = Some(Part::Small),
+            "--moves" => plan.only = Some(Part::Moves),
             "--connections" => plan.only = Some(Part::Connections),
             "--bench" => {} // said by cargo
             other => panic!("what is {other}?"),

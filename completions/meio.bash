@@ -209,12 +209,16 @@ _meio() {
             return 0
             ;;
         meio__subcmd__demo)
-            opts="-v -q -h --verbose --quiet --json --color --help"
+            opts="-v -q -h --role --verbose --quiet --json --color --help restore migrate"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                --role)
+                    COMPREPLY=($(compgen -W "stage door ring" -- "${cur}"))
+                    return 0
+                    ;;
                 --color)
                     COMPREPLY=($(compgen -W "auto always never" -- "${cur}"))
                     return 0
@@ -470,7 +474,7 @@ _meio() {
             return 0
             ;;
         meio__subcmd__migrate)
-            opts="-v -q -h --dry-run --max-downtime --timeout --on-timeout --vip --pid-namespace --compress --spool --freeze-timeout --resume --abort --force --ssh --identity --known-hosts --remote-path --streams --direct --bandwidth --connect-timeout --external --ignore --tcp --verbose --quiet --json --color --help"
+            opts="-v -q -h --dry-run --max-downtime --timeout --on-timeout --lazy --vip --pid-namespace --compress --spool --freeze-timeout --resume --abort --force --ssh --identity --known-hosts --remote-path --streams --direct --bandwidth --connect-timeout --external --ignore --tcp --verbose --quiet --json --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -485,7 +489,7 @@ _meio() {
                     return 0
                     ;;
                 --on-timeout)
-                    COMPREPLY=($(compgen -W "cancel force" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "cancel force lazy" -- "${cur}"))
                     return 0
                     ;;
                 --vip)

@@ -43,7 +43,7 @@ complete -c meio -n "__fish_meio_needs_command" -f -a "verify" -d 'Read an image
 complete -c meio -n "__fish_meio_needs_command" -f -a "merge" -d 'Make one image that stands alone of an image and those that it builds upon'
 complete -c meio -n "__fish_meio_needs_command" -f -a "migrate" -d 'Move a running tree of processes to another machine'
 complete -c meio -n "__fish_meio_needs_command" -f -a "core" -d 'Write an ELF core file for each process of an image'
-complete -c meio -n "__fish_meio_needs_command" -f -a "demo" -d 'See it work: a program is saved, killed and brought back'
+complete -c meio -n "__fish_meio_needs_command" -f -a "demo" -d 'See it work: a program is saved, killed and brought back, or moved between machines'
 complete -c meio -n "__fish_meio_using_subcommand dump" -s o -l output -d 'Where the image goes; - is standard output [default: <comm>-<pid>.meio in the current folder]' -r -F
 complete -c meio -n "__fish_meio_using_subcommand dump" -l compress -d 'How memory is packed: none (fastest), or a zstd level from 1 (fast) to 19 (small)' -r
 complete -c meio -n "__fish_meio_using_subcommand dump" -l freeze-timeout -d 'How long to wait for every task to stand still, such as 5s or 500ms' -r
@@ -167,7 +167,8 @@ complete -c meio -n "__fish_meio_using_subcommand merge" -s h -l help -d 'Print 
 complete -c meio -n "__fish_meio_using_subcommand migrate" -l max-downtime -d 'How long nobody may run, as far as that can be foreseen' -r
 complete -c meio -n "__fish_meio_using_subcommand migrate" -l timeout -d 'How long memory may be copied while the tree runs' -r
 complete -c meio -n "__fish_meio_using_subcommand migrate" -l on-timeout -d 'What to do when the tree writes faster than that can be sent, or the time is over' -r -f -a "cancel\t'It stays'
-force\t'It is moved, however long that takes'"
+force\t'It is moved, however long that takes'
+lazy\t'It runs there first, and what is left follows: as with --lazy'"
 complete -c meio -n "__fish_meio_using_subcommand migrate" -l vip -d 'An address that moves with the tree: taken from the interface here, and brought up there' -r
 complete -c meio -n "__fish_meio_using_subcommand migrate" -l compress -d 'How memory is packed: none, or a zstd level from 1 (fast) to 19 (small)' -r
 complete -c meio -n "__fish_meio_using_subcommand migrate" -l spool -d 'Where images are kept at the target until they are not needed any more' -r -F
@@ -192,6 +193,7 @@ complete -c meio -n "__fish_meio_using_subcommand migrate" -l color -d 'When to 
 always\t''
 never\t''"
 complete -c meio -n "__fish_meio_using_subcommand migrate" -l dry-run -d 'Only look whether it could be moved, at both ends'
+complete -c meio -n "__fish_meio_using_subcommand migrate" -l lazy -d 'Let it run there first; its memory follows, what it touches first of all. Should the link be lost meanwhile, it is ended there, and stands still here as it was when it was moved'
 complete -c meio -n "__fish_meio_using_subcommand migrate" -l pid-namespace -d 'Let it have its pids in a fresh pid namespace there'
 complete -c meio -n "__fish_meio_using_subcommand migrate" -l force -d 'With --abort: the target is gone for good, and need not be asked'
 complete -c meio -n "__fish_meio_using_subcommand migrate" -s v -l verbose -d 'Say more: each phase with its time, and notes'
@@ -206,6 +208,9 @@ complete -c meio -n "__fish_meio_using_subcommand core" -s v -l verbose -d 'Say 
 complete -c meio -n "__fish_meio_using_subcommand core" -s q -l quiet -d 'Say less: no progress; results, warnings and errors only'
 complete -c meio -n "__fish_meio_using_subcommand core" -l json -d 'Write one JSON object a line to standard output'
 complete -c meio -n "__fish_meio_using_subcommand core" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c meio -n "__fish_meio_using_subcommand demo" -l role -r -f -a "stage\t'Shows everything, in namespaces of its own: FOLDER'
+door\t'Stands in for sshd: SOCKET ADDRESS'
+ring\t'Stands in for ssh: SOCKET HOST COMMAND'"
 complete -c meio -n "__fish_meio_using_subcommand demo" -l color -d 'When to colour; auto means on a terminal, unless NO_COLOR is set' -r -f -a "auto\t''
 always\t''
 never\t''"

@@ -82,6 +82,12 @@ pub fn unlock(name: &str) -> Result<Vec<Lock>> {
     kept::release_named(name)
 }
 
+/// Which of these capabilities (capabilities(7)) are not in force, and how each is given.
+pub fn lacking(names: &[&'static str]) -> Vec<(&'static str, String)> {
+    let own = privileges::Capabilities::own();
+    names.iter().filter(|name| !own.has(name)).map(|&name| (name, privileges::give(name))).collect()
+}
+
 /// Probes the machine, and looks through the tree below `pid`.
 pub fn run(pid: Option<i32>, decisions: &Decisions, report: &mut dyn Report) -> Result<Outcome> {
     let mut phases = Vec::new();

@@ -2,6 +2,7 @@
 
 mod ask;
 mod copy;
+mod left;
 pub mod lock;
 pub mod merge;
 pub mod moving;
@@ -35,6 +36,7 @@ use crate::sys::proc::{read, stat, status};
 use crate::sys::{apart, arch, signal};
 use crate::tracee::freeze::{Frozen, freeze};
 pub use crate::tracee::track::Choice as Track;
+pub use left::Rest;
 use lock::Locks;
 use output::Target;
 use parent::Heritage;
@@ -197,6 +199,8 @@ struct Session<'o> {
     base: Duration,
     /// What becomes of packets that come while it stands still.
     manner: Manner,
+    /// Memory that may come later is left out of the next image, and not copied while the tree runs.
+    leave: bool,
 }
 
 /// An image that was made.
@@ -207,6 +211,8 @@ struct Made {
     birth: Birth,
     /// The tree, when it was to be held.
     held: Option<Standstill>,
+    /// What was left out.
+    rest: Rest,
 }
 
 /// A tree that stands still after its image was made.
@@ -242,7 +248,7 @@ impl<'o> Session<'o> {
         }
         let (network, recall, base) = (seen.network, seen.recall, Duration::from_millis(5));
         let birth = Birth::of(options.pid)?;
-        Ok(Session { options, begun, phases, network, recall, birth, tracking: None, base, manner: Manner::Hold })
+        Ok(Session { options, begun, phases, network, recall, birth, tracking: None, base, manner: Manner::Hold, leave: false })
     }
 
     /// Has the memory of the tree watched from now on.
@@ -266,13 +272,17 @@ impl<'o> Session<'o> {
         let mut id = [0u8; 16];
         std::io::Read::read_exact(&mut File::open("/dev/urandom")?, &mut id)?;
         let mut rounds = None;
-        if let Some(tracking) = self.tracking.as_mut().filter(|t| !t.tracker.still()) {
+        if let Some(tracking) = self.tracking.as_mut().filter(|t| !self.leave && !t.tracker.still()) {
             let allowed = (options.live.unwrap_or(MAX_PAUSE), self.base);
             let copied =
                 phase(report, &mut phases, "rounds", |report| copy_rounds(options, (tracking, &mut self.recall), &target, allowed, report));
             rounds = Some(copied.inspect_err(|_| tracking.lost())?);
         }
-        let expected = rounds.map_or_else(|| tree::extent(options.pid).1, |r| r.expected());
+        let expected = match rounds {
+            Some(rounds) => rounds.expected(),
+            None if self.leave => 0,
+            None => tree::extent(options.pid).1,
+        };
         let (dedup, mut room) = phase(report, &mut phases, "room", |_| {
             target.reserve(copy::image_bytes(expected));
             let key = parent.as_ref().and_then(|p| p.inherited.as_ref()).map_or(&id, Inherited::id);
@@ -286,6 +296,7 @@ impl<'o> Session<'o> {
 
         let Still { stopped, frozen, mut captured, locks } = self.hold_still(report, &mut phases)?;
         let glance = std::mem::take(&mut captured.capture.recall.glance);
+        let rest = if self.leave { Rest::of(&mut captured) } else { Rest::default() };
         self.base = stopped.elapsed();
         let mut birth = self.birth.clone();
         birth.note(captured.capture.sources.iter().map(|source| &source.file))?;
@@ -354,7 +365,7 @@ impl<'o> Session<'o> {
             stops: rounds.map(|r| r.stop).filter(|s| !s.is_zero()),
             rounds: rounds.map_or(0, |r| r.count),
             total: self.begun.elapsed(),
-            memory_bytes: captured.bytes + laid,
+            memory_bytes: captured.bytes + laid + rest.bytes(),
             inherited_bytes: summary.pages.parent * image::PAGE as u64,
             image_bytes: summary.bytes,
             tasks: captured.tree.processes.iter().map(|p| p.threads.len().max(1) as u32).sum(),
@@ -365,7 +376,7 @@ impl<'o> Session<'o> {
             warnings: std::mem::take(&mut captured.warnings),
         };
         let held = standing.map(|(frozen, locks)| Standstill { since: stopped, frozen, captured, locks });
-        Ok(Made { outcome, id, hash: summary.hash, birth, held })
+        Ok(Made { outcome, id, hash: summary.hash, birth, held, rest })
     }
 }
 

@@ -34,7 +34,7 @@ mod vdso;
 
 use crate::capsule::roster::{self, Entry, Roster};
 use crate::error::{Context, Error, Kind, Result};
-use crate::image::{self, Chain, Reader, Resolved};
+use crate::image::{self, Absent, Chain, Reader, Resolved};
 use crate::progress::{Report, phase};
 use crate::resource::path::FilePath;
 use crate::resource::socket::choice::{self, Choice};
@@ -96,6 +96,8 @@ pub struct Options {
     pub parent: Option<Arc<Resolved>>,
     /// Files that are known to be what the tree expects.
     pub settled: HashSet<FilePath>,
+    /// Pages that are not in the image; only lazily.
+    pub absent: Option<Absent>,
 }
 
 /// What was done.

@@ -67,4 +67,36 @@ crate::alone! {
         }
         lab.nothing_left();
     }
+
+    fn a_service_that_moves() {
+        let lab = Lab::new("demo-migrate");
+        let done = lab.run(demo(&lab, &["migrate", "--json"]));
+        assert_eq!(done.code, 0, "{done:?}");
+        let result: serde_json::Value = serde_json::from_str(done.stdout.lines().last().expect("a line")).expect("JSON");
+        assert!(result["type"] == "result" && result["correct"] == true && result["answers"].as_u64() > Some(1500), "{result}");
+        let moves = result["moves"].as_array().expect("moves");
+        assert!(moves.len() == 2 && moves.iter().all(|m| m["downtime_ms"].as_f64() > Some(0.0)), "{result}");
+        assert!(moves[0]["from"] == moves[1]["to"] && moves[0]["to"] == moves[1]["from"], "{result}");
+        assert!(empty(&lab.path("tmp")));
+        // The way to the program need not be open to everybody.
+        const CAPABILITIES: [&str; 2] = ["--inh-caps=+dac_override,+dac_read_search", "--ambient-caps=+dac_override,+dac_read_search"];
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).args(CAPABILITIES).args([crate::MEIO, "demo", "migrate"]);
+        let refused = lab.run(command);
+        assert!(refused.code == 11 && refused.stderr.contains("sudo meio demo migrate"), "{refused:?}");
+        lab.nothing_left();
+    }
+
+    /// ^C while it moves: the machines end with it.
+    fn an_interrupted_move_cleans_up() {
+        let lab = Lab::new("demo-migrate-interrupted");
+        let out = std::fs::File::create(lab.path("out")).expect("file");
+        let mut meio = demo(&lab, &["migrate"]).stdout(out).stderr(Stdio::null()).spawn().expect("meio starts");
+        let shown = until(SOON, || std::fs::read_to_string(lab.path("out")).is_ok_and(|t| t.contains("asking")));
+        assert!(shown, "no client asks");
+        kill(Pid::from_raw(meio.id() as i32), Signal::SIGINT).expect("kill");
+        assert_eq!(meio.wait().expect("wait").code(), Some(130));
+        assert!(empty(&lab.path("tmp")));
+        lab.nothing_left();
+    }
 }

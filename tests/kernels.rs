@@ -1,6 +1,7 @@
 //! The tests under the kernels of Debian's releases, each in a virtual machine, and trees that are taken from one kernel
 //! to the others. `make kernels` does it.
 
+mod crossing;
 mod journey;
 mod machine;
 mod table;
@@ -165,7 +166,7 @@ fn kernels() {
     for (n, (release, name)) in releases.iter().zip(&names).enumerate() {
         let mut steps = format!("arrive {own} {own}-{name}; depart {name}");
         names[..n].iter().for_each(|from| steps += &format!("; arrive {from} {from}-{name}"));
-        let job = Job { kernel: release, name, script: &script(filter, &steps, 1 + n), limit: Duration::from_secs(3 * 3600) };
+        let job = Job { kernel: release, name, script: &script(filter, &steps, 1 + n), limit: Duration::from_secs(3 * 3600), tap: None };
         said += &workshop.boot(&job);
     }
     // And back.
@@ -178,6 +179,7 @@ fn kernels() {
             name: &format!("{name}-again"),
             script: &script(None, &steps, 10 + n),
             limit: Duration::from_secs(1800),
+            tap: None,
         };
         said += &workshop.boot(&job);
     }
@@ -190,7 +192,15 @@ fn kernels() {
     }
     said += &here(&steps, 20);
     std::fs::write(workshop.folder.join("said"), &said).expect("file");
-    let wrong = table::table(&said, &own);
+    let mut wrong = table::table(&said, &own);
+    println!("\n| a service moves, its client with it | |\n|---|---|");
+    for (release, name) in releases.iter().zip(&names) {
+        let (gone, said) = crossing::go(release);
+        println!("| Linux {own} to {name} and back | {said} |");
+        if !gone {
+            wrong.push(format!("a service did not come from {own} to {name} and back:\n{said}"));
+        }
+    }
     println!("\nall that was said: {}", workshop.folder.join("said").display());
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
 }

@@ -1,11 +1,19 @@
 //! Trees that move between machines.
 
+mod failures;
+mod lazy;
+mod programs;
+mod streams;
+
 use crate::lab::hosts::{Hosts, SERVICE, VIP};
-use crate::lab::{Lab, Outcome, SOON, compile, now, until};
+use crate::lab::{Lab, Outcome, SOON, compile, until};
 use std::fs;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
+
+/// How long one move may take, with a client that waits for it.
+const MOVE: Duration = Duration::from_secs(60);
 
 const INCR: &str = include_str!("migrate/incr.py");
 
@@ -45,7 +53,7 @@ fn moves(name: &str, arguments: &[&str], way: &[usize]) {
 }
 
 /// A redis server at the service's address on the first host.
-fn redis(lab: &Lab, hosts: &Hosts) -> i32 {
+pub fn redis(lab: &Lab, hosts: &Hosts) -> i32 {
     hosts.serve_at(0);
     let folder = lab.path("").display().to_string();
     let arguments = ["--port", "6379", "--save", "", "--appendonly", "no", "--dir", &folder, "--protected-mode", "no", "--logfile", ""];
@@ -105,6 +113,33 @@ crate::alone! {
         println!("journey: {said}");
     }
 
+    /// Who may do little there is told what is missing, and nothing is touched.
+    fn a_target_without_capabilities() {
+        let lab = Lab::new("powerless");
+        let hosts = Hosts::new(&lab, 2);
+        let pid = redis(&lab, &hosts);
+        let client = counting(&lab);
+        let (text, to) = (pid.to_string(), hosts.hosts[1].address.clone());
+        for (missing, word) in [
+            ("-all", "CAP_CHECKPOINT_RESTORE"),
+            ("-checkpoint_restore,-sys_admin", "CAP_CHECKPOINT_RESTORE"),
+            ("-net_admin", "CAP_NET_ADMIN"),
+        ] {
+            for dry in [true, false] {
+                let remote = format!("setpriv --bounding-set={missing} {}", crate::MEIO);
+                let mut arguments = vec![text.as_str(), &to, "--vip", VIP, "--json", "--remote-path", &remote];
+                arguments.extend(dry.then_some("--dry-run"));
+                let done = hosts.migrate(&lab, 0, &arguments);
+                assert_eq!(done.code, 13, "without {missing}: {done:?}");
+                let said = done.stdout.lines().last().unwrap_or_default();
+                assert!(said.contains(word), "without {missing}: {said}");
+                assert!(hosts.hosts[0].runs(pid) && !hosts.hosts[1].lives(pid), "without {missing}: {done:?}");
+            }
+        }
+        let said = counted(&lab, client);
+        assert!(said["last"].as_u64().is_some_and(|n| n > 10), "{said}");
+    }
+
     /// Everything that stands in the way is said at once, and nothing is touched.
     fn what_stands_in_the_way() {
         let lab = Lab::new("refused");
@@ -132,52 +167,5 @@ crate::alone! {
         assert_eq!(done.code, 0, "{done:?}");
         let said = counted(&lab, client);
         assert!(said["last"].as_u64().is_some_and(|n| n > 10), "{said}");
-    }
-
-    /// Whoever is killed and whenever: the client loses nothing, and one tree runs, or the one that stands still is named and
-    /// `--resume` knows where it is to run. `MOVES=N` kills more often.
-    fn killed_at_random() {
-        let lab = Lab::new("killed");
-        let hosts = Hosts::new(&lab, 2);
-        let pid = redis(&lab, &hosts);
-        let client = counting(&lab);
-        let rounds: u32 = std::env::var("MOVES").ok().and_then(|n| n.parse().ok()).unwrap_or(4);
-        let (mut at, mut moved, mut resumed) = (0, 0, 0);
-        let mut random = u64::from(std::process::id()) << 20 | u64::from(now() as u32 & 0xfffff);
-        for round in 0..rounds {
-            let other = 1 - at;
-            let text = pid.to_string();
-            let mut migration = hosts.migration(at, &[&text, &hosts.hosts[other].address, "--vip", VIP]);
-            migration.stdout(Stdio::null()).stderr(Stdio::null());
-            let mut child = migration.spawn().expect("meio starts");
-            random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-            std::thread::sleep(Duration::from_micros(200_000 + (random >> 33) % 1_000_000));
-            // nsenter(1) has become meio, or its parent: whoever is below is killed with it.
-            let victim = if round % 2 == 0 { "migrate" } else { "agent" };
-            let place = &hosts.hosts[if victim == "migrate" { at } else { other }];
-            let script = format!("for d in /proc/[0-9]*; do grep -qz '^{victim}$' $d/cmdline 2>/dev/null && grep -qz meio $d/cmdline && kill -9 ${{d#/proc/}}; done; true");
-            place.plain("bash", &["-c", &script]);
-            let ended = until(SOON, || child.try_wait().expect("wait").is_some());
-            assert!(ended, "round {round}: it does not end");
-            let left = || hosts.hosts[at].plain("sh", &["-c", "ls /run/meio/migrate 2>/dev/null | grep source$ || true"]);
-            // A guardian may still be putting right what was begun.
-            let settled = until(SOON, || {
-                let (here, there) = (hosts.hosts[at].runs(pid), hosts.hosts[other].runs(pid));
-                assert!(!(here && there), "round {round}: two run");
-                here || there || !left().is_empty()
-            });
-            assert!(settled, "round {round}: nobody runs, and nothing says so");
-            if let Some(id) = left().strip_suffix(".source\n") {
-                let done = lab.run(hosts.taking_up(at, &["--resume", id]));
-                assert_eq!(done.code, 0, "round {round}: {done:?}");
-                resumed += 1;
-            }
-            assert!(until(SOON, || hosts.hosts[at].runs(pid) != hosts.hosts[other].runs(pid)), "round {round}: one must run");
-            if hosts.hosts[other].runs(pid) {
-                (at, moved) = (other, moved + 1);
-            }
-        }
-        let said = counted(&lab, client);
-        println!("journey: {rounds} moves were killed: {moved} had moved, {resumed} were taken up; {said}");
     }
 }

@@ -3,13 +3,13 @@
 //! again, and what it was doing must come out as if nothing had happened.
 
 mod batch;
-mod databases;
+pub mod databases;
 mod interactive;
-mod net;
+pub mod net;
 mod rootless;
-mod services;
+pub mod services;
 mod ssh;
-mod web;
+pub mod web;
 
 use crate::lab::{self, Lab, Running, SOON, observe, until};
 use nix::sys::signal::{Signal, kill};
@@ -32,7 +32,7 @@ fn read(lab: &Lab, name: &str) -> String {
 }
 
 /// Where the shell would find a program, past the wrappers that some machines put in front.
-fn installed(name: &str) -> std::path::PathBuf {
+pub fn installed(name: &str) -> std::path::PathBuf {
     let folders = ["/usr/bin", "/bin", "/usr/local/bin"];
     let small = format!("{name}.tiny"); // vim of a small Debian
     [name, &small]
@@ -43,7 +43,7 @@ fn installed(name: &str) -> std::path::PathBuf {
 }
 
 /// Runs a command in the test's folder to its end, undisturbed, and gives its standard output.
-fn plainly(lab: &Lab, program: &str, arguments: &[&str]) -> String {
+pub fn plainly(lab: &Lab, program: &str, arguments: &[&str]) -> String {
     let out = Command::new(installed(program)).args(arguments).current_dir(lab.path("")).output().expect(program);
     assert!(out.status.success(), "{program}: {}", String::from_utf8_lossy(&out.stderr));
     String::from_utf8(out.stdout).expect("text")

@@ -1,6 +1,6 @@
 //! The link to another machine: a real sshd, real keys, and everything that can be wrong with either.
 
-use crate::lab::{Lab, Outcome, Running, SOON, observe, until};
+use crate::lab::{Lab, Outcome, Running, SOON, observe, sshd, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -9,23 +9,6 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 const HOST: &str = "root@127.0.0.1:2222";
-const CONFIGURATION: &str = "
-Port 2222
-ListenAddress 127.0.0.1
-HostKey FOLDERhost_ed25519
-HostKey FOLDERhost_ecdsa
-HostKey FOLDERhost_rsa
-PidFile none
-AuthorizedKeysFile none
-AuthorizedKeysCommand /usr/bin/cat FOLDERauthorized
-AuthorizedKeysCommandUser root
-PermitRootLogin prohibit-password
-StrictModes no
-UsePAM no
-UseDNS no
-PrintMotd no
-PrintLastLog no
-";
 const KINDS: [&str; 3] = ["ed25519", "ecdsa", "rsa"];
 
 /// A machine that can be logged in to: this one.
@@ -43,23 +26,22 @@ fn plain(program: &str, arguments: &[&str]) -> String {
 
 impl Host {
     fn new(name: &str) -> Host {
-        // What shells of the user who runs the tests do at their start is not looked at.
-        for file in [".bashrc", ".profile", ".bash_profile"].map(|f| format!("/root/{f}")).iter().filter(|f| Path::new(f).exists()) {
-            nix::mount::mount(Some("/dev/null"), file.as_str(), None::<&str>, nix::mount::MsFlags::MS_BIND, None::<&str>).expect("mount");
+        for file in sshd::GREETINGS.iter().filter(|f| Path::new(f).exists()) {
+            nix::mount::mount(Some("/dev/null"), *file, None::<&str>, nix::mount::MsFlags::MS_BIND, None::<&str>).expect("mount");
         }
         fs::create_dir_all("/run/sshd").expect("sshd's folder");
         let lab = Lab::new(name);
         let folder = lab.path("").display().to_string();
         for kind in KINDS {
             for who in ["host", "key"] {
-                plain("ssh-keygen", &["-q", "-t", kind, "-N", "", "-C", kind, "-f", &format!("{folder}{who}_{kind}")]);
+                sshd::key(&lab, kind, &format!("{who}_{kind}"));
             }
         }
         fs::create_dir_all(lab.path("home/.ssh")).expect("folder");
         let authorized: String = KINDS.map(|kind| fs::read_to_string(lab.path(&format!("key_{kind}.pub"))).expect("key")).concat();
         fs::write(lab.path("authorized"), authorized).expect("keys");
-        fs::write(lab.path("sshd.conf"), CONFIGURATION.replace("FOLDER", &folder)).expect("configuration");
-        let (log, configuration) = (format!("{folder}sshd.log"), format!("{folder}sshd.conf"));
+        let configuration = sshd::configuration(&lab, 2222, &KINDS.map(|kind| format!("host_{kind}")), "authorized").display().to_string();
+        let log = format!("{folder}sshd.log");
         let sshd = lab.spawn(Path::new("/usr/sbin/sshd"), &["-D", "-E", &log, "-f", &configuration]);
         let answers = || std::net::TcpStream::connect("127.0.0.1:2222").is_ok();
         assert!(until(SOON, answers), "no sshd: {}", fs::read_to_string(&log).unwrap_or_default());

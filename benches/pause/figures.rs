@@ -1,6 +1,6 @@
 //! The figures that are aimed at, in one table: what was wished for, and what it is here.
 
-use super::{Bench, full, lazy, live, many, peer, small};
+use super::{Bench, full, lazy, live, many, migrate, peer, small};
 
 /// One row.
 pub struct Figure {
@@ -21,8 +21,11 @@ impl Figure {
     }
 }
 
-/// What measures them; each gives one row or several that are measured together.
-const ROWS: &[fn(&Bench, usize) -> Vec<Figure>] = &[
+/// Gives one row or several that are measured together.
+type Rows = fn(&Bench, usize) -> Vec<Figure>;
+
+/// What measures them.
+const ROWS: &[Rows] = &[
     full::incompressible,
     full::mixed,
     live::while_it_runs,
@@ -31,12 +34,26 @@ const ROWS: &[fn(&Bench, usize) -> Vec<Figure>] = &[
     small::commands,
     many::processes,
     peer::criu,
+    migrate::redis,
+    migrate::idle,
+    migrate::throughput,
 ];
+/// Those of moves between machines.
+const MOVES: &[Rows] = &[migrate::redis, migrate::idle, migrate::throughput];
 
 /// Measures and prints all of them, medians of `rounds`.
 pub fn table(bench: &Bench, rounds: usize) {
+    print(ROWS, bench, rounds);
+}
+
+/// The same of moves between machines only.
+pub fn moves(bench: &Bench, rounds: usize) {
+    print(MOVES, bench, rounds);
+}
+
+fn print(rows: &[Rows], bench: &Bench, rounds: usize) {
     println!("| what | target | here | |\n|---|---|---|---|");
-    for Figure { what, target, here, holds } in ROWS.iter().flat_map(|rows| rows(bench, rounds)) {
+    for Figure { what, target, here, holds } in rows.iter().flat_map(|rows| rows(bench, rounds)) {
         let holds = holds.map_or("", |holds| if holds { "holds" } else { "**missed**" });
         println!("| {what} | {target} | {here} | {holds} |");
     }

@@ -58,6 +58,9 @@ fn page(command: &clap::Command, name: String, folder: &Path) -> Result<()> {
         .context(|| format!("cannot write {}", path.display()))?;
     let more = command.get_after_long_help().map(ToString::to_string).unwrap_or_default();
     text.extend(more.split("\n\n").map(verbatim).collect::<String>().bytes());
+    if name == "meio-migrate" {
+        text.extend(format!(".SH TUTORIAL\n{}", told(super::migrate::TUTORIAL)).bytes());
+    }
     if !more.contains("Exit codes:") {
         text.extend(verbatim(super::EXIT_CODES).bytes());
     }
@@ -70,6 +73,20 @@ fn verbatim(block: &str) -> String {
     let Some((heading, lines)) = block.split_once(":\n") else { return String::new() };
     let lines: String = lines.lines().map(|l| format!("\\&{}\n", l.replace('\\', "\\e").replace('-', "\\-"))).collect();
     format!(".SH {}\n.nf\n{lines}.fi\n", heading.to_uppercase())
+}
+
+/// Paragraphs; headings end in a colon, and lines that are indented are kept as they are.
+fn told(text: &str) -> String {
+    let plain = |line: &str| line.replace('\\', "\\e").replace('-', "\\-");
+    let paragraph = |block: &str| match block {
+        block if block.starts_with("  ") => {
+            let lines: String = block.lines().map(|l| format!("\\&{}\n", plain(l))).collect();
+            format!(".PP\n.nf\n{lines}.fi\n")
+        }
+        block if block.ends_with(':') && !block.contains('\n') => format!(".SS {}\n", plain(block.trim_end_matches(':'))),
+        block => format!(".PP\n{}\n", block.lines().map(|l| format!("\\&{}", plain(l))).collect::<Vec<_>>().join("\n")),
+    };
+    text.trim_end().split("\n\n").map(paragraph).collect()
 }
 
 fn see_also(name: &str) -> String {

@@ -10,6 +10,9 @@ use crate::transport::Destination;
 use serde_json::json;
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
+/// For the man page: from two machines with nothing set up to a move that was left.
+pub const TUTORIAL: &str = include_str!("migrate/tutorial.txt");
+
 /// Move a running tree of processes to another machine
 ///
 /// Logs in to HOST by SSH, where a meio is started; looks at everything that could stand in the way, at both ends; copies memory
@@ -19,6 +22,12 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 ///
 /// More than 32 MiB of memory is put in place while the tree runs there already, as restore --lazy does: until then, for about a
 /// second a GiB, it dies with the meio there that brings it.
+///
+/// With --lazy, or --on-timeout lazy when rounds do not end, it runs there before its memory is sent at all: nobody runs for as
+/// long as everything but the memory takes. What is left here stands still, complete, until the target says that it has every
+/// page. When the link is lost or the target dies before that, the tree is ended there, lest it find anything else in place of a
+/// page; what it has said to others and written until then is not taken back, so that what stands here goes on only when you say
+/// so: exit code 16, and the command is named. Shared memory and files of the tree are sent before.
 ///
 /// Connections move with their address: --vip. Files that the tree has open or mapped must be at the same paths, with the same
 /// content (ELF files: the same build id), or on storage that both machines share; all that are not are listed before anything is
@@ -31,7 +40,7 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 /// "root_pid", "phases" and "warnings".
 #[derive(clap::Args)]
 #[command(
-    after_long_help = "Examples:\n  meio migrate 1234 root@other\n  meio migrate web other --vip 10.0.0.10/24@eth0\n  meio migrate 1234 other --dry-run"
+    after_long_help = "Examples:\n  meio migrate 1234 root@other\n  meio migrate web other --vip 10.0.0.10/24@eth0\n  meio migrate 1234 other --dry-run\n  meio migrate 1234 other --lazy"
 )]
 pub struct Migrate {
     /// Root of the tree, or the name of a capsule
@@ -52,6 +61,10 @@ pub struct Migrate {
     /// What to do when the tree writes faster than that can be sent, or the time is over
     #[arg(long, value_name = "WHAT", default_value = "cancel")]
     on_timeout: OnTimeout,
+    /// Let it run there first; its memory follows, what it touches first of all. Should the link be lost meanwhile, it is ended
+    /// there, and stands still here as it was when it was moved
+    #[arg(long)]
+    lazy: bool,
     /// An address that moves with the tree: taken from the interface here, and brought up there
     #[arg(long, value_name = "ADDRESS/LENGTH@INTERFACE", value_parser = address)]
     vip: Vec<Address>,
@@ -101,6 +114,8 @@ enum OnTimeout {
     Cancel,
     /// It is moved, however long that takes
     Force,
+    /// It runs there first, and what is left follows: as with --lazy
+    Lazy,
 }
 
 /// See [`Copying`].
@@ -160,7 +175,9 @@ impl Migrate {
             policy: match self.on_timeout {
                 OnTimeout::Cancel => Policy::Cancel,
                 OnTimeout::Force => Policy::Force,
+                OnTimeout::Lazy => Policy::Lazy,
             },
+            lazy: self.lazy,
             pid_namespace: self.pid_namespace,
             addresses: self.vip.clone(),
             spool: self.spool.clone(),

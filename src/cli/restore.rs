@@ -72,6 +72,7 @@ impl Restore {
             lazy: self.lazy,
             parent: None,
             settled: Default::default(),
+            absent: None,
         };
         let mut drawing = Drawing::new(*console);
         let outcome = restore::run(&options, &mut drawing)?;

@@ -2,13 +2,14 @@
 //! one of a tree that stands still until it is known where it goes on.
 
 use super::parent::Heritage;
-use super::{Made, Options, Outcome, Output, Session, Standstill, Then, kill};
+use super::{Made, Options, Outcome, Output, Rest, Session, Standstill, Then, kill};
 use crate::error::Result;
 use crate::image;
 use crate::netlock::Manner;
 use crate::netlock::kept::Owner;
 use crate::progress::Report;
 use crate::resource::birth::Birth;
+use crate::sys::namespace::Kind;
 use crate::tracee::stop::Stopped;
 use std::fs::File;
 use std::sync::Arc;
@@ -28,13 +29,16 @@ pub fn name(n: u64) -> String {
 }
 
 impl<'o> Moving<'o> {
-    /// Looks at everything that could stand in the way, and has the memory of the tree watched from the first image on.
+    /// Looks at everything that could stand in the way, and has the memory of the tree watched from the first image on, unless
+    /// there will be but one.
     ///
     /// # Errors
     /// As [`super::run`]; nothing was touched.
-    pub fn begin(options: &'o Options, report: &mut dyn Report) -> Result<Self> {
+    pub fn begin(options: &'o Options, once: bool, report: &mut dyn Report) -> Result<Self> {
         let mut session = Session::begin(options, report)?;
-        session.track(report)?;
+        if !once {
+            session.track(report)?;
+        }
         Ok(Moving { session, before: None, count: 0 })
     }
 
@@ -43,12 +47,13 @@ impl<'o> Moving<'o> {
         self.image(pipe, Then::LetGo, report).map(|made| made.outcome)
     }
 
-    /// The last image, of a tree that stands still from then on.
-    pub fn last(&mut self, pipe: File, report: &mut dyn Report) -> Result<(Outcome, Standing)> {
+    /// The last image, of a tree that stands still from then on. `leave`: what memory may come later is not in it.
+    pub fn last(&mut self, pipe: File, leave: bool, report: &mut dyn Report) -> Result<(Outcome, Standing)> {
         self.session.manner = Manner::Copy;
+        self.session.leave = leave;
         let mut made = self.image(pipe, Then::Hold, report)?;
         let still = made.held.take().ok_or_else(|| crate::error::Error::other("the tree is not held"))?;
-        Ok((made.outcome, Standing { still, owner: Owner::image(&made.id) }))
+        Ok((made.outcome, Standing { still, owner: Owner::image(&made.id), rest: Arc::new(made.rest) }))
     }
 
     fn image(&mut self, pipe: File, then: Then, report: &mut dyn Report) -> Result<Made> {
@@ -73,12 +78,18 @@ impl<'o> Moving<'o> {
 pub struct Standing {
     still: Standstill,
     owner: Owner,
+    rest: Arc<Rest>,
 }
 
 impl Standing {
     /// How long it has stood still.
     pub fn for_long(&self) -> Duration {
         self.still.since.elapsed()
+    }
+
+    /// What was left out of the last image.
+    pub fn rest(&self) -> Arc<Rest> {
+        self.rest.clone()
     }
 
     /// Packets that have come for it since this was asked last, from the IP header on.
@@ -127,6 +138,12 @@ impl Standing {
         let Standstill { frozen, captured, mut locks, .. } = self.still;
         kill(frozen, &captured, &mut locks, &self.owner)?;
         locks.take_back(&self.owner);
+        let tree = &captured.tree;
+        let root = tree.processes.first().and_then(|root| root.places.of(&tree.namespaces, Kind::Ipc));
+        let elsewhere = tree.system_v_elsewhere.iter().map(|e| (e.namespace, &e.objects));
+        // Those of other namespaces have gone with these.
+        let here = std::iter::once((root, &tree.system_v)).chain(elsewhere).filter(|(namespace, _)| namespace.is_none());
+        here.for_each(|(_, objects)| objects.remove());
         Ok(())
     }
 }

@@ -294,8 +294,7 @@ fn capture_process<'f>(
         return Process::capture(pid, frozen.ppid, &[]).map(|ended| Some(Asked::Done(Box::new(Process { places, ..ended }))));
     }
     let places = namespace::survey(pid, Look::Still, capture)?;
-    let (mut space, vmas) = memory::survey(pid, capture)?;
-    space.find_guards(pid)?;
+    let (space, vmas) = memory::survey(pid, capture)?;
     let descriptors = descriptor::survey(pid, capture)?;
     system_v::survey(pid, capture)?;
     let fs = Fs::capture(pid, capture)?;

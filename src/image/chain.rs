@@ -306,12 +306,15 @@ impl Needed {
 
     /// The content of one of its pieces.
     pub fn bytes<'b>(&self, block: &'b Block, piece: &Piece) -> Result<&'b [u8]> {
-        Needed::content(block, piece)
+        piece.bytes(&block.data)
     }
+}
 
-    pub(super) fn content<'b>(block: &'b Block, piece: &Piece) -> Result<&'b [u8]> {
-        let (from, length) = (piece.page as usize * PAGE, piece.pages as usize * PAGE);
-        block.data.get(from..from + length).ok_or_else(|| Error::image("image damaged: a block has changed while it was read"))
+impl Piece {
+    /// Its content in the data of its block.
+    pub(super) fn bytes<'b>(&self, data: &'b [u8]) -> Result<&'b [u8]> {
+        let (from, length) = (self.page as usize * PAGE, self.pages as usize * PAGE);
+        data.get(from..from + length).ok_or_else(|| Error::image("image damaged: a block has changed while it was read"))
     }
 }
 

@@ -9,6 +9,7 @@
 
 mod chain;
 mod dedup;
+mod elsewhere;
 mod encode;
 mod entries;
 mod format;
@@ -27,6 +28,7 @@ mod writer;
 
 pub use chain::{Chain, FromParent, Needed, Piece, folder_of};
 pub use dedup::Dedup;
+pub use elsewhere::{Absent, Elsewhere, Left};
 pub use encode::{Codec, Encoded, Laid, MAX_KEPT, Pages, encode, encode_apart, encode_child, encode_kept, encode_zero};
 pub use format::{BLOCK_PAGES, PAGE, SectionKind};
 pub use inherited::Inherited;

@@ -5,11 +5,12 @@
 //! [`super::Chain`] goes the other way, from the youngest on, and reads no more than is needed; here images stay open, so that
 //! their pages can be read whenever they are wanted.
 
-use super::chain::{MOST, Needed, Piece, changed, look_for};
+use super::chain::{MOST, Piece, changed, look_for};
+use super::elsewhere::{Absent, Elsewhere, overlay};
 use super::entries::{Entry, What, entries, missing};
 use super::format::PAGE;
 use super::link::ParentLink;
-use super::pages::{Block, Meta, Owner};
+use super::pages::{Meta, Owner};
 use super::reader::{EncodedBlock, Reader};
 use super::spread::spread;
 use super::{Hash, folder_of};
@@ -68,6 +69,8 @@ pub struct Resolved {
     images: Vec<Option<Arc<Image>>>,
     /// By address.
     owners: HashMap<Owner, Vec<Place>>,
+    /// Pages that are in none of them: how many blocks, and who has them. They count as one image more.
+    elsewhere: Option<(usize, Arc<dyn Elsewhere>)>,
     id: [u8; 16],
     hash: Hash,
 }
@@ -131,7 +134,17 @@ impl Resolved {
         let kept = images.iter().zip(used).map(|(image, used)| image.clone().filter(|_| used));
         let image = Image { path: path.to_owned(), blocks: blocks.into_iter().map(|b| b.0).collect() };
         let images = kept.chain([Some(Arc::new(image))]).collect();
-        Ok(Resolved { images, owners, id: reader.id(), hash })
+        Ok(Resolved { images, owners, elsewhere: None, id: reader.id(), hash })
+    }
+
+    /// Has all these pages from somebody who is asked for them, also those that are in the images.
+    ///
+    /// # Errors
+    /// When that is said in a way that makes no sense.
+    pub fn leave(&mut self, absent: &Absent) -> Result<()> {
+        overlay(&mut self.owners, self.images.len() as u32, &absent.left)?;
+        self.elsewhere = Some((absent.left.len(), absent.from.clone()));
+        Ok(())
     }
 
     /// Whose pages it knows, and these by address.
@@ -141,39 +154,68 @@ impl Resolved {
 
     /// How many images there are, or have been; one more than the greatest [`At::image`].
     pub fn images(&self) -> usize {
-        self.images.len()
+        self.images.len() + usize::from(self.elsewhere.is_some())
     }
 
     /// How many blocks one of them has.
     pub fn blocks(&self, image: u32) -> usize {
-        self.images[image as usize].as_ref().map_or(0, |image| image.blocks.len())
+        match self.images.get(image as usize) {
+            Some(image) => image.as_ref().map_or(0, |image| image.blocks.len()),
+            None => self.elsewhere.as_ref().map_or(0, |e| e.0),
+        }
     }
 
     /// A block of which pages are needed.
     pub fn block(&self, image: u32, block: u32) -> Result<Source> {
         let lost = || Error::image("image damaged: a block is missing");
-        let image = self.images.get(image as usize).and_then(Option::as_ref).ok_or_else(lost)?;
-        let encoded = image.blocks.get(block as usize).ok_or_else(lost)?;
-        Ok(Source { block: encoded.clone(), image: image.clone() })
+        match (self.images.get(image as usize), &self.elsewhere) {
+            (None, Some((count, from))) if (block as usize) < *count => Ok(Source(Where::Elsewhere { block, from: from.clone() })),
+            (Some(Some(image)), _) => {
+                let encoded = image.blocks.get(block as usize).ok_or_else(lost)?;
+                Ok(Source(Where::Image { block: encoded.clone(), image: image.clone() }))
+            }
+            _ => Err(lost()),
+        }
     }
 }
 
-/// A block in its image, which is open.
+/// A block, which is brought when it is needed.
 #[derive(Clone)]
-pub struct Source {
-    block: EncodedBlock,
-    image: Arc<Image>,
+pub struct Source(Where);
+
+#[derive(Clone)]
+enum Where {
+    /// In an image, which is open.
+    Image { block: EncodedBlock, image: Arc<Image> },
+    /// With somebody who is asked.
+    Elsewhere { block: u32, from: Arc<dyn Elsewhere> },
 }
 
 impl Source {
     /// The number of the descriptor of the image's file.
     pub fn file(&self) -> Option<i32> {
-        self.block.file()
+        match &self.0 {
+            Where::Image { block, .. } => block.file(),
+            Where::Elsewhere { .. } => None,
+        }
     }
 
-    /// Reads it, compares its checksum, decompresses; `buffer` is memory for the data.
-    pub fn decode(&self, buffer: Vec<u8>) -> Result<Block> {
-        self.block.clone().decode_into(buffer).context(|| self.image.path.display().to_string())
+    /// Its data for somebody who waits, checked and decompressed; `buffer` is memory for it.
+    pub fn data(&self, buffer: Vec<u8>) -> Result<Vec<u8>> {
+        match &self.0 {
+            Where::Image { block, image } => {
+                block.clone().decode_into(buffer).context(|| image.path.display().to_string()).map(|block| block.data)
+            }
+            Where::Elsewhere { block, from } => from.urgent(*block, buffer),
+        }
+    }
+
+    /// The same for somebody who needs them all, one after the other.
+    pub fn in_order(&self, buffer: Vec<u8>) -> Result<Vec<u8>> {
+        match &self.0 {
+            Where::Image { .. } => self.data(buffer),
+            Where::Elsewhere { block, from } => from.in_order(*block, buffer),
+        }
     }
 }
 
@@ -185,9 +227,9 @@ pub fn deliver(
     progress: &mut dyn FnMut(u64) -> Result<()>,
 ) -> Result<u64> {
     let work = |(source, pieces): &(Source, Vec<Piece>), buffer: &mut Vec<u8>| {
-        let block = source.decode(std::mem::take(buffer))?;
-        pieces.iter().try_for_each(|piece| place(piece, Needed::content(&block, piece)?))?;
-        *buffer = block.data;
+        let data = source.data(std::mem::take(buffer))?;
+        pieces.iter().try_for_each(|piece| place(piece, piece.bytes(&data)?))?;
+        *buffer = data;
         Ok(pieces.iter().map(|p| u64::from(p.pages) * PAGE as u64).sum())
     };
     spread(wanted, &work, progress)

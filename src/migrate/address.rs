@@ -229,9 +229,12 @@ impl Address {
         let Some(neighbour) = self.neighbour()? else { return Ok(Announcing { stop: None, thread: None }) };
         neighbour.announce().context(|| format!("telling on {} who has {}", self.device, self.ip))?;
         let (stop, stopped) = mpsc::channel::<()>();
+        let own = self.clone();
         let again = move || {
             for pause in AGAIN.map(Duration::from_millis) {
-                if stopped.recv_timeout(pause) != Err(mpsc::RecvTimeoutError::Timeout) || neighbour.announce().is_err() {
+                let wanted = stopped.recv_timeout(pause) == Err(mpsc::RecvTimeoutError::Timeout);
+                // It may have moved on meanwhile: what is said of it is said by where it is.
+                if !wanted || !own.is_up().unwrap_or(false) || neighbour.announce().is_err() {
                     break;
                 }
             }

@@ -5,11 +5,13 @@ use super::files::stage::Stage;
 use super::files::{self, Applier, FILES, Word};
 use super::message::{Frame, Id, Message};
 use super::plan::{Details, Plan, Remark, pack, unpack};
+use super::pull::{Near, Told as Pulled};
 use super::record::{self, Member, Store};
 use super::spool::Spool;
 use super::state::{Action, Event, Life, Limits, Recorded, Target, Verdict};
 use super::{MOVE, REMARK, frozen, local};
-use crate::error::{Error, Result};
+use crate::error::{Error, Refusal, Result};
+use crate::image::{Absent, Left, Owner};
 use crate::netlock::{self, NetLock};
 use crate::progress::Report;
 use crate::resource::Tree;
@@ -23,7 +25,7 @@ use crate::transport::{self, Peer};
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 /// Serves one source over standard input and output, until there is nothing left to do for it.
@@ -43,6 +45,9 @@ pub fn run() -> Result<()> {
         plan: None,
         spool: None,
         last: None,
+        left: Vec::new(),
+        near: None,
+        pulled: None,
         lock: None,
         brought: Vec::new(),
         store: record_store()?,
@@ -101,6 +106,12 @@ struct Agent {
     spool: Option<Spool>,
     /// Number of the last image.
     last: Option<u64>,
+    /// What is not in it.
+    left: Vec<Left>,
+    /// Where pages come in that are in no image.
+    near: Option<Near>,
+    /// What becomes of them, while some are missing.
+    pulled: Option<mpsc::Receiver<Pulled>>,
     /// Over the addresses of the tree, until it runs.
     lock: Option<NetLock>,
     /// Addresses that were brought up here.
@@ -137,6 +148,10 @@ impl Agent {
             if !self.linked {
                 return Ok(Next::End);
             }
+            if let Some(pulled) = self.pulled.as_ref().and_then(|pulled| pulled.try_recv().ok()) {
+                self.pulled(pulled);
+                continue;
+            }
             if signal::take().is_some() {
                 self.events.push_back(Event::Interrupted);
                 continue;
@@ -144,10 +159,10 @@ impl Agent {
             // What ends the streams is said before the source finds that they have ended.
             if let Some(e) = self.spool.as_ref().and_then(Spool::failure).filter(|_| self.planted.is_empty() && !self.told) {
                 self.told = true;
-                self.events.push_back(Event::Failed(explained(&e)));
+                self.events.push_back(Event::Failed(in_full(&e)));
                 continue;
             }
-            const STEP: Duration = Duration::from_millis(100);
+            const STEP: Duration = Duration::from_millis(20);
             let wake = self.machine.wake().map_or(STEP, |at| at.saturating_sub(self.begun.elapsed()).min(STEP));
             self.hear(wake.max(Duration::from_millis(1)));
         }
@@ -165,11 +180,14 @@ impl Agent {
             },
             Ok(frame) if frame.kind == FILES => match unpack(&frame.payload).and_then(|word| self.word(word)) {
                 Ok(()) => Event::Tick,
-                Err(e) => Event::Failed(explained(&e)),
+                Err(e) => Event::Failed(in_full(&e)),
             },
             Ok(frame) => {
                 match unpack(&frame.payload) {
                     Ok(Remark::Last(n)) if frame.kind == REMARK => self.last = Some(n),
+                    Ok(Remark::Left(blocks)) if frame.kind == REMARK => {
+                        self.left.extend(blocks.into_iter().map(|(pid, ranges)| Left { owner: Owner::Process(pid), ranges }));
+                    }
                     Ok(Remark::Packets(packets)) if frame.kind == REMARK => self.packets(packets),
                     _ => {}
                 }
@@ -284,7 +302,7 @@ impl Agent {
     /// Everything that stands in the way.
     fn check(&mut self, plan: &[u8]) -> Result<Vec<u8>> {
         let plan: Plan = unpack(plan)?;
-        let arriving: Vec<IpAddr> = plan.addresses.iter().map(|a| a.ip).collect();
+        let arriving: Vec<(IpAddr, u8)> = plan.addresses.iter().map(|a| (a.ip, a.length)).collect();
         let settled = plan.files.settled(&plan.tree);
         let needs =
             Needs { pid_namespace: plan.pid_namespace, arriving: &arriving, memory: plan.memory, spool: &plan.spool, settled: &settled };
@@ -308,6 +326,12 @@ impl Agent {
         details.refusals.extend(compared.refusals);
         self.there = compared.there;
         details.refusals.extend(plan.addresses.iter().filter_map(|a| local::cannot_have(a, &plan.neighbours, probe)));
+        details.refusals.extend(local::not_allowed(&plan));
+        // It must say here what becomes of the tree.
+        if let Err(e) = self.store.has_room(plan.tree.processes.len()) {
+            let advice = "make room on the target".to_owned();
+            details.refusals.push(Refusal { object: "records".into(), reason: e.message, advice, ..Refusal::default() });
+        }
         let wanted = details.refusals.is_empty() && !plan.dry_run;
         self.plan = wanted.then_some(plan);
         pack(&details)
@@ -316,15 +340,19 @@ impl Agent {
     /// From now on images may come.
     fn receive_images(&mut self) -> Result<()> {
         let Some(plan) = self.plan.as_ref().filter(|_| self.spool.is_none()) else { return Ok(()) };
-        let id = self.id.unwrap_or_default();
-        let mut begin = || {
-            *locked(&self.stage) = Stage::begin(&plan.spool, &id, &plan.files, &self.there, &self.store)?;
-            self.peer.open_bulk()?;
-            Spool::begin(&plan.spool, &id, self.peer.receiver()?, Applier::new(&plan.files.folders, self.stage.clone()))
+        let (peer, id) = (&mut self.peer, self.id.unwrap_or_default());
+        let (stage, there, store) = (&self.stage, &self.there, &self.store);
+        let mut begin = || -> Result<_> {
+            *locked(stage) = Stage::begin(&plan.spool, &id, &plan.files, there, store)?;
+            peer.open_bulk()?;
+            let mut near = Near::new()?;
+            let pages = near.stream.take().ok_or_else(|| Error::other("pages have no way"))?;
+            let applier = Applier::new(&plan.files.folders, stage.clone());
+            Ok((Spool::begin(&plan.spool, &id, peer.receiver()?, applier, pages)?, near))
         };
         match begin() {
-            Ok(spool) => self.spool = Some(spool),
-            Err(e) => self.events.push_back(Event::Failed(explained(&e))),
+            Ok((spool, near)) => (self.spool, self.near) = (Some(spool), Some(near)),
+            Err(e) => self.events.push_back(Event::Failed(in_full(&e))),
         }
         Ok(())
     }
@@ -342,7 +370,9 @@ impl Agent {
             Ok(outcome) => {
                 self.runs = true;
                 self.deliver();
-                self.brought.clear();
+                if self.pulled.is_none() {
+                    self.brought.clear();
+                }
                 let left = locked(&self.stage).as_mut().map_or_else(Vec::new, Stage::keep);
                 left.iter().for_each(|what| self.remark(&Remark::Warning(format!("what was replaced is still there: {what}"))));
                 outcome.warnings.iter().for_each(|w| self.remark(&Remark::Warning(w.clone())));
@@ -350,13 +380,15 @@ impl Agent {
                     self.remark(&Remark::Phase((*name).to_owned(), took.as_micros() as u64));
                 }
                 self.remark(&Remark::Root(outcome.root_pid));
-                self.events.push_back(Event::Released);
+                // What is told of it from now on is told by the process that brings them.
+                let missing = self.pulled.is_some();
+                self.events.push_back(if missing { Event::Pulling } else { Event::Released });
             }
             Err(e) => {
                 self.take_addresses_down();
                 self.put_back();
                 // Where the machine itself had it destroyed it knows.
-                self.events.push_back(Event::Failed(explained(&e)));
+                self.events.push_back(Event::Failed(in_full(&e)));
             }
         }
         Ok(())
@@ -369,6 +401,7 @@ impl Agent {
         let (image, parent) = spool.wait(last, Limits::default().ready)?;
         locked(&self.stage).as_mut().map_or(Ok(()), Stage::take_places)?;
         self.bring_addresses_up(&plan, &image)?;
+        let absent = self.leave()?;
         let options = restore::Options {
             input: Input::Path(image),
             detach: true,
@@ -376,12 +409,15 @@ impl Agent {
             pid_namespace: plan.pid_namespace,
             close_connections: false,
             // Until all pages are there the tree dies with whoever brings them; little memory is there at once.
-            lazy: plan.memory > LAZY_FROM,
+            lazy: absent.is_some() || plan.memory > LAZY_FROM,
             parent,
             settled: plan.files.settled(&plan.tree),
+            absent,
         };
         let may_run = &mut |root| {
             self.planted = below(root);
+            // What cannot be put on record could not be told either once the source has let go.
+            self.store.has_room(self.planted.len())?;
             self.events.push_back(Event::Planted);
             match self.drive()? {
                 Next::Release => {}
@@ -393,6 +429,33 @@ impl Agent {
             Ok(())
         };
         restore::run_when(&options, may_run, told)
+    }
+
+    /// Who has what is not in the last image.
+    fn leave(&mut self) -> Result<Option<Absent>> {
+        let (left, id) = (std::mem::take(&mut self.left), self.id.unwrap_or_default());
+        let Some(near) = self.near.as_mut().filter(|_| !left.is_empty()) else { return Ok(None) };
+        let left = Arc::new(left);
+        let (far, pulled) = near.begin(left.clone(), self.store.at_work(&id)?, self.peer.link.beside())?;
+        self.pulled = Some(pulled);
+        Ok(Some(Absent { left, from: Arc::new(far) }))
+    }
+
+    /// All pages are there, or it has been ended for want of them.
+    fn pulled(&mut self, pulled: Pulled) {
+        self.pulled = None;
+        match pulled {
+            Pulled::Whole => {
+                self.brought.clear();
+                self.events.push_back(Event::Whole);
+            }
+            Pulled::Ended(why) => {
+                self.take_addresses_down();
+                let what = format!("pages that were missing could not be brought, and it was ended: {why}");
+                self.remark(&Remark::Warning(what.clone()));
+                self.events.push_back(Event::Failed(what));
+            }
+        }
     }
 
     /// Its addresses come up, and nobody answers at them yet.
@@ -430,6 +493,18 @@ impl Agent {
 
     /// What a tree that did not come has left.
     fn clear_up(&mut self) {
+        drop(self.near.take());
+        // The link was lost while pages were missing: it is ended now, unless all were just there.
+        const ENDS: Duration = Duration::from_secs(60);
+        if let Some(pulled) = self.pulled.take().and_then(|pulled| pulled.recv_timeout(ENDS).ok()) {
+            let whole = pulled == Pulled::Whole && self.machine.is_released();
+            self.pulled(pulled);
+            for action in whole.then(|| self.machine.step(Event::Whole, self.begun.elapsed())).into_iter().flatten() {
+                if let Action::Judge(verdict) = action {
+                    self.judge(verdict);
+                }
+            }
+        }
         if !self.machine.is_released() {
             self.take_addresses_down();
             // Nobody makes changes any more.
@@ -445,9 +520,11 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// In one line.
-fn explained(e: &Error) -> String {
-    e.help.as_ref().map_or(e.message.clone(), |help| format!("{} ({help})", e.message))
+/// A failure in one sentence, for who sees only that.
+fn in_full(e: &Error) -> String {
+    let refusals: String = e.refusals.iter().map(|r| format!("; {}: {} ({})", r.object, r.reason, r.advice)).collect();
+    let help = e.help.as_ref().filter(|_| refusals.is_empty()).map(|help| format!(" ({help})"));
+    format!("{}{refusals}{}", e.message, help.unwrap_or_default())
 }
 
 /// Where verdicts are; those that nobody asks for any more are taken away.

@@ -36,7 +36,6 @@ pub use carry::{Carry, why};
 pub use catalogue::list;
 pub use entry::Identity;
 pub use journal::sweep;
-pub use ops::MAGIC;
 pub use send::Files;
 
 use crate::error::Refusal;

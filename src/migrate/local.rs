@@ -1,10 +1,12 @@
 //! What ties a tree to its machine.
 
 use super::address::{Address, Probe};
+use super::plan::Plan;
 use crate::error::Refusal;
 use crate::resource::Tree;
 use crate::resource::descriptor::FileKind;
 use crate::resource::socket::choice::{self, Choice};
+use crate::sys::namespace::Kind;
 use crate::sys::neighbour::Mac;
 use std::collections::HashSet;
 use std::net::IpAddr;
@@ -37,6 +39,27 @@ pub fn stays_behind(tree: &Tree, moving: &[Address]) -> Vec<Refusal> {
         Some(Refusal { pid, object, reason, advice, ..Refusal::default() })
     };
     ends.filter_map(refuse).collect()
+}
+
+/// Capabilities that meio lacks here for this tree.
+pub fn not_allowed(plan: &Plan) -> Vec<Refusal> {
+    // One that brings a user namespace has all it needs in there.
+    let own_users = plan.tree.processes.first().is_some_and(|root| root.places.of(&plan.tree.namespaces, Kind::User).is_some());
+    let mut names: Vec<&'static str> = match (own_users, plan.pid_namespace) {
+        (true, _) => vec![],
+        (false, true) => vec!["CAP_SYS_ADMIN"],
+        // Either will do for chosen pids.
+        (false, false) if crate::check::lacking(&["CAP_SYS_ADMIN"]).is_empty() => vec![],
+        (false, false) => vec!["CAP_CHECKPOINT_RESTORE"],
+    };
+    names.extend((!plan.addresses.is_empty()).then_some("CAP_NET_ADMIN"));
+    let refuse = |(name, advice): (&str, String)| Refusal {
+        object: format!("capability {name}"),
+        reason: "the meio of the target does not have it".into(),
+        advice,
+        ..Refusal::default()
+    };
+    crate::check::lacking(&names).into_iter().map(refuse).collect()
 }
 
 /// Why this machine cannot have an address. `known`: who has it now.

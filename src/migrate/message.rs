@@ -42,7 +42,9 @@ pub enum Message {
     },
     /// Source: the commit is on record here; it may run there.
     Go,
-    /// Target: it runs.
+    /// Target: it runs, and pages are missing: the source keeps everything, and sends them.
+    Pulling,
+    /// Target: it runs, and needs nothing more of the source.
     Alive,
     /// Before the commit, from either end: it stays where it was.
     Abort {
@@ -71,7 +73,7 @@ pub enum Became {
     Never,
     /// It is just being let run; ask again.
     Pending,
-    /// Whoever was to let it run died over it, and nothing of it is there: it may have run for a moment.
+    /// It was being let run, or ran with pages missing, and nothing of it is there any more: it may have run.
     Perhaps,
 }
 
@@ -82,7 +84,7 @@ mod tests {
     #[test]
     fn frames_come_back() {
         let answer = |became| Message::Answer { became, boot: [3; 16] };
-        let mut all = vec![Message::Last, Message::Go, Message::Alive, Message::Query, Message::Over];
+        let mut all = vec![Message::Last, Message::Go, Message::Pulling, Message::Alive, Message::Query, Message::Over];
         all.extend([Became::Runs, Became::Never, Became::Pending, Became::Perhaps].map(answer));
         all.push(Message::Prepare { plan: vec![1, 2] });
         all.push(Message::Prepared { details: Vec::new() });

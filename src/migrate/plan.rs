@@ -50,6 +50,9 @@ pub struct Details {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub enum Remark {
+    /// Blocks of pages that are not in the last image, after those that were named before: the pid of each, and address and number
+    /// of its ranges.
+    Left(Vec<(i32, Vec<(u64, u32)>)>),
     /// The image of this number is the last one, and stands for a tree that stands still.
     Last(u64),
     /// Something is different there.

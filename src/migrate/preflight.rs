@@ -1,8 +1,9 @@
 //! What is found out before anything is touched.
 
 use super::message::{Frame, Id, Message};
+use super::outcome::Outcome;
 use super::plan::{Details, Plan, pack, unpack};
-use super::source::{Ended, Options, Outcome};
+use super::source::Options;
 use super::state::Limits;
 use super::{MOVE, files};
 use crate::dump::{self, preflight};
@@ -18,9 +19,8 @@ pub fn dry_run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     let begun = Instant::now();
     signal::catch();
     let mut phases = Vec::new();
-    let (plan, (processes, tasks), _) = phase(report, &mut phases, "check", |_| plan(options, true))?;
+    let (plan, counts, _) = phase(report, &mut phases, "check", |_| plan(options, true))?;
     let mut peer = phase(report, &mut phases, "connect", |report| transport::connect(&options.to, &options.how, report))?;
-    let memory_bytes = plan.memory;
     let details = phase(report, &mut phases, "target", |_| -> Result<Details> {
         let prepare = Frame { id: fresh_id()?, generation: 1, message: Message::Prepare { plan: pack(&plan)? } };
         peer.link.send(&transport::Frame { kind: MOVE, generation: 1, payload: pack(&prepare)? })?;
@@ -37,22 +37,8 @@ pub fn dry_run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
         }
     })?;
     refuse(options, &details)?;
-    Ok(Outcome {
-        ended: Ended::WouldFit,
-        host: peer.hello.host.clone(),
-        root_pid: None,
-        downtime: Duration::ZERO,
-        stops: Duration::ZERO,
-        rounds: 0,
-        bytes: 0,
-        file_bytes: 0,
-        memory_bytes,
-        processes,
-        tasks,
-        total: begun.elapsed(),
-        warnings: details.warnings,
-        phases: phases.into_iter().map(|(name, took)| (name.to_owned(), took)).collect(),
-    })
+    let outcome = Outcome::begin(&plan, counts, &peer.hello.host, phases);
+    Ok(Outcome { total: begun.elapsed(), warnings: details.warnings, ..outcome })
 }
 
 /// The tree as it is seen while it runs; how many processes and threads it has.

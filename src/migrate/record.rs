@@ -20,6 +20,8 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+/// How the name of the file ends that [`Store::at_work`] makes.
+const PAGES: &str = "pages";
 /// Longest file that is read.
 const LONGEST: u64 = 64 << 20;
 
@@ -219,6 +221,24 @@ impl Store {
         serde_json::from_slice(&text).map(Some).map_err(|e| Error::other(format!("{} is damaged: {e}", path.display())))
     }
 
+    /// Finds out whether a record of so many processes could be written.
+    ///
+    /// # Errors
+    /// When it could not.
+    pub fn has_room(&self, processes: usize) -> Result<()> {
+        const EACH: usize = 64;
+        const MORE: usize = 4096;
+        let path = self.0.join(format!("room.{}", std::process::id()));
+        let write = || -> std::io::Result<()> {
+            let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&path)?;
+            file.write_all(&vec![b' '; MORE + processes * EACH])?;
+            file.sync_all()
+        };
+        let written = write().context(|| format!("no record can be written in {}", self.0.display()));
+        let _ = fs::remove_file(&path);
+        written
+    }
+
     /// Makes a record of the source durable.
     ///
     /// # Errors
@@ -319,7 +339,8 @@ impl Store {
         if judged.space != space()? {
             return Ok(Life::AtWork); // nobody here can know
         }
-        if judged.agent.lives() {
+        // Without the agent it is ended, unless all was there.
+        if judged.agent.lives() || self.is_at_work(id) {
             return Ok(Life::AtWork);
         }
         let runs = || judged.processes.iter().any(|p| p.lives() && !p.is_held());
@@ -339,10 +360,25 @@ impl Store {
             if let Ok(Some(judged)) = self.read::<Judged>(&id, "target")
                 && judged.since < limit
             {
+                let _ = fs::remove_file(self.path(&id, PAGES));
                 let _ = fs::remove_file(file.path());
             }
         }
         Ok(())
+    }
+
+    /// A file that tells, as long as somebody has it, that a tree is being brought its pages.
+    pub fn at_work(&self, id: &Id) -> Result<File> {
+        let path = self.path(id, PAGES);
+        let made = File::options().create(true).append(true).mode(0o600).open(&path).context(|| path.display().to_string())?;
+        file::lock(&made).context(|| path.display().to_string())?;
+        Ok(made)
+    }
+
+    /// Whether somebody has it.
+    fn is_at_work(&self, id: &Id) -> bool {
+        let lock = |file| matches!(Flock::lock(file, FlockArg::LockExclusiveNonblock), Err((_, Errno::EWOULDBLOCK)));
+        File::open(self.path(id, PAGES)).is_ok_and(lock)
     }
 }
 
@@ -437,6 +473,15 @@ mod tests {
         assert_eq!(judge(3, Verdict::Refused, other), Recorded::Is(Verdict::Alive));
         assert_eq!(store.judge(&[4; 16], Verdict::Going, other, &[other]), Recorded::Written);
         assert_eq!(store.look(&[4; 16]).unwrap(), Life::Gone);
+        // What brings pages lives longer than the agent, and has the file from it.
+        let at_work = store.at_work(&[3; 16]).unwrap();
+        assert_eq!(store.judge(&[6; 16], Verdict::Going, other, &[own]), Recorded::Written);
+        let (kept, work) = (store.at_work(&[6; 16]).unwrap(), store.clone());
+        let held = kept.try_clone().unwrap();
+        drop(kept);
+        assert_eq!(work.look(&[6; 16]).unwrap(), Life::AtWork);
+        drop((held, at_work));
+        assert_eq!(work.look(&[6; 16]).unwrap(), Life::Runs);
         store.sweep(Duration::from_secs(3600)).unwrap();
         assert_eq!(judge(4, Verdict::Refused, own), Recorded::Is(Verdict::Going));
         // Nothing can be written: nothing is promised.

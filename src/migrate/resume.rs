@@ -153,7 +153,10 @@ impl Again<'_> {
                 .help(format!("to end what is left here: meio migrate --resume {id}"))),
             Outcome::Frozen { why, perhaps } => {
                 let why = self.error.take().map_or(why, |e| e.message);
-                let what = format!("process {pid} stands still here, and it is not known whether it runs on {target}: {why}");
+                let what = match perhaps {
+                    true => format!("process {pid} stands still here; it does not run on {target} any more, but may have: {why}"),
+                    false => format!("process {pid} stands still here, and it is not known whether it runs on {target}: {why}"),
+                };
                 let help = match perhaps {
                     true => format!("look there; when it is sure that it does not run: meio migrate --abort {id} --force"),
                     false => format!("try again when {target} can be reached; when it is gone for good: meio migrate --abort {id} --force"),

@@ -23,6 +23,13 @@ impl Bulk {
         Bulk { sender }
     }
 
+    /// Sends what `write` writes as the last item.
+    pub fn last_item(mut self, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
+        write(&mut self.sender)?;
+        self.sender.end_item()?;
+        self.sender.finish()
+    }
+
     /// Sends what `make` writes into a pipe as one item.
     pub fn item<T>(&mut self, make: impl FnOnce(File) -> Result<T>) -> Result<T> {
         let (from, into) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).context(|| "making a pipe")?;
@@ -85,11 +92,13 @@ impl Pace {
         self.stop + Duration::from_secs_f64(bytes / self.speed.max(1.0)) + REBUILD
     }
 
-    /// Whether rounds do not get smaller any more.
+    /// Whether rounds do not get smaller any more: the last ones are no better than the best before. One may be smaller than the
+    /// one before it by chance, as where there is much else to do.
     pub fn restless(&self) -> bool {
-        const ROUNDS: usize = 4;
-        let Some(last) = self.rounds.len().checked_sub(ROUNDS).map(|from| &self.rounds[from..]) else { return false };
-        self.rounds.len() > ROUNDS && last.windows(2).all(|w| w[1].saturating_mul(10) > w[0].saturating_mul(9))
+        const ROUNDS: usize = 3;
+        let Some((before, last)) = self.rounds.len().checked_sub(ROUNDS).map(|from| self.rounds.split_at(from)) else { return false };
+        let best = |rounds: &[u64]| rounds.iter().copied().min();
+        before.len() > 1 && best(before).zip(best(last)).is_some_and(|(b, l)| l.saturating_mul(10) > b.saturating_mul(9))
     }
 }
 
@@ -114,5 +123,6 @@ mod tests {
         assert!(!pace(&[1000, 100, 50, 40, 30]).restless());
         assert!(!pace(&[1000, 900]).restless());
         assert!(pace(&[1000, 100, 99, 101, 100]).restless());
+        assert!(pace(&[1000, 100, 150, 95, 140]).restless());
     }
 }

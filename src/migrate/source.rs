@@ -1,9 +1,13 @@
 //! What the source does.
 
+mod leave;
+
 use super::address::{Address, Taken};
+use super::feed::Feed;
 use super::files::{self, Carry};
 use super::frozen::{owner, watch_over};
 use super::message::{Frame, Id, Message};
+use super::outcome::{Ended, Outcome};
 use super::plan::{Details, Remark, pack, unpack};
 use super::preflight::{fresh_id, limits, plan, refuse};
 use super::record::{Claim, Member, Record, Store};
@@ -29,6 +33,8 @@ pub enum Policy {
     Cancel,
     /// It is moved, however long that takes.
     Force,
+    /// It is moved, and what is left comes when it runs there.
+    Lazy,
 }
 
 /// What the user asked for.
@@ -46,6 +52,8 @@ pub struct Options {
     pub timeout: Duration,
     /// What then.
     pub policy: Policy,
+    /// No rounds: it runs there first, and its memory follows.
+    pub lazy: bool,
     /// It is to live in a pid namespace of its own there.
     pub pid_namespace: bool,
     /// Addresses that move with it.
@@ -74,50 +82,8 @@ impl Options {
         };
         let (max_downtime, timeout, policy, spool) = (Duration::from_millis(300), S(600), Policy::Cancel, PathBuf::from("/var/tmp"));
         let (addresses, files) = (Vec::new(), files::Choice::default());
-        Options { dump, to, how, max_downtime, timeout, policy, pid_namespace: false, addresses, spool, files }
+        Options { dump, to, how, max_downtime, timeout, policy, lazy: false, pid_namespace: false, addresses, spool, files }
     }
-}
-
-/// Where the tree is now.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Ended {
-    /// It runs at the target, and nothing is left here.
-    Moved,
-    /// It could be moved: nothing more was asked.
-    WouldFit,
-}
-
-/// What was done.
-#[derive(Debug, Clone)]
-pub struct Outcome {
-    /// Where the tree is now.
-    pub ended: Ended,
-    /// Name of the target's machine, as it says itself.
-    pub host: String,
-    /// Pid of the root there.
-    pub root_pid: Option<i32>,
-    /// From the last instruction here to the first there, as well as it can be known: until the word was here that it runs.
-    pub downtime: Duration,
-    /// The longest stop before that.
-    pub stops: Duration,
-    /// Images that were sent, the last one included.
-    pub rounds: u64,
-    /// Bytes that were sent, packed.
-    pub bytes: u64,
-    /// Bytes of memory that they stand for.
-    pub memory_bytes: u64,
-    /// Bytes that were sent for files.
-    pub file_bytes: u64,
-    /// Processes and threads.
-    pub processes: u32,
-    /// Threads of all processes.
-    pub tasks: u32,
-    /// The whole run.
-    pub total: Duration,
-    /// What is different there.
-    pub warnings: Vec<String>,
-    /// Each phase and its time; those of the target begin with `target: `.
-    pub phases: Vec<(String, Duration)>,
 }
 
 /// Moves the tree below `options.dump.pid`.
@@ -128,29 +94,14 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     let begun = Instant::now();
     signal::catch();
     let mut phases = Vec::new();
-    let (plan, (processes, tasks), seen) = phase(report, &mut phases, "check", |_| plan(options, false))?;
+    let (plan, counts, seen) = phase(report, &mut phases, "check", |_| plan(options, false))?;
     let peer = phase(report, &mut phases, "connect", |report| transport::connect(&options.to, &options.how, report))?;
     let id = fresh_id()?;
     let store = Store::open()?;
     let guardian = watch_over(&store, id, Member::of(options.dump.pid)?, &options.addresses)?;
     let claim = store.claim(&id)?;
     let machine = Source::begin(1, pack(&plan)?, limits(&plan));
-    let outcome = Outcome {
-        ended: Ended::Moved,
-        host: peer.hello.host.clone(),
-        root_pid: None,
-        downtime: Duration::ZERO,
-        stops: Duration::ZERO,
-        rounds: 0,
-        bytes: 0,
-        file_bytes: 0,
-        memory_bytes: plan.memory,
-        processes,
-        tasks,
-        total: Duration::ZERO,
-        warnings: Vec::new(),
-        phases: phases.into_iter().map(|(name, took)| (name.to_owned(), took)).collect(),
-    };
+    let outcome = Outcome { ended: Ended::Moved, ..Outcome::begin(&plan, counts, &peer.hello.host, phases) };
     let mut end = End {
         options,
         id,
@@ -160,6 +111,8 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
         moving: None,
         bulk: None,
         standing: None,
+        leave: options.lazy,
+        feed: None,
         record: None,
         store,
         _claim: claim,
@@ -186,6 +139,9 @@ struct End<'o> {
     moving: Option<Moving<'o>>,
     bulk: Option<Bulk>,
     standing: Option<Standing>,
+    /// Memory that may come later does.
+    leave: bool,
+    feed: Option<(Feed, Instant)>,
     record: Option<Record>,
     store: Store,
     _claim: Claim,
@@ -279,7 +235,7 @@ impl End<'_> {
             Remark::Note(text) => report.note(&format!("target: {text}")),
             Remark::Phase(name, took) => self.outcome.phases.push((format!("target: {name}"), Duration::from_micros(took))),
             Remark::Root(pid) => self.outcome.root_pid = Some(pid),
-            Remark::Last(_) | Remark::Packets(_) => {}
+            Remark::Last(_) | Remark::Left(_) | Remark::Packets(_) => {}
         }
     }
 
@@ -326,6 +282,13 @@ impl End<'_> {
                     }
                 }));
             }
+            Action::Feed => {
+                // When it does not, the target says so.
+                if let Err(e) = self.feed(report) {
+                    self.error.get_or_insert(e);
+                }
+                return None;
+            }
             Action::Thaw => return Some(self.thaw(report).map_or_else(|e| self.stuck(e), |()| Event::Thawed)),
             Action::Reap => return Some(self.reap(report).map_or_else(|e| self.stuck(e), |()| Event::Reaped)),
             Action::Forget => {
@@ -371,10 +334,10 @@ impl End<'_> {
             Ok(())
         })?;
         self.files(report, |carry, peer, bulk, report| carry.begin(peer, bulk, report))?;
-        let mut moving = Moving::begin(&self.options.dump, report)?;
+        let mut moving = Moving::begin(&self.options.dump, self.leave, report)?;
         let begun = Instant::now();
         let mut pace = Pace::default();
-        loop {
+        while !self.leave {
             let round = self.round(&mut moving, report)?;
             self.outcome.stops = self.outcome.stops.max(round.stop);
             self.files(report, |carry, peer, bulk, _| carry.round(peer, bulk, false))?;
@@ -437,7 +400,7 @@ impl End<'_> {
         done.map(drop)
     }
 
-    fn out_of_hope(&self, pace: &Pace, late: bool, report: &mut dyn Report) -> Result<()> {
+    fn out_of_hope(&mut self, pace: &Pace, late: bool, report: &mut dyn Report) -> Result<()> {
         let foreseen = format!("nobody would run for about {:.0} ms", pace.downtime().as_secs_f64() * 1e3);
         let why = match late {
             true => format!("the time for copying is over, and {foreseen}"),
@@ -448,8 +411,13 @@ impl End<'_> {
                 report.warning(&why);
                 Ok(())
             }
+            Policy::Lazy => {
+                report.note(&format!("{why}: what is left follows when it runs there"));
+                self.leave = true;
+                Ok(())
+            }
             Policy::Cancel => {
-                Err(Error::other(why).help("allow more with --max-downtime, or move it all the same with --on-timeout force"))
+                Err(Error::other(why).help("allow more with --max-downtime, or move it all the same with --on-timeout force or lazy"))
             }
         }
     }
@@ -459,7 +427,7 @@ impl End<'_> {
         let mut moving = self.moving.take().ok_or_else(|| Error::other("nothing was copied yet"))?;
         let sent = self.phase("last image", report, |end, report| {
             let bulk = end.bulk.as_mut().ok_or_else(|| Error::other("there are no streams"))?;
-            bulk.item(|pipe| moving.last(pipe, report)).map_err(|e| end.explain(e))
+            bulk.item(|pipe| moving.last(pipe, end.leave, report)).map_err(|e| end.explain(e))
         });
         // The kernel takes its time to let go of what has watched the tree: later.
         let count = moving.count();
@@ -475,6 +443,7 @@ impl End<'_> {
         for address in &self.options.addresses {
             self.taken.push((address.clone(), address.take()?));
         }
+        self.leave_rest()?;
         let last = transport::Frame { kind: REMARK, generation: 1, payload: pack(&Remark::Last(count))? };
         self.peer.link.send(&last)
     }
@@ -510,6 +479,7 @@ impl End<'_> {
                 report.warning(&format!("the address {address} could not be taken back: {e}"));
             }
         }
+        self.feed = None;
         match self.standing.take() {
             Some(standing) => standing.thaw(self.record.as_ref().map(|record| record.processes.as_slice())),
             None => Ok(()),
@@ -519,7 +489,8 @@ impl End<'_> {
     /// It runs there: what is left here is ended.
     fn reap(&mut self, report: &mut dyn Report) -> Result<()> {
         self.forward();
-        if let Some(standing) = &self.standing {
+        self.fed(report);
+        if let Some(standing) = self.standing.as_ref().filter(|_| self.outcome.downtime.is_zero()) {
             self.outcome.downtime = standing.for_long();
         }
         self.phase("end", report, |end, _| end.standing.take().map_or(Ok(()), Standing::end))
@@ -543,6 +514,8 @@ impl End<'_> {
                     standing.leave(&owner(&self.id));
                 }
                 let id = super::record::name(&self.id);
+                let fed = self.feed.take().and_then(|(feed, _)| feed.failure().map(|e| format!("{why} ({e})")));
+                let why = fed.unwrap_or(why);
                 let what = format!(
                     "process {} stands still here, and it is not known whether it runs on {}: {why}",
                     self.options.dump.pid, to.host

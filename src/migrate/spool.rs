@@ -1,8 +1,8 @@
 //! Images as they come, until they are not needed any more: in a folder that nobody else can read, and that goes with meio.
 
-use super::files::{Applier, MAGIC};
+use super::files::Applier;
 use super::message::Id;
-use super::record;
+use super::{pull, record};
 use crate::dump::moving::name;
 use crate::error::{Context, Error, Kind, Result};
 use crate::image::{Reader, Resolved};
@@ -11,8 +11,9 @@ use crate::sys::arch;
 use crate::transport::Receiver;
 use nix::fcntl::{Flock, FlockArg};
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -50,8 +51,9 @@ fn locked(mutex: &Mutex<State>) -> MutexGuard<'_, State> {
 }
 
 impl Spool {
-    /// A new one in `parent`, filled by what `receiver` brings; changes to files are the `applier`'s.
-    pub fn begin(parent: &Path, id: &Id, receiver: Receiver, applier: Applier) -> Result<Spool> {
+    /// A new one in `parent`, filled by what `receiver` brings. Changes to files are the `applier`'s; pages that come by themselves go
+    /// to `pages`.
+    pub fn begin(parent: &Path, id: &Id, receiver: Receiver, applier: Applier, pages: UnixStream) -> Result<Spool> {
         sweep(parent);
         let folder = parent.join(format!("{BEFORE}{}{BEHIND}", record::name(id)));
         fs::DirBuilder::new().mode(0o700).create(&folder).context(|| format!("making {}", folder.display()))?;
@@ -60,7 +62,7 @@ impl Spool {
         let state = Arc::new((Mutex::new(State::default()), Condvar::new()));
         let (theirs, place) = (state.clone(), folder.clone());
         let work = move || {
-            let ended = fill(receiver, applier, &place, &theirs).err();
+            let ended = fill(receiver, (applier, pages), &place, &theirs).err();
             locked(&theirs.0).ended = Some(ended);
             theirs.1.notify_all();
         };
@@ -122,24 +124,37 @@ fn sweep(parent: &Path) {
     }
 }
 
-fn fill(mut receiver: Receiver, mut applier: Applier, folder: &Path, state: &(Mutex<State>, Condvar)) -> Result<()> {
+type Others = (Applier, UnixStream);
+
+fn fill(mut receiver: Receiver, (mut applier, mut pages): Others, folder: &Path, state: &(Mutex<State>, Condvar)) -> Result<()> {
     let mut buffer = vec![0; PIECE];
     let mut n = 0;
     while let Some(mut item) = receiver.next_item()? {
-        let mut head = Vec::new();
-        std::io::Read::read_to_end(&mut std::io::Read::take(&mut item, MAGIC.len() as u64), &mut head)?;
-        if Applier::is_for(&head) {
+        let mut begin = [0; pull::BEGIN.len()];
+        item.read_exact(&mut begin)?;
+        if Applier::is_for(&begin) {
             applier.apply(&mut std::io::BufReader::with_capacity(PIECE, item))?;
             locked(&state.0).sets += 1;
             state.1.notify_all();
             continue;
         }
+        if begin == pull::BEGIN {
+            // Who does not need them any more hears no more of them; the source is not kept waiting.
+            let mut wanted = true;
+            loop {
+                match item.read(&mut buffer)? {
+                    0 => break,
+                    read => wanted = wanted && pages.write_all(&buffer[..read]).is_ok(),
+                }
+            }
+            continue;
+        }
         n += 1;
         let path = folder.join(name(n));
         let mut file = File::options().write(true).create_new(true).mode(0o600).open(&path).context(|| path.display())?;
-        file.write_all(&head).context(|| format!("writing {}", path.display()))?;
+        file.write_all(&begin).context(|| format!("writing {}", path.display()))?;
         loop {
-            match std::io::Read::read(&mut item, &mut buffer)? {
+            match item.read(&mut buffer)? {
                 0 => break,
                 read => file.write_all(&buffer[..read]).context(|| format!("writing {}", path.display()))?,
             }

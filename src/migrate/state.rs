@@ -11,6 +11,8 @@
 //!  group stop        (survives any death of meio)
 //!  record Committed  (from here on the target decides)
 //!                    ── Go ──▶               record Going, unless Refused is on record; lets it run
+//!                    ◀── Pulling ──          only where pages are missing:
+//!  sends them        (keeps the frozen tree) puts them
 //!                    ◀── Alive ──            record Alive
 //!  record Moved
 //!  ends what is left, forgets the record
@@ -19,6 +21,10 @@
 //! * Before the commit every failure, ^C and a lost link let the source go on; the target destroys what it planted.
 //! * After it the source goes on only on the target's word that its refusal is on record ([`Became::Never`]), given in the same
 //!   run of that machine, where records last as long as planted trees could. Going and Refused exclude each other.
+//! * A tree that runs there while pages are missing is the target's until all are there; when they cannot come any more it is
+//!   ended, before it can find something else in their place. What it has said to others until then is not taken back: the
+//!   source's state is the older one, and goes on only when a user says so. Nothing is held back to make that otherwise, since
+//!   then clients would wait for all the memory; and what a program writes to files and devices could not be.
 //! * A meio that takes the move up again has a higher generation and asks; it never says go, since it cannot know that the
 //!   tree has not run since.
 //! * A tree that may have run there never runs here again, but where a user says so ([`Wish::Force`]).
@@ -79,7 +85,7 @@ pub enum Recorded {
 pub enum Life {
     /// They live, and nobody holds them.
     Runs,
-    /// Whoever is to let them run is still at it.
+    /// Whoever is to let them run, or brings their pages, is still at it.
     AtWork,
     /// They are not all there; what was left of them has been ended.
     Gone,
@@ -138,8 +144,12 @@ pub enum Event {
     Prepared(Vec<u8>),
     /// Target: everything is rebuilt.
     Planted,
-    /// Target: all of it runs.
+    /// Target: all of it runs, and no page is missing that the source has.
     Released,
+    /// Target: all of it runs, and pages are missing.
+    Pulling,
+    /// Target: they are there. That they cannot come, and that nothing runs any more, is an [`Event::Failed`].
+    Whole,
     /// Target: the answer to [`Action::Look`].
     Looked(Life),
 
@@ -173,6 +183,8 @@ pub enum Action {
     Mark(Mark),
     /// Source: let the tree go on, whatever state it is in. Answer: `Thawed`, `Stuck`.
     Thaw,
+    /// Source: send the pages that are missing.
+    Feed,
     /// Source: end the tree in silence. Answer: `Reaped`, `Stuck`.
     Reap,
     /// Source: take the record away.
@@ -188,7 +200,7 @@ pub enum Action {
     Plant,
     /// Target: make this durable. Answer: `Judged`.
     Judge(Verdict),
-    /// Target: let it run. Answer: `Released`, `Failed`.
+    /// Target: let it run. Answer: `Released`, `Pulling`, `Failed`.
     Release,
     /// Target: end whatever is planted.
     Destroy,

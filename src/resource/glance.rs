@@ -1,9 +1,10 @@
 //! The mappings of large processes, seen while they still run: the kernel walks all memory of a process to tell the flags
-//! of its mappings (some 40 ms a GiB), which it should not have to stand still for. What was seen is believed when the
+//! of its mappings (some 40 ms a GiB) and its guards, which it should not have to stand still for. What was seen is believed when the
 //! kernel has counted no call since that could have changed it.
 
 use crate::error::Result;
 use crate::sys::calls::{Calls, Counters};
+use crate::sys::pagemap::{self, Guards};
 use crate::sys::proc::maps::{self, Vma};
 use crate::sys::proc::{read, stat};
 use std::collections::HashMap;
@@ -49,6 +50,7 @@ struct Seen {
     counters: Counters,
     maps: Vec<u8>,
     vmas: Vec<Vma>,
+    guards: Guards,
 }
 
 impl Glance {
@@ -75,13 +77,14 @@ impl Glance {
         self.0.contains_key(&pid)
     }
 
-    /// The mappings of a process that stands still, if they are as they were seen. `maps`: what proc_pid_maps(5) says now.
-    pub fn layout(&mut self, pid: i32, maps: &[u8]) -> Option<Vec<Vma>> {
-        let Seen { born, mut counters, maps: then, vmas } = self.0.remove(&pid)?;
+    /// The mappings of a process that stands still, and its guards, if they are as they were seen. `maps`: what
+    /// proc_pid_maps(5) says now.
+    pub fn layout(&mut self, pid: i32, maps: &[u8]) -> Option<(Vec<Vma>, Guards)> {
+        let Seen { born, mut counters, maps: then, vmas, guards } = self.0.remove(&pid)?;
         let same = then == maps && read::parsed(pid, "stat", stat::parse).is_ok_and(|s| s.start_time == born) && counters.still();
         // Only once: nothing is known of the time after.
-        self.0.insert(pid, Seen { born, counters, maps: Vec::new(), vmas: Vec::new() });
-        same.then_some(vmas)
+        self.0.insert(pid, Seen { born, counters, maps: Vec::new(), vmas: Vec::new(), guards: Vec::new() });
+        same.then_some((vmas, guards))
     }
 
     /// Gives the counters back, for each of which the kernel waits until nobody can use it any more: not while anybody
@@ -113,7 +116,8 @@ fn look(pid: i32, calls: &Calls, most: usize) -> Result<Option<Seen>> {
     }
     let born = read::parsed(pid, "stat", stat::parse)?.start_time;
     let vmas = read::parsed(pid, "smaps", maps::parse)?;
-    Ok(Some(Seen { born, counters, maps: read::read(pid, "maps")?, vmas }))
+    let guards = pagemap::guards(pid, &vmas)?;
+    Ok(Some(Seen { born, counters, maps: read::read(pid, "maps")?, vmas, guards }))
 }
 
 #[cfg(test)]
@@ -149,11 +153,14 @@ mod tests {
         let (tid, map) = sleeper();
         let glance = || {
             let counters = calls.count([tid].into_iter()).unwrap();
-            Glance(HashMap::from([(own, Seen { born, counters, maps: b"as it was".to_vec(), vmas: vec![Vma::default()] })]))
+            Glance(HashMap::from([(
+                own,
+                Seen { born, counters, maps: b"as it was".to_vec(), vmas: vec![Vma::default()], guards: Vec::new() },
+            )]))
         };
         let mut same = glance();
         assert!(same.knows(own));
-        assert_eq!(same.layout(own, b"as it was"), Some(vec![Vma::default()]));
+        assert_eq!(same.layout(own, b"as it was"), Some((vec![Vma::default()], Vec::new())));
         assert_eq!(same.layout(own, b"as it was"), None, "believed twice");
         let mut other = glance();
         assert_eq!(other.layout(own, b"as it is"), None);

@@ -7,16 +7,13 @@ use super::shared::Origin;
 use super::system_v;
 use crate::error::{Context, Result};
 use crate::sys::memory;
-use crate::sys::pagemap::{self, Pagemap};
+use crate::sys::pagemap::{self, Guards};
 use crate::sys::proc::maps::Vma;
 use crate::sys::proc::{maps, read, stat};
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 
-/// Bytes from which on several threads look for guards.
-const SHARE: u64 = 1 << 30;
 /// Pages are 4 KiB on the one architecture that is supported.
 pub const PAGE: u64 = 4096;
 
@@ -46,6 +43,9 @@ pub enum Backing {
     /// The kernel's own `[vdso]`, `[vvar]` and `[vvar_vclock]` pages, and rings of asynchronous I/O ([`super::aio`]).
     Kernel,
 }
+
+/// A mapping with fewer pages than this that have a content is filled before the program runs.
+pub const LATER_FROM: u64 = 64;
 
 /// One mapping (VMA) of an address space, as proc_pid_smaps(5) shows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,6 +80,13 @@ impl Mapping {
     /// Whether what is written to it reaches what stands behind it, or would after mprotect(2).
     pub fn may_write(&self) -> bool {
         self.shared && self.flags.iter().any(|f| f == "mw")
+    }
+    /// Whether its pages may be brought after the program runs.
+    pub fn can_wait(&self) -> bool {
+        let has = |flag: &str| self.flags.iter().any(|f| f == flag);
+        // What is locked is wanted in memory; what a child finds zero (MADV_WIPEONFORK) is not told of.
+        let fixed = self.huge_page_kib != 0 || has("lo") && !has("lf") || has("wf");
+        self.backing == Backing::Anonymous && !self.shared && !fixed
     }
     /// Whether the address lies inside.
     pub fn contains(&self, address: u64) -> bool {
@@ -144,29 +151,6 @@ pub struct AddressSpace {
 }
 
 impl AddressSpace {
-    /// Looks for the guards of a process that stands still.
-    pub fn find_guards(&mut self, pid: i32) -> Result<()> {
-        let doing = || format!("reading the page map of process {pid}");
-        let map = Pagemap::open(pid).context(doing)?;
-        let mappings: Vec<&Mapping> = self.mappings.iter().filter(|m| m.backing != Backing::Kernel && m.huge_page_kib == 0).collect();
-        let all: u64 = mappings.iter().map(|m| m.len()).sum();
-        if all <= SHARE {
-            return mappings.iter().try_for_each(|m| map.guards(m.start, m.end, &mut self.guards)).context(doing);
-        }
-        // Also of what is only set aside, however much that is, there are few.
-        let size = SHARE.max(all / 64).next_multiple_of(SHARE);
-        let cut = |m: &&Mapping| (m.start..m.end).step_by(size as usize).map(|at| (at, m.end.min(at + size))).collect::<Vec<_>>();
-        let shares: Vec<(u64, u64)> = mappings.iter().flat_map(cut).collect();
-        let found = shares.par_iter().map(|s| {
-            let mut found = Vec::new();
-            map.guards(s.0, s.1, &mut found).map(|()| found)
-        });
-        for (start, end) in found.collect::<std::io::Result<Vec<_>>>().context(doing)?.into_iter().flatten() {
-            pagemap::push(&mut self.guards, start, end);
-        }
-        Ok(())
-    }
-
     /// The guards of a mapping.
     pub fn guards_of(&self, mapping: &Mapping) -> &[(u64, u64)] {
         let from = self.guards.partition_point(|g| g.1 <= mapping.start);
@@ -180,29 +164,38 @@ const KEPT: [&[u8; 2]; 13] = [b"mw", b"gd", b"lo", b"lf", b"sr", b"rr", b"dc", b
 /// Same page merging, madvise(2) `MADV_MERGEABLE`.
 const MERGEABLE: &[u8; 2] = b"mg";
 
-/// The mappings of a process with their flags.
-fn vmas(pid: i32, capture: &mut Capture) -> Result<Vec<Vma>> {
-    if capture.standing && capture.recall.glance.knows(pid) {
+/// The mappings of a process with their flags, and its guards, which are only looked for while it stands still: both take a
+/// walk through all of its memory, unless they are known.
+fn layout(pid: i32, capture: &mut Capture) -> Result<(Vec<Vma>, Guards)> {
+    let guards = |vmas: &[Vma]| pagemap::guards(pid, vmas).context(|| format!("reading the page map of process {pid}"));
+    let smaps = || read::parsed(pid, "smaps", maps::parse);
+    if !capture.standing {
+        return Ok((smaps()?, Vec::new()));
+    }
+    if capture.recall.glance.knows(pid) {
         let text = read::read(pid, "maps")?;
-        if let Some(vmas) = capture.recall.glance.layout(pid, &text) {
-            return Ok(vmas);
+        if let Some(known) = capture.recall.glance.layout(pid, &text) {
+            return Ok(known);
         }
     }
-    let Some(quiet) = capture.recall.quiet.as_mut().filter(|_| capture.standing) else {
-        return read::parsed(pid, "smaps", maps::parse);
+    let Some(quiet) = &mut capture.recall.quiet else {
+        let vmas = smaps()?;
+        let guards = guards(&vmas)?;
+        return Ok((vmas, guards));
     };
     let text = read::read(pid, "maps")?;
-    if let Some(vmas) = quiet.layout(pid, &text) {
-        return Ok(vmas);
+    if let Some(known) = quiet.layout(pid, &text) {
+        return Ok(known);
     }
-    let vmas = read::parsed(pid, "smaps", maps::parse)?;
-    quiet.note_layout(pid, text, &vmas);
-    Ok(vmas)
+    let vmas = smaps()?;
+    let guards = guards(&vmas)?;
+    quiet.note_layout(pid, text, (&vmas, &guards));
+    Ok((vmas, guards))
 }
 
 /// Reads the address space of a process; what cannot be saved is noted in `capture`.
 pub fn survey(pid: i32, capture: &mut Capture) -> Result<(AddressSpace, Vec<Vma>)> {
-    let vmas = vmas(pid, capture)?;
+    let (vmas, guards) = layout(pid, capture)?;
     let mut mappings = Vec::with_capacity(vmas.len());
     for vma in vmas.iter().filter(|v| v.name != b"[vsyscall]") {
         if let Some(backing) = backing(pid, vma, capture)? {
@@ -244,7 +237,7 @@ pub fn survey(pid: i32, capture: &mut Capture) -> Result<(AddressSpace, Vec<Vma>
         }
         None => 0,
     };
-    Ok((AddressSpace { mappings, borders, exe, vdso_hash, guards: Vec::new() }, vmas))
+    Ok((AddressSpace { mappings, borders, exe, vdso_hash, guards }, vmas))
 }
 
 /// Memory that is locked when it is touched, mlock2(2) `MLOCK_ONFAULT`, is a flag that older kernels have no letters for.

@@ -8,6 +8,7 @@ use super::process::Process;
 use super::thread::Thread;
 use super::timers::Timers;
 use crate::sys::calls::{Call, Calls, Counters};
+use crate::sys::pagemap::{self, Guards};
 use crate::sys::proc::maps::{self, Vma};
 use crate::sys::proc::{read, stat};
 use std::collections::{HashMap, HashSet};
@@ -67,6 +68,7 @@ const OF_MAPPINGS: &[Call] = &[
     ("pkey_mprotect", None),
     // Those that only concern what is in the pages: WILLNEED, DONTNEED, FREE, REMOVE, COLD, PAGEOUT, POPULATE, COLLAPSE.
     ("madvise", Some(c"behavior != 3 && behavior != 4 && behavior != 8 && behavior != 9 && (behavior < 20 || behavior > 25)")),
+    ("process_madvise", None),
     ("mlock", None),
     ("mlock2", None),
     ("munlock", None),
@@ -108,9 +110,10 @@ struct Asked {
 #[derive(Debug)]
 struct Layout {
     counters: Counters,
-    /// Text of proc_pid_maps(5), and the mappings; empty: not known.
+    /// Text of proc_pid_maps(5), the mappings, and the guards in them; empty: not known.
     maps: Vec<u8>,
     vmas: Vec<Vma>,
+    guards: Guards,
 }
 
 impl Quiet {
@@ -150,7 +153,7 @@ impl Quiet {
         if !self.layouts.contains_key(&pid)
             && let Some(counters) = self.count(&self.of_mappings, pid)
         {
-            self.layouts.insert(pid, Layout { counters, maps: Vec::new(), vmas: Vec::new() });
+            self.layouts.insert(pid, Layout { counters, maps: Vec::new(), vmas: Vec::new(), guards: Vec::new() });
         }
     }
 
@@ -164,27 +167,29 @@ impl Quiet {
         }
         layout.maps.clear();
         let vmas = read::parsed(pid, "smaps", maps::parse);
+        let guards = vmas.as_ref().ok().and_then(|vmas| pagemap::guards(pid, vmas).ok());
         // What changed in between is looked at again another time.
-        if let Ok(vmas) = vmas
+        if let (Ok(vmas), Some(guards)) = (vmas, guards)
             && layout.counters.still()
             && maps() == text
         {
-            (layout.maps, layout.vmas) = (text, vmas);
+            (layout.maps, layout.vmas, layout.guards) = (text, vmas, guards);
         }
     }
 
-    /// The mappings of a process that stands still, if they are as they were. `maps`: the text of proc_pid_maps(5) now.
-    pub fn layout(&mut self, pid: i32, maps: &[u8]) -> Option<Vec<Vma>> {
+    /// The mappings of a process that stands still, and its guards, if they are as they were. `maps`: the text of
+    /// proc_pid_maps(5) now.
+    pub fn layout(&mut self, pid: i32, maps: &[u8]) -> Option<(Vec<Vma>, Guards)> {
         let layout = self.layouts.get_mut(&pid)?;
-        (layout.counters.still() && layout.maps == maps).then(|| layout.vmas.clone())
+        (layout.counters.still() && layout.maps == maps).then(|| (layout.vmas.clone(), layout.guards.clone()))
     }
 
-    /// Notes the mappings of a process that stands still.
-    pub fn note_layout(&mut self, pid: i32, maps: Vec<u8>, vmas: &[Vma]) {
+    /// Notes the mappings of a process that stands still, and its guards.
+    pub fn note_layout(&mut self, pid: i32, maps: Vec<u8>, (vmas, guards): (&[Vma], &Guards)) {
         self.watch(pid);
         if let Some(layout) = self.layouts.get_mut(&pid) {
             layout.counters.still();
-            (layout.maps, layout.vmas) = (maps, vmas.to_vec());
+            (layout.maps, layout.vmas, layout.guards) = (maps, vmas.to_vec(), guards.clone());
         }
     }
 

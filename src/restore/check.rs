@@ -51,8 +51,8 @@ fn larger_vectors(manifest: &Manifest, tree: &Tree) -> Result<()> {
     Ok(())
 }
 
-/// Checks an image against this machine. `arriving`: addresses that will be here when they are needed.
-pub fn check(manifest: &Manifest, tree: &Tree, pid_namespace: bool, arriving: &[IpAddr]) -> Result<()> {
+/// Checks an image against this machine. `arriving`: addresses that will be here when they are needed, and the length of their networks.
+pub fn check(manifest: &Manifest, tree: &Tree, pid_namespace: bool, arriving: &[(IpAddr, u8)]) -> Result<()> {
     structure(tree)?;
     super::places::check(tree)?;
     let in_use = tree.processes.iter().flat_map(|p| &p.threads).fold(0, |all, t| all | arch::in_use(&t.xstate));
@@ -156,7 +156,9 @@ pub fn files(tree: &Tree, places: &Places<'_>, settled: &HashSet<FilePath>) -> R
             Ok(_) => {}
         }
     }
-    for p in tree.processes.iter().filter(|p| p.memory.is_some() && !p.fs.cwd_deleted && !settled.contains(&p.fs.cwd)) {
+    // One that was about to end when a running tree was looked at is in no directory any more.
+    let somewhere = |fs: &crate::resource::process::Fs| !fs.cwd_deleted && !fs.cwd.as_os_str().is_empty() && !settled.contains(&fs.cwd);
+    for p in tree.processes.iter().filter(|p| p.memory.is_some() && somewhere(&p.fs)) {
         if !places.path(p.places.of(&tree.namespaces, Kind::Mnt), &p.fs.cwd).is_dir() {
             refuse(&p.fs.cwd, format!("the current directory of process {} is not there", p.pid), "make the directory");
         }

@@ -18,7 +18,7 @@ pub struct Needs<'a> {
     /// It is to live in a pid namespace of its own.
     pub pid_namespace: bool,
     /// Addresses that will be here when it comes.
-    pub arriving: &'a [IpAddr],
+    pub arriving: &'a [(IpAddr, u8)],
     /// Bytes of its memory.
     pub memory: u64,
     /// Where its images are put until they are not needed any more.

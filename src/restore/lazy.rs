@@ -14,10 +14,10 @@ mod stop;
 use super::fill::Targets;
 use super::{Options, pool};
 use crate::error::{Context, Error, Kind, Result};
-use crate::image::{self, Owner, Place, Reader, Resolved};
+use crate::image::{self, Elsewhere, Owner, Place, Reader, Resolved};
 use crate::progress::{Report, phase};
 use crate::resource::Tree;
-use crate::resource::memory::{AddressSpace, Backing, Mapping};
+use crate::resource::memory::{AddressSpace, LATER_FROM, Mapping};
 use crate::sys::missing::{self, Missing};
 use crate::sys::server::{Guard, Handles, Server, cut_short};
 use crate::sys::{signal, task};
@@ -33,8 +33,6 @@ use std::time::Duration;
 
 /// Bytes of a transparent huge page.
 const HUGE: u64 = 2 << 20;
-/// A mapping with fewer pages than this that have a content is filled at once.
-const LEAST_PAGES: u64 = 64;
 
 /// Files that may be open at once when a chain is long.
 const MANY_FILES: u64 = 1 << 16;
@@ -46,6 +44,8 @@ type Phases = Vec<(&'static str, Duration)>;
 pub struct Lazy {
     resolved: Option<Resolved>,
     server: Option<Server>,
+    /// Who has what is in no image here.
+    elsewhere: Option<Arc<dyn Elsewhere>>,
     /// meio will not be there to say what goes wrong.
     detach: bool,
     runs: bool,
@@ -64,8 +64,12 @@ impl Lazy {
             let _ = pool::raise_limit(MANY_FILES);
             parent = phase(report, phases, "parents", |_| Resolved::parent_of(reader))?.map(Arc::new);
         }
-        let resolved = phase(report, phases, "index", |_| Resolved::read(reader, path, parent.as_deref()))?;
-        Ok(Lazy { resolved: Some(resolved), server: None, detach: options.detach, runs: false })
+        let mut resolved = phase(report, phases, "index", |_| Resolved::read(reader, path, parent.as_deref()))?;
+        let elsewhere = options.absent.as_ref().map(|absent| absent.from.clone());
+        if let Some(absent) = &options.absent {
+            resolved.leave(absent)?;
+        }
+        Ok(Lazy { resolved: Some(resolved), server: None, elsewhere, detach: options.detach, runs: false })
     }
 
     /// Fills what must be there, and has everything else brought from now on. The address spaces are laid out.
@@ -126,7 +130,8 @@ impl Lazy {
         let handle = |stub: &Stub| task::pidfd(stub.pid).map(|handle| (stub.pid, handle)).ok();
         let tasks: Vec<_> = stubs.values().filter_map(handle).collect();
         let fds = spaces.iter().map(|s| s.missing.as_raw_fd()).chain(tasks.iter().map(|t| t.1.as_raw_fd()));
-        let keep: Vec<i32> = fds.chain(catalog.files()).collect();
+        let elsewhere = self.elsewhere.clone();
+        let keep: Vec<i32> = fds.chain(catalog.files()).chain(elsewhere.iter().flat_map(|e| e.files())).collect();
         let detach = self.detach;
         Server::start(&keep, |link, handles: Handles| {
             for (pid, handle) in tasks {
@@ -148,6 +153,7 @@ impl Lazy {
                 tell(e);
             }
             guard.dismiss();
+            elsewhere.iter().for_each(|e| e.over(result.as_ref().err()));
             let of = handles.all();
             let huge = if result.is_ok() { huge(tree, catalog.pieces(), stubs) } else { Vec::new() };
             for (pid, address) in huge {
@@ -173,8 +179,10 @@ impl Lazy {
     /// The tree runs.
     pub fn go(&mut self) {
         self.runs = true;
-        if let Some(server) = &mut self.server {
-            server.go();
+        match (&mut self.server, &self.elsewhere) {
+            (Some(server), _) => server.go(),
+            (None, Some(elsewhere)) => elsewhere.over(None),
+            (None, None) => {}
         }
     }
 
@@ -212,7 +220,7 @@ fn large(tree: &Tree, resolved: &Resolved) -> Later {
                 pages[i] += u64::from(*count);
             }
         }
-        let large = space.mappings.iter().zip(pages).filter(|(m, pages)| *pages >= LEAST_PAGES && can_wait(m));
+        let large = space.mappings.iter().zip(pages).filter(|(m, pages)| *pages >= LATER_FROM && m.can_wait());
         let ranges: Vec<_> = large.map(|(m, _)| (m.start, m.end)).collect();
         if !ranges.is_empty() {
             later.insert(pid, ranges);
@@ -227,7 +235,7 @@ fn huge(tree: &Tree, pieces: &[Piece], stubs: &HashMap<i32, Stub>) -> Vec<(i32, 
     let always = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled").is_ok_and(|text| text.contains("[always]"));
     let wanted = |m: &Mapping| {
         let has = |flag: &str| m.flags.iter().any(|f| f == flag);
-        can_wait(m) && (has("hg") || always && !has("nh"))
+        m.can_wait() && (has("hg") || always && !has("nh"))
     };
     let mut found = BTreeSet::new();
     for of_one in pieces.chunk_by(|a, b| a.owner == b.owner) {
@@ -244,14 +252,6 @@ fn huge(tree: &Tree, pieces: &[Piece], stubs: &HashMap<i32, Stub>) -> Vec<(i32, 
         }
     }
     found.into_iter().collect()
-}
-
-/// Whether the pages of a mapping may be brought later.
-fn can_wait(mapping: &Mapping) -> bool {
-    let has = |flag: &str| mapping.flags.iter().any(|f| f == flag);
-    // What is locked is wanted in memory; what a child finds zero (MADV_WIPEONFORK) is not told of.
-    let fixed = mapping.huge_page_kib != 0 || has("lo") && !has("lf") || has("wf");
-    mapping.backing == Backing::Anonymous && !mapping.shared && !fixed
 }
 
 /// A userfaultfd of a process, that nobody has but meio. `None` when it may not have one that serves the kernel, too.

@@ -32,8 +32,8 @@ type Way = (Vec<u8>, Vec<u8>, Option<IpAddr>, IpAddr, u32);
 struct Reach {
     /// Both ends of each connection of the tree.
     own: HashSet<(Plain, Plain)>,
-    /// Addresses that are still to come.
-    arriving: HashSet<IpAddr>,
+    /// Addresses that are still to come, and how many bits of each name its network.
+    arriving: HashMap<IpAddr, u8>,
     sockets: Vec<Seen>,
     connections: HashMap<(Plain, Plain), usize>,
     holders: Option<HashMap<u64, Vec<i32>>>,
@@ -42,8 +42,8 @@ struct Reach {
     devices: HashMap<Vec<u8>, Option<Errno>>,
 }
 
-/// Adds what stands in the way. `arriving`: addresses that will be here when they are needed.
-pub fn check(tree: &Tree, arriving: &[IpAddr], refusals: &mut Vec<Refusal>) {
+/// Adds what stands in the way. `arriving`: addresses that will be here when they are needed, and the length of their networks.
+pub fn check(tree: &Tree, arriving: &[(IpAddr, u8)], refusals: &mut Vec<Refusal>) {
     let here = |inet: &Inet| inet.network.is_none();
     let own = choice::all_ends(&tree.files).into_iter().filter(|ends| ends.0.is_none()).map(|(_, near, far)| (near, far));
     let arriving = arriving.iter().copied().collect();
@@ -129,6 +129,16 @@ fn probe(ip: IpAddr) -> nix::Result<OwnedFd> {
     socket::socket(if ip.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 }, libc::SOCK_DGRAM)
 }
 
+/// Whether two addresses have their first `length` bits in common.
+fn same_network(one: IpAddr, other: IpAddr, length: u8) -> bool {
+    let bits = |differ: u128, all: u32| differ.leading_zeros().saturating_sub(128 - all) >= u32::from(length);
+    match (one, other) {
+        (IpAddr::V4(a), IpAddr::V4(b)) => bits(u128::from(a.to_bits() ^ b.to_bits()), 32),
+        (IpAddr::V6(a), IpAddr::V6(b)) => bits(a.to_bits() ^ b.to_bits(), 128),
+        _ => false,
+    }
+}
+
 fn readable(name: &[u8]) -> String {
     String::from_utf8_lossy(name.split(|b| *b == 0).next().unwrap_or_default()).escape_debug().to_string()
 }
@@ -143,7 +153,12 @@ impl Reach {
     }
 
     fn arrives(&self, ip: IpAddr) -> bool {
-        self.arriving.contains(&ip.to_canonical())
+        self.arriving.contains_key(&ip.to_canonical())
+    }
+
+    /// Whether an address that arrives will bring the way to this one: both are of one network.
+    fn brings_way(&self, ip: IpAddr) -> bool {
+        self.arriving.iter().any(|(own, &length)| same_network(*own, ip.to_canonical(), length))
     }
 
     fn device(&mut self, inet: &Inet) -> Option<Obstacle> {
@@ -191,6 +206,9 @@ impl Reach {
             inet::connect(fd.as_fd(), Address { port: peer.port.max(1), ..peer }.into())
         };
         let key = (device.to_vec(), mark.to_vec(), from.map(|f| f.ip), peer.ip, peer.scope);
+        if self.brings_way(peer.ip) {
+            return None;
+        }
         let error = *self.ways.entry(key).or_insert_with(|| tried().err());
         let error = error.filter(|e| matches!(e, Errno::ENETUNREACH | Errno::EHOSTUNREACH | Errno::ENETDOWN))?;
         let ip = peer.ip.to_canonical();

@@ -4,7 +4,7 @@
 mod guards;
 mod written;
 
-pub use guards::{MADV_GUARD_INSTALL, are_hidden};
+pub use guards::{Guards, MADV_GUARD_INSTALL, are_hidden, guards};
 pub use written::{Marker, Place, Regions};
 
 use nix::errno::Errno;

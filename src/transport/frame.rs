@@ -19,6 +19,8 @@ pub const HEADER: usize = 24;
 pub const LARGEST: usize = 16 << 20;
 /// Kinds below are the transport's own; a caller's begin here.
 pub const FIRST_KIND: u16 = 16;
+/// Kinds from here on are for [`super::Beside`].
+pub const BESIDE: u16 = 0x8000;
 
 /// One message.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -4,7 +4,7 @@
 //! nothing else was said for a while, that this one does. What is silent for longer than the link's patience has died:
 //! every wait ends then, with [`crate::error::Kind::LinkFailed`].
 
-use super::frame::{FIRST_KIND, Frame, HEADER, Header};
+use super::frame::{BESIDE, FIRST_KIND, Frame, HEADER, Header};
 use super::port::{Port, Stop, Wait, wait};
 use crate::error::{Context, Error, Result};
 use nix::poll::PollFlags;
@@ -103,7 +103,7 @@ impl Link {
     /// # Errors
     /// When nothing comes in that time, or when the link has failed; what came before is received first.
     pub fn receive(&mut self, limit: Option<Duration>) -> Result<Frame> {
-        self.take(limit, |f| f.kind >= FIRST_KIND)
+        self.shared.take(limit, |f| (FIRST_KIND..BESIDE).contains(&f.kind))
     }
 
     /// The next message if it is there.
@@ -111,7 +111,7 @@ impl Link {
     /// # Errors
     /// When the link has failed.
     pub fn try_receive(&mut self) -> Result<Option<Frame>> {
-        self.shared.pick(&mut locked(&self.shared.state), |f| f.kind >= FIRST_KIND)
+        self.shared.pick(&mut locked(&self.shared.state), |f| (FIRST_KIND..BESIDE).contains(&f.kind))
     }
 
     /// How long the other end may be silent, and how long it may take nothing, until it counts as dead. It says
@@ -141,7 +141,7 @@ impl Link {
 
     /// The next message of the transport's own; a caller's stay where they are.
     pub(super) fn receive_own(&mut self, kind: u16, limit: Duration) -> Result<Frame> {
-        let frame = self.take(Some(limit), |f| f.kind < FIRST_KIND)?;
+        let frame = self.shared.take(Some(limit), |f| f.kind < FIRST_KIND)?;
         if frame.kind == kind {
             return Ok(frame);
         }
@@ -157,21 +157,32 @@ impl Link {
         state.also.push(stop.clone());
     }
 
-    fn take(&self, limit: Option<Duration>, wanted: fn(&Frame) -> bool) -> Result<Frame> {
-        let end = limit.map(|l| Instant::now() + l);
-        let mut state = locked(&self.shared.state);
-        loop {
-            if let Some(frame) = self.shared.pick(&mut state, wanted)? {
-                return Ok(frame);
-            }
-            let left = end.map(|e| e.saturating_duration_since(Instant::now()));
-            if left.is_some_and(|l| l.is_zero()) {
-                let limit = limit.unwrap_or_default();
-                return Err(Error::link(format!("{} has not answered for {limit:?}", self.shared.name)));
-            }
-            let wait = left.unwrap_or(Duration::from_secs(3600));
-            state = self.shared.changed.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
-        }
+    /// A second pair of ears for frames of kinds from [`BESIDE`] on.
+    pub fn beside(&self) -> Beside {
+        Beside(self.shared.clone())
+    }
+}
+
+/// Frames beside those of the [`Link`], which somebody else sends and receives.
+pub struct Beside(Arc<Shared>);
+
+impl Beside {
+    /// As [`Link::send`].
+    ///
+    /// # Errors
+    /// When the link has failed, or fails now.
+    pub fn send(&self, frame: &Frame) -> Result<()> {
+        debug_assert!(frame.kind >= BESIDE, "kind {} is heard on the link itself", frame.kind);
+        self.0.send(frame)
+    }
+
+    /// The next of these frames; `None` when nothing comes in that time.
+    ///
+    /// # Errors
+    /// When the link has failed.
+    pub fn receive(&self, limit: Duration) -> Result<Option<Frame>> {
+        let frame = self.0.take(Some(limit), |f| f.kind >= BESIDE);
+        if frame.is_err() && locked(&self.0.state).failed.is_none() { Ok(None) } else { frame.map(Some) }
     }
 }
 
@@ -219,6 +230,23 @@ impl Shared {
 
     fn gone(&self) -> Error {
         (self.explain)().unwrap_or_else(|| Error::link(format!("{} has ended the link", self.name)))
+    }
+
+    fn take(&self, limit: Option<Duration>, wanted: fn(&Frame) -> bool) -> Result<Frame> {
+        let end = limit.map(|l| Instant::now() + l);
+        let mut state = locked(&self.state);
+        loop {
+            if let Some(frame) = self.pick(&mut state, wanted)? {
+                return Ok(frame);
+            }
+            let left = end.map(|e| e.saturating_duration_since(Instant::now()));
+            if left.is_some_and(|l| l.is_zero()) {
+                let limit = limit.unwrap_or_default();
+                return Err(Error::link(format!("{} has not answered for {limit:?}", self.name)));
+            }
+            let wait = left.unwrap_or(Duration::from_secs(3600));
+            state = self.changed.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
+        }
     }
 
     /// The first waiting frame that is wanted.

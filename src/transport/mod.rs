@@ -38,9 +38,9 @@ mod pump;
 pub use agree::Hello;
 pub use drain::{Speed, drain, measure};
 pub use flow::{Receiver, Sender};
-pub use frame::Frame;
+pub use frame::{BESIDE, Frame};
 pub use lend::lend;
-pub use link::Link;
+pub use link::{Beside, Link};
 
 use crate::error::{Error, Kind, Result};
 use crate::progress::Report;

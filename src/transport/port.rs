@@ -4,8 +4,8 @@
 use crate::error::Error;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
-use nix::sys::socket::{MsgFlags, Shutdown, recv, send, shutdown};
-use std::io::{self, Read, Write};
+use nix::sys::socket::{MsgFlags, Shutdown, recv, send, sendmsg, shutdown};
+use std::io::{self, IoSlice, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, OnceLock};
@@ -149,6 +149,19 @@ impl Write for Port {
                 done = nix::unistd::write(&self.output, &bytes[..bytes.len().min(ATOMIC)]);
             }
             match done {
+                Err(Errno::EAGAIN) => self.until(self.output.as_fd(), PollFlags::POLLOUT)?,
+                Err(Errno::EINTR) => {}
+                Ok(n) => return Ok(n),
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+
+    fn write_vectored(&mut self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        loop {
+            match sendmsg::<()>(self.output.as_raw_fd(), pieces, &[], flags, None) {
+                Err(Errno::ENOTSOCK) => return self.write(pieces.iter().find(|p| !p.is_empty()).map_or(&[][..], |p| &p[..])),
                 Err(Errno::EAGAIN) => self.until(self.output.as_fd(), PollFlags::POLLOUT)?,
                 Err(Errno::EINTR) => {}
                 Ok(n) => return Ok(n),

@@ -144,7 +144,8 @@ pub fn start(session: Session, channel: Channel, stream: TcpStream, name: &str, 
         let words = String::from_utf8_lossy(&pump.words).into_owned();
         let _ = pump.stream.shutdown(std::net::Shutdown::Both);
         tell.tell(End { code, words, failure });
-        // Whoever reads asks why only once it is known.
+        // Whoever reads asks why only once it is known. Others may hold the descriptor: a guardian is a copy of meio.
+        let _ = pump.near.shutdown(std::net::Shutdown::Both);
         drop(pump);
     };
     let thread = std::thread::Builder::new().name("ssh".into()).spawn(work).context(|| "cannot start a thread")?;

@@ -8,8 +8,20 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// Packages whose files, and those of all that they depend on, are taken along.
-const PACKAGES: &[&str] =
-    &["bash", "coreutils", "iproute2", "kmod", "mount", "procps", "python3", "redis-server", "redis-tools", "strace", "util-linux"];
+const PACKAGES: &[&str] = &[
+    "bash",
+    "coreutils",
+    "iproute2",
+    "kmod",
+    "mount",
+    "openssh-server",
+    "procps",
+    "python3",
+    "redis-server",
+    "redis-tools",
+    "strace",
+    "util-linux",
+];
 /// Bytes of the disk, which is sparse.
 const DISK: u64 = 3 << 30;
 /// Memory of a machine in MiB.
@@ -63,6 +75,8 @@ pub struct Job<'j> {
     pub script: &'j str,
     /// After this it is ended.
     pub limit: Duration,
+    /// The interface here that leads to its own, where it is to have one; its clock is then that of this machine.
+    pub tap: Option<&'j str>,
 }
 
 fn run(command: &mut Command) -> String {
@@ -189,34 +203,50 @@ impl Workshop {
         archive
     }
 
-    /// Boots a kernel, lets it do its job, and hands over all that it said.
-    pub fn boot(&self, job: &Job<'_>) -> String {
-        let begin = Instant::now();
+    /// The same without a look at what kernels are to be had.
+    pub fn opened() -> Workshop {
+        Workshop { folder: Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("kernels") }
+    }
+
+    /// Boots a kernel and gives it its job.
+    pub fn start(&self, job: &Job<'_>) -> Machine {
         let initramfs = self.initramfs(job);
         let said = self.path(&format!("{}.said", job.name));
         let console = self.path(&format!("{}.console", job.name));
         File::create(&said).expect("file");
-        let mut machine = Machine(
-            Command::new("qemu-system-x86_64")
-                .args(["-accel", "tcg", "-icount", CLOCK, "-rtc", "clock=vm", "-cpu", CPU, "-smp", "1", "-m", MEMORY])
-                .args(["-nodefaults", "-no-reboot", "-display", "none"])
-                .args(["-serial", &format!("file:{}", console.display())])
-                .args(["-serial", &format!("file:{}", said.display())])
-                .args(["-drive", &format!("if=virtio,format=raw,cache=unsafe,file={}", self.path("disk").display())])
-                .arg("-kernel")
-                .arg(self.path(&format!("boot/vmlinuz-{}", job.kernel)))
-                .arg("-initrd")
-                .arg(initramfs)
-                .args(["-append", "console=ttyS0 loglevel=4 panic=-1 mitigations=off"])
-                .stdin(Stdio::null())
-                .stdout(Stdio::null())
-                .spawn()
-                .expect("qemu starts"),
-        );
-        let mut file = File::open(&said).expect("file");
+        let mut qemu = Command::new("qemu-system-x86_64");
+        match job.tap {
+            None => qemu.args(["-icount", CLOCK, "-rtc", "clock=vm"]),
+            Some(tap) => qemu
+                .args(["-netdev", &format!("tap,id=net,ifname={tap},script=no,downscript=no")])
+                .args(["-device", "virtio-net-pci,netdev=net,romfile="]),
+        };
+        let child = qemu
+            .args(["-accel", "tcg", "-cpu", CPU, "-smp", "1", "-m", MEMORY])
+            .args(["-nodefaults", "-no-reboot", "-display", "none"])
+            .args(["-serial", &format!("file:{}", console.display())])
+            .args(["-serial", &format!("file:{}", said.display())])
+            .args(["-drive", &format!("if=virtio,format=raw,cache=unsafe,file={}", self.path("disk").display())])
+            .arg("-kernel")
+            .arg(self.path(&format!("boot/vmlinuz-{}", job.kernel)))
+            .arg("-initrd")
+            .arg(initramfs)
+            .args(["-append", "console=ttyS0 loglevel=4 panic=-1 mitigations=off net.ifnames=0"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("qemu starts");
+        Machine { child, said, console }
+    }
+
+    /// Boots a kernel, lets it do its job, and hands over all that it said.
+    pub fn boot(&self, job: &Job<'_>) -> String {
+        let begin = Instant::now();
+        let mut machine = self.start(job);
+        let mut file = File::open(&machine.said).expect("file");
         let (mut text, mut shown, mut ended) = (Vec::new(), Instant::now(), false);
         while !ended {
-            ended = machine.0.try_wait().expect("wait").is_some();
+            ended = machine.child.try_wait().expect("wait").is_some();
             file.seek(SeekFrom::Start(text.len() as u64)).and_then(|_| file.read_to_end(&mut text)).expect("file");
             if shown.elapsed() > Duration::from_secs(20) {
                 shown = Instant::now();
@@ -237,23 +267,38 @@ impl Workshop {
             }
             std::thread::sleep(Duration::from_millis(100));
         }
-        drop(machine);
         let text = String::from_utf8_lossy(&text).replace('\r', "");
         if !text.contains("== end") {
-            let console = fs::read(&console).unwrap_or_default();
-            println!("kernels: {} did not come to its end; its console:\n{}", job.name, String::from_utf8_lossy(&console));
+            println!("kernels: {} did not come to its end; its console:\n{}", job.name, machine.console());
         }
+        drop(machine);
         println!("kernels: {}: {} s", job.name, begin.elapsed().as_secs());
         text
     }
 }
 
 /// A qemu that ends with this.
-struct Machine(Child);
+pub struct Machine {
+    child: Child,
+    said: PathBuf,
+    console: PathBuf,
+}
+
+impl Machine {
+    /// What it has said so far.
+    pub fn said(&self) -> String {
+        String::from_utf8_lossy(&fs::read(&self.said).unwrap_or_default()).replace('\r', "")
+    }
+
+    /// What its kernel has said.
+    pub fn console(&self) -> String {
+        String::from_utf8_lossy(&fs::read(&self.console).unwrap_or_default()).into_owned()
+    }
+}
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        let _ = self.0.kill(); // it has ended, most often
-        let _ = self.0.wait();
+        let _ = self.child.kill(); // it has ended, most often
+        let _ = self.child.wait();
     }
 }

@@ -1,7 +1,7 @@
 //! Machines to move between: namespaces with a network interface, an init and a real sshd each, joined by a bridge that the
 //! test itself is at. They share the file system, but for `/run`.
 
-use super::{Lab, Outcome, SOON, until};
+use super::{Lab, Outcome, SOON, sshd, until};
 use std::fs;
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
@@ -14,25 +14,14 @@ pub const OUTSIDE: &str = "10.99.0.254";
 pub const VIP: &str = "10.99.0.100/24@eth0";
 /// The same as clients know it.
 pub const SERVICE: &str = "10.99.0.100";
-
-const CONFIGURATION: &str = "
-Port 22
-HostKey FOLDERhost
-PidFile none
-AuthorizedKeysFile none
-AuthorizedKeysCommand /usr/bin/cat FOLDERkey.pub
-AuthorizedKeysCommandUser root
-PermitRootLogin prohibit-password
-StrictModes no
-UsePAM no
-UseDNS no
-PrintMotd no
-PrintLastLog no
-";
+/// Another one that moves.
+pub const VIP6: &str = "fd99::100/64@eth0";
+/// The same as clients know it.
+pub const SERVICE6: &str = "fd99::100";
 
 /// It reaps orphans, and ends with the test. What shells do at their start is nothing that is looked at.
-const INIT: &str = "mount -t tmpfs -o mode=755 run /run && mkdir /run/sshd && mount -t devpts -o ptmxmode=666,mode=600 devpts /dev/pts
-for file in /root/.bashrc /root/.profile /root/.bash_profile; do [ ! -e $file ] || mount --bind /dev/null $file; done
+const INIT: &str = "mount -t tmpfs -o mode=755,size=4m run /run && mkdir /run/sshd && mount -t devpts -o ptmxmode=666,mode=600 devpts /dev/pts && mount -t tmpfs shm /dev/shm
+for file in $GREETINGS; do [ ! -e $file ] || mount --bind /dev/null $file; done
 ip link set lo up && touch \"$1\" || exit 9
 mkfifo /run/nothing && exec 9<> /run/nothing
 while :; do read -t 1 -u 9; done";
@@ -64,11 +53,12 @@ impl Hosts {
         let folder = lab.path("").display().to_string();
         plain("ip", &["link", "add", "br0", "type", "bridge", "forward_delay", "0"]);
         plain("ip", &["address", "add", &format!("{OUTSIDE}/24"), "dev", "br0"]);
+        plain("ip", &["address", "add", "fd99::254/64", "dev", "br0", "nodad"]);
         plain("ip", &["link", "set", "br0", "up"]);
         for key in ["host", "key"] {
-            plain("ssh-keygen", &["-q", "-t", "ed25519", "-N", "", "-f", &format!("{folder}{key}")]);
+            sshd::key(lab, "ed25519", key);
         }
-        fs::write(lab.path("sshd.conf"), CONFIGURATION.replace("FOLDER", &folder)).expect("configuration");
+        sshd::configuration(lab, 22, &["host"], "key.pub");
         let public = fs::read_to_string(lab.path("host.pub")).expect("key");
         let hosts: Vec<Host> = (1..=count).map(|n| Host::new(lab, n)).collect();
         let known: String = hosts.iter().map(|h| format!("{} {public}", h.address)).collect();
@@ -99,13 +89,16 @@ impl Hosts {
         let mut command = self.hosts[from].command(Path::new(crate::MEIO));
         let known = format!("{}known", self.folder);
         let key = format!("{}key", self.folder);
-        command.args([what, "--known-hosts", &known, "--identity", &key, "--remote-path", crate::MEIO]).args(arguments);
+        command.args([what, "--known-hosts", &known, "--identity", &key]).args(arguments);
+        if !arguments.contains(&"--remote-path") {
+            command.args(["--remote-path", crate::MEIO]);
+        }
         command
     }
 
-    /// `meio migrate` of a move that was left, on host `at`, not started yet.
-    pub fn taking_up(&self, at: usize, arguments: &[&str]) -> Command {
-        self.migration(at, arguments)
+    /// Whether the way from the bridge to host `n` is there.
+    pub fn wire(&self, n: usize, there: bool) {
+        plain("ip", &["link", "set", &format!("host{}", n + 1), if there { "up" } else { "down" }]);
     }
 
     /// Gives host `n` the service's address.
@@ -121,6 +114,7 @@ impl Host {
         let init = Command::new("unshare")
             .args(["--pid", "--net", "--ipc", "--mount", "--uts", "--fork", "--kill-child", "--mount-proc", "bash", "-c", INIT, "init"])
             .arg(&up)
+            .env("GREETINGS", sshd::GREETINGS.join(" "))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(fs::File::create(lab.path(&format!("init{n}.log"))).expect("log"))
@@ -145,7 +139,8 @@ impl Host {
         children.trim().parse().expect("one child")
     }
 
-    fn serve(&self, lab: &Lab) {
+    /// Starts its sshd.
+    pub fn serve(&self, lab: &Lab) {
         let configuration = lab.path("sshd.conf").display().to_string();
         let log = lab.path(&format!("sshd-{}.log", self.address)).display().to_string();
         let mut sshd = self.command(Path::new("/usr/sbin/sshd"));
@@ -176,11 +171,12 @@ impl Host {
         let _ = fs::remove_file(&pidfile);
         let log = || fs::File::options().create(true).append(true).open(lab.path("log")).expect("log");
         // Its pids are to be nobody's on the other hosts.
-        let script = "echo $FIRST > /proc/sys/kernel/ns_last_pid && exec setsid --fork bash -c 'echo $$ > $PIDFILE.new && mv $PIDFILE.new $PIDFILE && exec \"$@\"' bash \"$@\"";
+        let script = "echo $FIRST > /proc/sys/kernel/ns_last_pid && cd $FOLDER && exec setsid --fork bash -c 'echo $$ > $PIDFILE.new && mv $PIDFILE.new $PIDFILE && exec \"$@\"' bash \"$@\"";
         let mut command = self.command(Path::new("bash"));
         command.args(["-c", script, "bash", program]).args(arguments);
         command.env("PIDFILE", &pidfile).env("FIRST", self.first_pid.to_string());
-        command.current_dir(lab.path("")).stdout(log()).stderr(log());
+        // Its working folder is the host's after nsenter(1).
+        command.env("FOLDER", lab.path("")).stdout(log()).stderr(log());
         assert!(command.status().expect("nsenter starts").success(), "{program}");
         assert!(until(SOON, || pidfile.exists()), "{program} does not start: {}", lab.log());
         fs::read_to_string(&pidfile).expect("pid").trim().parse().expect("a pid")

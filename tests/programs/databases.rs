@@ -6,10 +6,10 @@ use crate::lab::Lab;
 use nix::sys::signal::Signal;
 use std::process::Command;
 
-const SQL: &str = include_str!("clients/sql.py");
+pub const SQL: &str = include_str!("clients/sql.py");
 
 /// Money is only moved, and everything that was noted was moved.
-const SUMS: &str = "select (select sum(abalance) from pgbench_accounts) = (select sum(delta) from pgbench_history), (select \
+pub const SUMS: &str = "select (select sum(abalance) from pgbench_accounts) = (select sum(delta) from pgbench_history), (select \
                     sum(bbalance) from pgbench_branches) = (select sum(delta) from pgbench_history), (select count(*) > 100 \
                     from pgbench_history)";
 

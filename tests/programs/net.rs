@@ -15,7 +15,7 @@ use std::time::Duration;
 
 /// What every client notes.
 const RECORD: &str = include_str!("clients/record.py");
-const REDIS: &str = include_str!("clients/redis.py");
+pub const REDIS: &str = include_str!("clients/redis.py");
 const MEMCACHED: &str = include_str!("clients/memcached.py");
 const DNS: &str = include_str!("clients/dns.py");
 const ECHO: &str = include_str!("clients/echo.py");
@@ -26,7 +26,7 @@ const ECHO_SERVER: &str = include_str!("clients/echo_server.py");
 const SLACK: u64 = 5_000_000_000;
 
 /// Somebody outside the tree who asks it.
-pub(super) struct Client {
+pub struct Client {
     child: Child,
     name: &'static str,
 }
@@ -74,7 +74,7 @@ impl Client {
 }
 
 /// Lets `client` be served while the tree is dumped and moved five times; then everything must have been right.
-pub(super) fn under_load(lab: &mut Lab, running: &mut Running, client: Client, answers: u64) {
+pub fn under_load(lab: &mut Lab, running: &mut Running, client: Client, answers: u64) {
     served_through(lab, client, answers, |lab, end| {
         let image = lab.dump(running, if end { &["--kill"] } else { &[] });
         if end {
@@ -84,12 +84,17 @@ pub(super) fn under_load(lab: &mut Lab, running: &mut Running, client: Client, a
 }
 
 /// The same for a tree that `step` knows how to dump, and to end and restore when it is told so.
-fn served_through(lab: &mut Lab, mut client: Client, answers: u64, mut step: impl FnMut(&mut Lab, bool)) {
+fn served_through(lab: &mut Lab, client: Client, answers: u64, mut step: impl FnMut(&mut Lab, bool)) {
+    watched(lab, client, answers, 10, |lab, n| step(lab, n % 2 == 1));
+}
+
+/// Lets `client` be served before, between and after so many steps; no wait may be much longer than they are.
+pub fn watched(lab: &mut Lab, mut client: Client, answers: u64, count: usize, mut step: impl FnMut(&mut Lab, usize)) {
     let mut steps = Vec::new();
-    for end in [false, true].repeat(5) {
+    for n in 0..count {
         client.served(lab, answers);
         let begin = now();
-        step(lab, end);
+        step(lab, n);
         steps.push((begin, now()));
     }
     client.served(lab, answers);
@@ -131,18 +136,18 @@ fn too_long(gaps: &str, steps: &[(u64, u64)]) -> Vec<String> {
 }
 
 /// Waits until a server accepts connections.
-pub(super) fn listens(lab: &Lab, address: &str) {
+pub fn listens(lab: &Lab, address: &str) {
     let listens = until(SOON, || std::net::TcpStream::connect(address).is_ok());
     assert!(listens, "nobody listens at {address}\n{}", lab.log());
 }
 
 /// Tells the server to end; it must end by itself.
-pub(super) fn end(lab: &Lab, running: &mut Running, signal: Signal) {
+pub fn end(lab: &Lab, running: &mut Running, signal: Signal) {
     kill(Pid::from_raw(running.pid), signal).expect("kill");
     finish(lab, running, |_| true);
 }
 
-pub(super) fn python() -> Command {
+pub fn python() -> Command {
     Command::new(installed("python3"))
 }
 

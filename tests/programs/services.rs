@@ -136,7 +136,7 @@ fn zstd() -> PathBuf {
 }
 
 /// Makes a new database cluster in the folder `data`: what its server is to be run by, and where its programs are.
-pub(super) fn cluster(lab: &Lab) -> (Vec<&'static str>, PathBuf) {
+pub fn cluster(lab: &Lab) -> (Vec<&'static str>, PathBuf) {
     let bin = std::fs::read_dir("/usr/lib/postgresql").expect("postgresql is not installed");
     let bin = bin.flatten().map(|e| e.path().join("bin")).find(|b| b.join("postgres").exists()).expect("postgres");
     // It refuses to run as root.

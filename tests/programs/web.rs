@@ -6,14 +6,14 @@ use crate::lab::{Lab, Running};
 use nix::sys::signal::Signal;
 use std::path::Path;
 
-const CLIENT: &str = include_str!("clients/web.py");
-const NGINX: &str = include_str!("clients/nginx.conf");
+pub const CLIENT: &str = include_str!("clients/web.py");
+pub const NGINX: &str = include_str!("clients/nginx.conf");
 const HAPROXY: &str = include_str!("clients/haproxy.cfg");
 const NODE_CLIENT: &str = include_str!("clients/node.py");
 const NODE_SERVER: &str = include_str!("clients/node_server.js");
 
 /// What is served.
-const FILES: &str = "mkdir files && head -c 100000000 /dev/urandom > files/big
+pub const FILES: &str = "mkdir files && head -c 100000000 /dev/urandom > files/big
     for n in {0..99}; do head -c $((n * n * 7)) /dev/urandom > files/small-$n; done";
 
 /// Both in one tree.
@@ -53,7 +53,7 @@ fn client(lab: &Lab, ports: &str) -> Client {
 }
 
 /// Both servers have ended, and said nothing of errors.
-fn nothing_was_wrong(lab: &Lab) {
+pub fn nothing_was_wrong(lab: &Lab) {
     let log = read(lab, "log");
     let wrong = |line: &&str| ["[alert]", "[crit]", "[error]", "[emerg]", "[ALERT]", "is DOWN"].iter().any(|word| line.contains(word));
     let wrong: Vec<_> = log.lines().filter(wrong).collect();

@@ -1,5 +1,6 @@
 //! `meio demo`.
 
+mod migrate;
 mod pi;
 mod picture;
 mod program;
@@ -24,16 +25,38 @@ const GONE: Duration = Duration::from_secs(2);
 /// How long either half of the computation may take.
 const LIMIT: Duration = Duration::from_secs(25);
 
-/// See it work: a program is saved, killed and brought back
+/// See it work: a program is saved, killed and brought back, or moved between machines
 ///
 /// Starts a program that computes digits of pi and writes them to a file, saves it in the middle, kills it, brings it
 /// back, and compares what it has written in the end with pi computed afresh. It takes about ten seconds; nothing is
 /// left behind.
 ///
+/// meio demo migrate makes two machines of namespaces, with a network between them (root only, with unshare, nsenter, ip and
+/// python3), and moves a service from one to the other and back, with meio migrate, while a client asks it over one connection.
+/// In place of SSH something simpler leads from one to the other. Nothing of this machine is touched, and nothing is left.
+///
 /// With --json the last line has "program", "pid", "digits", "digits_saved", "correct", "running_ms", "pause_ms",
-/// "gone_ms", "restore_ms", "running_again_ms", "memory_bytes" and "image_bytes".
+/// "gone_ms", "restore_ms", "running_again_ms", "memory_bytes" and "image_bytes"; that of meio demo migrate "program", "pid",
+/// "answers", "correct" and "moves", each with "from", "to", "downtime_ms", "bytes", "total_ms" and "longest_wait_ms".
 #[derive(clap::Args)]
-pub struct Demo {}
+pub struct Demo {
+    /// What to see
+    #[arg(value_name = "WHAT", default_value = "restore")]
+    what: What,
+    #[arg(long, hide = true, requires = "with")]
+    role: Option<migrate::Role>,
+    #[arg(hide = true, requires = "role")]
+    with: Vec<std::ffi::OsString>,
+}
+
+/// What can be seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum What {
+    /// A program is saved, killed and brought back
+    Restore,
+    /// A service is moved between two machines, and its client notices nothing
+    Migrate,
+}
 
 /// What was seen and measured.
 struct Seen {
@@ -51,6 +74,11 @@ struct Seen {
 impl Demo {
     /// Shows it and tells how it went.
     pub fn run(&self, console: &Console) -> Result<ExitCode> {
+        match (self.what, self.role) {
+            (What::Migrate, Some(role)) => return migrate::play(role, &self.with, console),
+            (What::Migrate, None) => return migrate::run(),
+            (What::Restore, _) => {}
+        }
         signal::catch();
         let seen = show(&Teller { console, begin: Instant::now() })?;
         if console.json {
@@ -145,6 +173,7 @@ fn show(teller: &Teller<'_>) -> Result<Seen> {
         lazy: false,
         parent: None,
         settled: Default::default(),
+        absent: None,
     };
     let mut drawing = Drawing::new(*teller.console);
     let restored = restore::run(&options, &mut drawing)?;

@@ -120,7 +120,8 @@ impl Drop for Program {
     }
 }
 
-fn installed(name: &str) -> bool {
+/// Whether a program is found where a shell would look for it.
+pub fn installed(name: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path).any(|folder| nix::unistd::access(&folder.join(name), nix::unistd::AccessFlags::X_OK).is_ok())
 }

@@ -28,4 +28,7 @@ flaws! {
     a_source_that_goes_on_when_the_link_is_lost: LostIsNever,
     a_source_that_ends_the_tree_too_early: GoIsAlive,
     a_last_word_before_the_last_byte: EarlyLast,
+    a_source_that_does_not_wait_for_all_pages: PullingIsAlive,
+    a_target_that_does_not_wait_for_all_pages: PullingIsWhole,
+    a_look_that_does_not_ask_for_pages: PullingRuns,
 }

@@ -2,6 +2,7 @@
 
 mod faults;
 mod parts;
+mod pull;
 mod source;
 mod target;
 
@@ -9,6 +10,7 @@ use super::super::message::{Became, Message};
 use super::super::state::{Action, Event, Limits, Mark, Outcome, Source, Verdict, Wish};
 use parts::{Agent, Dice, Due, Link, Process, Tree, What};
 pub use parts::{Fault, Flaw};
+use pull::Missing;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::time::Duration;
@@ -51,6 +53,13 @@ pub struct World {
     runs_there: bool,
     /// It has run there, were it for a moment.
     ran_there: bool,
+    /// It runs there before all of its pages are.
+    lazy: bool,
+    missing: Option<Missing>,
+    /// The source sends what is missing.
+    fed: bool,
+    /// It ran there, and was ended for want of its pages.
+    given_up: bool,
     target_lost: bool,
     /// A perhaps has a reason.
     doubtful: bool,
@@ -91,14 +100,18 @@ impl World {
     }
 
     fn new(seed: u64, flaw: Option<Flaw>, tells: bool, chaos: bool) -> World {
-        World { tells, flaw, chaos, dice: Dice::new(seed), age: 1, boot: 1, ..World::default() }
+        let mut dice = Dice::new(seed);
+        let lazy = dice.chance(400);
+        World { tells, flaw, chaos, dice, lazy, age: 1, boot: 1, ..World::default() }
     }
 
     /// How it ended.
     pub fn end(&self) -> &'static str {
         match () {
+            () if self.forced && self.given_up => "forced after it was ended there",
             () if self.forced => "forced",
             () if self.source_lost || self.target_lost && self.ran_there => "lost with its machine",
+            () if self.runs_there && self.lazy => "moved before its pages",
             () if self.runs_there => "moved",
             () => "stayed",
         }
@@ -179,6 +192,7 @@ impl World {
                 What::Notice { link, target } => self.notice(link, target),
                 What::Work { process } => self.work(process),
                 What::Tick { process } => self.tick(process),
+                What::Pull => self.pull(),
                 What::Fault => self.any_fault(),
             }
             self.steps += 1;
@@ -245,6 +259,9 @@ impl World {
                 generation: process.machine.generation(),
                 message: Message::Answer { became: Became::Never, boot: [self.boot; 16] },
             },
+            (Some(Flaw::PullingIsAlive), Event::Heard { generation, message: Message::Pulling }) => {
+                Event::Heard { generation, message: Message::Alive }
+            }
             (_, event) => event,
         };
         let told = self.tells.then(|| format!("source hears {event:?}"));
@@ -261,6 +278,10 @@ impl World {
     fn step_agent(&mut self, number: u64, event: Event) {
         let Some(agent) = self.agents.iter_mut().find(|a| a.0.number == number) else { return };
         let told = self.tells.then(|| format!("agent {number} hears {event:?}"));
+        let event = match (self.flaw, event) {
+            (Some(Flaw::PullingIsWhole), Event::Pulling) => Event::Released,
+            (_, event) => event,
+        };
         let actions = agent.0.machine.step(event, self.now);
         agent.0.todo.extend(actions);
         let wake = agent.0.machine.wake();

@@ -17,6 +17,8 @@ enum Phase {
     Committing,
     /// Committed; waits for a sign of life.
     Going,
+    /// It runs there, and pages are missing; waits for the word that they are there.
+    Feeding,
     /// Another meio has committed; the record is claimed with a new generation.
     Claiming,
     /// Waits for an answer.
@@ -64,14 +66,14 @@ impl Source {
 
     /// When it wants to be told the time.
     pub fn wake(&self) -> Option<Duration> {
-        let speaks = matches!(self.phase, Phase::Preparing | Phase::Last | Phase::Going | Phase::Asking);
+        let speaks = matches!(self.phase, Phase::Preparing | Phase::Last | Phase::Going | Phase::Feeding | Phase::Asking);
         speaks.then(|| self.until.map_or(self.again, |until| until.min(self.again)))
     }
 
     /// Whether the target may have been told to let the tree run: from here on ^C is no safe way back.
     #[cfg(test)]
     pub fn is_committed(&self) -> bool {
-        matches!(self.phase, Phase::Going | Phase::Asking | Phase::Moving | Phase::Reaping)
+        matches!(self.phase, Phase::Going | Phase::Feeding | Phase::Asking | Phase::Moving | Phase::Reaping)
     }
 
     /// Generation of the frames that are sent.
@@ -91,7 +93,7 @@ impl Source {
             Phase::New => self.start(&event, now),
             Phase::Preparing | Phase::Rounds | Phase::Freezing | Phase::Last => self.before(event, now),
             Phase::Marking | Phase::Stopping | Phase::Committing => self.commit(event, now),
-            Phase::Going | Phase::Asking => self.after(event, now),
+            Phase::Going | Phase::Feeding | Phase::Asking => self.after(event, now),
             Phase::Claiming => match event {
                 Event::Marked(Recorded::Written) => self.ask(now),
                 Event::Marked(_) | Event::Failed(_) => self.give_up("the record cannot be written", false),
@@ -208,14 +210,25 @@ impl Source {
 
     /// The target has, or may have, been told.
     fn after(&mut self, event: Event, now: Duration) -> Vec<Action> {
-        let word = || if self.phase == Phase::Going { Message::Go } else { Message::Query };
+        let word = || if self.phase == Phase::Asking { Message::Query } else { Message::Go };
+        let feeds = self.phase == Phase::Feeding;
         match event {
+            Event::Heard { message: Message::Pulling, .. } if self.phase == Phase::Going => {
+                (self.phase, self.until) = (Phase::Feeding, None);
+                self.again = now + self.limits.again;
+                vec![Action::Feed]
+            }
+            // What it waits for comes from here and over this link only.
+            Event::LinkLost if feeds => {
+                self.give_up("the link was lost while pages were missing there, for want of which it is ended", false)
+            }
+            Event::Interrupted if feeds => Vec::new(),
             Event::Heard { message: Message::Alive, .. } => self.moved(),
             Event::Heard { message: Message::Answer { became, boot }, .. } => match became {
                 Became::Runs => self.moved(),
                 Became::Never if boot == self.boot => self.stays("the target has refused it"),
                 Became::Never => self.give_up("the target was started anew after it was ready", true),
-                Became::Perhaps => self.give_up("the target died while it let the tree run", true),
+                Became::Perhaps => self.give_up("it was being let run there, or ran with pages missing, and was ended", true),
                 Became::Pending => Vec::new(),
             },
             Event::Interrupted => self.give_up("interrupted", false),

@@ -15,6 +15,8 @@ enum Phase {
     Ready,
     Recording,
     Releasing,
+    /// It runs, and pages are missing.
+    Pulling,
     Alive,
     /// A refusal is being written, for whoever asked.
     Refusing,
@@ -67,7 +69,7 @@ impl Target {
 
     /// Whether the tree was, or is just being, let run.
     pub fn is_released(&self) -> bool {
-        matches!(self.phase, Phase::Releasing | Phase::Alive | Phase::Broken)
+        matches!(self.phase, Phase::Releasing | Phase::Pulling | Phase::Alive | Phase::Broken)
     }
 
     /// One step.
@@ -79,7 +81,7 @@ impl Target {
         }
         let mut actions = self.decide(event, now);
         // Whoever asks later is told by others.
-        let idle = matches!(self.phase, Phase::Empty | Phase::Alive | Phase::Broken);
+        let idle = matches!(self.phase, Phase::Empty | Phase::Pulling | Phase::Alive | Phase::Broken);
         if idle && !self.linked && !actions.contains(&Action::End) {
             actions.push(Action::End);
         }
@@ -106,7 +108,11 @@ impl Target {
                 self.until = now + self.limits.patience;
                 self.ready(now)
             }
-            Event::Released if self.phase == Phase::Releasing => {
+            Event::Pulling if self.phase == Phase::Releasing => {
+                self.phase = Phase::Pulling;
+                vec![Action::Send(Message::Pulling)]
+            }
+            Event::Released | Event::Whole if matches!(self.phase, Phase::Releasing | Phase::Pulling) => {
                 self.phase = Phase::Alive;
                 vec![Action::Send(Message::Alive), Action::Judge(Verdict::Alive)]
             }
@@ -179,7 +185,8 @@ impl Target {
             // Nobody says go after this, or before that.
             (Phase::Checking | Phase::Receiving | Phase::Planting, Message::Query) => self.refuse(),
             (Phase::Checking | Phase::Receiving | Phase::Planting | Phase::Ready, Message::Abort { .. }) => self.destroy(Vec::new()),
-            (Phase::Recording | Phase::Releasing | Phase::Withdrawing, Message::Query) => self.answer(Became::Pending),
+            (Phase::Recording | Phase::Releasing | Phase::Pulling | Phase::Withdrawing, Message::Query) => self.answer(Became::Pending),
+            (Phase::Pulling, Message::Go) => vec![Action::Send(Message::Pulling)],
             (Phase::Alive, Message::Go) => vec![Action::Send(Message::Alive)],
             (Phase::Alive, Message::Query) => self.answer(Became::Runs),
             (Phase::Alive, Message::Over) => vec![Action::End],
@@ -244,8 +251,8 @@ impl Target {
     fn failed(&mut self, why: String) -> Vec<Action> {
         match self.phase {
             Phase::Checking | Phase::Receiving | Phase::Planting | Phase::Ready => self.destroy(vec![abort(&why)]),
-            // Some of it may have run.
-            Phase::Releasing => {
+            // It has run, or some of it may have.
+            Phase::Releasing | Phase::Pulling => {
                 self.phase = Phase::Broken;
                 let mut actions = vec![Action::Destroy];
                 actions.extend(self.answer(Became::Perhaps));

@@ -15,6 +15,7 @@
 //! with that number act: one of the tree, or one that lives for that moment when the number is free.
 
 mod actor;
+mod leftover;
 mod queue;
 mod segment;
 mod semaphore;

@@ -176,9 +176,14 @@ impl Catalog {
         self.by_block[bounds.0..bounds.1].iter().map(|&i| self.pieces[i as usize])
     }
 
-    /// A block's data pages, read into `buffer`, checked and decompressed.
+    /// A block's data pages for somebody who waits, read into `buffer`, checked and decompressed.
     pub fn data(&self, block: u32, buffer: Vec<u8>) -> Result<Vec<u8>> {
-        self.blocks[block as usize].decode(buffer).map(|block| block.data)
+        self.blocks[block as usize].data(buffer)
+    }
+
+    /// The same for somebody who needs all blocks, one after the other.
+    pub fn in_order(&self, block: u32, buffer: Vec<u8>) -> Result<Vec<u8>> {
+        self.blocks[block as usize].in_order(buffer)
     }
 }
 

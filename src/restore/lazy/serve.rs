@@ -178,7 +178,7 @@ impl Shared<'_> {
             let wanted = |p: Piece| self.spaces().iter().flatten().any(|space| space.owner == p.owner && wants(space));
             if self.catalog.of_block(block).any(wanted) {
                 self.give_way();
-                let data = self.catalog.data(block, std::mem::take(&mut buffer))?;
+                let data = self.catalog.in_order(block, std::mem::take(&mut buffer))?;
                 for piece in self.catalog.of_block(block) {
                     self.put(&piece, (piece.address, piece.end()), &data, true, |_, space| wants(space))?;
                 }

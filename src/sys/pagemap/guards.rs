@@ -4,8 +4,10 @@
 
 use super::written::{Question, Regions};
 use super::{PAGE, Pagemap, push};
+use crate::sys::proc::maps::Vma;
 use nix::errno::Errno;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+use rayon::prelude::*;
 use std::num::NonZeroUsize;
 use std::sync::LazyLock;
 
@@ -55,6 +57,40 @@ impl Pagemap {
             }),
         }
     }
+}
+
+/// Guards of a process (start, end), merged, in order.
+pub type Guards = Vec<(u64, u64)>;
+
+/// Bytes from which on it pays to have another thread look at a part.
+const SHARE: u64 = 256 << 20;
+
+/// The guards in these mappings of a process: all page tables are walked.
+///
+/// # Errors
+/// Those of the kernel.
+pub fn guards(pid: i32, vmas: &[Vma]) -> std::io::Result<Guards> {
+    let kernel = |v: &&Vma| [&b"[vdso]"[..], b"[vvar", b"[vsyscall]", b"/[aio]"].iter().any(|name| v.name.starts_with(name));
+    let areas: Vec<(u64, u64)> = vmas.iter().filter(|v| !kernel(v) && !v.has(b"ht")).map(|v| (v.start, v.end)).collect();
+    let map = Pagemap::open(pid)?;
+    let mut guards = Guards::new();
+    let all: u64 = areas.iter().map(|a| a.1 - a.0).sum();
+    if all <= SHARE {
+        areas.iter().try_for_each(|a| map.guards(a.0, a.1, &mut guards))?;
+        return Ok(guards);
+    }
+    // Also of what is only set aside, however much that is, there are few.
+    let size = SHARE.max(all / 64).next_multiple_of(SHARE);
+    let cut = |&(start, end): &(u64, u64)| (start..end).step_by(size as usize).map(move |at| (at, end.min(at + size)));
+    let shares: Vec<(u64, u64)> = areas.iter().flat_map(cut).collect();
+    let look = |&(start, end): &(u64, u64)| {
+        let mut found = Vec::new();
+        map.guards(start, end, &mut found).map(|()| found)
+    };
+    for (start, end) in shares.par_iter().map(look).collect::<std::io::Result<Vec<_>>>()?.into_iter().flatten() {
+        push(&mut guards, start, end);
+    }
+    Ok(guards)
 }
 
 /// Whether there are guards here that cannot be told.

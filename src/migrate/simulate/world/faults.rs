@@ -177,7 +177,10 @@ impl World {
             let number = agent.0.number;
             self.end_agent(number);
         }
-        self.target_lost |= self.runs_there;
+        // Of what was not all there, the source has everything.
+        let missing = self.missing.take().is_some();
+        self.target_lost |= self.runs_there && !missing;
+        self.given_up |= missing;
         (self.runs_there, self.doubtful) = (false, true);
         self.boot += 1;
         // Where records are kept may outlast this, or not.

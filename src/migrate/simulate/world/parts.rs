@@ -21,6 +21,9 @@ pub enum Flaw {
     LostIsNever,
     GoIsAlive,
     EarlyLast,
+    PullingIsAlive,
+    PullingIsWhole,
+    PullingRuns,
 }
 
 /// What befalls a world.
@@ -129,6 +132,7 @@ pub enum What {
     Notice { link: usize, target: bool },
     Work { process: u64 },
     Tick { process: u64 },
+    Pull,
     Fault,
 }
 

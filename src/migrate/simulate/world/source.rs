@@ -42,6 +42,10 @@ impl World {
                 }
                 Some(Event::Thawed)
             }
+            Action::Feed => {
+                self.fed = true;
+                None
+            }
             Action::Reap if self.fails(20) => Some(Event::Stuck("it does not end".into())),
             Action::Reap => self.reap(),
             Action::Forget => {
@@ -98,7 +102,8 @@ impl World {
                 self.tree = Tree::Gone;
                 return Some(Event::Reaped);
             }
-            _ if !self.ran_there => self.wrong("it is ended, and does not run there"),
+            _ if !self.ran_there || self.given_up => self.wrong("it is ended, and does not run there"),
+            _ if self.missing.is_some() => self.wrong("it is ended, and pages of it are missing there"),
             _ => self.tree = Tree::Half,
         }
         self.source.as_mut()?.todo.insert(1, Action::Reap);

@@ -40,8 +40,8 @@ impl World {
                 let writer = self.target_record.map(|r| r.1);
                 let at_work = self.agents.iter().any(|a| Some(a.0.number) == writer);
                 Some(Event::Looked(match () {
-                    () if self.runs_there => Life::Runs,
-                    () if at_work => Life::AtWork,
+                    () if self.runs_there && (self.missing.is_none() || self.flaw == Some(Flaw::PullingRuns)) => Life::Runs,
+                    () if at_work || self.missing.is_some() => Life::AtWork,
                     () => Life::Gone,
                 }))
             }
@@ -72,7 +72,7 @@ impl World {
             return Some(Event::Failed("half of it".into()));
         }
         self.let_run(at);
-        Some(Event::Released)
+        Some(if self.missing.is_some() { Event::Pulling } else { Event::Released })
     }
 
     pub(super) fn let_run(&mut self, at: usize) {
@@ -84,6 +84,9 @@ impl World {
             self.wrong("what runs there is not what stood still here");
         }
         (self.runs_there, self.ran_there) = (true, true);
+        if self.lazy {
+            self.miss(at);
+        }
     }
 
     fn verdict(&mut self, number: u64, verdict: Verdict) -> Recorded {

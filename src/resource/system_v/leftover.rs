@@ -1,0 +1,34 @@
+//! What is left of System V objects where a tree was that has moved away with them.
+
+use super::SystemV;
+use crate::sys::ipc;
+use crate::sys::proc::{read, stat};
+
+/// Whether a process lives that is not meio, which has perhaps looked at an object last.
+fn lives(pid: i32) -> bool {
+    let alive = || read::parsed(pid, "stat", stat::parse).is_ok_and(|s| !matches!(s.state, b'Z' | b'X'));
+    pid > 0 && pid != std::process::id() as i32 && alive()
+}
+
+impl SystemV {
+    /// Removes these from the ipc namespace of meio: the tree has ended here, and has its own elsewhere. What others have
+    /// attached, have made or have used last stays, and so does what is another one by now.
+    pub fn remove(&self) {
+        let Ok(there) = SystemV::list() else { return };
+        for segment in there.segments.iter().filter(|there| self.segments.iter().any(|own| own.perm == there.perm)) {
+            if segment.attached == 0 && ![segment.cpid, segment.lpid].into_iter().any(lives) {
+                let _ = ipc::shm_remove(segment.perm.id);
+            }
+        }
+        for set in there.sets.iter().filter(|there| self.sets.iter().any(|own| own.perm == there.perm)) {
+            if !set.semaphores.iter().any(|s| lives(s.1)) {
+                let _ = ipc::sem_remove(set.perm.id);
+            }
+        }
+        for queue in there.queues.iter().filter(|there| self.queues.iter().any(|own| own.perm == there.perm)) {
+            if ![queue.lspid, queue.lrpid].into_iter().any(lives) {
+                let _ = ipc::msg_remove(queue.perm.id);
+            }
+        }
+    }
+}
