@@ -18,6 +18,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 type Pipe = Out<BufWriter<File>>;
+/// Takes what the target has, one after the other.
+type Each<'e> = &'e mut dyn FnMut(Known) -> Result<()>;
 
 /// The files of a move, at the source.
 pub struct Files {
@@ -91,7 +93,7 @@ impl Files {
     }
 
     /// Learns what the target has in its folders: `ask` gives what it says of one, some at a time.
-    pub fn learn(&mut self, ask: &mut dyn FnMut(u32, &mut dyn FnMut(Known) -> Result<()>) -> Result<()>) -> Result<()> {
+    pub fn learn(&mut self, ask: &mut dyn FnMut(u32, Each<'_>) -> Result<()>) -> Result<()> {
         for folder in &mut self.folders {
             let mut writer = Writer::new()?;
             ask(folder.number, &mut |known| writer.add(&known))?;

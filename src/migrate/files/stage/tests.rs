@@ -1,3 +1,5 @@
+//! Files that take their places, and those that do not.
+
 use super::super::Storage;
 use super::*;
 use crate::migrate::state::{Recorded, Verdict};
