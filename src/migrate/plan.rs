@@ -1,6 +1,7 @@
 //! What a target must know of a tree before it comes, and what it answers.
 
 use super::address::Address;
+use super::files;
 use crate::error::{Error, Refusal, Result};
 use crate::resource::thread::serde_bytes_vec::Bytes;
 use crate::resource::{Manifest, Tree};
@@ -27,6 +28,9 @@ pub struct Plan {
     pub spool: PathBuf,
     /// Only whether it could come is asked.
     pub dry_run: bool,
+    /// Files that it needs.
+    #[serde(default)]
+    pub files: files::Request,
 }
 
 /// What was found at the target.
@@ -37,6 +41,9 @@ pub struct Details {
     pub refusals: Vec<Refusal>,
     /// What will be different there.
     pub warnings: Vec<String>,
+    /// How it stands with the files.
+    #[serde(default)]
+    pub files: files::Reply,
 }
 
 /// What the target says beside the protocol.

@@ -1,5 +1,6 @@
 //! Images as they come, until they are not needed any more: in a folder that nobody else can read, and that goes with meio.
 
+use super::files::Applier;
 use super::message::Id;
 use super::{pull, record};
 use crate::dump::moving::name;
@@ -37,6 +38,8 @@ pub struct Spool {
 struct State {
     /// How many images are there.
     whole: u64,
+    /// How many sets of changes to files were made.
+    sets: u64,
     /// What is known of the last one of which that has been found out, and its number.
     resolved: Option<(u64, Arc<Resolved>)>,
     /// No more will come; why, if that is not as it should be.
@@ -48,8 +51,9 @@ fn locked(mutex: &Mutex<State>) -> MutexGuard<'_, State> {
 }
 
 impl Spool {
-    /// A new one in `parent`, filled by what `receiver` brings. Pages that come by themselves go to `pages`.
-    pub fn begin(parent: &Path, id: &Id, receiver: Receiver, pages: UnixStream) -> Result<Spool> {
+    /// A new one in `parent`, filled by what `receiver` brings. Changes to files are the `applier`'s; pages that come by themselves go
+    /// to `pages`.
+    pub fn begin(parent: &Path, id: &Id, receiver: Receiver, applier: Applier, pages: UnixStream) -> Result<Spool> {
         sweep(parent);
         let folder = parent.join(format!("{BEFORE}{}{BEHIND}", record::name(id)));
         fs::DirBuilder::new().mode(0o700).create(&folder).context(|| format!("making {}", folder.display()))?;
@@ -58,7 +62,7 @@ impl Spool {
         let state = Arc::new((Mutex::new(State::default()), Condvar::new()));
         let (theirs, place) = (state.clone(), folder.clone());
         let work = move || {
-            let ended = fill(receiver, &place, &theirs, pages).err();
+            let ended = fill(receiver, (applier, pages), &place, &theirs).err();
             locked(&theirs.0).ended = Some(ended);
             theirs.1.notify_all();
         };
@@ -82,6 +86,28 @@ impl Spool {
         let resolved = state.resolved.take().filter(|(of, _)| of + 1 == n).map(|(_, resolved)| resolved);
         Ok((self.folder.join(name(n)), resolved))
     }
+
+    /// Whether so many sets of changes to files were made; waits for a moment.
+    ///
+    /// # Errors
+    /// When no more will be.
+    pub fn applied(&self, n: u64) -> Result<bool> {
+        const MOMENT: Duration = Duration::from_millis(100);
+        let mut state = locked(&self.state.0);
+        if state.sets < n && state.ended.is_none() {
+            state = self.state.1.wait_timeout(state, MOMENT).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        match &state.ended {
+            _ if state.sets >= n => Ok(true),
+            Some(ended) => Err(ended.clone().unwrap_or_else(|| Error::other("not all files have come"))),
+            None => Ok(false),
+        }
+    }
+
+    /// Why no more will come, when it is not that everything has.
+    pub fn failure(&self) -> Option<Error> {
+        locked(&self.state.0).ended.clone().flatten()
+    }
 }
 
 /// Takes away what meios have left that were killed.
@@ -98,12 +124,20 @@ fn sweep(parent: &Path) {
     }
 }
 
-fn fill(mut receiver: Receiver, folder: &Path, state: &(Mutex<State>, Condvar), mut pages: UnixStream) -> Result<()> {
+type Others = (Applier, UnixStream);
+
+fn fill(mut receiver: Receiver, (mut applier, mut pages): Others, folder: &Path, state: &(Mutex<State>, Condvar)) -> Result<()> {
     let mut buffer = vec![0; PIECE];
     let mut n = 0;
     while let Some(mut item) = receiver.next_item()? {
         let mut begin = [0; pull::BEGIN.len()];
         item.read_exact(&mut begin)?;
+        if Applier::is_for(&begin) {
+            applier.apply(&mut std::io::BufReader::with_capacity(PIECE, item))?;
+            locked(&state.0).sets += 1;
+            state.1.notify_all();
+            continue;
+        }
         if begin == pull::BEGIN {
             // Who does not need them any more hears no more of them; the source is not kept waiting.
             let mut wanted = true;
