@@ -477,7 +477,7 @@ _meio() {
             return 0
             ;;
         meio__subcmd__migrate)
-            opts="-v -q -h --dry-run --max-downtime --timeout --on-timeout --lazy --vip --pid-namespace --compress --spool --freeze-timeout --resume --abort --force --ssh --identity --known-hosts --remote-path --streams --direct --bandwidth --connect-timeout --external --ignore --tcp --verbose --quiet --json --color --help"
+            opts="-v -q -h --dry-run --max-downtime --timeout --on-timeout --lazy --vip --pid-namespace --compress --spool --copy-files --with-data --shared-files --freeze-timeout --resume --abort --force --ssh --identity --known-hosts --remote-path --streams --direct --bandwidth --connect-timeout --external --ignore --tcp --verbose --quiet --json --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -505,6 +505,24 @@ _meio() {
                     ;;
                 --spool)
                     COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --copy-files)
+                    COMPREPLY=($(compgen -W "missing written" -- "${cur}"))
+                    return 0
+                    ;;
+                --with-data)
+                    COMPREPLY=()
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o plusdirs
+                    fi
+                    return 0
+                    ;;
+                --shared-files)
+                    COMPREPLY=()
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o plusdirs
+                    fi
                     return 0
                     ;;
                 --freeze-timeout)

@@ -107,7 +107,7 @@ complete -c meio -n "__fish_meio_using_subcommand check" -l tcp -d 'What becomes
 close\t'They come back broken off, and the program finds ECONNRESET; with --kill the other ends see the program end'
 refuse\t'A tree that has such is refused'"
 complete -c meio -n "__fish_meio_using_subcommand check" -l unlock -d 'Open the network lock that a dump has kept for the image with this id, or all of them' -r
-complete -c meio -n "__fish_meio_using_subcommand check" -l host -d 'Log in to this machine, and say what is there and what it allows' -r
+complete -c meio -n "__fish_meio_using_subcommand check" -l host -d 'Log in to this machine, and say what is there and what it allows; with --pid, whether that tree could move there' -r
 complete -c meio -n "__fish_meio_using_subcommand check" -l speed -d 'With --host: send it so much, such as 1G, over the streams that a move uses, and say how fast they are' -r
 complete -c meio -n "__fish_meio_using_subcommand check" -l ssh -d 'Log in with this command instead of meio\'s own client, such as \'ssh -J bastion\'' -r
 complete -c meio -n "__fish_meio_using_subcommand check" -l identity -d 'Private key to log in with [default: those of the agent, then ~/.ssh/id_*]' -r -F
@@ -173,6 +173,10 @@ lazy\t'It runs there first, and what is left follows: as with --lazy'"
 complete -c meio -n "__fish_meio_using_subcommand migrate" -l vip -d 'An address that moves with the tree: taken from the interface here, and brought up there' -r
 complete -c meio -n "__fish_meio_using_subcommand migrate" -l compress -d 'How memory is packed: none, or a zstd level from 1 (fast) to 19 (small)' -r
 complete -c meio -n "__fish_meio_using_subcommand migrate" -l spool -d 'Where images are kept at the target until they are not needed any more' -r -F
+complete -c meio -n "__fish_meio_using_subcommand migrate" -l copy-files -d 'Send files that the tree has open or mapped, and its current directories, where they are not there' -r -f -a "missing\t'Those that are not there'
+written\t'Those, and in place of what is there those that the tree has open for writing'"
+complete -c meio -n "__fish_meio_using_subcommand migrate" -l with-data -d 'Keep this folder in step until the switch: what is in it there becomes what is in it here, and all else there is deleted' -r -f -a "(__fish_complete_directories)"
+complete -c meio -n "__fish_meio_using_subcommand migrate" -l shared-files -d 'Files in this folder are the same ones there, although that cannot be seen: neither compared nor sent' -r -f -a "(__fish_complete_directories)"
 complete -c meio -n "__fish_meio_using_subcommand migrate" -l freeze-timeout -d 'How long to wait for every task to stand still' -r
 complete -c meio -n "__fish_meio_using_subcommand migrate" -l resume -d 'Take up a move that ended without knowing where the tree runs: its name is in what was said then' -r
 complete -c meio -n "__fish_meio_using_subcommand migrate" -l abort -d 'Have the tree of such a move here, unless it runs there' -r

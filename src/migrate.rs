@@ -1,11 +1,12 @@
 //! The migrate screenplay, at the source: agree, copy in rounds, switch over, confirm or take back.
 //!
 //! ```text
-//! source     what the source does; rounds: images on their way; resume: a move that was left
+//! preflight  what is found out before that; source: what the source does; rounds: images on their way; resume: a move that was left
 //! agent      what the target does; spool: images as they come; plan: what each must know of the other
 //! pull       pages that come after it runs, at the target; feed: the same at the source
 //! state      who may run: two pure machines; simulate breaks everything around them
 //!   message    what they say to each other; record: what is durable of that; frozen: a tree that stands still without meio
+//! files      what the tree has open or mapped, and its data
 //! address    what moves along; local: what cannot
 //! ```
 //!
@@ -15,11 +16,13 @@
 pub mod address;
 pub mod agent;
 mod feed;
+pub mod files;
 pub mod frozen;
-mod local;
+pub mod local;
 pub mod message;
 mod outcome;
 pub mod plan;
+mod preflight;
 mod pull;
 pub mod record;
 mod resume;
@@ -31,8 +34,9 @@ pub mod spool;
 pub mod state;
 
 pub use outcome::{Ended, Outcome};
+pub use preflight::dry_run;
 pub use resume::take_up;
-pub use source::{Options, Policy, dry_run, run};
+pub use source::{Options, Policy, run};
 pub use state::Wish;
 
 /// Kind of the frames that carry a [`message::Frame`].

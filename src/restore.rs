@@ -36,6 +36,7 @@ use crate::capsule::roster::{self, Entry, Roster};
 use crate::error::{Context, Error, Kind, Result};
 use crate::image::{self, Absent, Chain, Reader, Resolved};
 use crate::progress::{Report, phase};
+use crate::resource::path::FilePath;
 use crate::resource::socket::choice::{self, Choice};
 use crate::resource::{Manifest, Tree};
 use crate::sys::guardian::Guardian;
@@ -49,6 +50,7 @@ use planted::{Planted, end_all};
 use pool::Pool;
 use root::Root;
 use sockets::Sockets;
+use std::collections::HashSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -92,6 +94,8 @@ pub struct Options {
     pub lazy: bool,
     /// What is known already of the image's parent when it is brought back lazily. Else it is looked for.
     pub parent: Option<Arc<Resolved>>,
+    /// Files that are known to be what the tree expects.
+    pub settled: HashSet<FilePath>,
     /// Pages that are not in the image; only lazily.
     pub absent: Option<Absent>,
 }
@@ -210,7 +214,7 @@ fn bring_back(
         if locks.is_none() {
             locks = Some(Locks::close(&tree, &mut places, &id)?);
         }
-        check::files(&tree, &places)?;
+        check::files(&tree, &places, &options.settled)?;
         let sockets = sockets.take().map_or_else(|| Sockets::make(&tree, &places, home), Ok)?;
         let pool = Pool::open(&tree, &terminals, &places, sockets, home)?;
         terminals.close()?;

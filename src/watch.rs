@@ -4,7 +4,7 @@
 //! ```text
 //! protect    what the primary does; lease: its address, in the hands of a child of meio
 //! agent      what the standby does
-//!   setup      what they say to each other before; frame: what they say then, as bytes
+//!   fit        whether it can be; setup: what they say to each other before; frame: what they say then, as bytes
 //!   beat       heartbeats beside the link; fence: the command that ends the other host
 //! state      who answers: two pure machines; simulate breaks everything around them
 //!   notice     silence on two paths, and jitter; pace: when an epoch begins
@@ -37,6 +37,7 @@
 pub mod agent;
 mod beat;
 mod fence;
+mod fit;
 mod frame;
 mod lease;
 pub mod protect;

@@ -18,6 +18,7 @@ mod lab;
 mod lazy;
 mod listening;
 mod migrate;
+mod moved_files;
 mod netlock;
 mod postmortem;
 mod programs;

@@ -18,7 +18,7 @@ const MOVE: Duration = Duration::from_secs(60);
 const INCR: &str = include_str!("migrate/incr.py");
 
 /// What the last line of `--json` says.
-fn result(done: &Outcome) -> serde_json::Value {
+pub fn result(done: &Outcome) -> serde_json::Value {
     serde_json::from_str(done.stdout.lines().last().unwrap_or_default()).unwrap_or_else(|e| panic!("{e}: {done:?}"))
 }
 
@@ -64,6 +64,7 @@ pub fn redis(lab: &Lab, hosts: &Hosts) -> i32 {
     pid
 }
 
+/// A client that counts at the service's address.
 pub fn counting(lab: &Lab) -> Child {
     let stop = lab.path("stop");
     let child = Command::new("python3").args(["-c", INCR, SERVICE, "6379"]).arg(&stop).stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
@@ -72,6 +73,7 @@ pub fn counting(lab: &Lab) -> Child {
     child
 }
 
+/// Ends it: what it says.
 pub fn counted(lab: &Lab, child: Child) -> serde_json::Value {
     fs::write(lab.path("stop"), "").expect("stop");
     let done = child.wait_with_output().expect("the client ends");

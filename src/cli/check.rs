@@ -47,11 +47,11 @@ pub struct Check {
     /// come back here this ends that: peers are then told that nobody is there. `meio check` lists such locks.
     #[arg(long, value_name = "ID|all", conflicts_with_all = ["pid", "external", "ignore", "kinds"])]
     unlock: Option<String>,
-    /// Log in to this machine, and say what is there and what it allows
-    #[arg(long, value_name = "[USER@]HOST[:PORT]", value_parser = far::destination, conflicts_with_all = ["pid", "external", "ignore", "kinds", "unlock"])]
+    /// Log in to this machine, and say what is there and what it allows; with --pid, whether that tree could move there
+    #[arg(long, value_name = "[USER@]HOST[:PORT]", value_parser = far::destination, conflicts_with_all = ["kinds", "unlock"])]
     host: Option<Destination>,
     /// With --host: send it so much, such as 1G, over the streams that a move uses, and say how fast they are
-    #[arg(long, value_name = "BYTES", value_parser = figures::parse_bytes, requires = "host")]
+    #[arg(long, value_name = "BYTES", value_parser = figures::parse_bytes, requires = "host", conflicts_with = "pid")]
     speed: Option<u64>,
     #[command(flatten)]
     way: super::way::Way,
@@ -74,7 +74,10 @@ impl Check {
             return Ok(ExitCode::SUCCESS);
         }
         if let Some(host) = &self.host {
-            return far::run(console, host, &self.way.how(), self.speed);
+            return match (&self.pid, self.speed) {
+                (Some(target), None) => far::tree(console, target, host, self.way.how(), self.decide.decisions()),
+                _ => far::run(console, host, &self.way.how(), self.speed),
+            };
         }
         let pid = self.pid.as_ref().map(Target::pid).transpose()?;
         let mut drawing = Drawing::new(*console);

@@ -4,6 +4,7 @@ use super::target::{self, Target};
 use super::{Console, drawing::Drawing, dump::Level, figures};
 use crate::dump::{self, Output, Track};
 use crate::error::{Error, Kind, Result};
+use crate::migrate::files::{Choice, Copying};
 use crate::migrate::{self, Ended, Options, Outcome, Policy, address::Address};
 use crate::transport::Destination;
 use serde_json::json;
@@ -28,10 +29,14 @@ pub const TUTORIAL: &str = include_str!("migrate/tutorial.txt");
 /// page; what it has said to others and written until then is not taken back, so that what stands here goes on only when you say
 /// so: exit code 16, and the command is named. Shared memory and files of the tree are sent before.
 ///
-/// Connections move with their address: --vip. Files are expected at the same paths.
+/// Connections move with their address: --vip. Files that the tree has open or mapped must be at the same paths, with the same
+/// content (ELF files: the same build id), or on storage that both machines share; all that are not are listed before anything is
+/// touched. --copy-files sends those, and --with-data folders of data. A file that is sent is built beside its place under another
+/// name, and takes it in the last stop; when the move is given up what was there before is put back. A folder of data is changed
+/// in place, and holds what was sent until then.
 ///
 /// With --json the last line has "downtime_ms" (until the word was here that it runs there), "stop_ms" (the longest stop before),
-/// "rounds", "bytes", "memory_bytes", "total_ms", "processes", "tasks", "source" ("gone", or "running" with --dry-run), "host",
+/// "rounds", "bytes", "memory_bytes", "file_bytes", "total_ms", "processes", "tasks", "source" ("gone", or "running" with --dry-run), "host",
 /// "root_pid", "phases" and "warnings".
 #[derive(clap::Args)]
 #[command(
@@ -72,6 +77,18 @@ pub struct Migrate {
     /// Where images are kept at the target until they are not needed any more
     #[arg(long, value_name = "FOLDER", default_value = "/var/tmp")]
     spool: PathBuf,
+    /// Send files that the tree has open or mapped, and its current directories, where they are not there
+    ///
+    /// `written` also replaces files that the tree has open for writing where something else is there. What it only reads is never
+    /// replaced. What was there comes back when the move is given up.
+    #[arg(long, value_name = "WHICH", num_args = 0..=1, require_equals = true, default_missing_value = "missing")]
+    copy_files: Option<Which>,
+    /// Keep this folder in step until the switch: what is in it there becomes what is in it here, and all else there is deleted
+    #[arg(long, value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
+    with_data: Vec<PathBuf>,
+    /// Files in this folder are the same ones there, although that cannot be seen: neither compared nor sent
+    #[arg(long, value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
+    shared_files: Vec<PathBuf>,
     /// How long to wait for every task to stand still
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = figures::parse_time)]
     freeze_timeout: Duration,
@@ -99,6 +116,15 @@ enum OnTimeout {
     Force,
     /// It runs there first, and what is left follows: as with --lazy
     Lazy,
+}
+
+/// See [`Copying`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Which {
+    /// Those that are not there
+    Missing,
+    /// Those, and in place of what is there those that the tree has open for writing
+    Written,
 }
 
 fn destination(text: &str) -> std::result::Result<Destination, String> {
@@ -155,6 +181,15 @@ impl Migrate {
             pid_namespace: self.pid_namespace,
             addresses: self.vip.clone(),
             spool: self.spool.clone(),
+            files: Choice {
+                copying: match self.copy_files {
+                    None => Copying::Nothing,
+                    Some(Which::Missing) => Copying::Missing,
+                    Some(Which::Written) => Copying::Written,
+                },
+                folders: self.with_data.clone(),
+                shared: self.shared_files.clone(),
+            },
         };
         let outcome = if self.dry_run { migrate::dry_run(&options, &mut drawing)? } else { migrate::run(&options, &mut drawing)? };
         drawing.finish(&outcome.warnings);
@@ -176,6 +211,7 @@ fn result(o: &Outcome) -> serde_json::Value {
         "rounds": o.rounds,
         "bytes": o.bytes,
         "memory_bytes": o.memory_bytes,
+        "file_bytes": o.file_bytes,
         "total_ms": figures::ms(o.total),
         "processes": o.processes,
         "tasks": o.tasks,

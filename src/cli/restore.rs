@@ -71,6 +71,7 @@ impl Restore {
             close_connections: self.tcp == Tcp::Close,
             lazy: self.lazy,
             parent: None,
+            settled: Default::default(),
             absent: None,
         };
         let mut drawing = Drawing::new(*console);

@@ -1,25 +1,31 @@
 //! What the target does: `meio agent`, which the source starts.
 
+use super::address::Probe;
+use super::files::stage::Stage;
+use super::files::{self, Applier, FILES, Word};
 use super::message::{Frame, Id, Message};
-use super::plan::{Plan, Remark, pack, unpack};
+use super::plan::{Details, Plan, Remark, pack, unpack};
 use super::pull::{Near, Told as Pulled};
 use super::record::{self, Member, Store};
 use super::spool::{Keep, Spool};
 use super::state::{Action, Event, Life, Limits, Recorded, Target, Verdict};
-use super::{MOVE, REMARK, frozen};
+use super::{MOVE, REMARK, frozen, local};
 use crate::error::{Error, Refusal, Result};
 use crate::image::{Absent, Left, Owner};
 use crate::netlock::{self, NetLock};
 use crate::progress::Report;
 use crate::resource::Tree;
 use crate::resource::thread::serde_bytes_vec::Bytes;
+use crate::restore::fits::{Needs, fits};
 use crate::restore::{self, Input};
 use crate::sys::proc::read;
 use crate::sys::signal;
 use crate::sys::wire::Wire;
 use crate::transport::{self, Peer};
+use std::cell::RefCell;
 use std::collections::VecDeque;
-use std::sync::{Arc, mpsc};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 /// Serves one source over standard input and output, until there is nothing left to do for it.
@@ -45,8 +51,11 @@ pub fn run() -> Result<()> {
         lock: None,
         brought: Vec::new(),
         store: record_store()?,
+        stage: Arc::default(),
+        there: Vec::new(),
         planted: Vec::new(),
         linked: true,
+        told: false,
         runs: false,
         waiting: Vec::new(),
         events: VecDeque::new(),
@@ -63,7 +72,7 @@ pub fn run() -> Result<()> {
 }
 
 /// All processes of a tree that is planted.
-pub fn below(root: i32) -> Vec<Member> {
+fn below(root: i32) -> Vec<Member> {
     let mut pids = vec![root];
     let mut next = 0;
     while let Some(&pid) = pids.get(next) {
@@ -108,9 +117,14 @@ struct Agent {
     /// Addresses that were brought up here.
     brought: Vec<usize>,
     store: Store,
+    /// Files under other names, and what was found in their places.
+    stage: Arc<Mutex<Option<Stage>>>,
+    there: Vec<Option<files::Identity>>,
     /// What is planted.
     planted: Vec<Member>,
     linked: bool,
+    /// The source was told why nothing more can come.
+    told: bool,
     /// The tree does.
     runs: bool,
     /// Packets for it.
@@ -142,6 +156,12 @@ impl Agent {
                 self.events.push_back(Event::Interrupted);
                 continue;
             }
+            // What ends the streams is said before the source finds that they have ended.
+            if let Some(e) = self.spool.as_ref().and_then(Spool::failure).filter(|_| self.planted.is_empty() && !self.told) {
+                self.told = true;
+                self.events.push_back(Event::Failed(in_full(&e)));
+                continue;
+            }
             const STEP: Duration = Duration::from_millis(20);
             let wake = self.machine.wake().map_or(STEP, |at| at.saturating_sub(self.begun.elapsed()).min(STEP));
             self.hear(wake.max(Duration::from_millis(1)));
@@ -157,6 +177,10 @@ impl Agent {
                     Event::Heard { generation: heard.generation, message: heard.message }
                 }
                 _ => Event::Tick,
+            },
+            Ok(frame) if frame.kind == FILES => match unpack(&frame.payload).and_then(|word| self.word(word)) {
+                Ok(()) => Event::Tick,
+                Err(e) => Event::Failed(in_full(&e)),
             },
             Ok(frame) => {
                 match unpack(&frame.payload) {
@@ -178,6 +202,40 @@ impl Agent {
             }
         };
         self.events.push_back(event);
+    }
+
+    /// What the source wants to know of files.
+    fn word(&mut self, word: Word) -> Result<()> {
+        let Some(plan) = &mut self.plan else { return Ok(()) };
+        let link = &self.peer.link;
+        let go_on = || link.failure().is_none() && !signal::is_pending();
+        let say = |word: &Word| link.send(&transport::Frame { kind: FILES, generation: self.machine.generation(), payload: pack(word)? });
+        match word {
+            Word::List(n) => {
+                let folder = plan.files.folders.get(n as usize).ok_or_else(|| Error::other("there is no such folder"))?;
+                files::list(&folder.path, &go_on, &mut |some| say(&Word::Entries(some)))?;
+                say(&Word::Listed)
+            }
+            Word::Look(wanted) => {
+                let request = files::Request { wanted, copying: plan.files.copying, ..files::Request::default() };
+                let found = files::compare::look(&request, record::boot()?, &go_on)?;
+                if let Some(stage) = locked(&self.stage).as_mut() {
+                    stage.expect(&request.wanted, &found.there);
+                }
+                plan.files.wanted.extend(request.wanted);
+                say(&Word::Looked(found.reply.states, found.refusals))
+            }
+            Word::Applied(n) => {
+                let spool = self.spool.as_ref().ok_or_else(|| Error::other("no files came"))?;
+                while !spool.applied(n)? {
+                    if !go_on() {
+                        return Ok(()); // heard of soon
+                    }
+                }
+                say(&Word::Done(n))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// They wait until the tree runs.
@@ -244,7 +302,31 @@ impl Agent {
     /// Everything that stands in the way.
     fn check(&mut self, plan: &[u8]) -> Result<Vec<u8>> {
         let plan: Plan = unpack(plan)?;
-        let mut details = plan.check()?;
+        let arriving: Vec<(IpAddr, u8)> = plan.addresses.iter().map(|a| (a.ip, a.length)).collect();
+        let settled = plan.files.settled(&plan.tree);
+        let needs =
+            Needs { pid_namespace: plan.pid_namespace, arriving: &arriving, memory: plan.memory, spool: &plan.spool, settled: &settled };
+        let found = fits(&plan.manifest, &plan.tree, needs)?;
+        // Who only looks has the time to ask thoroughly.
+        let probe = if plan.dry_run { Probe::CAREFUL } else { Probe::QUICK };
+        if !plan.dry_run {
+            files::sweep(&plan.spool, &self.store);
+        }
+        // Comparing takes its time: what is said meanwhile is not to pile up.
+        let link = RefCell::new(&mut self.peer.link);
+        let go_on = || {
+            let gives_up = |frame: transport::Frame| {
+                frame.kind == MOVE && unpack::<Frame>(&frame.payload).is_ok_and(|f| matches!(f.message, Message::Abort { .. }))
+            };
+            let heard = link.borrow_mut().try_receive();
+            !signal::is_pending() && heard.is_ok_and(|frame| !frame.is_some_and(gives_up))
+        };
+        let compared = files::compare::look(&plan.files, record::boot()?, &go_on)?;
+        let mut details = Details { refusals: found.refusals, warnings: found.warnings, files: compared.reply };
+        details.refusals.extend(compared.refusals);
+        self.there = compared.there;
+        details.refusals.extend(plan.addresses.iter().filter_map(|a| local::cannot_have(a, &plan.neighbours, probe)));
+        details.refusals.extend(local::not_allowed(&plan));
         // It must say here what becomes of the tree.
         if let Err(e) = self.store.has_room(plan.tree.processes.len()) {
             let advice = "make room on the target".to_owned();
@@ -259,15 +341,18 @@ impl Agent {
     fn receive_images(&mut self) -> Result<()> {
         let Some(plan) = self.plan.as_ref().filter(|_| self.spool.is_none()) else { return Ok(()) };
         let (peer, id) = (&mut self.peer, self.id.unwrap_or_default());
+        let (stage, there, store) = (&self.stage, &self.there, &self.store);
         let mut begin = || -> Result<_> {
+            *locked(stage) = Stage::begin(&plan.spool, &id, &plan.files, there, store)?;
             peer.open_bulk()?;
             let mut near = Near::new()?;
             let pages = near.stream.take().ok_or_else(|| Error::other("pages have no way"))?;
-            Ok((Spool::begin(&plan.spool, &id, peer.receiver()?, Some(pages), Keep::All)?, near))
+            let applier = Applier::new(&plan.files.folders, stage.clone());
+            Ok((Spool::begin(&plan.spool, &id, peer.receiver()?, Some((applier, pages)), Keep::All)?, near))
         };
         match begin() {
             Ok((spool, near)) => (self.spool, self.near) = (Some(spool), Some(near)),
-            Err(e) => self.events.push_back(Event::Failed(e.message)),
+            Err(e) => self.events.push_back(Event::Failed(in_full(&e))),
         }
         Ok(())
     }
@@ -288,6 +373,8 @@ impl Agent {
                 if self.pulled.is_none() {
                     self.brought.clear();
                 }
+                let left = locked(&self.stage).as_mut().map_or_else(Vec::new, Stage::keep);
+                left.iter().for_each(|what| self.remark(&Remark::Warning(format!("what was replaced is still there: {what}"))));
                 outcome.warnings.iter().for_each(|w| self.remark(&Remark::Warning(w.clone())));
                 for (name, took) in &outcome.phases {
                     self.remark(&Remark::Phase((*name).to_owned(), took.as_micros() as u64));
@@ -299,6 +386,7 @@ impl Agent {
             }
             Err(e) => {
                 self.take_addresses_down();
+                self.put_back();
                 // Where the machine itself had it destroyed it knows.
                 self.events.push_back(Event::Failed(in_full(&e)));
             }
@@ -311,6 +399,7 @@ impl Agent {
         let last = self.last.ok_or_else(|| Error::other("no last image was named"))?;
         let spool = self.spool.as_mut().ok_or_else(|| Error::other("no images came"))?;
         let (image, parent) = spool.wait(last, Limits::default().ready)?;
+        locked(&self.stage).as_mut().map_or(Ok(()), Stage::take_places)?;
         self.bring_addresses_up(&plan, &image)?;
         let absent = self.leave()?;
         let options = restore::Options {
@@ -322,6 +411,7 @@ impl Agent {
             // Until all pages are there the tree dies with whoever brings them; little memory is there at once.
             lazy: absent.is_some() || plan.memory > LAZY_FROM,
             parent,
+            settled: plan.files.settled(&plan.tree),
             absent,
         };
         let may_run = &mut |root| {
@@ -395,6 +485,12 @@ impl Agent {
         }
     }
 
+    /// Single files are as they were.
+    fn put_back(&self) {
+        let left = locked(&self.stage).as_mut().map_or_else(Vec::new, Stage::undo);
+        left.iter().for_each(|what| self.remark(&Remark::Warning(format!("this could not be put back: {what}"))));
+    }
+
     /// What a tree that did not come has left.
     fn clear_up(&mut self) {
         drop(self.near.take());
@@ -411,9 +507,17 @@ impl Agent {
         }
         if !self.machine.is_released() {
             self.take_addresses_down();
+            // Nobody makes changes any more.
+            self.spool = None;
+            self.put_back();
         }
         self.lock = None;
     }
+}
+
+/// Also what somebody held who panicked.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A failure in one sentence, for who sees only that.

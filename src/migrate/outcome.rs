@@ -31,6 +31,8 @@ pub struct Outcome {
     pub bytes: u64,
     /// Bytes of memory that they stand for.
     pub memory_bytes: u64,
+    /// Bytes that were sent for files.
+    pub file_bytes: u64,
     /// Processes and threads.
     pub processes: u32,
     /// Threads of all processes.
@@ -55,6 +57,7 @@ impl Outcome {
             rounds: 0,
             bytes: 0,
             memory_bytes: plan.memory,
+            file_bytes: 0,
             processes,
             tasks,
             total: Duration::ZERO,

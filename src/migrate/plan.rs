@@ -1,14 +1,12 @@
 //! What a target must know of a tree before it comes, and what it answers.
 
-use super::address::{Address, Probe};
-use crate::dump;
-use crate::error::{Error, Kind, Refusal, Result};
+use super::address::Address;
+use super::files;
+use crate::error::{Error, Refusal, Result};
 use crate::resource::thread::serde_bytes_vec::Bytes;
 use crate::resource::{Manifest, Tree};
-use crate::restore::fits::{Needs, fits};
 use serde::{Deserialize, Serialize};
-use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// The tree as it was seen while it ran, and how it is to come.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -30,6 +28,9 @@ pub struct Plan {
     pub spool: PathBuf,
     /// Only whether it could come is asked.
     pub dry_run: bool,
+    /// Files that it needs.
+    #[serde(default)]
+    pub files: files::Request,
 }
 
 /// What was found at the target.
@@ -40,6 +41,9 @@ pub struct Details {
     pub refusals: Vec<Refusal>,
     /// What will be different there.
     pub warnings: Vec<String>,
+    /// How it stands with the files.
+    #[serde(default)]
+    pub files: files::Reply,
 }
 
 /// What the target says beside the protocol.
@@ -61,48 +65,6 @@ pub enum Remark {
     Packets(Vec<Bytes>),
     /// Pid of the root there.
     Root(i32),
-}
-
-impl Plan {
-    /// Of a tree as it is seen while it runs; how many processes and threads it has.
-    ///
-    /// # Errors
-    /// With all that stands in the way here.
-    pub fn of(dump: &dump::Options, addresses: &[Address], spool: &Path) -> Result<(Plan, (u32, u32))> {
-        let pid = dump.pid;
-        let mut look = dump::preflight(pid, &dump.decisions)?;
-        look.refusals.extend(super::local::stays_behind(&look.tree, addresses));
-        if look.refusals.iter().any(|r| !r.transient) {
-            return Err(Error::refused(&format!("cannot move process {pid}"), look.refusals));
-        }
-        let mut neighbours = Vec::new();
-        for address in addresses {
-            if !address.is_up()? {
-                return Err(
-                    Error::new(Kind::NotFound, format!("the address {address} is not here")).help("ip address shows those that are")
-                );
-            }
-            neighbours.extend(address.mac()?);
-        }
-        let counts = (look.tree.processes.len() as u32, look.tree.processes.iter().map(|p| p.threads.len().max(1) as u32).sum());
-        let manifest: Manifest = dump::manifest(pid, dump.capsule.clone())?;
-        let memory = dump::extent(pid).1;
-        let (addresses, spool) = (addresses.to_vec(), spool.to_owned());
-        Ok((Plan { manifest, tree: look.tree, memory, pid_namespace: false, addresses, neighbours, spool, dry_run: false }, counts))
-    }
-
-    /// Everything that stands in the way of it at the target, which this is.
-    pub fn check(&self) -> Result<Details> {
-        let arriving: Vec<(IpAddr, u8)> = self.addresses.iter().map(|a| (a.ip, a.length)).collect();
-        let needs = Needs { pid_namespace: self.pid_namespace, arriving: &arriving, memory: self.memory, spool: &self.spool };
-        let found = fits(&self.manifest, &self.tree, needs)?;
-        // Who only looks has the time to ask thoroughly.
-        let probe = if self.dry_run { Probe::CAREFUL } else { Probe::QUICK };
-        let mut details = Details { refusals: found.refusals, warnings: found.warnings };
-        details.refusals.extend(self.addresses.iter().filter_map(|a| super::local::cannot_have(a, &self.neighbours, probe)));
-        details.refusals.extend(super::local::not_allowed(self));
-        Ok(details)
-    }
 }
 
 /// Writes what is sent.

@@ -326,6 +326,11 @@ impl Store {
         judge().unwrap_or(Recorded::Failed)
     }
 
+    /// What a target has on record about a move.
+    pub fn verdict(&self, id: &Id) -> Option<Verdict> {
+        self.read::<Judged>(id, "target").ok().flatten().map(|judged| judged.verdict)
+    }
+
     /// What has become of a tree that an agent began to let run. An agent that dies over it takes what it has not let run with
     /// it, which takes a moment.
     pub fn look(&self, id: &Id) -> Result<Life> {

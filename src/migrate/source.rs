@@ -4,18 +4,21 @@ mod leave;
 
 use super::address::{Address, Taken};
 use super::feed::Feed;
+use super::files::{self, Carry};
 use super::frozen::{owner, watch_over};
 use super::message::{Frame, Id, Message};
 use super::outcome::{Ended, Outcome};
-use super::plan::{Details, Plan, Remark, pack, unpack};
+use super::plan::{Details, Remark, pack, unpack};
+use super::preflight::{fresh_id, limits, plan, refuse};
 use super::record::{Claim, Member, Record, Store};
 use super::rounds::{Bulk, Pace};
-use super::state::{Action, Event, Limits, Mark, Outcome as Verdict, Recorded, Source};
+use super::state::{Action, Event, Mark, Outcome as Verdict, Recorded, Source};
 use super::{MOVE, REMARK};
 use crate::dump;
 use crate::dump::moving::{Moving, Standing};
 use crate::error::{Context, Error, Kind, Result};
 use crate::progress::{Report, phase};
+use crate::resource::capture::Decisions;
 use crate::resource::thread::serde_bytes_vec::Bytes;
 use crate::sys::signal;
 use crate::transport::{self, Destination, How, Peer};
@@ -57,33 +60,30 @@ pub struct Options {
     pub addresses: Vec<Address>,
     /// Where the images are put at the target.
     pub spool: PathBuf,
+    /// Which files are sent.
+    pub files: files::Choice,
 }
 
-/// Looks at everything at both ends, and says all that stands in the way.
-pub fn dry_run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
-    let begun = Instant::now();
-    signal::catch();
-    let mut phases = Vec::new();
-    let (plan, counts) = phase(report, &mut phases, "check", |_| plan(options, true))?;
-    let mut peer = phase(report, &mut phases, "connect", |report| transport::connect(&options.to, &options.how, report))?;
-    let details = phase(report, &mut phases, "target", |_| -> Result<Details> {
-        let prepare = Frame { id: fresh_id()?, generation: 1, message: Message::Prepare { plan: pack(&plan)? } };
-        peer.link.send(&transport::Frame { kind: MOVE, generation: 1, payload: pack(&prepare)? })?;
-        loop {
-            let frame = peer.link.receive(Some(Limits::default().prepared))?;
-            if frame.kind != MOVE {
-                continue;
-            }
-            match unpack::<Frame>(&frame.payload)?.message {
-                Message::Prepared { details } => return unpack(&details),
-                Message::Abort { why } => return Err(Error::other(why)),
-                _ => {}
-            }
-        }
-    })?;
-    refuse(options, &details)?;
-    let outcome = Outcome::begin(&plan, counts, &peer.hello.host, phases);
-    Ok(Outcome { total: begun.elapsed(), warnings: details.warnings, ..outcome })
+impl Options {
+    /// As it goes when nothing else is asked for.
+    pub fn new(pid: i32, capsule: Option<String>, to: Destination, how: How, decisions: Decisions) -> Self {
+        const S: fn(u64) -> Duration = Duration::from_secs;
+        let dump = dump::Options {
+            pid,
+            capsule,
+            output: dump::Output::Stdout,
+            kill: false,
+            level: Some(1),
+            freeze_timeout: S(5),
+            decisions,
+            live: Some(dump::MAX_PAUSE),
+            track: dump::Track::Auto,
+            parent: None,
+        };
+        let (max_downtime, timeout, policy, spool) = (Duration::from_millis(300), S(600), Policy::Cancel, PathBuf::from("/var/tmp"));
+        let (addresses, files) = (Vec::new(), files::Choice::default());
+        Options { dump, to, how, max_downtime, timeout, policy, lazy: false, pid_namespace: false, addresses, spool, files }
+    }
 }
 
 /// Moves the tree below `options.dump.pid`.
@@ -94,13 +94,13 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     let begun = Instant::now();
     signal::catch();
     let mut phases = Vec::new();
-    let (plan, counts) = phase(report, &mut phases, "check", |_| plan(options, false))?;
+    let (plan, counts, seen) = phase(report, &mut phases, "check", |_| plan(options, false))?;
     let peer = phase(report, &mut phases, "connect", |report| transport::connect(&options.to, &options.how, report))?;
     let id = fresh_id()?;
     let store = Store::open()?;
     let guardian = watch_over(&store, id, Member::of(options.dump.pid)?, &options.addresses)?;
     let claim = store.claim(&id)?;
-    let machine = Source::begin(1, pack(&plan)?, Limits::default());
+    let machine = Source::begin(1, pack(&plan)?, limits(&plan));
     let outcome = Outcome { ended: Ended::Moved, ..Outcome::begin(&plan, counts, &peer.hello.host, phases) };
     let mut end = End {
         options,
@@ -116,6 +116,7 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
         record: None,
         store,
         _claim: claim,
+        carry: Carry::new(options.dump.pid, super::record::boot()?, plan.files, seen),
         taken: Vec::new(),
         forwarded: 0,
         error: None,
@@ -126,26 +127,6 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     done?;
     end.outcome.total = begun.elapsed();
     Ok(end.outcome)
-}
-
-/// The tree as it is seen while it runs; how many processes and threads it has.
-fn plan(options: &Options, dry_run: bool) -> Result<(Plan, (u32, u32))> {
-    let (plan, counts) = Plan::of(&options.dump, &options.addresses, &options.spool)?;
-    Ok((Plan { pid_namespace: options.pid_namespace, dry_run, ..plan }, counts))
-}
-
-fn fresh_id() -> Result<Id> {
-    let mut id = Id::default();
-    std::io::Read::read_exact(&mut std::fs::File::open("/dev/urandom")?, &mut id)?;
-    Ok(id)
-}
-
-fn refuse(options: &Options, details: &Details) -> Result<()> {
-    if details.refusals.is_empty() {
-        return Ok(());
-    }
-    let what = format!("process {} cannot live on {}", options.dump.pid, options.to.host);
-    Err(Error::refused(&what, details.refusals.clone()))
 }
 
 /// The source at work.
@@ -164,6 +145,7 @@ struct End<'o> {
     record: Option<Record>,
     store: Store,
     _claim: Claim,
+    carry: Carry,
     /// Addresses that are down here.
     taken: Vec<(Address, Taken)>,
     /// Packets that were sent after the tree.
@@ -260,6 +242,7 @@ impl End<'_> {
     fn prepared(&mut self, details: &[u8], report: &mut dyn Report) -> Result<()> {
         let details: Details = unpack(details)?;
         refuse(self.options, &details)?;
+        self.carry.agreed(&details.files)?;
         for warning in details.warnings {
             report.warning(&warning);
             self.outcome.warnings.push(warning);
@@ -350,13 +333,15 @@ impl End<'_> {
             end.bulk = Some(Bulk::new(end.peer.sender()?));
             Ok(())
         })?;
+        self.files(report, |carry, peer, bulk, report| carry.begin(peer, bulk, report))?;
         let mut moving = Moving::begin(&self.options.dump, self.leave, report)?;
         let begun = Instant::now();
         let mut pace = Pace::default();
         while !self.leave {
             let round = self.round(&mut moving, report)?;
             self.outcome.stops = self.outcome.stops.max(round.stop);
-            pace.note(round.bytes, round.took, round.stop);
+            self.files(report, |carry, peer, bulk, _| carry.round(peer, bulk, false))?;
+            pace.note(round.bytes, round.took, round.stop + self.carry.took);
             report.note(&format!(
                 "round {}: {} KiB sent in {:.1} ms; if it were the last, nobody would run for about {:.0} ms",
                 moving.count(),
@@ -398,9 +383,21 @@ impl End<'_> {
         Ok(super::rounds::Round { bytes: made.image_bytes, took: begun.elapsed(), stop: made.pause.max(made.stops.unwrap_or_default()) })
     }
 
-    /// That a pipe is broken says only that the link is.
-    fn explain(&self, e: Error) -> Error {
-        self.peer.link.failure().unwrap_or(e)
+    /// That a pipe is broken says only that the link is, or that the target takes no more.
+    fn explain(&mut self, e: Error) -> Error {
+        files::why(&mut self.peer, e)
+    }
+
+    fn files<T>(
+        &mut self,
+        report: &mut dyn Report,
+        work: impl FnOnce(&mut Carry, &mut Peer, &mut Bulk, &mut dyn Report) -> Result<T>,
+    ) -> Result<()> {
+        let bulk = self.bulk.as_mut().ok_or_else(|| Error::other("there are no streams"))?;
+        let done = work(&mut self.carry, &mut self.peer, bulk, report);
+        self.outcome.file_bytes = self.carry.sent.bytes;
+        std::mem::take(&mut self.carry.remarks).into_iter().for_each(|remark| self.remark(remark, report));
+        done.map(drop)
     }
 
     fn out_of_hope(&mut self, pace: &Pace, late: bool, report: &mut dyn Report) -> Result<()> {
@@ -441,6 +438,7 @@ impl End<'_> {
         self.outcome.bytes += made.image_bytes;
         self.outcome.memory_bytes = made.memory_bytes;
         (self.outcome.processes, self.outcome.tasks) = (made.processes, made.tasks);
+        self.phase("files", report, |end, report| end.files(report, |carry, peer, bulk, _| carry.round(peer, bulk, true)))?;
         self.outcome.warnings.extend(made.warnings);
         for address in &self.options.addresses {
             self.taken.push((address.clone(), address.take()?));
@@ -507,8 +505,9 @@ impl End<'_> {
                     Some(e) => e,
                     None => Error::other(format!("process {} was not moved: {why}", self.options.dump.pid)),
                 });
-                let stays = "it goes on running here, as before";
-                Err(Error { help: Some(e.help.clone().map_or(stays.into(), |help| format!("{help}; {stays}"))), ..e })
+                let left = self.carry.left(&to.host);
+                let said = e.help.clone().into_iter().chain(left).chain(["it goes on running here, as before".to_owned()]);
+                Err(Error { help: Some(said.collect::<Vec<_>>().join("; ")), ..e })
             }
             Verdict::Frozen { why, .. } => {
                 if let Some(standing) = self.standing.take() {

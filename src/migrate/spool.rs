@@ -1,5 +1,6 @@
 //! Images as they come, until they are not needed any more: in a folder that nobody else can read, and that goes with meio.
 
+use super::files::Applier;
 use super::message::Id;
 use super::{pull, record};
 use crate::dump::moving::name;
@@ -25,6 +26,9 @@ const MOMENT: Duration = Duration::from_secs(60);
 /// Bytes that are taken from a stream at a time.
 const PIECE: usize = 1 << 20;
 
+/// What comes beside images: changes to files are the applier's, and pages that come by themselves go into the socket.
+type Others = (Applier, UnixStream);
+
 /// Which images stay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Keep {
@@ -45,6 +49,8 @@ pub struct Spool {
 struct State {
     /// How many images are there.
     whole: u64,
+    /// How many sets of changes to files were made.
+    sets: u64,
     /// What is known of the last one of which that has been found out, and its number.
     resolved: Option<(u64, Arc<Resolved>)>,
     /// The same of the one before it.
@@ -58,8 +64,8 @@ fn locked(mutex: &Mutex<State>) -> MutexGuard<'_, State> {
 }
 
 impl Spool {
-    /// A new one in `parent`, filled by what `receiver` brings. Pages that come by themselves go to `pages`.
-    pub fn begin(parent: &Path, id: &Id, receiver: Receiver, pages: Option<UnixStream>, keep: Keep) -> Result<Spool> {
+    /// A new one in `parent`, filled by what `receiver` brings.
+    pub fn begin(parent: &Path, id: &Id, receiver: Receiver, others: Option<Others>, keep: Keep) -> Result<Spool> {
         sweep(parent);
         let folder = parent.join(format!("{BEFORE}{}{BEHIND}", record::name(id)));
         fs::DirBuilder::new().mode(0o700).create(&folder).context(|| format!("making {}", folder.display()))?;
@@ -68,7 +74,7 @@ impl Spool {
         let state = Arc::new((Mutex::new(State::default()), Condvar::new()));
         let (theirs, place) = (state.clone(), folder.clone());
         let work = move || {
-            let ended = fill(receiver, &place, &theirs, pages, keep).err();
+            let ended = fill(receiver, others, &place, &theirs, keep).err();
             locked(&theirs.0).ended = Some(ended);
             theirs.1.notify_all();
         };
@@ -98,6 +104,28 @@ impl Spool {
         let resolved = known.filter(|(of, _)| of + 1 == n).map(|(_, resolved)| resolved).next();
         Ok((self.folder.join(name(n)), resolved))
     }
+
+    /// Whether so many sets of changes to files were made; waits for a moment.
+    ///
+    /// # Errors
+    /// When no more will be.
+    pub fn applied(&self, n: u64) -> Result<bool> {
+        const MOMENT: Duration = Duration::from_millis(100);
+        let mut state = locked(&self.state.0);
+        if state.sets < n && state.ended.is_none() {
+            state = self.state.1.wait_timeout(state, MOMENT).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        match &state.ended {
+            _ if state.sets >= n => Ok(true),
+            Some(ended) => Err(ended.clone().unwrap_or_else(|| Error::other("not all files have come"))),
+            None => Ok(false),
+        }
+    }
+
+    /// Why no more will come, when it is not that everything has.
+    pub fn failure(&self) -> Option<Error> {
+        locked(&self.state.0).ended.clone().flatten()
+    }
 }
 
 /// Takes away what meios have left that were killed.
@@ -114,19 +142,25 @@ fn sweep(parent: &Path) {
     }
 }
 
-fn fill(mut receiver: Receiver, folder: &Path, state: &(Mutex<State>, Condvar), mut pages: Option<UnixStream>, keep: Keep) -> Result<()> {
+fn fill(mut receiver: Receiver, mut others: Option<Others>, folder: &Path, state: &(Mutex<State>, Condvar), keep: Keep) -> Result<()> {
     let mut buffer = vec![0; PIECE];
     let mut n = 0;
     while let Some(mut item) = receiver.next_item()? {
         let mut begin = [0; pull::BEGIN.len()];
         item.read_exact(&mut begin)?;
-        if begin == pull::BEGIN {
+        if let Some((applier, _)) = others.as_mut().filter(|_| Applier::is_for(&begin)) {
+            applier.apply(&mut std::io::BufReader::with_capacity(PIECE, item))?;
+            locked(&state.0).sets += 1;
+            state.1.notify_all();
+            continue;
+        }
+        if let Some((_, pages)) = others.as_mut().filter(|_| begin == pull::BEGIN) {
             // Who does not need them any more hears no more of them; the source is not kept waiting.
             let mut wanted = true;
             loop {
                 match item.read(&mut buffer)? {
                     0 => break,
-                    read => wanted = wanted && pages.as_mut().is_some_and(|pages| pages.write_all(&buffer[..read]).is_ok()),
+                    read => wanted = wanted && pages.write_all(&buffer[..read]).is_ok(),
                 }
             }
             continue;

@@ -10,6 +10,7 @@ use crate::resource::{Manifest, Tree};
 use crate::sys::arch;
 use crate::sys::namespace::Kind;
 use crate::sys::proc::read;
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
 
@@ -85,8 +86,8 @@ const OTHERS: &str = "use --pid-namespace to restore with the same numbers in a 
 fn structure(tree: &Tree) -> Result<()> {
     let bad = |what: String| Err(Error::image(format!("image damaged: {what}")));
     let Some(root) = tree.processes.first() else { return bad("it holds no process".into()) };
-    let mut seen = std::collections::HashSet::new();
-    let mut tids = std::collections::HashSet::new();
+    let mut seen = HashSet::new();
+    let mut tids = HashSet::new();
     let misplaced = |(n, id): (usize, u32)| n != id as usize;
     if tree.files.iter().map(|f| f.id).enumerate().any(misplaced) || tree.objects.iter().map(|o| o.id).enumerate().any(misplaced) {
         return bad("what it lists is not where its number says".into());
@@ -120,14 +121,14 @@ fn structure(tree: &Tree) -> Result<()> {
     if root.memory.is_none() { bad("its root has ended".into()) } else { Ok(()) }
 }
 
-/// Files that are mapped must be the same, those that are open must be there.
-pub fn files(tree: &Tree, places: &Places<'_>) -> Result<()> {
+/// Files that are mapped must be the same, those that are open must be there; of those that are `settled` it is known.
+pub fn files(tree: &Tree, places: &Places<'_>, settled: &HashSet<FilePath>) -> Result<()> {
     let mut refusals = Vec::new();
     let pid = tree.processes[0].pid;
     let mut refuse = |object: &FilePath, reason: String, advice: &str| {
         refusals.push(Refusal { pid, object: object.to_string(), reason, advice: advice.to_owned(), ..Refusal::default() });
     };
-    for file in &tree.mapped {
+    for file in tree.mapped.iter().filter(|f| !settled.contains(&f.path)) {
         let place = places.path(file.namespace, &file.path);
         match std::fs::metadata(&place) {
             Err(e) => refuse(&file.path, format!("it is mapped by the tree and cannot be opened: {e}"), "bring the file back"),
@@ -144,7 +145,7 @@ pub fn files(tree: &Tree, places: &Places<'_>) -> Result<()> {
     }
     for file in &tree.files {
         let FileKind::Regular(regular) = &file.kind else { continue };
-        if regular.deleted.is_some() {
+        if regular.deleted.is_some() || settled.contains(&regular.path) {
             continue;
         }
         match std::fs::symlink_metadata(places.path(places.mounts_of_file(file.id), &regular.path)) {
@@ -156,7 +157,8 @@ pub fn files(tree: &Tree, places: &Places<'_>) -> Result<()> {
         }
     }
     // One that was about to end when a running tree was looked at is in no directory any more.
-    for p in tree.processes.iter().filter(|p| p.memory.is_some() && !p.fs.cwd_deleted && !p.fs.cwd.as_os_str().is_empty()) {
+    let somewhere = |fs: &crate::resource::process::Fs| !fs.cwd_deleted && !fs.cwd.as_os_str().is_empty() && !settled.contains(&fs.cwd);
+    for p in tree.processes.iter().filter(|p| p.memory.is_some() && somewhere(&p.fs)) {
         if !places.path(p.places.of(&tree.namespaces, Kind::Mnt), &p.fs.cwd).is_dir() {
             refuse(&p.fs.cwd, format!("the current directory of process {} is not there", p.pid), "make the directory");
         }

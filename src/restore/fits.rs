@@ -4,9 +4,11 @@
 use super::check::{self, lesser_processor};
 use super::places::Places;
 use crate::error::{Error, Refusal, Result};
+use crate::resource::path::FilePath;
 use crate::resource::{Manifest, Tree};
 use crate::sys::arch;
 use crate::sys::proc::read;
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::path::Path;
 
@@ -21,6 +23,8 @@ pub struct Needs<'a> {
     pub memory: u64,
     /// Where its images are put until they are not needed any more.
     pub spool: &'a Path,
+    /// Files about which somebody else answers.
+    pub settled: &'a HashSet<FilePath>,
 }
 
 /// What was found.
@@ -46,7 +50,7 @@ pub fn fits(manifest: &Manifest, tree: &Tree, needs: Needs<'_>) -> Result<Found>
     gather(check::check(manifest, tree, needs.pid_namespace, needs.arriving));
     // What is in mount namespaces of the tree's own comes with it.
     if tree.processes.iter().all(|p| p.places.of(&tree.namespaces, crate::sys::namespace::Kind::Mnt).is_none()) {
-        gather(check::files(tree, &Places::new(tree, 0)));
+        gather(check::files(tree, &Places::new(tree, 0), needs.settled));
     }
     found.refusals.extend(room(tree, needs));
     found.warnings.extend(lesser_processor(manifest));

@@ -34,6 +34,11 @@ pub fn take() -> Option<i32> {
     }
 }
 
+/// Whether one was noted; does not forget it.
+pub fn is_pending() -> bool {
+    CAUGHT.load(Ordering::Relaxed) != 0
+}
+
 /// Fails with `Interrupted` once a signal was noted.
 pub fn check_interrupted() -> Result<()> {
     match CAUGHT.load(Ordering::Relaxed) {

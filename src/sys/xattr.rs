@@ -37,3 +37,10 @@ pub fn set(path: &Path, name: &[u8], value: &[u8]) -> io::Result<()> {
     // SAFETY: the buffer has the length that is told.
     Ok(Errno::result(unsafe { libc::lsetxattr(path.as_ptr(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0) }).map(drop)?)
 }
+
+/// Takes an extended attribute away, also of a symbolic link itself.
+pub fn remove(path: &Path, name: &[u8]) -> io::Result<()> {
+    let (path, name) = (CString::new(path.as_os_str().as_bytes())?, CString::new(name)?);
+    // SAFETY: two strings that outlive the call.
+    Ok(Errno::result(unsafe { libc::lremovexattr(path.as_ptr(), name.as_ptr()) }).map(drop)?)
+}

@@ -2,13 +2,13 @@
 
 use super::beat::{Beats, Came, Key};
 use super::fence::Fence;
-use super::frame;
 use super::record::{Claim, Record, Store};
 use super::setup::{EPOCH, Epoch, SETUP, Setup, WORD};
 use super::state::{Action, Event, Mark, Path, Standby};
+use super::{fit, frame};
 use crate::error::{Error, Result};
 use crate::migrate::address::Probe;
-use crate::migrate::agent::{Told, below};
+use crate::migrate::agent::Told;
 use crate::migrate::frozen::announce;
 use crate::migrate::plan::{Plan, pack, unpack};
 use crate::migrate::record::Member;
@@ -41,7 +41,7 @@ pub fn run() -> Result<()> {
     let generation = there.and_then(|record| record.activation).map_or(0, |a| a.generation());
     let record = Record { name, watch, activation: None, instance };
     let beats = Beats::listen(&Key::of(key), SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)))?;
-    let details = plan.check()?;
+    let details = fit::check(&plan)?;
     let refused = !details.refusals.is_empty();
     let answer = Setup::Answer { details, generation, instance, port: beats.port()? };
     peer.link.send(&transport::Frame { kind: SETUP, generation: 0, payload: pack(&answer)? })?;
@@ -292,9 +292,9 @@ impl Agent {
             lazy: true,
             parent,
             absent: None,
+            settled: Default::default(),
         };
-        let may_run = &mut |root| {
-            let _ = below(root);
+        let may_run = &mut |_| {
             self.events.push_back(Event::Restored);
             match self.drive()? {
                 Next::Run => Ok(()),

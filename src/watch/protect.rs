@@ -3,11 +3,11 @@
 
 use super::beat::{Beats, Came, Key};
 use super::fence::Fence;
-use super::frame;
 use super::lease::Lease;
 use super::record::{Claim, Record, Store};
 use super::setup::{EPOCH, Epoch, SETUP, Setup, WORD};
 use super::state::{Action, Activation, Event, Limits, Mark, Path, Primary, Said};
+use super::{fit, frame};
 use crate::dump::{self, moving::Moving};
 use crate::error::{Error, Result};
 use crate::migrate::address::Address;
@@ -98,8 +98,7 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     let store = Store::open()?;
     let lease = Lease::take(&options.addresses, begun)?;
     let claim = store.claim(&options.name)?;
-    let (plan, _) = phase(report, &mut phases, "check", |_| Plan::of(&options.dump, &options.addresses, &options.spool))?;
-    let plan = Plan { pid_namespace: options.pid_namespace, ..plan };
+    let plan = phase(report, &mut phases, "check", |_| fit::plan(options))?;
     let mut peer =
         phase(report, &mut phases, "connect", |report| transport::connect_to(&options.standby, &options.how, "agent --watch", report))?;
     let key = Key::make()?;

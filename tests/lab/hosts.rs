@@ -77,10 +77,19 @@ impl Hosts {
 
     /// The same, not started yet.
     pub fn migration(&self, from: usize, arguments: &[&str]) -> Command {
+        self.calling("migrate", from, arguments)
+    }
+
+    /// `meio check` with what it needs to log in elsewhere, run on host `from`, not started yet.
+    pub fn checking(&self, from: usize, arguments: &[&str]) -> Command {
+        self.calling("check", from, arguments)
+    }
+
+    fn calling(&self, what: &str, from: usize, arguments: &[&str]) -> Command {
         let mut command = self.hosts[from].command(Path::new(crate::MEIO));
         let known = format!("{}known", self.folder);
         let key = format!("{}key", self.folder);
-        command.args(["migrate", "--known-hosts", &known, "--identity", &key]).args(arguments);
+        command.args([what, "--known-hosts", &known, "--identity", &key]).args(arguments);
         if !arguments.contains(&"--remote-path") {
             command.args(["--remote-path", crate::MEIO]);
         }

@@ -3,7 +3,10 @@
 use super::super::console::{Console, Paint};
 use super::super::drawing::Drawing;
 use super::super::figures;
+use super::super::target::Target;
 use crate::error::{Error, Kind, Result};
+use crate::migrate;
+use crate::resource::capture::Decisions;
 use crate::transport::{self, Destination, How};
 use serde_json::{Value, json};
 use std::process::ExitCode;
@@ -33,6 +36,25 @@ pub fn run(console: &Console, to: &Destination, how: &How, speed: Option<u64>) -
             found.map(|(host, check)| told(console, to, &host, &check))
         }
     }
+}
+
+/// Says all that stands in the way of a tree that is to move there, as `meio migrate --dry-run` does.
+pub fn tree(console: &Console, target: &Target, to: &Destination, how: How, decisions: Decisions) -> Result<ExitCode> {
+    let pid = target.pid()?;
+    let options = migrate::Options::new(pid, target.name_of(pid), to.clone(), how, decisions);
+    let mut drawing = Drawing::new(*console);
+    let outcome = migrate::dry_run(&options, &mut drawing)?;
+    drawing.finish(&outcome.warnings);
+    if console.json {
+        let ok = outcome.warnings.is_empty();
+        console.json(
+            "result",
+            json!({"command": "check", "ok": ok, "refusals": [], "warnings": outcome.warnings, "host": {"host": outcome.host}}),
+        );
+    } else {
+        console.result(&format!("process {pid} could be moved to {}", outcome.host));
+    }
+    Ok(super::super::done(&outcome.warnings))
 }
 
 /// Who is there, and what `meio check` says there.

@@ -172,6 +172,7 @@ fn show(teller: &Teller<'_>) -> Result<Seen> {
         close_connections: false,
         lazy: false,
         parent: None,
+        settled: Default::default(),
         absent: None,
     };
     let mut drawing = Drawing::new(*teller.console);

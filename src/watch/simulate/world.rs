@@ -219,7 +219,7 @@ impl World {
     /// Something new gets out at the primary's host.
     fn answers_here(&self) -> bool {
         let leased = |until| self.now < until || self.flaw == Some(Flaw::NoLease);
-        self.tree && matches!(self.gate, Gate::Free) || self.tree && matches!(self.gate, Gate::Leased(until) if leased(until))
+        self.tree && (self.gate == Gate::Free || matches!(self.gate, Gate::Leased(until) if leased(until)))
     }
 
     /// Whether clients are served, by whom ever.
