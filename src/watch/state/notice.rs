@@ -172,34 +172,34 @@ mod tests {
 
     #[test]
     fn both_paths_must_be_silent() {
-        let mut notice = Notice::new(10Duration::ZERO, 100Duration::ZERO);
-        assert!(!notice.lost(900Duration::ZERO), "nobody was ever heard");
+        let mut notice = Notice::new(100 * MS, 1000 * MS);
+        assert!(!notice.lost(9000 * MS), "nobody was ever heard");
         notice.hear(Path::Link, 1, Duration::ZERO);
-        notice.hear(Path::Beat, 2, 50Duration::ZERO);
-        assert!(!notice.lost(140Duration::ZERO) && notice.silent(Path::Link, 140Duration::ZERO));
-        assert!(notice.lost(150Duration::ZERO));
-        assert_eq!(notice.change(140Duration::ZERO), Some(Some(Path::Link)));
-        assert_eq!(notice.change(145Duration::ZERO), None);
-        notice.hear(Path::Link, 3, 145Duration::ZERO);
+        notice.hear(Path::Beat, 2, 500 * MS);
+        assert!(!notice.lost(1400 * MS) && notice.silent(Path::Link, 1400 * MS));
+        assert!(notice.lost(1500 * MS));
+        assert_eq!(notice.change(1400 * MS), Some(Some(Path::Link)));
+        assert_eq!(notice.change(1450 * MS), None);
+        notice.hear(Path::Link, 3, 1450 * MS);
         assert_eq!(notice.change(1451 * MS), Some(None));
     }
 
     #[test]
     fn who_was_away_itself_waits_again() {
-        let mut notice = Notice::new(10Duration::ZERO, 100Duration::ZERO);
+        let mut notice = Notice::new(100 * MS, 1000 * MS);
         notice.look(Duration::ZERO);
         notice.hear(Path::Link, 1, Duration::ZERO);
         for at in (100..=900).step_by(100) {
             notice.look(at * MS);
         }
         // Stopped for five seconds: 900 of the 1000 ms were over.
-        notice.look(590Duration::ZERO);
-        assert!(!notice.lost(590Duration::ZERO) && notice.lost(600Duration::ZERO));
+        notice.look(5900 * MS);
+        assert!(!notice.lost(5900 * MS) && notice.lost(6000 * MS));
     }
 
     #[test]
     fn what_is_old_is_not_the_newest() {
-        let mut notice = Notice::new(10Duration::ZERO, 100Duration::ZERO);
+        let mut notice = Notice::new(100 * MS, 1000 * MS);
         assert!(notice.is_newest(1, 7) && !notice.is_newest(1, 7) && !notice.is_newest(1, 6));
         assert!(notice.is_newest(2, 1) && !notice.is_newest(1, 8));
     }
@@ -209,25 +209,25 @@ mod tests {
         let mut jitter = Jitter::default();
         assert_eq!(jitter.most(), None);
         for _ in 0..1998 {
-            jitter.note(10Duration::ZERO / 100);
+            jitter.note(100 * MS / 100);
         }
-        jitter.note(5Duration::ZERO);
+        jitter.note(50 * MS);
         let most = jitter.most().expect("enough");
         assert!(most >= MS && most < 2 * MS, "{most:?}");
-        (0..10).for_each(|_| jitter.note(5Duration::ZERO));
+        (0..10).for_each(|_| jitter.note(50 * MS));
         let most = jitter.most().expect("enough");
-        assert!(most >= 5Duration::ZERO && most < 6Duration::ZERO, "{most:?}");
+        assert!(most >= 50 * MS && most < 60 * MS, "{most:?}");
         jitter.note(Duration::MAX);
     }
 
     #[test]
     fn jitter_of_beats() {
-        let mut notice = Notice::new(10Duration::ZERO, 100Duration::ZERO);
+        let mut notice = Notice::new(100 * MS, 1000 * MS);
         for n in 0..50 {
             let late = if n % 2 == 0 { 8 * MS } else { Duration::ZERO };
-            notice.hear(Path::Beat, 2 * n as u64 + 1, n * 10Duration::ZERO + late);
+            notice.hear(Path::Beat, 2 * n as u64 + 1, n * 100 * MS + late);
         }
         let most = notice.jitter().expect("enough");
-        assert!(most >= 8 * MS && most < 1Duration::ZERO, "{most:?}");
+        assert!(most >= 8 * MS && most < 10 * MS, "{most:?}");
     }
 }
