@@ -58,12 +58,15 @@ fn moves(lab: &Lab, hosts: &Hosts, pid: i32, arguments: &[&str]) -> Vec<Move> {
     let text = pid.to_string();
     for n in 0..=MOVES {
         let (from, to) = (n % 2, 1 - n % 2);
+        let words = [&[text.as_str(), &hosts.hosts[to].address], arguments].concat();
+        // The one before may still be bringing its pages.
+        let ready = || matches!(hosts.migrate(lab, from, &[&words[..], &["--dry-run"]].concat()).code, 0 | 3);
+        assert!(until(Duration::from_secs(60), ready), "it cannot be moved: {}", lab.log());
         std::thread::sleep(Duration::from_secs(1));
         asked(lab);
         let over = AtomicBool::new(false);
         let (done, own_kib) = std::thread::scope(|scope| {
             let most = scope.spawn(|| most_memory(pid, &over));
-            let words = [&[text.as_str(), &hosts.hosts[to].address], arguments].concat();
             let done = hosts.migrate(lab, from, &words);
             over.store(true, Ordering::Relaxed);
             (done, most.join().expect("a figure"))

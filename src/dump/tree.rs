@@ -71,6 +71,7 @@ pub fn survey(pids: &[i32], capture: &mut Capture) -> Result<Vec<Process>> {
             _ => {}
         }
     }
+    without_the_ending(&mut seen);
     let tree: HashSet<i32> = pids.iter().copied().collect();
     pty::finish(&tree, capture)?;
     mqueue::finish(&tree, &seen, capture)?;
@@ -78,6 +79,20 @@ pub fn survey(pids: &[i32], capture: &mut Capture) -> Result<Vec<Process>> {
     // Likewise.
     let _ = descriptor::settle(&tree, capture);
     Ok(seen)
+}
+
+/// Leaves out what has ended while it was looked at, and was seen in part only. What it leaves behind is the root's for now.
+fn without_the_ending(seen: &mut Vec<Process>) {
+    let Some(root) = seen.first().map(|p| p.pid) else { return };
+    let whole = |p: &Process| match p.state {
+        State::Zombie(_) => p.memory.is_none() && p.threads.is_empty(),
+        _ => p.memory.is_some() && p.threads.first().is_some_and(|t| t.tid == p.pid) && !p.fs.cwd.as_os_str().is_empty(),
+    };
+    seen.retain(|p| p.pid == root || whole(p));
+    let there: HashSet<i32> = seen.iter().map(|p| p.pid).collect();
+    for process in seen.iter_mut().filter(|p| p.pid != root && !there.contains(&p.ppid)) {
+        process.ppid = root;
+    }
 }
 
 /// Processes and all tables of a capture, in their saved form.

@@ -114,7 +114,7 @@ impl Storage {
     pub fn of(path: &Path, meta: &Metadata, mounts: &(Mounts, [u8; 16])) -> Self {
         let (kind, source) = mounts.0.at(path);
         // The halves of `f_fsid`: nothing that is read by name.
-        let fsid = nix::sys::statvfs::statvfs(path).map_or(0, |s| s.filesystem_id() as u64);
+        let fsid = nix::sys::statvfs::statvfs(path).map_or(0, |s| s.filesystem_id());
         Storage { boot: mounts.1, file: (meta.dev(), meta.ino()), kind, source, fsid }
     }
 
@@ -269,7 +269,7 @@ fn needs(tree: &Tree) -> BTreeMap<Vec<u8>, (FilePath, Need)> {
                 need.build_id = None;
             }
         }
-        if !process.fs.cwd_deleted && !(apart && !is_ours(process.pid, &process.fs.cwd)) {
+        if !process.fs.cwd_deleted && (!apart || is_ours(process.pid, &process.fs.cwd)) {
             let object = format!("current directory {}", process.fs.cwd);
             let fresh = || (process.fs.cwd.clone(), Need { pid: process.pid, object, kind: libc::S_IFDIR, ..Need::default() });
             all.entry(process.fs.cwd.bytes().to_vec()).or_insert_with(fresh);
