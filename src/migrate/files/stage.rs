@@ -27,6 +27,8 @@ pub struct Stage {
     /// Built, by place.
     built: Vec<(PathBuf, PathBuf)>,
     made: BTreeSet<PathBuf>,
+    /// Attributes of what was made: what takes its place in it changes its times.
+    attributes: Vec<(PathBuf, Meta)>,
     /// It is on record what stays.
     settled: bool,
 }
@@ -44,7 +46,16 @@ impl Stage {
         guardian.entrust()?;
         let places = request.wanted.iter().zip(there).map(|(w, there)| (w.path.to_path_buf(), *there)).collect();
         let (name, guardian) = (record::name(id), Some(guardian));
-        Ok(Some(Stage { journal, guardian, name, places, built: Vec::new(), made: BTreeSet::new(), settled: false }))
+        Ok(Some(Stage {
+            journal,
+            guardian,
+            name,
+            places,
+            built: Vec::new(),
+            made: BTreeSet::new(),
+            attributes: Vec::new(),
+            settled: false,
+        }))
     }
 
     /// More places that may be taken.
@@ -95,7 +106,10 @@ impl Stage {
     }
 
     /// Attributes of what was made or built; what was there has its own.
-    pub fn set(&self, place: &Path, meta: &Meta) -> Result<()> {
+    pub fn set(&mut self, place: &Path, meta: &Meta) -> Result<()> {
+        if self.made.contains(place) && !self.attributes.iter().any(|a| a.0 == place) {
+            self.attributes.push((place.to_owned(), meta.clone()));
+        }
         let built = self.built.iter().find(|b| b.0 == place).map(|b| b.1.as_path());
         let made = self.made.get(place).map(PathBuf::as_path);
         match built.or(made) {
@@ -130,6 +144,9 @@ impl Stage {
             } else {
                 put(built, place).context(doing)?;
             }
+        }
+        for (folder, meta) in &self.attributes {
+            meta.set(folder).context(|| folder.display())?;
         }
         for folder in folders {
             fs::File::open(&folder).and_then(|f| f.sync_all()).context(|| folder.display())?;
