@@ -451,6 +451,7 @@ impl Agent {
             }
             Pulled::Ended(why) => {
                 self.take_addresses_down();
+                let why = if why.is_empty() { "whoever brought them has ended" } else { &why };
                 let what = format!("pages that were missing could not be brought, and it was ended: {why}");
                 self.remark(&Remark::Warning(what.clone()));
                 self.events.push_back(Event::Failed(what));
