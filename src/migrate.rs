@@ -28,7 +28,7 @@ pub mod record;
 mod resume;
 pub mod rounds;
 #[cfg(test)]
-mod simulate;
+pub mod simulate;
 mod source;
 pub mod spool;
 pub mod state;

@@ -23,9 +23,10 @@ while n := peer.recv_into(room):
 /// Bytes in a second.
 const RATE: u64 = 200_000_000;
 /// Bytes that are written at once, and after which the stream repeats itself: a prime, so that no page or segment begins alike.
-const PART: usize = 1_000_003;
+pub const PART: usize = 1_000_003;
 
-fn parts() -> Vec<u8> {
+/// The bytes of the stream up to there.
+pub fn part() -> Vec<u8> {
     let mut state = 1u32;
     let mut byte = || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -45,7 +46,7 @@ fn sent_again(port: &str) -> u64 {
 
 /// Sends the stream at its pace, as long as it is wanted; how much it was.
 fn send(mut stream: TcpStream, stop: &AtomicBool) -> u64 {
-    let (part, begin) = (parts(), Instant::now());
+    let (part, begin) = (part(), Instant::now());
     let mut sent = 0;
     while !stop.load(Ordering::Relaxed) {
         stream.write_all(&part).expect("the connection is there");
@@ -60,7 +61,7 @@ fn send(mut stream: TcpStream, stop: &AtomicBool) -> u64 {
 
 /// Takes what comes back; how much it was.
 fn receive(mut stream: TcpStream, back: &AtomicU64) -> u64 {
-    let (part, mut room) = (parts(), vec![0; 1 << 20]);
+    let (part, mut room) = (part(), vec![0; 1 << 20]);
     let mut at = 0;
     loop {
         let n = stream.read(&mut room).expect("the connection is there");

@@ -48,7 +48,7 @@ pub struct Check {
     #[arg(long, value_name = "ID|all", conflicts_with_all = ["pid", "external", "ignore", "kinds"])]
     unlock: Option<String>,
     /// Log in to this machine, and say what is there and what it allows; with --pid, whether that tree could move there
-    #[arg(long, value_name = "[USER@]HOST[:PORT]", value_parser = far::destination, conflicts_with_all = ["kinds", "unlock"])]
+    #[arg(long, value_name = "[USER@]HOST[:PORT]", value_parser = super::way::destination, conflicts_with_all = ["kinds", "unlock"])]
     host: Option<Destination>,
     /// With --host: send it so much, such as 1G, over the streams that a move uses, and say how fast they are
     #[arg(long, value_name = "BYTES", value_parser = figures::parse_bytes, requires = "host", conflicts_with = "pid")]

@@ -1,7 +1,7 @@
 //! `meio migrate`.
 
 use super::target::{self, Target};
-use super::{Console, drawing::Drawing, dump::Level, figures};
+use super::{Console, drawing::Drawing, dump::Level, figures, way};
 use crate::dump::{self, Output, Track};
 use crate::error::{Error, Kind, Result};
 use crate::migrate::files::{Choice, Copying};
@@ -47,7 +47,7 @@ pub struct Migrate {
     #[arg(value_name = "PID|NAME", value_parser = target::parse, required_unless_present_any = ["resume", "abort"])]
     target: Option<Target>,
     /// Where to
-    #[arg(value_name = "[USER@]HOST[:PORT]", value_parser = destination, required_unless_present_any = ["resume", "abort"])]
+    #[arg(value_name = "[USER@]HOST[:PORT]", value_parser = way::destination, required_unless_present_any = ["resume", "abort"])]
     to: Option<Destination>,
     /// Only look whether it could be moved, at both ends
     #[arg(long)]
@@ -66,7 +66,7 @@ pub struct Migrate {
     #[arg(long)]
     lazy: bool,
     /// An address that moves with the tree: taken from the interface here, and brought up there
-    #[arg(long, value_name = "ADDRESS/LENGTH@INTERFACE", value_parser = address)]
+    #[arg(long, value_name = "ADDRESS/LENGTH@INTERFACE", value_parser = way::address)]
     vip: Vec<Address>,
     /// Let it have its pids in a fresh pid namespace there
     #[arg(long)]
@@ -102,7 +102,7 @@ pub struct Migrate {
     #[arg(long, requires = "abort")]
     force: bool,
     #[command(flatten)]
-    way: super::way::Way,
+    way: way::Way,
     #[command(flatten)]
     decide: super::decide::Decide,
 }
@@ -125,14 +125,6 @@ enum Which {
     Missing,
     /// Those, and in place of what is there those that the tree has open for writing
     Written,
-}
-
-fn destination(text: &str) -> std::result::Result<Destination, String> {
-    Destination::parse(text).map_err(|e| e.message)
-}
-
-fn address(text: &str) -> std::result::Result<Address, String> {
-    text.parse().map_err(|e: Error| e.message)
 }
 
 impl Migrate {

@@ -1,7 +1,7 @@
 //! `meio watch`.
 
 use super::target::{self, Target};
-use super::{Console, drawing::Drawing, dump::Level, figures};
+use super::{Console, drawing::Drawing, dump::Level, figures, way};
 use crate::dump::{self, Output, Track};
 use crate::error::{Error, Kind, Result};
 use crate::migrate::address::Address;
@@ -32,7 +32,7 @@ pub struct Watch {
     #[arg(value_name = "PID|NAME", value_parser = target::parse)]
     target: Target,
     /// Where it goes on if this host is lost
-    #[arg(long, value_name = "[USER@]HOST[:PORT]", value_parser = destination)]
+    #[arg(long, value_name = "[USER@]HOST[:PORT]", value_parser = way::destination)]
     standby: Destination,
     /// What the watch is called [default: the capsule's name, or the pid]
     #[arg(long, value_name = "NAME")]
@@ -41,7 +41,7 @@ pub struct Watch {
     #[arg(long, value_name = "WHAT")]
     guarantee: Promise,
     /// An address that goes with the tree
-    #[arg(long, value_name = "ADDRESS/LENGTH@INTERFACE", value_parser = address)]
+    #[arg(long, value_name = "ADDRESS/LENGTH@INTERFACE", value_parser = way::address)]
     vip: Vec<Address>,
     /// Time between the beginnings of two epochs
     #[arg(long, value_name = "TIME", default_value = "50ms", value_parser = figures::parse_time)]
@@ -72,7 +72,7 @@ pub struct Watch {
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = figures::parse_time)]
     freeze_timeout: Duration,
     #[command(flatten)]
-    way: super::way::Way,
+    way: way::Way,
     #[command(flatten)]
     decide: super::decide::Decide,
 }
@@ -91,14 +91,6 @@ enum Loss {
     Hold,
     /// It goes on, at the risk that two answer
     Continue,
-}
-
-fn destination(text: &str) -> std::result::Result<Destination, String> {
-    Destination::parse(text).map_err(|e| e.message)
-}
-
-fn address(text: &str) -> std::result::Result<Address, String> {
-    text.parse().map_err(|e: Error| e.message)
 }
 
 impl Watch {

@@ -1,9 +1,21 @@
 //! The way to another machine: what all commands that take it have in common.
 
 use super::figures;
-use crate::transport::{Direct, How};
+use crate::error::Error;
+use crate::migrate::address::Address;
+use crate::transport::{Destination, Direct, How};
 use std::path::PathBuf;
 use std::time::Duration;
+
+/// A machine, as users name it.
+pub fn destination(text: &str) -> Result<Destination, String> {
+    Destination::parse(text).map_err(|e| e.message)
+}
+
+/// A service address, as users name it.
+pub fn address(text: &str) -> Result<Address, String> {
+    text.parse().map_err(|e: Error| e.message)
+}
 
 /// How to get to the other machine.
 #[derive(clap::Args, Clone)]

@@ -8,14 +8,14 @@ use super::message::{Boot, Id};
 use super::state::{Life, Mark, Recorded, Verdict};
 use crate::capsule::roster;
 use crate::error::{Context, Error, Kind, Result};
-use crate::sys::file;
 use crate::sys::proc::{read, stat, status};
+use crate::sys::{durable, file};
 use crate::tracee::stop::Stopped;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -201,23 +201,13 @@ impl Store {
     fn write(&self, id: &Id, end: &str, value: &impl Serialize) -> Result<()> {
         let (path, draft) = (self.path(id, end), self.path(id, &format!("{end}.draft")));
         let text = serde_json::to_vec(value).map_err(|e| Error::other(e.to_string()))?;
-        let write = || -> std::io::Result<()> {
-            let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
-            file.write_all(&text)?;
-            file.sync_all()?;
-            fs::rename(&draft, &path)?;
-            File::open(&self.0)?.sync_all()
-        };
-        write().inspect_err(|_| drop(fs::remove_file(&draft))).context(|| format!("writing {}", path.display()))
+        durable::replace(&path, &draft, &text).context(|| format!("writing {}", path.display()))
     }
 
     fn read<T: for<'d> Deserialize<'d>>(&self, id: &Id, end: &str) -> Result<Option<T>> {
         let path = self.path(id, end);
-        let mut text = Vec::new();
-        match File::open(&path) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            file => file.and_then(|f| f.take(LONGEST).read_to_end(&mut text)).context(|| format!("reading {}", path.display()))?,
-        };
+        let read = durable::read(&path, LONGEST).context(|| format!("reading {}", path.display()))?;
+        let Some(text) = read else { return Ok(None) };
         serde_json::from_slice(&text).map(Some).map_err(|e| Error::other(format!("{} is damaged: {e}", path.display())))
     }
 

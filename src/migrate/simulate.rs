@@ -5,6 +5,8 @@
 mod flaws;
 mod world;
 
+pub(crate) use flaws::flaws;
+pub use world::Dice;
 use world::{Fault, Flaw, World};
 
 /// How many worlds; `make worlds` lives through more.

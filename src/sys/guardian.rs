@@ -4,11 +4,18 @@
 //! changes that of two. While it is changed for one task after the other the guardian stands by. When the tree lives whatever
 //! becomes of meio, there may be something left to be done for it: then that is the guardian's, should meio die.
 
+use super::task;
 use crate::error::{Context, Result};
 use nix::errno::Errno;
-use std::os::fd::{AsRawFd, OwnedFd};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::time::{Duration, Instant};
 
-/// On its post until it is dismissed. Dropped, it is told that meio is no more.
+/// How long meio may take from where its descriptors are closed to its end.
+const DYING: Duration = Duration::from_secs(5);
+
+/// On its post until it is dismissed. Dropped, it is told that meio is no more, and believes it when meio has ended or some seconds
+/// have gone by.
 pub struct Guardian {
     pid: i32,
     alive: OwnedFd,
@@ -22,6 +29,7 @@ impl Guardian {
     /// When the kernel gives no process or no pipe.
     pub fn post(pids: &[i32], left: impl FnOnce()) -> Result<Guardian> {
         let doing = || "starting a guardian";
+        let meio = task::pidfd(std::process::id() as i32).context(doing)?;
         let (gone, alive) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).context(doing)?;
         // SAFETY: the C library's own fork: what the child allocates is sound. It never returns.
         let pid = Errno::result(unsafe { libc::fork() }).context(doing)?;
@@ -40,6 +48,7 @@ impl Guardian {
             }
         }
         if entrusted {
+            has_ended(&meio);
             let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(left));
         }
         // SAFETY: system calls on numbers; the child ends without the clean-up that is meio's.
@@ -88,5 +97,18 @@ impl Guardian {
         nix::sys::signal::kill(pid, nix::sys::signal::SIGKILL).context(|| "dismissing the guardian")?;
         while let Err(Errno::EINTR) = nix::sys::wait::waitpid(pid, None) {}
         Ok(())
+    }
+}
+
+/// Waits for the end of meio, whose end of the pipe is closed: its tracees and its locks are its own until then.
+fn has_ended(meio: &OwnedFd) {
+    let limit = Instant::now() + DYING;
+    loop {
+        let left = limit.saturating_duration_since(Instant::now());
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        match poll(&mut [PollFd::new(meio.as_fd(), PollFlags::POLLIN)], timeout) {
+            Err(Errno::EINTR) => {}
+            _ => return,
+        }
     }
 }

@@ -11,6 +11,7 @@ pub mod clock;
 #[cfg(test)]
 pub mod counting_alloc;
 pub mod datagram;
+pub mod durable;
 pub mod ear;
 pub mod feature;
 pub mod file;

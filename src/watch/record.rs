@@ -6,11 +6,12 @@
 
 use super::state::Activation;
 use crate::error::{Context, Error, Kind, Result};
+use crate::sys::durable;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -99,11 +100,8 @@ impl Store {
     /// When it cannot be read, or is not what was written.
     pub fn read(&self, name: &str) -> Result<Option<Record>> {
         let path = self.path(name, "record")?;
-        let mut text = Vec::new();
-        match File::open(&path) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            file => file.and_then(|f| f.take(LONGEST).read_to_end(&mut text)).context(|| format!("reading {}", path.display()))?,
-        };
+        let read = durable::read(&path, LONGEST).context(|| format!("reading {}", path.display()))?;
+        let Some(text) = read else { return Ok(None) };
         let damaged = |why: String| {
             Error::other(format!("{} is damaged: {why}", path.display()))
                 .help("find out which host answers for it; take the file away on the one that does not")
@@ -126,14 +124,7 @@ impl Store {
             return Err(Error::other(format!("generation {} is on record for {} already", generation(&there), record.name)));
         }
         let text = serde_json::to_vec(record).map_err(|e| Error::other(e.to_string()))?;
-        let write = || -> std::io::Result<()> {
-            let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
-            file.write_all(&text)?;
-            file.sync_all()?;
-            fs::rename(&draft, &path)?;
-            File::open(&self.0)?.sync_all()
-        };
-        write().inspect_err(|_| drop(fs::remove_file(&draft))).context(|| format!("writing {}", path.display()))
+        durable::replace(&path, &draft, &text).context(|| format!("writing {}", path.display()))
     }
 
     /// Notes what has happened, for people: a line with the seconds since 1970. That it cannot be noted stops nothing.

@@ -1,6 +1,7 @@
 //! Whoever streams through a move, and whoever only holds a connection: nothing is reset, lost or doubled, in either direction.
 
 use super::MOVE;
+use crate::invisible::{PART, part};
 use crate::lab::hosts::{Hosts, SERVICE, VIP};
 use crate::lab::{Lab, SOON, now, until};
 use crate::programs::net::listens;
@@ -12,19 +13,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 const SERVER: &str = include_str!("streams.py");
-/// After which a stream repeats itself: a prime, so that no page or segment begins alike.
-const PART: usize = 1_000_003;
 /// How many hold a connection.
 const IDLE: usize = 500;
-
-fn part() -> Vec<u8> {
-    let mut state = 1u32;
-    let mut byte = || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (state >> 24) as u8
-    };
-    (0..PART).map(|_| byte()).collect()
-}
 
 fn connect(kind: u8) -> TcpStream {
     let mut stream = TcpStream::connect((SERVICE, 2500)).expect("a connection");

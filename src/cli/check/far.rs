@@ -15,11 +15,6 @@ use std::time::Duration;
 /// How long the probes there may take.
 const PROBES: Duration = Duration::from_secs(60);
 
-/// For the command line.
-pub fn destination(text: &str) -> std::result::Result<Destination, String> {
-    Destination::parse(text).map_err(|e| e.message)
-}
-
 /// Logs in and says what is there.
 pub fn run(console: &Console, to: &Destination, how: &How, speed: Option<u64>) -> Result<ExitCode> {
     let mut drawing = Drawing::new(*console);

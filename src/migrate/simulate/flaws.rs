@@ -3,6 +3,7 @@
 use super::found;
 use super::world::Flaw;
 
+/// A test for each flaw: it is found.
 macro_rules! flaws {
     ($($name:ident: $flaw:ident,)*) => {
         $(
@@ -13,6 +14,7 @@ macro_rules! flaws {
         )*
     };
 }
+pub(crate) use flaws;
 
 flaws! {
     a_commit_that_is_not_durable: NoCommit,

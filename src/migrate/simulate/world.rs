@@ -8,7 +8,8 @@ mod target;
 
 use super::super::message::{Became, Message};
 use super::super::state::{Action, Event, Limits, Mark, Outcome, Source, Verdict, Wish};
-use parts::{Agent, Dice, Due, Link, Process, Tree, What};
+pub use parts::Dice;
+use parts::{Agent, Due, Link, Process, Tree, What};
 pub use parts::{Fault, Flaw};
 use pull::Missing;
 use std::cmp::Reverse;

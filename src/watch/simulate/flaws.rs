@@ -2,17 +2,7 @@
 
 use super::found;
 use super::world::Flaw;
-
-macro_rules! flaws {
-    ($($name:ident: $flaw:ident,)*) => {
-        $(
-            #[test]
-            fn $name() {
-                println!("{}", found(Flaw::$flaw));
-            }
-        )*
-    };
-}
+use crate::migrate::simulate::flaws;
 
 flaws! {
     output_that_does_not_wait: ReleaseUnsaid,

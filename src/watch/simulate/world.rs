@@ -1,8 +1,9 @@
 //! One world: two hosts with their disks and processes, the tree and its output, and the paths between them.
 
 use super::super::state::{Action, Activation, Event, Frame, Guarantee, Limits, Mark, OnLoss, Path, Primary, Said, Standby, Word};
-use super::parts::{Dice, Due, Gate, Process, What, Who};
+use super::parts::{Due, Gate, Process, What, Who};
 pub use super::parts::{Fault, Flaw};
+use crate::migrate::simulate::Dice;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::time::Duration;
