@@ -2,11 +2,12 @@
 
 use crate::lab::{Lab, Outcome, Running, SOON, observe, until};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 /// Two processes with memory of every kind, which they change when they are told to: private and shared, over a file and
@@ -79,6 +80,18 @@ impl Chain {
         assert_eq!((done.code, done.stdout), (0, format!("{}\n", self.running.pid)), "{}", done.stderr);
         assert_eq!(self.look(), self.said[number], "image {number} has not come back");
         (done.time.1 - done.time.0) as f64 / 1e6
+    }
+
+    /// Kills what runs, restores an image, and says how often meio has read from a file for that.
+    fn reads(&mut self, image: &Path) -> u64 {
+        self.running.kill();
+        let mut command = self.lab.meio(&["restore", "-d", text(image)]);
+        let mut meio = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("meio starts");
+        waitid(Id::Pid(Pid::from_raw(meio.id() as i32)), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT).expect("wait");
+        let io = fs::read_to_string(format!("/proc/{}/io", meio.id())).expect("what meio has read");
+        assert!(meio.wait().expect("wait").success());
+        let reads = io.lines().find_map(|line| line.strip_prefix("syscr: "));
+        reads.and_then(|n| n.parse().ok()).unwrap_or_else(|| panic!("no reads are counted: {io}"))
     }
 
     fn end(mut self) {
@@ -359,6 +372,11 @@ crate::alone! {
             times[1]
         });
         println!("chains: restore of a chain of {length}: {chained:.1} ms, of the same from one image: {alone:.1} ms, {:.2} times", chained / alone);
+        // Of an image its head, its end, and what lies between its first and its last block that is needed.
+        let [short, long] = [length / 2, length - 1].map(|n| chain.reads(&chain.images[n].clone()));
+        let each = (long as f64 - short as f64) / (length - 1 - length / 2) as f64;
+        println!("chains: reads for an image of the chain: {each:.1}");
+        assert!(each < 8.0, "{short} reads for {} images, {long} for {length}", length / 2 + 1);
         println!("chains: lazily: {:.1} ms", chain.comes_back_by(&last, length - 1, &["--lazy"]));
         chain.end();
     }
