@@ -275,7 +275,7 @@ impl Chain {
         })
     }
 
-    /// Decodes all blocks that are needed, in parallel and in no order, for `place`; compares the checksums of those that are
+    /// Decodes all blocks that are needed, as far as they are, in parallel and in no order, for `place`; compares the checksums of those that are
     /// not but have none for their runs alone. `progress` is told the bytes that have been placed. Returns them.
     pub fn deliver(
         &self,
@@ -314,7 +314,7 @@ impl Member {
                 window.read(&file, from, reach(&needed[n..]));
             }
             let block = match window.part(from, to) {
-                Some(payload) => wanted.block.decode_from(payload, std::mem::take(buffer)),
+                Some(payload) => wanted.block.decode_from(payload, wanted.reach(), std::mem::take(buffer)),
                 None => wanted.decode(&file, std::mem::take(buffer)),
             };
             let block = block.context(doing)?;
@@ -369,6 +369,11 @@ impl Needed {
     /// Decodes it out of its image, which has been opened again; `buffer` is memory for the data.
     pub fn decode(&self, file: &Arc<File>, buffer: Vec<u8>) -> Result<Block> {
         self.block.back(file).decode_into(buffer)
+    }
+
+    /// How many of the block's pages there are up to the last that is needed.
+    fn reach(&self) -> u32 {
+        self.pieces.iter().map(|piece| piece.page.saturating_add(piece.pages)).max().unwrap_or(0)
     }
 
     /// The content of one of its pieces.

@@ -1,6 +1,6 @@
 //! A block as it stands in an image: checked, parsed and decompressed by whoever needs its pages.
 
-use super::format::{PAGE, Place, SectionHeader};
+use super::format::{BLOCK_PAGES, PAGE, Place, SectionHeader};
 use super::pages::{BLOCK_HEADER, Block, Lineage, Meta, Owner, Run, Stored};
 use super::source::{FileAt, Positioned};
 use crate::error::{Error, Result};
@@ -8,6 +8,7 @@ use std::cell::RefCell;
 use std::fs::File;
 use std::sync::Arc;
 use xxhash_rust::xxh3::Xxh3;
+use zstd::stream::raw::{DParameter, Decoder, InBuffer, Operation, OutBuffer};
 
 /// Compares a payload with its checksum.
 pub(super) fn check(header: &SectionHeader, place: Place, parts: &[&[u8]]) -> Result<()> {
@@ -177,8 +178,8 @@ impl EncodedBlock {
         self.block(meta, parts.meta.len(), data, in_file)
     }
 
-    /// The same of one in a file whose payload has been read together with others.
-    pub(super) fn decode_from(&self, payload: &[u8], mut buffer: Vec<u8>) -> Result<Block> {
+    /// The same of one in a file whose payload has been read together with others. Its data may end behind the first `pages`.
+    pub(super) fn decode_from(&self, payload: &[u8], pages: u32, mut buffer: Vec<u8>) -> Result<Block> {
         let (front, data) = Parts::split(payload, &self.header, self.place)?;
         let meta = self.agreed(front, data)?;
         let data = match meta.stored {
@@ -186,6 +187,12 @@ impl EncodedBlock {
                 buffer.clear();
                 buffer.extend_from_slice(data);
                 buffer
+            }
+            Stored::Zstd
+                if pages.saturating_add(STEP) <= meta.data_pages && decompress_first(data, pages as usize * PAGE, &mut buffer).is_ok() =>
+            {
+                // No more of it is asked for, and it is that whose checksum is right.
+                return Ok(Block { number: self.number, owner: meta.owner, runs: meta.runs, data: buffer, offset: None });
             }
             Stored::Zstd => self.inflate(data, &meta, buffer)?,
         };
@@ -219,6 +226,9 @@ impl EncodedBlock {
         Ok(Block { number: self.number, owner: meta.owner, runs: meta.runs, data, offset })
     }
 }
+
+/// Pages that zstd decompresses in one go.
+const STEP: u32 = (128 << 10) / PAGE as u32;
 
 thread_local! {
     /// Memory for what is read of an image and done with when it has been decompressed.
@@ -258,5 +268,34 @@ fn decompress(data: &[u8], length: usize, mut out: Vec<u8>) -> std::io::Result<V
         };
         decompressor.decompress_to_buffer(data, &mut out)?;
         Ok(out)
+    })
+}
+
+/// Decompresses the first `length` bytes of a zstd frame that holds more. An error may mean that this way is not for it.
+fn decompress_first(data: &[u8], length: usize, out: &mut Vec<u8>) -> std::io::Result<()> {
+    thread_local! {
+        static DECODER: RefCell<Option<Decoder<'static>>> = const { RefCell::new(None) };
+    }
+    out.resize(length, 0);
+    DECODER.with_borrow_mut(|slot| {
+        let decoder = match slot {
+            Some(decoder) => decoder,
+            None => {
+                let mut decoder = Decoder::new()?;
+                // A frame with more than a block of pages has been made by nobody.
+                decoder.set_parameter(DParameter::WindowLogMax((BLOCK_PAGES * PAGE).ilog2()))?;
+                slot.insert(decoder)
+            }
+        };
+        decoder.reinit()?;
+        let (mut input, mut output) = (InBuffer::around(data), OutBuffer::around(&mut out[..]));
+        while output.pos() < length {
+            let before = (input.pos(), output.pos());
+            decoder.run(&mut input, &mut output)?;
+            if before == (input.pos(), output.pos()) {
+                return Err(std::io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+        Ok(())
     })
 }
