@@ -3,6 +3,7 @@
 use super::chain::{Folder, Layer, bytes, refused, whole};
 use super::sample::*;
 use crate::image::{Chain, Codec, Owner};
+use std::path::PathBuf;
 
 const STEP: u64 = PAGE as u64;
 
@@ -18,12 +19,12 @@ fn a_long_chain_is_followed_to_its_end() {
         let inputs = vec![Input { owner, ranges, pages, elide_zero: false, codec: Codec::Zstd(1) }];
         let around = [(0, n), ((n + 1) * STEP, LENGTH - 1 - n)].into_iter().filter(|&(_, pages)| n > 0 && pages > 0);
         let kept = vec![(owner, around.map(|(at, pages)| (at, pages as u32)).collect())];
-        let layer = Layer { inputs, kept: if n > 0 { kept } else { vec![] }, index: n % 5 > 0, ..Layer::default() };
+        let layer = Layer { inputs, kept: if n > 0 { kept } else { vec![] }, index: !n.is_multiple_of(5), ..Layer::default() };
         let parent = n.checked_sub(1).map(|n| folder.path(&name(n)));
         folder.put(&name(n), &bytes(n as u8, &layer, parent.as_deref()).0)
     };
     // Of the block that stands first no more than one page is needed, and no more is decompressed.
-    let last = (0..LENGTH).map(put).last().unwrap();
+    let last = (0..LENGTH).fold(PathBuf::new(), |_, n| put(n));
     let memory: Memory = (0..LENGTH).map(|n| ((owner, n * STEP), if n == 0 { text(1000) } else { text(n) })).collect();
     assert!(whole(&last).unwrap() == memory);
     let damage = |n: u64, change: &dyn Fn(&mut Vec<u8>)| {
