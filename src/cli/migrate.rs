@@ -53,6 +53,9 @@ pub struct Migrate {
     #[arg(long)]
     dry_run: bool,
     /// How long nobody may run, as far as that can be foreseen
+    ///
+    /// When the other machine is not heard of while the tree stands still for the switch, and was not told yet that it may run there,
+    /// it goes on here after ten times as long, but 2 s at least and 10 s at most.
     #[arg(long, value_name = "TIME", default_value = "300ms", value_parser = figures::parse_time)]
     max_downtime: Duration,
     /// How long memory may be copied while the tree runs

@@ -9,6 +9,7 @@ use crate::netlock::Manner;
 use crate::netlock::kept::Owner;
 use crate::progress::Report;
 use crate::resource::birth::Birth;
+use crate::resource::{Tree, system_v::Leftover};
 use crate::sys::namespace::Kind;
 use crate::tracee::stop::Stopped;
 use std::fs::File;
@@ -102,6 +103,11 @@ impl Standing {
         self.still.frozen.stopped()
     }
 
+    /// What does not end with its processes.
+    pub fn leftover(&self) -> Leftover {
+        leftover(&self.still.captured.tree)
+    }
+
     /// Brings it into a group stop: whatever becomes of meio, it stands still.
     pub fn stop(&mut self) -> Result<()> {
         self.still.frozen.stop()
@@ -138,12 +144,15 @@ impl Standing {
         let Standstill { frozen, captured, mut locks, .. } = self.still;
         kill(frozen, &captured, &mut locks, &self.owner)?;
         locks.take_back(&self.owner);
-        let tree = &captured.tree;
-        let root = tree.processes.first().and_then(|root| root.places.of(&tree.namespaces, Kind::Ipc));
-        let elsewhere = tree.system_v_elsewhere.iter().map(|e| (e.namespace, &e.objects));
-        // Those of other namespaces have gone with these.
-        let here = std::iter::once((root, &tree.system_v)).chain(elsewhere).filter(|(namespace, _)| namespace.is_none());
-        here.for_each(|(_, objects)| objects.remove());
+        leftover(&captured.tree).remove();
         Ok(())
     }
+}
+
+/// System V objects of meio's own ipc namespace: those of others go with these.
+fn leftover(tree: &Tree) -> Leftover {
+    let root = tree.processes.first().and_then(|root| root.places.of(&tree.namespaces, Kind::Ipc));
+    let elsewhere = tree.system_v_elsewhere.iter().map(|e| (e.namespace, &e.objects));
+    let here = std::iter::once((root, &tree.system_v)).chain(elsewhere).find(|(namespace, _)| namespace.is_none());
+    here.map(|(_, objects)| Leftover::of(objects)).unwrap_or_default()
 }

@@ -155,6 +155,13 @@ struct End<'o> {
     outcome: Outcome,
 }
 
+/// How long the target may be silent while nobody runs and it was not told that it may: then the tree goes on here. Those who wait
+/// for it send again after ever longer pauses.
+fn patience(max_downtime: Duration) -> Duration {
+    const LEAST: Duration = Duration::from_secs(2);
+    (max_downtime * 10).clamp(LEAST, transport::PATIENCE)
+}
+
 impl End<'_> {
     /// Feeds the machine until it has said how it ended.
     fn drive(&mut self, report: &mut dyn Report) -> Result<()> {
@@ -270,10 +277,17 @@ impl End<'_> {
                 return None;
             }
             Action::Rounds => self.rounds(report).map(|()| Event::RoundsDone),
-            Action::Freeze => self.freeze(report).map(|()| Event::LastSent),
+            Action::Freeze => {
+                self.peer.link.set_patience(patience(self.options.max_downtime));
+                self.freeze(report).map(|()| Event::LastSent)
+            }
             Action::Stop => self.stop(report).map(|()| Event::Stopped),
             Action::Mark(mark) => {
                 let recorded = self.mark(mark);
+                // From here on giving up is no way back.
+                if let Mark::Committed { .. } = mark {
+                    self.peer.link.set_patience(transport::PATIENCE);
+                }
                 return Some(Event::Marked(match recorded {
                     Ok(()) => Recorded::Written,
                     Err(e) => {
@@ -463,7 +477,8 @@ impl End<'_> {
             None => {
                 let standing = self.standing.as_ref().ok_or_else(|| Error::other("the tree is not held"))?;
                 let record = Record::new(self.id, generation, &self.options.to.to_string(), standing.stopped()?)?;
-                Record { addresses: self.options.addresses.clone(), capsule: self.options.dump.capsule.clone(), ..record }
+                let (addresses, capsule) = (self.options.addresses.clone(), self.options.dump.capsule.clone());
+                Record { addresses, capsule, leftover: standing.leftover(), ..record }
             }
         };
         (record.mark, record.generation) = (mark, generation);
