@@ -210,7 +210,7 @@ fn speed(lab: &Lab, hosts: &Hosts, bytes: &str, more: &[&str]) -> (f64, Needs) {
     let (done, needs) = watched(-1, || lab.run(check));
     assert_eq!(done.code, 0, "{}{}", done.stdout, done.stderr);
     let result: serde_json::Value = serde_json::from_str(done.stdout.lines().last().unwrap_or_default()).expect("JSON");
-    let rate = result["bytes_per_second"].as_f64().expect("a rate");
+    let rate = result["speed"]["bytes_per_second"].as_f64().expect("a rate");
     eprintln!("{bytes} {more:?}: {:.2} GiB/s, processors {:.2} s here and {:.2} s there", rate / GIB, needs.first_cpu, needs.other_cpu);
     (rate, needs)
 }

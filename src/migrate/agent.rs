@@ -408,9 +408,13 @@ impl Agent {
         let plan = self.plan.clone().ok_or_else(|| Error::other("nothing was agreed upon"))?;
         let last = self.last.ok_or_else(|| Error::other("no last image was named"))?;
         let spool = self.spool.as_mut().ok_or_else(|| Error::other("no images came"))?;
+        let begun = Instant::now();
         let (image, parent) = spool.wait(last, Limits::default().ready)?;
+        told.phase("image", begun);
+        let begun = Instant::now();
         locked(&self.stage).as_mut().map_or(Ok(()), Stage::take_places)?;
         self.bring_addresses_up(&plan, &image)?;
+        told.phase("addresses", begun);
         let absent = self.leave()?;
         let options = restore::Options {
             input: Input::Path(image),
@@ -424,16 +428,19 @@ impl Agent {
             settled: plan.files.settled(&plan.tree),
             absent,
         };
+        let mut waited = Duration::ZERO;
         let may_run = &mut |root| {
             self.planted = below(root);
             // What cannot be put on record could not be told either once the source has let go.
             self.store.has_room(self.planted.len())?;
             self.events.push_back(Event::Planted);
+            let begun = Instant::now();
             match self.drive()? {
                 Next::Release => {}
                 _ => return Err(Error::other("the move was given up")),
             }
             *released = true;
+            waited = begun.elapsed();
             // The tree's own connections stay locked until it runs.
             if let Some(mut lock) = self.lock.take() {
                 let _ = lock.open();
@@ -441,7 +448,9 @@ impl Agent {
             }
             Ok(())
         };
-        restore::run_when(&options, may_run, told)
+        let done = restore::run_when(&options, may_run, told);
+        told.0.push(Remark::Phase("go".into(), waited.as_micros() as u64));
+        done
     }
 
     /// Who has what is not in the last image.
@@ -554,6 +563,12 @@ fn record_store() -> Result<Store> {
 /// What is told while everything is rebuilt, for later: nothing is to wait for it.
 #[derive(Default)]
 pub struct Told(pub Vec<Remark>);
+
+impl Told {
+    fn phase(&mut self, name: &str, begun: Instant) {
+        self.0.push(Remark::Phase(name.to_owned(), begun.elapsed().as_micros() as u64));
+    }
+}
 
 impl Report for Told {
     fn started(&mut self, _: &'static str) {}

@@ -124,6 +124,8 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     };
     let done = end.drive(report);
     guardian.dismiss()?;
+    // Nobody is to wait until what has watched the tree is taken away.
+    let _ = crate::sys::calls::leave();
     done?;
     end.outcome.total = begun.elapsed();
     Ok(end.outcome)
@@ -448,15 +450,19 @@ impl End<'_> {
         self.moving = Some(moving);
         let (made, standing) = sent?;
         self.standing = Some(standing);
+        self.outcome.phases.extend(made.phases.iter().map(|(name, took)| (format!("last image: {name}"), *took)));
         self.outcome.rounds = count;
         self.outcome.bytes += made.image_bytes;
         self.outcome.memory_bytes = made.memory_bytes;
         (self.outcome.processes, self.outcome.tasks) = (made.processes, made.tasks);
         self.phase("files", report, |end, report| end.files(report, |carry, peer, bulk, _| carry.round(peer, bulk, true)))?;
         self.outcome.warnings.extend(made.warnings);
-        for address in &self.options.addresses {
-            self.taken.push((address.clone(), address.take()?));
-        }
+        self.phase("addresses", report, |end, _| {
+            for address in &end.options.addresses {
+                end.taken.push((address.clone(), address.take()?));
+            }
+            Ok(())
+        })?;
         self.leave_rest()?;
         let last = transport::Frame { kind: REMARK, generation: 1, payload: pack(&Remark::Last(count))? };
         self.peer.link.send(&last)
