@@ -53,13 +53,13 @@ struct Needs {
     other_cpu: f64,
 }
 
-/// Asks for what was noted since it was asked last.
-fn asked(lab: &Lab) -> f64 {
+/// Asks for what was noted since it was asked last: the longest first.
+fn asked(lab: &Lab) -> Vec<f64> {
     fs::write(lab.path("m.ask"), "").expect("question");
     assert!(until(SOON, || lab.path("m.answer").exists() && !lab.path("m.ask").exists()), "no answer: {}", lab.log());
     let text = fs::read_to_string(lab.path("m.answer")).expect("answer");
     fs::remove_file(lab.path("m.answer")).expect("answer");
-    text.trim().parse().expect("a number")
+    text.split_whitespace().map(|n| n.parse().expect("a number")).collect()
 }
 
 /// There and back again, `count` times after one that does not count.
@@ -83,7 +83,8 @@ fn moves(lab: &Lab, hosts: &Hosts, what: &str, pid: i32, arguments: &[&str], cou
         };
         // Its pages may be missing still.
         std::thread::sleep(Duration::from_secs(1));
-        let longest = asked(lab);
+        let answers = asked(lab);
+        let longest = answers[0];
         let result: serde_json::Value = serde_json::from_str(done.stdout.lines().last().unwrap_or_default()).expect("JSON");
         let number = |name: &str| result[name].as_f64().unwrap_or_default();
         eprintln!(
@@ -94,7 +95,9 @@ fn moves(lab: &Lab, hosts: &Hosts, what: &str, pid: i32, arguments: &[&str], cou
             number("total_ms"),
         );
         if std::env::var_os("MEIO_BENCH_PHASES").is_some() {
-            eprintln!("  {}", result["phases"]);
+            eprintln!("  longest {answers:?}");
+            let phases: Vec<_> = result["phases"].as_array().into_iter().flatten().map(|p| format!("{} {}", p["name"], p["ms"])).collect();
+            eprintln!("  {}", phases.join(", "));
         }
         all.push(Move { longest, needs });
         let there = |path: &str| hosts.hosts[from].command(Path::new("test")).args(["-e", path]).status().expect("test starts").success();
@@ -236,8 +239,9 @@ pub fn throughput(_: &Bench, _: usize) -> Vec<Figure> {
     };
     let rate = of("streams of `migrate`", &[]);
     of("one stream of `migrate`", &["--streams", "1"]);
+    // Bytes a second of the processor, whatever else there is to do.
     let openssl =
-        Command::new("openssl").args(["speed", "-elapsed", "-seconds", "2", "-bytes", "16384", "-mr", "-evp", "aes-128-gcm"]).output();
+        Command::new("openssl").args(["speed", "-seconds", "2", "-bytes", "16384", "-mr", "-evp", "aes-128-gcm"]).output();
     let said = openssl.map(|o| String::from_utf8_lossy(&o.stdout).into_owned()).unwrap_or_default();
     let one = said.lines().find_map(|l| l.strip_prefix("+F:")?.rsplit(':').next()?.trim().parse::<f64>().ok());
     rows.extend(one.map(|one| {
