@@ -290,7 +290,8 @@ crate::alone! {
         let child = migration.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("meio starts");
         let mut still = 0;
         let stands = until(MOVE, || {
-            still = if hosts.hosts[0].runs(pid) { 0 } else { still + 1 };
+            let held = hosts.hosts[0].plain("cat", &[&format!("/proc/{pid}/status")]).contains("State:\tt");
+            still = if held { still + 1 } else { 0 };
             still > 20
         });
         assert!(stands, "it is never stopped");
