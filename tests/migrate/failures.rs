@@ -179,10 +179,10 @@ impl Attempt<'_> {
     }
 }
 
-/// Writes to all of its memory all the time.
+/// Writes all the time to memory that could be shared with others, which is copied in the last stop.
 const WRITES: &str = "
-import os, sys
-memory = bytearray(16 << 20)
+import mmap, os, sys
+memory = mmap.mmap(-1, 16 << 20)
 open(sys.argv[1] + '.ready', 'w').close()
 while True:
     noise = os.urandom(8)
@@ -290,8 +290,8 @@ crate::alone! {
         let child = migration.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("meio starts");
         let mut still = 0;
         let stands = until(MOVE, || {
-            let held = hosts.hosts[0].plain("cat", &[&format!("/proc/{pid}/status")]).contains("State:\tt");
-            still = if held { still + 1 } else { 0 };
+            let status = hosts.hosts[0].command(Path::new("cat")).arg(format!("/proc/{pid}/status")).output().expect("nsenter starts");
+            still = if String::from_utf8_lossy(&status.stdout).contains("State:\tt") { still + 1 } else { 0 };
             still > 20
         });
         assert!(stands, "it is never stopped");
