@@ -162,7 +162,7 @@ fn rows(what: &str, all: &[Move], wished: f64, never: Option<f64>) -> Vec<Figure
         ms(longest),
         Some(longest <= wished),
     )];
-    let slowest = |never: f64| Figure::new(&format!("the same: slowest of all moves"), &ms(never), ms(worst), Some(worst <= never));
+    let slowest = |never: f64| Figure::new("the same: slowest of all moves", &ms(never), ms(worst), Some(worst <= never));
     rows.extend(never.map(slowest));
     let memory = format!("{most:.0} MiB, {own:.0} MiB of them of no file");
     rows.push(Figure::new("the same: memory of the meio that needs most, of both ends", "128 MiB", memory, Some(most <= 128.0)));
@@ -240,8 +240,7 @@ pub fn throughput(_: &Bench, _: usize) -> Vec<Figure> {
     let rate = of("streams of `migrate`", &[]);
     of("one stream of `migrate`", &["--streams", "1"]);
     // Bytes a second of the processor, whatever else there is to do.
-    let openssl =
-        Command::new("openssl").args(["speed", "-seconds", "2", "-bytes", "16384", "-mr", "-evp", "aes-128-gcm"]).output();
+    let openssl = Command::new("openssl").args(["speed", "-seconds", "2", "-bytes", "16384", "-mr", "-evp", "aes-128-gcm"]).output();
     let said = openssl.map(|o| String::from_utf8_lossy(&o.stdout).into_owned()).unwrap_or_default();
     let one = said.lines().find_map(|l| l.strip_prefix("+F:")?.rsplit(':').next()?.trim().parse::<f64>().ok());
     rows.extend(one.map(|one| {
