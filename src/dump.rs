@@ -201,7 +201,14 @@ struct Session<'o> {
     manner: Manner,
     /// Memory that may come later is left out of the next image, and not copied while the tree runs.
     leave: bool,
+    /// Whether locks stay from one image to the next, and those that did.
+    lasting: Option<Option<Locks>>,
+    /// Told whenever the tree stands still and is locked, before anything of it is looked at.
+    stands: Option<Stands<'o>>,
 }
+
+/// See [`Session::stands`].
+type Stands<'o> = Box<dyn FnMut() -> Result<()> + 'o>;
 
 /// An image that was made.
 struct Made {
@@ -248,7 +255,7 @@ impl<'o> Session<'o> {
         }
         let (network, recall, base) = (seen.network, seen.recall, Duration::from_millis(5));
         let birth = Birth::of(options.pid)?;
-        Ok(Session { options, begun, phases, network, recall, birth, tracking: None, base, manner: Manner::Hold, leave: false })
+        Ok(Session { options, begun, phases, network, recall, birth, tracking: None, base, manner: Manner::Hold, leave: false, lasting: None, stands: None })
     }
 
     /// Has the memory of the tree watched from now on.
@@ -320,7 +327,7 @@ impl<'o> Session<'o> {
                     }
                     opened = locks.as_mut().map(Locks::open);
                     pause = Some(stopped.elapsed());
-                    if let Some(locks) = locks.take() {
+                    if let Some(locks) = locks.take_if(|_| self.lasting.is_none()) {
                         locks.let_go();
                     }
                 }
@@ -341,6 +348,9 @@ impl<'o> Session<'o> {
             return Err(Error::other("asynchronous I/O was under way and has ended while the tree was being saved").help("try again"));
         }
         phase(report, &mut phases, "flush", |_| target.commit())?;
+        if let (Some(lasting), Then::LetGo) = (&mut self.lasting, then) {
+            *lasting = locks.take();
+        }
         let mut standing = None;
         let source = match held.take() {
             Some(frozen) if then == Then::Hold => {
@@ -413,7 +423,8 @@ impl Session<'_> {
             let mut locks = if self.network.is_empty() {
                 Locks::default()
             } else {
-                phase(report, phases, "network lock", |_| Locks::prepare(&processes(options.pid), &self.network, self.manner))?
+                let before = self.lasting.as_mut().and_then(Option::take).unwrap_or_default();
+                phase(report, phases, "network lock", |_| before.again(&processes(options.pid), &self.network, self.manner))?
             };
             let stopped = Instant::now();
             let mut frozen = phase(report, phases, "freeze", |report| {
@@ -424,6 +435,7 @@ impl Session<'_> {
             })?;
             let pids: Vec<i32> = frozen.processes.iter().map(|p| p.pid).collect();
             phase(report, phases, "lock", |_| locks.close(&pids))?;
+            self.stands.as_mut().map_or(Ok(()), |stands| stands())?;
             let mut captured = phase(report, phases, "capture", |_| {
                 tree::capture(&mut frozen, &options.decisions, std::mem::take(&mut self.recall), self.tracking.as_mut())
             })?;
@@ -455,6 +467,9 @@ impl Session<'_> {
             }
             frozen.release();
             locks.open()?;
+            if let Some(lasting) = &mut self.lasting {
+                *lasting = Some(locks);
+            }
             if !covered {
                 continue;
             }

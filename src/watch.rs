@@ -39,6 +39,7 @@ mod beat;
 mod fence;
 mod fit;
 mod frame;
+mod gate;
 mod lease;
 pub mod protect;
 mod record;

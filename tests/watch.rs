@@ -7,7 +7,10 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, Stdio};
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 /// A line of redis's own protocol, over a connection of its own; the answer.
 fn ask(line: &str) -> Option<String> {
@@ -60,12 +63,16 @@ struct Watched {
 
 impl Watched {
     fn begin(lab: &Lab, hosts: &Hosts, pid: i32, more: &[&str]) -> Watched {
+        Watched::with(lab, hosts, pid, &[&["--guarantee", "hot"], more].concat())
+    }
+
+    fn with(lab: &Lab, hosts: &Hosts, pid: i32, more: &[&str]) -> Watched {
         let said = lab.path("watch.err");
         let known = lab.path("known").display().to_string();
         let key = lab.path("key").display().to_string();
         let mut command = hosts.hosts[0].command(Path::new(crate::MEIO));
         command.args(["watch", "-v", "--known-hosts", &known, "--identity", &key, "--remote-path", crate::MEIO]);
-        command.args(["--standby", &hosts.hosts[1].address, "--guarantee", "hot", "--vip", VIP]).args(more).arg(pid.to_string());
+        command.args(["--standby", &hosts.hosts[1].address, "--vip", VIP]).args(more).arg(pid.to_string());
         let meio = command.stdout(Stdio::piped()).stderr(fs::File::create(&said).expect("a file")).spawn().expect("meio starts");
         let watched = Watched { meio, said };
         assert!(until(SOON, || watched.said().contains("\n  protected: ")), "{}\n{}\n{}", watched.said(), noted(hosts), lab.log());
@@ -77,7 +84,75 @@ impl Watched {
     }
 }
 
+/// A client that counts over one connection, and looks at each answer before it asks again.
+struct Counter {
+    stop: Arc<AtomicBool>,
+    answers: Arc<AtomicU64>,
+    thread: JoinHandle<Result<Vec<(Instant, u64)>, String>>,
+}
+
+impl Counter {
+    fn begin() -> Counter {
+        let (stop, answers) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let (until, told) = (stop.clone(), answers.clone());
+        let count = move || {
+            let wrong = |e: std::io::Error| format!("the connection has ended: {e}");
+            let mut stream = TcpStream::connect(format!("{SERVICE}:6379")).map_err(wrong)?;
+            stream.set_read_timeout(Some(Duration::from_secs(90))).map_err(wrong)?;
+            stream.set_nodelay(true).map_err(wrong)?;
+            let mut lines = BufReader::new(stream.try_clone().map_err(wrong)?);
+            let mut seen: Vec<(Instant, u64)> = Vec::new();
+            while !until.load(Ordering::Relaxed) {
+                stream.write_all(b"INCR one\r\n").map_err(wrong)?;
+                let mut line = String::new();
+                lines.read_line(&mut line).map_err(wrong)?;
+                let number = line.trim().strip_prefix(':').and_then(|n| n.parse().ok()).ok_or_else(|| format!("it answers {line:?}"))?;
+                // Nobody else counts: one that is lost or done twice is seen at once.
+                if seen.last().is_some_and(|(_, before)| before + 1 != number) {
+                    return Err(format!("{number} comes after {:?}", seen.last()));
+                }
+                seen.push((Instant::now(), number));
+                told.store(number, Ordering::Relaxed);
+            }
+            Ok(seen)
+        };
+        Counter { stop, answers, thread: std::thread::spawn(count) }
+    }
+
+    /// Waits until so many more answers have come.
+    fn go_on(&self, more: u64) -> bool {
+        let wanted = self.answers.load(Ordering::Relaxed) + more;
+        until(Duration::from_secs(60), || self.thread.is_finished() || self.answers.load(Ordering::Relaxed) >= wanted)
+    }
+
+    /// All answers, and the longest time between two of them.
+    fn end(self) -> (Vec<(Instant, u64)>, Duration) {
+        self.stop.store(true, Ordering::Relaxed);
+        let seen = self.thread.join().expect("it ends").unwrap_or_else(|e| panic!("{e}"));
+        let stall = seen.windows(2).map(|two| two[1].0 - two[0].0).max().unwrap_or_default();
+        (seen, stall)
+    }
+}
+
 crate::alone! {
+    /// With what is held a client notices nothing but a while: its connection goes on, and what it was told holds.
+    fn a_connection_that_outlives_its_host() {
+        let lab = Lab::new("watch-hold");
+        let (mut hosts, pid) = redis(&lab);
+        let mut watched = Watched::with(&lab, &hosts, pid, &[]);
+        let counter = Counter::begin();
+        assert!(counter.go_on(100), "{}\n{}", watched.said(), noted(&hosts));
+        // A kernel that goes on says for a while who had the address: what is to be said at the end is held.
+        hosts.wire(0, false);
+        hosts.hosts[0].fail();
+        let _ = watched.meio.wait();
+        assert!(counter.go_on(100), "it does not go on: {}\n{}\n{}", watched.said(), noted(&hosts), lab.log());
+        let (seen, stall) = counter.end();
+        println!("#### {} answers, the longest break {stall:.0?}\n{}\n{}", seen.len(), watched.said(), noted(&hosts));
+        assert_eq!(ask("GET one").map(|_| ()), Some(()));
+        assert!(hosts.hosts[1].runs(pid));
+    }
+
     /// Everything on the first host ends at once: the second one goes on, at the same address.
     fn a_host_that_is_lost() {
         let lab = Lab::new("watch-lost");

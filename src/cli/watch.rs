@@ -38,7 +38,7 @@ pub struct Watch {
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
     /// What clients may rely on
-    #[arg(long, value_name = "WHAT")]
+    #[arg(long, value_name = "WHAT", default_value = "hold")]
     guarantee: Promise,
     /// An address that goes with the tree
     #[arg(long, value_name = "ADDRESS/LENGTH@INTERFACE", value_parser = way::address)]
@@ -80,6 +80,8 @@ pub struct Watch {
 /// See [`Guarantee`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Promise {
+    /// What they were told is never taken back: what leaves the addresses waits until the standby has all that it came of
+    Hold,
     /// Somebody answers: what clients were told since the last epoch may be forgotten
     Hot,
 }
@@ -113,7 +115,14 @@ impl Watch {
             let message = "--timeout must be 50 ms at least, and --interval more than nothing and no more than --interval-max";
             return Err(Error::new(Kind::Usage, message));
         }
-        let Promise::Hot = self.guarantee;
+        let guarantee = match self.guarantee {
+            Promise::Hold => Guarantee::Hold,
+            Promise::Hot => Guarantee::Hot,
+        };
+        if guarantee == Guarantee::Hold && self.vip.is_empty() {
+            return Err(Error::new(Kind::Usage, "nothing can be held without an address that goes with the tree")
+                .help("name it: --vip ADDRESS/LENGTH@INTERFACE; or --guarantee hot"));
+        }
         let usual = Limits::default();
         let on_loss = match self.on_standby_loss {
             Loss::Hold => OnLoss::Hold,
@@ -123,14 +132,16 @@ impl Watch {
         let (interval, interval_max) = (self.interval, self.interval_max);
         let interval_min = usual.interval_min.min(interval);
         let fence = self.fence.is_some();
-        Ok(Limits { guarantee: Guarantee::Hot, on_loss, fence, beat, timeout: self.timeout, interval, interval_min, interval_max, ..usual })
+        Ok(Limits { guarantee, on_loss, fence, beat, timeout: self.timeout, interval, interval_min, interval_max, ..usual })
     }
 
     fn options(&self) -> Result<Options> {
         let pid = self.target.pid()?;
         let capsule = self.target.name_of(pid);
         let mut decisions = self.decide.decisions();
-        decisions.tcp = Choice::Close;
+        if self.guarantee == Promise::Hot {
+            decisions.tcp = Choice::Close;
+        }
         let dump = dump::Options {
             pid,
             capsule: capsule.clone(),

@@ -105,6 +105,11 @@ impl Spool {
         Ok((self.folder.join(name(n)), resolved))
     }
 
+    /// Where the image of this number is, once it is there.
+    pub fn path(&self, n: u64) -> PathBuf {
+        self.folder.join(name(n))
+    }
+
     /// Whether so many sets of changes to files were made; waits for a moment.
     ///
     /// # Errors

@@ -26,6 +26,8 @@ pub enum Owner {
     },
     /// The tree of an image, by the image's id.
     Image(String),
+    /// A watch, by its name: what its tree says was held when its meio ended, and is lost.
+    Watch(String),
 }
 
 /// One lock.
@@ -62,13 +64,14 @@ impl Owner {
     pub fn name(&self) -> String {
         match self {
             Owner::Process { pid, .. } => format!("pid-{pid}"),
-            Owner::Image(id) => id.clone(),
+            Owner::Image(name) | Owner::Watch(name) => name.clone(),
         }
     }
 
     /// The table of a lock that is kept for it.
     pub(super) fn table(&self) -> String {
-        format!("{}kept-{}", nft::OURS, self.name())
+        let kind = if matches!(self, Owner::Watch(_)) { "hold" } else { "kept" };
+        format!("{}{kind}-{}", nft::OURS, self.name())
     }
 
     /// What the table says about itself.
@@ -77,6 +80,7 @@ impl Owner {
         match self {
             Owner::Process { pid, start, namespace } => format!("meio lock pid={pid} start={start} ns={namespace} since={since}"),
             Owner::Image(id) => format!("meio lock image={id} since={since} connections={connections}"),
+            Owner::Watch(name) => format!("meio lock watch={name} since={since}"),
         }
     }
 
@@ -99,9 +103,10 @@ impl Lock {
         let words = table.comment.as_deref()?.strip_prefix("meio lock ")?;
         let word = |key: &str| words.split(' ').find_map(|w| w.strip_prefix(key)?.strip_prefix('='));
         let number = |key: &str| word(key).and_then(|w| w.parse::<u64>().ok());
-        let owner = match word("image") {
-            Some(id) => Owner::Image(id.to_owned()),
-            None => Owner::Process { pid: number("pid")? as i32, start: number("start")?, namespace: number("ns")? },
+        let owner = match (word("image"), word("watch")) {
+            (Some(id), _) => Owner::Image(id.to_owned()),
+            (_, Some(name)) => Owner::Watch(name.to_owned()),
+            _ => Owner::Process { pid: number("pid")? as i32, start: number("start")?, namespace: number("ns")? },
         };
         let stale = owner.is_dead();
         let connections = number("connections").unwrap_or(0);
@@ -159,6 +164,7 @@ pub fn release(network: Option<BorrowedFd<'_>>, owner: &Owner) -> Result<bool> {
 pub fn release_named(name: &str) -> Result<Vec<Lock>> {
     let named = |lock: &Lock| match &lock.owner {
         Owner::Image(id) => name == "all" || id.starts_with(name) && name.len() >= 8,
+        Owner::Watch(watch) => watch == name,
         Owner::Process { .. } => false,
     };
     let mut locks = list(None)?;

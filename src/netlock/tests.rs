@@ -257,7 +257,7 @@ fn a_stale_lock_is_swept_and_others_stay() {
 fn read_namespace() -> u64 {
     match Owner::own() {
         Owner::Process { namespace, .. } => namespace,
-        Owner::Image(_) => 0,
+        Owner::Image(_) | Owner::Watch(_) => 0,
     }
 }
 
