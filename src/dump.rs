@@ -51,6 +51,9 @@ use std::{path::PathBuf, time::Duration};
 use tracking::Tracking;
 use write::Write;
 
+/// Bytes of memory that are not worth a look before the stop.
+const LITTLE: u64 = 4 << 20;
+
 /// The longest stop that is allowed where nothing else is said.
 pub const MAX_PAUSE: Duration = Duration::from_millis(20);
 
@@ -203,6 +206,9 @@ struct Session<'o> {
     leave: bool,
     /// Whether locks stay from one image to the next, and those that did.
     lasting: Option<Option<Locks>>,
+    /// Where those find room who make one image after the other, and bytes of memory that were copied last.
+    staging: Option<copy::Staging>,
+    copied: Option<u64>,
     /// Told whenever the tree stands still and is locked, before anything of it is looked at.
     stands: Option<Stands<'o>>,
 }
@@ -255,7 +261,7 @@ impl<'o> Session<'o> {
         }
         let (network, recall, base) = (seen.network, seen.recall, Duration::from_millis(5));
         let birth = Birth::of(options.pid)?;
-        Ok(Session { options, begun, phases, network, recall, birth, tracking: None, base, manner: Manner::Hold, leave: false, lasting: None, stands: None })
+        Ok(Session { options, begun, phases, network, recall, birth, tracking: None, base, manner: Manner::Hold, leave: false, lasting: None, staging: None, copied: None, stands: None })
     }
 
     /// Has the memory of the tree watched from now on.
@@ -279,7 +285,9 @@ impl<'o> Session<'o> {
         let mut id = [0u8; 16];
         std::io::Read::read_exact(&mut File::open("/dev/urandom")?, &mut id)?;
         let mut rounds = None;
-        if let Some(tracking) = self.tracking.as_mut().filter(|t| !self.leave && !t.tracker.still()) {
+        // What has changed in the moment since the last one is copied in the stop as fast as it is found while the tree runs.
+        let little = self.lasting.is_some() && self.copied.is_some_and(|copied| copied <= LITTLE);
+        if let Some(tracking) = self.tracking.as_mut().filter(|t| !self.leave && !little && !t.tracker.still()) {
             let allowed = (options.live.unwrap_or(MAX_PAUSE), self.base);
             let copied =
                 phase(report, &mut phases, "rounds", |report| copy_rounds(options, (tracking, &mut self.recall), &target, allowed, report));
@@ -287,6 +295,7 @@ impl<'o> Session<'o> {
         }
         let expected = match rounds {
             Some(rounds) => rounds.expected(),
+            None if little => 2 * LITTLE,
             None if self.leave => 0,
             None => tree::extent(options.pid).1,
         };
@@ -294,7 +303,7 @@ impl<'o> Session<'o> {
             target.reserve(copy::image_bytes(expected));
             let key = parent.as_ref().and_then(|p| p.inherited.as_ref()).map_or(&id, Inherited::id);
             let dedup = Dedup::with_room(key, expected / image::PAGE as u64);
-            Ok::<_, Error>((dedup, Room::prepare(&target, expected, then != Then::LetGo)?))
+            Ok::<_, Error>((dedup, Room::prepare(&target, expected, then != Then::LetGo, self.staging.take())?))
         })?;
         if self.tracking.is_none() && then == Then::LetGo {
             self.recall.glance = Glance::at(&processes(options.pid));
@@ -347,9 +356,15 @@ impl<'o> Session<'o> {
         if late {
             return Err(Error::other("asynchronous I/O was under way and has ended while the tree was being saved").help("try again"));
         }
+        let staging = room.keep();
         phase(report, &mut phases, "flush", |_| target.commit())?;
+        let laid = self.tracking.as_ref().map_or(0, |t| Laid::bytes(&t.wanted));
+        let memory_bytes = captured.bytes + laid + rest.bytes();
+        let inherited_bytes = summary.pages.parent * image::PAGE as u64;
         if let (Some(lasting), Then::LetGo) = (&mut self.lasting, then) {
             *lasting = locks.take();
+            self.staging = staging;
+            self.copied = Some(memory_bytes.saturating_sub(inherited_bytes));
         }
         let mut standing = None;
         let source = match held.take() {
@@ -369,14 +384,13 @@ impl<'o> Session<'o> {
         if rounds.is_some_and(|r| r.end == End::Restless) {
             report.note("memory is written about as fast as it can be copied: the last stop took what was left");
         }
-        let laid = self.tracking.as_ref().map_or(0, |t| Laid::bytes(&t.wanted));
         let outcome = Outcome {
             pause: pause.unwrap_or_else(|| stopped.elapsed()),
             stops: rounds.map(|r| r.stop).filter(|s| !s.is_zero()),
             rounds: rounds.map_or(0, |r| r.count),
             total: self.begun.elapsed(),
-            memory_bytes: captured.bytes + laid + rest.bytes(),
-            inherited_bytes: summary.pages.parent * image::PAGE as u64,
+            memory_bytes,
+            inherited_bytes,
             image_bytes: summary.bytes,
             tasks: captured.tree.processes.iter().map(|p| p.threads.len().max(1) as u32).sum(),
             processes: captured.tree.processes.len() as u32,

@@ -39,7 +39,7 @@ mod beat;
 mod fence;
 mod fit;
 mod frame;
-mod gate;
+pub mod gate;
 mod lease;
 pub mod protect;
 mod record;

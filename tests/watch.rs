@@ -5,7 +5,7 @@ use crate::lab::{Lab, SOON, until};
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -58,7 +58,8 @@ fn noted(hosts: &Hosts) -> String {
 /// Watched from the first host by the second.
 struct Watched {
     meio: Child,
-    said: std::path::PathBuf,
+    said: PathBuf,
+    out: PathBuf,
 }
 
 impl Watched {
@@ -73,14 +74,16 @@ impl Watched {
         let mut command = hosts.hosts[0].command(Path::new(crate::MEIO));
         command.args(["watch", "-v", "--known-hosts", &known, "--identity", &key, "--remote-path", crate::MEIO]);
         command.args(["--standby", &hosts.hosts[1].address, "--vip", VIP]).args(more).arg(pid.to_string());
-        let meio = command.stdout(Stdio::piped()).stderr(fs::File::create(&said).expect("a file")).spawn().expect("meio starts");
-        let watched = Watched { meio, said };
-        assert!(until(SOON, || watched.said().contains("\n  protected: ")), "{}\n{}\n{}", watched.said(), noted(hosts), lab.log());
+        let out = Stdio::from(fs::File::create(lab.path("watch.out")).expect("a file"));
+        let meio = command.stdout(out).stderr(fs::File::create(&said).expect("a file")).spawn().expect("meio starts");
+        let watched = Watched { meio, said, out: lab.path("watch.out") };
+        assert!(until(SOON, || watched.said().contains("protected: if this host is lost, it goes on")), "{}\n{}\n{}", watched.said(), noted(hosts), lab.log());
         watched
     }
 
     fn said(&self) -> String {
-        fs::read_to_string(&self.said).unwrap_or_default()
+        let text = |path| fs::read_to_string(path).unwrap_or_default();
+        text(&self.said) + &text(&self.out)
     }
 }
 
@@ -148,9 +151,62 @@ crate::alone! {
         let _ = watched.meio.wait();
         assert!(counter.go_on(100), "it does not go on: {}\n{}\n{}", watched.said(), noted(&hosts), lab.log());
         let (seen, stall) = counter.end();
-        println!("#### {} answers, the longest break {stall:.0?}\n{}\n{}", seen.len(), watched.said(), noted(&hosts));
+        println!("hold: {} answers, the longest break {stall:.0?}", seen.len());
+        if std::env::var("DBG").is_ok() {std::fs::write("/tmp/hold-last.txt", format!("{}\n{}", watched.said(), noted(&hosts))).unwrap();}
         assert_eq!(ask("GET one").map(|_| ()), Some(()));
         assert!(hosts.hosts[1].runs(pid));
+    }
+
+    /// A meio that is killed leaves nothing that answers: its tree's packets go nowhere, its address goes.
+    fn a_connection_that_outlives_its_meio() {
+        let lab = Lab::new("watch-hold-kill");
+        let (hosts, pid) = redis(&lab);
+        let mut watched = Watched::with(&lab, &hosts, pid, &["--name", "web"]);
+        let counter = Counter::begin();
+        assert!(counter.go_on(100), "{}\n{}", watched.said(), noted(&hosts));
+        hosts.hosts[0].plain("kill", &["-KILL", &oldest(&hosts.hosts[0])]);
+        let _ = watched.meio.wait();
+        assert!(counter.go_on(100), "it does not go on: {}\n{}\n{}", watched.said(), noted(&hosts), lab.log());
+        let (seen, stall) = counter.end();
+        println!("hold: {} answers, the longest break {stall:.0?}", seen.len());
+        assert!(!has_address(&hosts.hosts[0]) && has_address(&hosts.hosts[1]) && hosts.hosts[1].runs(pid));
+        // The tree is still there, and mute until somebody says that it may speak.
+        assert!(hosts.hosts[0].runs(pid));
+        let unlocked = hosts.hosts[0].plain(crate::MEIO, &["check", "--unlock", "web"]);
+        assert_eq!(unlocked.trim(), "1 network lock opened");
+    }
+
+    /// What has no epoch that the standby has does not get out, and does as soon as it has.
+    fn answers_that_wait() {
+        let lab = Lab::new("watch-hold-wait");
+        let (hosts, pid) = redis(&lab);
+        let mut watched = Watched::with(&lab, &hosts, pid, &["--timeout", "20s", "--json", "--name", "wait"]);
+        let mut stream = TcpStream::connect(format!("{SERVICE}:6379")).expect("it answers");
+        let mut lines = BufReader::new(stream.try_clone().expect("a descriptor"));
+        let mut ask = |limit| {
+            stream.write_all(b"INCR waits\r\n").expect("sent");
+            stream.set_read_timeout(Some(limit)).expect("option");
+            let mut line = String::new();
+            lines.read_line(&mut line).map(|_| line.trim().to_owned())
+        };
+        assert_eq!(ask(SOON).expect("an answer"), ":1");
+        let standby = oldest(&hosts.hosts[1]);
+        hosts.hosts[1].plain("kill", &["-STOP", &standby]);
+        assert!(ask(Duration::from_millis(800)).is_err(), "it has answered");
+        hosts.hosts[1].plain("kill", &["-CONT", &standby]);
+        let mut line = String::new();
+        stream.set_read_timeout(Some(SOON)).expect("option");
+        lines.read_line(&mut line).expect("an answer");
+        assert_eq!(line.trim(), ":2");
+        // Without a watch nothing waits, and nothing of it is left.
+        hosts.hosts[0].plain("kill", &["-INT", &oldest(&hosts.hosts[0])]);
+        let _ = watched.meio.wait().expect("it ends");
+        let said = fs::read_to_string(&watched.out).expect("what it said");
+        let said: serde_json::Value = serde_json::from_str(said.lines().last().expect("a line")).expect("JSON");
+        assert!(said["held"]["packets"].as_u64() > Some(1) && said["held"]["longest_ms"].as_f64() > Some(500.0), "{said}");
+        assert!(count().is_some() && hosts.hosts[0].runs(pid));
+        let unlocked = hosts.hosts[0].command(Path::new(crate::MEIO)).args(["check", "--unlock", "wait"]).output().expect("it starts");
+        assert!(!unlocked.status.success(), "a lock was left");
     }
 
     /// Everything on the first host ends at once: the second one goes on, at the same address.

@@ -7,6 +7,7 @@ use crate::error::{Error, Kind, Result};
 use crate::migrate::address::Address;
 use crate::resource::socket::choice::Choice;
 use crate::transport::Destination;
+use crate::watch::gate::Held;
 use crate::watch::protect::{self, Options, Outcome};
 use crate::watch::state::{Guarantee, Limits, OnLoss};
 use serde_json::json;
@@ -181,9 +182,21 @@ fn result(o: &Outcome) -> serde_json::Value {
         "bytes": o.bytes,
         "stop_ms": figures::ms(o.longest),
         "median_stop_ms": figures::ms(median(o)),
+        "held": o.held.as_ref().map(held),
         "source": if o.demoted { "stopped" } else { "running" },
         "host": o.host,
         "warnings": o.warnings,
+    })
+}
+
+fn held(held: &Held) -> serde_json::Value {
+    let (waits, lost) = (&held.waits, held.lost);
+    json!({
+        "packets": waits.count(),
+        "median_ms": figures::ms(waits.quantile(0.5)),
+        "p99_ms": figures::ms(waits.quantile(0.99)),
+        "longest_ms": figures::ms(waits.longest()),
+        "lost": lost,
     })
 }
 
@@ -196,6 +209,10 @@ fn closing(o: &Outcome) -> String {
         figures::time(median(o)),
         figures::time(o.longest)
     );
+    let what = match o.held.as_ref().filter(|held| held.waits.count() > 0) {
+        Some(held) => format!("{what}; {held}"),
+        None => what,
+    };
     match o.demoted {
         true => format!("{} has taken over: the tree stands still here; {what}", o.host),
         false => format!("the watch is over, the tree goes on here, and nobody stands by; {what}"),

@@ -56,6 +56,7 @@ pub fn run() -> Result<()> {
     };
     peer.open_bulk()?;
     let spool = Spool::begin(&plan.spool, &watch.to_le_bytes(), peer.receiver()?, None, Keep::Needed)?;
+    spool.wakes(peer.link.waker());
     let machine = Standby::begin(generation, instance, limits);
     let mut agent = Agent {
         machine,
