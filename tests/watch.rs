@@ -77,7 +77,13 @@ impl Watched {
         let out = Stdio::from(fs::File::create(lab.path("watch.out")).expect("a file"));
         let meio = command.stdout(out).stderr(fs::File::create(&said).expect("a file")).spawn().expect("meio starts");
         let watched = Watched { meio, said, out: lab.path("watch.out") };
-        assert!(until(SOON, || watched.said().contains("protected: if this host is lost, it goes on")), "{}\n{}\n{}", watched.said(), noted(hosts), lab.log());
+        assert!(
+            until(SOON, || watched.said().contains("protected: if this host is lost, it goes on")),
+            "{}\n{}\n{}",
+            watched.said(),
+            noted(hosts),
+            lab.log()
+        );
         watched
     }
 
@@ -152,7 +158,6 @@ crate::alone! {
         assert!(counter.go_on(100), "it does not go on: {}\n{}\n{}", watched.said(), noted(&hosts), lab.log());
         let (seen, stall) = counter.end();
         println!("hold: {} answers, the longest break {stall:.0?}", seen.len());
-        if std::env::var("DBG").is_ok() {std::fs::write("/tmp/hold-last.txt", format!("{}\n{}", watched.said(), noted(&hosts))).unwrap();}
         assert_eq!(ask("GET one").map(|_| ()), Some(()));
         assert!(hosts.hosts[1].runs(pid));
     }

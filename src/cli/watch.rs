@@ -17,7 +17,11 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 ///
 /// Logs in to the standby by SSH, where a meio is started that stays; copies the tree while it runs, and what has changed again and
 /// again: each copy is an epoch. When nothing is heard of this host any more, by its link and by heartbeats, the standby goes on
-/// from the last whole epoch: with the guarantee "hot" connections that there were are broken off, and new ones answered.
+/// from the last whole epoch.
+///
+/// With the guarantee "hold" connections go on with it, and nothing that a client was told is forgotten: what leaves the service
+/// address waits until the standby has the epoch that it came of, which begins as soon as something waits. With "hot" nothing waits;
+/// connections that there were are broken off, and new ones answered.
 ///
 /// The service address (--vip) is here as long as the standby is heard: this host gives it up, also when meio was stopped, before
 /// the standby may take it.
@@ -25,9 +29,10 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 /// SIGUSR1 has an epoch begin at once. Ends when the tree does, or on ^C: then the tree goes on here, and nobody stands by.
 ///
 /// With --json the last line has "epochs", "bytes", "stop_ms" (the longest stop), "median_stop_ms" (the first copy left out),
-/// "source" ("running", or "stopped" when the standby has taken over), "host" and "warnings".
+/// "held" (packets that waited, how long, and how many were lost for want of room; null where none had to), "source" ("running", or
+/// "stopped" when the standby has taken over), "host" and "warnings".
 #[derive(clap::Args)]
-#[command(after_long_help = "Examples:\n  meio watch --standby root@other --guarantee hot --vip 10.0.0.10/24@eth0 1234")]
+#[command(after_long_help = "Examples:\n  meio watch --standby root@other --vip 10.0.0.10/24@eth0 1234")]
 pub struct Watch {
     /// Root of the tree, or the name of a capsule
     #[arg(value_name = "PID|NAME", value_parser = target::parse)]

@@ -74,7 +74,8 @@ impl Waits {
     }
 
     fn go(&mut self, last: u32, now: Instant) {
-        while let Some((_, count, came)) = self.coming.pop_front_if(|(number, ..)| !is_after(*number, last)) {
+        let gone = self.coming.iter().take_while(|(number, ..)| !is_after(*number, last)).count();
+        for (_, count, came) in self.coming.drain(..gone) {
             let waited = now.saturating_duration_since(came);
             let step = (waited.as_micros() / STEP.as_micros()) as usize;
             self.counts[step.min(STEPS - 1)] += count;

@@ -1,6 +1,8 @@
 //! Locks at work, each in network namespaces that nobody else lives in. They need the rights of root; without them there
 //! is nothing to see.
 
+mod hold;
+
 use super::kept::{self, Owner};
 use super::*;
 use crate::sys::namespace::fresh_network;

@@ -90,11 +90,9 @@ impl Gate {
     /// What was said until this epoch may go out.
     pub fn release(&self, epoch: Mark) -> Result<()> {
         self.with(|hold, marks| {
-            let mut mark = None;
-            while let Some((_, last)) = marks.epochs.pop_front_if(|(of, _)| *of <= epoch) {
-                mark = Some(last);
-            }
-            mark.map_or(Ok(()), |mark| hold.release(mark))
+            let whole = marks.epochs.iter().take_while(|(of, _)| *of <= epoch).count();
+            let mark = marks.epochs.drain(..whole).next_back();
+            mark.map_or(Ok(()), |(_, mark)| hold.release(mark))
         })
     }
 

@@ -140,7 +140,7 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
         _claim: claim,
     };
     let thread = std::thread::Builder::new().name("watch".into()).spawn(move || end.run())?;
-    let tree = Tree { options, bulk, moving: None, events, waker, orders: to_tree, gate: gate.clone(), asked: 0 };
+    let tree = Tree { options, bulk, moving: None, events, waker, orders: to_tree, gate: gate.clone(), asked: 0, shown: None };
     let done = tree.serve(&mut outcome, report);
     let ended = thread.join().map_err(|_| Error::other("the watch has failed"));
     outcome.held = gate.held();
@@ -193,6 +193,25 @@ struct Tree<'o> {
     gate: Gate,
     /// How often it was asked to end.
     asked: u32,
+    /// When it was said last how things stand.
+    shown: Option<Instant>,
+}
+
+/// Tells of one epoch among many: of how it was made nobody wants to know.
+struct Steady<'r>(&'r mut dyn Report);
+
+impl Report for Steady<'_> {
+    fn started(&mut self, _: &'static str) {}
+    fn ended(&mut self, _: &'static str, _: Duration) {}
+    fn bytes(&mut self, _: u64, _: Option<u64>) {}
+    fn note(&mut self, _: &str) {}
+    fn warning(&mut self, text: &str) {
+        self.0.warning(text);
+    }
+    fn last_words(&mut self, e: &Error) {
+        self.0.last_words(e);
+    }
+    fn clear(&mut self) {}
 }
 
 impl Tree<'_> {
@@ -236,7 +255,10 @@ impl Tree<'_> {
                         report.note(&held.to_string());
                     }
                 }
-                Ok(Order::Whole) => outcome.epochs += 1,
+                Ok(Order::Whole) => {
+                    outcome.epochs += 1;
+                    self.show(outcome, report);
+                }
                 Ok(Order::End(done)) => return failed.filter(|_| self.asked == 0 && !outcome.demoted).map_or(done, Err),
                 Err(std::sync::mpsc::RecvTimeoutError::Timeout) => {}
                 Err(_) => return Err(Error::other("the watch has failed")),
@@ -256,6 +278,8 @@ impl Tree<'_> {
             signal::pass();
         }
         let moving = self.moving.as_mut().ok_or_else(|| Error::other("there is nothing to go on from"))?;
+        let mut steady = Steady(report);
+        let report: &mut dyn Report = if mark.number > 1 { &mut steady } else { steady.0 };
         let made = self.bulk.item(|pipe| moving.round(pipe, report))?;
         let stop = made.pause.max(made.stops.unwrap_or_default());
         outcome.bytes += made.image_bytes;
@@ -264,6 +288,18 @@ impl Tree<'_> {
             outcome.stops.push(stop);
         }
         Ok(())
+    }
+
+    /// How things stand, now and then.
+    fn show(&mut self, outcome: &Outcome, report: &mut dyn Report) {
+        const OFTEN: Duration = Duration::from_secs(1);
+        if self.shown.is_some_and(|shown| shown.elapsed() < OFTEN) {
+            return;
+        }
+        self.shown = Some(Instant::now());
+        let stop = outcome.stops.last().copied().unwrap_or_default();
+        let held = self.gate.held().map_or(String::new(), |held| format!("; {held}"));
+        report.standing(&format!("epochs that {} has: {}; the last stop took {stop:.1?}{held}", outcome.host, outcome.epochs));
     }
 
     /// Somebody else answers: it stands still, and is there to be looked at.
