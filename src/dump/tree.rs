@@ -55,7 +55,7 @@ pub fn survey(pids: &[i32], capture: &mut Capture) -> Result<Vec<Process>> {
             if let (false, Some(process)) = (ended, seen.last_mut()) {
                 process.places = namespace::survey(pid, Look::Running, capture)?;
                 process.threads = read::tasks(pid)?.into_iter().map(|tid| Thread { tid, ..Thread::default() }).collect();
-                let (space, vmas) = memory::survey(pid, capture)?;
+                let (space, vmas) = look_again(pid, capture, |capture| memory::survey(pid, capture))?;
                 process.memory = Some(space);
                 let _ = Foothold::find(pid, &vmas, 0, &mut capture.recall.footholds); // known when it stands still
                 capture.recall.footholds.forget_misses();
@@ -79,6 +79,22 @@ pub fn survey(pids: &[i32], capture: &mut Capture) -> Result<Vec<Process>> {
     // Likewise.
     let _ = descriptor::settle(&tree, capture);
     Ok(seen)
+}
+
+/// Looks until nothing went away meanwhile: a busy server takes mappings and gives them back all the time.
+fn look_again<T>(pid: i32, capture: &mut Capture, mut look: impl FnMut(&mut Capture) -> Result<T>) -> Result<T> {
+    const TIMES: usize = 10;
+    let before = capture.refusals.len();
+    let mut seen = look(capture);
+    for _ in 1..TIMES {
+        match &seen {
+            Err(e) if e.kind != Failure::Permission && !super::ended(pid) => {}
+            _ => break,
+        }
+        capture.refusals.truncate(before);
+        seen = look(capture);
+    }
+    seen
 }
 
 /// Leaves out what has ended while it was looked at, and was seen in part only. What it leaves behind is the root's for now.

@@ -108,6 +108,7 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
         begun,
         machine,
         peer,
+        linked: true,
         moving: None,
         bulk: None,
         standing: None,
@@ -136,6 +137,8 @@ struct End<'o> {
     begun: Instant,
     machine: Source,
     peer: Peer,
+    /// That the link is lost is said once: from then on time goes by.
+    linked: bool,
     moving: Option<Moving<'o>>,
     bulk: Option<Bulk>,
     standing: Option<Standing>,
@@ -184,6 +187,10 @@ impl End<'_> {
 
     /// What the target says, or that nothing came.
     fn hear(&mut self, limit: Duration, report: &mut dyn Report) -> Event {
+        if !self.linked {
+            std::thread::sleep(limit);
+            return Event::Tick;
+        }
         match self.peer.link.receive(Some(limit)) {
             Ok(frame) if frame.kind == MOVE => match unpack::<Frame>(&frame.payload) {
                 Ok(heard) if heard.id == self.id => {
@@ -206,7 +213,7 @@ impl End<'_> {
             Err(_) if self.peer.link.failure().is_none() => Event::Tick, // nothing came
             Err(e) => {
                 self.error.get_or_insert(e);
-                std::thread::sleep(Duration::from_millis(5));
+                self.linked = false;
                 Event::LinkLost
             }
         }
@@ -300,7 +307,7 @@ impl End<'_> {
                 return None;
             }
             // The target that is ready waits for a while, but its agent ends with the link: the tree is asked for by --resume.
-            Action::Link => return Some(Event::LinkLost),
+            Action::Link => return Some(Event::Stuck("the link was lost when it may have been told to run there".to_owned())),
             _ => return None,
         };
         Some(done.unwrap_or_else(|e| self.failed(e)))

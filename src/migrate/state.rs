@@ -163,7 +163,7 @@ pub enum Event {
     Thawed,
     /// Source: nothing is left of it.
     Reaped,
-    /// Source: it could not be let go on, or be ended.
+    /// Source: it could not be let go on, or be ended; or no other link can be made.
     Stuck(String),
 }
 
@@ -189,7 +189,7 @@ pub enum Action {
     Reap,
     /// Source: take the record away.
     Forget,
-    /// Source: make a new link. Answer: `Linked`, `LinkLost`.
+    /// Source: make a new link. Answer: `Linked`, `LinkLost`, `Stuck`.
     Link,
     /// Source: this is how it ended.
     Report(Outcome),

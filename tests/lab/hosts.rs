@@ -190,11 +190,12 @@ impl Host {
         text.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with(['Z', 'X']))
     }
 
-    /// Whether a process of this pid runs in it: it is there, and stands not still.
+    /// Whether a process of this pid runs in it: it is there, stands not still, and is not just being made or held by meio.
     pub fn runs(&self, pid: i32) -> bool {
-        let done = self.command(Path::new("cat")).arg(format!("/proc/{pid}/stat")).output().expect("nsenter starts");
+        let done = self.command(Path::new("cat")).arg(format!("/proc/{pid}/status")).output().expect("nsenter starts");
         let text = String::from_utf8_lossy(&done.stdout).into_owned();
-        text.rsplit(") ").next().is_some_and(|rest| rest.starts_with(['R', 'S', 'D']))
+        let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim();
+        field("State:").starts_with(['R', 'S', 'D']) && field("TracerPid:") == "0"
     }
 
     /// Everything in it ends at once, like a machine that loses its power.

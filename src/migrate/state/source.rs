@@ -232,6 +232,7 @@ impl Source {
                 Became::Pending => Vec::new(),
             },
             Event::Interrupted => self.give_up("interrupted", false),
+            Event::Stuck(why) => self.give_up(&why, false),
             Event::Linked => {
                 self.again = now + self.limits.again;
                 vec![Action::Send(word())]

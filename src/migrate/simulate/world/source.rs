@@ -55,6 +55,7 @@ impl World {
                 None
             }
             Action::Link if self.fails(300) => Some(Event::LinkLost),
+            Action::Link if self.fails(100) => Some(Event::Stuck("there is no other".into())),
             Action::Link => {
                 let link = self.connect();
                 self.source.as_mut()?.link = Some(link);
