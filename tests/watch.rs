@@ -143,6 +143,22 @@ impl Counter {
     }
 }
 
+/// The second host is lost; in the end the client that had connected before goes on.
+fn alone_with(choice: &str, told: &str, then: impl FnOnce(&Hosts, &Counter)) {
+    let lab = Lab::new("watch-alone");
+    let (mut hosts, pid) = redis(&lab);
+    let watched = Watched::with(&lab, &hosts, pid, &["--on-standby-loss", choice]);
+    let counter = Counter::begin();
+    assert!(counter.go_on(20), "{}\n{}", watched.said(), noted(&hosts));
+    hosts.wire(1, false);
+    hosts.hosts[1].fail();
+    assert!(until(SOON, || watched.said().contains(told)), "{}", watched.said());
+    then(&hosts, &counter);
+    assert!(counter.go_on(20), "it does not go on: {}", watched.said());
+    counter.end();
+    assert!(has_address(&hosts.hosts[0]) && hosts.hosts[0].runs(pid));
+}
+
 crate::alone! {
     /// With what is held a client notices nothing but a while: its connection goes on, and what it was told holds.
     fn a_connection_that_outlives_its_host() {
@@ -212,6 +228,22 @@ crate::alone! {
         assert!(count().is_some() && hosts.hosts[0].runs(pid));
         let unlocked = hosts.hosts[0].command(Path::new(crate::MEIO)).args(["check", "--unlock", "wait"]).output().expect("it starts");
         assert!(!unlocked.status.success(), "a lock was left");
+    }
+
+    /// A standby that is lost may be about to take over: nobody answers until somebody says so.
+    fn a_standby_that_is_lost() {
+        alone_with("hold", "nobody answers here", |hosts, counter| {
+            assert!(until(SOON, || !has_address(&hosts.hosts[0])), "the address is kept");
+            let before = counter.answers.load(Ordering::Relaxed);
+            std::thread::sleep(Duration::from_millis(300));
+            assert_eq!(counter.answers.load(Ordering::Relaxed), before);
+            hosts.hosts[0].plain("kill", &["-INT", &oldest(&hosts.hosts[0])]);
+        });
+    }
+
+    /// The same, when the service is to go on alone.
+    fn a_standby_that_is_lost_and_not_waited_for() {
+        alone_with("continue", "it goes on alone", |_, _| {});
     }
 
     /// Everything on the first host ends at once: the second one goes on, at the same address.

@@ -263,8 +263,9 @@ impl Standby {
             }
             (Phase::Placing, Event::Placed) => (Phase::Probing, Action::Probe),
             (Phase::Probing, Event::Probed(true)) => (Phase::Raising, Action::Raise),
+            // Whoever has it is about to give it up.
             (Phase::Probing, Event::Probed(false)) => {
-                self.again = Some(now + self.limits.again);
+                self.again = Some(now + self.limits.beat);
                 (Phase::Probing, Action::Say(Said::Taken))
             }
             // A connection can be made only at an address that is here.
