@@ -55,6 +55,12 @@ fn noted(hosts: &Hosts) -> String {
     String::from_utf8_lossy(&done.expect("nsenter starts").stdout).into_owned()
 }
 
+/// What is said when the standby can take over.
+const PROTECTED: &str = "protected: if this host is lost, it goes on";
+
+/// Where many other tests run beside this one, silence of a second may be none.
+const SLOW: &[&str] = &["--timeout", "2500ms"];
+
 /// Watched from the first host by the second.
 struct Watched {
     meio: Child,
@@ -77,14 +83,14 @@ impl Watched {
         let out = Stdio::from(fs::File::create(lab.path("watch.out")).expect("a file"));
         let meio = command.stdout(out).stderr(fs::File::create(&said).expect("a file")).spawn().expect("meio starts");
         let watched = Watched { meio, said, out: lab.path("watch.out") };
-        assert!(
-            until(SOON, || watched.said().contains("protected: if this host is lost, it goes on")),
-            "{}\n{}\n{}",
-            watched.said(),
-            noted(hosts),
-            lab.log()
-        );
+        assert!(until(SOON, || watched.said().contains(PROTECTED)), "{}\n{}\n{}", watched.said(), noted(hosts), lab.log());
         watched
+    }
+
+    /// Whether the standby could take over, as far as it was said.
+    fn is_protected(&self) -> bool {
+        let said = self.said();
+        said.rfind("protected: if this host is lost").is_some_and(|at| said[at..].starts_with(PROTECTED))
     }
 
     fn said(&self) -> String {
@@ -134,12 +140,15 @@ impl Counter {
         until(Duration::from_secs(60), || self.thread.is_finished() || self.answers.load(Ordering::Relaxed) >= wanted)
     }
 
-    /// All answers, and the longest time between two of them.
-    fn end(self) -> (Vec<(Instant, u64)>, Duration) {
+    /// In the end: what it saw.
+    fn end(self) {
         self.stop.store(true, Ordering::Relaxed);
         let seen = self.thread.join().expect("it ends").unwrap_or_else(|e| panic!("{e}"));
-        let stall = seen.windows(2).map(|two| two[1].0 - two[0].0).max().unwrap_or_default();
-        (seen, stall)
+        let mut gaps: Vec<Duration> = seen.windows(2).map(|two| two[1].0 - two[0].0).collect();
+        gaps.sort();
+        let at = |part: usize| gaps.get(gaps.len() * part / 100).copied().unwrap_or_default();
+        let longest = gaps.last().copied().unwrap_or_default();
+        println!("hold: {} answers, one after {:.1?} (median), {:.1?} (90 of 100), {longest:.0?} at most", seen.len(), at(50), at(90));
     }
 }
 
@@ -164,16 +173,17 @@ crate::alone! {
     fn a_connection_that_outlives_its_host() {
         let lab = Lab::new("watch-hold");
         let (mut hosts, pid) = redis(&lab);
-        let mut watched = Watched::with(&lab, &hosts, pid, &[]);
+        let mut watched = Watched::with(&lab, &hosts, pid, SLOW);
         let counter = Counter::begin();
         assert!(counter.go_on(100), "{}\n{}", watched.said(), noted(&hosts));
+        // A machine that was busy for long may have had the standby begin anew.
+        assert!(until(SOON, || watched.is_protected()), "{}", watched.said());
         // A kernel that goes on says for a while who had the address: what is to be said at the end is held.
         hosts.wire(0, false);
         hosts.hosts[0].fail();
         let _ = watched.meio.wait();
         assert!(counter.go_on(100), "it does not go on: {}\n{}\n{}", watched.said(), noted(&hosts), lab.log());
-        let (seen, stall) = counter.end();
-        println!("hold: {} answers, the longest break {stall:.0?}", seen.len());
+        counter.end();
         assert_eq!(ask("GET one").map(|_| ()), Some(()));
         assert!(hosts.hosts[1].runs(pid));
     }
@@ -182,14 +192,14 @@ crate::alone! {
     fn a_connection_that_outlives_its_meio() {
         let lab = Lab::new("watch-hold-kill");
         let (hosts, pid) = redis(&lab);
-        let mut watched = Watched::with(&lab, &hosts, pid, &["--name", "web"]);
+        let mut watched = Watched::with(&lab, &hosts, pid, &[SLOW, &["--name", "web"]].concat());
         let counter = Counter::begin();
         assert!(counter.go_on(100), "{}\n{}", watched.said(), noted(&hosts));
+        assert!(until(SOON, || watched.is_protected()), "{}", watched.said());
         hosts.hosts[0].plain("kill", &["-KILL", &oldest(&hosts.hosts[0])]);
         let _ = watched.meio.wait();
         assert!(counter.go_on(100), "it does not go on: {}\n{}\n{}", watched.said(), noted(&hosts), lab.log());
-        let (seen, stall) = counter.end();
-        println!("hold: {} answers, the longest break {stall:.0?}", seen.len());
+        counter.end();
         assert!(!has_address(&hosts.hosts[0]) && has_address(&hosts.hosts[1]) && hosts.hosts[1].runs(pid));
         // The tree is still there, and mute until somebody says that it may speak.
         assert!(hosts.hosts[0].runs(pid));

@@ -234,7 +234,7 @@ impl NetLock {
             // Notices of what has gone only take up room.
             let _ = queue.notices(&mut [0; 4 << 10], |_| {});
         }
-        Ok(Opened { packets: opened.packets - before.0, lost: opened.lost - before.1 })
+        Ok(Opened { packets: opened.packets.wrapping_sub(before.0), lost: opened.lost.wrapping_sub(before.1) })
     }
 
     /// Does something that lets later packets pass; what comes until then is let in at once, lest those overtake it: whoever

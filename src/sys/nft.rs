@@ -367,7 +367,7 @@ impl Batch {
 
 /// `NFTNL_UDATA_TABLE_COMMENT`: type, length, text with its zero byte.
 fn userdata(comment: &str) -> Vec<u8> {
-    let text: String = comment.chars().take(120).filter(char::is_ascii).collect();
+    let text: String = comment.chars().take(200).filter(char::is_ascii).collect();
     [&[0, text.len() as u8 + 1], text.as_bytes(), &[0]].concat()
 }
 
@@ -415,7 +415,7 @@ mod tests {
         assert_eq!(comment(&userdata("meio: image 12")).as_deref(), Some("meio: image 12"));
         assert_eq!(comment(&[1, 2, 9, 9, 0, 2, b'a', 0]).as_deref(), Some("a"));
         assert_eq!(comment(&[0, 200, b'a']), None);
-        assert_eq!(comment(&userdata(&"x".repeat(500))).map(|c| c.len()), Some(120));
+        assert_eq!(comment(&userdata(&"x".repeat(500))).map(|c| c.len()), Some(200));
     }
 
     #[test]

@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 type Order = u64;
 /// For good, whatever becomes of meio.
 const FREE: Order = Order::MAX;
+/// What is held is this meio's.
+const OURS: Order = FREE - 1;
 /// Not even now.
 const HIDDEN: Order = 0;
 
@@ -38,7 +40,12 @@ impl Lease {
 
     /// They are up until then.
     pub fn until(&self, until: Duration) -> Result<()> {
-        self.tell((until.as_nanos() as Order).clamp(1, FREE - 1))
+        self.tell((until.as_nanos() as Order).clamp(1, OURS - 1))
+    }
+
+    /// What leaves them is held under the name of the watch, or may be at any time.
+    pub fn holds(&self) -> Result<()> {
+        self.tell(OURS)
     }
 
     /// They are up for good.
@@ -54,7 +61,7 @@ impl Lease {
 
 fn keep(addresses: &[Address], begun: Instant, held: Option<&str>, orders: &OwnedFd) {
     ignore_signals();
-    let (mut until, mut up) = (FREE, true);
+    let (mut until, mut up, mut ours) = (FREE, true, false);
     loop {
         let left = Duration::from_nanos(until).saturating_sub(begun.elapsed());
         let down = until != FREE && left.is_zero();
@@ -79,10 +86,13 @@ fn keep(addresses: &[Address], begun: Instant, held: Option<&str>, orders: &Owne
         }
         let mut order = [0; size_of::<Order>()];
         match nix::unistd::read(orders, &mut order) {
-            Ok(n) if n == order.len() => until = Order::from_ne_bytes(order),
+            Ok(n) if n == order.len() => match Order::from_ne_bytes(order) {
+                OURS => ours = true,
+                order => until = order,
+            },
             Ok(0) => {
                 // Nobody is there any more who could renew it.
-                if let Some(watch) = held {
+                if let Some(watch) = held.filter(|_| ours) {
                     orphaned(watch, until == FREE);
                 } else if until != FREE {
                     std::thread::sleep(Duration::from_nanos(until).saturating_sub(begun.elapsed()));

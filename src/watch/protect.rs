@@ -110,6 +110,7 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     let waker = peer.link.waker();
     let came = waker.clone();
     let gate = Gate::prepare(options.limits.guarantee, &options.name, &options.addresses, move || came.wake())?;
+    lease.holds()?;
     let (record, beats, warnings) = phase(report, &mut phases, "standby", |_| agree(options, &store, &mut peer, plan, &key))?;
     peer.open_bulk()?;
     let bulk = Bulk::new(peer.sender()?);
