@@ -65,7 +65,9 @@ pub fn alone(name: &str, body: impl FnOnce()) {
 /// What the test said, without the frame that the test harness puts around it.
 fn remarks(text: &str) -> String {
     text.lines()
-        .filter(|line| line.contains("skipped") || ["survive: ", "journey: ", "chains: "].iter().any(|word| line.starts_with(word)))
+        .filter(|line| {
+            line.contains("skipped") || ["survive: ", "journey: ", "chains: ", "hold: "].iter().any(|word| line.starts_with(word))
+        })
         .map(|line| format!("{line}\n"))
         .collect()
 }
