@@ -19,6 +19,8 @@ use std::time::{Duration, Instant};
 pub const ALIVE: u16 = 1;
 /// How long the other end may be silent, unless somebody says otherwise.
 pub const PATIENCE: Duration = Duration::from_secs(10);
+/// How often an end that has nothing to say says so, and looks how long the other one has been silent.
+const BEAT: Duration = Duration::from_millis(250);
 /// Bytes of frames that wait to be received; who sends more waits until some were.
 const WAITING: usize = 32 << 20;
 
@@ -47,6 +49,8 @@ struct State {
     said: Instant,
     patience: Duration,
     closed: bool,
+    /// Who waits for a frame is to look at something else.
+    woken: bool,
     /// Others that cannot go on without the link.
     also: Vec<Arc<Stop>>,
 }
@@ -71,6 +75,7 @@ impl Link {
             said: Instant::now(),
             patience: PATIENCE,
             closed: false,
+            woken: false,
             also: Vec::new(),
         };
         let shared = Arc::new(Shared {
@@ -103,7 +108,12 @@ impl Link {
     /// # Errors
     /// When nothing comes in that time, or when the link has failed; what came before is received first.
     pub fn receive(&mut self, limit: Option<Duration>) -> Result<Frame> {
-        self.shared.take(limit, |f| (FIRST_KIND..BESIDE).contains(&f.kind))
+        self.shared.take_until(limit, true, |f| (FIRST_KIND..BESIDE).contains(&f.kind))
+    }
+
+    /// Ends a wait of [`Link::receive`], or the next one, before its time.
+    pub fn waker(&self) -> Waker {
+        Waker(self.shared.clone())
     }
 
     /// The next message if it is there.
@@ -115,8 +125,7 @@ impl Link {
     }
 
     /// How long the other end may be silent, and how long it may take nothing, until it counts as dead. It says
-    /// something every second when all is well.
-    #[cfg(test)] // a move has the usual patience
+    /// something four times a second when all is well.
     pub fn set_patience(&self, patience: Duration) {
         locked(&self.shared.state).patience = patience;
         locked(&self.shared.writer).set_patience(Some(patience));
@@ -160,6 +169,18 @@ impl Link {
     /// A second pair of ears for frames of kinds from [`BESIDE`] on.
     pub fn beside(&self) -> Beside {
         Beside(self.shared.clone())
+    }
+}
+
+/// Tells who waits for a frame that something else has happened.
+#[derive(Clone)]
+pub struct Waker(Arc<Shared>);
+
+impl Waker {
+    /// See [`Link::waker`].
+    pub fn wake(&self) {
+        locked(&self.0.state).woken = true;
+        self.0.changed.notify_all();
     }
 }
 
@@ -233,6 +254,11 @@ impl Shared {
     }
 
     fn take(&self, limit: Option<Duration>, wanted: fn(&Frame) -> bool) -> Result<Frame> {
+        self.take_until(limit, false, wanted)
+    }
+
+    /// `wakes`: a [`Waker`] ends it.
+    fn take_until(&self, limit: Option<Duration>, wakes: bool, wanted: fn(&Frame) -> bool) -> Result<Frame> {
         let end = limit.map(|l| Instant::now() + l);
         let mut state = locked(&self.state);
         loop {
@@ -240,7 +266,7 @@ impl Shared {
                 return Ok(frame);
             }
             let left = end.map(|e| e.saturating_duration_since(Instant::now()));
-            if left.is_some_and(|l| l.is_zero()) {
+            if left.is_some_and(|l| l.is_zero()) || wakes && std::mem::take(&mut state.woken) {
                 let limit = limit.unwrap_or_default();
                 return Err(Error::link(format!("{} has not answered for {limit:?}", self.name)));
             }
@@ -297,7 +323,7 @@ impl Shared {
             let patience = locked(&self.state).patience;
             // Patience may change while it waits: look again now and then.
             let begin = Instant::now();
-            let step = Duration::from_secs(1).min(patience);
+            let step = BEAT.min(patience);
             loop {
                 match wait(file.as_fd(), PollFlags::POLLIN, Some(step), &self.stop).context(|| "cannot wait for the link")? {
                     Wait::Ready => break,
@@ -323,7 +349,7 @@ impl Shared {
     fn beat(&self) {
         let mut state = locked(&self.state);
         while !state.closed && state.failed.is_none() {
-            let every = Duration::from_secs(1).min(state.patience / 4);
+            let every = BEAT.min(state.patience / 4);
             let silent = state.said.elapsed();
             if silent >= every {
                 drop(state);
@@ -371,6 +397,19 @@ mod tests {
     }
 
     #[test]
+    fn who_waits_can_be_woken() {
+        let (a, b) = UnixStream::pair().expect("a pair");
+        let (mut a, b) = (link(a), link(b));
+        let waker = a.waker();
+        std::thread::scope(|s| {
+            s.spawn(|| waker.wake());
+            assert!(a.receive(None).is_err() && a.failure().is_none());
+        });
+        b.send(&frame(16, b"word")).expect("sent");
+        assert_eq!(a.receive(None).expect("a frame"), frame(16, b"word"));
+    }
+
+    #[test]
     fn what_was_sent_before_the_end_is_received() {
         let (a, b) = UnixStream::pair().expect("a pair");
         let (a, mut b) = (link(a), link(b));
@@ -391,7 +430,7 @@ mod tests {
         drop(silent);
         let (a, b) = UnixStream::pair().expect("a pair");
         let (mut a, mut b) = (link(a), link(b));
-        // It says so every second, or oftener where it is asked to be impatient itself.
+        // It says so now and then, or oftener where it is asked to be impatient itself.
         a.set_patience(Duration::from_secs(8));
         std::thread::scope(|s| {
             s.spawn(|| drop(b.receive(Some(Duration::from_secs(3)))));
