@@ -711,7 +711,7 @@ _meio() {
                     return 0
                     ;;
                 --guarantee)
-                    COMPREPLY=($(compgen -W "hot" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "hold hot" -- "${cur}"))
                     return 0
                     ;;
                 --vip)

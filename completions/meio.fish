@@ -207,7 +207,8 @@ complete -c meio -n "__fish_meio_using_subcommand migrate" -l json -d 'Write one
 complete -c meio -n "__fish_meio_using_subcommand migrate" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c meio -n "__fish_meio_using_subcommand watch" -l standby -d 'Where it goes on if this host is lost' -r
 complete -c meio -n "__fish_meio_using_subcommand watch" -l name -d 'What the watch is called [default: the capsule\'s name, or the pid]' -r
-complete -c meio -n "__fish_meio_using_subcommand watch" -l guarantee -d 'What clients may rely on' -r -f -a "hot\t'Somebody answers: what clients were told since the last epoch may be forgotten'"
+complete -c meio -n "__fish_meio_using_subcommand watch" -l guarantee -d 'What clients may rely on' -r -f -a "hold\t'What they were told is never taken back: what leaves the addresses waits until the standby has all that it came of'
+hot\t'Somebody answers: what clients were told since the last epoch may be forgotten'"
 complete -c meio -n "__fish_meio_using_subcommand watch" -l vip -d 'An address that goes with the tree' -r
 complete -c meio -n "__fish_meio_using_subcommand watch" -l interval -d 'Time between the beginnings of two epochs' -r
 complete -c meio -n "__fish_meio_using_subcommand watch" -l interval-max -d 'The same, where the link does not carry more' -r

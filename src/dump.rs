@@ -12,6 +12,7 @@ mod room;
 mod rounds;
 mod series;
 mod spans;
+mod still;
 mod tracking;
 mod tree;
 mod write;
@@ -29,12 +30,12 @@ use crate::resource::graph::Lost;
 use crate::resource::process::State;
 use crate::resource::quiet::Quiet;
 use crate::resource::recall::Recall;
-use crate::resource::socket::choice::{self, Choice};
-use crate::resource::socket::{listen, tcp};
+use crate::resource::socket::choice::Choice;
+use crate::resource::socket::tcp;
 use crate::resource::{Manifest, Tree};
 use crate::sys::proc::{read, stat, status};
 use crate::sys::{apart, arch, signal};
-use crate::tracee::freeze::{Frozen, freeze};
+use crate::tracee::freeze::Frozen;
 pub use crate::tracee::track::Choice as Track;
 pub use left::Rest;
 use lock::Locks;
@@ -48,8 +49,12 @@ use std::fs::File;
 use std::sync::Arc;
 use std::time::Instant;
 use std::{path::PathBuf, time::Duration};
+use still::Still;
 use tracking::Tracking;
 use write::Write;
+
+/// Bytes of memory that are not worth a look before the stop.
+const LITTLE: u64 = 4 << 20;
 
 /// The longest stop that is allowed where nothing else is said.
 pub const MAX_PAUSE: Duration = Duration::from_millis(20);
@@ -201,7 +206,17 @@ struct Session<'o> {
     manner: Manner,
     /// Memory that may come later is left out of the next image, and not copied while the tree runs.
     leave: bool,
+    /// Whether locks stay from one image to the next, and those that did.
+    lasting: Option<Option<Locks>>,
+    /// Where those find room who make one image after the other, and bytes of memory that were copied last.
+    staging: Option<copy::Staging>,
+    copied: Option<u64>,
+    /// Told whenever the tree stands still and is locked, before anything of it is looked at.
+    stands: Option<Stands<'o>>,
 }
+
+/// See [`Session::stands`].
+type Stands<'o> = Box<dyn FnMut() -> Result<()> + 'o>;
 
 /// An image that was made.
 struct Made {
@@ -248,7 +263,22 @@ impl<'o> Session<'o> {
         }
         let (network, recall, base) = (seen.network, seen.recall, Duration::from_millis(5));
         let birth = Birth::of(options.pid)?;
-        Ok(Session { options, begun, phases, network, recall, birth, tracking: None, base, manner: Manner::Hold, leave: false })
+        Ok(Session {
+            options,
+            begun,
+            phases,
+            network,
+            recall,
+            birth,
+            tracking: None,
+            base,
+            manner: Manner::Hold,
+            leave: false,
+            lasting: None,
+            staging: None,
+            copied: None,
+            stands: None,
+        })
     }
 
     /// Has the memory of the tree watched from now on.
@@ -272,7 +302,9 @@ impl<'o> Session<'o> {
         let mut id = [0u8; 16];
         std::io::Read::read_exact(&mut File::open("/dev/urandom")?, &mut id)?;
         let mut rounds = None;
-        if let Some(tracking) = self.tracking.as_mut().filter(|t| !self.leave && !t.tracker.still()) {
+        // What has changed in the moment since the last one is copied in the stop as fast as it is found while the tree runs.
+        let little = self.lasting.is_some() && self.copied.is_some_and(|copied| copied <= LITTLE);
+        if let Some(tracking) = self.tracking.as_mut().filter(|t| !self.leave && !little && !t.tracker.still()) {
             let allowed = (options.live.unwrap_or(MAX_PAUSE), self.base);
             let copied =
                 phase(report, &mut phases, "rounds", |report| copy_rounds(options, (tracking, &mut self.recall), &target, allowed, report));
@@ -280,6 +312,7 @@ impl<'o> Session<'o> {
         }
         let expected = match rounds {
             Some(rounds) => rounds.expected(),
+            None if little => 2 * LITTLE,
             None if self.leave => 0,
             None => tree::extent(options.pid).1,
         };
@@ -287,7 +320,7 @@ impl<'o> Session<'o> {
             target.reserve(copy::image_bytes(expected));
             let key = parent.as_ref().and_then(|p| p.inherited.as_ref()).map_or(&id, Inherited::id);
             let dedup = Dedup::with_room(key, expected / image::PAGE as u64);
-            Ok::<_, Error>((dedup, Room::prepare(&target, expected, then != Then::LetGo)?))
+            Ok::<_, Error>((dedup, Room::prepare(&target, expected, then != Then::LetGo, self.staging.take())?))
         })?;
         if self.tracking.is_none() && then == Then::LetGo {
             self.recall.glance = Glance::at(&processes(options.pid));
@@ -320,7 +353,7 @@ impl<'o> Session<'o> {
                     }
                     opened = locks.as_mut().map(Locks::open);
                     pause = Some(stopped.elapsed());
-                    if let Some(locks) = locks.take() {
+                    if let Some(locks) = locks.take_if(|_| self.lasting.is_none()) {
                         locks.let_go();
                     }
                 }
@@ -340,7 +373,16 @@ impl<'o> Session<'o> {
         if late {
             return Err(Error::other("asynchronous I/O was under way and has ended while the tree was being saved").help("try again"));
         }
+        let staging = room.keep();
         phase(report, &mut phases, "flush", |_| target.commit())?;
+        let laid = self.tracking.as_ref().map_or(0, |t| Laid::bytes(&t.wanted));
+        let memory_bytes = captured.bytes + laid + rest.bytes();
+        let inherited_bytes = summary.pages.parent * image::PAGE as u64;
+        if let (Some(lasting), Then::LetGo) = (&mut self.lasting, then) {
+            *lasting = locks.take();
+            self.staging = staging;
+            self.copied = Some(memory_bytes.saturating_sub(inherited_bytes));
+        }
         let mut standing = None;
         let source = match held.take() {
             Some(frozen) if then == Then::Hold => {
@@ -359,14 +401,13 @@ impl<'o> Session<'o> {
         if rounds.is_some_and(|r| r.end == End::Restless) {
             report.note("memory is written about as fast as it can be copied: the last stop took what was left");
         }
-        let laid = self.tracking.as_ref().map_or(0, |t| Laid::bytes(&t.wanted));
         let outcome = Outcome {
             pause: pause.unwrap_or_else(|| stopped.elapsed()),
             stops: rounds.map(|r| r.stop).filter(|s| !s.is_zero()),
             rounds: rounds.map_or(0, |r| r.count),
             total: self.begun.elapsed(),
-            memory_bytes: captured.bytes + laid + rest.bytes(),
-            inherited_bytes: summary.pages.parent * image::PAGE as u64,
+            memory_bytes,
+            inherited_bytes,
             image_bytes: summary.bytes,
             tasks: captured.tree.processes.iter().map(|p| p.threads.len().max(1) as u32).sum(),
             processes: captured.tree.processes.len() as u32,
@@ -377,97 +418,6 @@ impl<'o> Session<'o> {
         };
         let held = standing.map(|(frozen, locks)| Standstill { since: stopped, frozen, captured, locks });
         Ok(Made { outcome, id, hash: summary.hash, birth, held, rest })
-    }
-}
-
-/// Takes a part of the last phase out of it, under a name of its own.
-fn part(phases: &mut Vec<(&'static str, Duration)>, name: &'static str, took: Duration) {
-    if let Some(whole) = phases.last_mut().filter(|_| !took.is_zero()) {
-        whole.1 = whole.1.saturating_sub(took);
-        phases.push((name, took));
-    }
-}
-
-/// A tree that stands still and holds nothing that is refused.
-struct Still {
-    stopped: Instant,
-    frozen: Frozen,
-    captured: tree::Captured,
-    locks: Locks,
-}
-
-impl Session<'_> {
-    /// Freezes and captures. Where only such things stand in the way as pass by themselves, the tree is let go for a moment
-    /// and looked at again, for as long as it may take to stop it.
-    fn hold_still(&mut self, report: &mut dyn Report, phases: &mut Vec<(&'static str, Duration)>) -> Result<Still> {
-        let options = self.options;
-        const TRIES: u32 = 50;
-        const MOMENT: Duration = Duration::from_millis(5);
-        let begin = Instant::now();
-        let known = phases.len();
-        let mut tried = 0;
-        loop {
-            tried += 1;
-            // Only the try that counts is shown.
-            phases.truncate(known);
-            let mut locks = if self.network.is_empty() {
-                Locks::default()
-            } else {
-                phase(report, phases, "network lock", |_| Locks::prepare(&processes(options.pid), &self.network, self.manner))?
-            };
-            let stopped = Instant::now();
-            let mut frozen = phase(report, phases, "freeze", |report| {
-                let frozen = freeze(options.pid, options.freeze_timeout)?;
-                let tasks: usize = frozen.processes.iter().map(|p| p.threads.len()).sum();
-                report.note(&format!("tasks that stand still: {tasks}; processes: {}", frozen.processes.len()));
-                Ok::<_, Error>(frozen)
-            })?;
-            let pids: Vec<i32> = frozen.processes.iter().map(|p| p.pid).collect();
-            phase(report, phases, "lock", |_| locks.close(&pids))?;
-            let mut captured = phase(report, phases, "capture", |_| {
-                tree::capture(&mut frozen, &options.decisions, std::mem::take(&mut self.recall), self.tracking.as_mut())
-            })?;
-            part(phases, "sockets", captured.capture.sockets.get());
-            let refusals = captured.capture.refusals.len();
-            // What was made in the last moment is locked in the next.
-            let covered = refusals > 0 || locks.covers(&captured.capture.network);
-            if refusals == 0 && (covered || tried == TRIES) {
-                if covered && listen::any(&captured.tree) {
-                    let lost = phase(report, phases, "waiting connections", |_| listen::complete(&mut captured.tree, &captured.capture))?;
-                    captured.warnings.extend(lost);
-                } else if !covered {
-                    let lost = "sockets come and go: what waits at those that listen is not in the image";
-                    captured.warnings.push(lost.to_owned());
-                }
-                if options.decisions.tcp == Choice::Close {
-                    report.note(&format!("connections that are broken off in the image: {}", choice::close(&mut captured.tree)));
-                }
-                if locks.len() > 0 {
-                    report.note(&format!("connections and ports that are locked: {}", locks.len()));
-                    locks.remarks().for_each(|remark| report.note(remark));
-                }
-                return Ok(Still { stopped, frozen, captured, locks });
-            }
-            self.network.extend(&captured.capture.network);
-            self.recall = std::mem::take(&mut captured.capture.recall);
-            if let Some(tracking) = &mut self.tracking {
-                tracking.given_up(&captured.jobs);
-            }
-            frozen.release();
-            locks.open()?;
-            if !covered {
-                continue;
-            }
-            let passes = captured.capture.refusals.iter().all(|r| r.transient);
-            let pause = MOMENT * tried.min(8);
-            if !passes || tried == TRIES || begin.elapsed() + pause > options.freeze_timeout {
-                return Err(Error::refused(&format!("cannot dump process {}", options.pid), captured.capture.refusals));
-            }
-            drop(captured);
-            report.note(&format!("{refusals} things that pass by themselves are in the way: looking again"));
-            std::thread::sleep(pause);
-            signal::check_interrupted()?;
-        }
     }
 }
 

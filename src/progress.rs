@@ -11,6 +11,8 @@ pub trait Report {
     fn ended(&mut self, phase: &'static str, took: Duration);
     /// Bytes moved so far in this phase, and how many there will be where that is known.
     fn bytes(&mut self, done: u64, total: Option<u64>);
+    /// How things stand with work that has no end; what was said before does not hold any more.
+    fn standing(&mut self, _text: &str) {}
     /// Something that only a curious user wants to know (`-v`).
     fn note(&mut self, text: &str);
     /// Something that will be different than before, or was given up; the work goes on. It is shown at once;

@@ -52,6 +52,7 @@ use root::Root;
 use sockets::Sockets;
 use std::collections::HashSet;
 use std::fs::File;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -90,6 +91,8 @@ pub struct Options {
     pub pid_namespace: bool,
     /// Connections with somebody outside of the tree come back broken off.
     pub close_connections: bool,
+    /// Those at other addresses than these come back broken off; `None`: all come back.
+    pub only_at: Option<Vec<IpAddr>>,
     /// The tree runs before its pages are there.
     pub lazy: bool,
     /// What is known already of the image's parent when it is brought back lazily. Else it is looked for.
@@ -161,6 +164,9 @@ fn bring_back(
     if options.close_connections || tree.decisions.tcp == Choice::Close {
         tree.decisions.tcp = Choice::Close;
         report.note(&format!("connections that are broken off now: {}", choice::close(&mut tree)));
+    }
+    if let Some(addresses) = &options.only_at {
+        report.note(&format!("connections at other addresses, broken off: {}", choice::close_elsewhere(&mut tree, addresses)));
     }
     let capsule = match &manifest.capsule {
         Some(name) if !roster::is_name(name) => return Err(Error::image("image damaged: its capsule has no possible name")),

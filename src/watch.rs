@@ -2,7 +2,7 @@
 //! of the primary any more.
 //!
 //! ```text
-//! protect    what the primary does; lease: its address, in the hands of a child of meio
+//! protect    what the primary does; lease: its address, in the hands of a child of meio; gate: what leaves it, and waits
 //! agent      what the standby does
 //!   fit        whether it can be; setup: what they say to each other before; frame: what they say then, as bytes
 //!   beat       heartbeats beside the link; fence: the command that ends the other host
@@ -24,11 +24,17 @@
 //! take-over), and takes those away of which no page is the newest. Taking over is a lazy restore from the last whole one: it
 //! runs before its memory is there.
 //!
+//! # What is held
+//!
+//! With [`state::Guarantee::Hold`] whatever leaves the addresses of the tree waits in a queue of the kernel ([`gate`],
+//! [`crate::netlock::hold`]). When the tree stands still, before anything of it is looked at, a mark is put behind what is there:
+//! all of it came of a state that this epoch has, or an older one. At [`state::Action::Release`] it goes out. What comes to wait
+//! sets off the next epoch as soon as the last one is whole. A meio that is killed leaves a queue that nobody serves, and rules that
+//! let nothing past it; the child that has its lease takes the address down. No other chain may be taken away in that network
+//! namespace meanwhile, since the kernel empties all queues with it: the locks of the epochs stay and are only opened.
+//!
 //! # What is not here yet, and where it goes
 //!
-//! * [`state::Guarantee::Hold`]: the machines know it. `protect` needs a hold of outgoing packets ([`crate::netlock`]) that is in
-//!   place before [`state::Action::Capture`] copies anything, a mark in it for each epoch, and its release at
-//!   [`state::Action::Release`]; without meio the queue drops what is in it, which is what is wanted.
 //! * A clone that is planted and kept up to date instead of a spool that is restored from: [`state::Action::Keep`] is where it is
 //!   brought up to an epoch, [`state::Action::Place`] where it must be at one.
 //! * A link that is made again: the machines take [`state::Event::LinkLost`] and its opposite, and send again what is not known
@@ -39,6 +45,7 @@ mod beat;
 mod fence;
 mod fit;
 mod frame;
+pub mod gate;
 mod lease;
 pub mod protect;
 mod record;

@@ -5,9 +5,12 @@ use crate::lab::{Lab, SOON, until};
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 /// A line of redis's own protocol, over a connection of its own; the answer.
 fn ask(line: &str) -> Option<String> {
@@ -52,32 +55,207 @@ fn noted(hosts: &Hosts) -> String {
     String::from_utf8_lossy(&done.expect("nsenter starts").stdout).into_owned()
 }
 
+/// What is said when the standby can take over.
+const PROTECTED: &str = "protected: if this host is lost, it goes on";
+
+/// Where many other tests run beside this one, silence of a second may be none.
+const SLOW: &[&str] = &["--timeout", "2500ms"];
+
 /// Watched from the first host by the second.
 struct Watched {
     meio: Child,
-    said: std::path::PathBuf,
+    said: PathBuf,
+    out: PathBuf,
 }
 
 impl Watched {
     fn begin(lab: &Lab, hosts: &Hosts, pid: i32, more: &[&str]) -> Watched {
+        Watched::with(lab, hosts, pid, &[&["--guarantee", "hot"], more].concat())
+    }
+
+    fn with(lab: &Lab, hosts: &Hosts, pid: i32, more: &[&str]) -> Watched {
         let said = lab.path("watch.err");
         let known = lab.path("known").display().to_string();
         let key = lab.path("key").display().to_string();
         let mut command = hosts.hosts[0].command(Path::new(crate::MEIO));
         command.args(["watch", "-v", "--known-hosts", &known, "--identity", &key, "--remote-path", crate::MEIO]);
-        command.args(["--standby", &hosts.hosts[1].address, "--guarantee", "hot", "--vip", VIP]).args(more).arg(pid.to_string());
-        let meio = command.stdout(Stdio::piped()).stderr(fs::File::create(&said).expect("a file")).spawn().expect("meio starts");
-        let watched = Watched { meio, said };
-        assert!(until(SOON, || watched.said().contains("\n  protected: ")), "{}\n{}\n{}", watched.said(), noted(hosts), lab.log());
+        command.args(["--standby", &hosts.hosts[1].address, "--vip", VIP]).args(more).arg(pid.to_string());
+        let out = Stdio::from(fs::File::create(lab.path("watch.out")).expect("a file"));
+        let meio = command.stdout(out).stderr(fs::File::create(&said).expect("a file")).spawn().expect("meio starts");
+        let watched = Watched { meio, said, out: lab.path("watch.out") };
+        assert!(until(SOON, || watched.said().contains(PROTECTED)), "{}\n{}\n{}", watched.said(), noted(hosts), lab.log());
         watched
     }
 
+    /// Whether the standby could take over, as far as it was said.
+    fn is_protected(&self) -> bool {
+        let said = self.said();
+        said.rfind("protected: if this host is lost").is_some_and(|at| said[at..].starts_with(PROTECTED))
+    }
+
     fn said(&self) -> String {
-        fs::read_to_string(&self.said).unwrap_or_default()
+        let text = |path| fs::read_to_string(path).unwrap_or_default();
+        text(&self.said) + &text(&self.out)
     }
 }
 
+/// A client that counts over one connection, and looks at each answer before it asks again.
+struct Counter {
+    stop: Arc<AtomicBool>,
+    answers: Arc<AtomicU64>,
+    thread: JoinHandle<Result<Vec<(Instant, u64)>, String>>,
+}
+
+impl Counter {
+    fn begin() -> Counter {
+        let (stop, answers) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let (until, told) = (stop.clone(), answers.clone());
+        let count = move || {
+            let wrong = |e: std::io::Error| format!("the connection has ended: {e}");
+            let mut stream = TcpStream::connect(format!("{SERVICE}:6379")).map_err(wrong)?;
+            stream.set_read_timeout(Some(Duration::from_secs(90))).map_err(wrong)?;
+            stream.set_nodelay(true).map_err(wrong)?;
+            let mut lines = BufReader::new(stream.try_clone().map_err(wrong)?);
+            let mut seen: Vec<(Instant, u64)> = Vec::new();
+            while !until.load(Ordering::Relaxed) {
+                stream.write_all(b"INCR one\r\n").map_err(wrong)?;
+                let mut line = String::new();
+                lines.read_line(&mut line).map_err(wrong)?;
+                let number = line.trim().strip_prefix(':').and_then(|n| n.parse().ok()).ok_or_else(|| format!("it answers {line:?}"))?;
+                // Nobody else counts: one that is lost or done twice is seen at once.
+                if seen.last().is_some_and(|(_, before)| before + 1 != number) {
+                    return Err(format!("{number} comes after {:?}", seen.last()));
+                }
+                seen.push((Instant::now(), number));
+                told.store(number, Ordering::Relaxed);
+            }
+            Ok(seen)
+        };
+        Counter { stop, answers, thread: std::thread::spawn(count) }
+    }
+
+    /// Waits until so many more answers have come.
+    fn go_on(&self, more: u64) -> bool {
+        let wanted = self.answers.load(Ordering::Relaxed) + more;
+        until(Duration::from_secs(60), || self.thread.is_finished() || self.answers.load(Ordering::Relaxed) >= wanted)
+    }
+
+    /// In the end: what it saw.
+    fn end(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let seen = self.thread.join().expect("it ends").unwrap_or_else(|e| panic!("{e}"));
+        let mut gaps: Vec<Duration> = seen.windows(2).map(|two| two[1].0 - two[0].0).collect();
+        gaps.sort();
+        let at = |part: usize| gaps.get(gaps.len() * part / 100).copied().unwrap_or_default();
+        let longest = gaps.last().copied().unwrap_or_default();
+        println!("hold: {} answers, one after {:.1?} (median), {:.1?} (90 of 100), {longest:.0?} at most", seen.len(), at(50), at(90));
+    }
+}
+
+/// The second host is lost; in the end the client that had connected before goes on.
+fn alone_with(choice: &str, told: &str, then: impl FnOnce(&Hosts, &Counter)) {
+    let lab = Lab::new("watch-alone");
+    let (mut hosts, pid) = redis(&lab);
+    let watched = Watched::with(&lab, &hosts, pid, &["--on-standby-loss", choice]);
+    let counter = Counter::begin();
+    assert!(counter.go_on(20), "{}\n{}", watched.said(), noted(&hosts));
+    hosts.wire(1, false);
+    hosts.hosts[1].fail();
+    assert!(until(SOON, || watched.said().contains(told)), "{}", watched.said());
+    then(&hosts, &counter);
+    assert!(counter.go_on(20), "it does not go on: {}", watched.said());
+    counter.end();
+    assert!(has_address(&hosts.hosts[0]) && hosts.hosts[0].runs(pid));
+}
+
 crate::alone! {
+    /// With what is held a client notices nothing but a while: its connection goes on, and what it was told holds.
+    fn a_connection_that_outlives_its_host() {
+        let lab = Lab::new("watch-hold");
+        let (mut hosts, pid) = redis(&lab);
+        let mut watched = Watched::with(&lab, &hosts, pid, SLOW);
+        let counter = Counter::begin();
+        assert!(counter.go_on(100), "{}\n{}", watched.said(), noted(&hosts));
+        // A machine that was busy for long may have had the standby begin anew.
+        assert!(until(SOON, || watched.is_protected()), "{}", watched.said());
+        // A kernel that goes on says for a while who had the address: what is to be said at the end is held.
+        hosts.wire(0, false);
+        hosts.hosts[0].fail();
+        let _ = watched.meio.wait();
+        assert!(counter.go_on(100), "it does not go on: {}\n{}\n{}", watched.said(), noted(&hosts), lab.log());
+        counter.end();
+        assert_eq!(ask("GET one").map(|_| ()), Some(()));
+        assert!(hosts.hosts[1].runs(pid));
+    }
+
+    /// A meio that is killed leaves nothing that answers: its tree's packets go nowhere, its address goes.
+    fn a_connection_that_outlives_its_meio() {
+        let lab = Lab::new("watch-hold-kill");
+        let (hosts, pid) = redis(&lab);
+        let mut watched = Watched::with(&lab, &hosts, pid, &[SLOW, &["--name", "web"]].concat());
+        let counter = Counter::begin();
+        assert!(counter.go_on(100), "{}\n{}", watched.said(), noted(&hosts));
+        assert!(until(SOON, || watched.is_protected()), "{}", watched.said());
+        hosts.hosts[0].plain("kill", &["-KILL", &oldest(&hosts.hosts[0])]);
+        let _ = watched.meio.wait();
+        assert!(counter.go_on(100), "it does not go on: {}\n{}\n{}", watched.said(), noted(&hosts), lab.log());
+        counter.end();
+        assert!(!has_address(&hosts.hosts[0]) && has_address(&hosts.hosts[1]) && hosts.hosts[1].runs(pid));
+        // The tree is still there, and mute until somebody says that it may speak.
+        assert!(hosts.hosts[0].runs(pid));
+        let unlocked = hosts.hosts[0].plain(crate::MEIO, &["check", "--unlock", "web"]);
+        assert_eq!(unlocked.trim(), "1 network lock opened");
+    }
+
+    /// What has no epoch that the standby has does not get out, and does as soon as it has.
+    fn answers_that_wait() {
+        let lab = Lab::new("watch-hold-wait");
+        let (hosts, pid) = redis(&lab);
+        let mut watched = Watched::with(&lab, &hosts, pid, &["--timeout", "20s", "--json", "--name", "wait"]);
+        let mut stream = TcpStream::connect(format!("{SERVICE}:6379")).expect("it answers");
+        let mut lines = BufReader::new(stream.try_clone().expect("a descriptor"));
+        let mut ask = |limit| {
+            stream.write_all(b"INCR waits\r\n").expect("sent");
+            stream.set_read_timeout(Some(limit)).expect("option");
+            let mut line = String::new();
+            lines.read_line(&mut line).map(|_| line.trim().to_owned())
+        };
+        assert_eq!(ask(SOON).expect("an answer"), ":1");
+        let standby = oldest(&hosts.hosts[1]);
+        hosts.hosts[1].plain("kill", &["-STOP", &standby]);
+        assert!(ask(Duration::from_millis(800)).is_err(), "it has answered");
+        hosts.hosts[1].plain("kill", &["-CONT", &standby]);
+        let mut line = String::new();
+        stream.set_read_timeout(Some(SOON)).expect("option");
+        lines.read_line(&mut line).expect("an answer");
+        assert_eq!(line.trim(), ":2");
+        // Without a watch nothing waits, and nothing of it is left.
+        hosts.hosts[0].plain("kill", &["-INT", &oldest(&hosts.hosts[0])]);
+        let _ = watched.meio.wait().expect("it ends");
+        let said = fs::read_to_string(&watched.out).expect("what it said");
+        let said: serde_json::Value = serde_json::from_str(said.lines().last().expect("a line")).expect("JSON");
+        assert!(said["held"]["packets"].as_u64() > Some(1) && said["held"]["longest_ms"].as_f64() > Some(500.0), "{said}");
+        assert!(count().is_some() && hosts.hosts[0].runs(pid));
+        let unlocked = hosts.hosts[0].command(Path::new(crate::MEIO)).args(["check", "--unlock", "wait"]).output().expect("it starts");
+        assert!(!unlocked.status.success(), "a lock was left");
+    }
+
+    /// A standby that is lost may be about to take over: nobody answers until somebody says so.
+    fn a_standby_that_is_lost() {
+        alone_with("hold", "nobody answers here", |hosts, counter| {
+            assert!(until(SOON, || !has_address(&hosts.hosts[0])), "the address is kept");
+            let before = counter.answers.load(Ordering::Relaxed);
+            std::thread::sleep(Duration::from_millis(300));
+            assert_eq!(counter.answers.load(Ordering::Relaxed), before);
+            hosts.hosts[0].plain("kill", &["-INT", &oldest(&hosts.hosts[0])]);
+        });
+    }
+
+    /// The same, when the service is to go on alone.
+    fn a_standby_that_is_lost_and_not_waited_for() {
+        alone_with("continue", "it goes on alone", |_, _| {});
+    }
+
     /// Everything on the first host ends at once: the second one goes on, at the same address.
     fn a_host_that_is_lost() {
         let lab = Lab::new("watch-lost");

@@ -184,6 +184,9 @@ fn lock(console: &Console, lock: &Lock) -> String {
             figures::count(lock.connections, "connection or port", "connections and ports"),
             id.get(..8).unwrap_or(id),
         ),
+        Owner::Watch(name) => format!(
+            "of the watch {name} since {since}: if no meio watches, nothing leaves its addresses; once it is known that its standby has not taken over: meio check --unlock {name}"
+        ),
     };
     format!("{}    {text}", console.out("network lock", Paint::Strong))
 }

@@ -114,6 +114,14 @@ impl Report for Drawing {
         self.say(&format!("{}: {}{of}, {}/s", self.phase, figures::bytes(done), figures::bytes(rate as u64)));
     }
 
+    fn standing(&mut self, text: &str) {
+        if let Some(bar) = &self.bar {
+            bar.set_message(text.to_owned());
+        } else if self.console.json && !self.console.quiet {
+            self.event("standing", json!({"text": text}));
+        }
+    }
+
     fn note(&mut self, text: &str) {
         if self.console.json && self.console.verbose {
             self.event("note", json!({"text": text}));

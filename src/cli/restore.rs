@@ -69,6 +69,7 @@ impl Restore {
             pidfile: self.pidfile.clone(),
             pid_namespace: self.pid_namespace,
             close_connections: self.tcp == Tcp::Close,
+            only_at: None,
             lazy: self.lazy,
             parent: None,
             settled: Default::default(),

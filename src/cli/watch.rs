@@ -7,6 +7,7 @@ use crate::error::{Error, Kind, Result};
 use crate::migrate::address::Address;
 use crate::resource::socket::choice::Choice;
 use crate::transport::Destination;
+use crate::watch::gate::Held;
 use crate::watch::protect::{self, Options, Outcome};
 use crate::watch::state::{Guarantee, Limits, OnLoss};
 use serde_json::json;
@@ -16,7 +17,11 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 ///
 /// Logs in to the standby by SSH, where a meio is started that stays; copies the tree while it runs, and what has changed again and
 /// again: each copy is an epoch. When nothing is heard of this host any more, by its link and by heartbeats, the standby goes on
-/// from the last whole epoch: with the guarantee "hot" connections that there were are broken off, and new ones answered.
+/// from the last whole epoch.
+///
+/// With the guarantee "hold" connections go on with it, and nothing that a client was told is forgotten: what leaves the service
+/// address waits until the standby has the epoch that it came of, which begins as soon as something waits. With "hot" nothing waits;
+/// connections that there were are broken off, and new ones answered.
 ///
 /// The service address (--vip) is here as long as the standby is heard: this host gives it up, also when meio was stopped, before
 /// the standby may take it.
@@ -24,9 +29,10 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 /// SIGUSR1 has an epoch begin at once. Ends when the tree does, or on ^C: then the tree goes on here, and nobody stands by.
 ///
 /// With --json the last line has "epochs", "bytes", "stop_ms" (the longest stop), "median_stop_ms" (the first copy left out),
-/// "source" ("running", or "stopped" when the standby has taken over), "host" and "warnings".
+/// "held" (packets that waited, how long, and how many were lost for want of room; null where none had to), "source" ("running", or
+/// "stopped" when the standby has taken over), "host" and "warnings".
 #[derive(clap::Args)]
-#[command(after_long_help = "Examples:\n  meio watch --standby root@other --guarantee hot --vip 10.0.0.10/24@eth0 1234")]
+#[command(after_long_help = "Examples:\n  meio watch --standby root@other --vip 10.0.0.10/24@eth0 1234")]
 pub struct Watch {
     /// Root of the tree, or the name of a capsule
     #[arg(value_name = "PID|NAME", value_parser = target::parse)]
@@ -38,7 +44,7 @@ pub struct Watch {
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
     /// What clients may rely on
-    #[arg(long, value_name = "WHAT")]
+    #[arg(long, value_name = "WHAT", default_value = "hold")]
     guarantee: Promise,
     /// An address that goes with the tree
     #[arg(long, value_name = "ADDRESS/LENGTH@INTERFACE", value_parser = way::address)]
@@ -80,6 +86,8 @@ pub struct Watch {
 /// See [`Guarantee`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Promise {
+    /// What they were told is never taken back: what leaves the addresses waits until the standby has all that it came of
+    Hold,
     /// Somebody answers: what clients were told since the last epoch may be forgotten
     Hot,
 }
@@ -113,7 +121,14 @@ impl Watch {
             let message = "--timeout must be 50 ms at least, and --interval more than nothing and no more than --interval-max";
             return Err(Error::new(Kind::Usage, message));
         }
-        let Promise::Hot = self.guarantee;
+        let guarantee = match self.guarantee {
+            Promise::Hold => Guarantee::Hold,
+            Promise::Hot => Guarantee::Hot,
+        };
+        if guarantee == Guarantee::Hold && self.vip.is_empty() {
+            return Err(Error::new(Kind::Usage, "nothing can be held without an address that goes with the tree")
+                .help("name it: --vip ADDRESS/LENGTH@INTERFACE; or --guarantee hot"));
+        }
         let usual = Limits::default();
         let on_loss = match self.on_standby_loss {
             Loss::Hold => OnLoss::Hold,
@@ -123,14 +138,16 @@ impl Watch {
         let (interval, interval_max) = (self.interval, self.interval_max);
         let interval_min = usual.interval_min.min(interval);
         let fence = self.fence.is_some();
-        Ok(Limits { guarantee: Guarantee::Hot, on_loss, fence, beat, timeout: self.timeout, interval, interval_min, interval_max, ..usual })
+        Ok(Limits { guarantee, on_loss, fence, beat, timeout: self.timeout, interval, interval_min, interval_max, ..usual })
     }
 
     fn options(&self) -> Result<Options> {
         let pid = self.target.pid()?;
         let capsule = self.target.name_of(pid);
         let mut decisions = self.decide.decisions();
-        decisions.tcp = Choice::Close;
+        if self.guarantee == Promise::Hot {
+            decisions.tcp = Choice::Close;
+        }
         let dump = dump::Options {
             pid,
             capsule: capsule.clone(),
@@ -170,9 +187,21 @@ fn result(o: &Outcome) -> serde_json::Value {
         "bytes": o.bytes,
         "stop_ms": figures::ms(o.longest),
         "median_stop_ms": figures::ms(median(o)),
+        "held": o.held.as_ref().map(held),
         "source": if o.demoted { "stopped" } else { "running" },
         "host": o.host,
         "warnings": o.warnings,
+    })
+}
+
+fn held(held: &Held) -> serde_json::Value {
+    let (waits, lost) = (&held.waits, held.lost);
+    json!({
+        "packets": waits.count(),
+        "median_ms": figures::ms(waits.quantile(0.5)),
+        "p99_ms": figures::ms(waits.quantile(0.99)),
+        "longest_ms": figures::ms(waits.longest()),
+        "lost": lost,
     })
 }
 
@@ -185,6 +214,10 @@ fn closing(o: &Outcome) -> String {
         figures::time(median(o)),
         figures::time(o.longest)
     );
+    let what = match o.held.as_ref().filter(|held| held.waits.count() > 0) {
+        Some(held) => format!("{what}; {held}"),
+        None => what,
+    };
     match o.demoted {
         true => format!("{} has taken over: the tree stands still here; {what}", o.host),
         false => format!("the watch is over, the tree goes on here, and nobody stands by; {what}"),

@@ -25,6 +25,7 @@ pub struct Locks {
 /// One network namespace.
 #[derive(Debug)]
 struct Network {
+    identity: (u64, u64),
     /// `None` for meio's own, which needs not be entered.
     fd: Option<OwnedFd>,
     lock: NetLock,
@@ -59,9 +60,25 @@ impl Locks {
             }
             let mut lock = NetLock::prepare(fd.as_ref().map(AsFd::as_fd), manner)?;
             lock.expect(&flows(&sockets, inodes))?;
-            networks.push(Network { fd, lock, known: sockets.iter().map(|s| s.inode).collect() });
+            networks.push(Network { identity, fd, lock, known: sockets.iter().map(|s| s.inode).collect() });
         }
         Ok(Locks { networks, own: inodes.clone() })
+    }
+
+    /// The same of locks that were opened, which stay where they are: to take a table away empties all queues of its network
+    /// namespace, whoever's they are.
+    pub fn again(mut self, pids: &[i32], inodes: &HashSet<u64>, manner: Manner) -> Result<Self> {
+        let elsewhere = |pid: &i32| read::namespace(*pid, "net").is_ok_and(|n| self.networks.iter().all(|known| known.identity != n));
+        if self.networks.is_empty() || pids.iter().any(elsewhere) {
+            return Locks::prepare(pids, inodes, manner);
+        }
+        for network in &mut self.networks {
+            let sockets = list(network.fd.as_ref())?;
+            network.lock.expect(&flows(&sockets, inodes))?;
+            network.known = sockets.iter().map(|s| s.inode).collect();
+        }
+        self.own.clone_from(inodes);
+        Ok(self)
     }
 
     /// Locks what the tree has, which stands still now.

@@ -44,6 +44,13 @@ impl<'o> Moving<'o> {
         Ok(Moving { session, before: None, count: 0 })
     }
 
+    /// What is between the tree and its network stays from one image to the next; `stands` is told whenever the tree stands still
+    /// and nothing comes in, before anything of it is looked at.
+    pub fn steadily(&mut self, stands: impl FnMut() -> Result<()> + 'o) {
+        self.session.lasting = Some(None);
+        self.session.stands = Some(Box::new(stands));
+    }
+
     /// An image of the tree, which goes on, into a pipe. The first is whole.
     pub fn round(&mut self, pipe: File, report: &mut dyn Report) -> Result<Outcome> {
         self.image(pipe, Then::LetGo, report).map(|made| made.outcome)

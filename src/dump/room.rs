@@ -22,10 +22,13 @@ enum Place<'t> {
 
 impl<'t> Room<'t> {
     /// For a tree with about `bytes` of memory, which goes on afterwards unless it is to be killed.
-    pub fn prepare(target: &'t Target, bytes: u64, kill: bool) -> Result<Room<'t>> {
+    /// `kept`: what [`Room::keep`] gave back.
+    pub fn prepare(target: &'t Target, bytes: u64, kill: bool, kept: Option<Staging>) -> Result<Room<'t>> {
         // Also for what is added until it stands still.
         let bytes = bytes + bytes / 8;
-        let place = if bytes <= STAGED_MOST {
+        let place = if let Some(staging) = kept.filter(|kept| kept.room() >= bytes) {
+            Place::Staging(staging)
+        } else if bytes <= STAGED_MOST {
             Place::Staging(Staging::with_room(bytes)?)
         } else if kill || !target.is_unnamed() {
             // There is nothing to hurry for, or the file is in reach of others.
@@ -50,6 +53,14 @@ impl<'t> Room<'t> {
             self.filled = spool.read(jobs, objects, start)?;
         }
         Ok(self.filled)
+    }
+
+    /// The memory, for the next time.
+    pub fn keep(self) -> Option<Staging> {
+        match self.place {
+            Place::Staging(staging) => Some(staging),
+            _ => None,
+        }
     }
 
     /// What there is for the copying, when the tree has been let go.

@@ -422,6 +422,7 @@ impl Agent {
             pidfile: None,
             pid_namespace: plan.pid_namespace,
             close_connections: false,
+            only_at: None,
             // Until all pages are there the tree dies with whoever brings them; little memory is there at once.
             lazy: absent.is_some() || plan.memory > LAZY_FROM,
             parent,

@@ -109,7 +109,7 @@ pub fn end(mut frozen: Frozen, silent: bool) -> Result<()> {
 }
 
 /// Takes the connections of a process into repair for good: they end with it without a word.
-fn silence(pid: i32) -> Result<()> {
+pub fn silence(pid: i32) -> Result<()> {
     let files = task::Files::of(pid);
     for fd in read::fds(pid)? {
         if !read::fd_link(pid, fd).is_ok_and(|link| link.starts_with(b"socket:")) {

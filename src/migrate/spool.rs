@@ -8,7 +8,7 @@ use crate::error::{Context, Error, Kind, Result};
 use crate::image::{Reader, Resolved};
 use crate::resource::{Manifest, Tree};
 use crate::sys::arch;
-use crate::transport::Receiver;
+use crate::transport::{Receiver, Waker};
 use nix::fcntl::{Flock, FlockArg};
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -55,6 +55,8 @@ struct State {
     resolved: Option<(u64, Arc<Resolved>)>,
     /// The same of the one before it.
     before: Option<(u64, Arc<Resolved>)>,
+    /// Who is to be told that one more is there.
+    waker: Option<Waker>,
     /// No more will come; why, if that is not as it should be.
     ended: Option<Option<Error>>,
 }
@@ -82,6 +84,11 @@ impl Spool {
         Ok(Spool { folder, state, _lock: lock })
     }
 
+    /// Has somebody told whenever one more image is there.
+    pub fn wakes(&self, waker: Waker) {
+        locked(&self.state.0).waker = Some(waker);
+    }
+
     /// How many images are there.
     pub fn whole(&self) -> u64 {
         locked(&self.state.0).whole
@@ -103,6 +110,11 @@ impl Spool {
         let known = [state.resolved.take(), state.before.take()].into_iter().flatten();
         let resolved = known.filter(|(of, _)| of + 1 == n).map(|(_, resolved)| resolved).next();
         Ok((self.folder.join(name(n)), resolved))
+    }
+
+    /// Where the image of this number is, once it is there.
+    pub fn path(&self, n: u64) -> PathBuf {
+        self.folder.join(name(n))
     }
 
     /// Whether so many sets of changes to files were made; waits for a moment.
@@ -175,7 +187,10 @@ fn fill(mut receiver: Receiver, mut others: Option<Others>, folder: &Path, state
                 read => file.write_all(&buffer[..read]).context(|| format!("writing {}", path.display()))?,
             }
         }
-        locked(&state.0).whole = n;
+        let mut there = locked(&state.0);
+        there.whole = n;
+        there.waker.iter().for_each(Waker::wake);
+        drop(there);
         state.1.notify_all();
         // While the next one is on its way.
         let before = locked(&state.0).resolved.as_ref().filter(|(of, _)| of + 1 == n).map(|(_, resolved)| resolved.clone());

@@ -26,6 +26,8 @@ pub enum Owner {
     },
     /// The tree of an image, by the image's id.
     Image(String),
+    /// A watch, by its name: what its tree says was held when its meio ended, and is lost.
+    Watch(String),
 }
 
 /// One lock.
@@ -39,7 +41,7 @@ pub struct Lock {
     pub since: u64,
     /// How many connections it keeps; 0 for one of a meio at work.
     pub connections: u64,
-    /// Its owner has died. The kernel takes such locks away by itself from Linux 5.12 on.
+    /// Its meio has died. The kernel takes locks of a meio at work away by itself from Linux 5.12 on; that of a watch stays.
     pub stale: bool,
 }
 
@@ -62,21 +64,24 @@ impl Owner {
     pub fn name(&self) -> String {
         match self {
             Owner::Process { pid, .. } => format!("pid-{pid}"),
-            Owner::Image(id) => id.clone(),
+            Owner::Image(name) | Owner::Watch(name) => name.clone(),
         }
     }
 
     /// The table of a lock that is kept for it.
     pub(super) fn table(&self) -> String {
-        format!("{}kept-{}", nft::OURS, self.name())
+        let kind = if matches!(self, Owner::Watch(_)) { "hold" } else { "kept" };
+        format!("{}{kind}-{}", nft::OURS, self.name())
     }
 
     /// What the table says about itself.
     pub(super) fn comment(&self, connections: usize) -> String {
+        let own = || Owner::own().comment(0).trim_start_matches("meio lock ").to_owned();
         let since = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
         match self {
             Owner::Process { pid, start, namespace } => format!("meio lock pid={pid} start={start} ns={namespace} since={since}"),
             Owner::Image(id) => format!("meio lock image={id} since={since} connections={connections}"),
+            Owner::Watch(name) => format!("meio lock watch={name} {}", own()),
         }
     }
 
@@ -99,11 +104,13 @@ impl Lock {
         let words = table.comment.as_deref()?.strip_prefix("meio lock ")?;
         let word = |key: &str| words.split(' ').find_map(|w| w.strip_prefix(key)?.strip_prefix('='));
         let number = |key: &str| word(key).and_then(|w| w.parse::<u64>().ok());
-        let owner = match word("image") {
-            Some(id) => Owner::Image(id.to_owned()),
-            None => Owner::Process { pid: number("pid")? as i32, start: number("start")?, namespace: number("ns")? },
+        let process = || Some(Owner::Process { pid: number("pid")? as i32, start: number("start")?, namespace: number("ns")? });
+        let owner = match (word("image"), word("watch")) {
+            (Some(id), _) => Owner::Image(id.to_owned()),
+            (_, Some(name)) => Owner::Watch(name.to_owned()),
+            _ => process()?,
         };
-        let stale = owner.is_dead();
+        let stale = if matches!(owner, Owner::Image(_)) { false } else { process()?.is_dead() };
         let connections = number("connections").unwrap_or(0);
         Some(Lock { table: table.name.clone(), owner, since: number("since")?, connections, stale })
     }
@@ -126,7 +133,7 @@ pub fn sweep(network: Option<BorrowedFd<'_>>) -> Result<Vec<Lock>> {
 
 pub(super) fn sweep_with(socket: &Socket) -> io::Result<Vec<Lock>> {
     let mut stale = list_with(socket)?;
-    stale.retain(|lock| lock.stale);
+    stale.retain(|lock| lock.stale && matches!(lock.owner, Owner::Process { .. }));
     for lock in &stale {
         remove(socket, &lock.table)?;
     }
@@ -159,12 +166,18 @@ pub fn release(network: Option<BorrowedFd<'_>>, owner: &Owner) -> Result<bool> {
 pub fn release_named(name: &str) -> Result<Vec<Lock>> {
     let named = |lock: &Lock| match &lock.owner {
         Owner::Image(id) => name == "all" || id.starts_with(name) && name.len() >= 8,
+        Owner::Watch(watch) => watch == name,
         Owner::Process { .. } => false,
     };
     let mut locks = list(None)?;
     locks.retain(named);
     if locks.is_empty() && name != "all" {
         return Err(Error::new(Kind::NotFound, format!("no network lock is kept for {name}")).help("meio check lists those that are"));
+    }
+    if let Some(lock) = locks.iter().find(|lock| matches!(lock.owner, Owner::Watch(_)) && !lock.stale) {
+        return Err(
+            Error::other(format!("the meio of the watch {} is at work", lock.owner.name())).help("end it: what it holds goes out then")
+        );
     }
     for lock in &locks {
         release(None, &lock.owner)?;

@@ -11,6 +11,7 @@
 //! What is slow is done by [`NetLock::prepare`], while the tree still runs; [`NetLock::add`] is one transaction of set
 //! elements.
 
+pub mod hold;
 pub mod kept;
 mod table;
 #[cfg(test)]
@@ -66,8 +67,14 @@ pub struct NetLock {
     name: String,
     /// The kernel takes the table away with the socket.
     owned: bool,
+    /// All that is in its sets.
     expected: HashSet<Flow>,
     locked: Vec<Flow>,
+    held: Held,
+    /// It was opened, and may be closed again.
+    opened: bool,
+    /// Packets that were seen and lost before it was closed last.
+    before: (u32, u32),
     /// Why packets are dropped although they should have been held.
     pub remark: Option<String>,
 }
@@ -108,7 +115,18 @@ impl NetLock {
         kept::sweep_with(&socket)?;
         let pid = std::process::id();
         let name = format!("meio-{pid}-{}", COUNT.fetch_add(1, Ordering::Relaxed));
-        let mut lock = NetLock { socket, queue: None, name, owned: true, expected: HashSet::new(), locked: Vec::new(), remark: None };
+        let mut lock = NetLock {
+            socket,
+            queue: None,
+            name,
+            owned: true,
+            expected: HashSet::new(),
+            locked: Vec::new(),
+            held: Held::Dropped,
+            opened: false,
+            before: (0, 0),
+            remark: None,
+        };
         if manner == Manner::Drop {
             lock.make(Held::Dropped)?;
             return Ok(lock);
@@ -137,6 +155,7 @@ impl NetLock {
             table::build(&mut batch, &table, held);
             batch.commit(&self.socket)
         };
+        self.held = held;
         let made = attempt(nft::OWNER);
         self.owned = made.is_ok();
         // Before Linux 5.12 a table has no owner; what is left of it the next meio sweeps.
@@ -144,25 +163,41 @@ impl NetLock {
     }
 
     /// Locks these flows, and from now on holds what belongs to any flow of this lock. Either all or none of them. Of flows
-    /// that [`NetLock::expect`] knows already nothing is left to do.
+    /// that [`NetLock::expect`] knows already nothing is left to do. One that was opened is closed again.
     pub fn add(&mut self, flows: &[Flow]) -> Result<()> {
         let mut batch = Batch::default();
         let new: Vec<Flow> = flows.iter().filter(|f| !self.expected.contains(f)).copied().collect();
         table::lock(&mut batch, &self.name, &new);
-        if self.locked.is_empty() && !flows.is_empty() {
-            table::close(&mut batch, &self.name);
+        let closes = self.locked.is_empty() && !flows.is_empty();
+        match (closes, self.opened) {
+            (true, true) => table::again(&mut batch, &self.name, self.held),
+            (true, false) => table::close(&mut batch, &self.name),
+            _ => {}
         }
         batch.commit(&self.socket).map_err(refused).context(|| "locking connections")?;
+        self.opened &= !closes;
+        self.expected.extend(new);
         self.locked.extend_from_slice(flows);
         Ok(())
     }
 
     /// Names flows that are likely to be locked later, so that [`NetLock::add`] has less to do.
     pub fn expect(&mut self, flows: &[Flow]) -> Result<()> {
+        const SLACK: usize = 256;
         let mut batch = Batch::default();
-        table::lock(&mut batch, &self.name, flows);
+        let mut new: Vec<Flow> = flows.iter().filter(|f| !self.expected.contains(f)).copied().collect();
+        // One that is closed again and again: most of what it knows is not there any more.
+        let anew = self.opened && self.expected.len() > 2 * flows.len() + SLACK;
+        if anew {
+            table::forget(&mut batch, &self.name);
+            new = flows.to_vec();
+        }
+        table::lock(&mut batch, &self.name, &new);
         batch.commit(&self.socket).map_err(refused).context(|| "preparing the network lock")?;
-        self.expected.extend(flows);
+        if anew {
+            self.expected.clear();
+        }
+        self.expected.extend(new);
         Ok(())
     }
 
@@ -192,8 +227,14 @@ impl NetLock {
         self.pass_on(|| batch.commit(&self.socket)).context(doing)?;
         // Base chains may only go when nothing is held any more: the kernel drops what waits in queues with them.
         while self.let_in(&mut opened).context(doing)? {}
+        self.opened |= !self.locked.is_empty();
         self.locked.clear();
-        Ok(opened)
+        let before = std::mem::replace(&mut self.before, (opened.packets, opened.lost));
+        if let Some(queue) = self.queue.as_ref().filter(|queue| !queue.copies_packets()) {
+            // Notices of what has gone only take up room.
+            let _ = queue.notices(&mut [0; 4 << 10], |_| {});
+        }
+        Ok(Opened { packets: opened.packets.wrapping_sub(before.0), lost: opened.lost.wrapping_sub(before.1) })
     }
 
     /// Does something that lets later packets pass; what comes until then is let in at once, lest those overtake it: whoever

@@ -4,7 +4,7 @@
 //! address, remote port.
 
 use super::{Flow, PASS};
-use crate::sys::nft::{self, Batch, Hook, Rule, register};
+use crate::sys::nft::{self, Batch, Hook, Rule, Unserved, register};
 use std::net::{IpAddr, SocketAddr};
 
 /// The chain where locked packets go.
@@ -21,6 +21,18 @@ pub enum Held {
     Queued(u16),
     /// The same by the target of iptables.
     ByTarget(u16),
+}
+
+impl Held {
+    /// What does that with every packet.
+    pub fn rule(self, unserved: Unserved) -> Rule {
+        let rule = Rule::new().counter();
+        match self {
+            Held::Dropped => rule.verdict(nft::DROP),
+            Held::Queued(queue) => rule.queue(queue, unserved),
+            Held::ByTarget(queue) => rule.queue_target(queue, unserved),
+        }
+    }
 }
 
 /// A set: its name and what its keys are made of.
@@ -106,17 +118,23 @@ pub fn build(batch: &mut Batch, table: &nft::Table, held: Held) {
         batch.set(name, set.name, set.kind(), set.length());
     }
     batch.chain(name, HELD, None);
-    let rule = Rule::new().counter();
-    let rule = match held {
-        Held::Dropped => rule.verdict(nft::DROP),
-        Held::Queued(queue) => rule.queue(queue),
-        Held::ByTarget(queue) => rule.queue_target(queue),
-    };
-    batch.rule(name, HELD, &rule);
+    batch.rule(name, HELD, &held.rule(Unserved::Passes));
     for (chain, number) in CHAINS {
         batch.chain(name, chain, Some(Hook { number, priority: PRIORITY }));
         let pass = Rule::new().meta(nft::MARK, register(0)).equals(register(0), &PASS.to_ne_bytes());
         batch.rule(name, chain, &pass.verdict(nft::ACCEPT));
+    }
+}
+
+/// What is held is held again, after [`nft::Batch::flush_chain`] of [`HELD`].
+pub fn again(batch: &mut Batch, table: &str, held: Held) {
+    batch.rule(table, HELD, &held.rule(Unserved::Passes));
+}
+
+/// Takes all flows out of the sets of a table.
+pub fn forget(batch: &mut Batch, table: &str) {
+    for set in &SETS {
+        batch.empty(table, set.name);
     }
 }
 

@@ -1,6 +1,8 @@
 //! Locks at work, each in network namespaces that nobody else lives in. They need the rights of root; without them there
 //! is nothing to see.
 
+mod hold;
+
 use super::kept::{self, Owner};
 use super::*;
 use crate::sys::namespace::fresh_network;
@@ -257,7 +259,7 @@ fn a_stale_lock_is_swept_and_others_stay() {
 fn read_namespace() -> u64 {
     match Owner::own() {
         Owner::Process { namespace, .. } => namespace,
-        Owner::Image(_) => 0,
+        Owner::Image(_) | Owner::Watch(_) => 0,
     }
 }
 

@@ -3,7 +3,7 @@
 use nix::errno::Errno;
 use nix::sys::socket::{self, AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, sockopt};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 /// `struct nlmsghdr`.
 const HEADER: usize = 16;
@@ -20,6 +20,12 @@ pub enum Buffer {
 /// A netlink socket; it belongs to the network namespace in which it was made.
 #[derive(Debug)]
 pub struct Socket(OwnedFd);
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
 
 /// A length as messages and attributes are filled up to.
 pub fn align(length: usize) -> usize {
@@ -85,10 +91,14 @@ impl Socket {
     }
 
     /// Takes what the kernel has said unasked until now; `each` gets type and payload.
-    pub fn unasked(&self, mut each: impl FnMut(u16, &[u8])) -> io::Result<()> {
-        let mut buffer = vec![0u8; 256 << 10];
+    pub fn unasked(&self, each: impl FnMut(u16, &[u8])) -> io::Result<()> {
+        self.drain(&mut vec![0u8; 256 << 10], each)
+    }
+
+    /// The same with a buffer of the caller's, in which the longest message must find room.
+    pub fn drain(&self, buffer: &mut [u8], mut each: impl FnMut(u16, &[u8])) -> io::Result<()> {
         loop {
-            let n = match socket::recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
+            let n = match socket::recv(self.0.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT) {
                 Err(Errno::EAGAIN) => return Ok(()),
                 Err(Errno::ENOBUFS) => continue, // what found no room is lost
                 n => n?,

@@ -4,6 +4,7 @@ use super::netlink::{Buffer, Socket, align, put, u16_at};
 use nix::errno::Errno;
 use std::fs::File;
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 
 /// `NFNL_SUBSYS_QUEUE`, in the upper byte of a message's type.
@@ -26,6 +27,7 @@ pub struct Queue {
     socket: Socket,
     number: u16,
     list: File,
+    copies: bool,
 }
 
 impl Queue {
@@ -41,7 +43,7 @@ impl Queue {
         loop {
             // BIND = 1 of any protocol family.
             let list = File::open("/proc/thread-self/net/netfilter/nfnetlink_queue")?;
-            let queue = Queue { socket: Socket::netfilter()?, number, list };
+            let queue = Queue { socket: Socket::netfilter()?, number, list, copies };
             match queue.configure(1, &[1, 0, 0, 0]) {
                 Err(e) if e.raw_os_error() == Some(Errno::EBUSY as i32) && number != last => number = number.wrapping_add(1),
                 bound => {
@@ -103,6 +105,11 @@ impl Queue {
         self.socket.change(CONFIG, 0, &message)
     }
 
+    /// Whether packets themselves can be taken.
+    pub fn copies_packets(&self) -> bool {
+        self.copies
+    }
+
     /// Its number.
     pub fn number(&self) -> u16 {
         self.number
@@ -110,10 +117,26 @@ impl Queue {
 
     /// Lets all packets that are in the queue now go on their way, in the order in which they came.
     pub fn accept(&self) -> io::Result<()> {
+        self.accept_to(ANY)
+    }
+
+    /// The same, up to the packet of this number. Numbers count round: see [`is_after`].
+    pub fn accept_to(&self, last: u32) -> io::Result<()> {
         let mut message = self.head();
-        put(&mut message, 2, &[NF_ACCEPT.to_be_bytes(), ANY.to_be_bytes()].concat());
+        put(&mut message, 2, &[NF_ACCEPT.to_be_bytes(), last.to_be_bytes()].concat());
         // Without an answer, which would stand behind a notice of each packet.
         self.socket.send(VERDICT_BATCH, 0, &message)
+    }
+
+    /// Takes the notices of packets that have come since this was asked last; `each` gets their numbers.
+    pub fn notices(&self, buffer: &mut [u8], mut each: impl FnMut(u32)) -> io::Result<()> {
+        self.socket.drain(buffer, |kind, message| {
+            if kind == PACKET
+                && let Some(number) = packet_number(message.get(4..).unwrap_or_default())
+            {
+                each(number);
+            }
+        })
     }
 
     /// How it stands.
@@ -146,6 +169,24 @@ impl State {
     }
 }
 
+impl AsFd for Queue {
+    /// It can be read when there are [notices](Queue::notices).
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// Whether a packet has come after another one: the kernel compares numbers as this does.
+pub fn is_after(one: u32, other: u32) -> bool {
+    (one.wrapping_sub(other) as i32) > 0
+}
+
+/// What stands first in `NFQA_PACKET_HDR`.
+fn packet_number(attributes: &[u8]) -> Option<u32> {
+    let head = super::netlink::attributes(attributes).find(|a| a.0 == 1)?.1;
+    head.first_chunk().map(|number| u32::from_be_bytes(*number))
+}
+
 /// The packet in a notice, if it is one that comes in. `NFQA_PACKET_HDR` says at which hook it is.
 fn inward(attributes: &[u8]) -> Option<&[u8]> {
     let (mut left, mut hook, mut packet) = (attributes, None, None);
@@ -171,5 +212,15 @@ mod tests {
         assert_eq!(State::parse(line, 28005), Some(State { held: 17, dropped: 5, seen: 400 }));
         assert_eq!(State::parse(line, 28006), None);
         assert_eq!(State::parse("28005 1", 28005), None);
+    }
+
+    #[test]
+    fn numbers_count_round() {
+        assert!(is_after(2, 1) && !is_after(1, 1) && !is_after(1, 2) && is_after(3, u32::MAX) && !is_after(u32::MAX, 3));
+        let mut notice = Vec::new();
+        put(&mut notice, 7, &[1; 4]);
+        put(&mut notice, 1, &[0, 0, 1, 2, 8, 0, 4]);
+        assert_eq!(packet_number(&notice), Some(258));
+        assert_eq!(packet_number(&notice[..8]), None);
     }
 }

@@ -19,6 +19,7 @@ const NEWRULE: u16 = NFTABLES | 6;
 const DELRULE: u16 = NFTABLES | 8;
 const NEWSET: u16 = NFTABLES | 9;
 const NEWSETELEM: u16 = NFTABLES | 12;
+const DELSETELEM: u16 = NFTABLES | 14;
 /// `NFPROTO_INET`: a table for IPv4 and IPv6.
 pub const INET: u8 = 1;
 /// The bit of an attribute that holds attributes.
@@ -45,6 +46,8 @@ const GOTO: i32 = -4;
 pub const INPUT: u32 = 1;
 /// `NF_INET_LOCAL_OUT`.
 pub const OUTPUT: u32 = 3;
+/// `NF_INET_POST_ROUTING`.
+pub const POSTROUTING: u32 = 4;
 
 /// Where a packet's bytes are loaded from: `NFT_PAYLOAD_NETWORK_HEADER`.
 pub const NETWORK: u32 = 1;
@@ -163,26 +166,37 @@ impl Rule {
         self.immediate(GOTO, Some(chain))
     }
 
-    /// Into a queue; past it when nobody serves it. Needs `CONFIG_NFT_QUEUE`.
-    pub fn queue(self, queue: u16) -> Self {
+    /// Into a queue. Needs `CONFIG_NFT_QUEUE`.
+    pub fn queue(self, queue: u16, unserved: Unserved) -> Self {
         const BYPASS: u16 = 1;
+        let flags = if unserved == Unserved::Passes { BYPASS } else { 0 };
         self.expression("queue", |m| {
-            for (kind, value) in [(1, queue), (2, 1), (3, BYPASS)] {
+            for (kind, value) in [(1, queue), (2, 1), (3, flags)] {
                 put(m, kind, &value.to_be_bytes());
             }
         })
     }
 
     /// The same by the target that iptables has for it. Needs `CONFIG_NFT_COMPAT` and `CONFIG_NETFILTER_XT_TARGET_NFQUEUE`.
-    pub fn queue_target(self, queue: u16) -> Self {
+    pub fn queue_target(self, queue: u16, unserved: Unserved) -> Self {
         // struct xt_NFQ_info_v3: number, how many queues, NFQ_FLAG_BYPASS; filled up to eight bytes.
-        let info: Vec<u8> = [queue, 1, 1, 0].iter().flat_map(|v: &u16| v.to_ne_bytes()).collect();
+        let bypass = u16::from(unserved == Unserved::Passes);
+        let info: Vec<u8> = [queue, 1, bypass, 0].iter().flat_map(|v: &u16| v.to_ne_bytes()).collect();
         self.expression("target", |m| {
             name(m, 1, "NFQUEUE");
             number(m, 2, 3);
             put(m, 3, &info);
         })
     }
+}
+
+/// What becomes of a packet for a queue that nobody serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unserved {
+    /// It goes on.
+    Passes,
+    /// It is lost.
+    Lost,
 }
 
 /// Where a base chain stands.
@@ -294,6 +308,14 @@ impl Batch {
         });
     }
 
+    /// Takes all keys of a set away.
+    pub fn empty(&mut self, table: &str, set: &str) {
+        self.add(DELSETELEM, 0, |m| {
+            name(m, 1, table);
+            name(m, 2, set);
+        });
+    }
+
     /// A set of keys of `length` bytes; `kind` is how `nft list` shows them.
     pub fn set(&mut self, table: &str, set: &str, kind: u32, length: usize) {
         let id = self.messages;
@@ -345,7 +367,7 @@ impl Batch {
 
 /// `NFTNL_UDATA_TABLE_COMMENT`: type, length, text with its zero byte.
 fn userdata(comment: &str) -> Vec<u8> {
-    let text: String = comment.chars().take(120).filter(char::is_ascii).collect();
+    let text: String = comment.chars().take(200).filter(char::is_ascii).collect();
     [&[0, text.len() as u8 + 1], text.as_bytes(), &[0]].concat()
 }
 
@@ -393,7 +415,7 @@ mod tests {
         assert_eq!(comment(&userdata("meio: image 12")).as_deref(), Some("meio: image 12"));
         assert_eq!(comment(&[1, 2, 9, 9, 0, 2, b'a', 0]).as_deref(), Some("a"));
         assert_eq!(comment(&[0, 200, b'a']), None);
-        assert_eq!(comment(&userdata(&"x".repeat(500))).map(|c| c.len()), Some(120));
+        assert_eq!(comment(&userdata(&"x".repeat(500))).map(|c| c.len()), Some(200));
     }
 
     #[test]

@@ -49,6 +49,8 @@ struct State {
     said: Instant,
     patience: Duration,
     closed: bool,
+    /// Who waits for a frame is to look at something else.
+    woken: bool,
     /// Others that cannot go on without the link.
     also: Vec<Arc<Stop>>,
 }
@@ -73,6 +75,7 @@ impl Link {
             said: Instant::now(),
             patience: PATIENCE,
             closed: false,
+            woken: false,
             also: Vec::new(),
         };
         let shared = Arc::new(Shared {
@@ -105,7 +108,12 @@ impl Link {
     /// # Errors
     /// When nothing comes in that time, or when the link has failed; what came before is received first.
     pub fn receive(&mut self, limit: Option<Duration>) -> Result<Frame> {
-        self.shared.take(limit, |f| (FIRST_KIND..BESIDE).contains(&f.kind))
+        self.shared.take_until(limit, true, |f| (FIRST_KIND..BESIDE).contains(&f.kind))
+    }
+
+    /// Ends a wait of [`Link::receive`], or the next one, before its time.
+    pub fn waker(&self) -> Waker {
+        Waker(self.shared.clone())
     }
 
     /// The next message if it is there.
@@ -161,6 +169,18 @@ impl Link {
     /// A second pair of ears for frames of kinds from [`BESIDE`] on.
     pub fn beside(&self) -> Beside {
         Beside(self.shared.clone())
+    }
+}
+
+/// Tells who waits for a frame that something else has happened.
+#[derive(Clone)]
+pub struct Waker(Arc<Shared>);
+
+impl Waker {
+    /// See [`Link::waker`].
+    pub fn wake(&self) {
+        locked(&self.0.state).woken = true;
+        self.0.changed.notify_all();
     }
 }
 
@@ -234,6 +254,11 @@ impl Shared {
     }
 
     fn take(&self, limit: Option<Duration>, wanted: fn(&Frame) -> bool) -> Result<Frame> {
+        self.take_until(limit, false, wanted)
+    }
+
+    /// `wakes`: a [`Waker`] ends it.
+    fn take_until(&self, limit: Option<Duration>, wakes: bool, wanted: fn(&Frame) -> bool) -> Result<Frame> {
         let end = limit.map(|l| Instant::now() + l);
         let mut state = locked(&self.state);
         loop {
@@ -241,7 +266,7 @@ impl Shared {
                 return Ok(frame);
             }
             let left = end.map(|e| e.saturating_duration_since(Instant::now()));
-            if left.is_some_and(|l| l.is_zero()) {
+            if left.is_some_and(|l| l.is_zero()) || wakes && std::mem::take(&mut state.woken) {
                 let limit = limit.unwrap_or_default();
                 return Err(Error::link(format!("{} has not answered for {limit:?}", self.name)));
             }
@@ -369,6 +394,19 @@ mod tests {
         assert_eq!(b.receive(None).expect("a frame"), frame(22, b"back"));
         let e = b.receive(Some(Duration::from_millis(1))).expect_err("there is no more");
         assert!(e.kind == Kind::LinkFailed && b.failure().is_none(), "{e}");
+    }
+
+    #[test]
+    fn who_waits_can_be_woken() {
+        let (a, b) = UnixStream::pair().expect("a pair");
+        let (mut a, b) = (link(a), link(b));
+        let waker = a.waker();
+        std::thread::scope(|s| {
+            s.spawn(|| waker.wake());
+            assert!(a.receive(None).is_err() && a.failure().is_none());
+        });
+        b.send(&frame(16, b"word")).expect("sent");
+        assert_eq!(a.receive(None).expect("a frame"), frame(16, b"word"));
     }
 
     #[test]

@@ -4,15 +4,17 @@ use super::beat::{Beats, Came, Key};
 use super::fence::Fence;
 use super::record::{Claim, Record, Store};
 use super::setup::{EPOCH, Epoch, SETUP, Setup, WORD};
-use super::state::{Action, Event, Mark, Path, Standby};
+use super::state::{Action, Event, Guarantee, Mark, Path, Standby};
 use super::{fit, frame};
 use crate::error::{Error, Result};
 use crate::migrate::address::Probe;
 use crate::migrate::agent::Told;
 use crate::migrate::frozen::announce;
-use crate::migrate::plan::{Plan, pack, unpack};
+use crate::migrate::plan::{Plan, Remark, pack, unpack};
 use crate::migrate::record::Member;
 use crate::migrate::spool::{Keep, Spool};
+use crate::netlock::NetLock;
+use crate::progress::Report;
 use crate::restore::{self, Input};
 use crate::sys::signal;
 use crate::transport::{self, Peer};
@@ -54,12 +56,15 @@ pub fn run() -> Result<()> {
     };
     peer.open_bulk()?;
     let spool = Spool::begin(&plan.spool, &watch.to_le_bytes(), peer.receiver()?, None, Keep::Needed)?;
+    spool.wakes(peer.link.waker());
     let machine = Standby::begin(generation, instance, limits);
     let mut agent = Agent {
         machine,
         begun: Instant::now(),
         peer,
         beats,
+        guarantee: limits.guarantee,
+        lock: None,
         plan: *plan,
         spool,
         store,
@@ -95,6 +100,9 @@ struct Agent {
     begun: Instant,
     peer: Peer,
     beats: Beats,
+    guarantee: Guarantee,
+    /// Over what the tree hears and says, until it runs.
+    lock: Option<NetLock>,
     plan: Plan,
     spool: Spool,
     store: Store,
@@ -219,8 +227,17 @@ impl Agent {
                 self.fencing = self.fence.as_ref().map(|command| Fence::run(command, &self.peer.hello.host));
                 return Ok(None);
             }
-            // Nothing of it is here, and its address neither: nobody can answer.
-            Action::Block => Event::Blocked,
+            Action::Block => match self.block() {
+                Ok(()) => Event::Blocked,
+                Err(e) => {
+                    self.note(&format!("its address cannot be blocked: {e}"));
+                    Event::Failed
+                }
+            },
+            Action::Unblock => {
+                self.lock = None;
+                return Ok(None);
+            }
             Action::Place(mark) if self.kept.is_some_and(|(of, _)| of == mark) => Event::Placed,
             Action::Place(_) => Event::Failed,
             Action::Restore => return Ok(Some(Next::Restore)),
@@ -230,7 +247,11 @@ impl Agent {
                 self.plan.addresses.iter().for_each(announce);
                 Event::Told
             }
-            Action::Open => Event::Unblocked,
+            // Its connections stay locked until it runs.
+            Action::Open => {
+                self.lock = None;
+                Event::Unblocked
+            }
             Action::Run => return Ok(Some(Next::Run)),
             Action::End => return Ok(Some(Next::End)),
             Action::Say(said) => {
@@ -253,6 +274,13 @@ impl Agent {
         self.plan.addresses.iter().all(|address| address.probe(Probe::QUICK, &[]).is_ok_and(|others| others.is_empty()))
     }
 
+    /// Nothing of it is here yet, and as soon as its address is nobody answers.
+    fn block(&mut self) -> Result<()> {
+        let (_, image) = self.kept.ok_or_else(|| Error::other("there is nothing to take over from"))?;
+        self.lock = restore::block(&restore::tree_of(&self.spool.path(image))?)?;
+        Ok(())
+    }
+
     fn raise(&mut self) -> Result<()> {
         for address in &self.plan.addresses[self.brought..] {
             address.bring_up()?;
@@ -264,7 +292,14 @@ impl Agent {
     /// Rebuilds everything, and lets it run when the machine says so.
     fn bring_back(&mut self) {
         let mut told = Told::default();
-        match self.restore(&mut told) {
+        let restored = self.restore(&mut told);
+        let took = |what: &Remark| match what {
+            Remark::Note(text) | Remark::Warning(text) => Some(text.clone()),
+            _ => None,
+        };
+        told.0.iter().filter_map(took).for_each(|text| self.note(&text));
+        self.lock = None;
+        match restored {
             Ok(root) => {
                 self.root = Member::of(root).ok();
                 self.events.push_back(Event::Runs);
@@ -283,24 +318,47 @@ impl Agent {
     fn restore(&mut self, told: &mut Told) -> Result<i32> {
         let (_, image) = self.kept.ok_or_else(|| Error::other("there is nothing to take over from"))?;
         let (path, parent) = self.spool.wait(image, PATIENCE)?;
-        let options = restore::Options {
+        let holds = self.guarantee == Guarantee::Hold;
+        let mut options = restore::Options {
             input: Input::Path(path),
             detach: true,
             pidfile: None,
             pid_namespace: self.plan.pid_namespace,
-            close_connections: true,
+            close_connections: !holds,
+            only_at: holds.then(|| self.plan.addresses.iter().map(|address| address.ip).collect()),
             lazy: true,
             parent,
             absent: None,
             settled: Default::default(),
         };
-        let may_run = &mut |_| {
+        let mut asked = false;
+        let mut may_run = |_| {
+            asked = true;
             self.events.push_back(Event::Restored);
             match self.drive()? {
                 Next::Run => Ok(()),
                 _ => Err(Error::other("it is not to be taken over any more")),
             }
         };
-        restore::run_when(&options, may_run, told).map(|outcome| outcome.root_pid)
+        let mut done = restore::run_when(&options, &mut may_run, told);
+        if let Err(e) = &done
+            && holds
+            && !asked
+        {
+            told.warning(&format!("it cannot go on with its connections, which are broken off: {e}"));
+            options.close_connections = true;
+            let may_run = &mut |_| {
+                self.events.push_back(Event::Restored);
+                match self.drive()? {
+                    Next::Run => Ok(()),
+                    _ => Err(Error::other("it is not to be taken over any more")),
+                }
+            };
+            done = restore::run_when(&options, may_run, told);
+        }
+        done.map(|outcome| {
+            outcome.phases.iter().for_each(|(name, time)| told.note(&format!("{name}: {time:.1?}")));
+            outcome.root_pid
+        })
     }
 }

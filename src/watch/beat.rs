@@ -205,6 +205,11 @@ impl Beats {
         self.socket.local_addr().map(|at| at.port()).context(|| "a socket for heartbeats")
     }
 
+    /// Its own address on the way to the other end, where that is known.
+    pub fn local(&self) -> Option<SocketAddr> {
+        self.socket.local_addr().ok()
+    }
+
     /// What was dropped.
     pub fn dropped(&self) -> Dropped {
         self.cipher.dropped

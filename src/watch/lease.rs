@@ -4,6 +4,8 @@
 use crate::error::Result;
 use crate::migrate::address::Address;
 use crate::migrate::frozen::announce;
+use crate::netlock::hold;
+use crate::netlock::kept::{self, Owner};
 use crate::sys::guardian::Guardian;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::os::fd::{AsFd, OwnedFd};
@@ -13,6 +15,8 @@ use std::time::{Duration, Instant};
 type Order = u64;
 /// For good, whatever becomes of meio.
 const FREE: Order = Order::MAX;
+/// What is held is this meio's.
+const OURS: Order = FREE - 1;
 /// Not even now.
 const HIDDEN: Order = 0;
 
@@ -21,13 +25,13 @@ pub struct Lease(Option<Guardian>);
 
 impl Lease {
     /// They are up, and stay so until something else is said. It is a copy of meio: call this early. `begun`: from when on time
-    /// is counted.
-    pub fn take(addresses: &[Address], begun: Instant) -> Result<Lease> {
+    /// is counted. `held`: name of the watch, when what leaves them is held.
+    pub fn take(addresses: &[Address], begun: Instant, held: Option<&str>) -> Result<Lease> {
         if addresses.is_empty() {
             return Ok(Lease(None));
         }
-        let addresses = addresses.to_vec();
-        Guardian::beside(move |orders| keep(&addresses, begun, &orders)).map(|guardian| Lease(Some(guardian)))
+        let (addresses, held) = (addresses.to_vec(), held.map(str::to_owned));
+        Guardian::beside(move |orders| keep(&addresses, begun, held.as_deref(), &orders)).map(|guardian| Lease(Some(guardian)))
     }
 
     fn tell(&self, order: Order) -> Result<()> {
@@ -36,7 +40,12 @@ impl Lease {
 
     /// They are up until then.
     pub fn until(&self, until: Duration) -> Result<()> {
-        self.tell((until.as_nanos() as Order).clamp(1, FREE - 1))
+        self.tell((until.as_nanos() as Order).clamp(1, OURS - 1))
+    }
+
+    /// What leaves them is held under the name of the watch, or may be at any time.
+    pub fn holds(&self) -> Result<()> {
+        self.tell(OURS)
     }
 
     /// They are up for good.
@@ -50,9 +59,9 @@ impl Lease {
     }
 }
 
-fn keep(addresses: &[Address], begun: Instant, orders: &OwnedFd) {
+fn keep(addresses: &[Address], begun: Instant, held: Option<&str>, orders: &OwnedFd) {
     ignore_signals();
-    let (mut until, mut up) = (FREE, true);
+    let (mut until, mut up, mut ours) = (FREE, true, false);
     loop {
         let left = Duration::from_nanos(until).saturating_sub(begun.elapsed());
         let down = until != FREE && left.is_zero();
@@ -77,17 +86,30 @@ fn keep(addresses: &[Address], begun: Instant, orders: &OwnedFd) {
         }
         let mut order = [0; size_of::<Order>()];
         match nix::unistd::read(orders, &mut order) {
-            Ok(n) if n == order.len() => until = Order::from_ne_bytes(order),
-            Ok(0) if until == FREE || !up => return,
+            Ok(n) if n == order.len() => match Order::from_ne_bytes(order) {
+                OURS => ours = true,
+                order => until = order,
+            },
             Ok(0) => {
                 // Nobody is there any more who could renew it.
-                std::thread::sleep(Duration::from_nanos(until).saturating_sub(begun.elapsed()));
-                addresses.iter().for_each(|address| drop(address.take()));
+                if let Some(watch) = held.filter(|_| ours) {
+                    orphaned(watch, until == FREE);
+                } else if until != FREE {
+                    std::thread::sleep(Duration::from_nanos(until).saturating_sub(begun.elapsed()));
+                }
+                if until != FREE && up {
+                    addresses.iter().for_each(|address| drop(address.take()));
+                }
                 return;
             }
             _ => {}
         }
     }
+}
+
+/// Without meio nothing gets out that is held, and nobody need wait for that. What holds nothing is not to be left.
+fn orphaned(watch: &str, free: bool) {
+    let _ = if free { kept::release(None, &Owner::Watch(watch.to_owned())).map(drop) } else { hold::shut(watch) };
 }
 
 /// ^C is for meio, which says then what is to be.

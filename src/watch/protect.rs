@@ -3,20 +3,22 @@
 
 use super::beat::{Beats, Came, Key};
 use super::fence::Fence;
+use super::gate::{Gate, Held};
 use super::lease::Lease;
 use super::record::{Claim, Record, Store};
 use super::setup::{EPOCH, Epoch, SETUP, Setup, WORD};
-use super::state::{Action, Activation, Event, Limits, Mark, Path, Primary, Said};
+use super::state::{Action, Activation, Event, Guarantee, Limits, Mark, Path, Primary, Said};
 use super::{fit, frame};
 use crate::dump::{self, moving::Moving};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::migrate::address::Address;
+use crate::migrate::frozen::silence;
 use crate::migrate::plan::{Plan, pack, unpack};
 use crate::migrate::rounds::Bulk;
 use crate::progress::{Report, phase};
 use crate::sys::signal;
 use crate::tracee::freeze::freeze;
-use crate::transport::{self, Destination, How, Peer};
+use crate::transport::{self, Destination, How, Peer, Waker};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -58,6 +60,8 @@ pub struct Outcome {
     pub longest: Duration,
     /// All stops, the first epoch's left out.
     pub stops: Vec<Duration>,
+    /// What became of packets that were held, if any had to be.
+    pub held: Option<Held>,
     /// Somebody else has taken over: the tree stands still here.
     pub demoted: bool,
     /// What is different.
@@ -96,12 +100,17 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     let begun = Instant::now();
     let mut phases = Vec::new();
     let store = Store::open()?;
-    let lease = Lease::take(&options.addresses, begun)?;
+    let holds = options.limits.guarantee == Guarantee::Hold;
+    let lease = Lease::take(&options.addresses, begun, Some(options.name.as_str()).filter(|_| holds))?;
     let claim = store.claim(&options.name)?;
     let plan = phase(report, &mut phases, "check", |_| fit::plan(options))?;
     let mut peer =
         phase(report, &mut phases, "connect", |report| transport::connect_to(&options.standby, &options.how, "agent --watch", report))?;
     let key = Key::make()?;
+    let waker = peer.link.waker();
+    let came = waker.clone();
+    let gate = Gate::prepare(options.limits.guarantee, &options.name, &options.addresses, move || came.wake())?;
+    lease.holds()?;
     let (record, beats, warnings) = phase(report, &mut phases, "standby", |_| agree(options, &store, &mut peer, plan, &key))?;
     peer.open_bulk()?;
     let bulk = Bulk::new(peer.sender()?);
@@ -122,6 +131,7 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
         peer,
         beats,
         lease,
+        gate: gate.clone(),
         store,
         record,
         events: from_tree,
@@ -131,8 +141,10 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
         _claim: claim,
     };
     let thread = std::thread::Builder::new().name("watch".into()).spawn(move || end.run())?;
-    let done = Tree { options, bulk, moving: None, events, orders: to_tree, asked: 0 }.serve(&mut outcome, report);
+    let tree = Tree { options, bulk, moving: None, events, waker, orders: to_tree, gate: gate.clone(), asked: 0, shown: None };
+    let done = tree.serve(&mut outcome, report);
     let ended = thread.join().map_err(|_| Error::other("the watch has failed"));
+    outcome.held = gate.held();
     done.and(ended)?;
     Ok(outcome)
 }
@@ -156,6 +168,10 @@ fn agree(options: &Options, store: &Store, peer: &mut Peer, plan: Plan, key: &Ke
     let record =
         Record { name: options.name.clone(), watch, activation: Some(Activation::Primary { generation, instance: 0 }), instance: 0 };
     let beats = Beats::to(key, address(&options.standby.host, port)?)?;
+    if let Some(own) = beats.local().filter(|own| options.addresses.iter().any(|a| a.ip == own.ip())) {
+        let what = format!("the way to {} begins at {}, which goes with the tree", options.standby.host, own.ip());
+        return Err(Error::new(Kind::Usage, what).help("name the standby by an address to which this host has another way"));
+    }
     say(peer, &Setup::Begin { generation, limits: options.limits, fence: options.fence.clone() })?;
     Ok((record, beats, details.warnings))
 }
@@ -172,41 +188,78 @@ struct Tree<'o> {
     bulk: Bulk,
     moving: Option<Moving<'o>>,
     events: Sender<Event>,
+    /// Of who takes the events.
+    waker: Waker,
     orders: Receiver<Order>,
+    gate: Gate,
     /// How often it was asked to end.
     asked: u32,
+    /// When it was said last how things stand.
+    shown: Option<Instant>,
+}
+
+/// Tells of one epoch among many: of how it was made nobody wants to know.
+struct Steady<'r>(&'r mut dyn Report);
+
+impl Report for Steady<'_> {
+    fn started(&mut self, _: &'static str) {}
+    fn ended(&mut self, _: &'static str, _: Duration) {}
+    fn bytes(&mut self, _: u64, _: Option<u64>) {}
+    fn note(&mut self, _: &str) {}
+    fn warning(&mut self, text: &str) {
+        self.0.warning(text);
+    }
+    fn last_words(&mut self, e: &Error) {
+        self.0.last_words(e);
+    }
+    fn clear(&mut self) {}
 }
 
 impl Tree<'_> {
-    fn serve(&mut self, outcome: &mut Outcome, report: &mut dyn Report) -> Result<()> {
+    fn tell(&self, event: Event) {
+        let _ = self.events.send(event);
+        self.waker.wake();
+    }
+
+    fn serve(mut self, outcome: &mut Outcome, report: &mut dyn Report) -> Result<()> {
         const STEP: Duration = Duration::from_millis(50);
         let mut failed = None;
         loop {
             for signal in signal::passed().chain(signal::take()) {
                 let wanted = signal == libc::SIGUSR1;
                 self.asked += u32::from(!wanted);
-                let _ = self.events.send(if wanted { Event::Wanted } else { Event::Over });
+                self.tell(if wanted { Event::Wanted } else { Event::Over });
             }
             match self.orders.recv_timeout(STEP) {
                 Ok(Order::Capture(mark)) => match self.capture(mark, outcome, report) {
-                    Ok(()) => drop(self.events.send(Event::Captured(mark))),
+                    Ok(()) => {
+                        self.gate.captured(mark);
+                        self.tell(Event::Captured(mark));
+                    }
                     Err(e) => {
                         failed.get_or_insert(e);
-                        let _ = self.events.send(Event::Failed);
-                        let _ = self.events.send(Event::Over);
+                        self.tell(Event::Failed);
+                        self.tell(Event::Over);
                     }
                 },
                 Ok(Order::Demote) => {
                     self.moving = None;
                     self.stop(report);
+                    self.gate.lose();
                     outcome.demoted = true;
-                    let _ = self.events.send(Event::Demoted);
+                    self.tell(Event::Demoted);
                 }
                 Ok(Order::Say(said, seen)) => {
                     tell(said, outcome, report);
                     seen.tell(report);
+                    if let Some(held) = self.gate.held().filter(|held| held.waits.count() > 0) {
+                        report.note(&held.to_string());
+                    }
                 }
-                Ok(Order::Whole) => outcome.epochs += 1,
+                Ok(Order::Whole) => {
+                    outcome.epochs += 1;
+                    self.show(outcome, report);
+                }
                 Ok(Order::End(done)) => return failed.filter(|_| self.asked == 0 && !outcome.demoted).map_or(done, Err),
                 Err(std::sync::mpsc::RecvTimeoutError::Timeout) => {}
                 Err(_) => return Err(Error::other("the watch has failed")),
@@ -218,11 +271,16 @@ impl Tree<'_> {
     fn capture(&mut self, mark: Mark, outcome: &mut Outcome, report: &mut dyn Report) -> Result<()> {
         if mark.number == 1 {
             self.moving = None;
-            self.moving = Some(Moving::begin(&self.options.dump, false, report)?);
+            let mut moving = Moving::begin(&self.options.dump, false, report)?;
+            let gate = self.gate.clone();
+            moving.steadily(move || gate.stands());
+            self.moving = Some(moving);
             // Whoever looks at a tree wants to be interrupted.
             signal::pass();
         }
         let moving = self.moving.as_mut().ok_or_else(|| Error::other("there is nothing to go on from"))?;
+        let mut steady = Steady(report);
+        let report: &mut dyn Report = if mark.number > 1 { &mut steady } else { steady.0 };
         let made = self.bulk.item(|pipe| moving.round(pipe, report))?;
         let stop = made.pause.max(made.stops.unwrap_or_default());
         outcome.bytes += made.image_bytes;
@@ -233,10 +291,26 @@ impl Tree<'_> {
         Ok(())
     }
 
+    /// How things stand, now and then.
+    fn show(&mut self, outcome: &Outcome, report: &mut dyn Report) {
+        const OFTEN: Duration = Duration::from_secs(1);
+        if self.shown.is_some_and(|shown| shown.elapsed() < OFTEN) {
+            return;
+        }
+        self.shown = Some(Instant::now());
+        let stop = outcome.stops.last().copied().unwrap_or_default();
+        let held = self.gate.held().map_or(String::new(), |held| format!("; {held}"));
+        report.standing(&format!("epochs that {} has: {}; the last stop took {stop:.1?}{held}", outcome.host, outcome.epochs));
+    }
+
     /// Somebody else answers: it stands still, and is there to be looked at.
     fn stop(&self, report: &mut dyn Report) {
         let stopped = freeze(self.options.dump.pid, self.options.dump.freeze_timeout).and_then(|mut frozen| {
-            let stopped = frozen.stop();
+            let mut stopped = frozen.stop();
+            // Its connections live elsewhere, which whoever ends it here is not to disturb.
+            if self.options.limits.guarantee == Guarantee::Hold {
+                stopped = stopped.and(frozen.processes.iter().try_for_each(|process| silence(process.pid)));
+            }
             frozen.release();
             stopped
         });
@@ -253,6 +327,7 @@ struct End {
     peer: Peer,
     beats: Beats,
     lease: Lease,
+    gate: Gate,
     store: Store,
     record: Record,
     events: Receiver<Event>,
@@ -302,6 +377,9 @@ impl End {
         if let Ok(event) = self.events.try_recv() {
             return Some(event);
         }
+        if self.gate.has_news() {
+            return Some(Event::Wanted);
+        }
         match self.beats.receive() {
             Came::Frame(heard) => return Some(Event::Heard(Path::Beat, heard)),
             Came::Refused if !self.linked => return Some(Event::Gone),
@@ -348,9 +426,16 @@ impl End {
                 send(&self.peer, EPOCH, pack(&epoch)?);
                 return Ok(Some(Event::Sent(mark)));
             }
-            Action::Release(_) => drop(self.orders.send(Order::Whole)),
+            Action::Hold => self.gate.close()?,
+            Action::Release(mark) => {
+                self.gate.release(mark)?;
+                let _ = self.orders.send(Order::Whole);
+            }
             Action::Lease(until) => self.lease.until(until)?,
-            Action::Free => self.lease.free()?,
+            Action::Free => {
+                self.lease.free()?;
+                self.gate.open()?;
+            }
             Action::Hide => self.lease.hide()?,
             Action::Demote => {
                 self.lease.hide()?;

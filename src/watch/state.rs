@@ -14,7 +14,7 @@
 //!  (silence on both paths)                      Fence, if there is a command, must succeed
 //!                                               Block the address
 //!                                               record Taken (generation g+1): from here on g is over
-//!                                               Place, Restore, Probe, Raise, Tell, Unblock, Run
+//!                                               Place, Probe, Raise, Restore, Tell, Open, Run
 //!  hears g+1: Demote         ◀── g+1 ──
 //! ```
 //!
@@ -258,7 +258,8 @@ pub enum Action {
     Hold,
     /// Primary: output goes out, all that was held, too.
     Free,
-    /// Primary: output may go out until then, without another word from here ([`Guarantee::Hot`]).
+    /// Primary: the address stays up until then, without another word from here. With [`Guarantee::Hot`] nothing else keeps output
+    /// from going out; with [`Guarantee::Hold`] it is what keeps two from having the address.
     Lease(Duration),
     /// Primary: copy what has changed; everything for number 1. Answer: `Captured`, `Failed`.
     Capture(Mark),

@@ -170,6 +170,7 @@ fn show(teller: &Teller<'_>) -> Result<Seen> {
         pidfile: None,
         pid_namespace: false,
         close_connections: false,
+        only_at: None,
         lazy: false,
         parent: None,
         settled: Default::default(),

@@ -26,6 +26,11 @@ impl Staging {
         Ok(Staging { region, places: Vec::new() })
     }
 
+    /// Bytes for which there is room.
+    pub fn room(&self) -> u64 {
+        self.region.len() as u64
+    }
+
     /// Reads all that the jobs name: afterwards the tree may go on. False, and nothing is read, when it has no room.
     pub fn read(&mut self, jobs: &[Job], objects: &[File]) -> Result<bool> {
         self.places.clear();

@@ -81,7 +81,20 @@ pub fn refuse(capture: &mut Capture) {
 /// Breaks all of them off, and forgets those that wait to be accepted: how many there were. What was received before can still
 /// be read, as when the other end resets a connection.
 pub fn close(tree: &mut Tree) -> usize {
-    let out = outside(&tree.files);
+    close_but(tree, |_| false)
+}
+
+/// The same of those alone that begin in meio's network namespace at other addresses than these.
+pub fn close_elsewhere(tree: &mut Tree, addresses: &[IpAddr]) -> usize {
+    close_but(tree, |(network, near)| network.is_some() || addresses.contains(&near.ip.to_canonical()))
+}
+
+fn close_but(tree: &mut Tree, stays: impl Fn((Option<u32>, Address)) -> bool) -> usize {
+    let mut out = outside(&tree.files);
+    out.retain(|&id| match tree.files.get(id as usize).map(|f| &f.kind) {
+        Some(FileKind::Tcp(tcp)) => !tcp.inet.local.is_some_and(|near| stays((tcp.inet.network, near))),
+        _ => false,
+    });
     for &id in &out {
         if let Some(FileKind::Tcp(tcp)) = tree.files.get_mut(id as usize).map(|f| &mut f.kind) {
             tcp.break_off();
@@ -92,7 +105,7 @@ pub fn close(tree: &mut Tree) -> usize {
     for file in &mut tree.files {
         if let FileKind::Listening(listening) = &mut file.kind {
             let (network, before) = (listening.inet.network, listening.waiting.len());
-            listening.waiting.retain(|w| !leads_out(&all, network, Some(w.local), Some(w.peer)));
+            listening.waiting.retain(|w| stays((network, w.local)) || !leads_out(&all, network, Some(w.local), Some(w.peer)));
             count += before - listening.waiting.len();
         }
     }
@@ -135,6 +148,9 @@ mod tests {
             file(3, tcp::SYN_SENT, "10.0.0.1:7", "10.0.0.9:80"),
         ];
         let mut tree = Tree { files, ..Tree::default() };
+        let here = ["10.0.0.1".parse().unwrap()];
+        assert_eq!(close_elsewhere(&mut tree, &here), 0);
+        assert_eq!(close_elsewhere(&mut Tree { files: tree.files.clone(), ..Tree::default() }, &[]), 2);
         assert_eq!(close(&mut tree), 2);
         let ends: Vec<_> = tree.files.iter().map(|f| if let FileKind::Tcp(t) = &f.kind { t.end } else { None }).collect();
         assert_eq!(ends, [Some(End::Reset), None, None, Some(End::Refused)]);

@@ -2,7 +2,7 @@
 
 use super::notice::Notice;
 use super::pace::Pace;
-use super::{Action, Activation, Event, Frame, Guarantee, Limits, Mark, OnLoss, Path, Said, Word};
+use super::{Action, Activation, Event, Frame, Limits, Mark, OnLoss, Path, Said, Word};
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -265,7 +265,7 @@ impl Primary {
             let until = *said + self.limits.lease();
             if until > self.safe {
                 self.safe = until;
-                if self.limits.guarantee == Guarantee::Hot && !self.free {
+                if !self.free {
                     out.push(Action::Lease(until));
                 }
             }
@@ -453,10 +453,7 @@ impl Primary {
             if ready && !self.guarded {
                 self.guarded = true;
                 self.free = false;
-                out.push(Action::Hold);
-                if self.limits.guarantee == Guarantee::Hot {
-                    out.push(Action::Lease(now + self.limits.lease()));
-                }
+                out.extend([Action::Hold, Action::Lease(now + self.limits.lease())]);
             }
             self.number += 1;
             let mark = Mark { series: self.series, number: self.number };

@@ -12,9 +12,9 @@ enum Phase {
     Blocking,
     Recording,
     Placing,
-    Restoring,
     Probing,
     Raising,
+    Restoring,
     Telling,
     Opening,
     Letting,
@@ -261,14 +261,16 @@ impl Standby {
                 out.push(Action::Say(Said::Failed));
                 (Phase::Over, Action::End)
             }
-            (Phase::Placing, Event::Placed) => (Phase::Restoring, Action::Restore),
-            (Phase::Restoring, Event::Restored) => (Phase::Probing, Action::Probe),
+            (Phase::Placing, Event::Placed) => (Phase::Probing, Action::Probe),
             (Phase::Probing, Event::Probed(true)) => (Phase::Raising, Action::Raise),
+            // Whoever has it is about to give it up.
             (Phase::Probing, Event::Probed(false)) => {
-                self.again = Some(now + self.limits.again);
+                self.again = Some(now + self.limits.beat);
                 (Phase::Probing, Action::Say(Said::Taken))
             }
-            (Phase::Raising, Event::Raised) => (Phase::Telling, Action::Tell),
+            // A connection can be made only at an address that is here.
+            (Phase::Raising, Event::Raised) => (Phase::Restoring, Action::Restore),
+            (Phase::Restoring, Event::Restored) => (Phase::Telling, Action::Tell),
             (Phase::Telling, Event::Told) => (Phase::Opening, Action::Open),
             (Phase::Opening, Event::Unblocked) => (Phase::Letting, Action::Run),
             (Phase::Letting, Event::Runs) => (Phase::Running, Action::Say(Said::TakenOver)),
