@@ -185,9 +185,8 @@ import mmap, os, sys
 memory = mmap.mmap(-1, 16 << 20)
 open(sys.argv[1] + '.ready', 'w').close()
 while True:
-    noise = os.urandom(8)
     for at in range(0, len(memory), 4096):
-        memory[at:at + 8] = noise
+        memory[at:at + 16] = os.urandom(16)
 ";
 
 /// Kills the meio that moves something from here as soon as it is on record that it may run there.
@@ -285,24 +284,28 @@ crate::alone! {
         assert!(until(SOON, || lab.path("w.ready").exists()), "it does not get ready: {}", lab.log());
         let (text, to) = (pid.to_string(), &hosts.hosts[1].address);
         // What is left for the stop takes seconds.
-        let slow = ["--compress", "none", "--bandwidth", "2M", "--timeout", "1s", "--on-timeout", "force", "--max-downtime", "50ms"];
+        let slow = ["--compress", "none", "--bandwidth", "3M", "--timeout", "1s", "--on-timeout", "force", "--max-downtime", "50ms"];
         let mut migration = hosts.migration(0, &[&[text.as_str(), to][..], &slow].concat());
-        let child = migration.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("meio starts");
+        let path = lab.path("said");
+        let mut child = migration.stdout(Stdio::null()).stderr(std::fs::File::create(&path).expect("file")).spawn().expect("meio starts");
+        let said = || std::fs::read_to_string(&path).unwrap_or_default();
+        // It is to be the last stop, not one of those before.
+        assert!(until(MOVE, || said().contains("nobody would run for about")), "no round ends: {}", said());
         let mut still = 0;
-        let stands = until(MOVE, || {
+        let stands = until(SOON, || {
             let status = hosts.hosts[0].command(Path::new("cat")).arg(format!("/proc/{pid}/status")).output().expect("nsenter starts");
             still = if String::from_utf8_lossy(&status.stdout).contains("State:\tt") { still + 1 } else { 0 };
-            still > 20
+            still > 5
         });
-        assert!(stands, "it is never stopped");
+        assert!(stands, "it is never stopped: {}", said());
         hosts.wire(1, false);
         assert!(until(SOON, || hosts.hosts[0].runs(pid)), "it does not go on here");
-        let done = child.wait_with_output().expect("meio ends");
-        let said = String::from_utf8_lossy(&done.stderr).into_owned();
+        let status = child.wait().expect("meio ends");
+        let said = said();
         hosts.wire(1, true);
         // It waits for a machine that has much to do, but not as long as when the tree runs.
         let seconds = said.split("nothing was heard of").nth(1).and_then(|rest| rest.split(" for ").nth(1)?.split(' ').next()?.parse::<u32>().ok());
-        assert!(done.status.code() == Some(15) && seconds.is_some_and(|s| (2..9).contains(&s)), "{:?}: {said}", done.status);
+        assert!(status.code() == Some(15) && seconds.is_some_and(|s| (2..9).contains(&s)), "{status}: {said}");
         assert!(hosts.hosts[0].runs(pid) && !hosts.hosts[1].runs(pid), "{said}");
     }
 
