@@ -41,6 +41,8 @@ const MEIO: &str = env!("CARGO_BIN_EXE_meio");
 /// What is to be measured.
 struct Plan {
     rounds: usize,
+    /// Moves between machines.
+    moves: usize,
     sizes: Vec<u64>,
     only: Option<Part>,
 }
@@ -67,7 +69,7 @@ fn main() {
             .expect("unshare(1) of util-linux starts");
         std::process::exit(status.code().unwrap_or(1));
     }
-    let bench = Bench::new();
+    let bench = Bench::new(plan.moves);
     println!("{}\n", machine());
     let wanted = |part| plan.only.is_none_or(|only| only == part);
     if wanted(Part::Figures) {
@@ -90,12 +92,15 @@ fn main() {
 }
 
 fn plan() -> Plan {
-    let mut plan = Plan { rounds: 5, sizes: Vec::new(), only: None };
+    let mut plan = Plan { rounds: 5, moves: 10, sizes: Vec::new(), only: None };
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let mut number = || arguments.next().and_then(|n| n.parse().ok()).filter(|&n| n > 0).expect("a number");
         match argument.as_str() {
-            "--rounds" => plan.rounds = number() as usize,
+            "--rounds" => {
+                plan.rounds = number() as usize;
+                plan.moves = plan.rounds;
+            }
             "--mib" => plan.sizes.push(number()),
             "--figures" => plan.only = Some(Part::Figures),
             "--small" => plan.only = Some(Part::Small),
@@ -143,10 +148,11 @@ struct Bench {
     folder: tempfile::TempDir,
     program: PathBuf,
     mixed: PathBuf,
+    moves: usize,
 }
 
 impl Bench {
-    fn new() -> Bench {
+    fn new(moves: usize) -> Bench {
         let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("folder");
         let compile = |name: &str, source: &str| {
             let program = folder.path().join(name);
@@ -157,7 +163,7 @@ impl Bench {
         };
         let program = compile("memory", "benches/memory.c");
         let mixed = compile("mixed", "fixtures/programs/mixed.c");
-        Bench { folder, program, mixed }
+        Bench { folder, program, mixed, moves }
     }
 
     /// memcpy into touched memory, memcpy into fresh memory, first touch.

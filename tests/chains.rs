@@ -1,12 +1,15 @@
 //! Images with a parent: what changes between two dumps is stored, all else is found in the images before.
 
 use crate::lab::{Lab, Outcome, Running, SOON, observe, until};
+use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::time::TimeValLike;
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 /// Two processes with memory of every kind, which they change when they are told to: private and shared, over a file and
@@ -68,23 +71,43 @@ impl Chain {
     }
 
     /// Kills what runs, restores an image, and compares what it has with what was said when the image was made. Returned is
-    /// how long the restore took, in milliseconds.
-    fn comes_back(&mut self, image: &Path, number: usize) -> f64 {
+    /// how long the restore took, and how long it had a processor, in milliseconds.
+    fn comes_back(&mut self, image: &Path, number: usize) -> [f64; 2] {
         self.comes_back_by(image, number, &[])
     }
 
-    fn comes_back_by(&mut self, image: &Path, number: usize, options: &[&str]) -> f64 {
+    fn comes_back_by(&mut self, image: &Path, number: usize, options: &[&str]) -> [f64; 2] {
         self.running.kill();
+        let before = processor_time();
         let done = self.lab.run(self.lab.meio(&[&["restore", "-d", text(image)], options].concat()));
+        let used = processor_time() - before;
         assert_eq!((done.code, done.stdout), (0, format!("{}\n", self.running.pid)), "{}", done.stderr);
         assert_eq!(self.look(), self.said[number], "image {number} has not come back");
-        (done.time.1 - done.time.0) as f64 / 1e6
+        [(done.time.1 - done.time.0) as f64 / 1e6, used]
+    }
+
+    /// Kills what runs, restores an image, and says how often meio has read from a file for that.
+    fn reads(&mut self, image: &Path) -> u64 {
+        self.running.kill();
+        let mut command = self.lab.meio(&["restore", "-d", text(image)]);
+        let mut meio = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("meio starts");
+        waitid(Id::Pid(Pid::from_raw(meio.id() as i32)), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT).expect("wait");
+        let io = fs::read_to_string(format!("/proc/{}/io", meio.id())).expect("what meio has read");
+        assert!(meio.wait().expect("wait").success());
+        let reads = io.lines().find_map(|line| line.strip_prefix("syscr: "));
+        reads.and_then(|n| n.parse().ok()).unwrap_or_else(|| panic!("no reads are counted: {io}"))
     }
 
     fn end(mut self) {
         self.running.kill();
         self.lab.nothing_left();
     }
+}
+
+/// Of all children that have ended, in milliseconds.
+fn processor_time() -> f64 {
+    let usage = getrusage(UsageWho::RUSAGE_CHILDREN).expect("getrusage");
+    [usage.user_time(), usage.system_time()].iter().map(|t| t.num_microseconds() as f64 / 1e3).sum()
 }
 
 fn json(lab: &Lab, arguments: &[&str]) -> (i32, Value) {
@@ -349,17 +372,26 @@ crate::alone! {
         let time = |done: &Outcome| (done.time.1 - done.time.0) as f64 / 1e6;
         println!("chains: merge of {length}: {:.0} ms", time(&merged));
         let mut took = [const { Vec::new() }; 2];
-        for _ in 0..3 {
+        for _ in 0..if length < 100 { 3 } else { 11 } {
             for (n, image) in [&last, &flat].into_iter().enumerate() {
                 took[n].push(chain.comes_back(image, length - 1));
             }
         }
-        let [chained, alone] = took.map(|mut times| {
-            times.sort_by(f64::total_cmp);
-            times[1]
-        });
-        println!("chains: restore of a chain of {length}: {chained:.1} ms, of the same from one image: {alone:.1} ms, {:.2} times", chained / alone);
-        println!("chains: lazily: {:.1} ms", chain.comes_back_by(&last, length - 1, &["--lazy"]));
+        for (n, what) in ["", " of processor time"].into_iter().enumerate() {
+            let [chained, alone] = took.each_ref().map(|times| {
+                let mut times: Vec<f64> = times.iter().map(|t| t[n]).collect();
+                times.sort_by(f64::total_cmp);
+                times[times.len() / 2]
+            });
+            let ratio = chained / alone;
+            println!("chains: restore of a chain of {length}: {chained:.1} ms{what}, of the same from one image: {alone:.1} ms, {ratio:.2} times");
+        }
+        // Of an image its head, its end, and what lies between its first and its last block that is needed.
+        let [short, long] = [length / 2, length - 1].map(|n| chain.reads(&chain.images[n].clone()));
+        let each = (long as f64 - short as f64) / (length - 1 - length / 2) as f64;
+        println!("chains: reads for an image of the chain: {each:.1}");
+        assert!(each < 8.0, "{short} reads for {} images, {long} for {length}", length / 2 + 1);
+        println!("chains: lazily: {:.1} ms", chain.comes_back_by(&last, length - 1, &["--lazy"])[0]);
         chain.end();
     }
 }

@@ -2,7 +2,7 @@
 
 use super::target::{self, Target};
 use super::{Console, drawing::Drawing, dump::Level, figures, way};
-use crate::dump::{self, Output, Track};
+use crate::dump;
 use crate::error::{Error, Kind, Result};
 use crate::migrate::files::{Choice, Copying};
 use crate::migrate::{self, Ended, Options, Outcome, Policy, address::Address};
@@ -53,6 +53,9 @@ pub struct Migrate {
     #[arg(long)]
     dry_run: bool,
     /// How long nobody may run, as far as that can be foreseen
+    ///
+    /// When the other machine is not heard of while the tree stands still for the switch, and was not told yet that it may run there,
+    /// it goes on here after ten times as long, but 2 s at least and 10 s at most.
     #[arg(long, value_name = "TIME", default_value = "300ms", value_parser = figures::parse_time)]
     max_downtime: Duration,
     /// How long memory may be copied while the tree runs
@@ -146,22 +149,9 @@ impl Migrate {
             return Err(Error::new(Kind::Usage, "a tree and a host are needed").help("see meio migrate --help"));
         };
         let pid = target.pid()?;
-        let dump = dump::Options {
-            pid,
-            capsule: target.name_of(pid),
-            output: Output::Stdout,
-            kill: false,
-            level: self.compress.0,
-            freeze_timeout: self.freeze_timeout,
-            decisions: self.decide.decisions(),
-            live: Some(dump::MAX_PAUSE),
-            track: Track::Auto,
-            parent: None,
-        };
+        let usual = Options::new(pid, target.name_of(pid), to.clone(), self.way.how(), self.decide.decisions());
         let options = Options {
-            dump,
-            to: to.clone(),
-            how: self.way.how(),
+            dump: dump::Options { level: self.compress.0, freeze_timeout: self.freeze_timeout, ..usual.dump },
             max_downtime: self.max_downtime,
             timeout: self.timeout,
             policy: match self.on_timeout {
@@ -182,6 +172,7 @@ impl Migrate {
                 folders: self.with_data.clone(),
                 shared: self.shared_files.clone(),
             },
+            ..usual
         };
         let outcome = if self.dry_run { migrate::dry_run(&options, &mut drawing)? } else { migrate::run(&options, &mut drawing)? };
         drawing.finish(&outcome.warnings);

@@ -5,7 +5,7 @@
 
 use crate::error::{Context, Result};
 use crate::netlock::kept::{self, Owner};
-use crate::netlock::{Flow, Manner, NetLock, Opened};
+use crate::netlock::{self, Flow, Manner, NetLock, Opened};
 use crate::sys::namespace::{self, Kind};
 use crate::sys::netlink::Socket;
 use crate::sys::proc::read;
@@ -115,11 +115,10 @@ impl Locks {
         Ok(all)
     }
 
-    /// Takes the open locks away while meio goes on: the kernel waits for all processors before it does that.
+    /// Takes the open locks away while meio goes on.
     pub fn let_go(self) {
         if !self.networks.is_empty() {
-            // Where there is no thread to be had the caller waits.
-            let _ = std::thread::Builder::new().spawn(move || drop(self));
+            netlock::let_go(self);
         }
     }
 

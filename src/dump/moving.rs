@@ -9,8 +9,10 @@ use crate::netlock::Manner;
 use crate::netlock::kept::Owner;
 use crate::progress::Report;
 use crate::resource::birth::Birth;
+use crate::resource::{Tree, mqueue, system_v};
 use crate::sys::namespace::Kind;
 use crate::tracee::stop::Stopped;
+use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -109,6 +111,11 @@ impl Standing {
         self.still.frozen.stopped()
     }
 
+    /// What does not end with its processes.
+    pub fn leftover(&self) -> Leftover {
+        Leftover::of(&self.still.captured.tree)
+    }
+
     /// Brings it into a group stop: whatever becomes of meio, it stands still.
     pub fn stop(&mut self) -> Result<()> {
         self.still.frozen.stop()
@@ -143,14 +150,43 @@ impl Standing {
     /// It goes on elsewhere: it is ended here, without a word to those whom it is connected with.
     pub fn end(self) -> Result<()> {
         let Standstill { frozen, captured, mut locks, .. } = self.still;
+        let leftover = Leftover::of(&captured.tree);
         kill(frozen, &captured, &mut locks, &self.owner)?;
         locks.take_back(&self.owner);
-        let tree = &captured.tree;
+        leftover.remove();
+        Ok(())
+    }
+}
+
+/// What of a tree does not end with its processes, in the namespaces of meio: those of others go with these.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Leftover {
+    #[serde(skip_serializing_if = "system_v::Leftover::is_empty")]
+    system_v: system_v::Leftover,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    message_queues: Vec<mqueue::Left>,
+}
+
+impl Leftover {
+    fn of(tree: &Tree) -> Self {
         let root = tree.processes.first().and_then(|root| root.places.of(&tree.namespaces, Kind::Ipc));
         let elsewhere = tree.system_v_elsewhere.iter().map(|e| (e.namespace, &e.objects));
-        // Those of other namespaces have gone with these.
-        let here = std::iter::once((root, &tree.system_v)).chain(elsewhere).filter(|(namespace, _)| namespace.is_none());
-        here.for_each(|(_, objects)| objects.remove());
-        Ok(())
+        let here = std::iter::once((root, &tree.system_v)).chain(elsewhere).find(|(namespace, _)| namespace.is_none());
+        Leftover {
+            system_v: here.map(|(_, objects)| system_v::Leftover::of(objects)).unwrap_or_default(),
+            message_queues: mqueue::Left::of(&tree.message_queues),
+        }
+    }
+
+    /// Whether there is nothing.
+    pub fn is_empty(&self) -> bool {
+        *self == Leftover::default()
+    }
+
+    /// Takes it away where the tree has ended, and lives elsewhere; not what others use.
+    pub fn remove(&self) {
+        self.system_v.remove();
+        self.message_queues.iter().for_each(mqueue::Left::remove);
     }
 }

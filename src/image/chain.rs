@@ -5,11 +5,12 @@
 //! that are needed, each with the places of its pages; no image is held open.
 
 use super::Hash;
+use super::encoded::{EncodedBlock, keep, memory};
 use super::entries::{What, entries, missing, twice};
 use super::format::PAGE;
 use super::link::ParentLink;
 use super::pages::{Block, Content, Meta, Owner, Run};
-use super::reader::{EncodedBlock, Reader};
+use super::reader::Reader;
 use super::spread::spread;
 use super::wanted::Wanted;
 use crate::error::{Context, Error, Result};
@@ -18,6 +19,7 @@ use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -25,6 +27,13 @@ use std::sync::Arc;
 pub(super) const MOST: usize = 1 << 16;
 /// Blocks of one image that a worker takes at a time.
 const BATCH: usize = 32;
+/// Bytes of blocks that are read at once, and of what may lie between two of them.
+const SPAN: u64 = 256 << 10;
+const GAP: u64 = 16 << 10;
+/// Images whose fronts are read at the same time, each of which is an open file; and bytes of these images, more than what is
+/// known of all of them takes.
+const AHEAD: usize = 64;
+const AHEAD_BYTES: u64 = 64 << 20;
 
 /// Where some data pages of a block belong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -154,27 +163,40 @@ impl Chain {
         known: &[([u8; 16], PathBuf)],
         machine: u16,
     ) -> Result<()> {
-        while let Some(to) = link {
-            if self.members.len() >= MOST {
-                return Err(Error::image(format!("the image has more than {MOST} ancestors")));
+        while link.is_some() {
+            // Only who the parent is must be known of one image before the next can be looked at.
+            let (mut found, mut bytes, mut failure) = (Vec::new(), 0, None);
+            while found.len() < AHEAD
+                && bytes < AHEAD_BYTES
+                && let Some(to) = link.take()
+            {
+                if self.members.len() + found.len() >= MOST {
+                    failure = Some(Error::image(format!("the image has more than {MOST} ancestors")));
+                    break;
+                }
+                match Found::look_for(to, &mut folder, known, machine) {
+                    Ok(ancestor) => {
+                        link = ancestor.reader.parent().cloned();
+                        bytes += ancestor.reader.length().unwrap_or(AHEAD_BYTES);
+                        found.push(ancestor);
+                    }
+                    Err(e) => failure = Some(e),
+                }
             }
-            sought.retain(|s| !s.pages.is_empty());
-            for s in &mut sought {
-                s.here = to.there(s.here).ok_or_else(|| missing(s.owner))?;
+            for (to, path, fronts) in fronts_of(found) {
+                sought.retain(|s| !s.pages.is_empty());
+                for s in &mut sought {
+                    s.here = to.there(s.here).ok_or_else(|| missing(s.owner))?;
+                }
+                let doing = || format!("parent image {}", path.display());
+                let fronts = fronts.context(doing)?;
+                if fronts.hash != to.hash {
+                    return Err(changed(&path));
+                }
+                let member = self.resolve(&path, fronts, &mut sought).context(doing)?;
+                self.members.push(member);
             }
-            let (path, reader) = look_for(&to, &folder, known, machine)?;
-            let doing = || format!("parent image {}", path.display());
-            let fronts = Fronts::read(reader).context(doing)?;
-            if fronts.hash != to.hash {
-                return Err(changed(&path));
-            }
-            link = fronts.link.clone();
-            let member = self.resolve(&path, fronts, &mut sought).context(doing)?;
-            self.members.push(member);
-            // Of a long chain in one folder no path is resolved again.
-            if path.parent() != Some(&folder) || std::fs::symlink_metadata(&path).is_ok_and(|m| m.is_symlink()) {
-                folder = folder_of(&path);
-            }
+            failure.map_or(Ok(()), Err)?;
         }
         sought.iter().find(|s| !s.pages.is_empty()).map_or(Ok(()), |s| Err(missing(s.owner)))
     }
@@ -253,7 +275,7 @@ impl Chain {
         })
     }
 
-    /// Decodes all blocks that are needed, in parallel and in no order, for `place`; compares the checksums of those that are
+    /// Decodes all blocks that are needed, as far as they are, in parallel and in no order, for `place`; compares the checksums of those that are
     /// not but have none for their runs alone. `progress` is told the bytes that have been placed. Returns them.
     pub fn deliver(
         &self,
@@ -282,26 +304,76 @@ impl Member {
         place: &(dyn Fn(&Needed, &Block) -> Result<()> + Sync),
     ) -> Result<u64> {
         let file = self.open()?;
+        let doing = || self.path.display().to_string();
+        let needed = &self.needed[range.start.min(self.needed.len())..range.end.min(self.needed.len())];
+        let mut window = Window { from: u64::MAX, bytes: memory() };
         let mut bytes = 0;
-        for n in range {
-            let Some(needed) = self.needed.get(n) else {
-                let unchecked = &self.unchecked[n - self.needed.len()];
-                unchecked.back(&file).describe().context(|| self.path.display().to_string())?;
-                continue;
+        for (n, wanted) in needed.iter().enumerate() {
+            let (from, to) = wanted.block.extent();
+            if window.part(from, to).is_none() {
+                window.read(&file, from, reach(&needed[n..]));
+            }
+            let block = match window.part(from, to) {
+                Some(payload) => wanted.block.decode_from(payload, wanted.reach(), std::mem::take(buffer)),
+                None => wanted.decode(&file, std::mem::take(buffer)),
             };
-            let block = needed.decode(&file, std::mem::take(buffer)).context(|| self.path.display().to_string())?;
-            place(needed, &block)?;
-            bytes += needed.pieces.iter().map(|p| u64::from(p.pages) * PAGE as u64).sum::<u64>();
+            let block = block.context(doing)?;
+            place(wanted, &block)?;
+            bytes += wanted.pieces.iter().map(|p| u64::from(p.pages) * PAGE as u64).sum::<u64>();
             *buffer = block.data;
+        }
+        keep(window.bytes);
+        for n in range.skip_while(|&n| n < self.needed.len()) {
+            self.unchecked[n - self.needed.len()].back(&file).describe().context(doing)?;
         }
         Ok(bytes)
     }
+}
+
+/// A part of a file that has been read.
+struct Window {
+    from: u64,
+    bytes: Vec<u8>,
+}
+
+impl Window {
+    /// Nothing is in it when that cannot be read: who reads one block alone says what is wrong.
+    fn read(&mut self, file: &File, from: u64, to: u64) {
+        self.from = from;
+        self.bytes.resize((to - from) as usize, 0);
+        if file.read_exact_at(&mut self.bytes, from).is_err() {
+            self.bytes.clear();
+        }
+    }
+
+    fn part(&self, from: u64, to: u64) -> Option<&[u8]> {
+        let (from, to) = (from.checked_sub(self.from)?, to - self.from);
+        self.bytes.get(usize::try_from(from).ok()?..usize::try_from(to).ok()?)
+    }
+}
+
+/// Where a read that begins with the first of these ends: behind the last of those that lie close together. Nothing of one that
+/// is large is read: it comes alone, to where it is needed.
+fn reach(blocks: &[Needed]) -> u64 {
+    let mut extents = blocks.iter().map(|needed| needed.block.extent());
+    let Some((from, first)) = extents.next() else { return 0 };
+    if first - from > SPAN {
+        return from;
+    }
+    extents
+        .try_fold(first, |end, (start, next)| if start > end + GAP || next > from + SPAN { Err(end) } else { Ok(next) })
+        .unwrap_or_else(|end| end)
 }
 
 impl Needed {
     /// Decodes it out of its image, which has been opened again; `buffer` is memory for the data.
     pub fn decode(&self, file: &Arc<File>, buffer: Vec<u8>) -> Result<Block> {
         self.block.back(file).decode_into(buffer)
+    }
+
+    /// How many of the block's pages there are up to the last that is needed.
+    fn reach(&self) -> u32 {
+        self.pieces.iter().map(|piece| piece.page.saturating_add(piece.pages)).max().unwrap_or(0)
     }
 
     /// The content of one of its pieces.
@@ -318,6 +390,32 @@ impl Piece {
     }
 }
 
+/// An ancestor of which nothing but its own parent is known yet.
+struct Found {
+    to: ParentLink,
+    path: PathBuf,
+    reader: Reader<'static>,
+}
+
+impl Found {
+    /// Looks for what a link leads to; `folder` is then where its own parent is looked for.
+    fn look_for(to: ParentLink, folder: &mut PathBuf, known: &[([u8; 16], PathBuf)], machine: u16) -> Result<Found> {
+        let (path, mut reader) = look_for(&to, folder, known, machine)?;
+        reader.skip_metadata().context(|| format!("parent image {}", path.display()))?;
+        // Of a long chain in one folder no path is resolved again.
+        if path.parent() != Some(folder) || std::fs::symlink_metadata(&path).is_ok_and(|m| m.is_symlink()) {
+            *folder = folder_of(&path);
+        }
+        Ok(Found { to, path, reader })
+    }
+}
+
+/// What these hold. A few are read here: another thread would begin later than that is done.
+fn fronts_of(found: Vec<Found>) -> Vec<(ParentLink, PathBuf, Result<Fronts>)> {
+    let read = |Found { to, path, reader }| (to, path, Fronts::read(reader));
+    if found.len() < 8 { found.into_iter().map(read).collect() } else { found.into_par_iter().map(read).collect() }
+}
+
 /// Headers and runs of one image.
 struct Fronts {
     blocks: Vec<(EncodedBlock, Meta)>,
@@ -328,12 +426,7 @@ struct Fronts {
 
 impl Fronts {
     fn read(mut reader: Reader<'_>) -> Result<Fronts> {
-        reader.skip_metadata()?;
-        let mut blocks = Vec::new();
-        while let Some((block, meta)) = reader.next_front()? {
-            blocks.push((block.away(), meta));
-        }
-        let hash = reader.hash().ok_or_else(|| Error::image("image has no end"))?;
+        let (blocks, hash) = reader.fronts()?;
         Ok(Fronts { blocks, link: reader.parent().cloned(), hash, id: reader.id() })
     }
 }

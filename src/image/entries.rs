@@ -1,8 +1,8 @@
 //! What an image names of each owner, by address: the step from its blocks to any table of pages.
 
+use super::encoded::EncodedBlock;
 use super::format::PAGE;
 use super::pages::{Content, Meta, Owner};
-use super::reader::EncodedBlock;
 use crate::error::{Error, Result};
 use std::collections::HashMap;
 

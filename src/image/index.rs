@@ -9,6 +9,7 @@ use super::format::{MAX_METADATA, SECTION, SectionHeader, SectionKind, TRAILER, 
 use super::pages::{BLOCK_HEADER, Lineage, Meta};
 use super::source::{FileAt, Positioned};
 use crate::error::Result;
+use std::borrow::Cow;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
@@ -16,6 +17,8 @@ use xxhash_rust::xxh3::xxh3_64;
 
 /// Bytes behind the last record: the length of the payload.
 const LENGTH: usize = 8;
+/// Bytes before the end of a file that are read at once: of an image that holds little its whole index is there.
+const TAIL: u64 = 16 << 10;
 
 /// An index while blocks are written. One that would be too long is none.
 #[derive(Debug, Default)]
@@ -76,12 +79,16 @@ pub struct Found {
 /// Reads the index of a file of this length. `None` when there is none, or its end is not what one expects: who reads the image
 /// from the start says more of it.
 pub fn read(file: &Arc<File>, length: u64, front: Front) -> Result<Option<Found>> {
-    let Some((trailer, end)) = trailer(file, length) else { return Ok(None) };
+    let Some(tail) = Tail::read(file, length) else { return Ok(None) };
+    let Some((trailer, end)) = trailer(&tail, length) else { return Ok(None) };
     let Some(number) = trailer.sections.checked_sub(1).and_then(|n| u32::try_from(n).ok()) else { return Ok(None) };
-    let Some((header, offset)) = header(file, end, number, &front) else { return Ok(None) };
+    let Some((header, offset)) = header(&tail, end, number, &front) else { return Ok(None) };
     let place = super::format::Place::Section(SectionKind::Index, number, offset);
-    let mut at = FileAt { file: Arc::clone(file), position: offset + SECTION as u64 };
-    let payload = at.take_bytes(header.length, place)?;
+    let start = offset + SECTION as u64;
+    let payload = match tail.part(start, header.length) {
+        Some(there) => Cow::Borrowed(there),
+        None => Cow::Owned(FileAt { file: Arc::clone(file), position: start }.take_bytes(header.length, place)?),
+    };
     if xxh3_64(&payload) != header.checksum {
         return Err(place.damaged("wrong checksum of its payload"));
     }
@@ -119,11 +126,40 @@ pub fn read(file: &Arc<File>, length: u64, front: Front) -> Result<Option<Found>
     Ok(Some(Found { entries, hash }))
 }
 
+/// The last bytes of a file, and what else of it is asked for.
+struct Tail<'f> {
+    file: &'f File,
+    from: u64,
+    bytes: Vec<u8>,
+}
+
+impl<'f> Tail<'f> {
+    fn read(file: &'f File, length: u64) -> Option<Tail<'f>> {
+        let from = length.saturating_sub(TAIL);
+        let mut bytes = vec![0; (length - from) as usize];
+        file.read_exact_at(&mut bytes, from).ok()?;
+        Some(Tail { file, from, bytes })
+    }
+
+    /// What has been read of the file there, when that is all of it.
+    fn part(&self, offset: u64, length: u64) -> Option<&[u8]> {
+        let from = usize::try_from(offset.checked_sub(self.from)?).ok()?;
+        self.bytes.get(from..from.checked_add(usize::try_from(length).ok()?)?)
+    }
+
+    fn array<const N: usize>(&self, offset: u64) -> Option<[u8; N]> {
+        if let Some(there) = self.part(offset, N as u64) {
+            return there.try_into().ok();
+        }
+        let mut bytes = [0; N];
+        self.file.read_exact_at(&mut bytes, offset).ok().map(|()| bytes)
+    }
+}
+
 /// The trailer, and where END begins.
-fn trailer(file: &File, length: u64) -> Option<(Trailer, u64)> {
+fn trailer(tail: &Tail<'_>, length: u64) -> Option<(Trailer, u64)> {
     let end = length.checked_sub((SECTION + TRAILER) as u64)?;
-    let mut bytes = [0; SECTION + TRAILER];
-    file.read_exact_at(&mut bytes, end).ok()?;
+    let bytes: [u8; SECTION + TRAILER] = tail.array(end)?;
     let trailer = Trailer::parse(&bytes[SECTION..])?;
     let header = SectionHeader::parse(bytes.first_chunk()?, u32::try_from(trailer.sections).ok()?, end).ok()?;
     let fits = header.kind == SectionKind::End && header.known() && header.padding == 0 && header.length == TRAILER as u64;
@@ -131,16 +167,12 @@ fn trailer(file: &File, length: u64) -> Option<(Trailer, u64)> {
 }
 
 /// The header of the index, when the last section before `end` is one, and where it stands.
-fn header(file: &File, end: u64, number: u32, front: &Front) -> Option<(SectionHeader, u64)> {
-    let mut length = [0; LENGTH];
-    file.read_exact_at(&mut length, end.checked_sub(LENGTH as u64)?).ok()?;
-    let length = u64::from_le_bytes(length);
+fn header(tail: &Tail<'_>, end: u64, number: u32, front: &Front) -> Option<(SectionHeader, u64)> {
+    let length = u64::from_le_bytes(tail.array(end.checked_sub(LENGTH as u64)?)?);
     if !(LENGTH as u64..=MAX_METADATA).contains(&length) {
         return None;
     }
     let offset = end.checked_sub(length)?.checked_sub(SECTION as u64).filter(|&offset| offset >= front.offset)?;
-    let mut bytes = [0; SECTION];
-    file.read_exact_at(&mut bytes, offset).ok()?;
-    let header = SectionHeader::parse(&bytes, number, offset).ok()?;
+    let header = SectionHeader::parse(&tail.array(offset)?, number, offset).ok()?;
     (header.kind == SectionKind::Index && header.known() && header.padding == 0 && header.length == length).then_some((header, offset))
 }

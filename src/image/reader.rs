@@ -1,14 +1,14 @@
 //! Reading an image: section by section, in order, believing nothing before it was checked.
 
 use super::Hash;
+use super::encoded::{EncodedBlock, Indexed, Parts, Payload, check};
 use super::format::{HEADER, Header, PAGE, Place, SECTION, SectionHeader, SectionKind, Trailer};
 use super::index::{self, Entry, Front};
 use super::link::ParentLink;
-use super::pages::{BLOCK_HEADER, Block, Lineage, Meta, Owner, Run, Stored};
+use super::pages::{Lineage, Meta};
 use super::source::{FileAt, Positioned, Source, Walk};
 use crate::error::{Context, Error, Result};
 use serde::de::DeserializeOwned;
-use std::cell::RefCell;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -95,6 +95,11 @@ impl<'a> Reader<'a> {
     /// Whether the image can be read only once.
     pub fn is_stream(&self) -> bool {
         matches!(self.source, Source::Stream(_))
+    }
+
+    /// Length of the file, when it is one.
+    pub(super) fn length(&self) -> Option<u64> {
+        self.length
     }
 
     /// Another reader of the same file, at its start; of a stream there is none.
@@ -189,7 +194,7 @@ impl<'a> Reader<'a> {
 
     /// The next block with its runs. Of a file its data is stepped over: only where the image has a parent have the runs
     /// been compared with a checksum then; those of others are right when the block is decoded or described as well.
-    pub(super) fn next_front(&mut self) -> Result<Option<(EncodedBlock, Meta)>> {
+    fn next_front(&mut self) -> Result<Option<(EncodedBlock, Meta)>> {
         let Some(block) = self.next_block()? else { return Ok(None) };
         let meta = match (&mut self.source, &block.payload) {
             (Source::File(walk), Payload::In(here)) => {
@@ -203,6 +208,17 @@ impl<'a> Reader<'a> {
             _ => block.meta()?,
         };
         Ok(Some((block, meta)))
+    }
+
+    /// All blocks with what they hold, and then the image's name: by the index, else by a walk through the image, as of
+    /// [`Reader::next_front`].
+    pub(super) fn fronts(&mut self) -> Result<(Vec<Indexed>, Hash)> {
+        self.skip_metadata()?;
+        let blocks = match self.index()? {
+            Some(blocks) => blocks,
+            None => std::iter::from_fn(|| self.next_front().transpose()).collect::<Result<_>>()?,
+        };
+        Ok((blocks, self.name.ok_or_else(|| Error::image("image has no end"))?))
     }
 
     /// Steps over MANIFEST and TREE of a file, without a look at what they hold.
@@ -367,16 +383,6 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Compares a payload with its checksum.
-fn check(header: &SectionHeader, place: Place, parts: &[&[u8]]) -> Result<()> {
-    let mut hash = Xxh3::new();
-    parts.iter().for_each(|part| hash.update(part));
-    if hash.digest() != header.checksum {
-        return Err(place.damaged("wrong checksum of its payload"));
-    }
-    Ok(())
-}
-
 fn decode_cbor<T: DeserializeOwned>(payload: &[u8], place: Place) -> Result<T> {
     let mut rest = payload;
     let value = ciborium::from_reader(&mut rest).map_err(|e| match e {
@@ -389,179 +395,4 @@ fn decode_cbor<T: DeserializeOwned>(payload: &[u8], place: Place) -> Result<T> {
         return Err(place.damaged(format!("{} bytes follow its CBOR", rest.len())));
     }
     Ok(value)
-}
-
-/// The payload of a block in its two parts.
-#[derive(Clone)]
-struct Parts {
-    meta: Vec<u8>,
-    data: Vec<u8>,
-}
-
-impl Parts {
-    /// Reads them; the data goes into the memory of `data`, whatever that held.
-    fn read(input: &mut impl Positioned, header: &SectionHeader, place: Place, mut data: Vec<u8>) -> Result<Parts> {
-        let meta = Parts::front(input, header, place)?;
-        data.resize(header.length as usize - meta.len(), 0);
-        input.fill(&mut data, place)?;
-        Ok(Parts { meta, data })
-    }
-
-    /// Block header and runs.
-    fn front(input: &mut impl Positioned, header: &SectionHeader, place: Place) -> Result<Vec<u8>> {
-        let mut front = [0; BLOCK_HEADER];
-        let short = || place.damaged(format!("{} bytes are too few for its runs", header.length));
-        header.length.checked_sub(BLOCK_HEADER as u64).ok_or_else(short)?;
-        input.fill(&mut front, place)?;
-        let length = Meta::length_from(&front).map_err(|what| place.damaged(what))?;
-        // At most MAX_BLOCK, checked with the section header.
-        header.length.checked_sub(length as u64).ok_or_else(short)?;
-        let mut meta = vec![0; length];
-        meta[..BLOCK_HEADER].copy_from_slice(&front);
-        input.fill(&mut meta[BLOCK_HEADER..], place)?;
-        Ok(meta)
-    }
-
-    /// Compares the checksum and checks every run; `number` is the index that the block must have.
-    fn check(&self, number: u32, header: &SectionHeader, place: Place, lineage: Lineage) -> Result<Meta> {
-        check(header, place, &[&self.meta, &self.data])?;
-        Parts::parse(&self.meta, number, place, lineage)
-    }
-
-    /// Checks every run; `number` is the index that the block must have.
-    fn parse(front: &[u8], number: u32, place: Place, lineage: Lineage) -> Result<Meta> {
-        let meta = Meta::parse(front, lineage).map_err(|what| place.damaged(what))?;
-        if meta.block != number {
-            return Err(place.damaged(format!("block {} stands where block {number} belongs", meta.block)));
-        }
-        Ok(meta)
-    }
-}
-
-#[derive(Clone)]
-enum Payload {
-    Read(Parts),
-    In(FileAt),
-    /// In a file that has been closed, here.
-    Away(u64),
-}
-
-/// A block that was found in an image but not yet looked at. Send it to a worker and decode it there.
-#[derive(Clone)]
-pub struct EncodedBlock {
-    number: u32,
-    header: SectionHeader,
-    place: Place,
-    /// Where its payload stands in the image.
-    start: u64,
-    payload: Payload,
-    lineage: Lineage,
-    /// XXH3-64 of its block header and runs, as the index has them.
-    front: Option<u64>,
-}
-
-/// A block as an index knows it: whose pages it holds, and which.
-pub type Indexed = (EncodedBlock, Meta);
-
-impl EncodedBlock {
-    /// What it holds, without its content: reads it (when it is in a file), compares the checksum, checks every run.
-    pub fn describe(&self) -> Result<(Owner, Vec<Run>)> {
-        let meta = self.meta()?;
-        Ok((meta.owner, meta.runs))
-    }
-
-    /// The number of the descriptor of the file that it is in, if any.
-    pub(super) fn file(&self) -> Option<i32> {
-        match &self.payload {
-            Payload::In(at) => Some(std::os::fd::AsRawFd::as_raw_fd(&*at.file)),
-            Payload::Read(_) | Payload::Away(_) => None,
-        }
-    }
-
-    /// Lets go of the file that it is in.
-    pub(super) fn away(mut self) -> Self {
-        if let Payload::In(at) = &self.payload {
-            self.payload = Payload::Away(at.position);
-        }
-        self
-    }
-
-    /// The same in its file, which has been opened again.
-    pub(super) fn back(&self, file: &Arc<File>) -> Self {
-        let mut block = self.clone();
-        if let Payload::Away(position) = block.payload {
-            block.payload = Payload::In(FileAt { file: file.clone(), position });
-        }
-        block
-    }
-
-    fn meta(&self) -> Result<Meta> {
-        let read;
-        let parts = match &self.payload {
-            Payload::Read(parts) => parts,
-            Payload::In(at) => {
-                read = Parts::read(&mut at.clone(), &self.header, self.place, Vec::new())?;
-                &read
-            }
-            Payload::Away(_) => return Err(closed()),
-        };
-        parts.check(self.number, &self.header, self.place, self.lineage)
-    }
-
-    /// Reads it (when it is in a file), compares the checksum, checks every run, decompresses.
-    pub fn decode(self) -> Result<Block> {
-        self.decode_into(Vec::new())
-    }
-
-    /// The same with memory for the data: that of a block which is done with. Fresh memory for each block would
-    /// cost as much as all the rest.
-    pub fn decode_into(self, buffer: Vec<u8>) -> Result<Block> {
-        let EncodedBlock { number, header, place, start, payload, lineage, front } = self;
-        let (parts, in_file, spare) = match payload {
-            Payload::Read(parts) => (parts, false, buffer),
-            Payload::In(mut at) => (Parts::read(&mut at, &header, place, buffer)?, true, Vec::new()),
-            Payload::Away(_) => return Err(closed()),
-        };
-        let meta = parts.check(number, &header, place, lineage)?;
-        if front.is_some_and(|front| front != xxhash_rust::xxh3::xxh3_64(&parts.meta)) {
-            return Err(place.damaged("its runs are not those of the index"));
-        }
-        let Parts { meta: front, mut data } = parts;
-        let length = meta.data_pages as usize * PAGE;
-        if meta.stored == Stored::Zstd {
-            data = decompress(&data, length, spare).map_err(|e| place.damaged(format!("zstd: {e}")))?;
-        }
-        if data.len() != length {
-            return Err(place.damaged(format!("its data has {} bytes, its runs {length}", data.len())));
-        }
-        let offset = start + front.len() as u64;
-        let raw = meta.stored == Stored::Raw && length > 0;
-        if raw && !offset.is_multiple_of(PAGE as u64) {
-            return Err(place.damaged("its raw pages are not at a page border"));
-        }
-        let offset = (raw && in_file).then_some(offset);
-        Ok(Block { number, owner: meta.owner, runs: meta.runs, data, offset })
-    }
-}
-
-fn closed() -> Error {
-    Error::other("a block was asked for whose image has been closed")
-}
-
-/// Decompresses zstd frames that hold about `length` bytes: more than `out` has room for is an error.
-fn decompress(data: &[u8], length: usize, mut out: Vec<u8>) -> std::io::Result<Vec<u8>> {
-    thread_local! {
-        // Making a decompressor costs more than many a block.
-        static DECOMPRESSOR: RefCell<Option<zstd::bulk::Decompressor<'static>>> = const { RefCell::new(None) };
-    }
-    out.clear();
-    out.reserve_exact(length);
-    DECOMPRESSOR.with_borrow_mut(|slot| {
-        let decompressor = match slot {
-            Some(decompressor) => decompressor,
-            None => slot.insert(zstd::bulk::Decompressor::new()?),
-        };
-        decompressor.decompress_to_buffer(data, &mut out)?;
-        Ok(out)
-    })
 }

@@ -7,11 +7,12 @@
 
 use super::chain::{MOST, Piece, changed, look_for};
 use super::elsewhere::{Absent, Elsewhere, overlay};
+use super::encoded::EncodedBlock;
 use super::entries::{Entry, What, entries, missing};
 use super::format::PAGE;
 use super::link::ParentLink;
-use super::pages::{Meta, Owner};
-use super::reader::{EncodedBlock, Reader};
+use super::pages::Owner;
+use super::reader::Reader;
 use super::spread::spread;
 use super::{Hash, folder_of};
 use crate::error::{Context, Error, Result};
@@ -114,8 +115,11 @@ impl Resolved {
     }
 
     fn upon(reader: &mut Reader<'_>, path: &Path, parent: Option<(&ParentLink, &Resolved)>) -> Result<Resolved> {
-        let blocks = fronts(reader)?;
-        let hash = reader.hash().ok_or_else(|| Error::image("image has no end"))?;
+        let (blocks, hash) = reader.fronts()?;
+        if reader.parent().is_none() {
+            // Their runs have no checksum of their own, except for those of an index.
+            blocks.par_iter().filter(|(block, _)| !block.proven()).try_for_each(|(block, _)| block.describe().map(drop))?;
+        }
         let images = parent.map_or(&[][..], |(_, parent)| &parent.images);
         if images.len() > MOST {
             return Err(Error::image(format!("the image has more than {MOST} ancestors")));
@@ -233,23 +237,6 @@ pub fn deliver(
         Ok(pieces.iter().map(|p| u64::from(p.pages) * PAGE as u64).sum())
     };
     spread(wanted, &work, progress)
-}
-
-/// All blocks and what they hold: by the index, else by a walk through the image.
-fn fronts(reader: &mut Reader<'_>) -> Result<Vec<(EncodedBlock, Meta)>> {
-    reader.skip_metadata()?;
-    if let Some(index) = reader.index()? {
-        return Ok(index);
-    }
-    let mut blocks = Vec::new();
-    while let Some(block) = reader.next_front()? {
-        blocks.push(block);
-    }
-    if reader.parent().is_none() {
-        // Their runs have no checksum of their own.
-        blocks.par_iter().try_for_each(|(block, _)| block.describe().map(drop))?;
-    }
-    Ok(blocks)
 }
 
 /// What an image has of one owner, where what its parent had is known.

@@ -157,7 +157,7 @@ impl Address {
         if !self.is_up()? {
             return Err(Error::new(Kind::NotFound, format!("{} does not have {}", self.device, self.ip)).help("see: ip address"));
         }
-        let before = network::interface(&self.device)?.ok_or_else(|| Error::other(format!("{} has gone", self.device)))?;
+        let before = network::connected(&self.device)?.ok_or_else(|| Error::other(format!("{} has gone", self.device)))?;
         let message = self.message(self.device()?.index);
         Socket::route().and_then(|socket| socket.change(libc::RTM_DELADDR, 0, &message)).context(doing)?;
         before.complete(Some(&self.bytes())).context(doing)?;
@@ -222,7 +222,13 @@ impl Address {
         Ok(self.device()?.mac)
     }
 
-    /// Tells the neighbours that it is here: at once when this returns, and several times more while the result lives.
+    /// Tells the neighbours that it is here, once.
+    pub fn announce_once(&self) -> Result<()> {
+        let Some(neighbour) = self.neighbour()? else { return Ok(()) };
+        neighbour.announce().context(|| format!("telling on {} who has {}", self.device, self.ip))
+    }
+
+    /// The same, and several times more while the result lives.
     pub fn announce(&self) -> Result<Announcing> {
         // Since the one before: a switch may just be learning where it is, or a packet be lost.
         const AGAIN: [u64; 7] = [50, 100, 350, 500, 4000, 1000, 4000];

@@ -1,6 +1,6 @@
 //! What the target does: `meio agent`, which the source starts.
 
-use super::address::Probe;
+use super::address::{Address, Probe};
 use super::files::stage::Stage;
 use super::files::{self, Applier, FILES, Word};
 use super::message::{Frame, Id, Message};
@@ -57,6 +57,7 @@ pub fn run() -> Result<()> {
         linked: true,
         told: false,
         runs: false,
+        again: false,
         waiting: Vec::new(),
         events: VecDeque::new(),
     };
@@ -127,6 +128,8 @@ struct Agent {
     told: bool,
     /// The tree does.
     runs: bool,
+    /// Neighbours are to be told again where it is.
+    again: bool,
     /// Packets for it.
     waiting: Vec<Bytes>,
     events: VecDeque<Event>,
@@ -144,6 +147,10 @@ impl Agent {
                 if let Some(next) = next {
                     return Ok(next);
                 }
+            }
+            // Nobody waits for this any more.
+            if std::mem::take(&mut self.again) {
+                self.announce(frozen::announce_again);
             }
             if !self.linked {
                 return Ok(Next::End);
@@ -370,6 +377,8 @@ impl Agent {
             Ok(outcome) => {
                 self.runs = true;
                 self.deliver();
+                // Until then who knows the source's address only was heard there, and what was said is in what is delivered.
+                self.announce(Address::announce_once);
                 if self.pulled.is_none() {
                     self.brought.clear();
                 }
@@ -383,6 +392,7 @@ impl Agent {
                 // What is told of it from now on is told by the process that brings them.
                 let missing = self.pulled.is_some();
                 self.events.push_back(if missing { Event::Pulling } else { Event::Released });
+                self.again = true;
             }
             Err(e) => {
                 self.take_addresses_down();
@@ -398,9 +408,13 @@ impl Agent {
         let plan = self.plan.clone().ok_or_else(|| Error::other("nothing was agreed upon"))?;
         let last = self.last.ok_or_else(|| Error::other("no last image was named"))?;
         let spool = self.spool.as_mut().ok_or_else(|| Error::other("no images came"))?;
+        let begun = Instant::now();
         let (image, parent) = spool.wait(last, Limits::default().ready)?;
+        told.phase("image", begun);
+        let begun = Instant::now();
         locked(&self.stage).as_mut().map_or(Ok(()), Stage::take_places)?;
         self.bring_addresses_up(&plan, &image)?;
+        told.phase("addresses", begun);
         let absent = self.leave()?;
         let options = restore::Options {
             input: Input::Path(image),
@@ -415,21 +429,29 @@ impl Agent {
             settled: plan.files.settled(&plan.tree),
             absent,
         };
+        let mut waited = Duration::ZERO;
         let may_run = &mut |root| {
             self.planted = below(root);
             // What cannot be put on record could not be told either once the source has let go.
             self.store.has_room(self.planted.len())?;
             self.events.push_back(Event::Planted);
+            let begun = Instant::now();
             match self.drive()? {
                 Next::Release => {}
                 _ => return Err(Error::other("the move was given up")),
             }
             *released = true;
-            self.announce(&plan);
-            self.lock = None; // the tree's own connections stay locked until it runs
+            waited = begun.elapsed();
+            // The tree's own connections stay locked until it runs.
+            if let Some(mut lock) = self.lock.take() {
+                let _ = lock.open();
+                netlock::let_go(lock);
+            }
             Ok(())
         };
-        restore::run_when(&options, may_run, told)
+        let done = restore::run_when(&options, may_run, told);
+        told.0.push(Remark::Phase("go".into(), waited.as_micros() as u64));
+        done
     }
 
     /// Who has what is not in the last image.
@@ -481,10 +503,9 @@ impl Agent {
         }
     }
 
-    fn announce(&self, plan: &Plan) {
-        for address in &plan.addresses {
-            frozen::announce(address);
-        }
+    /// Tells the neighbours where its addresses are.
+    fn announce<T>(&self, how: impl Fn(&Address) -> T) {
+        self.plan.iter().flat_map(|plan| &plan.addresses).for_each(|address| drop(how(address)));
     }
 
     /// Single files are as they were.
@@ -495,6 +516,9 @@ impl Agent {
 
     /// What a tree that did not come has left.
     fn clear_up(&mut self) {
+        if std::mem::take(&mut self.again) {
+            self.announce(frozen::announce_again);
+        }
         drop(self.near.take());
         // The link was lost while pages were missing: it is ended now, unless all were just there.
         const ENDS: Duration = Duration::from_secs(60);
@@ -540,6 +564,12 @@ fn record_store() -> Result<Store> {
 /// What is told while everything is rebuilt, for later: nothing is to wait for it.
 #[derive(Default)]
 pub struct Told(pub Vec<Remark>);
+
+impl Told {
+    fn phase(&mut self, name: &str, begun: Instant) {
+        self.0.push(Remark::Phase(name.to_owned(), begun.elapsed().as_micros() as u64));
+    }
+}
 
 impl Report for Told {
     fn started(&mut self, _: &'static str) {}

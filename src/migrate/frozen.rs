@@ -170,7 +170,13 @@ pub fn take_back(addresses: &[Address]) {
 /// Tells the neighbours where an address is: once when this returns, and again for some seconds by a process of its own, since
 /// nobody is to wait for that.
 pub fn announce(address: &Address) {
-    let Ok(first) = address.announce() else { return };
+    if address.announce_once().is_ok() {
+        announce_again(address);
+    }
+}
+
+/// The latter alone.
+pub fn announce_again(address: &Address) {
     let mut command = std::process::Command::new("/proc/self/exe");
     let again = with_nothing(&mut command)
         .args(["agent", "--announce", &address.to_string()])
@@ -179,7 +185,7 @@ pub fn announce(address: &Address) {
         .stderr(std::process::Stdio::null())
         .spawn();
     // Who is not there to be waited for is waited for by init.
-    drop((first, again));
+    drop(again);
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use super::address::Address;
 use super::message::{Boot, Id};
 use super::state::{Life, Mark, Recorded, Verdict};
 use crate::capsule::roster;
+use crate::dump::moving::Leftover;
 use crate::error::{Context, Error, Kind, Result};
 use crate::sys::proc::{read, stat, status};
 use crate::sys::{durable, file};
@@ -65,6 +66,9 @@ pub struct Record {
     pub processes: Vec<Stopped>,
     /// Addresses that were taken down here for it.
     pub addresses: Vec<Address>,
+    /// What does not end with its processes.
+    #[serde(default, skip_serializing_if = "Leftover::is_empty")]
+    pub leftover: Leftover,
 }
 
 /// What the target keeps.
@@ -165,6 +169,7 @@ impl Record {
             silent: true,
             processes,
             addresses: Vec::new(),
+            leftover: Leftover::default(),
         })
     }
 

@@ -100,6 +100,7 @@ impl Again<'_> {
             Action::Thaw => Some(self.thaw(report).map_or_else(|e| self.stuck(e), |()| Event::Thawed)),
             Action::Reap => {
                 let done = frozen::reap(&self.record).and_then(|()| frozen::unlock(&self.record));
+                self.record.leftover.remove();
                 Some(done.map_or_else(|e| self.stuck(e), |()| Event::Reaped))
             }
             Action::Forget => {

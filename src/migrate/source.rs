@@ -125,6 +125,8 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     };
     let done = end.drive(report);
     guardian.dismiss()?;
+    // Nobody is to wait until what has watched the tree is taken away.
+    let _ = crate::sys::calls::leave();
     done?;
     end.outcome.total = begun.elapsed();
     Ok(end.outcome)
@@ -156,6 +158,13 @@ struct End<'o> {
     /// What failed first, in full.
     error: Option<Error>,
     outcome: Outcome,
+}
+
+/// How long the target may be silent while nobody runs and it was not told that it may: then the tree goes on here. Those who wait
+/// for it send again after ever longer pauses.
+fn patience(max_downtime: Duration) -> Duration {
+    const LEAST: Duration = Duration::from_secs(2);
+    (max_downtime * 10).clamp(LEAST, transport::PATIENCE)
 }
 
 impl End<'_> {
@@ -277,10 +286,17 @@ impl End<'_> {
                 return None;
             }
             Action::Rounds => self.rounds(report).map(|()| Event::RoundsDone),
-            Action::Freeze => self.freeze(report).map(|()| Event::LastSent),
+            Action::Freeze => {
+                self.peer.link.set_patience(patience(self.options.max_downtime));
+                self.freeze(report).map(|()| Event::LastSent)
+            }
             Action::Stop => self.stop(report).map(|()| Event::Stopped),
             Action::Mark(mark) => {
                 let recorded = self.mark(mark);
+                // From here on giving up is no way back.
+                if let Mark::Committed { .. } = mark {
+                    self.peer.link.set_patience(transport::PATIENCE);
+                }
                 return Some(Event::Marked(match recorded {
                     Ok(()) => Recorded::Written,
                     Err(e) => {
@@ -441,15 +457,19 @@ impl End<'_> {
         self.moving = Some(moving);
         let (made, standing) = sent?;
         self.standing = Some(standing);
+        self.outcome.phases.extend(made.phases.iter().map(|(name, took)| (format!("last image: {name}"), *took)));
         self.outcome.rounds = count;
         self.outcome.bytes += made.image_bytes;
         self.outcome.memory_bytes = made.memory_bytes;
         (self.outcome.processes, self.outcome.tasks) = (made.processes, made.tasks);
         self.phase("files", report, |end, report| end.files(report, |carry, peer, bulk, _| carry.round(peer, bulk, true)))?;
         self.outcome.warnings.extend(made.warnings);
-        for address in &self.options.addresses {
-            self.taken.push((address.clone(), address.take()?));
-        }
+        self.phase("addresses", report, |end, _| {
+            for address in &end.options.addresses {
+                end.taken.push((address.clone(), address.take()?));
+            }
+            Ok(())
+        })?;
         self.leave_rest()?;
         let last = transport::Frame { kind: REMARK, generation: 1, payload: pack(&Remark::Last(count))? };
         self.peer.link.send(&last)
@@ -470,7 +490,8 @@ impl End<'_> {
             None => {
                 let standing = self.standing.as_ref().ok_or_else(|| Error::other("the tree is not held"))?;
                 let record = Record::new(self.id, generation, &self.options.to.to_string(), standing.stopped()?)?;
-                Record { addresses: self.options.addresses.clone(), capsule: self.options.dump.capsule.clone(), ..record }
+                let (addresses, capsule) = (self.options.addresses.clone(), self.options.dump.capsule.clone());
+                Record { addresses, capsule, leftover: standing.leftover(), ..record }
             }
         };
         (record.mark, record.generation) = (mark, generation);

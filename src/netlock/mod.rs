@@ -302,6 +302,13 @@ impl Drop for NetLock {
     }
 }
 
+/// Takes open locks away while the caller goes on: the kernel waits for all processors before it does that, for tens of
+/// milliseconds.
+pub fn let_go<T: Send + 'static>(locks: T) {
+    // Where there is no thread to be had the caller waits.
+    let _ = std::thread::Builder::new().name("unlock".into()).spawn(move || drop(locks));
+}
+
 /// What was held.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Opened {

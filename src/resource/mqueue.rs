@@ -319,6 +319,36 @@ impl Queue {
     }
 }
 
+/// A queue that has a name, as far as it must be known to be found again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Left {
+    name: FilePath,
+    /// Device and inode.
+    file: (u64, u64),
+}
+
+impl Left {
+    /// Those of the ipc namespace of meio.
+    pub fn of(queues: &[Queue]) -> Vec<Left> {
+        let named = queues.iter().filter(|queue| !queue.unlinked && queue.namespace.is_none());
+        named.filter_map(|queue| Some(Left { file: Left::there(&queue.name)?, name: queue.name.clone() })).collect()
+    }
+
+    fn there(name: &FilePath) -> Option<(u64, u64)> {
+        let meta = File::from(mqueue::open(name.bytes(), libc::O_RDONLY | libc::O_NONBLOCK).ok()?).metadata().ok()?;
+        Some((meta.dev(), meta.ino()))
+    }
+
+    /// Takes the name away, unless another queue has it by now or somebody has the queue open: the tree has ended here, and has its
+    /// own elsewhere.
+    pub fn remove(&self) {
+        if Left::there(&self.name) == Some(self.file) && holders(&[self.file], |_| false).is_empty() {
+            let _ = mqueue::unlink(self.name.bytes());
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -237,8 +237,13 @@ fn read_tables(socket: &Socket) -> io::Result<Saved> {
     })
 }
 
-/// An interface of the network namespace that the caller lives in, with its addresses and what leads through it.
+/// An interface of the network namespace that the caller lives in, with its addresses, what leads through it, and its settings.
 pub fn interface(name: &str) -> Result<Option<Saved>> {
+    Ok(connected(name)?.map(|saved| Saved { sysctls: sysctl::of_interface(name), ..saved }))
+}
+
+/// The same without its settings, which are hundreds of files.
+pub fn connected(name: &str) -> Result<Option<Saved>> {
     let socket = Socket::route().context(|| "opening a netlink socket")?;
     let doing = || format!("reading the interface {name}");
     let Some(link) = links::read(&socket).context(doing)?.into_iter().find(|l| l.name == name) else { return Ok(None) };
@@ -253,7 +258,6 @@ pub fn interface(name: &str) -> Result<Option<Saved>> {
         neighbours: of(own.neighbours, 4),
         routes: own.routes.into_iter().filter(through).collect(),
         links: vec![link],
-        sysctls: sysctl::of_interface(name),
         ..Saved::default()
     }))
 }

@@ -3,7 +3,7 @@
 use super::places::Places;
 use crate::error::Result;
 use crate::netlock::kept::{self, Owner};
-use crate::netlock::{Flow, Manner, NetLock};
+use crate::netlock::{self, Flow, Manner, NetLock};
 use crate::resource::Tree;
 use crate::resource::socket::choice::Choice;
 use crate::resource::socket::inet::Inet;
@@ -68,6 +68,9 @@ impl Locks {
     pub fn open(mut self) -> Result<()> {
         for lock in &mut self.own {
             lock.open()?;
+        }
+        if !self.own.is_empty() {
+            netlock::let_go(std::mem::take(&mut self.own));
         }
         let Some(owner) = self.kept.take() else { return Ok(()) };
         self.at.iter().try_for_each(|fd| kept::release(fd.as_ref().map(AsFd::as_fd), &owner).map(drop))

@@ -17,6 +17,7 @@ pub mod feature;
 pub mod file;
 pub mod guardian;
 pub mod handle;
+pub mod heap;
 pub mod inet;
 pub mod ipc;
 pub mod memory;

@@ -181,16 +181,19 @@ impl Barrier {
     /// Waits until every task that was asked has stopped. False when the time is up.
     fn settle(&mut self, deadline: Instant) -> Result<bool> {
         let mut nap = Duration::from_micros(5);
+        let mut looked = false;
         loop {
             // One by one, they are found at once; asked for any, the kernel looks through all.
             let asked: Vec<i32> = self.tasks.iter().filter(|(_, t)| t.1 == Task::Asked).map(|(&tid, _)| tid).collect();
             if asked.is_empty() {
                 break;
             }
-            // Asked also while there are reports: a storm of births never lets them end.
-            if Instant::now() >= deadline {
+            // Asked also while there are reports: a storm of births never lets them end. Who had no processor for all that time has
+            // not seen yet whether they stopped.
+            if looked && Instant::now() >= deadline {
                 return Ok(false);
             }
+            looked = true;
             let mut told = false;
             for tid in asked {
                 match ptrace::poll(tid) {

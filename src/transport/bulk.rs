@@ -90,6 +90,7 @@ impl Peer {
     /// # Errors
     /// When they cannot be opened in one way or the other.
     pub fn open_bulk(&mut self) -> Result<()> {
+        crate::sys::heap::keep_freed();
         let stop = Stop::new()?;
         self.link.stops(&stop);
         let bulk = match &self.role {

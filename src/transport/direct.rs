@@ -15,9 +15,11 @@ use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName, SubjectP
 use rustls::server::AlwaysResolvesServerRawPublicKeys;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::sign::CertifiedKey;
-use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, DistinguishedName, ServerConfig, ServerConnection, SignatureScheme};
+use rustls::{ClientConfig, ClientConnection, ConnectionCommon, DigitallySignedStruct, DistinguishedName};
+use rustls::{ServerConfig, ServerConnection, SideData, SignatureScheme, StreamOwned};
 use std::io::BufReader;
 use std::net::{IpAddr, TcpListener, TcpStream};
+use std::ops::DerefMut;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -43,9 +45,9 @@ pub struct Key {
 /// Bytes with somebody whose key was the right one.
 pub enum Stream {
     /// From this end.
-    Called(Box<rustls::StreamOwned<ClientConnection, Buffered>>),
+    Called(Box<StreamOwned<ClientConnection, Buffered>>),
     /// To this end.
-    Taken(Box<rustls::StreamOwned<ServerConnection, Buffered>>),
+    Taken(Box<StreamOwned<ServerConnection, Buffered>>),
     /// Over an ssh session, which is encrypted by itself.
     Lent(Port),
 }
@@ -178,6 +180,37 @@ fn old() -> rustls::Error {
     rustls::Error::General("TLS 1.2 is not spoken".into())
 }
 
+/// What both ends say of signatures.
+macro_rules! signatures {
+    () => {
+        fn verify_tls12_signature(
+            &self,
+            _: &[u8],
+            _: &CertificateDer<'_>,
+            _: &DigitallySignedStruct,
+        ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
+            Err(old())
+        }
+
+        fn verify_tls13_signature(
+            &self,
+            message: &[u8],
+            shown: &CertificateDer<'_>,
+            dss: &DigitallySignedStruct,
+        ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
+            self.signature(message, shown, dss)
+        }
+
+        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+            vec![SignatureScheme::ED25519]
+        }
+
+        fn requires_raw_public_keys(&self) -> bool {
+            true
+        }
+    };
+}
+
 impl ServerCertVerifier for Only {
     fn verify_server_cert(
         &self,
@@ -190,31 +223,7 @@ impl ServerCertVerifier for Only {
         self.judge(end_entity).map(|()| ServerCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
-        Err(old())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        shown: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
-        self.signature(message, shown, dss)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        vec![SignatureScheme::ED25519]
-    }
-
-    fn requires_raw_public_keys(&self) -> bool {
-        true
-    }
+    signatures!();
 }
 
 impl ClientCertVerifier for Only {
@@ -231,31 +240,7 @@ impl ClientCertVerifier for Only {
         self.judge(end_entity).map(|()| ClientCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
-        Err(old())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        shown: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
-        self.signature(message, shown, dss)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        vec![SignatureScheme::ED25519]
-    }
-
-    fn requires_raw_public_keys(&self) -> bool {
-        true
-    }
+    signatures!();
 }
 
 /// Shakes hands with whom `socket` has reached.
@@ -263,15 +248,31 @@ impl ClientCertVerifier for Only {
 /// # Errors
 /// When it is somebody else.
 pub fn greet(socket: TcpStream, own: &Key, theirs: &[u8], stop: &Arc<Stop>) -> Result<Stream> {
-    socket.set_nodelay(true)?;
     let address = socket.peer_addr()?;
-    let mut port = Buffered(BufReader::with_capacity(16 << 10, Port::socket(socket, stop.clone(), Some(PATIENCE))?));
-    let name = ServerName::IpAddress(address.ip().into());
-    let mut connection = ClientConnection::new(own.client(theirs)?, name).map_err(tls)?;
+    let connection = ClientConnection::new(own.client(theirs)?, ServerName::IpAddress(address.ip().into())).map_err(tls)?;
+    let met = meet(socket, connection, 16 << 10, stop).map_err(|e| Error::link(format!("{address} is not the target: {e}")))?;
+    Ok(Stream::Called(Box::new(met)))
+}
+
+/// The same with somebody who has come. Much will come from him.
+fn welcome(socket: TcpStream, config: Arc<ServerConfig>, streams: &Arc<Stop>) -> Result<Stream> {
+    socket.set_nonblocking(false)?;
+    let met = meet(socket, ServerConnection::new(config).map_err(tls)?, ROOM, streams)?;
+    Ok(Stream::Taken(Box::new(met)))
+}
+
+/// Either of them; `room`: bytes that are read at once.
+fn meet<C, D>(socket: TcpStream, mut connection: C, room: usize, stop: &Arc<Stop>) -> std::io::Result<StreamOwned<C, Buffered>>
+where
+    C: DerefMut<Target = ConnectionCommon<D>>,
+    D: SideData,
+{
+    socket.set_nodelay(true)?;
+    let mut port = Buffered(BufReader::with_capacity(room, Port::socket(socket, stop.clone(), Some(PATIENCE))?));
     connection.set_buffer_limit(Some(AHEAD));
-    shake(&mut connection, &mut port).map_err(|e| Error::link(format!("{address} is not the target: {e}")))?;
+    shake(&mut connection, &mut port)?;
     port.0.get_mut().set_patience(None);
-    Ok(Stream::Called(Box::new(rustls::StreamOwned::new(connection, port))))
+    Ok(StreamOwned::new(connection, port))
 }
 
 /// Where the streams come in.
@@ -359,18 +360,8 @@ fn admit(
     }
 }
 
-fn welcome(socket: TcpStream, config: Arc<ServerConfig>, streams: &Arc<Stop>) -> Result<Stream> {
-    socket.set_nonblocking(false)?;
-    socket.set_nodelay(true)?;
-    let mut port = Buffered(BufReader::with_capacity(ROOM, Port::socket(socket, streams.clone(), Some(PATIENCE))?));
-    let mut connection = ServerConnection::new(config).map_err(tls)?;
-    shake(&mut connection, &mut port)?;
-    port.0.get_mut().set_patience(None);
-    Ok(Stream::Taken(Box::new(rustls::StreamOwned::new(connection, port))))
-}
-
 /// The handshake, in [`PATIENCE`] as a whole: byte by byte it would take for ever.
-fn shake<D>(connection: &mut rustls::ConnectionCommon<D>, port: &mut Buffered) -> std::io::Result<()> {
+fn shake<D>(connection: &mut ConnectionCommon<D>, port: &mut Buffered) -> std::io::Result<()> {
     let end = Instant::now() + PATIENCE;
     while connection.is_handshaking() || connection.wants_write() {
         let left = end.saturating_duration_since(Instant::now());

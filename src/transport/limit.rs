@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-/// What may be sent at once after a pause: so much time's worth.
-const BURST: Duration = Duration::from_millis(20);
+/// What may be sent at once after a pause: so much time's worth. Who sends may be kept waiting for a processor for a while.
+const BURST: Duration = Duration::from_millis(200);
 
 /// A clock of sent bytes: each has its time, and nothing goes before it.
 #[derive(Debug)]
@@ -50,7 +50,7 @@ mod tests {
         // After a pause of a minute only a moment's worth goes at once.
         now += Duration::from_secs(60);
         let wait = limit.count(1_000_000, now).as_secs_f64();
-        assert!((0.979..=0.981).contains(&wait), "{wait}");
+        assert!((0.799..=0.801).contains(&wait), "{wait}");
         assert_eq!(limit.piece(), 50_000);
     }
 }

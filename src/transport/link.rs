@@ -19,6 +19,8 @@ use std::time::{Duration, Instant};
 pub const ALIVE: u16 = 1;
 /// How long the other end may be silent, unless somebody says otherwise.
 pub const PATIENCE: Duration = Duration::from_secs(10);
+/// How often an end that has nothing to say says so, and looks how long the other one has been silent.
+const BEAT: Duration = Duration::from_millis(250);
 /// Bytes of frames that wait to be received; who sends more waits until some were.
 const WAITING: usize = 32 << 20;
 
@@ -123,8 +125,7 @@ impl Link {
     }
 
     /// How long the other end may be silent, and how long it may take nothing, until it counts as dead. It says
-    /// something every second when all is well.
-    #[cfg(test)] // a move has the usual patience
+    /// something four times a second when all is well.
     pub fn set_patience(&self, patience: Duration) {
         locked(&self.shared.state).patience = patience;
         locked(&self.shared.writer).set_patience(Some(patience));
@@ -322,7 +323,7 @@ impl Shared {
             let patience = locked(&self.state).patience;
             // Patience may change while it waits: look again now and then.
             let begin = Instant::now();
-            let step = Duration::from_secs(1).min(patience);
+            let step = BEAT.min(patience);
             loop {
                 match wait(file.as_fd(), PollFlags::POLLIN, Some(step), &self.stop).context(|| "cannot wait for the link")? {
                     Wait::Ready => break,
@@ -348,7 +349,7 @@ impl Shared {
     fn beat(&self) {
         let mut state = locked(&self.state);
         while !state.closed && state.failed.is_none() {
-            let every = Duration::from_secs(1).min(state.patience / 4);
+            let every = BEAT.min(state.patience / 4);
             let silent = state.said.elapsed();
             if silent >= every {
                 drop(state);
@@ -429,7 +430,7 @@ mod tests {
         drop(silent);
         let (a, b) = UnixStream::pair().expect("a pair");
         let (mut a, mut b) = (link(a), link(b));
-        // It says so every second, or oftener where it is asked to be impatient itself.
+        // It says so now and then, or oftener where it is asked to be impatient itself.
         a.set_patience(Duration::from_secs(8));
         std::thread::scope(|s| {
             s.spawn(|| drop(b.receive(Some(Duration::from_secs(3)))));

@@ -40,7 +40,7 @@ pub use drain::{Speed, drain, measure};
 pub use flow::{Receiver, Sender};
 pub use frame::{BESIDE, Frame};
 pub use lend::lend;
-pub use link::{Beside, Link, Waker};
+pub use link::{Beside, Link, PATIENCE, Waker};
 
 use crate::error::{Error, Kind, Result};
 use crate::progress::Report;

@@ -31,7 +31,9 @@ pub fn alone(name: &str, body: impl FnOnce()) {
     let log = tempfile::NamedTempFile::new_in(env!("CARGO_TARGET_TMPDIR")).expect("log file");
     let out = || Stdio::from(File::options().append(true).open(log.path()).expect("log file"));
     let mut child = Command::new("unshare")
-        .args(["--pid", "--ipc", "--net", "--fork", "--kill-child", "--mount-proc", "bash", "-c", INIT, "bash"])
+        .args(["--pid", "--ipc", "--net", "--fork", "--kill-child", "--mount-proc"])
+        // Whoever runs the tests may ignore ^C, and what a shell was born with it cannot change.
+        .args(["env", "--default-signal", "bash", "-c", INIT, "bash"])
         .arg(std::env::current_exe().expect("own path"))
         .args([name, "--exact", "--include-ignored", "--nocapture", "--test-threads", "1"])
         .env(INSIDE, name)

@@ -108,6 +108,14 @@ impl Hosts {
     }
 }
 
+impl Drop for Hosts {
+    /// Names of interfaces are free for the next ones at once: the kernel takes its time with those of a namespace that ends.
+    fn drop(&mut self) {
+        let names = (1..=self.hosts.len()).map(|n| format!("host{n}")).chain(["br0".to_owned()]);
+        names.for_each(|name| drop(Command::new("ip").args(["link", "del", &name]).stderr(Stdio::null()).status()));
+    }
+}
+
 impl Host {
     fn new(lab: &Lab, n: usize) -> Host {
         let up = lab.path(&format!("up{n}"));

@@ -4,6 +4,7 @@
 use super::{MOVE, counted, counting, redis};
 use crate::lab::hosts::{Hosts, SERVICE, VIP};
 use crate::lab::{Lab, SOON, now, until};
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -178,6 +179,37 @@ impl Attempt<'_> {
     }
 }
 
+/// Writes all the time to memory that could be shared with others, which is copied in the last stop.
+const WRITES: &str = "
+import mmap, os, sys
+memory = mmap.mmap(-1, 16 << 20)
+open(sys.argv[1] + '.ready', 'w').close()
+while True:
+    noise = os.urandom(8)
+    for at in range(0, len(memory), 4096):
+        memory[at:at + 8] = noise
+";
+
+/// Kills the meio that moves something from here as soon as it is on record that it may run there.
+const KILL_AFTER_COMMIT: &str = "
+import glob, os, signal, sys
+while not os.path.exists(sys.argv[1]):
+    for name in glob.glob('/run/meio/migrate/*.source'):
+        try:
+            committed = 'Committed' in open(name).read()
+        except OSError:
+            continue
+        if committed:
+            for pid in filter(str.isdigit, os.listdir('/proc')):
+                try:
+                    words = open('/proc/%s/cmdline' % pid, 'rb').read().split(b'\\0')
+                    if b'migrate' in words and b'meio' in words[0]:
+                        os.kill(int(pid), signal.SIGKILL)
+                except OSError:
+                    pass
+            sys.exit()
+";
+
 /// Each of these, once or as often as `MOVES` says.
 fn at_random(name: &str, harms: &[Harm], slice: usize) {
     let lab = Lab::new(name);
@@ -209,7 +241,79 @@ fn at_random(name: &str, harms: &[Harm], slice: usize) {
     println!("journey: {harms:?}: {rounds} moves were harmed, within {whole} us: {moved} had moved, {resumed} were taken up; {said}");
 }
 
+/// What does not end with its processes goes with the tree, also where another meio takes up that it runs there.
+fn leaves_nothing(fixture: &str) {
+    let lab = Lab::new("taken-up");
+    let hosts = Hosts::new(&lab, 2);
+    let pid = super::fixture(&lab, &hosts, 0, fixture, &[]);
+    let objects = |n: usize| {
+        const LIST: &str = "mkdir -p /run/queues && { mountpoint -q /run/queues || mount -t mqueue queues /run/queues; } && ls /run/queues && \
+                            tail -qn +2 /proc/sysvipc/*";
+        hosts.hosts[n].plain("sh", &["-c", LIST]).lines().count()
+    };
+    let had = objects(0);
+    assert!(had > 0 && objects(1) == 0, "{had}");
+    let over = lab.path("over");
+    let mut killer = hosts.hosts[0].command(Path::new("python3"));
+    let mut killer = killer.args(["-c", KILL_AFTER_COMMIT]).arg(&over).spawn().expect("python3 starts");
+    let done = hosts.migrate(&lab, 0, &[&pid.to_string(), &hosts.hosts[1].address, "--on-timeout", "force"]);
+    std::fs::write(&over, "").expect("file");
+    let _ = killer.wait();
+    // It may have been quicker.
+    let list = hosts.hosts[0].plain("sh", &["-c", "ls /run/meio/migrate 2>/dev/null | grep source$ || true"]);
+    println!("journey: {:?}, {list:?}", done.code);
+    match list.trim().strip_suffix(".source") {
+        Some(id) => {
+            let mut again = None;
+            let taken = until(MOVE, || again.insert(lab.run(hosts.migration(0, &["--resume", id]))).code == 0);
+            assert!(taken, "{again:?}");
+        }
+        None => assert!(matches!(done.code, 0 | 3), "{done:?}"),
+    }
+    // Nobody may have heard that it was to run there.
+    let (winner, loser) = if hosts.hosts[1].runs(pid) { (1, 0) } else { (0, 1) };
+    assert!(until(SOON, || hosts.hosts[winner].runs(pid) && !hosts.hosts[loser].lives(pid)), "{done:?}");
+    assert!(until(SOON, || objects(loser) == 0 && objects(winner) == had), "{} here, {} there, {had} before", objects(0), objects(1));
+}
+
 crate::alone! {
+    /// While nobody runs the other end may not be silent for long: the tree goes on here.
+    fn a_silent_target_while_nobody_runs() {
+        let lab = Lab::new("silent");
+        let hosts = Hosts::new(&lab, 2);
+        let pid = hosts.hosts[0].start(&lab, "python3", &["-c", WRITES, &lab.path("w").display().to_string()]);
+        assert!(until(SOON, || lab.path("w.ready").exists()), "it does not get ready: {}", lab.log());
+        let (text, to) = (pid.to_string(), &hosts.hosts[1].address);
+        // What is left for the stop takes seconds.
+        let slow = ["--compress", "none", "--bandwidth", "2M", "--timeout", "1s", "--on-timeout", "force", "--max-downtime", "50ms"];
+        let mut migration = hosts.migration(0, &[&[text.as_str(), to][..], &slow].concat());
+        let child = migration.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("meio starts");
+        let mut still = 0;
+        let stands = until(MOVE, || {
+            let status = hosts.hosts[0].command(Path::new("cat")).arg(format!("/proc/{pid}/status")).output().expect("nsenter starts");
+            still = if String::from_utf8_lossy(&status.stdout).contains("State:\tt") { still + 1 } else { 0 };
+            still > 20
+        });
+        assert!(stands, "it is never stopped");
+        hosts.wire(1, false);
+        assert!(until(SOON, || hosts.hosts[0].runs(pid)), "it does not go on here");
+        let done = child.wait_with_output().expect("meio ends");
+        let said = String::from_utf8_lossy(&done.stderr).into_owned();
+        hosts.wire(1, true);
+        // It waits for a machine that has much to do, but not as long as when the tree runs.
+        let seconds = said.split("nothing was heard of").nth(1).and_then(|rest| rest.split(" for ").nth(1)?.split(' ').next()?.parse::<u32>().ok());
+        assert!(done.status.code() == Some(15) && seconds.is_some_and(|s| (2..9).contains(&s)), "{:?}: {said}", done.status);
+        assert!(hosts.hosts[0].runs(pid) && !hosts.hosts[1].runs(pid), "{said}");
+    }
+
+    fn system_v_objects_of_a_move_that_is_taken_up() {
+        leaves_nothing("sysvshm");
+    }
+
+    fn message_queues_of_a_move_that_is_taken_up() {
+        leaves_nothing("mqueue");
+    }
+
     fn killed_at_random() {
         at_random("killed", &[Harm::Source, Harm::Target], 4);
     }

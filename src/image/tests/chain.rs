@@ -163,18 +163,18 @@ fn gather(chain: &Chain) -> Result<Memory> {
 }
 
 /// A folder with images.
-struct Folder(tempfile::TempDir);
+pub struct Folder(tempfile::TempDir);
 
 impl Folder {
-    fn new() -> Folder {
+    pub fn new() -> Folder {
         Folder(tempfile::tempdir().unwrap())
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 
-    fn put(&self, name: &str, bytes: &[u8]) -> PathBuf {
+    pub fn put(&self, name: &str, bytes: &[u8]) -> PathBuf {
         std::fs::write(self.path(name), bytes).unwrap();
         self.path(name)
     }
@@ -416,7 +416,7 @@ fn what_is_known_of_parents() {
     refused(whole(&last), "is missing");
 }
 
-fn refused(result: Result<impl Sized>, what: &str) {
+pub fn refused(result: Result<impl Sized>, what: &str) {
     let e: Error = result.err().unwrap_or_else(|| panic!("accepted; should say {what:?}"));
     assert_eq!(e.kind, Kind::Image, "{}", e.message);
     assert!(e.message.contains(what), "{:?} does not say {what:?}", e.message);

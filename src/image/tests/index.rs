@@ -8,7 +8,7 @@ use crate::error::Kind;
 use crate::image::{Dedup, Owner, Pages, Reader, Run, encode, verify};
 use crate::resource::{Manifest, Tree};
 
-type Blocks = Vec<super::super::reader::Indexed>;
+type Blocks = Vec<super::super::encoded::Indexed>;
 
 /// The sample with an index.
 fn indexed() -> Vec<u8> {

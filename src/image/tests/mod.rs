@@ -5,6 +5,7 @@ mod damaged;
 mod forge;
 mod golden;
 mod index;
+mod long_chain;
 mod mutation;
 mod round_trip;
 pub mod sample;

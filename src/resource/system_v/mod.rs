@@ -31,6 +31,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 
 pub use actor::Actors;
+pub use leftover::Leftover;
 pub use queue::Queue;
 pub use segment::{Segment, object};
 pub use semaphore::SemaphoreSet;

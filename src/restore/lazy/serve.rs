@@ -14,6 +14,7 @@ use crate::error::{Context, Error, Result};
 use crate::image::PAGE;
 use crate::sys::missing::{Message, Missing};
 use crate::sys::server::{Handles, Link};
+use crate::sys::task;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::collections::BTreeMap;
@@ -119,6 +120,8 @@ pub fn serve(catalog: &Catalog, spaces: Vec<Incomplete>, link: &Link, handles: H
         let mut begun = false;
         let begin = || {
             let fetch = || {
+                // Who waits for a page, and the program itself, need the processors more.
+                task::give_way();
                 let result = shared.fetch();
                 shared.end(result.err());
             };
@@ -313,8 +316,9 @@ impl Front<'_, '_> {
         shared.urgent.store(ready.len() + self.wanted.len(), Ordering::Release);
         self.hear(&ready)?;
         shared.urgent.store(self.wanted.len(), Ordering::Release);
-        for wanted in std::mem::take(&mut self.wanted) {
-            if !self.serve(wanted)? {
+        let all = std::mem::take(&mut self.wanted);
+        for (n, &wanted) in all.iter().enumerate() {
+            if !self.serve(wanted, n + 1 == all.len())? {
                 self.wanted.push(wanted);
             }
         }
@@ -373,8 +377,9 @@ impl Front<'_, '_> {
         Ok(())
     }
 
-    /// Gives somebody the page that he waits for. False when he has to wait until a message has come.
-    fn serve(&mut self, wanted: Wanted) -> Result<bool> {
+    /// Gives somebody the page that he waits for, and those around it when he is the `last` one. False when he has to wait until a
+    /// message has come.
+    fn serve(&mut self, wanted: Wanted, last: bool) -> Result<bool> {
         let shared = self.shared;
         let source = |spaces: &[Option<Incomplete>]| {
             let space = spaces.get(wanted.space)?.as_ref()?;
@@ -405,7 +410,7 @@ impl Front<'_, '_> {
             put
         };
         if let (Some(piece), Some(from), Some(data)) = (piece, from, data) {
-            if put == Put::There {
+            if put == Put::There && last {
                 self.put_around(wanted.space, piece, from, &data)?;
             }
             self.keep(piece.block, data);
@@ -413,24 +418,35 @@ impl Front<'_, '_> {
         Ok(put != Put::Changing)
     }
 
-    /// Whoever needs one page needs its neighbours as a rule.
+    /// Whoever needs one page needs its neighbours as a rule, and those behind it first; but whoever waits for another one needs that
+    /// more.
     fn put_around(&self, space: usize, piece: Piece, from: u64, data: &[u8]) -> Result<()> {
         let shared = self.shared;
-        let own = |number: usize, _: &Incomplete| number == space;
-        if shared.spaces()[space].as_ref().is_none_or(|s| s.has(piece.block)) {
+        let Some(missing) = shared.spaces()[space].as_ref().filter(|s| !s.has(piece.block)).map(|s| s.missing.clone()) else {
             return Ok(());
-        }
+        };
+        let waits = || poll(&mut [PollFd::new(missing.as_fd(), PollFlags::POLLIN)], PollTimeout::ZERO).is_ok_and(|n| n > 0);
+        let put = |piece: &Piece, start: u64, end: u64| -> Result<bool> {
+            for at in (start..end).step_by((AT_ONCE * PAGE_BYTES) as usize) {
+                let range = (at, end.min(at + AT_ONCE * PAGE_BYTES));
+                if waits() || !shared.put(piece, range, data, false, |number, _| number == space)? {
+                    return Ok(false);
+                }
+            }
+            Ok(true)
+        };
         let all = || shared.catalog.of_block(piece.block).filter(|p| p.owner == piece.owner);
         if all().map(|p| u64::from(p.pages)).sum::<u64>() > WITH_IT {
             let start = piece.address.max(from.saturating_sub(WITH_IT / 2 * PAGE_BYTES));
-            return shared.put(&piece, (start, piece.end().min(start + WITH_IT * PAGE_BYTES)), data, false, own).map(drop);
+            return put(&piece, start, piece.end().min(start + WITH_IT * PAGE_BYTES)).map(drop);
         }
-        for piece in all() {
-            if !shared.put(&piece, (piece.address, piece.end()), data, false, own)? {
-                return Ok(());
-            }
+        let mut others = all().filter(|other| other.address != piece.address);
+        let whole = put(&piece, from + PAGE_BYTES, piece.end())?
+            && put(&piece, piece.address, from)?
+            && others.try_fold(true, |whole, piece| Ok::<_, Error>(whole && put(&piece, piece.address, piece.end())?))?;
+        if whole {
+            shared.spaces()[space].iter_mut().for_each(|s| s.got(piece.block));
         }
-        shared.spaces()[space].iter_mut().for_each(|s| s.got(piece.block));
         Ok(())
     }
 
