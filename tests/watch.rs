@@ -127,7 +127,7 @@ impl Counter {
                     return Err(format!("{number} comes after {:?}", seen.last()));
                 }
                 seen.push((Instant::now(), number));
-                told.store(number, Ordering::Relaxed);
+                told.fetch_add(1, Ordering::Relaxed);
             }
             Ok(seen)
         };
@@ -148,7 +148,7 @@ impl Counter {
         gaps.sort();
         let at = |part: usize| gaps.get(gaps.len() * part / 100).copied().unwrap_or_default();
         let longest = gaps.last().copied().unwrap_or_default();
-        println!("hold: {} answers, one after {:.1?} (median), {:.1?} (90 of 100), {longest:.0?} at most", seen.len(), at(50), at(90));
+        println!("\nhold: {} answers, one after {:.1?} (median), {:.1?} (90 of 100), {longest:.0?} at most", seen.len(), at(50), at(90));
     }
 }
 
@@ -205,6 +205,23 @@ crate::alone! {
         assert!(hosts.hosts[0].runs(pid));
         let unlocked = hosts.hosts[0].plain(crate::MEIO, &["check", "--unlock", "web"]);
         assert_eq!(unlocked.trim(), "1 network lock opened");
+    }
+
+    /// No test: what a client that waits for each answer sees, and what the watch says of it.
+    #[ignore = "it measures"]
+    fn figures() {
+        let lab = Lab::new("watch-figures");
+        let (hosts, pid) = redis(&lab);
+        let plain = Counter::begin();
+        assert!(plain.go_on(1000));
+        plain.end();
+        let mut watched = Watched::with(&lab, &hosts, pid, &["--json"]);
+        let counter = Counter::begin();
+        assert!(counter.go_on(400));
+        counter.end();
+        hosts.hosts[0].plain("kill", &["-INT", &oldest(&hosts.hosts[0])]);
+        let _ = watched.meio.wait().expect("it ends");
+        println!("hold: {}", fs::read_to_string(&watched.out).expect("what it said").lines().last().expect("a line"));
     }
 
     /// What has no epoch that the standby has does not get out, and does as soon as it has.
