@@ -68,6 +68,8 @@ fn locked(mutex: &Mutex<State>) -> MutexGuard<'_, State> {
 impl Spool {
     /// A new one in `parent`, filled by what `receiver` brings.
     pub fn begin(parent: &Path, id: &Id, receiver: Receiver, others: Option<Others>, keep: Keep) -> Result<Spool> {
+        // Images are looked at by all of them as they come: here their failure is no panic.
+        crate::sys::workers::start()?;
         sweep(parent);
         let folder = parent.join(format!("{BEFORE}{}{BEHIND}", record::name(id)));
         fs::DirBuilder::new().mode(0o700).create(&folder).context(|| format!("making {}", folder.display()))?;
