@@ -301,10 +301,3 @@ pub fn speculation(which: u64) -> u32 {
     // SAFETY: numbers only.
     (unsafe { libc::prctl(libc::PR_GET_SPECULATION_CTRL, which, 0, 0, 0) }).max(0) as u32
 }
-
-/// From now on the calling thread leaves processors to others who can use them.
-pub fn give_way() {
-    const LESS: i32 = 10;
-    // SAFETY: numbers only; on Linux it concerns the one thread (setpriority(2)).
-    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, LESS) };
-}

@@ -14,7 +14,6 @@ use crate::error::{Context, Error, Result};
 use crate::image::PAGE;
 use crate::sys::missing::{Message, Missing};
 use crate::sys::server::{Handles, Link};
-use crate::sys::task;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::collections::BTreeMap;
@@ -120,8 +119,6 @@ pub fn serve(catalog: &Catalog, spaces: Vec<Incomplete>, link: &Link, handles: H
         let mut begun = false;
         let begin = || {
             let fetch = || {
-                // Who waits for a page, and the program itself, need the processors more.
-                task::give_way();
                 let result = shared.fetch();
                 shared.end(result.err());
             };
