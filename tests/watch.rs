@@ -207,23 +207,6 @@ crate::alone! {
         assert_eq!(unlocked.trim(), "1 network lock opened");
     }
 
-    /// No test: what a client that waits for each answer sees, and what the watch says of it.
-    #[ignore = "it measures"]
-    fn figures() {
-        let lab = Lab::new("watch-figures");
-        let (hosts, pid) = redis(&lab);
-        let plain = Counter::begin();
-        assert!(plain.go_on(1000));
-        plain.end();
-        let mut watched = Watched::with(&lab, &hosts, pid, &["--json"]);
-        let counter = Counter::begin();
-        assert!(counter.go_on(400));
-        counter.end();
-        hosts.hosts[0].plain("kill", &["-INT", &oldest(&hosts.hosts[0])]);
-        let _ = watched.meio.wait().expect("it ends");
-        println!("hold: {}", fs::read_to_string(&watched.out).expect("what it said").lines().last().expect("a line"));
-    }
-
     /// What has no epoch that the standby has does not get out, and does as soon as it has.
     fn answers_that_wait() {
         let lab = Lab::new("watch-hold-wait");

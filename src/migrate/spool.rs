@@ -68,7 +68,7 @@ fn locked(mutex: &Mutex<State>) -> MutexGuard<'_, State> {
 impl Spool {
     /// A new one in `parent`, filled by what `receiver` brings.
     pub fn begin(parent: &Path, id: &Id, receiver: Receiver, others: Option<Others>, keep: Keep) -> Result<Spool> {
-        // Images are looked at by all of them as they come: here their failure is no panic.
+        // Else they start when the first image is looked at, and cannot be started any more when it is brought back.
         crate::sys::workers::start()?;
         sweep(parent);
         let folder = parent.join(format!("{BEFORE}{}{BEHIND}", record::name(id)));
