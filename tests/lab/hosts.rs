@@ -70,8 +70,12 @@ impl Hosts {
         hosts
     }
 
-    /// `meio migrate` with what it needs to log in, run on host `from`.
+    /// `meio migrate` with what it needs to log in, run on host `from`. Pids are free again when the hosts have taken notice of
+    /// who has ended, which takes them a moment: until then nothing could move there with such a pid.
     pub fn migrate(&self, lab: &Lab, from: usize, arguments: &[&str]) -> Outcome {
+        const NOBODY: &str = "! grep -qs '^State:.Z' /proc/[0-9]*/status";
+        let reaped = |host: &Host| host.command(Path::new("bash")).args(["-c", NOBODY]).status().expect("bash starts").success();
+        super::until(super::SOON, || self.hosts.iter().all(reaped));
         lab.run(self.migration(from, arguments))
     }
 
