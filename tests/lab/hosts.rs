@@ -75,7 +75,7 @@ impl Hosts {
     pub fn migrate(&self, lab: &Lab, from: usize, arguments: &[&str]) -> Outcome {
         const NOBODY: &str = "! grep -qs '^State:.Z' /proc/[0-9]*/status";
         let reaped = |host: &Host| host.command(Path::new("bash")).args(["-c", NOBODY]).status().expect("bash starts").success();
-        super::until(super::SOON, || self.hosts.iter().all(reaped));
+        until(SOON, || self.hosts.iter().all(reaped));
         lab.run(self.migration(from, arguments))
     }
 
