@@ -160,6 +160,10 @@ struct End<'o> {
     outcome: Outcome,
 }
 
+/// How long connections that the tree has closed are waited for before it is stopped, and when it stands still.
+const CLOSED: Duration = Duration::from_millis(500);
+const CLOSED_STILL: Duration = Duration::from_millis(5);
+
 /// How long the target may be silent while nobody runs and it was not told that it may: then the tree goes on here. Those who wait
 /// for it send again after ever longer pauses.
 fn patience(max_downtime: Duration) -> Duration {
@@ -448,6 +452,7 @@ impl End<'_> {
     /// The last image, of a tree that stands still from now on; its addresses are nobody's.
     fn freeze(&mut self, report: &mut dyn Report) -> Result<()> {
         let mut moving = self.moving.take().ok_or_else(|| Error::other("nothing was copied yet"))?;
+        moving.settle(CLOSED);
         let sent = self.phase("last image", report, |end, report| {
             let bulk = end.bulk.as_mut().ok_or_else(|| Error::other("there are no streams"))?;
             bulk.item(|pipe| moving.last(pipe, end.leave, report)).map_err(|e| end.explain(e))
@@ -464,6 +469,7 @@ impl End<'_> {
         (self.outcome.processes, self.outcome.tasks) = (made.processes, made.tasks);
         self.phase("files", report, |end, report| end.files(report, |carry, peer, bulk, _| carry.round(peer, bulk, true)))?;
         self.outcome.warnings.extend(made.warnings);
+        self.finish(report);
         self.phase("addresses", report, |end, _| {
             for address in &end.options.addresses {
                 end.taken.push((address.clone(), address.take()?));
@@ -473,6 +479,21 @@ impl End<'_> {
         self.leave_rest()?;
         let last = transport::Frame { kind: REMARK, generation: 1, payload: pack(&Remark::Last(count))? };
         self.peer.link.send(&last)
+    }
+
+    /// Connections that the tree has closed have had the time of the last image to deliver what they had; for those of clients
+    /// that are slow nothing more can be done.
+    fn finish(&mut self, report: &mut dyn Report) {
+        const NAMED: usize = 3;
+        let left = self.standing.as_ref().map(|standing| standing.unfinished(CLOSED_STILL)).unwrap_or_default();
+        if left.is_empty() {
+            return;
+        }
+        let some = left.iter().take(NAMED).map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        let others = left.len().checked_sub(NAMED).filter(|n| *n > 0).map_or(String::new(), |n| format!(" and {n} others"));
+        let text = format!("the program has closed connections that had not delivered everything yet: lost for {some}{others}");
+        report.warning(&text);
+        self.outcome.warnings.push(text);
     }
 
     /// From now on it stands still whatever becomes of meio.
