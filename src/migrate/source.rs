@@ -95,7 +95,8 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     signal::catch();
     let mut phases = Vec::new();
     let (plan, counts, seen) = phase(report, &mut phases, "check", |_| plan(options, false))?;
-    let peer = phase(report, &mut phases, "connect", |report| transport::connect(&options.to, &options.how, report))?;
+    let connected = phase(report, &mut phases, "connect", |report| transport::connect(&options.to, &options.how, report));
+    let peer = connected.map_err(|e| stays(e, None))?;
     let id = fresh_id()?;
     let store = Store::open()?;
     let guardian = watch_over(&store, id, Member::of(options.dump.pid)?, &options.addresses)?;
@@ -158,6 +159,12 @@ struct End<'o> {
     /// What failed first, in full.
     error: Option<Error>,
     outcome: Outcome,
+}
+
+/// The error of a move that came to nothing, with what was left there, and where the tree is.
+fn stays(e: Error, left: Option<String>) -> Error {
+    let said = e.help.clone().into_iter().chain(left).chain(["it goes on running here, as before".to_owned()]);
+    Error { help: Some(said.collect::<Vec<_>>().join("; ")), ..e }
 }
 
 /// How long connections that the tree has closed are waited for before it is stopped, and when it stands still.
@@ -554,9 +561,7 @@ impl End<'_> {
                     Some(e) => e,
                     None => Error::other(format!("process {} was not moved: {why}", self.options.dump.pid)),
                 });
-                let left = self.carry.left(&to.host);
-                let said = e.help.clone().into_iter().chain(left).chain(["it goes on running here, as before".to_owned()]);
-                Err(Error { help: Some(said.collect::<Vec<_>>().join("; ")), ..e })
+                Err(stays(e, self.carry.left(&to.host)))
             }
             Verdict::Frozen { why, .. } => {
                 if let Some(standing) = self.standing.take() {
