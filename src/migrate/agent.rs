@@ -443,13 +443,18 @@ impl Agent {
             *released = true;
             waited = begun.elapsed();
             // The tree's own connections stay locked until it runs.
-            if let Some(mut lock) = self.lock.take() {
+            // That table stays, too: to take it away empties all queues, in which packets for them wait.
+            if let Some(lock) = &mut self.lock {
                 let _ = lock.open();
-                netlock::let_go(lock);
             }
             Ok(())
         };
         let done = restore::run_when(&options, may_run, told);
+        if done.is_ok()
+            && let Some(lock) = self.lock.take()
+        {
+            netlock::let_go(lock);
+        }
         told.0.push(Remark::Phase("go".into(), waited.as_micros() as u64));
         done
     }

@@ -28,7 +28,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use table::{HELD, Held};
+use table::{HELD, Held, LOST};
 
 /// Packets with this mark (`SO_MARK` of meio's own raw sockets) pass every lock.
 pub use crate::sys::wire::PASS;
@@ -53,6 +53,8 @@ pub enum Manner {
     Hold,
     /// The same, and those that come in can be taken meanwhile ([`NetLock::copies`]).
     Copy,
+    /// Those that come in wait; those that go out are lost: what a socket says before it is itself again is meant for nobody.
+    Deaf,
     /// They are lost, as on a bad wire.
     Drop,
 }
@@ -71,6 +73,8 @@ pub struct NetLock {
     expected: HashSet<Flow>,
     locked: Vec<Flow>,
     held: Held,
+    /// The chain for what goes out.
+    outward: &'static str,
     /// It was opened, and may be closed again.
     opened: bool,
     /// Packets that were seen and lost before it was closed last.
@@ -123,6 +127,7 @@ impl NetLock {
             expected: HashSet::new(),
             locked: Vec::new(),
             held: Held::Dropped,
+            outward: if manner == Manner::Deaf { LOST } else { HELD },
             opened: false,
             before: (0, 0),
             remark: None,
@@ -171,7 +176,7 @@ impl NetLock {
         let closes = self.locked.is_empty() && !flows.is_empty();
         match (closes, self.opened) {
             (true, true) => table::again(&mut batch, &self.name, self.held),
-            (true, false) => table::close(&mut batch, &self.name),
+            (true, false) => table::close(&mut batch, &self.name, self.outward),
             _ => {}
         }
         batch.commit(&self.socket).map_err(refused).context(|| "locking connections")?;
@@ -223,7 +228,7 @@ impl NetLock {
             }
         }
         let mut batch = Batch::default();
-        batch.flush_chain(&self.name, HELD);
+        table::open(&mut batch, &self.name);
         self.pass_on(|| batch.commit(&self.socket)).context(doing)?;
         // Base chains may only go when nothing is held any more: the kernel drops what waits in queues with them.
         while self.let_in(&mut opened).context(doing)? {}
@@ -282,7 +287,7 @@ impl NetLock {
         let mut batch = Batch::default();
         let table = nft::Table { name: owner.table(), flags: 0, comment: Some(owner.comment(self.locked.len())) };
         table::build(&mut batch, &table, Held::Dropped);
-        table::close(&mut batch, &table.name);
+        table::close(&mut batch, &table.name, HELD);
         table::lock(&mut batch, &table.name, &self.locked);
         batch.delete_table(&self.name);
         batch.commit(&self.socket).map_err(refused).context(|| "keeping the network lock")?;

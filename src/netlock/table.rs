@@ -7,8 +7,10 @@ use super::{Flow, PASS};
 use crate::sys::nft::{self, Batch, Hook, Rule, Unserved, register};
 use std::net::{IpAddr, SocketAddr};
 
-/// The chain where locked packets go.
+/// The chain where locked packets go,
 pub const HELD: &str = "held";
+/// and where those go that leave, where these are not to be held.
+pub const LOST: &str = "lost";
 /// Before whatever the user has, address translation included: packets are seen as the sockets see them.
 const PRIORITY: i32 = -400;
 
@@ -85,15 +87,15 @@ impl Set {
         }
     }
 
-    /// The rule that sends packets of this set to where they are held.
-    fn rule(&self, inbound: bool) -> Rule {
+    /// The rule that sends packets of this set to a chain.
+    fn rule(&self, inbound: bool, chain: &str) -> Rule {
         let rule = Rule::new().meta(nft::NFPROTO, register(0));
         // The tree's end is where packets come in, and where they go out from.
         let (local, remote) = if inbound { (2, 0) } else { (0, 2) };
         let port = |rule: Rule, offset, to| rule.payload(nft::TRANSPORT, offset, 2, register(to));
         let Some(family) = self.family else {
             let rule = port(rule.meta(nft::L4PROTO, register(1)), local, 2);
-            return rule.lookup(self.name, register(0)).goto(HELD);
+            return rule.lookup(self.name, register(0)).goto(chain);
         };
         let length = self.address();
         let (source, destination) = if family == 2 { (12, 16) } else { (8, 24) };
@@ -104,7 +106,7 @@ impl Set {
         if self.parts.1 {
             rule = port(rule.payload(nft::NETWORK, far, length, register(2 + words)), remote, 2 + 2 * words);
         }
-        rule.lookup(self.name, register(0)).goto(HELD)
+        rule.lookup(self.name, register(0)).goto(chain)
     }
 }
 
@@ -118,7 +120,8 @@ pub fn build(batch: &mut Batch, table: &nft::Table, held: Held) {
         batch.set(name, set.name, set.kind(), set.length());
     }
     batch.chain(name, HELD, None);
-    batch.rule(name, HELD, &held.rule(Unserved::Passes));
+    batch.chain(name, LOST, None);
+    again(batch, name, held);
     for (chain, number) in CHAINS {
         batch.chain(name, chain, Some(Hook { number, priority: PRIORITY }));
         let pass = Rule::new().meta(nft::MARK, register(0)).equals(register(0), &PASS.to_ne_bytes());
@@ -126,9 +129,16 @@ pub fn build(batch: &mut Batch, table: &nft::Table, held: Held) {
     }
 }
 
-/// What is held is held again, after [`nft::Batch::flush_chain`] of [`HELD`].
+/// What is held is held again, after [`open`].
 pub fn again(batch: &mut Batch, table: &str, held: Held) {
     batch.rule(table, HELD, &held.rule(Unserved::Passes));
+    batch.rule(table, LOST, &Held::Dropped.rule(Unserved::Passes));
+}
+
+/// Nothing is held any more.
+pub fn open(batch: &mut Batch, table: &str) {
+    batch.flush_chain(table, HELD);
+    batch.flush_chain(table, LOST);
 }
 
 /// Takes all flows out of the sets of a table.
@@ -138,11 +148,12 @@ pub fn forget(batch: &mut Batch, table: &str) {
     }
 }
 
-/// From now on what is in the sets of a table is held.
-pub fn close(batch: &mut Batch, table: &str) {
+/// From now on what comes in for what is in the sets of a table is held, and what leaves it goes to the chain `outward`.
+pub fn close(batch: &mut Batch, table: &str, outward: &str) {
     for (chain, number) in CHAINS {
+        let inbound = number == nft::INPUT;
         for set in &SETS {
-            batch.rule(table, chain, &set.rule(number == nft::INPUT));
+            batch.rule(table, chain, &set.rule(inbound, if inbound { HELD } else { outward }));
         }
     }
 }

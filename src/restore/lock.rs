@@ -48,7 +48,7 @@ impl Locks {
             if is_kept {
                 locks.at.push(fd);
             } else if !flows.is_empty() {
-                let mut lock = NetLock::prepare(at, Manner::Drop)?;
+                let mut lock = NetLock::prepare(at, Manner::Deaf)?;
                 lock.add(&flows)?;
                 locks.own.push(lock);
             }
@@ -83,7 +83,7 @@ pub fn new_network(tree: &Tree, network: u32, fd: BorrowedFd<'_>) -> Result<Opti
     if flows.is_empty() {
         return Ok(None);
     }
-    let mut lock = NetLock::prepare(Some(fd), Manner::Drop)?;
+    let mut lock = NetLock::prepare(Some(fd), Manner::Deaf)?;
     lock.add(&flows)?;
     Ok(Some(lock))
 }
@@ -94,7 +94,7 @@ pub fn block(tree: &Tree) -> Result<Option<NetLock>> {
     if flows.is_empty() {
         return Ok(None);
     }
-    let mut lock = NetLock::prepare(None, Manner::Drop)?;
+    let mut lock = NetLock::prepare(None, Manner::Deaf)?;
     lock.add(&flows)?;
     Ok(Some(lock))
 }

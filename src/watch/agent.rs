@@ -13,7 +13,7 @@ use crate::migrate::frozen::announce;
 use crate::migrate::plan::{Plan, Remark, pack, unpack};
 use crate::migrate::record::Member;
 use crate::migrate::spool::{Keep, Spool};
-use crate::netlock::NetLock;
+use crate::netlock::{self, NetLock};
 use crate::progress::Report;
 use crate::restore::{self, Input};
 use crate::sys::signal;
@@ -247,9 +247,12 @@ impl Agent {
                 self.plan.addresses.iter().for_each(announce);
                 Event::Told
             }
-            // Its connections stay locked until it runs.
+            // Its connections stay locked until it runs, and so does the table: to take it away empties all queues, in which packets
+            // for them wait.
             Action::Open => {
-                self.lock = None;
+                if let Some(lock) = &mut self.lock {
+                    let _ = lock.open();
+                }
                 Event::Unblocked
             }
             Action::Run => return Ok(Some(Next::Run)),
@@ -298,7 +301,9 @@ impl Agent {
             _ => None,
         };
         told.0.iter().filter_map(took).for_each(|text| self.note(&text));
-        self.lock = None;
+        if let Some(lock) = self.lock.take() {
+            netlock::let_go(lock);
+        }
         match restored {
             Ok(root) => {
                 self.root = Member::of(root).ok();
