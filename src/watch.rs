@@ -3,7 +3,8 @@
 //!
 //! ```text
 //! protect    what the primary does; lease: its address, in the hands of a child of meio; gate: what leaves it, and waits
-//!   again      calls the standby, and calls it again; copies: images on their way, and kept; resume: after a meio that was killed
+//!   again      calls the standby, and calls it again; copies: images on their way, and kept; start: what it
+//!              begins with; resume: after a meio that was killed
 //! agent      what the standby does; visit: a primary that comes back
 //!   fit        whether it can be; setup: what they say to each other before; frame: what they say then, as bytes
 //!   beat       heartbeats beside the link; fence: the command that ends the other host
@@ -54,5 +55,6 @@ mod resume;
 mod setup;
 #[cfg(test)]
 mod simulate;
+mod start;
 pub mod state;
 mod visit;

@@ -82,6 +82,11 @@ impl Spool {
         Ok(spool)
     }
 
+    /// Takes away what was left of one by a process that was killed.
+    pub fn forget(parent: &Path, id: &Id) {
+        let _ = fs::remove_dir_all(parent.join(format!("{BEFORE}{}{BEHIND}", record::name(id))));
+    }
+
     /// Has a thread take what comes.
     fn take(&self, receiver: Receiver, others: Option<Others>) -> Result<()> {
         let (theirs, place, keep) = (self.state.clone(), self.folder.clone(), self.keep);

@@ -5,7 +5,7 @@ use super::fence::Fence;
 use super::record::{Claim, Record, Store};
 use super::setup::{EPOCH, Epoch, SETUP, Setup, WORD};
 use super::state::{Action, Event, Guarantee, Mark, Path, Standby};
-use super::visit::{Asked, News, Visits};
+use super::visit::{Asked, News, Opened, Visits};
 use super::{fit, frame};
 use crate::error::{Error, Result};
 use crate::migrate::address::Probe;
@@ -25,6 +25,9 @@ use std::time::{Duration, Instant};
 
 /// For what the other end may take to answer.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How many processes before this one may have left something.
+const BEFORE: u64 = 16;
 
 /// Stands by for one primary over standard input and output, until there is nothing left to do.
 ///
@@ -57,7 +60,10 @@ pub fn run() -> Result<()> {
         return Err(Error::link("the primary does not begin"));
     };
     peer.open_bulk()?;
-    let spool = Spool::begin(&plan.spool, &watch.to_le_bytes(), peer.receiver()?, None, Keep::Needed)?;
+    // Each process has its own; those of others before it are nobody's any more.
+    let id = |instance: u64| watch.wrapping_add(instance.into()).to_le_bytes();
+    (instance.saturating_sub(BEFORE)..instance).for_each(|instance| Spool::forget(&plan.spool, &id(instance)));
+    let spool = Spool::begin(&plan.spool, &id(instance), peer.receiver()?, None, Keep::Needed)?;
     spool.wakes(peer.link.waker());
     let machine = Standby::begin(generation, instance, limits);
     let mut agent = Agent {
@@ -217,11 +223,12 @@ impl Agent {
     /// A primary that comes back is told what is here as soon as nothing more can come by the link that it had.
     fn visited(&mut self) -> Result<()> {
         match self.visits.news() {
-            Some(News::Asks(peer, asked)) if asked.watch == self.record.watch => {
+            Some(News::Asks(visitor)) if visitor.1.watch == self.record.watch => {
                 self.unlink();
-                self.visitor = Some((peer, asked));
+                self.visitor = Some(*visitor);
             }
-            Some(News::Open { peer, receiver, beats, .. }) => {
+            Some(News::Open(_, opened)) => {
+                let Opened { peer, receiver, beats } = *opened;
                 self.spool.wakes(peer.link.waker());
                 self.spool.go_on(receiver)?;
                 self.peer = Some(peer);

@@ -146,7 +146,8 @@ impl Copies {
         let there = images.unwrap_or(0);
         let missing = |kept: &&Kept| kept.image > there;
         let next = self.kept.iter().filter(missing).map(|kept| kept.image);
-        let all = next.zip(there + 1..).all(|(image, wanted)| image == wanted) && self.kept.iter().filter(missing).all(|k| k.bytes.is_some());
+        let all =
+            next.zip(there + 1..).all(|(image, wanted)| image == wanted) && self.kept.iter().filter(missing).all(|k| k.bytes.is_some());
         let whole = all && images.is_some();
         if !whole {
             self.kept.clear();

@@ -1,16 +1,17 @@
 //! What the primary does: the machine with all that it hears on a thread of its own, since it must answer in time, and the tree
 //! on this one, since ptrace binds a tree to a thread.
 
-use super::again::{self, Ask, Calls, Found, Standing, Whom};
-use super::beat::{Beats, Came, Key};
+use super::again::{self, Calls, Found, Standing, Whom};
+use super::beat::{Beats, Came};
 use super::copies::{Copies, Known};
 use super::fence::Fence;
+use super::frame;
 use super::gate::{Gate, Held};
 use super::lease::Lease;
 use super::record::{Back, Claim, Record, Store};
 use super::setup::{EPOCH, Epoch, WORD};
-use super::state::{Action, Activation, Event, Frame, Guarantee, Limits, Mark, Path, Primary, Said, Word};
-use super::{fit, frame, resume};
+use super::start::Start;
+use super::state::{Action, Event, Frame, Guarantee, Limits, Mark, Path, Primary, Said, Word};
 use crate::dump::{self, moving::Moving};
 use crate::error::{Error, Result};
 use crate::migrate::address::Address;
@@ -121,62 +122,29 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     signal::catch();
     let begun = Instant::now();
     let mut phases = Vec::new();
-    let store = Store::open()?;
-    // Who is at work on it is not waited for.
-    drop(store.claim(&options.name)?);
-    let there = store.read(&options.name)?;
-    let resumed = resume::find(options, there.as_ref())?;
-    let holds = options.limits.guarantee == Guarantee::Hold;
-    let held = Some(options.name.as_str()).filter(|_| holds);
-    let lease = Lease::take(&options.addresses, begun, held, resumed.is_some())?;
-    let claim = store.claim(&options.name)?;
-    let least = there.and_then(|record| record.activation).map_or(0, |a| a.generation());
-    let plan = phase(report, &mut phases, "check", |_| fit::plan(options, resumed.is_some()))?;
-    let watch = match &resumed {
-        Some(resumed) => resumed.watch,
-        None => u128::from_le_bytes(Key::make()?.bytes()[..16].try_into().unwrap_or_default()),
-    };
-    let ask = Ask { options: options.clone(), plan, watch };
-    let first = match &resumed {
-        Some(resumed) => {
-            report.warning("the meio of this watch was killed: what was held is lost, and nobody answers until the standby is asked");
-            Whom { generation: Some(resumed.generation), fresh: true, ..Whom::back(&resumed.back) }
-        }
-        None => Whom { least, fresh: true, ..Whom::default() },
-    };
+    let start = Start::look(options, begun, report, &mut phases)?;
+    let resumes = start.resumed.is_some();
     // Who goes on asks when all is in place that holds what it is not to say.
-    let peer = match resumed {
-        Some(_) => None,
-        None => Some(phase(report, &mut phases, "connect", |report| again::connect(options, &first, report))?),
+    let peer = match resumes {
+        true => None,
+        false => Some(phase(report, &mut phases, "connect", |report| again::connect(options, &start.first, report))?),
     };
     let bell = Bell::default();
     let came = bell.clone();
-    let gate = Gate::prepare(options.limits.guarantee, &options.name, &options.addresses, resumed.is_some(), move || came.ring())?;
-    lease.holds()?;
-    let found = match peer {
-        Some(peer) => Some(phase(report, &mut phases, "standby", |_| again::agree(&ask, &first, peer))?),
-        None => None,
-    };
+    let gate = Gate::prepare(options.limits.guarantee, &options.name, &options.addresses, resumes, move || came.ring())?;
+    start.lease.holds()?;
+    let agree = |peer| phase(report, &mut phases, "standby", |_| again::agree(&start.ask, &start.first, peer));
+    let found = peer.map(agree).transpose()?;
     let mut outcome = Outcome::default();
     let generation = match &found {
         Some(Found::Standby(standing)) => standing.generation,
         Some(Found::Taken { .. }) => return Err(Error::link("the standby has taken over what has not begun")),
-        None => first.generation.unwrap_or_default(),
-    };
-    let instance = resumed.as_ref().map_or(0, |resumed| resumed.instance);
-    let record = Record {
-        name: options.name.clone(),
-        watch,
-        activation: Some(Activation::Primary { generation, instance }),
-        instance,
-        back: resumed.as_ref().map(|resumed| resumed.back.clone()),
+        None => start.first.generation.unwrap_or_default(),
     };
     let (events, from_tree) = channel();
     let (orders, to_tree) = channel();
-    let machine = match &resumed {
-        Some(resumed) => Primary::resume(generation, resumed.instance, options.limits),
-        None => Primary::begin(generation, options.limits),
-    };
+    let (record, machine) = start.machine(generation);
+    let Start { store, claim, lease, ask, first, .. } = start;
     // From here on a signal ends the watch, not what is just being done.
     signal::pass();
     let copies = Copies::default();
@@ -573,7 +541,10 @@ impl End {
                 self.lease.hide()?;
                 let _ = self.orders.send(Order::Demote);
             }
-            Action::Fence => self.fencing = self.fence.as_ref().map(|command| Fence::run(command, self.record.back.as_ref().map_or("", |back| &back.host))),
+            Action::Fence => {
+                self.fencing =
+                    self.fence.as_ref().map(|command| Fence::run(command, self.record.back.as_ref().map_or("", |back| &back.host)))
+            }
             Action::Say(said) => {
                 let stale = self.machine.stale() + self.beats.as_ref().map_or(0, |beats| beats.dropped().all());
                 let fresh = stale - std::mem::replace(&mut self.stale, stale);

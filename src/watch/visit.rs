@@ -29,18 +29,19 @@ pub struct Asked {
 /// What has happened at the door.
 pub enum News {
     /// Somebody wants to go on.
-    Asks(Peer, Asked),
-    /// Everything is open.
-    Open {
-        /// Which answer led to it.
-        visit: u64,
-        /// The new link,
-        peer: Peer,
-        /// its streams,
-        receiver: Receiver,
-        /// and where heartbeats come from now on, if not where they came from before.
-        beats: Option<Beats>,
-    },
+    Asks(Box<(Peer, Asked)>),
+    /// This answer has led to it.
+    Open(u64, Box<Opened>),
+}
+
+/// Everything that is needed to go on.
+pub struct Opened {
+    /// The new link,
+    pub peer: Peer,
+    /// its streams,
+    pub receiver: Receiver,
+    /// and where heartbeats come from now on, if not where they came from before.
+    pub beats: Option<Beats>,
 }
 
 /// Where they come.
@@ -72,7 +73,7 @@ impl Visits {
                 match door.next(LOOK) {
                     Ok(Some(visitor)) => {
                         let news = news.clone();
-                        let listen = move || drop(ask(visitor).map(|(peer, asked)| news.send(News::Asks(peer, asked))));
+                        let listen = move || drop(ask(visitor).map(|came| news.send(News::Asks(Box::new(came)))));
                         let _ = std::thread::Builder::new().name("visitor".into()).spawn(listen);
                     }
                     Ok(None) => {}
@@ -92,7 +93,7 @@ impl Visits {
     /// What has happened since. What came of an answer that is not the last one is over.
     pub fn news(&mut self) -> Option<News> {
         match self.came.try_recv().ok()? {
-            News::Open { visit, .. } if visit != self.count => None,
+            News::Open(visit, _) if visit != self.count => None,
             news => {
                 self.answering = None;
                 Some(news)
@@ -120,7 +121,7 @@ impl Visits {
             if generation == asked.generation {
                 peer.open_bulk()?;
                 let receiver = peer.receiver()?;
-                let _ = tell.send(News::Open { visit, peer, receiver, beats });
+                let _ = tell.send(News::Open(visit, Box::new(Opened { peer, receiver, beats })));
             }
             Ok(())
         };
