@@ -135,7 +135,8 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     start.lease.holds()?;
     let agree = |peer| phase(report, &mut phases, "standby", |_| again::agree(&start.ask, &start.first, peer));
     let found = peer.map(agree).transpose()?;
-    let mut outcome = Outcome::default();
+    let mut outcome =
+        Outcome { host: start.resumed.as_ref().map_or(String::new(), |resumed| resumed.back.host.clone()), ..Outcome::default() };
     let generation = match &found {
         Some(Found::Standby(standing)) => standing.generation,
         Some(Found::Taken { .. }) => return Err(Error::link("the standby has taken over what has not begun")),
@@ -148,6 +149,7 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     // From here on a signal ends the watch, not what is just being done.
     signal::pass();
     let copies = Copies::default();
+    let root = Member::of(options.dump.pid)?;
     let mut end = End {
         machine,
         fence: options.fence.clone(),
@@ -160,7 +162,7 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
         link: 0,
         calls: Calls::new(ask, options.limits.again),
         whom: Whom { generation: Some(generation), ..first },
-        tree: Member::of(options.dump.pid)?,
+        tree: root,
         limits: options.limits,
         bell: bell.clone(),
         lease,
@@ -172,7 +174,19 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
         complaint: None,
         _claim: claim,
     };
-    let mut tree = Tree { options, copies, moving: None, events, bell, orders: to_tree, gate: gate.clone(), asked: 0, shown: None };
+    let mut tree = Tree {
+        options,
+        copies,
+        moving: None,
+        events,
+        bell,
+        orders: to_tree,
+        gate: gate.clone(),
+        root,
+        ended: false,
+        asked: 0,
+        shown: None,
+    };
     if let Some(Found::Standby(standing)) = found {
         outcome.host.clone_from(&standing.peer.hello.host);
         outcome.warnings.clone_from(&standing.warnings);
@@ -199,6 +213,9 @@ struct Tree<'o> {
     bell: Bell,
     orders: Receiver<Order>,
     gate: Gate,
+    root: Member,
+    /// It was said that the tree has ended.
+    ended: bool,
     /// How often it was asked to end.
     asked: u32,
     /// When it was said last how things stand.
@@ -282,6 +299,12 @@ impl Tree<'_> {
                 }
                 Ok(Order::Tell(text)) => report.warning(&text),
                 Ok(Order::End(done)) => return failed.filter(|_| self.asked == 0 && !outcome.demoted).map_or(done, Err),
+                // Without a standby nobody looks at the tree.
+                Err(std::sync::mpsc::RecvTimeoutError::Timeout) if !self.ended && !self.root.lives() => {
+                    self.ended = true;
+                    failed.get_or_insert(Error::other("the tree has ended"));
+                    self.tell(Event::Over);
+                }
                 Err(std::sync::mpsc::RecvTimeoutError::Timeout) => {}
                 Err(_) => return Err(Error::other("the watch has failed")),
             }
