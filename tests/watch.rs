@@ -2,6 +2,7 @@
 
 mod faults;
 mod links;
+mod programs;
 
 use crate::lab::hosts::{Host, Hosts, SERVICE, VIP};
 use crate::lab::{Lab, SOON, until};
