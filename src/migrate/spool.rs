@@ -57,8 +57,8 @@ struct State {
     sets: u64,
     /// What is known of the last one of which that has been found out, and its number.
     resolved: Option<(u64, Arc<Resolved>)>,
-    /// The same of the one before it.
-    before: Option<(u64, Arc<Resolved>)>,
+    /// The same of those before it, the newest first: the one that is brought back may be older than the last.
+    before: VecDeque<(u64, Arc<Resolved>)>,
     /// Who is to be told that one more is there.
     waker: Option<Waker>,
     /// No more will come; why, if that is not as it should be.
@@ -138,7 +138,7 @@ impl Spool {
             };
             state = self.state.1.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
-        let known = [state.resolved.take(), state.before.take()].into_iter().flatten();
+        let known = state.resolved.take().into_iter().chain(std::mem::take(&mut state.before));
         let resolved = known.filter(|(of, _)| of + 1 == n).map(|(_, resolved)| resolved).next();
         Ok((self.folder.join(name(n)), resolved))
     }
@@ -240,7 +240,9 @@ fn fill(mut receiver: Receiver, mut others: Option<Others>, folder: &Path, state
                         let _ = fs::remove_file(folder.join(name(image)));
                     }
                 }
-                state.before = state.resolved.replace((n, Arc::new(resolved)));
+                let before = state.resolved.replace((n, Arc::new(resolved)));
+                before.into_iter().for_each(|before| state.before.push_front(before));
+                state.before.truncate(BEFORE_LAST + 1);
             }
         }
     }
