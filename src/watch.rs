@@ -3,7 +3,9 @@
 //!
 //! ```text
 //! protect    what the primary does; lease: its address, in the hands of a child of meio; gate: what leaves it, and waits
-//! agent      what the standby does
+//!   again      calls the standby, and calls it again; copies: images on their way, and kept; start: what it
+//!              begins with; resume: after a meio that was killed
+//! agent      what the standby does; visit: a primary that comes back
 //!   fit        whether it can be; setup: what they say to each other before; frame: what they say then, as bytes
 //!   beat       heartbeats beside the link; fence: the command that ends the other host
 //! state      who answers: two pure machines; simulate breaks everything around them
@@ -33,15 +35,24 @@
 //! let nothing past it; the child that has its lease takes the address down. No other chain may be taken away in that network
 //! namespace meanwhile, since the kernel empties all queues with it: the locks of the epochs stay and are only opened.
 //!
+//! # When the link is lost
+//!
+//! Who stands by stays, and keeps a door open ([`visit`]): a new session of ssh lends it its ends. It says how many images it has;
+//! those of the epochs under way that it has not are sent again out of [`copies`], and the series goes on. An image that was too
+//! large to be kept, or a first copy, begins a new series. Where nobody is at the door a new standby is begun, which is a new series,
+//! too. That one could be begun at all says that the other is no more: only one process can have the claim of a watch on a host;
+//! and if it had taken over, that is on record there. A primary that was killed comes to the same door: another process, the same
+//! generation, and a series of its own, until whose first word nothing gets out.
+//!
 //! # What is not here yet, and where it goes
 //!
 //! * A clone that is planted and kept up to date instead of a spool that is restored from: [`state::Action::Keep`] is where it is
 //!   brought up to an epoch, [`state::Action::Place`] where it must be at one.
-//! * A link that is made again: the machines take [`state::Event::LinkLost`] and its opposite, and send again what is not known
-//!   to be whole, for which `protect` must keep the copies until [`state::Action::Release`] or [`state::Action::Discard`].
 
+mod again;
 pub mod agent;
 mod beat;
+mod copies;
 mod fence;
 mod fit;
 mod frame;
@@ -49,7 +60,10 @@ pub mod gate;
 mod lease;
 pub mod protect;
 mod record;
+mod resume;
 mod setup;
 #[cfg(test)]
 mod simulate;
+mod start;
 pub mod state;
+mod visit;
