@@ -1,5 +1,8 @@
 //! Trees that outlive their host.
 
+mod control;
+mod local;
+
 use crate::lab::hosts::{Host, Hosts, SERVICE, VIP};
 use crate::lab::{Lab, SOON, until};
 use std::fs;

@@ -142,6 +142,15 @@ impl Spool {
     }
 }
 
+/// Takes away the images of one that was killed.
+pub fn remove(parent: &Path, id: &Id) {
+    let folder = parent.join(format!("{BEFORE}{}{BEHIND}", record::name(id)));
+    let free = File::open(&folder).is_ok_and(|f| Flock::lock(f, FlockArg::LockExclusiveNonblock).is_ok());
+    if free {
+        let _ = fs::remove_dir_all(folder);
+    }
+}
+
 /// Takes away what meios have left that were killed.
 fn sweep(parent: &Path) {
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {

@@ -2,25 +2,28 @@
 //! on this one, since ptrace binds a tree to a thread.
 
 use super::beat::{Beats, Came, Key};
+use super::control::Control;
 use super::fence::Fence;
 use super::gate::{Gate, Held};
 use super::lease::Lease;
-use super::record::{Claim, Record, Store};
-use super::setup::{EPOCH, Epoch, SETUP, Setup, WORD};
+use super::record::{About, Claim, Record, Store};
+use super::setup::{EPOCH, Epoch, OVER, SETUP, Setup, WORD};
 use super::state::{Action, Activation, Event, Guarantee, Limits, Mark, Path, Primary, Said};
-use super::{fit, frame};
+use super::status::{Board, Role, Status, Wish};
+use super::{clean, fit, frame};
 use crate::dump::{self, moving::Moving};
 use crate::error::{Error, Kind, Result};
 use crate::migrate::address::Address;
-use crate::migrate::frozen::silence;
 use crate::migrate::plan::{Plan, pack, unpack};
+use crate::migrate::record::Member;
 use crate::migrate::rounds::Bulk;
 use crate::progress::{Report, phase};
 use crate::sys::signal;
-use crate::tracee::freeze::freeze;
 use crate::transport::{self, Destination, How, Peer, Waker};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
@@ -45,6 +48,10 @@ pub struct Options {
     pub limits: Limits,
     /// The command that ends the standby's host at the primary, and the primary's at the standby.
     pub fence: Option<String>,
+    /// The group whose members may ask and command.
+    pub control_group: Option<String>,
+    /// Set when nothing stands in the way any more.
+    pub begun: Arc<AtomicBool>,
 }
 
 /// How a watch has ended.
@@ -64,6 +71,8 @@ pub struct Outcome {
     pub held: Option<Held>,
     /// Somebody else has taken over: the tree stands still here.
     pub demoted: bool,
+    /// The tree has ended.
+    pub ended: bool,
     /// What is different.
     pub warnings: Vec<String>,
 }
@@ -103,6 +112,9 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     let holds = options.limits.guarantee == Guarantee::Hold;
     let lease = Lease::take(&options.addresses, begun, Some(options.name.as_str()).filter(|_| holds))?;
     let claim = store.claim(&options.name)?;
+    let _tree = store.claim_tree(options.dump.pid, &options.name)?;
+    let control = Control::open(&store, &options.name, Arc::new(Board::new(beginning(options))), options.control_group.as_deref())?;
+    let board = control.board();
     let plan = phase(report, &mut phases, "check", |_| fit::plan(options))?;
     let mut peer =
         phase(report, &mut phases, "connect", |report| transport::connect_to(&options.standby, &options.how, "agent --watch", report))?;
@@ -111,6 +123,7 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     let came = waker.clone();
     let gate = Gate::prepare(options.limits.guarantee, &options.name, &options.addresses, move || came.wake())?;
     lease.holds()?;
+    board.holds(gate.clone());
     let (record, beats, warnings) = phase(report, &mut phases, "standby", |_| agree(options, &store, &mut peer, plan, &key))?;
     peer.open_bulk()?;
     let bulk = Bulk::new(peer.sender()?);
@@ -119,6 +132,13 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     let generation = record.activation.map_or(0, |a| a.generation());
     let (events, from_tree) = channel();
     let (orders, to_tree) = channel();
+    let (wishes, wakes) = (events.clone(), waker.clone());
+    board.granted_by(move |wish| {
+        let _ = wishes.send(if wish == Wish::Over { Event::Over } else { Event::Wanted });
+        wakes.wake();
+    });
+    let host = outcome.host.clone();
+    board.note(|status| (status.other, status.generation) = (Some(host), generation));
     let machine = Primary::begin(generation, options.limits);
     // From here on a signal ends the watch, not what is just being done.
     signal::pass();
@@ -138,15 +158,44 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
         orders,
         image: 0,
         linked: true,
+        board: board.clone(),
         _claim: claim,
     };
+    options.begun.store(true, Ordering::Relaxed);
     let thread = std::thread::Builder::new().name("watch".into()).spawn(move || end.run())?;
-    let tree = Tree { options, bulk, moving: None, events, waker, orders: to_tree, gate: gate.clone(), asked: 0, shown: None };
+    let tree = Tree {
+        options,
+        bulk,
+        moving: None,
+        events,
+        waker,
+        orders: to_tree,
+        gate: gate.clone(),
+        board: board.clone(),
+        asked: 0,
+        shown: None,
+    };
     let done = tree.serve(&mut outcome, report);
     let ended = thread.join().map_err(|_| Error::other("the watch has failed"));
     outcome.held = gate.held();
+    // Who has asked for the end hears of it when nothing is left.
+    drop(gate);
+    board.end(ended.clone().map(|()| outcome.warnings.clone()));
     done.and(ended)?;
     Ok(outcome)
+}
+
+/// What is known of it before anything was asked.
+fn beginning(options: &Options) -> Status {
+    Status {
+        name: options.name.clone(),
+        role: Role::Primary,
+        pid: Some(options.dump.pid),
+        other: Some(options.standby.host.clone()),
+        at: options.addresses.iter().map(ToString::to_string).collect(),
+        guarantee: Some(options.limits.guarantee.name().to_owned()),
+        ..Status::default()
+    }
 }
 
 /// Everything that stands in the way is said before anything is touched.
@@ -165,8 +214,15 @@ fn agree(options: &Options, store: &Store, peer: &mut Peer, plan: Plan, key: &Ke
     }
     let own = store.read(&options.name)?.and_then(|record| record.activation).map_or(0, |a| a.generation());
     let generation = own.max(generation) + 1;
-    let record =
-        Record { name: options.name.clone(), watch, activation: Some(Activation::Primary { generation, instance: 0 }), instance: 0 };
+    let about = About {
+        tree: Member::of(options.dump.pid).ok(),
+        addresses: options.addresses.clone(),
+        other: peer.hello.host.clone(),
+        holds: options.limits.guarantee == Guarantee::Hold,
+        spool: None,
+    };
+    let activation = Some(Activation::Primary { generation, instance: 0 });
+    let record = Record { name: options.name.clone(), watch, activation, instance: 0, about };
     let beats = Beats::to(key, address(&options.standby.host, port)?)?;
     if let Some(own) = beats.local().filter(|own| options.addresses.iter().any(|a| a.ip == own.ip())) {
         let what = format!("the way to {} begins at {}, which goes with the tree", options.standby.host, own.ip());
@@ -192,6 +248,7 @@ struct Tree<'o> {
     waker: Waker,
     orders: Receiver<Order>,
     gate: Gate,
+    board: Arc<Board>,
     /// How often it was asked to end.
     asked: u32,
     /// When it was said last how things stand.
@@ -237,7 +294,10 @@ impl Tree<'_> {
                         self.tell(Event::Captured(mark));
                     }
                     Err(e) => {
-                        failed.get_or_insert(e);
+                        outcome.ended = dump::ended(self.options.dump.pid);
+                        if !outcome.ended {
+                            failed.get_or_insert(e);
+                        }
                         self.tell(Event::Failed);
                         self.tell(Event::Over);
                     }
@@ -281,9 +341,11 @@ impl Tree<'_> {
         let moving = self.moving.as_mut().ok_or_else(|| Error::other("there is nothing to go on from"))?;
         let mut steady = Steady(report);
         let report: &mut dyn Report = if mark.number > 1 { &mut steady } else { steady.0 };
+        self.board.begins(mark);
         let made = self.bulk.item(|pipe| moving.round(pipe, report))?;
         let stop = made.pause.max(made.stops.unwrap_or_default());
         outcome.bytes += made.image_bytes;
+        self.board.copied(mark, stop, made.image_bytes);
         outcome.longest = outcome.longest.max(stop);
         if mark.number > 1 {
             outcome.stops.push(stop);
@@ -305,15 +367,8 @@ impl Tree<'_> {
 
     /// Somebody else answers: it stands still, and is there to be looked at.
     fn stop(&self, report: &mut dyn Report) {
-        let stopped = freeze(self.options.dump.pid, self.options.dump.freeze_timeout).and_then(|mut frozen| {
-            let mut stopped = frozen.stop();
-            // Its connections live elsewhere, which whoever ends it here is not to disturb.
-            if self.options.limits.guarantee == Guarantee::Hold {
-                stopped = stopped.and(frozen.processes.iter().try_for_each(|process| silence(process.pid)));
-            }
-            frozen.release();
-            stopped
-        });
+        let holds = self.options.limits.guarantee == Guarantee::Hold;
+        let stopped = clean::stop(self.options.dump.pid, self.options.dump.freeze_timeout, holds);
         if let Err(e) = stopped {
             report.warning(&format!("the tree could not be stopped here: {}", e.message));
         }
@@ -335,6 +390,7 @@ struct End {
     /// How many images were sent.
     image: u64,
     linked: bool,
+    board: Arc<Board>,
     fence: Option<String>,
     fencing: Option<Fence>,
     /// Frames that were not heeded, as far as that was said.
@@ -346,9 +402,19 @@ impl End {
     fn run(mut self) {
         let done = self.feed();
         if done.is_ok() && !self.machine.is_demoted() {
+            self.see_off();
             let _ = self.store.forget(&self.record.name);
         }
         let _ = self.orders.send(Order::End(done));
+    }
+
+    /// A standby that has heard of the end tidies up before it is gone.
+    fn see_off(&mut self) {
+        const MOMENT: Duration = Duration::from_secs(2);
+        let until = Instant::now() + MOMENT;
+        while self.linked && self.peer.link.failure().is_none() && Instant::now() < until {
+            let _ = self.peer.link.receive(Some(MOMENT / 100));
+        }
     }
 
     /// Until there is nothing left to be done.
@@ -399,7 +465,7 @@ impl End {
         // What has come is heard first: it may be what keeps the other one from being lost.
         match self.peer.link.receive(Some(if due { Duration::ZERO } else { STEP })) {
             Ok(came) if came.kind == WORD => frame::read(&came.payload).map(|heard| Event::Heard(Path::Link, heard)),
-            Ok(_) => None,
+            Ok(came) => (came.kind == OVER).then_some(Event::Over),
             Err(_) if self.peer.link.failure().is_none() => due.then_some(Event::Tick),
             Err(_) => {
                 self.linked = false;
@@ -429,6 +495,8 @@ impl End {
             Action::Hold => self.gate.close()?,
             Action::Release(mark) => {
                 self.gate.release(mark)?;
+                self.board.whole(mark);
+                self.note();
                 let _ = self.orders.send(Order::Whole);
             }
             Action::Lease(until) => self.lease.until(until)?,
@@ -437,12 +505,15 @@ impl End {
                 self.gate.open()?;
             }
             Action::Hide => self.lease.hide()?,
+            Action::Show => self.board.heard(),
             Action::Demote => {
                 self.lease.hide()?;
                 let _ = self.orders.send(Order::Demote);
             }
             Action::Fence => self.fencing = self.fence.as_ref().map(|command| Fence::run(command, &self.peer.hello.host)),
             Action::Say(said) => {
+                self.board.said(said);
+                self.note();
                 let stale = self.machine.stale() + self.beats.dropped().all();
                 let fresh = stale - std::mem::replace(&mut self.stale, stale);
                 let seen = Seen { jitter: self.machine.jitter(), interval: self.machine.interval(), stale: fresh };
@@ -451,6 +522,17 @@ impl End {
             _ => {}
         }
         Ok(None)
+    }
+
+    /// What people may ask for.
+    fn note(&self) {
+        let ms = |d: Duration| (d.as_secs_f64() * 1e6).round() / 1e3;
+        self.board.note(|status| {
+            status.generation = self.machine.generation();
+            status.interval_ms = Some(ms(self.machine.interval()));
+            status.jitter_ms = self.machine.jitter().map(ms);
+            status.unheeded = self.machine.stale() + self.beats.dropped().all();
+        });
     }
 }
 
