@@ -5,7 +5,7 @@ use super::control::Control;
 use super::fence::Fence;
 use super::record::{About, Claim, Record, Store};
 use super::setup::{EPOCH, Epoch, OVER, SETUP, Setup, WORD};
-use super::state::{Action, Event, Guarantee, Mark, Path, Standby};
+use super::state::{Action, Activation, Event, Guarantee, Mark, Path, Standby};
 use super::status::{Board, Role, Status, Wish};
 use super::{fit, frame};
 use crate::error::{Error, Result};
@@ -43,7 +43,8 @@ pub fn run() -> Result<()> {
     let claim = store.claim(&name)?;
     let there = store.read(&name)?;
     let instance = there.as_ref().map_or(0, |record| record.instance) + 1;
-    let generation = there.and_then(|record| record.activation).map_or(0, |a| a.generation());
+    let before = there.and_then(|record| record.activation);
+    let generation = before.map_or(0, |a| a.generation());
     let status = Status {
         name: name.clone(),
         role: Role::Standby,
@@ -59,7 +60,12 @@ pub fn run() -> Result<()> {
         holds: false,
         spool: Some(plan.spool.clone()),
     };
-    let record = Record { name, watch, activation: None, instance, about };
+    // Whoever answered here before does not any more.
+    let activation = before.map(|before| match before {
+        Activation::Primary { generation, .. } => Activation::Demoted(generation),
+        other => other,
+    });
+    let record = Record { name, watch, activation, instance, about };
     let beats = Beats::listen(&Key::of(key), SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)))?;
     let details = fit::check(&plan)?;
     let refused = !details.refusals.is_empty();
@@ -75,6 +81,8 @@ pub fn run() -> Result<()> {
     peer.open_bulk()?;
     let spool = Spool::begin(&plan.spool, &watch.to_le_bytes(), peer.receiver()?, None, Keep::Needed)?;
     spool.wakes(peer.link.waker());
+    // Who cleans up behind one that was killed finds what it had.
+    store.write(&record)?;
     control.board().note(|status| (status.generation, status.guarantee) = (generation, Some(limits.guarantee.name().to_owned())));
     let machine = Standby::begin(generation, instance, limits);
     let mut agent = Agent {

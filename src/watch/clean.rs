@@ -88,10 +88,7 @@ fn has_hold(name: &str) -> bool {
 }
 
 fn left_behind(record: &Record) -> Status {
-    let role = match record.activation {
-        None | Some(Activation::Taken(_)) => Role::Standby,
-        Some(Activation::Primary { .. } | Activation::Demoted(_)) => Role::Primary,
-    };
+    let role = if record.about.spool.is_some() { Role::Standby } else { Role::Primary };
     let about = &record.about;
     Status {
         name: record.name.clone(),

@@ -9,7 +9,7 @@ use super::lease::Lease;
 use super::record::{About, Claim, Record, Store};
 use super::setup::{EPOCH, Epoch, OVER, SETUP, Setup, WORD};
 use super::state::{Action, Activation, Event, Guarantee, Limits, Mark, Path, Primary, Said};
-use super::status::{Board, Role, Status, Wish};
+use super::status::{Board, Role, State, Status, Wish};
 use super::{clean, fit, frame};
 use crate::dump::{self, moving::Moving};
 use crate::error::{Error, Kind, Result};
@@ -180,7 +180,9 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     outcome.held = gate.held();
     // Who has asked for the end hears of it when nothing is left.
     drop(gate);
-    board.end(ended.clone().map(|()| outcome.warnings.clone()));
+    let alone = matches!(board.status().state, State::Cut | State::AtRisk);
+    let unheard = alone.then(|| format!("nothing was heard of {}: clean up there, too: meio unwatch {}", outcome.host, options.name));
+    board.end(ended.clone().map(|()| unheard.into_iter().collect()));
     done.and(ended)?;
     Ok(outcome)
 }

@@ -69,7 +69,21 @@ pub struct Store(PathBuf);
 
 /// The only process that may be at work on a watch here; given back when dropped.
 #[derive(Debug)]
-pub struct Claim(#[expect(dead_code, reason = "it is unlocked when it is dropped")] Flock<File>);
+pub struct Claim {
+    lock: Flock<File>,
+    path: PathBuf,
+}
+
+impl Drop for Claim {
+    /// Where nothing is on record there is nothing to be claimed.
+    fn drop(&mut self) {
+        let inode = |meta: std::io::Result<fs::Metadata>| meta.map(|meta| meta.ino()).ok();
+        let own = inode(self.lock.metadata()) == inode(fs::metadata(&self.path));
+        if own && !self.path.with_extension("record").exists() {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
 
 /// The only process that may watch a tree here; given back when dropped.
 #[derive(Debug)]
@@ -188,7 +202,7 @@ impl Store {
         let path = self.path(name, "claim")?;
         let file = File::options().create(true).append(true).mode(0o600).open(&path).context(|| format!("opening {}", path.display()))?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => Ok(Claim(lock)),
+            Ok(lock) => Ok(Claim { lock, path }),
             Err((_, Errno::EWOULDBLOCK)) => Err(Error::other(format!("another meio is at work on the watch {name} here"))
                 .help(format!("meio status {name} says what it does; --name gives this one another name"))),
             Err((_, e)) => Err(e).context(|| path.display().to_string()),
