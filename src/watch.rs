@@ -3,7 +3,9 @@
 //!
 //! ```text
 //! protect    what the primary does; lease: its address, in the hands of a child of meio; gate: what leaves it, and waits
-//! agent      what the standby does
+//!   again      calls the standby, and calls it again; copies: images on their way, and kept; start: what it
+//!              begins with; resume: after a meio that was killed
+//! agent      what the standby does; visit: a primary that comes back
 //!   fit        whether it can be; setup: what they say to each other before; frame: what they say then, as bytes
 //!   beat       heartbeats beside the link; fence: the command that ends the other host
 //! state      who answers: two pure machines; simulate breaks everything around them
@@ -39,13 +41,13 @@
 //!
 //! * A clone that is planted and kept up to date instead of a spool that is restored from: [`state::Action::Keep`] is where it is
 //!   brought up to an epoch, [`state::Action::Place`] where it must be at one.
-//! * A link that is made again: the machines take [`state::Event::LinkLost`] and its opposite, and send again what is not known
-//!   to be whole, for which `protect` must keep the copies until [`state::Action::Release`] or [`state::Action::Discard`].
 
+mod again;
 pub mod agent;
 mod beat;
 pub mod clean;
 pub mod control;
+mod copies;
 mod fence;
 mod fit;
 mod frame;
@@ -54,8 +56,12 @@ mod lease;
 pub mod local;
 pub mod protect;
 pub mod record;
+mod resume;
+mod say;
 mod setup;
 #[cfg(test)]
 mod simulate;
+mod start;
 pub mod state;
 pub mod status;
+mod visit;

@@ -40,6 +40,7 @@ pub enum Keep {
 /// The folder, and who fills it.
 pub struct Spool {
     folder: PathBuf,
+    keep: Keep,
     /// As long as somebody has it, it is not swept.
     _lock: Flock<File>,
     state: Arc<(Mutex<State>, Condvar)>,
@@ -76,14 +77,39 @@ impl Spool {
         let doing = || folder.display().to_string();
         let lock = Flock::lock(File::open(&folder).context(doing)?, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| e).context(doing)?;
         let state = Arc::new((Mutex::new(State::default()), Condvar::new()));
-        let (theirs, place) = (state.clone(), folder.clone());
+        let spool = Spool { folder, keep, state, _lock: lock };
+        spool.take(receiver, others)?;
+        Ok(spool)
+    }
+
+    /// Takes away what was left of one by a process that was killed.
+    pub fn forget(parent: &Path, id: &Id) {
+        let _ = fs::remove_dir_all(parent.join(format!("{BEFORE}{}{BEHIND}", record::name(id))));
+    }
+
+    /// Has a thread take what comes.
+    fn take(&self, receiver: Receiver, others: Option<Others>) -> Result<()> {
+        let (theirs, place, keep) = (self.state.clone(), self.folder.clone(), self.keep);
         let work = move || {
             let ended = fill(receiver, others, &place, &theirs, keep).err();
             locked(&theirs.0).ended = Some(ended);
             theirs.1.notify_all();
         };
-        std::thread::Builder::new().name("spool".into()).spawn(work).context(|| "cannot start a thread")?;
-        Ok(Spool { folder, state, _lock: lock })
+        std::thread::Builder::new().name("spool".into()).spawn(work).context(|| "cannot start a thread").map(drop)
+    }
+
+    /// Whether nothing more comes by the streams that it has.
+    pub fn stands(&self) -> bool {
+        locked(&self.state.0).ended.is_some()
+    }
+
+    /// What comes next comes here, now that it [stands](Spool::stands); an image that had come in part comes again.
+    ///
+    /// # Errors
+    /// When the kernel gives no thread.
+    pub fn go_on(&self, receiver: Receiver) -> Result<()> {
+        locked(&self.state.0).ended = None;
+        self.take(receiver, None)
     }
 
     /// Has somebody told whenever one more image is there.
@@ -142,15 +168,6 @@ impl Spool {
     }
 }
 
-/// Takes away the images of one that was killed.
-pub fn remove(parent: &Path, id: &Id) {
-    let folder = parent.join(format!("{BEFORE}{}{BEHIND}", record::name(id)));
-    let free = File::open(&folder).is_ok_and(|f| Flock::lock(f, FlockArg::LockExclusiveNonblock).is_ok());
-    if free {
-        let _ = fs::remove_dir_all(folder);
-    }
-}
-
 /// Takes away what meios have left that were killed.
 fn sweep(parent: &Path) {
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
@@ -167,7 +184,7 @@ fn sweep(parent: &Path) {
 
 fn fill(mut receiver: Receiver, mut others: Option<Others>, folder: &Path, state: &(Mutex<State>, Condvar), keep: Keep) -> Result<()> {
     let mut buffer = vec![0; PIECE];
-    let mut n = 0;
+    let mut n = locked(&state.0).whole;
     while let Some(mut item) = receiver.next_item()? {
         let mut begin = [0; pull::BEGIN.len()];
         item.read_exact(&mut begin)?;
@@ -190,6 +207,8 @@ fn fill(mut receiver: Receiver, mut others: Option<Others>, folder: &Path, state
         }
         n += 1;
         let path = folder.join(name(n));
+        // What has come of it by streams that have failed.
+        let _ = fs::remove_file(&path);
         let mut file = File::options().write(true).create_new(true).mode(0o600).open(&path).context(|| path.display())?;
         file.write_all(&begin).context(|| format!("writing {}", path.display()))?;
         loop {

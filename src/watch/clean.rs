@@ -8,7 +8,7 @@ use crate::error::{Error, Kind, Result};
 use crate::migrate::address::Probe;
 use crate::migrate::frozen::{announce, silence};
 use crate::migrate::record::Member;
-use crate::migrate::spool;
+use crate::migrate::spool::Spool;
 use crate::netlock::kept::{self, Owner};
 use crate::progress::Report;
 use crate::tracee::freeze::freeze;
@@ -140,7 +140,7 @@ pub fn clean(name: &str, warnings: &mut Vec<String>, report: &mut dyn Report) ->
         kept::release(None, &owner)?;
     }
     if let Some(folder) = &record.about.spool {
-        spool::remove(folder, &record.watch.to_le_bytes());
+        Spool::forget(folder, &record.watch.wrapping_add(record.instance.into()).to_le_bytes());
     }
     record.about.tree.iter().for_each(|tree| store.forget_tree(tree.pid));
     store.forget(name)?;

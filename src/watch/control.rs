@@ -7,6 +7,7 @@
 //! It is for root, for the user whose watch it is, and for a named group. One thread serves all who ask: there are few, and what
 //! they can make it keep is bounded.
 
+use super::protect::Options;
 use super::record::Store;
 use super::state::Mark;
 use super::status::{Board, Role, Status, Wish};
@@ -135,6 +136,20 @@ impl Control {
         let serve = move || Server { listener, stopped, board: theirs, group, callers: Vec::new() }.serve();
         let thread = std::thread::Builder::new().name("control".into()).spawn(serve).context(doing)?;
         Ok(Control { board, path, inode, stop: Some(stop), thread: Some(thread) })
+    }
+
+    /// The same at the primary, with what is known of it before anything was asked.
+    pub fn of(options: &Options, store: &Store) -> Result<Control> {
+        let status = Status {
+            name: options.name.clone(),
+            role: Role::Primary,
+            pid: Some(options.dump.pid),
+            other: Some(options.standby.host.clone()),
+            at: options.addresses.iter().map(ToString::to_string).collect(),
+            guarantee: Some(options.limits.guarantee.name().to_owned()),
+            ..Status::default()
+        };
+        Control::open(store, &options.name, Arc::new(Board::new(status)), options.control_group.as_deref())
     }
 
     /// Where those write who know how things stand.

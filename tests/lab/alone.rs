@@ -13,8 +13,11 @@ const INSIDE: &str = "MEIO_LAB_TEST";
 
 /// No test may take longer, but for those that were asked for everything.
 fn limit() -> Duration {
-    Duration::from_secs(if ["SURVIVE", "CHAINS", "MOVES"].iter().any(|name| std::env::var_os(name).is_some()) { 24 * 3600 } else { 300 })
-        * super::patience()
+    Duration::from_secs(if ["SURVIVE", "CHAINS", "MOVES", "FAULTS"].iter().any(|name| std::env::var_os(name).is_some()) {
+        24 * 3600
+    } else {
+        300
+    }) * super::patience()
 }
 
 /// The first process of the namespace: it has terminals of its own, whose numbers no other test takes, reaps orphans while it waits for the

@@ -95,10 +95,11 @@ crate::alone! {
         let spool = lab.path("spool").display().to_string();
         std::fs::create_dir(&spool).expect("a folder");
         let mut watched = Watched::with(&lab, &hosts, pid, &["--timeout", "30s", "--name", "web", "--spool", &spool]);
-        // The one that would take over first.
-        there.plain("pkill", &["-KILL", "-x", "meio"]);
+        // The one that would take over does not notice, and no other one can be called.
+        there.plain("pkill", &["-STOP", "-x", "meio"]);
         here.plain("kill", &["-KILL", &oldest(here)]);
         let _ = watched.meio.wait();
+        there.plain("pkill", &["-KILL", "-x", "meio"]);
         assert!(until(SOON, || !has_address(here)), "the address is kept");
         assert!(until(SOON, || status(here)["state"] == "left-behind" && status(there)["state"] == "left-behind"), "{}", status(here));
         let (code, said) = meio(here, &["status"]);

@@ -376,6 +376,7 @@ impl World {
             }
             Action::Release(mark) => self.release(mark),
             Action::Discard(_) => {}
+            Action::Relink => self.break_link(),
             Action::Hide => self.address = false,
             Action::Show => self.address = true,
             Action::Keep(_) => {}
@@ -493,6 +494,10 @@ impl World {
                 if link == self.link && self.linked {
                     self.linked = false;
                     self.step(Who::Primary, Event::LinkLost);
+                    if self.dice.chance(300) {
+                        // What was under way was too much to be kept.
+                        self.step(Who::Primary, Event::Anew);
+                    }
                     self.step(Who::Standby, Event::LinkLost);
                     let delay = MS * (20 + self.dice.below(500)) as u32;
                     self.at(delay, What::Relink);
