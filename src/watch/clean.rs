@@ -69,17 +69,14 @@ fn one(store: &Store, name: &str) -> Result<Option<Status>> {
         return Ok(Some(status));
     }
     let record = store.read(name)?;
-    let free = store.claim(name);
+    let claimed = store.is_claimed(name)?;
     let nothing = record.is_none();
     let left = record.map(|record| left_behind(&record)).unwrap_or_else(|| Status { name: name.to_owned(), ..Status::default() });
-    Ok(match free {
-        Err(_) => Some(Status { state: State::Silent, ..left }.told()),
-        Ok(claim) if nothing && !has_hold(name) => {
-            // Somebody has begun and ended there, and nothing else.
-            drop(claim);
-            None
-        }
-        Ok(_) => Some(Status { state: State::LeftBehind, ..left }.told()),
+    Ok(match claimed {
+        true => Some(Status { state: State::Silent, ..left }.told()),
+        // Somebody has begun and ended there, and nothing else.
+        false if nothing && !has_hold(name) => None,
+        false => Some(Status { state: State::LeftBehind, ..left }.told()),
     })
 }
 

@@ -3,6 +3,7 @@
 
 use super::again::{self, Calls, Found, Standing, Whom};
 use super::beat::{Beats, Came};
+use super::clean;
 use super::control::Control;
 use super::copies::{Copies, Known};
 use super::fence::Fence;
@@ -15,7 +16,6 @@ use super::setup::{EPOCH, Epoch, OVER, WORD};
 use super::start::Start;
 use super::state::{Action, Event, Frame, Guarantee, Limits, Mark, Path, Primary, Said, Word};
 use super::status::{Board, State, Wish};
-use super::{clean, frame};
 use crate::dump::{self, moving::Moving};
 use crate::error::{Error, Result};
 use crate::migrate::address::Address;

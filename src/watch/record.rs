@@ -19,7 +19,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Longest file that is read.
 const LONGEST: u64 = 64 << 10;
@@ -218,16 +218,32 @@ impl Store {
     /// # Errors
     /// When somebody does.
     pub fn claim(&self, name: &str) -> Result<Claim> {
+        // Who only looks whether somebody does is gone in no time.
+        const MOMENT: Duration = Duration::from_millis(200);
+        let until = Instant::now() + MOMENT;
+        loop {
+            match self.try_claim(name) {
+                Err(e) if e.errno == Some(Errno::EWOULDBLOCK as i32) && Instant::now() < until => {
+                    std::thread::sleep(MOMENT / 20);
+                }
+                claim => return claim,
+            }
+        }
+    }
+
+    fn try_claim(&self, name: &str) -> Result<Claim> {
         let path = self.path(name, "claim")?;
         let file = File::options().create(true).append(true).mode(0o600).open(&path).context(|| format!("opening {}", path.display()))?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             // Who ended may have taken the file away that was just opened: another one would be locked next.
             Ok(lock) if !fs::metadata(&path).is_ok_and(|there| lock.metadata().is_ok_and(|own| own.ino() == there.ino())) => {
-                self.claim(name)
+                self.try_claim(name)
             }
             Ok(lock) => Ok(Claim { lock, path }),
-            Err((_, Errno::EWOULDBLOCK)) => Err(Error::other(format!("another meio is at work on the watch {name} here"))
-                .help(format!("meio status {name} says what it does; --name gives this one another name"))),
+            Err((_, e @ Errno::EWOULDBLOCK)) => {
+                let taken = Error { errno: Some(e as i32), ..Error::other(format!("another meio is at work on the watch {name} here")) };
+                Err(taken.help(format!("meio status {name} says what it does; --name gives this one another name")))
+            }
             Err((_, e)) => Err(e).context(|| path.display().to_string()),
         }
     }
@@ -272,6 +288,15 @@ impl Store {
         if File::open(&path).is_ok_and(|file| Flock::lock(file, FlockArg::LockExclusiveNonblock).is_ok()) {
             let _ = fs::remove_file(path);
         }
+    }
+
+    /// Whether somebody is at work on a watch.
+    pub fn is_claimed(&self, name: &str) -> Result<bool> {
+        let file = match File::open(self.path(name, "claim")?) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+            file => file.context(|| format!("looking at the watch {name}"))?,
+        };
+        Ok(Flock::lock(file, FlockArg::LockSharedNonblock).is_err())
     }
 
     /// What is on record; `None` if nothing is.

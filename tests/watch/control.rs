@@ -58,7 +58,7 @@ crate::alone! {
             assert!(lines.0 == 0 && lines.1.contains("web") && lines.1.lines().all(|line| line.chars().count() <= 80), "{lines:?}");
         }
         // What was there before this is whole afterwards.
-        assert!(count().is_some());
+        assert!(until(SOON, || count().is_some()));
         let before = status(here)["epoch"]["number"].as_u64();
         let (code, said) = meio(here, &["checkpoint", "web", "--json"]);
         let said: Value = serde_json::from_str(&said).expect("JSON");
@@ -84,7 +84,7 @@ crate::alone! {
         let done = watched.meio.wait().expect("it ends");
         assert!(matches!(done.code(), Some(0 | 3)), "{done:?} {}", watched.said());
         assert!(until(SOON, || is_clean(here) && is_clean(there)), "{}", noted(&hosts));
-        assert!(count().is_some() && has_address(here) && here.runs(pid) && meio(here, &["status", "web"]).0 == 10);
+        assert!(until(SOON, || count().is_some()) && has_address(here) && here.runs(pid) && meio(here, &["status", "web"]).0 == 10);
     }
 
     /// Both meios are killed: what they leave is seen, and cleaned up by hand.
@@ -94,7 +94,7 @@ crate::alone! {
         let [here, there] = [&hosts.hosts[0], &hosts.hosts[1]];
         let spool = lab.path("spool").display().to_string();
         std::fs::create_dir(&spool).expect("a folder");
-        let mut watched = Watched::with(&lab, &hosts, pid, &["--timeout", "30s", "--name", "web", "--spool", &spool]);
+        let mut watched = Watched::with(&lab, &hosts, pid, &["--timeout", "3s", "--name", "web", "--spool", &spool]);
         // The one that would take over does not notice, and no other one can be called.
         there.plain("pkill", &["-STOP", "-x", "meio"]);
         here.plain("kill", &["-KILL", &oldest(here)]);
@@ -149,7 +149,7 @@ crate::alone! {
         let _ = other.kill();
         there.plain("pkill", &["-KILL", "-x", "sleep"]);
         let _ = other.wait();
-        assert!(!said.contains(PROTECTED) && here.runs(pid) && has_address(here) && count().is_some());
+        assert!(!said.contains(PROTECTED) && here.runs(pid) && has_address(here) && until(SOON, || count().is_some()));
         assert!(until(SOON, || is_clean(here)), "{}", noted(&hosts));
     }
 }
