@@ -45,6 +45,7 @@
 mod again;
 pub mod agent;
 mod beat;
+mod bell;
 pub mod clean;
 pub mod control;
 mod copies;

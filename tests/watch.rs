@@ -151,19 +151,24 @@ impl Counter {
 
     /// In the end: what it saw, all of which must be well.
     fn end(self) {
-        self.finish().unwrap_or_else(|e| panic!("{e}"));
+        let gaps = self.finish().unwrap_or_else(|e| panic!("{e}"));
+        let at = |part: usize| gaps.get(gaps.len() * part / 100).copied().unwrap_or_default();
+        let longest = gaps.last().copied().unwrap_or_default();
+        println!(
+            "\nhold: {} answers, one after {:.1?} (median), {:.1?} (90 of 100), {longest:.0?} at most",
+            gaps.len() + 1,
+            at(50),
+            at(90)
+        );
     }
 
-    /// The same: how many answers, and the longest time between two.
-    fn finish(self) -> Result<(usize, Duration), String> {
+    /// The same: all times between two answers, the shortest first.
+    fn finish(self) -> Result<Vec<Duration>, String> {
         self.stop.store(true, Ordering::Relaxed);
         let seen = self.thread.join().expect("it ends")?;
         let mut gaps: Vec<Duration> = seen.windows(2).map(|two| two[1].0 - two[0].0).collect();
         gaps.sort();
-        let at = |part: usize| gaps.get(gaps.len() * part / 100).copied().unwrap_or_default();
-        let longest = gaps.last().copied().unwrap_or_default();
-        println!("\nhold: {} answers, one after {:.1?} (median), {:.1?} (90 of 100), {longest:.0?} at most", seen.len(), at(50), at(90));
-        Ok((seen.len(), longest))
+        Ok(gaps)
     }
 }
 

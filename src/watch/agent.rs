@@ -284,6 +284,7 @@ impl Agent {
                 if let Some(beats) = beats {
                     self.beats = beats;
                 }
+                self.note("the primary has come back");
                 self.events.push_back(Event::Linked);
             }
             _ => {}

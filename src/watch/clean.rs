@@ -2,6 +2,7 @@
 
 use super::control;
 use super::record::{Record, Store};
+use super::start::free;
 use super::state::Activation;
 use super::status::{Role, State, Status};
 use crate::error::{Error, Kind, Result};
@@ -123,7 +124,7 @@ pub fn clean(name: &str, warnings: &mut Vec<String>, report: &mut dyn Report) ->
         kept::release(None, &owner)?;
         return Ok(Left::Gone);
     };
-    let _claim = store.claim(name)?;
+    let _claim = free(store, name)?;
     let Some(record) = store.read(name)? else {
         // Killed before anything was touched but the way out.
         if held {

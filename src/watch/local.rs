@@ -2,6 +2,7 @@
 
 use super::control::Control;
 use super::record::Store;
+use super::start::free;
 use super::state::Mark;
 use super::status::{Board, Role, State, Status, Wish};
 use crate::dump::{self, Ended, Go, Series, Steer};
@@ -77,7 +78,7 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     let doing = || format!("keeping images in {}", folder.display());
     fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).context(doing)?;
     let store = Store::open()?;
-    let _claim = store.claim(&options.name)?;
+    let _claim = free(&store, &options.name)?;
     let _tree = store.claim_tree(options.dump.pid, &options.name)?;
     let _folder = Flock::lock(File::open(folder).context(doing)?, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| match e {
         nix::errno::Errno::EWOULDBLOCK => {

@@ -3,6 +3,7 @@
 
 use super::again::{self, Calls, Found, Standing, Whom};
 use super::beat::{Beats, Came};
+use super::bell::Bell;
 use super::clean;
 use super::control::Control;
 use super::copies::{Copies, Known};
@@ -26,9 +27,9 @@ use crate::sys::signal;
 use crate::transport::{self, Destination, How, Peer, Sender as Streams, Waker};
 use std::collections::VecDeque;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// What the user asked for.
@@ -97,20 +98,6 @@ enum Order {
     End(Result<()>),
 }
 
-/// Tells who has the machine that something has happened, whichever link that waits for.
-#[derive(Clone, Default)]
-struct Bell(Arc<Mutex<Option<Waker>>>);
-
-impl Bell {
-    fn hang(&self, waker: Option<Waker>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = waker;
-    }
-
-    fn ring(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().for_each(Waker::wake);
-    }
-}
-
 /// Watches the tree until that is over: asked for by a signal, by the tree's own end, or since nobody is left to watch for.
 pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     signal::catch();
@@ -133,7 +120,8 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     board.holds(gate.clone());
     let agree = |peer| phase(report, &mut phases, "standby", |_| again::agree(&start.ask, &start.first, peer));
     let found = peer.map(agree).transpose()?;
-    let mut outcome = Outcome::default();
+    let mut outcome =
+        Outcome { host: start.resumed.as_ref().map_or(String::new(), |resumed| resumed.back.host.clone()), ..Outcome::default() };
     let generation = match &found {
         Some(Found::Standby(standing)) => standing.generation,
         Some(Found::Taken { .. }) => return Err(Error::link("the standby has taken over what has not begun")),
@@ -151,6 +139,7 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     // From here on a signal ends the watch, not what is just being done.
     signal::pass();
     let copies = Copies::default();
+    let root = Member::of(options.dump.pid)?;
     let mut end = End {
         machine,
         fence: options.fence.clone(),
@@ -163,7 +152,7 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
         link: 0,
         calls: Calls::new(ask, options.limits.again),
         whom: Whom { generation: Some(generation), ..first },
-        tree: Member::of(options.dump.pid)?,
+        tree: root,
         limits: options.limits,
         bell: bell.clone(),
         lease,
@@ -185,6 +174,8 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
         orders: to_tree,
         gate: gate.clone(),
         board: board.clone(),
+        root,
+        ended: false,
         asked: 0,
         shown: None,
     };
@@ -221,6 +212,9 @@ struct Tree<'o> {
     orders: Receiver<Order>,
     gate: Gate,
     board: Arc<Board>,
+    root: Member,
+    /// It was said that the tree has ended.
+    ended: bool,
     /// How often it was asked to end.
     asked: u32,
     /// When it was said last how things stand.
@@ -290,6 +284,11 @@ impl Tree<'_> {
                 }
                 Ok(Order::Tell(text)) => report.warning(&text),
                 Ok(Order::End(done)) => return failed.filter(|_| self.asked == 0 && !outcome.demoted).map_or(done, Err),
+                // Without a standby nobody looks at the tree.
+                Err(std::sync::mpsc::RecvTimeoutError::Timeout) if !self.ended && !self.root.lives() => {
+                    (self.ended, outcome.ended) = (true, true);
+                    self.tell(Event::Over);
+                }
                 Err(std::sync::mpsc::RecvTimeoutError::Timeout) => {}
                 Err(_) => return Err(Error::other("the watch has failed")),
             }

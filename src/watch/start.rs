@@ -13,6 +13,19 @@ use crate::migrate::record::Member;
 use crate::progress::{Report, phase};
 use std::time::{Duration, Instant};
 
+/// Who is at work on it is not waited for, but children of one that was killed are.
+pub fn free(store: &Store, name: &str) -> Result<Claim> {
+    const LOOK: Duration = Duration::from_millis(20);
+    const MOMENT: Duration = Duration::from_secs(2);
+    let until = Instant::now() + MOMENT;
+    loop {
+        match store.claim(name) {
+            Err(_) if Instant::now() < until => std::thread::sleep(LOOK),
+            claim => return claim,
+        }
+    }
+}
+
 /// What a watch begins with.
 pub struct Start {
     /// Where it is on record,
@@ -36,8 +49,7 @@ impl Start {
     /// With what stands in the way here.
     pub fn look(options: &Options, begun: Instant, report: &mut dyn Report, phases: &mut Vec<(&'static str, Duration)>) -> Result<Start> {
         let store = Store::open()?;
-        // Who is at work on it is not waited for.
-        drop(store.claim(&options.name)?);
+        drop(free(&store, &options.name)?);
         let there = store.read(&options.name)?;
         let resumed = resume::find(options, there.as_ref())?;
         let held = Some(options.name.as_str()).filter(|_| options.limits.guarantee == Guarantee::Hold);

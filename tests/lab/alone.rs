@@ -69,7 +69,8 @@ pub fn alone(name: &str, body: impl FnOnce()) {
 fn remarks(text: &str) -> String {
     text.lines()
         .filter(|line| {
-            line.contains("skipped") || ["survive: ", "journey: ", "chains: ", "hold: "].iter().any(|word| line.starts_with(word))
+            line.contains("skipped")
+                || ["survive: ", "journey: ", "chains: ", "hold: ", "faults: "].iter().any(|word| line.starts_with(word))
         })
         .map(|line| format!("{line}\n"))
         .collect()

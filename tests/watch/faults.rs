@@ -5,11 +5,12 @@ use super::links::{cut, cut_all, cut_ports, heal};
 use super::{Counter, Watched, has_address, noted, oldest, redis};
 use crate::lab::hosts::{Hosts, SERVICE};
 use crate::lab::{Lab, SOON, until};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Fault {
     LoseHost,
     KillStandby,
@@ -54,10 +55,6 @@ impl Dice {
     }
 }
 
-fn wait(time: Duration) {
-    std::thread::sleep(time);
-}
-
 /// In the namespace of the client.
 fn own(arguments: &[&str]) {
     assert!(Command::new("ip").args(arguments).status().expect("ip starts").success(), "{arguments:?}");
@@ -79,7 +76,7 @@ fn befall(fault: Fault, hosts: &mut Hosts, watched: &Watched, pid: i32, dice: &m
         Fault::KillStandby => drop(hosts.hosts[1].plain("pkill", &["-KILL", "-x", "meio"])),
         Fault::StopMeio => {
             signal(hosts, 0, "-STOP", &meio);
-            wait(Duration::from_secs(5));
+            std::thread::sleep(Duration::from_secs(5));
             signal(hosts, 0, "-CONT", &meio);
             // nsenter(1) stops with what it waits for.
             let waiting = nix::unistd::Pid::from_raw(watched.meio.id() as i32);
@@ -88,47 +85,53 @@ fn befall(fault: Fault, hosts: &mut Hosts, watched: &Watched, pid: i32, dice: &m
         Fault::CutBothWays => {
             cut_all(hosts, 0, 1);
             cut_all(hosts, 1, 0);
-            wait(dice.ms(200, 6000));
+            std::thread::sleep(dice.ms(200, 6000));
             heal(hosts, 0);
             heal(hosts, 1);
         }
         Fault::CutLink => {
             cut(hosts, 0, 1);
             cut(hosts, 1, 0);
-            wait(dice.ms(200, 6000));
+            std::thread::sleep(dice.ms(200, 6000));
             heal(hosts, 0);
             heal(hosts, 1);
         }
         Fault::CutOneWay | Fault::CutOtherWay => {
             let from = usize::from(fault == Fault::CutOtherWay);
             cut_all(hosts, from, 1 - from);
-            wait(dice.ms(200, 6000));
+            std::thread::sleep(dice.ms(200, 6000));
             heal(hosts, from);
         }
         Fault::CutStreams => {
             cut_ports(hosts, 0, 1, &["dport", "1024-65534"]);
-            wait(dice.ms(200, 8000));
+            std::thread::sleep(dice.ms(200, 8000));
             heal(hosts, 0);
         }
         Fault::CutService => {
             own(&["rule", "add", "blackhole", "to", SERVICE, "pref", "5"]);
-            wait(dice.ms(200, 4000));
+            std::thread::sleep(dice.ms(200, 4000));
             own(&["rule", "del", "pref", "5"]);
         }
         Fault::SlowStandby => {
             let agent = oldest(&hosts.hosts[1]);
             for _ in 0..8 {
                 signal(hosts, 1, "-STOP", &agent);
-                wait(dice.ms(20, 500));
+                std::thread::sleep(dice.ms(20, 500));
                 signal(hosts, 1, "-CONT", &agent);
-                wait(dice.ms(20, 300));
+                std::thread::sleep(dice.ms(20, 300));
             }
         }
     }
 }
 
-/// One round: what came of it, in words.
-fn round(number: u64, fault: Fault) -> String {
+/// What came of a round.
+struct Came {
+    how: &'static str,
+    answers: usize,
+    longest: Duration,
+}
+
+fn round(number: u64, fault: Fault) -> Came {
     let mut dice = Dice(number.wrapping_mul(0x9e37_79b9_7f4a_7c15) + 1);
     let lab = Lab::new(&format!("watch-fault-{number}"));
     let (mut hosts, pid) = redis(&lab);
@@ -136,22 +139,24 @@ fn round(number: u64, fault: Fault) -> String {
     let mut watched = Watched::with(&lab, &hosts, pid, &["--timeout", "1500ms", "--name", &name]);
     let counter = Counter::begin();
     let all = |watched: &Watched, hosts: &Hosts| format!("round {number}, {fault:?}:\n{}\n{}", watched.said(), noted(hosts));
+    let ends = |watched: &mut Watched| until(SOON, || watched.meio.try_wait().is_ok_and(|done| done.is_some()));
     assert!(counter.go_on(20 + dice.below(100)), "{}", all(&watched, &hosts));
-    wait(dice.ms(0, 50));
+    std::thread::sleep(dice.ms(0, 50));
     assert!(until(SOON, || watched.is_protected()), "{}", all(&watched, &hosts));
     befall(fault, &mut hosts, &watched, pid, &mut dice);
+    let none = |how| Came { how, answers: 0, longest: Duration::ZERO };
     if fault == Fault::KillTree {
         // Its own end is none of the host.
-        let ended = until(SOON, || watched.meio.try_wait().is_ok_and(|done| done.is_some()));
-        assert!(ended && !hosts.hosts[1].runs(pid), "{}", all(&watched, &hosts));
-        return "its end".into();
+        assert!(ends(&mut watched) && !hosts.hosts[1].runs(pid), "{}", all(&watched, &hosts));
+        return none("it ended");
     }
     if !counter.go_on(30) {
+        // A machine that was busy for long may have had the standby begin anew just then.
         let excused = fault == Fault::LoseHost && !watched.is_protected();
         assert!(excused, "nobody answers: {}", all(&watched, &hosts));
-        return "was not protected".into();
+        return none("unprotected");
     }
-    // Only one has the address, and only there it runs.
+    // Only one has the address, and there it runs.
     let lost = fault == Fault::LoseHost;
     let there = |hosts: &Hosts| (!lost && has_address(&hosts.hosts[0]), has_address(&hosts.hosts[1]));
     let one = |hosts: &Hosts| {
@@ -160,17 +165,19 @@ fn round(number: u64, fault: Fault) -> String {
     };
     assert!(until(SOON, || one(&hosts)), "{:?}: {}", there(&hosts), all(&watched, &hosts));
     let taken = there(&hosts).1;
-    if !taken {
-        // What was lost has come back.
+    if taken {
+        assert!(lost || ends(&mut watched), "{}", all(&watched, &hosts));
+    } else {
+        // What was lost has come back. Without a watch nothing of it is left.
         assert!(until(SOON, || watched.is_protected()), "{}", all(&watched, &hosts));
         hosts.hosts[0].plain("kill", &["-INT", &oldest(&hosts.hosts[0])]);
-    } else if !lost {
-        assert!(until(SOON, || watched.meio.try_wait().is_ok_and(|done| done.is_some())), "{}", all(&watched, &hosts));
+        assert!(ends(&mut watched), "{}", all(&watched, &hosts));
+        let left = hosts.hosts[0].command(Path::new(crate::MEIO)).args(["check", "--unlock", &name]).status().expect("it starts");
+        assert!(!left.success(), "a lock was left");
     }
     assert!(counter.go_on(20), "it does not go on: {}", all(&watched, &hosts));
-    let (answers, longest) = counter.finish().unwrap_or_else(|e| panic!("{e}\n{}", all(&watched, &hosts)));
-    let outcome = if taken { "taken over" } else { "stayed" };
-    format!("{outcome:<10}  {answers:>6} answers, the longest wait {longest:.1?}")
+    let gaps = counter.finish().unwrap_or_else(|e| panic!("{e}\n{}", all(&watched, &hosts)));
+    Came { how: if taken { "taken over" } else { "stayed" }, answers: gaps.len() + 1, longest: gaps.last().copied().unwrap_or_default() }
 }
 
 crate::alone! {
@@ -178,12 +185,26 @@ crate::alone! {
     fn random_faults() {
         let number = |name: &str| std::env::var(name).ok().and_then(|n| n.parse::<u64>().ok());
         let (rounds, seed) = (number("FAULTS").unwrap_or(3), number("SEED").unwrap_or(0));
-        println!();
+        let mut table: BTreeMap<Fault, Vec<Came>> = BTreeMap::new();
+        let mut failed = Vec::new();
         for n in seed..seed + rounds {
             let fault = ALL[(n % ALL.len() as u64) as usize];
-            let begun = std::time::Instant::now();
-            let came = round(n, fault);
-            println!("{n:>4}  {:<12} {came}  ({:.0?})", format!("{fault:?}"), begun.elapsed());
+            match std::panic::catch_unwind(|| round(n, fault)) {
+                Ok(came) => table.entry(fault).or_default().push(came),
+                Err(_) => failed.push((n, fault)),
+            }
         }
+        println!("\nfaults: {:<12} {:>6} {:>7} {:>10} {:>6} {:>9} {:>12} {:>10}", "fault", "rounds", "stayed", "taken over", "other", "answers", "stall median", "stall most");
+        for (fault, all) in &table {
+            let count = |how: &str| all.iter().filter(|came| came.how == how).count();
+            let (stayed, taken) = (count("stayed"), count("taken over"));
+            let mut stalls: Vec<Duration> = all.iter().map(|came| came.longest).collect();
+            stalls.sort();
+            let (median, most) = (stalls[stalls.len() / 2].as_millis(), stalls[stalls.len() - 1].as_millis());
+            let (rounds, answers) = (all.len(), all.iter().map(|came| came.answers).sum::<usize>());
+            let fault = format!("{fault:?}");
+            println!("faults: {fault:<12} {rounds:>6} {stayed:>7} {taken:>10} {:>6} {answers:>9} {median:>9} ms {most:>7} ms", rounds - stayed - taken);
+        }
+        assert!(failed.is_empty(), "failed: {failed:?}");
     }
 }
