@@ -24,7 +24,7 @@ use crate::migrate::plan::pack;
 use crate::migrate::record::Member;
 use crate::progress::{Report, phase};
 use crate::sys::signal;
-use crate::transport::{self, Destination, How, Peer, Sender as Streams, Waker};
+use crate::transport::{self, Destination, How, Peer, Sender as Streams};
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -104,7 +104,6 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     let begun = Instant::now();
     let mut phases = Vec::new();
     let start = Start::look(options, begun, report, &mut phases)?;
-    let _tree = start.store.claim_tree(options.dump.pid, &options.name)?;
     let control = Control::of(options, &start.store)?;
     let board = control.board();
     let resumes = start.resumed.is_some();
@@ -135,7 +134,7 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
         rings.ring();
     });
     let (record, machine) = start.machine(generation);
-    let Start { store, claim, lease, ask, first, .. } = start;
+    let Start { store, claim, tree: _tree, lease, ask, first, .. } = start;
     // From here on a signal ends the watch, not what is just being done.
     signal::pass();
     let copies = Copies::default();

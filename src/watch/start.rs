@@ -5,7 +5,7 @@ use super::beat::Key;
 use super::fit;
 use super::lease::Lease;
 use super::protect::Options;
-use super::record::{About, Claim, Record, Store};
+use super::record::{About, Claim, Record, Store, TreeClaim};
 use super::resume::{self, Resumed};
 use super::state::{Activation, Guarantee, Primary};
 use crate::error::Result;
@@ -32,6 +32,8 @@ pub struct Start {
     pub store: Store,
     /// that nobody else is at work on it,
     pub claim: Claim,
+    /// or on its tree,
+    pub tree: TreeClaim,
     /// and who keeps its addresses.
     pub lease: Lease,
     /// What is asked of who stands by,
@@ -55,6 +57,7 @@ impl Start {
         let held = Some(options.name.as_str()).filter(|_| options.limits.guarantee == Guarantee::Hold);
         let lease = Lease::take(&options.addresses, begun, held, resumed.is_some())?;
         let claim = store.claim(&options.name)?;
+        let tree = store.claim_tree(options.dump.pid, &options.name)?;
         let plan = phase(report, phases, "check", |_| fit::plan(options, resumed.is_some()))?;
         let (watch, first) = match &resumed {
             Some(resumed) => {
@@ -68,7 +71,7 @@ impl Start {
             }
         };
         let ask = Ask { options: options.clone(), plan, watch };
-        Ok(Start { store, claim, lease, ask, first, resumed })
+        Ok(Start { store, claim, tree, lease, ask, first, resumed })
     }
 
     /// What is to be on record of a primary of this generation, and its machine.
