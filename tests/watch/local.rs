@@ -7,6 +7,10 @@ use serde_json::Value;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
+use std::time::Duration;
+
+/// For several images, each on its disk before the next one.
+const LONG: Duration = Duration::from_secs(60);
 
 /// Counts into a file.
 const COUNT: &str = "import sys, time\nn = 0\nwhile True:\n    n += 1\n    open(sys.argv[1], 'w').write(str(n))\n    time.sleep(0.01)\n";
@@ -62,7 +66,7 @@ crate::alone! {
         let pid = running.pid.to_string();
         let mut meio = begin(&lab, &["--keep", "3", "--name", "job", &pid]);
         // Two of them that stand alone have gone by then.
-        assert!(until(SOON, || newest(&lab, "job") >= 8), "{}", said(&lab));
+        assert!(until(LONG, || newest(&lab, "job") >= 8), "{}", said(&lab));
         let done = lab.run(lab.meio(&["checkpoint", "job", "--json"]));
         let told: Value = serde_json::from_str(&done.stdout).expect("JSON");
         assert!(done.code == 0 && told["epoch"]["number"].as_u64() > Some(8), "{done:?}");
@@ -88,7 +92,7 @@ crate::alone! {
         // It is watched anew, in the same folder.
         let mut meio = begin(&lab, &["--keep", "3", "--name", "job", &pid]);
         let first = last.file_stem().expect("a name").to_string_lossy().parse::<u64>().expect("a number") + 1;
-        assert!(until(SOON, || newest(&lab, "job") >= first + 3), "{}", said(&lab));
+        assert!(until(LONG, || newest(&lab, "job") >= first + 3), "{}", said(&lab));
         let over = lab.run(lab.meio(&["unwatch", "job"]));
         assert!(over.code == 0 && over.stdout.contains("the tree goes on here"), "{over:?}");
         assert_eq!(meio.wait().expect("it ends").code(), Some(0), "{}", said(&lab));
@@ -104,7 +108,7 @@ crate::alone! {
         let lab = lab("watch-command");
         let wait = format!("until [ -e {}.go ]; do sleep 0.05; done; exit 7", lab.path("x").display());
         let mut meio = begin(&lab, &["--name", "work", "--json", "--", "sh", "-c", &wait]);
-        assert!(until(SOON, || newest(&lab, "work") >= 2), "{}", said(&lab));
+        assert!(until(LONG, || newest(&lab, "work") >= 2), "{}", said(&lab));
         fs::write(lab.path("x.go"), "").expect("a file");
         assert_eq!(meio.wait().expect("it ends").code(), Some(7), "{}", said(&lab));
         let last: Value = serde_json::from_str(said(&lab).lines().last().expect("a line")).expect("JSON");
