@@ -190,10 +190,10 @@ fn table(console: &Console, found: &[Stand]) -> Vec<String> {
     ]);
     for one in found {
         table.row([
-            shortened(&one.name, 16),
+            shortened(&one.name, 14),
             role(one.role).to_owned(),
             state(one.state).0.to_owned(),
-            shortened(one.other.as_deref().unwrap_or("-"), 12),
+            shortened(one.other.as_deref().unwrap_or("-"), 11),
             one.generation.to_string(),
             one.epoch.map_or_else(|| "-".to_owned(), |epoch| epoch.number.to_string()),
             time(one.age_ms),
