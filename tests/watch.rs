@@ -4,6 +4,7 @@ mod control;
 mod faults;
 mod links;
 mod local;
+mod programs;
 
 use crate::lab::hosts::{Host, Hosts, SERVICE, VIP};
 use crate::lab::{Lab, SOON, until};

@@ -221,8 +221,8 @@ fn advice(one: &Stand, front: &str) -> Vec<String> {
 /// One of them, with all that is known.
 fn whole(console: &Console, one: &Stand) -> Vec<String> {
     let (word, paint) = state(one.state);
-    let other = one.other.as_deref().map_or_else(String::new, |other| format!(", with {}", shortened(other, 32)));
-    let mut lines = vec![format!("{}  {}: {}{other}", console.out(&one.name, Paint::Strong), role(one.role), console.out(word, paint))];
+    let name = console.out(&shortened(&one.name, 48), Paint::Strong);
+    let mut lines = vec![format!("{name}  {}: {}", role(one.role), console.out(word, paint))];
     let mut line = |name: &str, text: String| {
         let rest = wrapped(&text, WIDTH - 15);
         lines.extend(rest.into_iter().enumerate().map(|(n, text)| format!("  {:<11}  {text}", if n == 0 { name } else { "" })));
@@ -232,6 +232,9 @@ fn whole(console: &Console, one: &Stand) -> Vec<String> {
         Some(pid) => line("tree", format!("process {pid}{at}")),
         None if at.is_empty() => {}
         None => line("tree", format!("not here{at}")),
+    }
+    if let Some(other) = &one.other {
+        line("other host", shortened(other, 64));
     }
     let promise = one.guarantee.as_deref().map_or_else(String::new, |word| format!(", guarantee {word}"));
     if one.role != Role::Series {
