@@ -10,6 +10,7 @@ use crate::resource::{Manifest, Tree};
 use crate::sys::arch;
 use crate::transport::{Receiver, Waker};
 use nix::fcntl::{Flock, FlockArg};
+use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -25,6 +26,8 @@ const BEHIND: &str = ".images";
 const MOMENT: Duration = Duration::from_secs(60);
 /// Bytes that are taken from a stream at a time.
 const PIECE: usize = 1 << 20;
+/// How many images the one that is brought back may be older than the last one, at most.
+const BEFORE_LAST: usize = 2;
 
 /// What comes beside images: changes to files are the applier's, and pages that come by themselves go into the socket.
 type Others = (Applier, UnixStream);
@@ -185,6 +188,7 @@ fn sweep(parent: &Path) {
 fn fill(mut receiver: Receiver, mut others: Option<Others>, folder: &Path, state: &(Mutex<State>, Condvar), keep: Keep) -> Result<()> {
     let mut buffer = vec![0; PIECE];
     let mut n = locked(&state.0).whole;
+    let mut unused = VecDeque::new();
     while let Some(mut item) = receiver.next_item()? {
         let mut begin = [0; pull::BEGIN.len()];
         item.read_exact(&mut begin)?;
@@ -229,7 +233,12 @@ fn fill(mut receiver: Receiver, mut others: Option<Others>, folder: &Path, state
             let mut state = locked(&state.0);
             if state.whole == n {
                 if keep == Keep::Needed {
-                    prune(folder, n, &resolved);
+                    unused.push_back(unused_by(n, &resolved));
+                    // Whoever takes over may know of less than is here.
+                    let gone = if unused.len() > BEFORE_LAST { unused.pop_front() } else { None };
+                    for image in gone.into_iter().flatten() {
+                        let _ = fs::remove_file(folder.join(name(image)));
+                    }
                 }
                 state.before = state.resolved.replace((n, Arc::new(resolved)));
             }
@@ -238,13 +247,11 @@ fn fill(mut receiver: Receiver, mut others: Option<Others>, folder: &Path, state
     Ok(())
 }
 
-/// Takes images away of which no page is the newest: only the last two may be brought back.
-fn prune(folder: &Path, n: u64, resolved: &Resolved) {
-    for image in 0..resolved.images().saturating_sub(2) {
-        if resolved.blocks(image as u32) == 0 {
-            let _ = fs::remove_file(folder.join(name(n - resolved.images() as u64 + image as u64 + 1)));
-        }
-    }
+/// Images of which this one and those after it need no page.
+fn unused_by(n: u64, resolved: &Resolved) -> Vec<u64> {
+    let before = 0..resolved.images().saturating_sub(1);
+    let unused = before.filter(|&image| resolved.blocks(image as u32) == 0);
+    unused.map(|image| n - resolved.images() as u64 + image as u64 + 1).collect()
 }
 
 /// Finds out where the pages of an image are.
