@@ -43,8 +43,11 @@ complete -c meio -n "__fish_meio_needs_command" -f -a "verify" -d 'Read an image
 complete -c meio -n "__fish_meio_needs_command" -f -a "merge" -d 'Make one image that stands alone of an image and those that it builds upon'
 complete -c meio -n "__fish_meio_needs_command" -f -a "migrate" -d 'Move a running tree of processes to another machine'
 complete -c meio -n "__fish_meio_needs_command" -f -a "watch" -d 'Keep a tree of processes alive across the loss of its host'
+complete -c meio -n "__fish_meio_needs_command" -f -a "status" -d 'Show how the watches of this host stand'
+complete -c meio -n "__fish_meio_needs_command" -f -a "checkpoint" -d 'Have an epoch begin now, and wait until the standby has it as a whole'
+complete -c meio -n "__fish_meio_needs_command" -f -a "unwatch" -d 'End a watch'
 complete -c meio -n "__fish_meio_needs_command" -f -a "core" -d 'Write an ELF core file for each process of an image'
-complete -c meio -n "__fish_meio_needs_command" -f -a "demo" -d 'See it work: a program is saved, killed and brought back, or moved between machines'
+complete -c meio -n "__fish_meio_needs_command" -f -a "demo" -d 'See it work: a program is saved, killed and brought back, moved between machines, or outlives its machine'
 complete -c meio -n "__fish_meio_using_subcommand dump" -s o -l output -d 'Where the image goes; - is standard output [default: <comm>-<pid>.meio in the current folder]' -r -F
 complete -c meio -n "__fish_meio_using_subcommand dump" -l compress -d 'How memory is packed: none (fastest), or a zstd level from 1 (fast) to 19 (small)' -r
 complete -c meio -n "__fish_meio_using_subcommand dump" -l freeze-timeout -d 'How long to wait for every task to stand still, such as 5s or 500ms' -r
@@ -206,16 +209,19 @@ complete -c meio -n "__fish_meio_using_subcommand migrate" -s q -l quiet -d 'Say
 complete -c meio -n "__fish_meio_using_subcommand migrate" -l json -d 'Write one JSON object a line to standard output'
 complete -c meio -n "__fish_meio_using_subcommand migrate" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c meio -n "__fish_meio_using_subcommand watch" -l standby -d 'Where it goes on if this host is lost' -r
+complete -c meio -n "__fish_meio_using_subcommand watch" -l dir -d 'Keep images of it in this folder instead' -r -f -a "(__fish_complete_directories)"
+complete -c meio -n "__fish_meio_using_subcommand watch" -l keep -d 'How many images are kept at least, with --dir' -r
 complete -c meio -n "__fish_meio_using_subcommand watch" -l name -d 'What the watch is called [default: the capsule\'s name, or the pid]' -r
 complete -c meio -n "__fish_meio_using_subcommand watch" -l guarantee -d 'What clients may rely on' -r -f -a "hold\t'What they were told is never taken back: what leaves the addresses waits until the standby has all that it came of'
 hot\t'Somebody answers: what clients were told since the last epoch may be forgotten'"
 complete -c meio -n "__fish_meio_using_subcommand watch" -l vip -d 'An address that goes with the tree' -r
-complete -c meio -n "__fish_meio_using_subcommand watch" -l interval -d 'Time between the beginnings of two epochs' -r
+complete -c meio -n "__fish_meio_using_subcommand watch" -l interval -d 'Time between the beginnings of two epochs [default: 50ms; with --dir 10s]' -r
 complete -c meio -n "__fish_meio_using_subcommand watch" -l interval-max -d 'The same, where the link does not carry more' -r
 complete -c meio -n "__fish_meio_using_subcommand watch" -l timeout -d 'After this silence on both paths the other host is taken for lost' -r
 complete -c meio -n "__fish_meio_using_subcommand watch" -l on-standby-loss -d 'What to do here when nothing is heard of the standby, and it is not known whether it takes over' -r -f -a "hold\t'Nobody answers here until that is known'
 continue\t'It goes on, at the risk that two answer'"
 complete -c meio -n "__fish_meio_using_subcommand watch" -l fence -d 'A shell command that ends the other host, MEIO_HOST, and fails if it cannot: must succeed before the standby takes over, or this host goes on alone' -r
+complete -c meio -n "__fish_meio_using_subcommand watch" -l control-group -d 'The group whose members may ask how it stands, and command it [default: meio, if there is one]' -r
 complete -c meio -n "__fish_meio_using_subcommand watch" -l compress -d 'How memory is packed: none, or a zstd level from 1 (fast) to 19 (small)' -r
 complete -c meio -n "__fish_meio_using_subcommand watch" -l spool -d 'Where images are kept at the standby' -r -F
 complete -c meio -n "__fish_meio_using_subcommand watch" -l freeze-timeout -d 'How long to wait for every task to stand still' -r
@@ -241,6 +247,28 @@ complete -c meio -n "__fish_meio_using_subcommand watch" -s v -l verbose -d 'Say
 complete -c meio -n "__fish_meio_using_subcommand watch" -s q -l quiet -d 'Say less: no progress; results, warnings and errors only'
 complete -c meio -n "__fish_meio_using_subcommand watch" -l json -d 'Write one JSON object a line to standard output'
 complete -c meio -n "__fish_meio_using_subcommand watch" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c meio -n "__fish_meio_using_subcommand status" -l color -d 'When to colour; auto means on a terminal, unless NO_COLOR is set' -r -f -a "auto\t''
+always\t''
+never\t''"
+complete -c meio -n "__fish_meio_using_subcommand status" -l watch -d 'Show it again each second, until ^C'
+complete -c meio -n "__fish_meio_using_subcommand status" -s v -l verbose -d 'Say more: each phase with its time, and notes'
+complete -c meio -n "__fish_meio_using_subcommand status" -s q -l quiet -d 'Say less: no progress; results, warnings and errors only'
+complete -c meio -n "__fish_meio_using_subcommand status" -l json -d 'Write one JSON object a line to standard output'
+complete -c meio -n "__fish_meio_using_subcommand status" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c meio -n "__fish_meio_using_subcommand checkpoint" -l color -d 'When to colour; auto means on a terminal, unless NO_COLOR is set' -r -f -a "auto\t''
+always\t''
+never\t''"
+complete -c meio -n "__fish_meio_using_subcommand checkpoint" -s v -l verbose -d 'Say more: each phase with its time, and notes'
+complete -c meio -n "__fish_meio_using_subcommand checkpoint" -s q -l quiet -d 'Say less: no progress; results, warnings and errors only'
+complete -c meio -n "__fish_meio_using_subcommand checkpoint" -l json -d 'Write one JSON object a line to standard output'
+complete -c meio -n "__fish_meio_using_subcommand checkpoint" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c meio -n "__fish_meio_using_subcommand unwatch" -l color -d 'When to colour; auto means on a terminal, unless NO_COLOR is set' -r -f -a "auto\t''
+always\t''
+never\t''"
+complete -c meio -n "__fish_meio_using_subcommand unwatch" -s v -l verbose -d 'Say more: each phase with its time, and notes'
+complete -c meio -n "__fish_meio_using_subcommand unwatch" -s q -l quiet -d 'Say less: no progress; results, warnings and errors only'
+complete -c meio -n "__fish_meio_using_subcommand unwatch" -l json -d 'Write one JSON object a line to standard output'
+complete -c meio -n "__fish_meio_using_subcommand unwatch" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c meio -n "__fish_meio_using_subcommand core" -s o -l output -d 'The folder that gets the core files; made when it is missing' -r -f -a "(__fish_complete_directories)"
 complete -c meio -n "__fish_meio_using_subcommand core" -l color -d 'When to colour; auto means on a terminal, unless NO_COLOR is set' -r -f -a "auto\t''
 always\t''

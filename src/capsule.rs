@@ -10,7 +10,7 @@ use network::Network;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{WaitStatus, waitpid};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, getpgrp, tcgetpgrp, tcsetpgrp};
 use roster::{Entry, Roster};
 use std::ffi::{CString, OsString};
@@ -159,6 +159,26 @@ impl Running {
         Self::take_back(self.terminal.as_ref(), self.modes.as_deref());
         self.roster.leave(&self.entry)?;
         Ok(code)
+    }
+
+    /// How it has ended, if it has; to be asked of one that nobody serves. `None` as long as it runs, and when somebody else has
+    /// taken notice of its end.
+    pub fn ended(&self) -> Option<i32> {
+        let code = match waitpid(Pid::from_raw(self.entry.pid), Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::Exited(_, code)) => code,
+            Ok(WaitStatus::Signaled(_, signal, _)) => 128 + signal as i32,
+            _ => return None,
+        };
+        let _ = self.roster.leave(&self.entry);
+        Some(code)
+    }
+
+    /// Ends it, with everything in it.
+    pub fn end(self) {
+        let pid = Pid::from_raw(self.entry.pid);
+        let _ = kill(pid, Signal::SIGKILL);
+        while waitpid(pid, None) == Err(Errno::EINTR) {}
+        let _ = self.roster.leave(&self.entry);
     }
 
     /// ^Z stops the program; its parent, the init, cannot stop. Meio gives the terminal back, stops, and goes on with it.

@@ -43,7 +43,7 @@ use output::Target;
 use parent::Heritage;
 use room::Room;
 use rounds::{End, Laid, copy_rounds};
-pub use series::{Ended, Series, check_pattern, run_series};
+pub use series::{Ended, Go, Series, Steer, check_pattern, in_folder, newest_in, run_series};
 use std::collections::HashSet;
 use std::fs::File;
 use std::sync::Arc;
@@ -154,7 +154,7 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
 }
 
 /// Whether a process has ended, waited for or not, or is about to: what is asked of it then is not permitted any more.
-fn ended(pid: i32) -> bool {
+pub fn ended(pid: i32) -> bool {
     const PF_EXITING: u32 = 4;
     let gone = |s: stat::Stat| matches!(s.state, b'Z' | b'X') || s.flags & PF_EXITING != 0;
     read::parsed(pid, "stat", stat::parse).map_or_else(|e| e.kind == Kind::NotFound, gone)

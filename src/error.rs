@@ -38,6 +38,13 @@ impl Kind {
     pub fn code(self) -> i32 {
         self as i32
     }
+
+    /// The kind with this exit code: what another meio has said.
+    pub fn of(code: i32) -> Option<Kind> {
+        let all = [Kind::Other, Kind::Usage, Kind::Warnings, Kind::NotFound, Kind::Permission, Kind::Kernel, Kind::Unsupported];
+        let more = [Kind::Image, Kind::LinkFailed, Kind::Frozen, Kind::Interrupted];
+        all.into_iter().chain(more).find(|kind| kind.code() == code)
+    }
 }
 
 /// One thing that cannot be saved or restored, named so that a user can act.

@@ -10,7 +10,9 @@
 //!   beat       heartbeats beside the link; fence: the command that ends the other host
 //! state      who answers: two pure machines; simulate breaks everything around them
 //!   notice     silence on two paths, and jitter; pace: when an epoch begins
+//! local      images in a folder, where there is no standby
 //! record     what is durable of it, on each host
+//! clean      what was left behind; control: the socket over which people ask and command; status: what they are told
 //! ```
 //!
 //! Who answers is decided by [`state`], which does nothing by itself; [`protect`] and [`agent`] do what it says and tell it what
@@ -52,18 +54,24 @@
 mod again;
 pub mod agent;
 mod beat;
+mod bell;
+pub mod clean;
+pub mod control;
 mod copies;
 mod fence;
 mod fit;
 mod frame;
 pub mod gate;
 mod lease;
+pub mod local;
 pub mod protect;
-mod record;
+pub mod record;
 mod resume;
+mod say;
 mod setup;
 #[cfg(test)]
 mod simulate;
 mod start;
 pub mod state;
+pub mod status;
 mod visit;

@@ -87,6 +87,18 @@ crate::alone! {
         lab.nothing_left();
     }
 
+    fn a_machine_that_is_killed() {
+        let lab = Lab::new("demo-watch");
+        let done = lab.run(demo(&lab, &["watch", "--json"]));
+        assert_eq!(done.code, 0, "{done:?}");
+        let result: serde_json::Value = serde_json::from_str(done.stdout.lines().last().expect("a line")).expect("JSON");
+        assert!(result["type"] == "result" && result["correct"] == true && result["answers"].as_u64() >= Some(200), "{result}");
+        let log = result["log"].as_array().expect("a log");
+        assert!(log.len() == 8 && log[3]["after"] == false && log[4]["after"] == true && result["stall_ms"].as_f64() > Some(0.0), "{result}");
+        assert!(empty(&lab.path("tmp")));
+        lab.nothing_left();
+    }
+
     /// ^C while it moves: the machines end with it.
     fn an_interrupted_move_cleans_up() {
         let lab = Lab::new("demo-migrate-interrupted");

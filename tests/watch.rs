@@ -1,7 +1,9 @@
 //! Trees that outlive their host.
 
+mod control;
 mod faults;
 mod links;
+mod local;
 mod programs;
 
 use crate::lab::hosts::{Host, Hosts, SERVICE, VIP};

@@ -69,15 +69,15 @@ impl Live {
     }
 
     /// The series that is wanted, if one is.
-    pub fn series(&self, pattern: Option<&Path>) -> Result<Option<Series>> {
+    pub fn series(&self, pattern: Option<&Path>) -> Result<Option<Series<'static>>> {
         let (Some(every), Some(pattern)) = (self.every, pattern) else { return Ok(None) };
         dump::check_pattern(pattern)?;
-        Ok(Some(Series { every, count: self.count, pattern: pattern.to_owned() }))
+        Ok(Some(Series { every, count: self.count, pattern: pattern.to_owned(), first: 1, keep: None, steer: None }))
     }
 }
 
 /// Makes a series and tells of each image.
-pub fn run(options: &Options, series: &Series, console: &Console) -> Result<ExitCode> {
+pub fn run(options: &Options, series: &Series<'_>, console: &Console) -> Result<ExitCode> {
     let mut drawing = super::drawing::Drawing::new(*console);
     let mut warned = Vec::new();
     let mut longest = Duration::ZERO;

@@ -19,6 +19,7 @@ mod merge;
 mod migrate;
 mod restore;
 mod run;
+mod status;
 mod table;
 mod target;
 mod verify;
@@ -77,6 +78,9 @@ enum Command {
     Merge(merge::Merge),
     Migrate(migrate::Migrate),
     Watch(watch::Watch),
+    Status(status::Status),
+    Checkpoint(status::Checkpoint),
+    Unwatch(status::Unwatch),
     #[command(hide = true)]
     Agent(agent::Agent),
     Core(core::Core),
@@ -124,6 +128,9 @@ pub fn main() -> ExitCode {
         Command::Merge(c) => c.run(&console),
         Command::Migrate(c) => c.run(&console),
         Command::Watch(c) => c.run(&console),
+        Command::Status(c) => c.run(&console),
+        Command::Checkpoint(c) => c.run(&console),
+        Command::Unwatch(c) => c.run(&console),
         Command::Agent(c) => c.run(),
         Command::Core(c) => c.run(&console),
         Command::Demo(c) => c.run(&console),

@@ -1,11 +1,14 @@
 //! `meio restore`.
 
 use super::{Console, console, drawing::Drawing, figures, image};
-use crate::error::Result;
+use crate::dump;
+use crate::error::{Error, Kind, Result};
+use crate::progress::Report;
 use crate::restore::{self, Options, Outcome};
 use serde_json::json;
 use std::os::unix::process::ExitStatusExt;
-use std::{path::PathBuf, process::ExitCode};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 /// Bring the tree of an image back
 ///
@@ -31,7 +34,7 @@ use std::{path::PathBuf, process::ExitCode};
     after_long_help = "Examples:\n  meio restore python3-1234.meio\n  meio restore -d --pidfile job.pid job.meio\n  meio restore --pid-namespace job.meio\n  meio restore --lazy large.meio"
 )]
 pub struct Restore {
-    /// The image; - is standard input
+    /// The image; - is standard input; of a folder that meio watch --dir has filled, the newest one that is whole
     #[arg(value_name = "IMAGE", value_hint = clap::ValueHint::FilePath)]
     image: PathBuf,
     /// Return as soon as the tree runs, and print the pid of its root
@@ -76,7 +79,7 @@ impl Restore {
             absent: None,
         };
         let mut drawing = Drawing::new(*console);
-        let outcome = restore::run(&options, &mut drawing)?;
+        let outcome = if self.image.is_dir() { newest(&self.image, options, &mut drawing)? } else { restore::run(&options, &mut drawing)? };
         drawing.finish(&outcome.warnings);
         if console.json {
             console.json("result", result(&outcome));
@@ -91,6 +94,23 @@ impl Restore {
             Some(status) => ExitCode::from(status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0)) as u8),
         })
     }
+}
+
+/// The newest image of a series that is whole.
+fn newest(folder: &Path, mut options: Options, drawing: &mut Drawing) -> Result<Outcome> {
+    let mut left = dump::newest_in(folder)?.into_iter().peekable();
+    let mut warnings = Vec::new();
+    while let Some(image) = left.next() {
+        options.input = image::input(&image);
+        match restore::run(&options, drawing) {
+            Err(e) if e.kind == Kind::Image && left.peek().is_some() => {
+                warnings.push(format!("{} cannot be used, and the one before it is: {}", image.display(), e.message));
+                warnings.last().into_iter().for_each(|text| drawing.warning(text));
+            }
+            done => return done.map(|outcome| Outcome { warnings: [warnings, outcome.warnings].concat(), ..outcome }),
+        }
+    }
+    Err(Error::image(format!("no image in {} can be used", folder.display())))
 }
 
 fn result(o: &Outcome) -> serde_json::Value {

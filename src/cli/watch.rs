@@ -2,15 +2,21 @@
 
 use super::target::{self, Target};
 use super::{Console, drawing::Drawing, dump::Level, figures, way};
+use crate::capsule::{self, Running};
 use crate::dump::{self, Output, Track};
 use crate::error::{Error, Kind, Result};
 use crate::migrate::address::Address;
+use crate::progress::Report;
 use crate::resource::socket::choice::Choice;
 use crate::transport::Destination;
 use crate::watch::gate::Held;
-use crate::watch::protect::{self, Options, Outcome};
+use crate::watch::local;
+use crate::watch::protect::{self, Options};
 use crate::watch::state::{Guarantee, Limits, OnLoss};
 use serde_json::json;
+use std::ffi::OsString;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 /// Keep a tree of processes alive across the loss of its host
@@ -30,20 +36,37 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 /// gets everything while the tree runs. Until then nobody stands by, which is said, and the tree goes on as --on-standby-loss has it.
 /// Where meio itself was killed, the same command goes on with the watch, and the tree stands still if the standby has taken over.
 ///
-/// SIGUSR1 has an epoch begin at once. Ends when the tree does, or on ^C: then the tree goes on here, and nobody stands by.
+/// SIGUSR1 has an epoch begin at once, as meio checkpoint does; meio status says how things stand. Ends when the tree does, on meio
+/// unwatch, or on ^C: then the tree goes on here, and nobody stands by.
+///
+/// With a command in place of a pid that is started in a capsule of its own, as by meio run --detach, and watched; when it ends, so
+/// does meio, with its exit code, or 128 and the number of the signal that ended it.
+///
+/// With --dir nobody stands by: images of the tree are kept in a folder, each of what has changed since the one before, and now
+/// and then a whole one in the place of the last, so that no more than twice as many as --keep says are there at any time. meio
+/// restore FOLDER has it go on from the newest one that is whole, also after a power cut.
 ///
 /// With --json the last line has "epochs", "bytes", "stop_ms" (the longest stop), "median_stop_ms" (the first copy left out),
-/// "held" (packets that waited, how long, and how many were lost for want of room; null where none had to), "source" ("running", or
-/// "stopped" when the standby has taken over), "host" and "warnings".
+/// "held" (packets that waited, how long, and how many were lost for want of room; null where none had to), "source" ("running",
+/// "ended", or "stopped" when the standby has taken over), "host" (null with --dir), "exit_code" (of a command that has ended) and
+/// "warnings".
 #[derive(clap::Args)]
-#[command(after_long_help = "Examples:\n  meio watch --standby root@other --vip 10.0.0.10/24@eth0 1234")]
+#[command(
+    after_long_help = "Examples:\n  meio watch --standby root@other --vip 10.0.0.10/24@eth0 1234\n  meio watch --standby root@other --guarantee hot --name job -- ./compute >log 2>&1\n  meio watch --dir /var/lib/job --interval 10s 1234"
+)]
 pub struct Watch {
     /// Root of the tree, or the name of a capsule
-    #[arg(value_name = "PID|NAME", value_parser = target::parse)]
-    target: Target,
+    #[arg(value_name = "PID|NAME", value_parser = target::parse, required_unless_present = "command")]
+    target: Option<Target>,
     /// Where it goes on if this host is lost
-    #[arg(long, value_name = "[USER@]HOST[:PORT]", value_parser = way::destination)]
-    standby: Destination,
+    #[arg(long, value_name = "[USER@]HOST[:PORT]", value_parser = way::destination, required_unless_present = "dir")]
+    standby: Option<Destination>,
+    /// Keep images of it in this folder instead
+    #[arg(long, value_name = "FOLDER", value_hint = clap::ValueHint::DirPath, conflicts_with_all = ["standby", "vip", "guarantee", "fence"])]
+    dir: Option<PathBuf>,
+    /// How many images are kept at least, with --dir
+    #[arg(long, value_name = "N", default_value = "10", requires = "dir", value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    keep: u64,
     /// What the watch is called [default: the capsule's name, or the pid]
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
@@ -53,9 +76,9 @@ pub struct Watch {
     /// An address that goes with the tree
     #[arg(long, value_name = "ADDRESS/LENGTH@INTERFACE", value_parser = way::address)]
     vip: Vec<Address>,
-    /// Time between the beginnings of two epochs
-    #[arg(long, value_name = "TIME", default_value = "50ms", value_parser = figures::parse_time)]
-    interval: Duration,
+    /// Time between the beginnings of two epochs [default: 50ms; with --dir 10s]
+    #[arg(long, value_name = "TIME", value_parser = figures::parse_time)]
+    interval: Option<Duration>,
     /// The same, where the link does not carry more
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = figures::parse_time)]
     interval_max: Duration,
@@ -69,6 +92,9 @@ pub struct Watch {
     /// this host goes on alone
     #[arg(long, value_name = "COMMAND")]
     fence: Option<String>,
+    /// The group whose members may ask how it stands, and command it [default: meio, if there is one]
+    #[arg(long, value_name = "GROUP")]
+    control_group: Option<String>,
     /// Let it have its pids in a fresh pid namespace there
     #[arg(long)]
     pid_namespace: bool,
@@ -85,6 +111,9 @@ pub struct Watch {
     way: way::Way,
     #[command(flatten)]
     decide: super::decide::Decide,
+    /// A program to be started and watched, and its arguments
+    #[arg(value_name = "CMD", last = true, conflicts_with = "target", value_hint = clap::ValueHint::CommandWithArguments)]
+    command: Vec<OsString>,
 }
 
 /// See [`Guarantee`].
@@ -108,28 +137,93 @@ enum Loss {
 impl Watch {
     /// Watches, and tells how it ended.
     pub fn run(&self, console: &Console) -> Result<ExitCode> {
+        // What is wrong with the command line is said before anything is started.
+        let limits = self.limits()?;
+        let started = match self.command.as_slice() {
+            [] => None,
+            command => {
+                let network = capsule::network::Network::Host;
+                let options = capsule::Options { name: self.name.clone(), network, detach: true, command: command.to_vec() };
+                Some(capsule::run(&options)?)
+            }
+        };
+        let begun = Arc::new(AtomicBool::new(false));
         let mut drawing = Drawing::new(*console);
-        let outcome = protect::run(&self.options()?, &mut drawing)?;
+        let done = self.serve(started.as_ref(), limits, &begun, &mut drawing);
+        let outcome = match (done, started) {
+            (Ok(outcome), started) => Outcome { code: started.filter(|_| outcome.ended).and_then(|capsule| capsule.ended()), ..outcome },
+            // Nobody is to be left with a program that he did not want but watched.
+            (Err(e), Some(capsule)) if !begun.load(Ordering::Relaxed) => {
+                capsule.end();
+                return Err(e);
+            }
+            (Err(e), _) => return Err(e),
+        };
         drawing.finish(&outcome.warnings);
         if console.json {
             console.json("result", result(&outcome));
         } else {
             console.result(&closing(&outcome));
         }
-        Ok(super::done(&outcome.warnings))
+        Ok(outcome.code.map_or_else(|| super::done(&outcome.warnings), |code| ExitCode::from(code as u8)))
+    }
+
+    fn serve(&self, started: Option<&Running>, limits: Limits, begun: &Arc<AtomicBool>, report: &mut dyn Report) -> Result<Outcome> {
+        let (pid, capsule) = match (started, &self.target) {
+            (Some(started), _) => (started.entry.pid, Some(started.entry.name.clone())),
+            (None, Some(target)) => {
+                let pid = target.pid()?;
+                (pid, target.name_of(pid))
+            }
+            (None, None) => return Err(Error::new(Kind::Usage, "nothing is named that is to be watched")),
+        };
+        let dump = self.dump(pid, capsule.clone());
+        let name = self.name.clone().or(capsule).unwrap_or_else(|| pid.to_string());
+        let (control_group, begun) = (self.control_group.clone(), begun.clone());
+        match (&self.dir, &self.standby) {
+            (Some(folder), _) => {
+                let (folder, every, keep) = (folder.clone(), limits.interval, self.keep);
+                local::run(&local::Options { name, dump, folder, every, keep, control_group, begun }, report).map(Outcome::from)
+            }
+            (None, Some(standby)) => {
+                let options = Options {
+                    name,
+                    dump,
+                    standby: standby.clone(),
+                    how: self.way.how(),
+                    addresses: self.vip.clone(),
+                    pid_namespace: self.pid_namespace,
+                    spool: self.spool.clone(),
+                    limits,
+                    fence: self.fence.clone(),
+                    control_group,
+                    begun,
+                };
+                protect::run(&options, report).map(Outcome::from)
+            }
+            (None, None) => Err(Error::new(Kind::Usage, "neither a standby nor a folder is named")),
+        }
     }
 
     fn limits(&self) -> Result<Limits> {
         const LEAST: Duration = Duration::from_millis(50);
-        if self.timeout < LEAST || self.interval > self.interval_max || self.interval.is_zero() {
-            let message = "--timeout must be 50 ms at least, and --interval more than nothing and no more than --interval-max";
+        const SHORTEST: Duration = Duration::from_millis(1);
+        const LONGEST: Duration = Duration::from_secs(3600);
+        if !(LEAST..=LONGEST).contains(&self.timeout) {
+            return Err(Error::new(Kind::Usage, "--timeout must be from 50ms to 1h"));
+        }
+        let usual = Duration::from_millis(if self.dir.is_some() { 10_000 } else { 50 });
+        let interval = self.interval.unwrap_or(usual);
+        let interval_max = if self.dir.is_some() { self.interval_max.max(interval) } else { self.interval_max };
+        if !(SHORTEST..=LONGEST).contains(&interval) || !(interval..=LONGEST).contains(&interval_max) {
+            let message = "--interval must be 1ms at least and no more than --interval-max, and that 1h at most";
             return Err(Error::new(Kind::Usage, message));
         }
         let guarantee = match self.guarantee {
             Promise::Hold => Guarantee::Hold,
             Promise::Hot => Guarantee::Hot,
         };
-        if guarantee == Guarantee::Hold && self.vip.is_empty() {
+        if guarantee == Guarantee::Hold && self.vip.is_empty() && self.dir.is_none() {
             return Err(Error::new(Kind::Usage, "nothing can be held without an address that goes with the tree")
                 .help("name it: --vip ADDRESS/LENGTH@INTERFACE; or --guarantee hot"));
         }
@@ -139,22 +233,19 @@ impl Watch {
             Loss::Continue => OnLoss::Continue,
         };
         let beat = usual.beat.min(self.timeout / 5);
-        let (interval, interval_max) = (self.interval, self.interval_max);
         let interval_min = usual.interval_min.min(interval);
         let fence = self.fence.is_some();
         Ok(Limits { guarantee, on_loss, fence, beat, timeout: self.timeout, interval, interval_min, interval_max, ..usual })
     }
 
-    fn options(&self) -> Result<Options> {
-        let pid = self.target.pid()?;
-        let capsule = self.target.name_of(pid);
+    fn dump(&self, pid: i32, capsule: Option<String>) -> dump::Options {
         let mut decisions = self.decide.decisions();
-        if self.guarantee == Promise::Hot {
+        if self.guarantee == Promise::Hot && self.dir.is_none() {
             decisions.tcp = Choice::Close;
         }
-        let dump = dump::Options {
+        dump::Options {
             pid,
-            capsule: capsule.clone(),
+            capsule,
             output: Output::Stdout,
             kill: false,
             level: self.compress.0,
@@ -163,18 +254,37 @@ impl Watch {
             live: Some(dump::MAX_PAUSE),
             track: Track::Auto,
             parent: None,
-        };
-        Ok(Options {
-            name: self.name.clone().or(capsule).unwrap_or_else(|| pid.to_string()),
-            dump,
-            standby: self.standby.clone(),
-            how: self.way.how(),
-            addresses: self.vip.clone(),
-            pid_namespace: self.pid_namespace,
-            spool: self.spool.clone(),
-            limits: self.limits()?,
-            fence: self.fence.clone(),
-        })
+        }
+    }
+}
+
+/// How either kind has ended.
+#[derive(Default)]
+struct Outcome {
+    /// `None`: nobody stood by.
+    host: Option<String>,
+    epochs: u64,
+    bytes: u64,
+    longest: Duration,
+    stops: Vec<Duration>,
+    held: Option<Held>,
+    demoted: bool,
+    ended: bool,
+    code: Option<i32>,
+    warnings: Vec<String>,
+}
+
+impl From<protect::Outcome> for Outcome {
+    fn from(o: protect::Outcome) -> Self {
+        let protect::Outcome { host, epochs, bytes, longest, stops, held, demoted, ended, warnings } = o;
+        Outcome { host: Some(host), epochs, bytes, longest, stops, held, demoted, ended, code: None, warnings }
+    }
+}
+
+impl From<local::Outcome> for Outcome {
+    fn from(o: local::Outcome) -> Self {
+        let local::Outcome { images: epochs, bytes, stops, longest, ended, warnings } = o;
+        Outcome { epochs, bytes, stops, longest, ended, warnings, ..Outcome::default() }
     }
 }
 
@@ -192,8 +302,9 @@ fn result(o: &Outcome) -> serde_json::Value {
         "stop_ms": figures::ms(o.longest),
         "median_stop_ms": figures::ms(median(o)),
         "held": o.held.as_ref().map(held),
-        "source": if o.demoted { "stopped" } else { "running" },
+        "source": if o.demoted { "stopped" } else if o.ended { "ended" } else { "running" },
         "host": o.host,
+        "exit_code": o.code,
         "warnings": o.warnings,
     })
 }
@@ -210,20 +321,20 @@ fn held(held: &Held) -> serde_json::Value {
 }
 
 fn closing(o: &Outcome) -> String {
-    let epochs = figures::count(o.epochs, "epoch", "epochs");
-    let what = format!(
-        "{epochs}, {} sent to {}; a stop took {} (median), {} at most",
-        figures::bytes(o.bytes),
-        o.host,
-        figures::time(median(o)),
-        figures::time(o.longest)
-    );
+    let host = o.host.as_deref();
+    let epochs = if host.is_some() { figures::count(o.epochs, "epoch", "epochs") } else { figures::count(o.epochs, "image", "images") };
+    let where_to = host.map_or_else(String::new, |host| format!(" sent to {host}"));
+    let (bytes, half, longest) = (figures::bytes(o.bytes), figures::time(median(o)), figures::time(o.longest));
+    let what = format!("{epochs}, {bytes}{where_to}; a stop took {half} (median), {longest} at most");
     let what = match o.held.as_ref().filter(|held| held.waits.count() > 0) {
         Some(held) => format!("{what}; {held}"),
         None => what,
     };
-    match o.demoted {
-        true => format!("{} has taken over: the tree stands still here; {what}", o.host),
-        false => format!("the watch is over, the tree goes on here, and nobody stands by; {what}"),
+    let code = o.code.map_or_else(String::new, |code| format!(" with exit code {code}"));
+    match host {
+        Some(host) if o.demoted => format!("{host} has taken over: the tree stands still here; {what}"),
+        _ if o.ended => format!("the watch is over, and the tree has ended{code}; {what}"),
+        Some(_) => format!("the watch is over, the tree goes on here, and nobody stands by; {what}"),
+        None => format!("the watch is over, and the tree goes on; {what}"),
     }
 }

@@ -1,10 +1,12 @@
 //! What the standby does: `meio agent --watch`, which the primary starts, and which stays when that is gone.
 
 use super::beat::{Beats, Came, Key};
+use super::control::Control;
 use super::fence::Fence;
-use super::record::{Claim, Record, Store};
-use super::setup::{EPOCH, Epoch, SETUP, Setup, WORD};
-use super::state::{Action, Event, Guarantee, Mark, Path, Standby};
+use super::record::{About, Claim, Record, Store};
+use super::setup::{EPOCH, Epoch, OVER, SETUP, Setup, WORD};
+use super::state::{Action, Activation, Event, Guarantee, Mark, Path, Standby};
+use super::status::{Board, Role, Status, Wish};
 use super::visit::{Asked, News, Opened, Visits};
 use super::{fit, frame};
 use crate::error::{Error, Result};
@@ -21,6 +23,7 @@ use crate::sys::signal;
 use crate::transport::{self, Peer};
 use std::collections::VecDeque;
 use std::net::{Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// For what the other end may take to answer.
@@ -44,8 +47,29 @@ pub fn run() -> Result<()> {
     let claim = store.claim(&name)?;
     let there = store.read(&name)?;
     let instance = there.as_ref().map_or(0, |record| record.instance).max(known) + 1;
-    let generation = there.and_then(|record| record.activation).map_or(0, |a| a.generation());
-    let record = Record { name, watch, activation: None, instance, back: None };
+    let before = there.and_then(|record| record.activation);
+    let generation = before.map_or(0, |a| a.generation());
+    let status = Status {
+        name: name.clone(),
+        role: Role::Standby,
+        other: Some(peer.hello.host.clone()),
+        at: plan.addresses.iter().map(ToString::to_string).collect(),
+        ..Status::default()
+    };
+    let control = Control::open(&store, &name, Arc::new(Board::new(status)), None)?;
+    let about = About {
+        tree: None,
+        addresses: plan.addresses.clone(),
+        other: peer.hello.host.clone(),
+        holds: false,
+        spool: Some(plan.spool.clone()),
+    };
+    // Whoever answered here before does not any more.
+    let activation = before.map(|before| match before {
+        Activation::Primary { generation, .. } => Activation::Demoted(generation),
+        other => other,
+    });
+    let record = Record { name, watch, activation, instance, back: None, about };
     let beats = Beats::listen(&Key::of(key), SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)))?;
     let details = fit::check(&plan)?;
     let refused = !details.refusals.is_empty();
@@ -65,6 +89,9 @@ pub fn run() -> Result<()> {
     (instance.saturating_sub(BEFORE)..instance).for_each(|instance| Spool::forget(&plan.spool, &id(instance)));
     let spool = Spool::begin(&plan.spool, &id(instance), peer.receiver()?, None, Keep::Needed)?;
     spool.wakes(peer.link.waker());
+    // Who cleans up behind one that was killed finds what it had.
+    store.write(&record)?;
+    control.board().note(|status| (status.generation, status.guarantee) = (generation, Some(limits.guarantee.name().to_owned())));
     let machine = Standby::begin(generation, instance, limits);
     let mut agent = Agent {
         machine,
@@ -88,9 +115,16 @@ pub fn run() -> Result<()> {
         fence,
         fencing: None,
         events: VecDeque::from([Event::Start]),
+        board: control.board(),
+        over: false,
         _claim: claim,
     };
-    agent.stand()
+    let stood = agent.stand();
+    let board = control.board();
+    let Agent { spool, .. } = agent;
+    drop(spool);
+    board.end(stood.clone().map(|()| Vec::new()));
+    stood
 }
 
 /// Why feeding the machine came to an end.
@@ -137,6 +171,9 @@ struct Agent {
     /// Root of the tree that runs here.
     root: Option<Member>,
     events: VecDeque<Event>,
+    board: Arc<Board>,
+    /// Somebody here has asked for the end.
+    over: bool,
     _claim: Claim,
 }
 
@@ -149,7 +186,7 @@ impl Agent {
                 Next::Run => {}
                 Next::End => {
                     // What was taken over stays on record.
-                    return if self.root.is_some() { Ok(()) } else { self.store.forget(&self.record.name) };
+                    return if self.root.is_some() && !self.over { Ok(()) } else { self.store.forget(&self.record.name) };
                 }
             }
         }
@@ -170,10 +207,22 @@ impl Agent {
             let over = self.root.is_some_and(|root| !root.lives());
             let comes = self.visitor.is_some() || self.visits.is_answering();
             let idle = self.peer.is_none() && !comes && self.machine.is_idle();
-            if over || idle || signal::take().is_some_and(|_| self.root.is_none()) {
+            self.grant();
+            if over || idle || self.over || signal::take().is_some_and(|_| self.root.is_none()) {
                 return Ok(Next::End);
             }
             self.hear()?;
+        }
+    }
+
+    /// The end of the watch is the primary's to grant, where there is one.
+    fn grant(&mut self) {
+        let asked = self.board.wished() == Some(Wish::Over);
+        match &self.peer {
+            Some(peer) if asked && self.root.is_none() => {
+                let _ = peer.link.send(&transport::Frame { kind: OVER, generation: self.machine.generation(), payload: Vec::new() });
+            }
+            _ => self.over |= asked,
         }
     }
 
@@ -267,10 +316,12 @@ impl Agent {
             Action::Keep(mark) => {
                 self.kept = self.whole.iter().copied().find(|(of, _)| *of == mark);
                 self.whole.retain(|(of, _)| *of > mark);
+                self.board.whole(mark);
                 return Ok(None);
             }
             Action::Drop => {
                 self.kept = None;
+                self.board.dropped();
                 return Ok(None);
             }
             Action::Fence => {
@@ -308,6 +359,8 @@ impl Agent {
             Action::Run => return Ok(Some(Next::Run)),
             Action::End => return Ok(Some(Next::End)),
             Action::Say(said) => {
+                self.board.said(said);
+                self.board.note(|status| status.generation = generation);
                 let jitter = self.machine.jitter().map_or(String::new(), |most| format!("; heartbeats are up to {most:.1?} off"));
                 let dropped = self.machine.stale() + self.beats.dropped().all();
                 self.note(&format!("{said:?}; {dropped} frames were not heeded{jitter}"));
@@ -357,6 +410,9 @@ impl Agent {
         match restored {
             Ok(root) => {
                 self.root = Member::of(root).ok();
+                self.record.about.tree = self.root;
+                let _ = self.store.write(&self.record);
+                self.board.note(|status| status.pid = Some(root));
                 self.events.push_back(Event::Runs);
             }
             Err(e) => {

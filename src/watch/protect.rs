@@ -3,29 +3,33 @@
 
 use super::again::{self, Calls, Found, Standing, Whom};
 use super::beat::{Beats, Came};
+use super::bell::Bell;
+use super::clean;
+use super::control::Control;
 use super::copies::{Copies, Known};
 use super::fence::Fence;
 use super::frame;
 use super::gate::{Gate, Held};
 use super::lease::Lease;
 use super::record::{Back, Claim, Record, Store};
-use super::setup::{EPOCH, Epoch, WORD};
+use super::say::{Seen, Steady, tell};
+use super::setup::{EPOCH, Epoch, OVER, WORD};
 use super::start::Start;
 use super::state::{Action, Event, Frame, Guarantee, Limits, Mark, Path, Primary, Said, Word};
+use super::status::{Board, State, Wish};
 use crate::dump::{self, moving::Moving};
 use crate::error::{Error, Result};
 use crate::migrate::address::Address;
-use crate::migrate::frozen::silence;
 use crate::migrate::plan::pack;
 use crate::migrate::record::Member;
 use crate::progress::{Report, phase};
 use crate::sys::signal;
-use crate::tracee::freeze::freeze;
-use crate::transport::{self, Destination, How, Peer, Sender as Streams, Waker};
+use crate::transport::{self, Destination, How, Peer, Sender as Streams};
 use std::collections::VecDeque;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// What the user asked for.
@@ -49,6 +53,10 @@ pub struct Options {
     pub limits: Limits,
     /// The command that ends the standby's host at the primary, and the primary's at the standby.
     pub fence: Option<String>,
+    /// The group whose members may ask and command.
+    pub control_group: Option<String>,
+    /// Set when nothing stands in the way any more.
+    pub begun: Arc<AtomicBool>,
 }
 
 /// How a watch has ended.
@@ -68,23 +76,10 @@ pub struct Outcome {
     pub held: Option<Held>,
     /// Somebody else has taken over: the tree stands still here.
     pub demoted: bool,
+    /// The tree has ended.
+    pub ended: bool,
     /// What is different.
     pub warnings: Vec<String>,
-}
-
-/// What was measured until something was said.
-#[derive(Debug, Clone, Copy)]
-struct Seen {
-    jitter: Option<Duration>,
-    interval: Duration,
-    stale: u64,
-}
-
-impl Seen {
-    fn tell(self, report: &mut dyn Report) {
-        let jitter = self.jitter.map_or(String::new(), |most| format!("heartbeats are up to {most:.1?} off; "));
-        report.note(&format!("{jitter}an epoch every {:.0?}; {} frames were not heeded", self.interval, self.stale));
-    }
 }
 
 /// What the thread with the machine wants of the one with the tree.
@@ -103,26 +98,14 @@ enum Order {
     End(Result<()>),
 }
 
-/// Tells who has the machine that something has happened, whichever link that waits for.
-#[derive(Clone, Default)]
-struct Bell(Arc<Mutex<Option<Waker>>>);
-
-impl Bell {
-    fn hang(&self, waker: Option<Waker>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = waker;
-    }
-
-    fn ring(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().for_each(Waker::wake);
-    }
-}
-
 /// Watches the tree until that is over: asked for by a signal, by the tree's own end, or since nobody is left to watch for.
 pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     signal::catch();
     let begun = Instant::now();
     let mut phases = Vec::new();
     let start = Start::look(options, begun, report, &mut phases)?;
+    let control = Control::of(options, &start.store)?;
+    let board = control.board();
     let resumes = start.resumed.is_some();
     // Who goes on asks when all is in place that holds what it is not to say.
     let peer = match resumes {
@@ -133,6 +116,7 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     let came = bell.clone();
     let gate = Gate::prepare(options.limits.guarantee, &options.name, &options.addresses, resumes, move || came.ring())?;
     start.lease.holds()?;
+    board.holds(gate.clone());
     let found = peer.map(|peer| phase(report, &mut phases, "standby", |_| again::agree(&start.ask, &start.first, peer))).transpose()?;
     let mut outcome = Outcome { host: start.host(), ..Outcome::default() };
     let generation = match &found {
@@ -142,8 +126,13 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     };
     let (events, from_tree) = channel();
     let (orders, to_tree) = channel();
+    let (wishes, rings) = (events.clone(), bell.clone());
+    board.granted_by(move |wish| {
+        let _ = wishes.send(if wish == Wish::Over { Event::Over } else { Event::Wanted });
+        rings.ring();
+    });
     let (record, machine) = start.machine(generation);
-    let Start { store, claim, lease, ask, first, .. } = start;
+    let Start { store, claim, tree: _tree, lease, ask, first, .. } = start;
     // From here on a signal ends the watch, not what is just being done.
     signal::pass();
     let copies = Copies::default();
@@ -170,6 +159,7 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
         events: from_tree,
         orders,
         complaint: None,
+        board: board.clone(),
         _claim: claim,
     };
     let mut tree = Tree {
@@ -180,6 +170,7 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
         bell,
         orders: to_tree,
         gate: gate.clone(),
+        board: board.clone(),
         root,
         ended: false,
         asked: 0,
@@ -193,10 +184,16 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
         let sender = end.meet(*standing)?;
         tree.copies.link(end.link, sender, None);
     }
+    options.begun.store(true, Ordering::Relaxed);
     let thread = std::thread::Builder::new().name("watch".into()).spawn(move || end.run())?;
     let done = tree.serve(&mut outcome, report);
     let ended = thread.join().map_err(|_| Error::other("the watch has failed"));
     outcome.held = gate.held();
+    // Who has asked for the end hears of it when nothing is left.
+    drop(gate);
+    let alone = matches!(board.status().state, State::Cut | State::AtRisk);
+    let unheard = alone.then(|| format!("nothing was heard of {}: clean up there, too: meio unwatch {}", outcome.host, options.name));
+    board.end(ended.clone().map(|()| unheard.into_iter().collect()));
     done.and(ended)?;
     Ok(outcome)
 }
@@ -211,6 +208,7 @@ struct Tree<'o> {
     bell: Bell,
     orders: Receiver<Order>,
     gate: Gate,
+    board: Arc<Board>,
     root: Member,
     /// It was said that the tree has ended.
     ended: bool,
@@ -218,23 +216,6 @@ struct Tree<'o> {
     asked: u32,
     /// When it was said last how things stand.
     shown: Option<Instant>,
-}
-
-/// Tells of one epoch among many: of how it was made nobody wants to know.
-struct Steady<'r>(&'r mut dyn Report);
-
-impl Report for Steady<'_> {
-    fn started(&mut self, _: &'static str) {}
-    fn ended(&mut self, _: &'static str, _: Duration) {}
-    fn bytes(&mut self, _: u64, _: Option<u64>) {}
-    fn note(&mut self, _: &str) {}
-    fn warning(&mut self, text: &str) {
-        self.0.warning(text);
-    }
-    fn last_words(&mut self, e: &Error) {
-        self.0.last_words(e);
-    }
-    fn clear(&mut self) {}
 }
 
 impl Tree<'_> {
@@ -264,7 +245,10 @@ impl Tree<'_> {
                         self.tell(Event::Anew);
                     }
                     Err(e) => {
-                        failed.get_or_insert(e);
+                        outcome.ended = dump::ended(self.options.dump.pid);
+                        if !outcome.ended {
+                            failed.get_or_insert(e);
+                        }
                         self.tell(Event::Failed);
                         self.tell(Event::Over);
                     }
@@ -299,8 +283,7 @@ impl Tree<'_> {
                 Ok(Order::End(done)) => return failed.filter(|_| self.asked == 0 && !outcome.demoted).map_or(done, Err),
                 // Without a standby nobody looks at the tree.
                 Err(std::sync::mpsc::RecvTimeoutError::Timeout) if !self.ended && !self.root.lives() => {
-                    self.ended = true;
-                    failed.get_or_insert(Error::other("the tree has ended"));
+                    (self.ended, outcome.ended) = (true, true);
                     self.tell(Event::Over);
                 }
                 Err(std::sync::mpsc::RecvTimeoutError::Timeout) => {}
@@ -323,9 +306,11 @@ impl Tree<'_> {
         let moving = self.moving.as_mut().ok_or_else(|| Error::other("there is nothing to go on from"))?;
         let mut steady = Steady(report);
         let report: &mut dyn Report = if mark.number > 1 { &mut steady } else { steady.0 };
+        self.board.begins(mark);
         let made = self.copies.item(mark, |pipe| moving.round(pipe, report))?;
         let stop = made.pause.max(made.stops.unwrap_or_default());
         outcome.bytes += made.image_bytes;
+        self.board.copied(mark, stop, made.image_bytes);
         outcome.longest = outcome.longest.max(stop);
         if mark.number > 1 {
             outcome.stops.push(stop);
@@ -347,15 +332,8 @@ impl Tree<'_> {
 
     /// Somebody else answers: it stands still, and is there to be looked at.
     fn stop(&self, report: &mut dyn Report) {
-        let stopped = freeze(self.options.dump.pid, self.options.dump.freeze_timeout).and_then(|mut frozen| {
-            let mut stopped = frozen.stop();
-            // Its connections live elsewhere, which whoever ends it here is not to disturb.
-            if self.options.limits.guarantee == Guarantee::Hold {
-                stopped = stopped.and(frozen.processes.iter().try_for_each(|process| silence(process.pid)));
-            }
-            frozen.release();
-            stopped
-        });
+        let holds = self.options.limits.guarantee == Guarantee::Hold;
+        let stopped = clean::stop(self.options.dump.pid, self.options.dump.freeze_timeout, holds);
         if let Err(e) = stopped {
             report.warning(&format!("the tree could not be stopped here: {}", e.message));
         }
@@ -383,6 +361,7 @@ struct End {
     record: Record,
     events: Receiver<Event>,
     orders: Sender<Order>,
+    board: Arc<Board>,
     fence: Option<String>,
     fencing: Option<Fence>,
     /// Frames that were not heeded, as far as that was said.
@@ -396,9 +375,20 @@ impl End {
     fn run(mut self) {
         let done = self.feed();
         if done.is_ok() && !self.machine.is_demoted() {
+            self.see_off();
             let _ = self.store.forget(&self.record.name);
         }
         let _ = self.orders.send(Order::End(done));
+    }
+
+    /// A standby that has heard of the end tidies up before it is gone.
+    fn see_off(&mut self) {
+        const MOMENT: Duration = Duration::from_secs(2);
+        let until = Instant::now() + MOMENT;
+        let Some(peer) = &mut self.peer else { return };
+        while peer.link.failure().is_none() && Instant::now() < until {
+            let _ = peer.link.receive(Some(MOMENT / 100));
+        }
     }
 
     /// Until there is nothing left to be done.
@@ -456,7 +446,7 @@ impl End {
         // What has come is heard first: it may be what keeps the other one from being lost.
         match peer.link.receive(Some(if due { Duration::ZERO } else { STEP })) {
             Ok(came) if came.kind == WORD => frame::read(&came.payload).map(|heard| Event::Heard(Path::Link, heard)),
-            Ok(_) => None,
+            Ok(came) => (came.kind == OVER).then_some(Event::Over),
             Err(_) => match peer.link.failure() {
                 Some(why) => self.unlink(&why),
                 None => due.then_some(Event::Tick),
@@ -517,9 +507,12 @@ impl End {
         if let Some(token) = token {
             self.whom.token = Some(token.clone());
             let (tree, limits, host) = (self.tree, self.limits, peer.hello.host.clone());
+            self.record.about.other.clone_from(&host);
             self.record.back = Some(Back { tree, limits, host, instance, token });
             self.store.write(&self.record)?;
         }
+        let (host, generation) = (peer.hello.host.clone(), self.machine.generation());
+        self.board.note(|status| (status.other, status.generation) = (Some(host), generation));
         self.complaint = None;
         self.link += 1;
         self.bell.hang(Some(peer.link.waker()));
@@ -547,6 +540,8 @@ impl End {
             Action::Hold => self.gate.close()?,
             Action::Release(mark) => {
                 self.gate.release(mark)?;
+                self.board.whole(mark);
+                self.note();
                 let _ = self.orders.send(Order::Whole(mark));
             }
             Action::Discard(mark) => drop(self.orders.send(Order::Discard(mark))),
@@ -557,6 +552,7 @@ impl End {
                 self.gate.open()?;
             }
             Action::Hide => self.lease.hide()?,
+            Action::Show => self.board.heard(),
             Action::Demote => {
                 self.lease.hide()?;
                 let _ = self.orders.send(Order::Demote);
@@ -566,6 +562,8 @@ impl End {
                     self.fence.as_ref().map(|command| Fence::run(command, self.record.back.as_ref().map_or("", |back| &back.host)))
             }
             Action::Say(said) => {
+                self.board.said(said);
+                self.note();
                 let stale = self.machine.stale() + self.beats.as_ref().map_or(0, |beats| beats.dropped().all());
                 let fresh = stale - std::mem::replace(&mut self.stale, stale);
                 let seen = Seen { jitter: self.machine.jitter(), interval: self.machine.interval(), stale: fresh };
@@ -575,25 +573,15 @@ impl End {
         }
         Ok(None)
     }
-}
 
-/// What people are told.
-fn tell(said: Said, outcome: &mut Outcome, report: &mut dyn Report) {
-    let mut warn = |text: &str| {
-        report.warning(text);
-        if !outcome.warnings.iter().any(|warning| warning == text) {
-            outcome.warnings.push(text.to_owned());
-        }
-    };
-    match said {
-        Said::Protected => report.note("protected: if this host is lost, it goes on at the standby"),
-        Said::BothPaths => report.note("both paths to the standby are there"),
-        Said::OnePath(Path::Link) => warn("the link to the standby is silent; its heartbeats come"),
-        Said::OnePath(Path::Beat) => warn("no heartbeats of the standby come; its link is there (is a firewall in the way of UDP?)"),
-        Said::Unprotected => report.note("unprotected: if this host is lost, it ends"),
-        Said::Cut => warn("nothing is heard of the standby: nobody answers here until it is known what has become of it"),
-        Said::AtRisk => warn("it goes on alone, since that was wanted: if the standby lives, two answer"),
-        Said::Demoted => warn("the standby has taken over: the tree stands still here"),
-        _ => {}
+    /// What people may ask for.
+    fn note(&self) {
+        let ms = |d: Duration| (d.as_secs_f64() * 1e6).round() / 1e3;
+        self.board.note(|status| {
+            status.generation = self.machine.generation();
+            status.interval_ms = Some(ms(self.machine.interval()));
+            status.jitter_ms = self.machine.jitter().map(ms);
+            status.unheeded = self.machine.stale() + self.beats.as_ref().map_or(0, |beats| beats.dropped().all());
+        });
     }
 }

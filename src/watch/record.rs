@@ -6,16 +6,20 @@
 
 use super::state::{Activation, Limits};
 use crate::error::{Context, Error, Kind, Result};
+use crate::migrate::address::Address;
 use crate::migrate::record::Member;
 use crate::sys::durable;
+use crate::sys::proc::{read, stat};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
+use nix::unistd::Gid;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
-use std::path::PathBuf;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Longest file that is read.
 const LONGEST: u64 = 64 << 10;
@@ -35,6 +39,9 @@ pub struct Record {
     /// At the primary: what another meio must know that goes on where one was killed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub back: Option<Back>,
+    /// What is to be known to clean up behind a meio that was killed.
+    #[serde(default, skip_serializing_if = "About::is_nothing")]
+    pub about: About,
 }
 
 /// What leads back to a watch.
@@ -53,13 +60,75 @@ pub struct Back {
     pub token: String,
 }
 
+/// What a watch has made or taken on a host.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct About {
+    /// Root of the tree, where it is here.
+    pub tree: Option<Member>,
+    /// Addresses that go with it.
+    pub addresses: Vec<Address>,
+    /// The other host.
+    pub other: String,
+    /// Nothing that it says gets out without the standby.
+    pub holds: bool,
+    /// Where images of it are kept.
+    pub spool: Option<PathBuf>,
+}
+
+impl About {
+    fn is_nothing(&self) -> bool {
+        *self == About::default()
+    }
+}
+
 /// All records of this user on this machine.
 #[derive(Debug, Clone)]
 pub struct Store(PathBuf);
 
 /// The only process that may be at work on a watch here; given back when dropped.
 #[derive(Debug)]
-pub struct Claim(#[expect(dead_code, reason = "it is unlocked when it is dropped")] Flock<File>);
+pub struct Claim {
+    lock: Flock<File>,
+    path: PathBuf,
+}
+
+impl Drop for Claim {
+    /// Where nothing is on record there is nothing to be claimed.
+    fn drop(&mut self) {
+        let inode = |meta: std::io::Result<fs::Metadata>| meta.map(|meta| meta.ino()).ok();
+        let own = inode(self.lock.metadata()) == inode(fs::metadata(&self.path));
+        if own && !self.path.with_extension("record").exists() {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// The only process that may watch a tree here; given back when dropped.
+#[derive(Debug)]
+pub struct TreeClaim {
+    path: PathBuf,
+    _lock: Flock<File>,
+}
+
+impl Drop for TreeClaim {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// The processes above and below one.
+fn relatives(pid: i32) -> Vec<i32> {
+    let above = |pid: i32| read::parsed(pid, "stat", stat::parse).ok().map(|s| s.ppid).filter(|ppid| *ppid > 0);
+    let mut all: Vec<i32> = std::iter::successors(above(pid), |pid| above(*pid)).collect();
+    let mut next = vec![pid];
+    while let Some(pid) = next.pop() {
+        let children = read::children(pid).unwrap_or_default();
+        all.extend(&children);
+        next.extend(children);
+    }
+    all
+}
 
 impl Activation {
     /// The highest generation that this speaks of.
@@ -92,6 +161,50 @@ impl Store {
         Ok(Store(folder))
     }
 
+    /// Those in which watches are that this user may see: his own, and root's. None is made.
+    pub fn visible() -> Vec<Store> {
+        let state = || std::env::var_os("XDG_STATE_HOME").map(PathBuf::from).filter(|p| p.is_absolute());
+        let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/state"));
+        let own = if nix::unistd::geteuid().is_root() { None } else { state().or_else(home) };
+        own.into_iter().chain([PathBuf::from("/var/lib")]).map(|above| Store(above.join("meio/watch"))).collect()
+    }
+
+    /// Where it is.
+    pub fn folder(&self) -> &Path {
+        &self.0
+    }
+
+    /// Lets the members of a group see which watches there are, and reach their control sockets. Records stay their owner's.
+    pub fn open_to(&self, group: Gid) -> Result<()> {
+        for (folder, mode) in self.0.parent().map(|above| (above, 0o710)).into_iter().chain([(self.0.as_path(), 0o750)]) {
+            let doing = || format!("opening {} to a group", folder.display());
+            let meta = fs::metadata(folder).context(doing)?;
+            // One that others see already is somebody else's business.
+            if meta.uid() == nix::unistd::geteuid().as_raw() && meta.mode() & 0o007 == 0 {
+                std::os::unix::fs::chown(folder, None, Some(group.as_raw())).context(doing)?;
+                fs::set_permissions(folder, fs::Permissions::from_mode(mode)).context(doing)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Names of all watches of which something is here.
+    ///
+    /// # Errors
+    /// Those of the kernel; that there is no such folder is none.
+    pub fn names(&self) -> Result<Vec<String>> {
+        let folder = match fs::read_dir(&self.0) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            folder => folder.context(|| self.0.display().to_string())?,
+        };
+        let name = |file: fs::DirEntry| {
+            let file = file.file_name().into_string().ok()?;
+            let (name, end) = file.rsplit_once('.')?;
+            (["record", "claim", "control"].contains(&end) && is_name(name)).then(|| name.to_owned())
+        };
+        Ok(folder.flatten().filter_map(name).collect::<BTreeSet<_>>().into_iter().collect())
+    }
+
     fn path(&self, name: &str, end: &str) -> Result<PathBuf> {
         if !is_name(name) {
             return Err(Error::new(Kind::Usage, format!("a watch cannot be called {name:?}"))
@@ -105,17 +218,85 @@ impl Store {
     /// # Errors
     /// When somebody does.
     pub fn claim(&self, name: &str) -> Result<Claim> {
+        // Who only looks whether somebody does is gone in no time.
+        const MOMENT: Duration = Duration::from_millis(200);
+        let until = Instant::now() + MOMENT;
+        loop {
+            match self.try_claim(name) {
+                Err(e) if e.errno == Some(Errno::EWOULDBLOCK as i32) && Instant::now() < until => {
+                    std::thread::sleep(MOMENT / 20);
+                }
+                claim => return claim,
+            }
+        }
+    }
+
+    fn try_claim(&self, name: &str) -> Result<Claim> {
         let path = self.path(name, "claim")?;
         let file = File::options().create(true).append(true).mode(0o600).open(&path).context(|| format!("opening {}", path.display()))?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             // Who ended may have taken the file away that was just opened: another one would be locked next.
             Ok(lock) if !fs::metadata(&path).is_ok_and(|there| lock.metadata().is_ok_and(|own| own.ino() == there.ino())) => {
-                self.claim(name)
+                self.try_claim(name)
             }
-            Ok(lock) => Ok(Claim(lock)),
-            Err((_, Errno::EWOULDBLOCK)) => Err(Error::other(format!("another meio is at work on the watch {name} here"))),
+            Ok(lock) => Ok(Claim { lock, path }),
+            Err((_, e @ Errno::EWOULDBLOCK)) => {
+                let taken = Error { errno: Some(e as i32), ..Error::other(format!("another meio is at work on the watch {name} here")) };
+                Err(taken.help(format!("meio status {name} says what it does; --name gives this one another name")))
+            }
             Err((_, e)) => Err(e).context(|| path.display().to_string()),
         }
+    }
+
+    fn tree(&self, pid: i32) -> PathBuf {
+        let space = read::namespace(std::process::id() as i32, "pid").map_or(0, |n| n.1);
+        self.0.join(format!(".{space}-{pid}.tree"))
+    }
+
+    /// Keeps others from watching the tree below `pid` as `name`, or one that it has processes in common with.
+    ///
+    /// # Errors
+    /// When somebody does.
+    pub fn claim_tree(&self, pid: i32, name: &str) -> Result<TreeClaim> {
+        let taken = |pid: i32| {
+            let other = durable::read(&self.tree(pid), LONGEST).ok().flatten().and_then(|text| String::from_utf8(text).ok());
+            let other = other.filter(|other| is_name(other)).unwrap_or_else(|| "?".to_owned());
+            Error::other(format!("process {pid} is watched already, as {other}")).help(format!("meio unwatch {other} ends that"))
+        };
+        let path = self.tree(pid);
+        let doing = || format!("opening {}", path.display());
+        let file = File::options().create(true).append(true).mode(0o600).open(&path).context(doing)?;
+        let lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Err((_, Errno::EWOULDBLOCK)) => return Err(taken(pid)),
+            lock => lock.map_err(|(_, e)| e).context(doing)?,
+        };
+        lock.set_len(0).and_then(|()| (&*lock).write_all(name.as_bytes())).context(doing)?;
+        let claim = TreeClaim { path, _lock: lock };
+        // Whoever comes at the same time has locked his own first, too: one of the two sees the other.
+        for relative in relatives(pid) {
+            let Ok(file) = File::open(self.tree(relative)) else { continue };
+            if Flock::lock(file, FlockArg::LockSharedNonblock).is_err() {
+                return Err(taken(relative));
+            }
+        }
+        Ok(claim)
+    }
+
+    /// Takes away what a meio has left that had claimed a tree and was killed.
+    pub fn forget_tree(&self, pid: i32) {
+        let path = self.tree(pid);
+        if File::open(&path).is_ok_and(|file| Flock::lock(file, FlockArg::LockExclusiveNonblock).is_ok()) {
+            let _ = fs::remove_file(path);
+        }
+    }
+
+    /// Whether somebody is at work on a watch.
+    pub fn is_claimed(&self, name: &str) -> Result<bool> {
+        let file = match File::open(self.path(name, "claim")?) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+            file => file.context(|| format!("looking at the watch {name}"))?,
+        };
+        Ok(Flock::lock(file, FlockArg::LockSharedNonblock).is_err())
     }
 
     /// What is on record; `None` if nothing is.
@@ -167,7 +348,7 @@ impl Store {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e).context(|| format!("forgetting the watch {name}")),
             _ => {}
         }
-        for end in ["claim", "log"] {
+        for end in ["claim", "log", "control"] {
             let _ = fs::remove_file(self.path(name, end)?);
         }
         Ok(())
@@ -186,7 +367,7 @@ mod tests {
 
     fn record(generation: u64, instance: u64) -> Record {
         let activation = Some(Activation::Primary { generation, instance });
-        Record { name: "web".into(), watch: 7, activation, instance, back: None }
+        Record { name: "web".into(), watch: 7, activation, instance, back: None, about: About::default() }
     }
 
     #[test]
@@ -233,6 +414,23 @@ mod tests {
         store.claim("other").expect("free");
         drop(claim);
         store.claim("web").expect("free again");
+    }
+
+    #[test]
+    fn one_watch_of_a_tree() {
+        let (_folder, store) = store();
+        let own = std::process::id() as i32;
+        let claim = store.claim_tree(own, "web").expect("free");
+        let parent = std::os::unix::process::parent_id() as i32;
+        for pid in [own, parent] {
+            let e = store.claim_tree(pid, "other").expect_err("it is watched");
+            assert!(e.message.ends_with("as web"), "{e}");
+        }
+        drop(claim);
+        drop(store.claim_tree(parent, "other").expect("free again"));
+        fs::write(store.tree(7), "left").expect("a file");
+        store.forget_tree(7);
+        assert_eq!(fs::read_dir(&store.0).expect("a folder").count(), 0);
     }
 
     #[test]

@@ -11,6 +11,9 @@ pub const WORD: u16 = 0x111;
 /// Kind of those that carry an [`Epoch`].
 pub const EPOCH: u16 = 0x112;
 
+/// Kind of those by which somebody at the standby has asked for the end of the watch.
+pub const OVER: u16 = 0x113;
+
 /// The words of the beginning, in their order.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -5,15 +5,16 @@ use super::beat::Key;
 use super::fit;
 use super::lease::Lease;
 use super::protect::Options;
-use super::record::{Claim, Record, Store};
+use super::record::{About, Claim, Record, Store, TreeClaim};
 use super::resume::{self, Resumed};
 use super::state::{Activation, Guarantee, Primary};
 use crate::error::Result;
+use crate::migrate::record::Member;
 use crate::progress::{Report, phase};
 use std::time::{Duration, Instant};
 
 /// Who is at work on it is not waited for, but children of one that was killed are.
-fn free(store: &Store, name: &str) -> Result<Claim> {
+pub fn free(store: &Store, name: &str) -> Result<Claim> {
     const LOOK: Duration = Duration::from_millis(20);
     const MOMENT: Duration = Duration::from_secs(2);
     let until = Instant::now() + MOMENT;
@@ -31,6 +32,8 @@ pub struct Start {
     pub store: Store,
     /// that nobody else is at work on it,
     pub claim: Claim,
+    /// or on its tree,
+    pub tree: TreeClaim,
     /// and who keeps its addresses.
     pub lease: Lease,
     /// What is asked of who stands by,
@@ -54,6 +57,7 @@ impl Start {
         let held = Some(options.name.as_str()).filter(|_| options.limits.guarantee == Guarantee::Hold);
         let lease = Lease::take(&options.addresses, begun, held, resumed.is_some())?;
         let claim = store.claim(&options.name)?;
+        let tree = store.claim_tree(options.dump.pid, &options.name)?;
         let plan = phase(report, phases, "check", |_| fit::plan(options, resumed.is_some()))?;
         let (watch, first) = match &resumed {
             Some(resumed) => {
@@ -67,7 +71,7 @@ impl Start {
             }
         };
         let ask = Ask { options: options.clone(), plan, watch };
-        Ok(Start { store, claim, lease, ask, first, resumed })
+        Ok(Start { store, claim, tree, lease, ask, first, resumed })
     }
 
     /// What the standby's machine calls itself, as far as that is known.
@@ -85,6 +89,13 @@ impl Start {
             activation: Some(Activation::Primary { generation, instance }),
             instance,
             back: self.resumed.as_ref().map(|resumed| resumed.back.clone()),
+            about: About {
+                tree: Member::of(options.dump.pid).ok(),
+                addresses: options.addresses.clone(),
+                other: self.resumed.as_ref().map_or_else(String::new, |resumed| resumed.back.host.clone()),
+                holds: options.limits.guarantee == Guarantee::Hold,
+                spool: None,
+            },
         };
         let machine = match self.resumed {
             Some(_) => Primary::resume(generation, instance, options.limits),

@@ -104,6 +104,16 @@ pub enum Guarantee {
     Hot,
 }
 
+impl Guarantee {
+    /// In a word.
+    pub fn name(self) -> &'static str {
+        match self {
+            Guarantee::Hold => "hold",
+            Guarantee::Hot => "hot",
+        }
+    }
+}
+
 /// What a primary does that hears nothing of its standby, and does not know that it cannot take over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum OnLoss {

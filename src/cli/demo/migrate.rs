@@ -1,8 +1,8 @@
 //! `meio demo migrate`: a service moves between two machines of namespaces, there and back, and its client never notices.
 
-mod client;
+pub mod client;
 mod door;
-mod hosts;
+pub mod hosts;
 
 use super::program::installed;
 use super::{Paint, Teller};
@@ -10,7 +10,7 @@ use crate::cli::{Console, figures};
 use crate::error::{Context, Error, Kind, Result};
 use crate::sys::{signal, spawn};
 use client::Client;
-use hosts::{Host, PORT, SERVICE, VIP};
+use hosts::{Host, PORT, SERVICE, Service, VIP};
 use serde_json::{Value, json};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -29,20 +29,20 @@ pub enum Role {
 }
 
 /// How long anything may take that should happen at once.
-const LIMIT: Duration = Duration::from_secs(25);
+pub const LIMIT: Duration = Duration::from_secs(25);
 /// How long one move may take.
-const MOVE: Duration = Duration::from_secs(100);
+pub const MOVE: Duration = Duration::from_secs(100);
 /// Answers that the client waits for between two moves.
 const ANSWERS: u64 = 500;
 
 /// The machines, and the programs that make them.
 const TOOLS: [(&str, &str); 4] = [("unshare", "util-linux"), ("nsenter", "util-linux"), ("ip", "iproute2"), ("python3", "python3")];
 
-/// Does what a role asks for.
-pub fn play(role: Role, with: &[OsString], console: &Console) -> Result<ExitCode> {
+/// Does what a role asks for; `show` on the stage.
+pub fn play(role: Role, with: &[OsString], console: &Console, show: Show) -> Result<ExitCode> {
     let word = |n: usize| with.get(n).cloned().ok_or_else(|| Error::new(Kind::Usage, "meio demo plays this role for itself only"));
     match role {
-        Role::Stage => stage(Path::new(&word(0)?), console),
+        Role::Stage => show(Path::new(&word(0)?), console),
         Role::Door => door::open(Path::new(&word(0)?), &word(1)?.to_string_lossy()),
         Role::Ring => door::ring(Path::new(&word(0)?), &word(2)?.to_string_lossy()),
     }
@@ -63,11 +63,15 @@ impl Drop for Stage {
     }
 }
 
+/// What happens on the stage: with a folder for its files.
+pub type Show = fn(&Path, &Console) -> Result<ExitCode>;
+
 /// Starts the demonstration in namespaces of its own, so that nothing here is touched, and nothing can be left.
-pub fn run() -> Result<ExitCode> {
+pub fn run(watch: bool) -> Result<ExitCode> {
     if !nix::unistd::geteuid().is_root() {
         let why = "two machines are made of namespaces for this, and only root can make them";
-        return Err(Error::new(Kind::Permission, why).help("sudo meio demo migrate; meio demo alone needs less"));
+        let what = if watch { "watch" } else { "migrate" };
+        return Err(Error::new(Kind::Permission, why).help(format!("sudo meio demo {what}; meio demo alone needs less")));
     }
     if let Some((tool, package)) = TOOLS.into_iter().find(|(tool, _)| !installed(tool)) {
         return Err(Error::other(format!("{tool} is not installed, and the demonstration needs it")).help(format!("install {package}")));
@@ -91,12 +95,12 @@ pub fn run() -> Result<ExitCode> {
 }
 
 /// This very program.
-fn own() -> Result<PathBuf> {
+pub fn own() -> Result<PathBuf> {
     std::env::current_exe().context(|| "finding meio itself")
 }
 
 /// Waits until `done` says so.
-fn until(what: &str, limit: Duration, mut done: impl FnMut() -> Result<bool>) -> Result<()> {
+pub fn until(what: &str, limit: Duration, mut done: impl FnMut() -> Result<bool>) -> Result<()> {
     let begin = Instant::now();
     while !done()? {
         signal::check_interrupted()?;
@@ -118,7 +122,7 @@ struct Moved {
     answers: u64,
 }
 
-fn stage(folder: &Path, console: &Console) -> Result<ExitCode> {
+pub fn stage(folder: &Path, console: &Console) -> Result<ExitCode> {
     signal::catch();
     let begin = Instant::now();
     let teller = Teller { console, begin };
@@ -130,9 +134,9 @@ fn stage(folder: &Path, console: &Console) -> Result<ExitCode> {
         "one (10.99.0.1) and two (10.99.0.2): namespaces with processes, network and mounts of their own",
     );
     machines[0].plain("ip", &["address", "add", VIP.split('@').next().unwrap_or(VIP), "dev", "eth0"])?;
-    let pid = machines[0].serve(folder)?;
+    let pid = machines[0].serve(folder, Service::Counter)?;
     teller.say("running", Paint::Good, &format!("python3 counts at {SERVICE}:{PORT}, on one; its pid is {pid}"));
-    let client = Client::start()?;
+    let client = Client::start(Service::Counter.question(), LIMIT)?;
     until("the first answers", LIMIT, || client.answers().map(|n| n >= ANSWERS))?;
     let wait = figures::time(client.longest());
     let text = format!("a client, on neither, has one connection with it and {} answers; the longest took {wait}", client.answers()?);

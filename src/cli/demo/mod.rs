@@ -4,6 +4,7 @@ mod migrate;
 mod pi;
 mod picture;
 mod program;
+mod watch;
 
 use super::console::{Console, Paint};
 use super::{drawing::Drawing, figures};
@@ -25,7 +26,7 @@ const GONE: Duration = Duration::from_secs(2);
 /// How long either half of the computation may take.
 const LIMIT: Duration = Duration::from_secs(25);
 
-/// See it work: a program is saved, killed and brought back, or moved between machines
+/// See it work: a program is saved, killed and brought back, moved between machines, or outlives its machine
 ///
 /// Starts a program that computes digits of pi and writes them to a file, saves it in the middle, kills it, brings it
 /// back, and compares what it has written in the end with pi computed afresh. It takes about ten seconds; nothing is
@@ -35,9 +36,14 @@ const LIMIT: Duration = Duration::from_secs(25);
 /// python3), and moves a service from one to the other and back, with meio migrate, while a client asks it over one connection.
 /// In place of SSH something simpler leads from one to the other. Nothing of this machine is touched, and nothing is left.
 ///
+/// meio demo watch makes the same two machines, has the second one stand by for a service on the first (redis, if it is installed),
+/// with meio watch, and kills the first while a client counts over one connection: its own log shows a stall, and no count that is
+/// lost.
+///
 /// With --json the last line has "program", "pid", "digits", "digits_saved", "correct", "running_ms", "pause_ms",
 /// "gone_ms", "restore_ms", "running_again_ms", "memory_bytes" and "image_bytes"; that of meio demo migrate "program", "pid",
-/// "answers", "correct" and "moves", each with "from", "to", "downtime_ms", "bytes", "total_ms" and "longest_wait_ms".
+/// "answers", "correct" and "moves", each with "from", "to", "downtime_ms", "bytes", "total_ms" and "longest_wait_ms"; that of
+/// meio demo watch "program", "pid", "answers", "correct", "stall_ms" and "log", a list of {answer, ms, after}.
 #[derive(clap::Args)]
 pub struct Demo {
     /// What to see
@@ -56,6 +62,8 @@ enum What {
     Restore,
     /// A service is moved between two machines, and its client notices nothing
     Migrate,
+    /// A machine is killed, another one goes on with its service, and the client keeps its connection
+    Watch,
 }
 
 /// What was seen and measured.
@@ -75,8 +83,9 @@ impl Demo {
     /// Shows it and tells how it went.
     pub fn run(&self, console: &Console) -> Result<ExitCode> {
         match (self.what, self.role) {
-            (What::Migrate, Some(role)) => return migrate::play(role, &self.with, console),
-            (What::Migrate, None) => return migrate::run(),
+            (What::Migrate, Some(role)) => return migrate::play(role, &self.with, console, migrate::stage),
+            (What::Watch, Some(role)) => return migrate::play(role, &self.with, console, watch::stage),
+            (What::Migrate | What::Watch, None) => return migrate::run(self.what == What::Watch),
             (What::Restore, _) => {}
         }
         signal::catch();

@@ -16,11 +16,12 @@ pub const VIP: &str = "10.99.0.100/24@eth0";
 pub const PORT: u16 = 7000;
 
 /// A folder for its records of its own; orphans are waited for by a shell that waits for somebody.
-const INIT: &str = "mount -t tmpfs -o mode=755 run /run && ip link set lo up && : > \"$0\" || exit 9
+const INIT: &str =
+    "mount -t tmpfs -o mode=755 run /run && mount -t tmpfs -o mode=755 lib /var/lib && ip link set lo up && : > \"$0\" || exit 9
 while :; do sleep 1; done";
 /// Its pid is to be nobody's on the other machine.
 const SERVE: &str = "echo 4000 > /proc/sys/kernel/ns_last_pid
-setsid sh -c 'cd / && echo $$ > \"$0.new\" && mv \"$0.new\" \"$0\" && exec python3 -I -S -c \"$@\"' \"$0\" \"$@\" < /dev/null > \"$0.log\" 2>&1 &";
+setsid sh -c 'cd / && echo $$ > \"$0.new\" && mv \"$0.new\" \"$0\" && exec \"$@\"' \"$0\" \"$@\" < /dev/null > \"$0.log\" 2>&1 &";
 
 /// One of them. It ends with the namespace that it was made in.
 pub struct Host {
@@ -31,7 +32,44 @@ pub struct Host {
     init: i32,
     /// Who calls here.
     door: PathBuf,
-    _processes: [Child; 2],
+    processes: [Child; 2],
+}
+
+/// What is served. Both count, and answer with the number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Service {
+    /// A few lines.
+    Counter,
+    /// The real one.
+    Redis,
+}
+
+impl Service {
+    /// Its program.
+    pub fn program(self) -> &'static str {
+        match self {
+            Service::Counter => "python3",
+            Service::Redis => "redis-server",
+        }
+    }
+
+    /// What it is asked.
+    pub fn question(self) -> &'static [u8] {
+        match self {
+            Service::Counter => b"?",
+            Service::Redis => b"INCR answers\r\n",
+        }
+    }
+
+    fn arguments(self, port: &str) -> Vec<&str> {
+        match self {
+            Service::Counter => vec!["-I", "-S", "-c", include_str!("counter.py"), SERVICE, port],
+            // It reads no file and writes none.
+            Service::Redis => {
+                vec!["--bind", SERVICE, "--port", port, "--save", "", "--appendonly", "no", "--protected-mode", "no", "--logfile", ""]
+            }
+        }
+    }
 }
 
 /// Runs a command to its end, which must be a good one; what it prints.
@@ -77,7 +115,7 @@ impl Host {
         let door = folder.join(format!("door{n}"));
         let mut open = inside(init, own()?);
         open.args(["demo", "migrate", "--role", "door"]).arg(&door).arg(&address).stdin(Stdio::null());
-        let host = Host { name, address, init, door, _processes: [first, open.spawn().context(|| "starting nsenter")?] };
+        let host = Host { name, address, init, door, processes: [first, open.spawn().context(|| "starting nsenter")?] };
         host.plain("ip", &["address", "add", &format!("{}/24", host.address), "dev", "eth0"])?;
         host.plain("ip", &["link", "set", "eth0", "up"])?;
         host.plain("sh", &["-c", &format!("echo {name} > /proc/sys/kernel/hostname")])?;
@@ -91,10 +129,11 @@ impl Host {
     }
 
     /// Starts the service: its pid here.
-    pub fn serve(&self, folder: &Path) -> Result<i32> {
+    pub fn serve(&self, folder: &Path, service: Service) -> Result<i32> {
         let file = folder.join("service");
         let place = file.display().to_string();
-        self.plain("sh", &["-c", SERVE, &place, include_str!("counter.py"), SERVICE, &PORT.to_string()])?;
+        let port = PORT.to_string();
+        self.plain("sh", &[&["-c", SERVE, &place, service.program()], service.arguments(&port).as_slice()].concat())?;
         let log = || fs::read_to_string(folder.join("service.log")).unwrap_or_default();
         until("the service", LIMIT, || {
             Ok(file.exists() && std::net::TcpStream::connect_timeout(&([10, 99, 0, 100], PORT).into(), LIMIT).is_ok())
@@ -109,17 +148,39 @@ impl Host {
         self.plain("test", &["-e", &format!("/proc/{pid}")]).is_ok()
     }
 
-    /// `meio migrate`, from here: what it says in the end.
-    pub fn migrate(&self, folder: &Path, pid: i32, to: &Host) -> Result<Value> {
+    /// A meio that calls another machine.
+    fn calling(&self, folder: &Path, to: &Host, words: &[&str]) -> Result<Command> {
         let meio = own()?;
         let quoted = |path: &Path| format!("'{}'", path.display().to_string().replace('\'', "''"));
         let ssh = format!("{} demo migrate --role ring {}", quoted(&meio), quoted(&to.door));
-        let [said, errors] = ["said", "errors"].map(|name| folder.join(name));
         let mut command = inside(self.init, meio.clone());
-        command.args(["migrate", &pid.to_string(), &to.address, "--json", "--vip", VIP, "--ssh", &ssh, "--spool"]).arg(folder);
+        command.args(words).args(["--vip", VIP, "--ssh", &ssh, "--spool"]).arg(folder);
         // A word of a shell, as ssh has it.
-        command.arg("--remote-path").arg(quoted(&meio).replace("''", "'\\''"));
-        let mut child = command.stdin(Stdio::null()).stdout(File::create(&said)?).stderr(File::create(&errors)?).spawn()?;
+        command.arg("--remote-path").arg(quoted(&meio).replace("''", "'\\''")).stdin(Stdio::null());
+        Ok(command)
+    }
+
+    /// `meio watch`, from here, until it is killed; what it says goes to the file `said` in the folder.
+    pub fn watch(&self, folder: &Path, pid: i32, to: &Host) -> Result<Child> {
+        let words = ["watch", "--name", "demo", "--timeout", "1s", "--standby", &to.address, &pid.to_string()];
+        let said = File::create(folder.join("said"))?;
+        let mut command = self.calling(folder, to, &words)?;
+        command.stdout(said.try_clone()?).stderr(said).spawn().context(|| "starting nsenter")
+    }
+
+    /// Pulls its cable, and ends everything on it at once, as a machine does that loses its power.
+    pub fn fail(&mut self) -> Result<()> {
+        plainly(Command::new("ip").args(["link", "set", &format!("host{}", self.address.rsplit('.').next().unwrap_or_default()), "down"]))?;
+        let _ = self.processes[0].kill();
+        let _ = self.processes[0].wait();
+        Ok(())
+    }
+
+    /// `meio migrate`, from here: what it says in the end.
+    pub fn migrate(&self, folder: &Path, pid: i32, to: &Host) -> Result<Value> {
+        let [said, errors] = ["said", "errors"].map(|name| folder.join(name));
+        let mut command = self.calling(folder, to, &["migrate", &pid.to_string(), &to.address, "--json"])?;
+        let mut child = command.stdout(File::create(&said)?).stderr(File::create(&errors)?).spawn()?;
         let mut code = None;
         until("the move", MOVE, || {
             code = child.try_wait()?.map(|status| status.code());

@@ -1,0 +1,382 @@
+//! `meio status`, `meio checkpoint`, `meio unwatch`: watches, seen and commanded from the outside.
+
+use super::drawing::Drawing;
+use super::figures;
+use super::table::{Side, Table, printable};
+use super::{Console, console::Paint};
+use crate::error::{Error, Kind, Result};
+use crate::sys::signal;
+use crate::watch::clean::{self, Left};
+use crate::watch::control::{self, Ask};
+use crate::watch::record::{Store, is_name};
+use crate::watch::status::{Role, State, Status as Stand};
+use serde_json::{Value, json};
+use std::io::IsTerminal;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+/// Show how the watches of this host stand
+///
+/// Each watch of which this host is the primary or a standby, each series of images, and what a meio has left behind that was killed:
+/// who answers and since which generation, the last epoch that is whole and how old it is, how long packets wait, and what would be
+/// lost if the host died on which the tree runs. Those of other users are seen by root, and by the group that may command them.
+///
+/// With --json the line has "watches", a list of {name, role ("primary", "standby", "series"), state ("starting", "unprotected",
+/// "protected", "cut", "at-risk", "stopped", "ready", "taking-over", "running", "failed", "saved", "left-behind", "silent"), pid,
+/// other (the other host), at, guarantee, generation, epoch ({series, number}), age_ms, lag_ms, interval_ms, pause_ms,
+/// longest_pause_ms, held ({now, packets, median_ms, p99_ms, longest_ms, lost}), jitter_ms, bytes, epochs, unheeded, silent, loses}.
+#[derive(clap::Args)]
+#[command(after_long_help = "Examples:\n  meio status\n  meio status web --watch\n  meio status --json | jq '.watches[].state'")]
+pub struct Status {
+    /// One watch, with all that is known of it
+    #[arg(value_name = "NAME", value_parser = name)]
+    name: Option<String>,
+    /// Show it again each second, until ^C
+    #[arg(long)]
+    watch: bool,
+}
+
+/// Have an epoch begin now, and wait until the standby has it as a whole
+///
+/// What the tree did before this was called survives the loss of its host when it has ended. Of a series it is the next image.
+///
+/// With --json the line has "name" and "epoch", {series, number}.
+#[derive(clap::Args)]
+#[command(after_long_help = "Examples:\n  meio checkpoint web")]
+pub struct Checkpoint {
+    /// Name of the watch
+    #[arg(value_name = "NAME", value_parser = name)]
+    name: String,
+}
+
+/// End a watch
+///
+/// The tree goes on here, and nobody stands by. Nothing is left on either host: rules, queues, records, images of it at the standby;
+/// its address is as it was before. Asked for at the standby, it is the primary that ends it.
+///
+/// What a meio has left behind that was killed is cleaned up likewise. If somebody else on the network has the service address by
+/// then, that one has taken over: the tree stands still here.
+///
+/// With --json the line has "name", "tree" ("running", "stopped", or "gone" when it is not here), and "warnings".
+#[derive(clap::Args)]
+#[command(after_long_help = "Examples:\n  meio unwatch web")]
+pub struct Unwatch {
+    /// Name of the watch
+    #[arg(value_name = "NAME", value_parser = name)]
+    name: String,
+}
+
+fn name(text: &str) -> std::result::Result<String, String> {
+    if is_name(text) { Ok(text.to_owned()) } else { Err("letters, digits, and . _ - within it; 64 at most".into()) }
+}
+
+fn not_watched(name: &str) -> Error {
+    Error::new(Kind::NotFound, format!("nothing is watched under the name {name}")).help("meio status shows what is")
+}
+
+/// Asks the one watch of that name that somebody serves.
+fn ask(name: &str, what: Ask, patience: Duration) -> Result<Option<Value>> {
+    for store in Store::visible() {
+        if let Some(answer) = control::ask(&store, name, what, patience)? {
+            return Ok(Some(answer));
+        }
+    }
+    Ok(None)
+}
+
+impl Status {
+    /// Shows it.
+    pub fn run(&self, console: &Console) -> Result<ExitCode> {
+        const EACH: Duration = Duration::from_secs(1);
+        signal::catch();
+        let in_place = self.watch && !console.json && std::io::stdout().is_terminal();
+        loop {
+            let due = Instant::now() + EACH;
+            let found = clean::all(self.name.as_deref())?;
+            if let Some(name) = self.name.as_deref().filter(|_| found.is_empty()) {
+                return Err(not_watched(name));
+            }
+            if console.json {
+                console.json("result", json!({ "command": "status", "watches": found }));
+            } else {
+                let lines =
+                    if self.name.is_some() { found.iter().flat_map(|one| whole(console, one)).collect() } else { table(console, &found) };
+                // The cursor goes home, and what is behind the text goes.
+                let text = lines.join(if in_place { "\x1b[K\n" } else { "\n" });
+                console.result(&if in_place { format!("\x1b[H{text}\x1b[K\x1b[J") } else { text });
+            }
+            if !self.watch {
+                return Ok(ExitCode::SUCCESS);
+            }
+            while let Some(left) = due.checked_duration_since(Instant::now()) {
+                if signal::is_pending() {
+                    return Ok(ExitCode::SUCCESS);
+                }
+                std::thread::sleep(left.min(Duration::from_millis(20)));
+            }
+            if !in_place && !console.json {
+                console.result("");
+            }
+        }
+    }
+}
+
+/// Columns of a terminal.
+const WIDTH: usize = 80;
+
+/// A text in lines of at most so many columns.
+fn wrapped(text: &str, width: usize) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for word in text.split(' ') {
+        let line = lines.last_mut().filter(|line| line.is_empty() || line.chars().count() + 1 + word.chars().count() <= width);
+        match line {
+            Some(line) if line.is_empty() => line.push_str(word),
+            Some(line) => line.extend([" ", word]),
+            None => lines.push(word.to_owned()),
+        }
+    }
+    lines
+}
+
+fn shortened(text: &str, width: usize) -> String {
+    let text = printable(text);
+    if text.chars().count() <= width { text } else { format!("{}…", text.chars().take(width - 1).collect::<String>()) }
+}
+
+fn role(role: Role) -> &'static str {
+    match role {
+        Role::Primary => "primary",
+        Role::Standby => "standby",
+        Role::Series => "series",
+    }
+}
+
+fn state(state: State) -> (&'static str, Paint) {
+    match state {
+        State::Starting => ("starting", Paint::Warn),
+        State::Unprotected => ("unprotected", Paint::Bad),
+        State::Protected => ("protected", Paint::Good),
+        State::Cut => ("cut", Paint::Bad),
+        State::AtRisk => ("at risk", Paint::Bad),
+        State::Stopped => ("stopped", Paint::Warn),
+        State::Ready => ("ready", Paint::Good),
+        State::TakingOver => ("taking over", Paint::Warn),
+        State::Running => ("running", Paint::Warn),
+        State::Failed => ("failed", Paint::Bad),
+        State::Saved => ("saved", Paint::Good),
+        State::LeftBehind => ("left behind", Paint::Warn),
+        State::Silent => ("silent", Paint::Bad),
+    }
+}
+
+fn time(ms: Option<f64>) -> String {
+    ms.map_or_else(|| "-".to_owned(), |ms| figures::time(Duration::from_secs_f64(ms.max(0.0) / 1e3)))
+}
+
+/// All of them, a line each, and what would be lost.
+fn table(console: &Console, found: &[Stand]) -> Vec<String> {
+    if found.is_empty() {
+        return vec!["nothing is watched on this host".to_owned()];
+    }
+    let mut table = Table::new([
+        ("NAME", Side::Left),
+        ("ROLE", Side::Left),
+        ("STATE", Side::Left),
+        ("OTHER", Side::Left),
+        ("GEN", Side::Right),
+        ("EPOCH", Side::Right),
+        ("AGE", Side::Right),
+        ("HELD", Side::Right),
+    ]);
+    for one in found {
+        table.row([
+            shortened(&one.name, 14),
+            role(one.role).to_owned(),
+            state(one.state).0.to_owned(),
+            shortened(one.other.as_deref().unwrap_or("-"), 11),
+            one.generation.to_string(),
+            one.epoch.map_or_else(|| "-".to_owned(), |epoch| epoch.number.to_string()),
+            time(one.age_ms),
+            one.held.as_ref().map_or_else(|| "-".to_owned(), |held| held.now.to_string()),
+        ]);
+    }
+    let mut lines = table.lines(|head| console.out(head, Paint::Strong));
+    lines.push(String::new());
+    for one in found {
+        lines.extend(advice(one, &format!("{}: ", shortened(&one.name, 16))));
+    }
+    lines
+}
+
+/// What would be lost, or what is to be done.
+fn advice(one: &Stand, front: &str) -> Vec<String> {
+    let text = match one.state {
+        State::LeftBehind => format!("{front}left behind; `meio unwatch {}` cleans up", one.name),
+        State::Silent => format!("{front}{}", one.loses),
+        _ => format!("{front}if the host of the tree died now, it would lose {}", one.loses),
+    };
+    wrapped(&text, WIDTH)
+}
+
+/// One of them, with all that is known.
+fn whole(console: &Console, one: &Stand) -> Vec<String> {
+    let (word, paint) = state(one.state);
+    let name = console.out(&shortened(&one.name, 48), Paint::Strong);
+    let mut lines = vec![format!("{name}  {}: {}", role(one.role), console.out(word, paint))];
+    let mut line = |name: &str, text: String| {
+        let rest = wrapped(&text, WIDTH - 15);
+        lines.extend(rest.into_iter().enumerate().map(|(n, text)| format!("  {:<11}  {text}", if n == 0 { name } else { "" })));
+    };
+    let at = if one.at.is_empty() { String::new() } else { format!(", at {}", printable(&one.at.join(", "))) };
+    match one.pid {
+        Some(pid) => line("tree", format!("process {pid}{at}")),
+        None if at.is_empty() => {}
+        None => line("tree", format!("not here{at}")),
+    }
+    if let Some(other) = &one.other {
+        line("other host", shortened(other, 64));
+    }
+    let promise = one.guarantee.as_deref().map_or_else(String::new, |word| format!(", guarantee {word}"));
+    if one.role != Role::Series {
+        line("generation", format!("{}{promise}", one.generation));
+    }
+    if let Some(epoch) = one.epoch {
+        let lag = one.lag_ms.map_or_else(String::new, |_| format!("; whole {} after it was copied", time(one.lag_ms)));
+        let series = if one.role == Role::Series { String::new() } else { format!(" of series {}", epoch.series) };
+        line("last epoch", format!("{}{series}, {} old{lag}", epoch.number, time(one.age_ms)));
+    }
+    if one.interval_ms.is_some() {
+        line("interval", time(one.interval_ms));
+    }
+    if one.pause_ms.is_some() {
+        line("pause", format!("{}; the longest {}", time(one.pause_ms), time(one.longest_pause_ms)));
+    }
+    if let Some(held) = &one.held {
+        let waited = format!(
+            "{} waited for {} (median), {} (99 of 100), {} at most",
+            figures::count(held.packets, "packet", "packets"),
+            time(Some(held.median_ms)),
+            time(Some(held.p99_ms)),
+            time(Some(held.longest_ms))
+        );
+        line("held", format!("{} now; {waited}; lost for want of room: {}", held.now, held.lost));
+    }
+    if one.jitter_ms.is_some() {
+        line("heartbeats", format!("up to {} off; {} frames were not heeded", time(one.jitter_ms), one.unheeded));
+    }
+    if let Some(path) = &one.silent {
+        line("silent", format!("nothing comes by the {}", printable(path)));
+    }
+    if one.epochs > 0 {
+        let sent = if one.bytes > 0 { format!(", {}", figures::bytes(one.bytes)) } else { String::new() };
+        line("in all", format!("{}{sent}", figures::count(one.epochs, "epoch", "epochs")));
+    }
+    lines.extend(advice(one, ""));
+    lines
+}
+
+impl Checkpoint {
+    /// Waits for it.
+    pub fn run(&self, console: &Console) -> Result<ExitCode> {
+        const PATIENCE: Duration = Duration::from_secs(600);
+        signal::catch();
+        let answer = ask(&self.name, Ask::Checkpoint, PATIENCE)?;
+        let Some(answer) = answer else {
+            return Err(match clean::all(Some(&self.name))?.is_empty() {
+                true => not_watched(&self.name),
+                false => Error::new(Kind::NotFound, format!("nobody watches {} any more", self.name)).help("meio status says what is left"),
+            });
+        };
+        let epoch = &answer["epoch"];
+        if console.json {
+            console.json("result", json!({ "command": "checkpoint", "name": self.name, "epoch": epoch }));
+        } else {
+            console.result(&format!("epoch {} of {} is whole", epoch["number"], self.name));
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Unwatch {
+    /// Ends it, or cleans up.
+    pub fn run(&self, console: &Console) -> Result<ExitCode> {
+        const PATIENCE: Duration = Duration::from_secs(120);
+        signal::catch();
+        let before = clean::all(Some(&self.name))?;
+        let mut drawing = Drawing::new(*console);
+        let mut warnings = Vec::new();
+        let left = match ask(&self.name, Ask::Unwatch, PATIENCE)? {
+            Some(answer) => {
+                let told = answer["ended"]["warnings"].as_array().cloned().unwrap_or_default();
+                warnings.extend(told.iter().filter_map(|text| text.as_str().map(str::to_owned)));
+                let here = before.first().and_then(|one| one.pid);
+                let stopped = before.first().is_some_and(|one| one.state == State::Stopped);
+                match here {
+                    Some(_) if stopped => Left::Stands,
+                    Some(_) => Left::Runs,
+                    None => Left::Gone,
+                }
+            }
+            None => clean::clean(&self.name, &mut warnings, &mut drawing)?,
+        };
+        drawing.finish(&warnings);
+        let (word, text) = match left {
+            Left::Runs => ("running", "the tree goes on here, and nobody stands by"),
+            Left::Stands => ("stopped", "another host answers, and the tree stands still here"),
+            Left::Gone => ("gone", "nothing of it is left here"),
+        };
+        if console.json {
+            console.json("result", json!({ "command": "unwatch", "name": self.name, "tree": word, "warnings": warnings }));
+        } else {
+            console.result(&format!("the watch {} is over: {text}", self.name));
+        }
+        Ok(super::done(&warnings))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::watch::state::Mark;
+
+    /// Names and numbers of usual length.
+    #[test]
+    fn it_fits_a_terminal() {
+        let color = super::super::Face { verbose: false, quiet: false, json: false, color: super::super::Color::Never };
+        let console = Console::new(&color, false);
+        let one = Stand {
+            name: "a-name-that-is-much-too-long".into(),
+            role: Role::Primary,
+            state: State::Unprotected,
+            other: Some("host.with-a.long.name.example".into()),
+            at: vec!["2001:db8:1234:5678:9abc:def0:1234:5678/64@enp0s31f6".into(), "10.0.0.10/24@enp0s31f6".into()],
+            pid: Some(4_000_000),
+            generation: 123,
+            epoch: Some(Mark { series: 4, number: 123_456_789 }),
+            age_ms: Some(59_000.0),
+            lag_ms: Some(59_000.0),
+            interval_ms: Some(1000.0),
+            pause_ms: Some(12.5),
+            longest_pause_ms: Some(12.5),
+            held: Some(crate::watch::status::Held { now: 65536, packets: 123_456_789, ..Default::default() }),
+            jitter_ms: Some(12.5),
+            silent: Some("heartbeats".into()),
+            epochs: 123_456_789,
+            bytes: 1 << 50,
+            loses: "what happened of the last 59.0 s, though clients were told; connections are broken off".into(),
+            ..Stand::default()
+        };
+        let left = Stand { state: State::LeftBehind, ..one.clone() };
+        let lines = [table(&console, &[one.clone(), left.clone()]), whole(&console, &one), whole(&console, &left)].concat();
+        let long: Vec<&String> = lines.iter().filter(|line| line.chars().count() > WIDTH).collect();
+        assert!(long.is_empty(), "{long:#?}");
+        assert!(lines.iter().any(|line| line.contains("meio unwatch a-name")));
+        assert_eq!(table(&console, &[]), ["nothing is watched on this host"]);
+    }
+
+    #[test]
+    fn words_are_not_broken() {
+        assert_eq!(wrapped("one two three", 7), ["one two", "three"]);
+        assert_eq!(wrapped("much-too-long a", 4), ["much-too-long", "a"]);
+    }
+}

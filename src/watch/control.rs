@@ -1,0 +1,466 @@
+//! The control socket of a watch on one of its hosts: a unix socket beside its record, over which people ask and command.
+//!
+//! A line is a request, `{"v":1,"do":"status"}`, and a line answers it: `{"v":1,"status":{…}}`, `{"v":1,"epoch":{…}}` when the
+//! epoch is whole that `checkpoint` has asked for, `{"v":1,"ended":{"warnings":[…]}}` when all is undone that `unwatch` undoes, or
+//! `{"v":1,"error":{"code":11,"message":"…","help":"…"}}`.
+//!
+//! It is for root, for the user whose watch it is, and for a named group. One thread serves all who ask: there are few, and what
+//! they can make it keep is bounded.
+
+use super::protect::Options;
+use super::record::Store;
+use super::state::Mark;
+use super::status::{Board, Role, Status, Wish};
+use crate::error::{Context, Error, Kind, Result};
+use crate::sys::socket;
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use nix::sys::stat::Mode;
+use nix::unistd::{Gid, Group, geteuid};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use std::fs::{self, Permissions};
+use std::io::{ErrorKind, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// Version of what is said.
+const VERSION: u32 = 1;
+/// Longest request and answer.
+const LONGEST: usize = 16 << 10;
+/// Who may ask at the same time; more wait until one has gone.
+const CALLERS: usize = 16;
+/// How long one may take to ask.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// The group whose members may ask, where there is one of this name.
+const GROUP: &str = "meio";
+/// How often it is looked whether somebody has what he waits for.
+const STEP: u8 = 10;
+
+/// What can be asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Ask {
+    /// How things stand.
+    Status,
+    /// An epoch, now.
+    Checkpoint,
+    /// The end of the watch.
+    Unwatch,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Request {
+    v: u32,
+    #[serde(rename = "do")]
+    what: Ask,
+}
+
+/// Somebody who has connected.
+struct Caller {
+    stream: UnixStream,
+    said: Vec<u8>,
+    since: Instant,
+    waits: Option<Waits>,
+}
+
+/// What somebody waits for.
+#[derive(Clone, Copy)]
+enum Waits {
+    /// An epoch that is later than this one.
+    Epoch(Option<Mark>),
+    /// The end, which is asked for again then.
+    End(Instant),
+}
+
+/// The socket, and who serves it. Dropped, it is gone, and who waited has heard how the watch has ended.
+pub struct Control {
+    board: Arc<Board>,
+    path: PathBuf,
+    inode: u64,
+    /// Closed, it ends the thread.
+    stop: Option<OwnedFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Whose members may ask: of the group that was named, or of the usual one if there is one.
+fn group(named: Option<&str>) -> Result<Option<Gid>> {
+    let find = |name: &str| Group::from_name(name).context(|| format!("looking for the group {name}")).map(|group| group.map(|g| g.gid));
+    match named {
+        None if !geteuid().is_root() => Ok(None),
+        None => find(GROUP),
+        Some(name) => match find(name)? {
+            None => Err(Error::new(Kind::Usage, format!("there is no group {name}")).help("see: getent group")),
+            found => Ok(found),
+        },
+    }
+}
+
+/// A way to a socket in a folder that is short enough for any folder. The descriptor must live as long as the path is used.
+fn short(folder: &Path, name: &str) -> Result<(OwnedFd, PathBuf)> {
+    let folder = open(folder, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()).context(|| folder.display())?;
+    let path = PathBuf::from(format!("/proc/self/fd/{}/{name}.control", folder.as_raw_fd()));
+    Ok((folder, path))
+}
+
+impl Control {
+    /// Serves the watch `name`, whose claim the caller has.
+    ///
+    /// # Errors
+    /// When there is no such group, or no socket to be had.
+    pub fn open(store: &Store, name: &str, board: Arc<Board>, named: Option<&str>) -> Result<Control> {
+        let group = group(named)?;
+        let doing = || format!("making the control socket of {name}");
+        let (_folder, path) = short(store.folder(), name)?;
+        // What is there is of a meio that has ended: the claim is ours.
+        let _ = fs::remove_file(&path);
+        let listener = UnixListener::bind(&path).context(doing)?;
+        fs::set_permissions(&path, Permissions::from_mode(0o600)).context(doing)?;
+        if let Some(group) = group {
+            store.open_to(group)?;
+            std::os::unix::fs::chown(&path, None, Some(group.as_raw())).context(doing)?;
+            fs::set_permissions(&path, Permissions::from_mode(0o660)).context(doing)?;
+        }
+        listener.set_nonblocking(true).context(doing)?;
+        let path = store.folder().join(format!("{name}.control"));
+        let inode = fs::symlink_metadata(&path).context(doing)?.ino();
+        let (stopped, stop) = nix::unistd::pipe2(OFlag::O_CLOEXEC).context(doing)?;
+        let theirs = board.clone();
+        let serve = move || Server { listener, stopped, board: theirs, group, callers: Vec::new() }.serve();
+        let thread = std::thread::Builder::new().name("control".into()).spawn(serve).context(doing)?;
+        Ok(Control { board, path, inode, stop: Some(stop), thread: Some(thread) })
+    }
+
+    /// The same at the primary, with what is known of it before anything was asked.
+    pub fn of(options: &Options, store: &Store) -> Result<Control> {
+        let status = Status {
+            name: options.name.clone(),
+            role: Role::Primary,
+            pid: Some(options.dump.pid),
+            other: Some(options.standby.host.clone()),
+            at: options.addresses.iter().map(ToString::to_string).collect(),
+            guarantee: Some(options.limits.guarantee.name().to_owned()),
+            ..Status::default()
+        };
+        Control::open(store, &options.name, Arc::new(Board::new(status)), options.control_group.as_deref())
+    }
+
+    /// Where those write who know how things stand.
+    pub fn board(&self) -> Arc<Board> {
+        self.board.clone()
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        self.board.end(Err(Error::other("the watch has failed")));
+        drop(self.stop.take());
+        // Another one may have this name already.
+        if fs::symlink_metadata(&self.path).is_ok_and(|meta| meta.ino() == self.inode) {
+            let _ = fs::remove_file(&self.path);
+        }
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Server {
+    listener: UnixListener,
+    stopped: OwnedFd,
+    board: Arc<Board>,
+    group: Option<Gid>,
+    callers: Vec<Caller>,
+}
+
+fn answer(mut stream: &UnixStream, value: Value) -> bool {
+    let text = format!("{value}\n");
+    // A unix socket has room for it, or its owner does not listen.
+    text.len() <= LONGEST && stream.write_all(text.as_bytes()).is_ok()
+}
+
+fn failure(e: &Error) -> Value {
+    json!({"v": VERSION, "error": {"code": e.kind.code(), "message": e.message, "help": e.help}})
+}
+
+impl Server {
+    fn serve(mut self) {
+        loop {
+            let waits = self.callers.iter().any(|caller| caller.waits.is_some());
+            let timeout = if waits { PollTimeout::from(STEP) } else { PollTimeout::from(1000u16) };
+            let listens = self.callers.len() < CALLERS;
+            let mut fds = vec![PollFd::new(self.stopped.as_fd(), PollFlags::POLLIN)];
+            fds.extend(listens.then(|| PollFd::new(self.listener.as_fd(), PollFlags::POLLIN)));
+            fds.extend(self.callers.iter().map(|caller| PollFd::new(caller.stream.as_fd(), PollFlags::POLLIN)));
+            let came = poll(&mut fds, timeout);
+            let over = fds[0].any().unwrap_or(true);
+            drop(fds);
+            if over || came.is_err_and(|e| e != Errno::EINTR) {
+                break;
+            }
+            if listens && let Ok((stream, _)) = self.listener.accept() {
+                self.meet(stream);
+            }
+            let callers = std::mem::take(&mut self.callers);
+            self.callers = callers.into_iter().filter_map(|caller| self.look(caller)).collect();
+        }
+        let callers = std::mem::take(&mut self.callers);
+        callers.into_iter().for_each(|caller| drop(self.look(caller)));
+    }
+
+    /// Only who may ask is listened to.
+    fn meet(&mut self, stream: UnixStream) {
+        if stream.set_nonblocking(true).is_err() {
+            return;
+        }
+        if self.may(&stream) {
+            self.callers.push(Caller { stream, said: Vec::new(), since: Instant::now(), waits: None });
+        } else {
+            answer(&stream, failure(&Error::new(Kind::Permission, "this watch is another user's")));
+        }
+    }
+
+    fn may(&self, stream: &UnixStream) -> bool {
+        let Ok(peer) = getsockopt(stream, PeerCredentials) else { return false };
+        let member = |group: Gid| {
+            let groups = socket::option(stream.as_fd(), libc::SOL_SOCKET, libc::SO_PEERGROUPS, 1 << 18).unwrap_or_default();
+            peer.gid() == group.as_raw() || groups.chunks_exact(4).any(|id| id == group.as_raw().to_ne_bytes())
+        };
+        peer.uid() == 0 || peer.uid() == geteuid().as_raw() || self.group.is_some_and(member)
+    }
+
+    /// Serves one; `None` when that is done with.
+    fn look(&self, mut caller: Caller) -> Option<Caller> {
+        let mut bytes = [0; 1024];
+        match caller.stream.read(&mut bytes) {
+            Ok(0) => return None,
+            Ok(read) => caller.said.extend_from_slice(&bytes[..read]),
+            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+            Err(_) => return None,
+        }
+        if caller.said.len() > LONGEST {
+            answer(&caller.stream, failure(&Error::new(Kind::Usage, "a request is one short line")));
+            return None;
+        }
+        if caller.waits.is_none()
+            && let Some(end) = caller.said.iter().position(|&b| b == b'\n')
+        {
+            let line: Vec<u8> = caller.said.drain(..=end).collect();
+            caller.since = Instant::now();
+            caller.waits = match self.hear(&line) {
+                Ok(Ok(value)) => return answer(&caller.stream, value).then_some(caller),
+                Ok(Err(waits)) => Some(waits),
+                Err(e) => {
+                    answer(&caller.stream, failure(&e));
+                    return None;
+                }
+            };
+        }
+        match caller.waits {
+            None => (caller.since.elapsed() < PATIENCE).then_some(caller),
+            Some(waits) => match self.granted(waits) {
+                Ok(value) => {
+                    caller.waits = None;
+                    answer(&caller.stream, value).then_some(caller)
+                }
+                Err(waits) => {
+                    caller.waits = Some(waits);
+                    Some(caller)
+                }
+            },
+        }
+    }
+
+    /// The answer to a request, or what is to be waited for.
+    fn hear(&self, line: &[u8]) -> Result<std::result::Result<Value, Waits>> {
+        let wrong = |_| Error::new(Kind::Usage, "that is no request").help(r#"write {"v":1,"do":"status"}"#);
+        let request: Request = serde_json::from_slice(line).map_err(wrong)?;
+        if request.v != VERSION {
+            return Err(Error::new(Kind::Usage, format!("version {} is not spoken here", request.v)).help("use the meio that watches"));
+        }
+        let status = self.board.status();
+        match request.what {
+            Ask::Status => Ok(Ok(json!({"v": VERSION, "status": status}))),
+            Ask::Checkpoint if status.role == Role::Standby => {
+                let other = status.other.unwrap_or_default();
+                Err(Error::other("this is the standby").help(format!("on {other}: meio checkpoint {}", status.name)))
+            }
+            Ask::Checkpoint => {
+                let begun = self.board.begun();
+                self.board.wish(Wish::Epoch);
+                Ok(Err(Waits::Epoch(begun)))
+            }
+            Ask::Unwatch => {
+                self.board.wish(Wish::Over);
+                Ok(Err(Waits::End(Instant::now())))
+            }
+        }
+    }
+
+    /// The answer, or what is still to be waited for.
+    fn granted(&self, waits: Waits) -> std::result::Result<Value, Waits> {
+        /// Nothing is heard of a standby that has not answered in this time.
+        const AGAIN: Duration = Duration::from_secs(10);
+        match (waits, self.board.ended()) {
+            (Waits::End(_), Some(Ok(warnings))) => Ok(json!({"v": VERSION, "ended": {"warnings": warnings}})),
+            (_, Some(Err(e))) => Ok(failure(&e)),
+            (Waits::Epoch(_), Some(_)) => Ok(failure(&Error::other("the watch has ended"))),
+            (Waits::Epoch(begun), None) => match self.board.epoch().filter(|epoch| Some(*epoch) > begun) {
+                Some(epoch) => Ok(json!({"v": VERSION, "epoch": epoch})),
+                None => Err(waits),
+            },
+            (Waits::End(asked), None) if asked.elapsed() > AGAIN => {
+                self.board.wish(Wish::Over);
+                Err(Waits::End(Instant::now()))
+            }
+            (Waits::End(_), None) => Err(waits),
+        }
+    }
+}
+
+/// Asks a watch of this host; `None` when nobody serves it.
+///
+/// # Errors
+/// [`Kind::Permission`] when one may not ask, what it answers that it cannot do, or that it does not answer within `patience`.
+pub fn ask(store: &Store, name: &str, what: Ask, patience: Duration) -> Result<Option<Value>> {
+    let doing = || format!("asking the watch {name}");
+    let refused = |e: std::io::Error| Error::from(e).context(doing()).help("root, the user whose watch it is, and a group may ask");
+    let (_folder, path) = match short(store.folder(), name) {
+        Err(e) if e.errno == Some(libc::ENOENT) => return Ok(None),
+        found => found?,
+    };
+    let stream = match UnixStream::connect(&path) {
+        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => return Ok(None),
+        Err(e) if e.kind() == ErrorKind::PermissionDenied => return Err(refused(e)),
+        stream => stream.context(doing)?,
+    };
+    let request = serde_json::to_string(&Request { v: VERSION, what }).map_err(|e| Error::other(e.to_string()))?;
+    (&stream).write_all(format!("{request}\n").as_bytes()).context(doing)?;
+    let mut said = Vec::new();
+    let until = Instant::now() + patience;
+    while !said.ends_with(b"\n") {
+        crate::sys::signal::check_interrupted()?;
+        let silent = || Error::other(format!("the meio of the watch {name} does not answer")).help("it may be stopped: see ps");
+        if Instant::now() >= until || said.len() > LONGEST {
+            return Err(silent());
+        }
+        stream.set_read_timeout(Some(Duration::from_millis(50))).context(doing)?;
+        let mut bytes = [0; 4096];
+        match (&stream).read(&mut bytes) {
+            Ok(0) => return Err(Error::other(format!("the meio of the watch {name} has ended")).help("see: meio status")),
+            Ok(read) => said.extend_from_slice(&bytes[..read]),
+            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+            Err(e) => return Err(e).context(doing),
+        }
+    }
+    let value: Value = serde_json::from_slice(&said).map_err(|e| Error::other(e.to_string()).context(doing()))?;
+    match value.get("error") {
+        None => Ok(Some(value)),
+        Some(error) => {
+            let kind = error["code"].as_i64().and_then(|code| Kind::of(code as i32)).unwrap_or(Kind::Other);
+            let e = Error::new(kind, error["message"].as_str().unwrap_or("it cannot do that"));
+            Err(error["help"].as_str().map_or_else(|| e.clone(), |help| e.clone().help(help)))
+        }
+    }
+}
+
+/// How a watch of this host stands; `None` when nobody serves it.
+pub fn status(store: &Store, name: &str) -> Result<Option<Status>> {
+    const MOMENT: Duration = Duration::from_secs(3);
+    let answer = ask(store, name, Ask::Status, MOMENT)?;
+    answer.map(|mut value| serde_json::from_value(value["status"].take()).map_err(|e| Error::other(e.to_string()))).transpose()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{BufRead, BufReader};
+
+    fn served() -> (tempfile::TempDir, Store, Control) {
+        let folder = tempfile::tempdir().expect("a folder");
+        // Longer than the name of a socket may be.
+        let store = Store::at(folder.path().join("x".repeat(120))).expect("a store");
+        let control = Control::open(&store, "web", Arc::new(Board::default()), None).expect("a socket");
+        (folder, store, control)
+    }
+
+    const SOON: Duration = Duration::from_secs(20);
+
+    #[test]
+    fn who_asks_is_answered() {
+        let (_folder, store, control) = served();
+        control.board().note(|status| status.generation = 7);
+        assert_eq!(status(&store, "web").expect("an answer").expect("somebody").generation, 7);
+        assert_eq!(status(&store, "other").expect("nobody"), None);
+        let board = control.board();
+        let mark = |number| Mark { series: 1, number };
+        board.begins(mark(4));
+        // What was begun before is not what was asked for.
+        board.whole(mark(4));
+        let later = board.clone();
+        board.granted_by(move |wish| {
+            assert_eq!(wish, Wish::Epoch);
+            let later = later.clone();
+            std::thread::spawn(move || later.whole(mark(5)));
+        });
+        let epoch = ask(&store, "web", Ask::Checkpoint, SOON).expect("an answer").expect("somebody");
+        assert_eq!(epoch["epoch"]["number"], 5);
+        let later = board.clone();
+        board.granted_by(move |_| {
+            let later = later.clone();
+            std::thread::spawn(move || later.end(Ok(vec!["one".to_owned()])));
+        });
+        let ended = ask(&store, "web", Ask::Unwatch, SOON).expect("an answer").expect("somebody");
+        assert_eq!(ended["ended"]["warnings"][0], "one");
+        drop(control);
+        assert_eq!(status(&store, "web").expect("nobody"), None);
+        assert_eq!(fs::read_dir(store.folder()).expect("a folder").count(), 0);
+    }
+
+    #[test]
+    fn who_waits_hears_of_the_end() {
+        let (_folder, store, control) = served();
+        let board = control.board();
+        board.granted_by(|_| {});
+        let asking = std::thread::spawn({
+            let store = store.clone();
+            move || ask(&store, "web", Ask::Checkpoint, SOON)
+        });
+        std::thread::sleep(Duration::from_millis(30));
+        drop(control);
+        assert!(asking.join().expect("it ends").is_err());
+    }
+
+    #[test]
+    fn nonsense_is_told_so_and_nothing_grows() {
+        let (_folder, store, _control) = served();
+        let path = store.folder().join("web.control");
+        let connect = || {
+            let (_folder, path) = short(store.folder(), "web").expect("a folder");
+            UnixStream::connect(path).expect("it is there")
+        };
+        let answer = |said: &[u8]| {
+            let mut stream = connect();
+            let _ = stream.write_all(said);
+            let mut line = String::new();
+            let _ = BufReader::new(stream).read_line(&mut line);
+            serde_json::from_str::<Value>(&line).unwrap_or_default()["error"]["code"].clone()
+        };
+        for said in [&b"\n"[..], b"{}\n", b"{\"v\":1,\"do\":\"more\"}\n", b"{\"v\":2,\"do\":\"status\"}\n", b"\xff\xfe\n"] {
+            assert_eq!(answer(said), 2, "{said:?}");
+        }
+        assert_eq!(answer(&[b'x'; LONGEST + 1024]), 2);
+        // Many who say nothing keep nobody for ever from being heard.
+        let idle: Vec<UnixStream> = (0..2 * CALLERS).map(|_| connect()).collect();
+        drop(idle);
+        assert!(status(&store, "web").expect("an answer").is_some());
+        assert_eq!(fs::metadata(path).expect("it is there").mode() & 0o777, 0o600);
+    }
+}
