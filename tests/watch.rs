@@ -1,5 +1,7 @@
 //! Trees that outlive their host.
 
+mod room;
+
 use crate::lab::hosts::{Host, Hosts, SERVICE, VIP};
 use crate::lab::{Lab, SOON, until};
 use std::fs;

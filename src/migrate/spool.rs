@@ -8,7 +8,7 @@ use crate::error::{Context, Error, Kind, Result};
 use crate::image::{Reader, Resolved};
 use crate::resource::{Manifest, Tree};
 use crate::sys::arch;
-use crate::transport::{Receiver, Waker};
+use crate::transport::Receiver;
 use nix::fcntl::{Flock, FlockArg};
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -29,14 +29,6 @@ const PIECE: usize = 1 << 20;
 /// What comes beside images: changes to files are the applier's, and pages that come by themselves go into the socket.
 type Others = (Applier, UnixStream);
 
-/// Which images stay.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Keep {
-    All,
-    /// Those with pages that the last one builds upon; it is to be brought back with what is known of it.
-    Needed,
-}
-
 /// The folder, and who fills it.
 pub struct Spool {
     folder: PathBuf,
@@ -55,8 +47,6 @@ struct State {
     resolved: Option<(u64, Arc<Resolved>)>,
     /// The same of the one before it.
     before: Option<(u64, Arc<Resolved>)>,
-    /// Who is to be told that one more is there.
-    waker: Option<Waker>,
     /// No more will come; why, if that is not as it should be.
     ended: Option<Option<Error>>,
 }
@@ -67,7 +57,7 @@ fn locked(mutex: &Mutex<State>) -> MutexGuard<'_, State> {
 
 impl Spool {
     /// A new one in `parent`, filled by what `receiver` brings.
-    pub fn begin(parent: &Path, id: &Id, receiver: Receiver, others: Option<Others>, keep: Keep) -> Result<Spool> {
+    pub fn begin(parent: &Path, id: &Id, receiver: Receiver, others: Option<Others>) -> Result<Spool> {
         // Else they start when the first image is looked at, and cannot be started any more when it is brought back.
         crate::sys::workers::start()?;
         sweep(parent);
@@ -78,22 +68,12 @@ impl Spool {
         let state = Arc::new((Mutex::new(State::default()), Condvar::new()));
         let (theirs, place) = (state.clone(), folder.clone());
         let work = move || {
-            let ended = fill(receiver, others, &place, &theirs, keep).err();
+            let ended = fill(receiver, others, &place, &theirs).err();
             locked(&theirs.0).ended = Some(ended);
             theirs.1.notify_all();
         };
         std::thread::Builder::new().name("spool".into()).spawn(work).context(|| "cannot start a thread")?;
         Ok(Spool { folder, state, _lock: lock })
-    }
-
-    /// Has somebody told whenever one more image is there.
-    pub fn wakes(&self, waker: Waker) {
-        locked(&self.state.0).waker = Some(waker);
-    }
-
-    /// How many images are there.
-    pub fn whole(&self) -> u64 {
-        locked(&self.state.0).whole
     }
 
     /// Waits until the image of this number is there with all before it: its path, and where the pages of the one before are.
@@ -112,11 +92,6 @@ impl Spool {
         let known = [state.resolved.take(), state.before.take()].into_iter().flatten();
         let resolved = known.filter(|(of, _)| of + 1 == n).map(|(_, resolved)| resolved).next();
         Ok((self.folder.join(name(n)), resolved))
-    }
-
-    /// Where the image of this number is, once it is there.
-    pub fn path(&self, n: u64) -> PathBuf {
-        self.folder.join(name(n))
     }
 
     /// Whether so many sets of changes to files were made; waits for a moment.
@@ -156,7 +131,7 @@ fn sweep(parent: &Path) {
     }
 }
 
-fn fill(mut receiver: Receiver, mut others: Option<Others>, folder: &Path, state: &(Mutex<State>, Condvar), keep: Keep) -> Result<()> {
+fn fill(mut receiver: Receiver, mut others: Option<Others>, folder: &Path, state: &(Mutex<State>, Condvar)) -> Result<()> {
     let mut buffer = vec![0; PIECE];
     let mut n = 0;
     while let Some(mut item) = receiver.next_item()? {
@@ -191,7 +166,6 @@ fn fill(mut receiver: Receiver, mut others: Option<Others>, folder: &Path, state
         }
         let mut there = locked(&state.0);
         there.whole = n;
-        there.waker.iter().for_each(Waker::wake);
         drop(there);
         state.1.notify_all();
         // While the next one is on its way.
@@ -200,23 +174,11 @@ fn fill(mut receiver: Receiver, mut others: Option<Others>, folder: &Path, state
             let resolved = resolve(&path, folder, before.as_deref()).context(|| format!("image {n}"))?;
             let mut state = locked(&state.0);
             if state.whole == n {
-                if keep == Keep::Needed {
-                    prune(folder, n, &resolved);
-                }
                 state.before = state.resolved.replace((n, Arc::new(resolved)));
             }
         }
     }
     Ok(())
-}
-
-/// Takes images away of which no page is the newest: only the last two may be brought back.
-fn prune(folder: &Path, n: u64, resolved: &Resolved) {
-    for image in 0..resolved.images().saturating_sub(2) {
-        if resolved.blocks(image as u32) == 0 {
-            let _ = fs::remove_file(folder.join(name(n - resolved.images() as u64 + image as u64 + 1)));
-        }
-    }
 }
 
 /// Finds out where the pages of an image are.

@@ -1,10 +1,12 @@
 //! What the standby does: `meio agent --watch`, which the primary starts, and which stays when that is gone.
 
 use super::beat::{Beats, Came, Key};
+use super::clone::Clone;
 use super::fence::Fence;
 use super::record::{Claim, Record, Store};
 use super::setup::{EPOCH, Epoch, SETUP, Setup, WORD};
-use super::state::{Action, Event, Guarantee, Mark, Path, Standby};
+use super::state::{Action, Event, Guarantee, Mark, Path, Said, Standby};
+use super::steps::Steps;
 use super::{fit, frame};
 use crate::error::{Error, Result};
 use crate::migrate::address::Probe;
@@ -12,7 +14,6 @@ use crate::migrate::agent::Told;
 use crate::migrate::frozen::announce;
 use crate::migrate::plan::{Plan, Remark, pack, unpack};
 use crate::migrate::record::Member;
-use crate::migrate::spool::{Keep, Spool};
 use crate::netlock::NetLock;
 use crate::progress::Report;
 use crate::restore::{self, Input};
@@ -20,6 +21,7 @@ use crate::sys::signal;
 use crate::transport::{self, Peer};
 use std::collections::VecDeque;
 use std::net::{Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// For what the other end may take to answer.
@@ -55,7 +57,7 @@ pub fn run() -> Result<()> {
         return Err(Error::link("the primary does not begin"));
     };
     peer.open_bulk()?;
-    let spool = Spool::begin(&plan.spool, &watch.to_le_bytes(), peer.receiver()?, None, Keep::Needed)?;
+    let spool = Clone::begin(Some(&*plan.spool).filter(|folder| !folder.as_os_str().is_empty()), peer.receiver()?)?;
     spool.wakes(peer.link.waker());
     let machine = Standby::begin(generation, instance, limits);
     let mut agent = Agent {
@@ -78,6 +80,7 @@ pub fn run() -> Result<()> {
         fence,
         fencing: None,
         events: VecDeque::from([Event::Start]),
+        steps: None,
         _claim: claim,
     };
     agent.stand()
@@ -104,7 +107,7 @@ struct Agent {
     /// Over what the tree hears and says, until it runs.
     lock: Option<NetLock>,
     plan: Plan,
-    spool: Spool,
+    spool: Clone,
     store: Store,
     record: Record,
     /// Epochs that were announced, oldest first.
@@ -122,6 +125,8 @@ struct Agent {
     /// Root of the tree that runs here.
     root: Option<Member>,
     events: VecDeque<Event>,
+    /// Of the take-over.
+    steps: Option<Steps>,
     _claim: Claim,
 }
 
@@ -190,8 +195,15 @@ impl Agent {
         let whole = self.spool.whole();
         while self.coming.front().is_some_and(|epoch| epoch.image <= whole) {
             let Some(Epoch { generation, mark, ready, image }) = self.coming.pop_front() else { break };
-            self.whole.push((mark, image));
-            self.events.push_back(Event::Whole { generation, mark, ready });
+            // What is not here for want of room was not whole either.
+            if self.spool.has(image) {
+                self.whole.push((mark, image));
+                self.events.push_back(Event::Whole { generation, mark, ready });
+            }
+        }
+        if let Some(e) = self.spool.short() {
+            self.note(&format!("an epoch cannot be kept: {e}"));
+            self.events.push_back(Event::Full);
         }
         if self.machine.wake().is_some_and(|wake| wake <= self.begun.elapsed()) {
             self.events.push_back(Event::Tick);
@@ -201,6 +213,7 @@ impl Agent {
 
     fn perform(&mut self, action: Action) -> Result<Option<Next>> {
         let generation = self.machine.generation();
+        let begun = Instant::now();
         let event = match action {
             Action::Send(Path::Link, word) => {
                 if self.linked {
@@ -217,10 +230,13 @@ impl Agent {
             Action::Keep(mark) => {
                 self.kept = self.whole.iter().copied().find(|(of, _)| *of == mark);
                 self.whole.retain(|(of, _)| *of > mark);
+                self.kept.iter().for_each(|(_, image)| self.spool.keep(*image));
                 return Ok(None);
             }
             Action::Drop => {
                 self.kept = None;
+                self.whole.clear();
+                self.spool.drop_all();
                 return Ok(None);
             }
             Action::Fence => {
@@ -255,6 +271,9 @@ impl Agent {
             Action::Run => return Ok(Some(Next::Run)),
             Action::End => return Ok(Some(Next::End)),
             Action::Say(said) => {
+                if said == Said::TakingOver {
+                    self.steps = Some(Steps::begin(self.machine.silence(self.begun.elapsed())));
+                }
                 let jitter = self.machine.jitter().map_or(String::new(), |most| format!("; heartbeats are up to {most:.1?} off"));
                 let dropped = self.machine.stale() + self.beats.dropped().all();
                 self.note(&format!("{said:?}; {dropped} frames were not heeded{jitter}"));
@@ -262,6 +281,9 @@ impl Agent {
             }
             _ => return Ok(None),
         };
+        if let (Some(name), Some(steps)) = (step(action), &mut self.steps) {
+            steps.done(name, begun.elapsed());
+        }
         self.events.push_back(event);
         Ok(None)
     }
@@ -277,7 +299,7 @@ impl Agent {
     /// Nothing of it is here yet, and as soon as its address is nobody answers.
     fn block(&mut self) -> Result<()> {
         let (_, image) = self.kept.ok_or_else(|| Error::other("there is nothing to take over from"))?;
-        self.lock = restore::block(&restore::tree_of(&self.spool.path(image))?)?;
+        self.lock = restore::block(&self.spool.known(image)?.tree)?;
         Ok(())
     }
 
@@ -317,48 +339,66 @@ impl Agent {
 
     fn restore(&mut self, told: &mut Told) -> Result<i32> {
         let (_, image) = self.kept.ok_or_else(|| Error::other("there is nothing to take over from"))?;
-        let (path, parent) = self.spool.wait(image, PATIENCE)?;
+        let mut begun = Instant::now();
+        let known = self.spool.take(image)?;
         let holds = self.guarantee == Guarantee::Hold;
         let mut options = restore::Options {
-            input: Input::Path(path),
+            input: Input::Known(Arc::new(known)),
             detach: true,
             pidfile: None,
             pid_namespace: self.plan.pid_namespace,
             close_connections: !holds,
             only_at: holds.then(|| self.plan.addresses.iter().map(|address| address.ip).collect()),
             lazy: true,
-            parent,
+            parent: None,
             absent: None,
             settled: Default::default(),
         };
         let mut asked = false;
-        let mut may_run = |_| {
-            asked = true;
-            self.events.push_back(Event::Restored);
-            match self.drive()? {
-                Next::Run => Ok(()),
-                _ => Err(Error::other("it is not to be taken over any more")),
-            }
-        };
-        let mut done = restore::run_when(&options, &mut may_run, told);
+        let mut done = restore::run_when(&options, &mut |_| self.may_run(&mut begun, &mut asked), told);
         if let Err(e) = &done
             && holds
             && !asked
         {
             told.warning(&format!("it cannot go on with its connections, which are broken off: {e}"));
             options.close_connections = true;
-            let may_run = &mut |_| {
-                self.events.push_back(Event::Restored);
-                match self.drive()? {
-                    Next::Run => Ok(()),
-                    _ => Err(Error::other("it is not to be taken over any more")),
-                }
-            };
-            done = restore::run_when(&options, may_run, told);
+            done = restore::run_when(&options, &mut |_| self.may_run(&mut begun, &mut asked), told);
         }
-        done.map(|outcome| {
-            outcome.phases.iter().for_each(|(name, time)| told.note(&format!("{name}: {time:.1?}")));
-            outcome.root_pid
-        })
+        let outcome = done?;
+        if let Some(steps) = &mut self.steps {
+            steps.parts(&outcome.phases);
+            steps.done("run", begun.elapsed());
+            told.note(&format!("taken over in {:.1} ms: {steps}", steps.total().as_secs_f64() * 1e3));
+        }
+        Ok(outcome.root_pid)
     }
+
+    /// Everything is rebuilt: asks the machine whether it may run, and says since when it may.
+    fn may_run(&mut self, begun: &mut Instant, asked: &mut bool) -> Result<()> {
+        *asked = true;
+        if let Some(steps) = &mut self.steps {
+            steps.done("restore", begun.elapsed());
+        }
+        self.events.push_back(Event::Restored);
+        let next = self.drive()?;
+        *begun = Instant::now();
+        match next {
+            Next::Run => Ok(()),
+            _ => Err(Error::other("it is not to be taken over any more")),
+        }
+    }
+}
+
+/// What a step of a take-over is called.
+fn step(action: Action) -> Option<&'static str> {
+    Some(match action {
+        Action::Block => "block",
+        Action::Record(_) => "record",
+        Action::Place(_) => "place",
+        Action::Probe => "probe",
+        Action::Raise => "address",
+        Action::Tell => "neighbours",
+        Action::Open => "open",
+        _ => return None,
+    })
 }

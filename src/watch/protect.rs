@@ -39,7 +39,7 @@ pub struct Options {
     pub addresses: Vec<Address>,
     /// It is to live in a pid namespace of its own there.
     pub pid_namespace: bool,
-    /// Where images are put at the standby.
+    /// Where the standby keeps its copy; empty for memory.
     pub spool: PathBuf,
     /// What was chosen.
     pub limits: Limits,
@@ -468,6 +468,9 @@ fn tell(said: Said, outcome: &mut Outcome, report: &mut dyn Report) {
         Said::OnePath(Path::Link) => warn("the link to the standby is silent; its heartbeats come"),
         Said::OnePath(Path::Beat) => warn("no heartbeats of the standby come; its link is there (is a firewall in the way of UDP?)"),
         Said::Unprotected => report.note("unprotected: if this host is lost, it ends"),
+        // Not one of the outcome: it may have been for a moment.
+        Said::Slow => report.warning("the link does not carry an epoch in the time that was wished: they follow each other more slowly"),
+        Said::Full => warn("the standby has no room for it: it is copied again later"),
         Said::Cut => warn("nothing is heard of the standby: nobody answers here until it is known what has become of it"),
         Said::AtRisk => warn("it goes on alone, since that was wanted: if the standby lives, two answer"),
         Said::Demoted => warn("the standby has taken over: the tree stands still here"),

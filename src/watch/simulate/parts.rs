@@ -59,12 +59,14 @@ pub enum Fault {
     BreakLink,
     Wedge,
     SlowStandby,
+    /// It has no room for what comes.
+    FullStandby,
     DiskFails,
     Over,
 }
 
 impl Fault {
-    pub const ALL: [Fault; 18] = [
+    pub const ALL: [Fault; 19] = [
         Fault::KillPrimary,
         Fault::KillPrimaryHost,
         Fault::StopPrimary,
@@ -81,6 +83,7 @@ impl Fault {
         Fault::BreakLink,
         Fault::Wedge,
         Fault::SlowStandby,
+        Fault::FullStandby,
         Fault::DiskFails,
         Fault::Over,
     ];
