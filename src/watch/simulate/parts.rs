@@ -58,15 +58,14 @@ pub enum Fault {
     CutBeats,
     BreakLink,
     Wedge,
+    /// Or it has no room for what comes.
     SlowStandby,
-    /// It has no room for what comes.
-    FullStandby,
     DiskFails,
     Over,
 }
 
 impl Fault {
-    pub const ALL: [Fault; 19] = [
+    pub const ALL: [Fault; 18] = [
         Fault::KillPrimary,
         Fault::KillPrimaryHost,
         Fault::StopPrimary,
@@ -83,7 +82,6 @@ impl Fault {
         Fault::BreakLink,
         Fault::Wedge,
         Fault::SlowStandby,
-        Fault::FullStandby,
         Fault::DiskFails,
         Fault::Over,
     ];

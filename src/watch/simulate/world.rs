@@ -275,7 +275,7 @@ impl World {
     pub(super) fn was_to_be_taken_over(&self) -> bool {
         let cut = |fault: &Fault| matches!(fault, Fault::CutLink | Fault::CutBeats | Fault::BreakLink);
         let harmless = |fault: &Fault| {
-            let standby = [Fault::StopStandby, Fault::SlowStandby, Fault::FullStandby, Fault::AnewStandby, Fault::KillStandby, Fault::KillStandbyHost];
+            let standby = [Fault::StopStandby, Fault::SlowStandby, Fault::AnewStandby, Fault::KillStandby, Fault::KillStandbyHost];
             standby.contains(fault) || cut(fault)
         };
         !self.faults.iter().all(harmless) || self.faults.iter().filter(|fault| cut(fault)).count() > 1
