@@ -13,7 +13,7 @@ SUDO   := sudo
 RUNNER := CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="sudo -E"
 endif
 
-.PHONY: all demo test bench lint install survive trackers invisible moves chains worlds simulate kernels clean setup
+.PHONY: all demo test bench lint install survive trackers invisible moves chains worlds simulate faults kernels clean setup
 
 all: $(MEIO)
 
@@ -53,6 +53,10 @@ worlds: setup
 # A primary and its standby, a million times; `make test` lives through 2,000 such worlds.
 simulate: setup
 	$(RUNNER) WORLDS=1000000 $(CARGO) test --release --locked --bin meio watch::simulate -- --nocapture
+
+# A watched redis under a client that counts, and 200 faults at random instants; `make test` lives through three.
+faults: setup
+	$(RUNNER) FAULTS=$(or $(FAULTS),200) $(CARGO) test --locked --test meio watch::faults -- --nocapture --test-threads 1
 
 # The tests under the kernels of Debian's releases, in virtual machines, and trees taken from each kernel to the others.
 kernels: setup

@@ -303,7 +303,7 @@ impl<'o> Session<'o> {
         std::io::Read::read_exact(&mut File::open("/dev/urandom")?, &mut id)?;
         let mut rounds = None;
         // What has changed in the moment since the last one is copied in the stop as fast as it is found while the tree runs.
-        let little = self.lasting.is_some() && self.copied.is_some_and(|copied| copied <= LITTLE);
+        let little = self.stands.is_some() && self.copied.is_some_and(|copied| copied <= LITTLE);
         if let Some(tracking) = self.tracking.as_mut().filter(|t| !self.leave && !little && !t.tracker.still()) {
             let allowed = (options.live.unwrap_or(MAX_PAUSE), self.base);
             let copied =

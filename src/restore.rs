@@ -200,7 +200,9 @@ fn bring_back(
     crate::sys::workers::start()?;
     let mut lazy = if options.lazy { Some(Lazy::prepare(reader.as_mut(), options, report, &mut phases)?) } else { None };
     let chain = match &reader {
-        Some(reader) if reader.parent().is_some() && lazy.is_none() => Some(phase(report, &mut phases, "parents", |_| Chain::upon(reader))?),
+        Some(reader) if reader.parent().is_some() && lazy.is_none() => {
+            Some(phase(report, &mut phases, "parents", |_| Chain::upon(reader))?)
+        }
         _ => None,
     };
     let mut terminals = Terminals::prepare(&tree, options.detach)?;

@@ -3,7 +3,9 @@
 //!
 //! ```text
 //! protect    what the primary does; lease: its address, in the hands of a child of meio; gate: what leaves it, and waits
-//! agent      what the standby does; clone: what it keeps
+//!   again      calls the standby, and calls it again; copies: images on their way, and kept; start: what it
+//!              begins with; resume: after a meio that was killed
+//! agent      what the standby does; clone: what it keeps; visit: a primary that comes back
 //!   fit        whether it can be; setup: what they say to each other before; frame: what they say then, as bytes
 //!   beat       heartbeats beside the link; fence: the command that ends the other host
 //! state      who answers: two pure machines; simulate breaks everything around them
@@ -38,12 +40,12 @@
 //!
 //! * A clone whose processes are planted beforehand: [`state::Action::Keep`] is where it is brought up to an epoch,
 //!   [`state::Action::Place`] where it must be at one.
-//! * A link that is made again: the machines take [`state::Event::LinkLost`] and its opposite, and send again what is not known
-//!   to be whole, for which `protect` must keep the copies until [`state::Action::Release`] or [`state::Action::Discard`].
 
+mod again;
 pub mod agent;
 mod beat;
 mod clone;
+mod copies;
 mod fence;
 mod fit;
 mod frame;
@@ -51,8 +53,11 @@ pub mod gate;
 mod lease;
 pub mod protect;
 mod record;
+mod resume;
 mod setup;
 #[cfg(test)]
 mod simulate;
+mod start;
 pub mod state;
 mod steps;
+mod visit;

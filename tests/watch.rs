@@ -1,5 +1,7 @@
 //! Trees that outlive their host.
 
+mod faults;
+mod links;
 mod room;
 
 use crate::lab::hosts::{Host, Hosts, SERVICE, VIP};
@@ -76,6 +78,12 @@ impl Watched {
     }
 
     fn with(lab: &Lab, hosts: &Hosts, pid: i32, more: &[&str]) -> Watched {
+        let watched = Watched::start(lab, hosts, pid, more);
+        assert!(until(SOON, || watched.said().contains(PROTECTED)), "{}\n{}\n{}", watched.said(), noted(hosts), lab.log());
+        watched
+    }
+
+    fn start(lab: &Lab, hosts: &Hosts, pid: i32, more: &[&str]) -> Watched {
         let said = lab.path("watch.err");
         let known = lab.path("known").display().to_string();
         let key = lab.path("key").display().to_string();
@@ -84,9 +92,7 @@ impl Watched {
         command.args(["--standby", &hosts.hosts[1].address, "--vip", VIP]).args(more).arg(pid.to_string());
         let out = Stdio::from(fs::File::create(lab.path("watch.out")).expect("a file"));
         let meio = command.stdout(out).stderr(fs::File::create(&said).expect("a file")).spawn().expect("meio starts");
-        let watched = Watched { meio, said, out: lab.path("watch.out") };
-        assert!(until(SOON, || watched.said().contains(PROTECTED)), "{}\n{}\n{}", watched.said(), noted(hosts), lab.log());
-        watched
+        Watched { meio, said, out: lab.path("watch.out") }
     }
 
     /// Whether the standby could take over, as far as it was said.
@@ -142,15 +148,26 @@ impl Counter {
         until(Duration::from_secs(60), || self.thread.is_finished() || self.answers.load(Ordering::Relaxed) >= wanted)
     }
 
-    /// In the end: what it saw.
+    /// In the end: what it saw, all of which must be well.
     fn end(self) {
-        self.stop.store(true, Ordering::Relaxed);
-        let seen = self.thread.join().expect("it ends").unwrap_or_else(|e| panic!("{e}"));
-        let mut gaps: Vec<Duration> = seen.windows(2).map(|two| two[1].0 - two[0].0).collect();
-        gaps.sort();
+        let gaps = self.finish().unwrap_or_else(|e| panic!("{e}"));
         let at = |part: usize| gaps.get(gaps.len() * part / 100).copied().unwrap_or_default();
         let longest = gaps.last().copied().unwrap_or_default();
-        println!("\nhold: {} answers, one after {:.1?} (median), {:.1?} (90 of 100), {longest:.0?} at most", seen.len(), at(50), at(90));
+        println!(
+            "\nhold: {} answers, one after {:.1?} (median), {:.1?} (90 of 100), {longest:.0?} at most",
+            gaps.len() + 1,
+            at(50),
+            at(90)
+        );
+    }
+
+    /// The same: all times between two answers, the shortest first.
+    fn finish(self) -> Result<Vec<Duration>, String> {
+        self.stop.store(true, Ordering::Relaxed);
+        let seen = self.thread.join().expect("it ends")?;
+        let mut gaps: Vec<Duration> = seen.windows(2).map(|two| two[1].0 - two[0].0).collect();
+        gaps.sort();
+        Ok(gaps)
     }
 }
 
@@ -315,19 +332,6 @@ crate::alone! {
         let done = watched.meio.wait().expect("it ends");
         assert_eq!(done.code(), Some(3), "{}", watched.said());
         assert!(!has_address(&hosts.hosts[0]) && !hosts.hosts[0].runs(pid) && hosts.hosts[1].runs(pid));
-    }
-
-    /// The service goes on without a standby, and that is said.
-    fn a_standby_that_is_killed() {
-        let lab = Lab::new("watch-standby");
-        let (hosts, pid) = redis(&lab);
-        let mut watched = Watched::begin(&lab, &hosts, pid, &[]);
-        let before = count().expect("it answers");
-        hosts.hosts[1].plain("pkill", &["-KILL", "-x", "meio"]);
-        let done = watched.meio.wait().expect("it ends");
-        assert_eq!(done.code(), Some(15), "{}", watched.said());
-        assert_eq!(count(), Some(before + 1));
-        assert!(hosts.hosts[0].runs(pid) && has_address(&hosts.hosts[0]));
     }
 
     /// What is asked to end ends, and the tree goes on where it was.

@@ -224,7 +224,7 @@ fn share(hosts: &Hosts) -> impl FnOnce() -> [f64; 3] {
 pub fn cost(_: &Bench, _: usize) -> Vec<Figure> {
     let redis = Redis::start(256);
     let alone = Load::begin(50, redis.keys).end();
-    let watched = redis.watch(&["--timeout", "3s"]);
+    let watched = redis.watch(&["--timeout", "10s"]);
     let load = Load::begin(50, redis.keys);
     std::thread::sleep(Duration::from_secs(1));
     let share = share(&redis.hosts);
@@ -267,7 +267,7 @@ pub fn pages(bench: &Bench, _: usize) -> Vec<Figure> {
     fs::write(&board, [0; 4096]).expect("a board");
     let pid = hosts.hosts[0].start(&lab, &program.display().to_string(), &[&ready, &board, &MIB.to_string(), "5000"]);
     assert!(until(SOON, || Path::new(&ready).exists()), "it does not get ready: {}", lab.log());
-    let watched = Watched::begin(&lab, &hosts, pid, &["--guarantee", "hot", "--timeout", "3s"]);
+    let watched = Watched::begin(&lab, &hosts, pid, &["--guarantee", "hot", "--timeout", "10s"]);
     std::thread::sleep(Duration::from_secs(2));
     let share = share(&hosts);
     std::thread::sleep(WHILE);

@@ -20,6 +20,9 @@ pub struct Agent {
     /// Stand by for a tree that is watched
     #[arg(long, conflicts_with_all = ["bulk", "drain", "announce"])]
     watch: bool,
+    /// Where an agent stands by that has made this token, it is to go on
+    #[arg(long, value_name = "TOKEN", requires = "watch")]
+    again: Option<String>,
 }
 
 impl Agent {
@@ -32,7 +35,10 @@ impl Agent {
         } else if self.drain {
             transport::drain()?;
         } else if self.watch {
-            watch::agent::run()?;
+            let there = self.again.as_ref().is_some_and(|token| transport::lend(token).is_ok());
+            if !there {
+                watch::agent::run()?;
+            }
         } else {
             migrate::agent::run()?;
         }

@@ -26,6 +26,10 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 /// The service address (--vip) is here as long as the standby is heard: this host gives it up, also when meio was stopped, before
 /// the standby may take it.
 ///
+/// A link that is lost is made again: with the standby that is there, which goes on with what it has, or with a new one, which
+/// gets everything while the tree runs. Until then nobody stands by, which is said, and the tree goes on as --on-standby-loss has it.
+/// Where meio itself was killed, the same command goes on with the watch, and the tree stands still if the standby has taken over.
+///
 /// SIGUSR1 has an epoch begin at once. Ends when the tree does, or on ^C: then the tree goes on here, and nobody stands by.
 ///
 /// With --json the last line has "epochs", "bytes", "stop_ms" (the longest stop), "median_stop_ms" and "p99_stop_ms" (the first copy

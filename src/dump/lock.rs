@@ -12,7 +12,9 @@ use crate::sys::proc::read;
 use crate::sys::sock_diag::inet::{self as diag, Entry};
 use std::collections::HashSet;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 /// Locks over all connections of a tree.
 #[derive(Debug, Default)]
@@ -31,6 +33,8 @@ struct Network {
     lock: NetLock,
     /// Inodes of all sockets in it, whoever's they are, when the lock was prepared.
     known: HashSet<u64>,
+    /// Local ports of the tree's TCP sockets.
+    ports: HashSet<u16>,
 }
 
 impl Locks {
@@ -59,8 +63,9 @@ impl Locks {
                 continue;
             }
             let mut lock = NetLock::prepare(fd.as_ref().map(AsFd::as_fd), manner)?;
-            lock.expect(&flows(&sockets, inodes))?;
-            networks.push(Network { identity, fd, lock, known: sockets.iter().map(|s| s.inode).collect() });
+            let flows = flows(&sockets, inodes);
+            lock.expect(&flows)?;
+            networks.push(Network { identity, fd, lock, known: sockets.iter().map(|s| s.inode).collect(), ports: ports(&flows).collect() });
         }
         Ok(Locks { networks, own: inodes.clone() })
     }
@@ -74,7 +79,9 @@ impl Locks {
         }
         for network in &mut self.networks {
             let sockets = list(network.fd.as_ref())?;
-            network.lock.expect(&flows(&sockets, inodes))?;
+            let flows = flows(&sockets, inodes);
+            network.lock.expect(&flows)?;
+            network.ports.extend(ports(&flows));
             network.known = sockets.iter().map(|s| s.inode).collect();
         }
         self.own.clone_from(inodes);
@@ -90,7 +97,9 @@ impl Locks {
             self.own = held(pids);
         }
         for (network, list) in self.networks.iter_mut().zip(&lists) {
-            network.lock.add(&flows(list, &self.own))?;
+            let flows = flows(list, &self.own);
+            network.ports.extend(ports(&flows));
+            network.lock.add(&flows)?;
         }
         Ok(())
     }
@@ -103,6 +112,32 @@ impl Locks {
     /// Packets that have come in to meio's own network namespace since this was asked last.
     pub fn copies(&self) -> Vec<Vec<u8>> {
         self.networks.iter().filter(|network| network.fd.is_none()).flat_map(|network| network.lock.copies()).collect()
+    }
+
+    /// Both ends of connections that the tree has closed, and that have to deliver something yet, at least that they end. Nobody has
+    /// a descriptor of them, so that they are in no image.
+    pub fn unfinished(&self) -> Vec<(SocketAddr, SocketAddr)> {
+        let of = |network: &Network| {
+            let inside = namespace::places(network.fd.as_ref().map(|fd| (fd, Kind::Net)));
+            // Where they cannot be listed there is nothing to wait for.
+            let mut all = namespace::within(&inside, diag::unfinished).ok().and_then(|all| all.ok()).unwrap_or_default();
+            all.retain(|s| network.fd.is_some() || network.ports.contains(&s.local.port()));
+            all.into_iter().map(|s| (s.local, s.peer))
+        };
+        self.networks.iter().flat_map(of).collect()
+    }
+
+    /// Waits until there are none ([`Locks::unfinished`]), but not for longer than `patience`. Those that there are then.
+    pub fn finish(&self, patience: Duration) -> Vec<(SocketAddr, SocketAddr)> {
+        const MOMENT: Duration = Duration::from_micros(500);
+        let begun = Instant::now();
+        loop {
+            let left = self.unfinished();
+            if left.is_empty() || begun.elapsed() >= patience {
+                return left;
+            }
+            std::thread::sleep(MOMENT);
+        }
     }
 
     /// Lets everything in.
@@ -237,4 +272,9 @@ fn held(pids: &[i32]) -> HashSet<u64> {
 fn flows(sockets: &[Entry], inodes: &HashSet<u64>) -> Vec<Flow> {
     let own = sockets.iter().filter(|s| s.inode != 0 && inodes.contains(&s.inode) && s.local.port() != 0);
     own.map(|s| Flow { protocol: s.protocol, local: s.local, remote: Some(s.peer).filter(|r| r.port() != 0) }).collect()
+}
+
+/// Local ports of the TCP sockets among them.
+fn ports(flows: &[Flow]) -> impl Iterator<Item = u16> {
+    flows.iter().filter(|flow| i32::from(flow.protocol) == libc::IPPROTO_TCP).map(|flow| flow.local.port())
 }

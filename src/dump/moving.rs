@@ -14,6 +14,7 @@ use crate::sys::namespace::Kind;
 use crate::tracee::stop::Stopped;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -41,13 +42,16 @@ impl<'o> Moving<'o> {
         if !once {
             session.track(report)?;
         }
+        // To take a table away empties all queues of its network namespace, that of the next image's lock, too.
+        session.lasting = Some(None);
+        session.manner = Manner::Copy;
         Ok(Moving { session, before: None, count: 0 })
     }
 
-    /// What is between the tree and its network stays from one image to the next; `stands` is told whenever the tree stands still
-    /// and nothing comes in, before anything of it is looked at.
+    /// There will be no last image; `stands` is told whenever the tree stands still and nothing comes in, before anything of it is
+    /// looked at.
     pub fn steadily(&mut self, stands: impl FnMut() -> Result<()> + 'o) {
-        self.session.lasting = Some(None);
+        self.session.manner = Manner::Hold;
         self.session.stands = Some(Box::new(stands));
     }
 
@@ -56,9 +60,16 @@ impl<'o> Moving<'o> {
         self.image(pipe, Then::LetGo, report).map(|made| made.outcome)
     }
 
+    /// Waits until connections that the tree has closed have delivered everything, but not for longer than `patience`: they are in
+    /// no image.
+    pub fn settle(&self, patience: Duration) {
+        if let Some(Some(locks)) = &self.session.lasting {
+            locks.finish(patience);
+        }
+    }
+
     /// The last image, of a tree that stands still from then on. `leave`: what memory may come later is not in it.
     pub fn last(&mut self, pipe: File, leave: bool, report: &mut dyn Report) -> Result<(Outcome, Standing)> {
-        self.session.manner = Manner::Copy;
         self.session.leave = leave;
         let mut made = self.image(pipe, Then::Hold, report)?;
         let still = made.held.take().ok_or_else(|| crate::error::Error::other("the tree is not held"))?;
@@ -94,6 +105,11 @@ impl Standing {
     /// How long it has stood still.
     pub fn for_long(&self) -> Duration {
         self.still.since.elapsed()
+    }
+
+    /// The other ends of connections that the tree has closed and that have still something to deliver after `patience`.
+    pub fn unfinished(&self, patience: Duration) -> Vec<SocketAddr> {
+        self.still.locks.finish(patience).into_iter().map(|(_, peer)| peer).collect()
     }
 
     /// What was left out of the last image.

@@ -22,7 +22,7 @@ use rayon::prelude::*;
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::Write;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -38,13 +38,13 @@ pub struct Laid {
     file: File,
     length: u64,
     blocks: Vec<Block>,
-    /// By process: what of it is in the blocks.
-    covered: HashMap<i32, Spans>,
+    /// What is in the blocks.
+    covered: HashMap<Of, Spans>,
 }
 
 struct Block {
     laid: image::Laid,
-    pid: i32,
+    of: Of,
     offset: u64,
     length: usize,
 }
@@ -56,26 +56,28 @@ impl Laid {
         Ok(Laid { file, length: 0, blocks: Vec::new(), covered: HashMap::new() })
     }
 
-    /// What is there of a process.
-    pub fn of(&self, pid: i32) -> Option<&Spans> {
-        self.covered.get(&pid)
+    /// What is there of a process or an object.
+    pub fn of(&self, of: Of) -> Option<&Spans> {
+        self.covered.get(&of)
     }
 
     /// Copies what these jobs name, as far as it is there: mappings come and go while a tree runs.
     /// Those that are not are returned. `copied` is told what was.
-    fn copy(&mut self, pid: i32, jobs: &[Job], codec: Codec, copied: impl Fn(&Job, &[(u64, u32)], &[u8]) + Sync) -> Result<Spans> {
+    fn copy(&mut self, due: &Due, codec: Codec, copied: impl Fn(Of, &[(u64, u32)], &[u8]) + Sync) -> Result<Spans> {
+        let &Due { of, ref jobs, ref file } = due;
+        let objects = file.as_slice();
         let changed = Spans::of(jobs.iter().flat_map(|j| &j.ranges).map(|&(a, n)| (a, a + u64::from(n) * PAGE as u64)).collect());
-        let stale = self.covered.remove(&pid).unwrap_or_default().without(&changed);
+        let stale = self.covered.remove(&of).unwrap_or_default().without(&changed);
         let end = Mutex::new(self.length);
         let file = &self.file;
         let one = |job: &Job| -> Result<Option<Block>> {
             signal::check_interrupted()?;
             let mut data = vec![0; job.pages() as usize * PAGE];
-            let ranges = copy::fill_what_is_there(job, &mut data);
+            let ranges = copy::fill_what_is_there(job, objects, &mut data);
             if ranges.is_empty() {
                 return Ok(None);
             }
-            copied(job, &ranges, &data);
+            copied(of, &ranges, &data);
             let (laid, data) = encode_apart(job.owner, &ranges, data, codec);
             let length = data.len();
             let offset = {
@@ -84,38 +86,37 @@ impl Laid {
                 *end - length as u64
             };
             file.write_all_at(&data, offset).context(|| "copying memory beside the image")?;
-            Ok(Some(Block { laid, pid, offset, length }))
+            Ok(Some(Block { laid, of, offset, length }))
         };
         let blocks = jobs.par_iter().map(one).collect::<Result<Vec<_>>>()?;
         self.length = end.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
         let blocks: Vec<Block> = blocks.into_iter().flatten().collect();
         let there = blocks.iter().flat_map(|b| b.laid.ranges()).map(|(a, n)| (a, a + u64::from(n) * PAGE as u64)).collect();
         let there = Spans::of(there);
-        self.covered.insert(pid, stale.or(&there));
+        self.covered.insert(of, stale.or(&there));
         self.blocks.extend(blocks);
         Ok(changed.without(&there))
     }
 
-    /// Brings what is wanted into an image whose number of blocks is `first`. Numbers of processes in the image are made by
-    /// `name`.
+    /// Brings what is wanted into an image whose number of blocks is `first`. `name` says whose it is there.
     pub fn write<W: Write>(
         &self,
         writer: &mut Writer<W>,
         to: copy::Output<'_>,
-        wanted: &HashMap<i32, Spans>,
+        wanted: &HashMap<Of, Spans>,
         (first, child): (u32, bool),
-        name: impl Fn(i32) -> i32 + Sync,
+        name: impl Fn(Of) -> Option<Owner> + Sync,
         mut progress: impl FnMut(u64) -> Result<()>,
     ) -> Result<()> {
         let nothing = Spans::default();
         // The newest block that has a page has the one that counts.
-        let mut seen: HashSet<(i32, u64)> = HashSet::new();
+        let mut seen: HashSet<(Of, u64)> = HashSet::new();
         let mut masks = vec![0u128; self.blocks.len()];
         for (block, mask) in self.blocks.iter().zip(&mut masks).rev() {
-            let wanted = wanted.get(&block.pid).unwrap_or(&nothing);
+            let wanted = wanted.get(&block.of).unwrap_or(&nothing);
             let pages = block.laid.ranges().flat_map(|(a, n)| (0..u64::from(n)).map(move |k| a + k * PAGE as u64));
             for (n, address) in pages.enumerate().take(128) {
-                if wanted.contains(address) && seen.insert((block.pid, address)) {
+                if wanted.contains(address) && seen.insert((block.of, address)) {
                     *mask |= 1 << n;
                 }
             }
@@ -126,7 +127,7 @@ impl Laid {
         for (chunk, blocks) in left.chunks(AT_ONCE).enumerate() {
             let base = first + (chunk * AT_ONCE) as u32;
             let made = blocks.par_iter().enumerate().map(|(n, (block, mask))| {
-                let owner = Owner::Process(name(block.pid));
+                let owner = name(block.of).ok_or_else(|| Error::other("what was copied belongs to nobody"))?;
                 block.again((base + n as u32, owner, child), *mask, &self.file)
             });
             // Every one of them has a page that is wanted.
@@ -146,7 +147,7 @@ impl Laid {
     }
 
     /// Bytes of memory that are wanted of it.
-    pub fn bytes(wanted: &HashMap<i32, Spans>) -> u64 {
+    pub fn bytes(wanted: &HashMap<Of, Spans>) -> u64 {
         wanted.values().map(Spans::len).sum()
     }
 }
@@ -226,17 +227,25 @@ pub fn copy_rounds(
                 cut(Owner::Process(pid), *from, false, spans.ranges(), &mut jobs);
                 bytes += spans.len();
             }
-            due.push((pid, jobs));
+            due.push(Due { of: Of::Process(pid), jobs, file: None });
+        }
+        for (of, file) in shared(&processes(options.pid)) {
+            // What cannot be read now is read in the stop.
+            let Ok(changed) = tracking.changed_object(of, &file) else { continue };
+            let mut jobs = Vec::new();
+            cut(Owner::Object(0), copy::From::Object(0), false, changed.ranges(), &mut jobs);
+            bytes += changed.len();
+            due.push(Due { of, jobs, file: Some(file) });
         }
         whole = whole.max(bytes);
         let barrier = let_calls_end(options)?;
         rounds.stop = rounds.stop.max(barrier);
-        for (pid, jobs) in due {
+        for due in due {
             // What was copied stands beside the image until that has all that is still true of it.
             let needed = rounds.bytes + bytes + copy::image_bytes(whole);
-            let missed = laid.copy(pid, &jobs, codec, |job, ranges, bytes| tracking.copied(job.from, ranges, bytes));
+            let missed = laid.copy(&due, codec, |of, ranges, bytes| tracking.tracker.copied(of, ranges, bytes));
             let missed = missed.map_err(|e| target.no_room(e, needed))?;
-            missed.ranges().iter().for_each(|&range| tracking.tracker.missed(Of::Process(pid), range));
+            missed.ranges().iter().for_each(|&range| tracking.tracker.missed(due.of, range));
         }
         rounds.count += 1;
         rounds.bytes += bytes;
@@ -263,6 +272,36 @@ pub fn copy_rounds(
     }
     tracking.laid = Some(laid);
     Ok(rounds)
+}
+
+/// What is to be copied of one process or object.
+struct Due {
+    of: Of,
+    jobs: Vec<Job>,
+    /// Of an object.
+    file: Option<File>,
+}
+
+/// Shared memory that goes along with a tree that runs: what its processes have mapped and no path leads to. Segments of System V
+/// are told apart by nothing, and are copied in the stop.
+fn shared(pids: &[i32]) -> Vec<(Of, File)> {
+    let (mut seen, mut found) = (HashSet::new(), Vec::new());
+    for &pid in pids {
+        // One that has ended has none; what is missing is copied in the stop.
+        let vmas = read::parsed(pid, "maps", maps::parse).unwrap_or_default();
+        for vma in vmas.iter().filter(|v| v.shared && v.inode != 0 && !v.name.starts_with(b"/SYSV") && v.path().1) {
+            if !seen.insert((vma.dev, vma.inode)) {
+                continue;
+            }
+            let Ok(file) = File::open(format!("/proc/{pid}/map_files/{:x}-{:x}", vma.start, vma.end)) else { continue };
+            if let Ok(meta) = file.metadata().as_ref().map(|m| (m.is_file(), m.dev(), m.ino()))
+                && meta.0
+            {
+                found.push((Of::Object(meta.1, meta.2), file));
+            }
+        }
+    }
+    found
 }
 
 /// A call that was under way when its pages were looked at may still write to them unseen: the kernel had them in its hands

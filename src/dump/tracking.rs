@@ -36,8 +36,10 @@ pub struct Tracking {
     objects: Vec<Option<(u64, u64)>>,
     /// What has been copied while the tree ran.
     pub laid: Option<Laid>,
-    /// The part of it that the image is made of, by process.
-    pub wanted: HashMap<i32, Spans>,
+    /// The part of it that the image is made of.
+    pub wanted: HashMap<Of, Spans>,
+    /// Objects that were looked at while the tree ran.
+    running: HashSet<Of>,
     seen: Seen,
 }
 
@@ -52,6 +54,7 @@ impl Tracking {
             objects: Vec::new(),
             laid: None,
             wanted: HashMap::new(),
+            running: HashSet::new(),
             seen: Seen::default(),
         })
     }
@@ -72,6 +75,7 @@ impl Tracking {
     fn forget(&mut self) {
         self.named = Named::default();
         self.wanted.clear();
+        self.running.clear();
         self.laid = None;
     }
 
@@ -89,7 +93,7 @@ impl Tracking {
         self.seen = Seen::default();
         self.tracker.look(pid, &areas(space), &mut self.seen)?;
         let nothing = Spans::default();
-        let laid = self.laid.as_ref().and_then(|laid| laid.of(pid)).unwrap_or(&nothing);
+        let laid = self.laid.as_ref().and_then(|laid| laid.of(Of::Process(pid))).unwrap_or(&nothing);
         let before = self.before.as_ref().and_then(|before| before.processes.get(&pid)).unwrap_or(&nothing);
         let (mut named, mut wanted) = (nothing.clone(), nothing.clone());
         let owner = Owner::Process(pid);
@@ -116,7 +120,7 @@ impl Tracking {
             wanted = wanted.or(&from_laid);
         }
         self.named.processes.insert(pid, named);
-        self.wanted.insert(pid, wanted);
+        self.wanted.insert(Of::Process(pid), wanted);
         Ok(why)
     }
 
@@ -128,8 +132,18 @@ impl Tracking {
         Ok(CLASSES.map(|class| (from(class, pid), of(&mut self.seen, class))).into())
     }
 
+    /// What has changed of an object of a tree that runs.
+    pub fn changed_object(&mut self, of: Of, file: &File) -> Result<Spans> {
+        let mut pages = Pages::default();
+        self.tracker.object(of, file, file.metadata()?.len(), &mut pages)?;
+        self.running.insert(of);
+        Ok(Spans::of(pages.changed))
+    }
+
     /// Nothing came of these jobs: what was told to have changed is told again at the next look.
     pub fn given_up(&mut self, jobs: &[Job]) {
+        self.named = Named::default();
+        self.wanted.clear();
         for job in jobs {
             let of = match job.from {
                 From::Memory(pid) | From::Protected(pid) => Of::Process(pid),
@@ -147,7 +161,7 @@ impl Tracking {
 
     /// Forgets all other processes.
     pub fn retain(&mut self, pids: &[i32]) {
-        let objects = self.objects.iter().flatten().map(|&(dev, ino)| Of::Object(dev, ino));
+        let objects = self.objects.iter().flatten().map(|&(dev, ino)| Of::Object(dev, ino)).chain(self.running.iter().copied());
         let all: HashSet<Of> = pids.iter().map(|&pid| Of::Process(pid)).chain(objects).collect();
         self.tracker.retain(&all);
     }
@@ -172,13 +186,24 @@ impl Tracking {
         let (changed, kept) = (Spans::of(pages.changed), Spans::of(pages.kept));
         let nothing = Spans::default();
         let before = self.before.as_ref().and_then(|before| before.objects.get(&identity)).unwrap_or(&nothing);
-        let inherited = kept.and(before);
-        let read = changed.or(&kept.without(&inherited));
+        let of = Of::Object(identity.0, identity.1);
+        let from_laid = kept.and(self.laid.as_ref().and_then(|laid| laid.of(of)).unwrap_or(&nothing));
+        let inherited = kept.without(&from_laid).and(before);
+        let read = changed.or(&kept.without(&from_laid).without(&inherited));
+        self.wanted.insert(of, from_laid);
         let owner = Owner::Object(number);
         cut(owner, From::Object(number as usize), false, read.ranges(), jobs);
         cut(owner, From::Parent, false, inherited.ranges(), jobs);
         self.named.objects.insert(identity, changed.or(&kept));
         Ok(())
+    }
+
+    /// Whose something is that was copied while the tree ran, in an image where processes are called as `name` says.
+    pub fn owner(&self, of: Of, name: impl Fn(i32) -> i32) -> Option<Owner> {
+        match of {
+            Of::Process(pid) => Some(Owner::Process(name(pid))),
+            Of::Object(dev, ino) => self.objects.iter().position(|o| *o == Some((dev, ino))).map(|n| Owner::Object(n as u32)),
+        }
     }
 
     /// Notes bytes that were copied for a job.

@@ -56,7 +56,7 @@ impl Write<'_> {
         read_all: impl FnOnce(),
     ) -> Result<image::Summary> {
         let &Write { options, target, captured, dedup, parent, .. } = self;
-        let laid = tracking.and_then(|t| Some((t.laid.as_ref()?, &t.wanted)));
+        let laid = tracking.and_then(|t| Some((t, t.laid.as_ref()?, &t.wanted)));
         let mut read_all = Some(read_all);
         let mut read_all = || {
             if let Some(read_all) = read_all.take() {
@@ -84,18 +84,19 @@ impl Write<'_> {
         let codec = options.level.map_or(Codec::Raw, Codec::Zstd);
         let to = if target.is_file() { copy::Output::File(file) } else { copy::Output::Stream(file) };
         let mut all = captured.bytes;
-        all += laid.map_or(0, |(_, wanted)| Laid::bytes(wanted));
+        all += laid.map_or(0, |(_, _, wanted)| Laid::bytes(wanted));
         let mut tell = |pages: u64| {
             report.bytes(pages * image::PAGE as u64, Some(all));
             signal::check_interrupted()
         };
         let source = copy::Source { jobs: &captured.jobs, objects: &objects, codec, dedup, parent, ready, tracking };
         copy::copy(source, &mut writer, to, read_all, &mut tell)?;
-        if let Some((laid, wanted)) = laid {
+        if let Some((tracking, laid, wanted)) = laid {
             let before = captured.bytes / image::PAGE as u64;
             let place = (writer.blocks(), parent.is_some());
             let numbers = &captured.numbers;
-            laid.write(&mut writer, to, wanted, place, |pid| numbers.translate(pid), |pages| tell(before + pages))?;
+            let name = |of| tracking.owner(of, |pid| numbers.translate(pid));
+            laid.write(&mut writer, to, wanted, place, name, |pages| tell(before + pages))?;
         }
         if target.is_file() {
             std::io::Seek::seek(&mut file, std::io::SeekFrom::Start(writer.position())).context(|| "writing the image")?;

@@ -8,8 +8,8 @@
 use super::chain::{MOST, Piece, changed, look_for};
 use super::elsewhere::{Absent, Elsewhere, overlay};
 use super::encoded::EncodedBlock;
-use super::flat::TOGETHER;
 use super::entries::{Entry, What, entries, missing};
+use super::flat::TOGETHER;
 use super::format::PAGE;
 use super::link::ParentLink;
 use super::pages::Owner;

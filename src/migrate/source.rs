@@ -95,7 +95,8 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     signal::catch();
     let mut phases = Vec::new();
     let (plan, counts, seen) = phase(report, &mut phases, "check", |_| plan(options, false))?;
-    let peer = phase(report, &mut phases, "connect", |report| transport::connect(&options.to, &options.how, report))?;
+    let connected = phase(report, &mut phases, "connect", |report| transport::connect(&options.to, &options.how, report));
+    let peer = connected.map_err(|e| stays(e, None))?;
     let id = fresh_id()?;
     let store = Store::open()?;
     let guardian = watch_over(&store, id, Member::of(options.dump.pid)?, &options.addresses)?;
@@ -159,6 +160,16 @@ struct End<'o> {
     error: Option<Error>,
     outcome: Outcome,
 }
+
+/// The error of a move that came to nothing, with what was left there, and where the tree is.
+fn stays(e: Error, left: Option<String>) -> Error {
+    let said = e.help.clone().into_iter().chain(left).chain(["it goes on running here, as before".to_owned()]);
+    Error { help: Some(said.collect::<Vec<_>>().join("; ")), ..e }
+}
+
+/// How long connections that the tree has closed are waited for before it is stopped, and when it stands still.
+const CLOSED: Duration = Duration::from_millis(500);
+const CLOSED_STILL: Duration = Duration::from_millis(5);
 
 /// How long the target may be silent while nobody runs and it was not told that it may: then the tree goes on here. Those who wait
 /// for it send again after ever longer pauses.
@@ -448,6 +459,7 @@ impl End<'_> {
     /// The last image, of a tree that stands still from now on; its addresses are nobody's.
     fn freeze(&mut self, report: &mut dyn Report) -> Result<()> {
         let mut moving = self.moving.take().ok_or_else(|| Error::other("nothing was copied yet"))?;
+        moving.settle(CLOSED);
         let sent = self.phase("last image", report, |end, report| {
             let bulk = end.bulk.as_mut().ok_or_else(|| Error::other("there are no streams"))?;
             bulk.item(|pipe| moving.last(pipe, end.leave, report)).map_err(|e| end.explain(e))
@@ -464,6 +476,7 @@ impl End<'_> {
         (self.outcome.processes, self.outcome.tasks) = (made.processes, made.tasks);
         self.phase("files", report, |end, report| end.files(report, |carry, peer, bulk, _| carry.round(peer, bulk, true)))?;
         self.outcome.warnings.extend(made.warnings);
+        self.finish(report);
         self.phase("addresses", report, |end, _| {
             for address in &end.options.addresses {
                 end.taken.push((address.clone(), address.take()?));
@@ -473,6 +486,21 @@ impl End<'_> {
         self.leave_rest()?;
         let last = transport::Frame { kind: REMARK, generation: 1, payload: pack(&Remark::Last(count))? };
         self.peer.link.send(&last)
+    }
+
+    /// Connections that the tree has closed have had the time of the last image to deliver what they had; for those of clients
+    /// that are slow nothing more can be done.
+    fn finish(&mut self, report: &mut dyn Report) {
+        const NAMED: usize = 3;
+        let left = self.standing.as_ref().map(|standing| standing.unfinished(CLOSED_STILL)).unwrap_or_default();
+        if left.is_empty() {
+            return;
+        }
+        let some = left.iter().take(NAMED).map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        let others = left.len().checked_sub(NAMED).filter(|n| *n > 0).map_or(String::new(), |n| format!(" and {n} others"));
+        let text = format!("the program has closed connections that had not delivered everything yet: lost for {some}{others}");
+        report.warning(&text);
+        self.outcome.warnings.push(text);
     }
 
     /// From now on it stands still whatever becomes of meio.
@@ -533,9 +561,7 @@ impl End<'_> {
                     Some(e) => e,
                     None => Error::other(format!("process {} was not moved: {why}", self.options.dump.pid)),
                 });
-                let left = self.carry.left(&to.host);
-                let said = e.help.clone().into_iter().chain(left).chain(["it goes on running here, as before".to_owned()]);
-                Err(Error { help: Some(said.collect::<Vec<_>>().join("; ")), ..e })
+                Err(stays(e, self.carry.left(&to.host)))
             }
             Verdict::Frozen { why, .. } => {
                 if let Some(standing) = self.standing.take() {

@@ -110,11 +110,12 @@ fn locked(waits: &Mutex<Waits>) -> MutexGuard<'_, Waits> {
 }
 
 impl Hold {
-    /// Makes one that lets everything out yet. `came` is called by a thread of its own when packets have come to wait.
+    /// Makes one that lets everything out yet, or nothing if it is to be `closed`: it is so before what another one has left
+    /// goes. `came` is called by a thread of its own when packets have come to wait.
     ///
     /// # Errors
     /// [`Kind::Permission`] without `CAP_NET_ADMIN`, [`Kind::Kernel`] where packets cannot be held.
-    pub fn prepare(watch: &str, addresses: &[IpAddr], came: impl Fn() + Send + 'static) -> Result<Hold> {
+    pub fn prepare(watch: &str, addresses: &[IpAddr], closed: bool, came: impl Fn() + Send + 'static) -> Result<Hold> {
         let doing = || "preparing to hold what goes out";
         let pid = std::process::id();
         let socket = Socket::netfilter().map_err(refused).context(doing)?;
@@ -122,15 +123,23 @@ impl Hold {
         // Numbers that no lock takes: what waits in one is never let out with what waits in another.
         let queue = Queue::new(0x2d65 + (pid % 0x3000) as u16, PACKETS, false).map_err(|e| cannot(&e)).context(doing)?;
         // What is left of one that was killed holds nothing that could still be let out.
-        super::kept::release(None, &owner).context(doing)?;
+        let left = closed && super::kept::is_kept(None, &owner).context(doing)?;
+        if !closed {
+            super::kept::release(None, &owner).context(doing)?;
+        }
         let number = queue.number();
         let make = |held: Held| {
             let mut batch = Batch::default();
             let table = nft::Table { name: owner.table(), flags: 0, comment: Some(owner.comment(0)) };
+            if left {
+                batch.delete_table(&table.name);
+            }
             build(&mut batch, &table, addresses);
             // Whether it can be closed is known before it must be.
             batch.rule(&table.name, HELD, &held.rule(Unserved::Lost));
-            batch.flush_chain(&table.name, HELD);
+            if !closed {
+                batch.flush_chain(&table.name, HELD);
+            }
             batch.commit(&socket).map(|()| held)
         };
         let held = make(Held::Queued(number)).or_else(|_| make(Held::ByTarget(number))).map_err(|e| cannot(&e)).context(doing)?;
@@ -138,7 +147,7 @@ impl Hold {
             queue,
             newest: AtomicU32::new(0),
             let_out: AtomicU32::new(0),
-            closed: AtomicBool::new(false),
+            closed: AtomicBool::new(closed),
             ends: AtomicBool::new(false),
             waits: Mutex::default(),
         });

@@ -230,9 +230,11 @@ impl NetLock {
         self.opened |= !self.locked.is_empty();
         self.locked.clear();
         let before = std::mem::replace(&mut self.before, (opened.packets, opened.lost));
-        if let Some(queue) = self.queue.as_ref().filter(|queue| !queue.copies_packets()) {
-            // Notices of what has gone only take up room.
-            let _ = queue.notices(&mut [0; 4 << 10], |_| {});
+        // Notices and copies of what has gone only take up room.
+        match &self.queue {
+            Some(queue) if queue.copies_packets() => drop(queue.copies()),
+            Some(queue) => drop(queue.notices(&mut [0; 4 << 10], |_| {})),
+            None => {}
         }
         Ok(Opened { packets: opened.packets.wrapping_sub(before.0), lost: opened.lost.wrapping_sub(before.1) })
     }

@@ -135,7 +135,8 @@ pub fn with_source() -> Result<(Link, Hello, u16)> {
     over(input, output)
 }
 
-fn over(input: OwnedFd, output: OwnedFd) -> Result<(Link, Hello, u16)> {
+/// The same over these.
+pub fn over(input: OwnedFd, output: OwnedFd) -> Result<(Link, Hello, u16)> {
     let name = "the source";
     let limit = Duration::from_secs(30);
     let mut port = Port::new(input.try_clone()?, output.try_clone()?, Stop::new()?, Some(limit));

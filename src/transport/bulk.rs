@@ -95,7 +95,7 @@ impl Peer {
         self.link.stops(&stop);
         let bulk = match &self.role {
             Role::Source { way, how, .. } => ask(&mut self.link, way, how, stop)?,
-            Role::Target => offer(&mut self.link, stop)?,
+            Role::Target { .. } => offer(&mut self.link, stop)?,
         };
         self.bulk = Some(bulk);
         Ok(())

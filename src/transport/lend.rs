@@ -65,6 +65,17 @@ impl Lender {
         Ok((streams, back))
     }
 
+    /// The two ends of the next stream that is lent, and the connection that it goes back by; `None` when none has come in time.
+    pub fn visitor(&self, stop: &Stop, limit: Duration) -> Result<Option<(OwnedFd, OwnedFd, UnixStream)>> {
+        match wait(self.listener.as_fd(), PollFlags::POLLIN, Some(limit), stop).context(|| "cannot wait for streams")? {
+            Wait::Ready => {}
+            Wait::Late | Wait::Stopped => return Ok(None),
+        }
+        let Ok((connection, _)) = self.listener.accept() else { return Ok(None) };
+        let lent = self.lent(&connection).unwrap_or_default();
+        Ok(lent.map(|(input, output)| (input, output, connection)))
+    }
+
     /// What somebody who has connected lends; `None` where it is somebody else.
     fn lent(&self, connection: &UnixStream) -> Result<Option<(OwnedFd, OwnedFd)>> {
         let who = getsockopt(connection, sockopt::PeerCredentials)?;

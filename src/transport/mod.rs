@@ -10,6 +10,7 @@
 //!   agree      the first words of both ends
 //!   login      an ssh session of libssh2: host key, user, command; pump feeds its one channel
 //!   client     the system's ssh instead, as a child process
+//!   door       a link that is made again with the agent that is there
 //!   bulk       opening the streams: direct (TLS), or lent (ssh sessions)
 //!     flow     items in numbered chunks over all of them
 //!     link       frames over a pair of descriptors
@@ -23,6 +24,7 @@ mod base64;
 mod bulk;
 mod client;
 mod direct;
+mod door;
 mod drain;
 mod flow;
 mod frame;
@@ -36,6 +38,7 @@ mod port;
 mod pump;
 
 pub use agree::Hello;
+pub use door::{Door, Visitor, again};
 pub use drain::{Speed, drain, measure};
 pub use flow::{Receiver, Sender};
 pub use frame::{BESIDE, Frame};
@@ -180,7 +183,10 @@ enum Role {
         /// What keeps the control link going; after the link, so that what was sent last gets there.
         _carrier: Carrier,
     },
-    Target,
+    Target {
+        /// By which a lent link goes back.
+        _lent: Option<std::os::unix::net::UnixStream>,
+    },
 }
 
 /// A way to start commands there.
@@ -278,7 +284,7 @@ impl Peer {
 /// When what comes is not from a meio, or from one that cannot be talked to.
 pub fn accept() -> Result<Peer> {
     let (link, hello, protocol) = agree::with_source()?;
-    Ok(Peer { link, hello, protocol, bulk: None, role: Role::Target })
+    Ok(Peer { link, hello, protocol, bulk: None, role: Role::Target { _lent: None } })
 }
 
 #[cfg(test)]

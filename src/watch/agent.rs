@@ -7,6 +7,7 @@ use super::record::{Claim, Record, Store};
 use super::setup::{EPOCH, Epoch, SETUP, Setup, WORD};
 use super::state::{Action, Event, Guarantee, Mark, Path, Said, Standby};
 use super::steps::Steps;
+use super::visit::{Asked, News, Opened, Visits};
 use super::{fit, frame};
 use crate::error::{Error, Result};
 use crate::migrate::address::Probe;
@@ -35,19 +36,20 @@ pub fn run() -> Result<()> {
     signal::catch();
     let mut peer = transport::accept()?;
     let asked = peer.link.receive(Some(PATIENCE))?;
-    let Setup::Ask { name, watch, plan, key } = unpack(&asked.payload)? else {
+    let Setup::Ask { name, watch, plan, key, known, .. } = unpack(&asked.payload)? else {
         return Err(Error::link("the primary says something else than what a watch begins with"));
     };
     let store = Store::open()?;
     let claim = store.claim(&name)?;
     let there = store.read(&name)?;
-    let instance = there.as_ref().map_or(0, |record| record.instance) + 1;
+    let instance = there.as_ref().map_or(0, |record| record.instance).max(known) + 1;
     let generation = there.and_then(|record| record.activation).map_or(0, |a| a.generation());
-    let record = Record { name, watch, activation: None, instance };
+    let record = Record { name, watch, activation: None, instance, back: None };
     let beats = Beats::listen(&Key::of(key), SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)))?;
     let details = fit::check(&plan)?;
     let refused = !details.refusals.is_empty();
-    let answer = Setup::Answer { details, generation, instance, port: beats.port()? };
+    let visits = Visits::begin()?;
+    let answer = Setup::Answer { details, generation, instance, port: beats.port()?, token: visits.token().to_owned() };
     peer.link.send(&transport::Frame { kind: SETUP, generation: 0, payload: pack(&answer)? })?;
     if refused {
         return Ok(());
@@ -63,8 +65,11 @@ pub fn run() -> Result<()> {
     let mut agent = Agent {
         machine,
         begun: Instant::now(),
-        peer,
+        primary: peer.hello.host.clone(),
+        peer: Some(peer),
         beats,
+        visits,
+        visitor: None,
         guarantee: limits.guarantee,
         lock: None,
         plan: *plan,
@@ -75,7 +80,6 @@ pub fn run() -> Result<()> {
         kept: None,
         whole: Vec::new(),
         brought: 0,
-        linked: true,
         root: None,
         fence,
         fencing: None,
@@ -101,8 +105,14 @@ enum Next {
 struct Agent {
     machine: Standby,
     begun: Instant,
-    peer: Peer,
+    /// What the primary's host calls itself.
+    primary: String,
+    /// The link to it, where there is one.
+    peer: Option<Peer>,
     beats: Beats,
+    visits: Visits,
+    /// Somebody who has come back, and waits for an answer.
+    visitor: Option<(Peer, Asked)>,
     guarantee: Guarantee,
     /// Over what the tree hears and says, until it runs.
     lock: Option<NetLock>,
@@ -118,7 +128,6 @@ struct Agent {
     whole: Vec<(Mark, u64)>,
     /// How many addresses were brought up here.
     brought: usize,
-    linked: bool,
     /// The command that ends the primary's host, and that at work.
     fence: Option<String>,
     fencing: Option<Fence>,
@@ -158,7 +167,8 @@ impl Agent {
                 }
             }
             let over = self.root.is_some_and(|root| !root.lives());
-            let idle = !self.linked && self.machine.is_idle();
+            let comes = self.visitor.is_some() || self.visits.is_answering();
+            let idle = self.peer.is_none() && !comes && self.machine.is_idle();
             if over || idle || signal::take().is_some_and(|_| self.root.is_none()) {
                 return Ok(Next::End);
             }
@@ -168,18 +178,15 @@ impl Agent {
 
     fn hear(&mut self) -> Result<()> {
         const STEP: Duration = Duration::from_millis(2);
-        if self.linked {
-            match self.peer.link.receive(Some(STEP)) {
+        if let Some(peer) = &mut self.peer {
+            match peer.link.receive(Some(STEP)) {
                 Ok(came) if came.kind == WORD => {
                     self.events.extend(frame::read(&came.payload).map(|heard| Event::Heard(Path::Link, heard)));
                 }
                 Ok(came) if came.kind == EPOCH => self.coming.push_back(unpack(&came.payload)?),
                 Ok(_) => {}
-                Err(_) if self.peer.link.failure().is_none() => {}
-                Err(_) => {
-                    self.linked = false;
-                    self.events.push_back(Event::LinkLost);
-                }
+                Err(_) if peer.link.failure().is_none() => {}
+                Err(_) => self.unlink(),
             }
         } else {
             std::thread::sleep(STEP);
@@ -205,8 +212,45 @@ impl Agent {
             self.note(&format!("an epoch cannot be kept: {e}"));
             self.events.push_back(Event::Full);
         }
+        self.visited()?;
         if self.machine.wake().is_some_and(|wake| wake <= self.begun.elapsed()) {
             self.events.push_back(Event::Tick);
+        }
+        Ok(())
+    }
+
+    /// The link is over, and what was announced by it and has not come whole comes again.
+    fn unlink(&mut self) {
+        if self.peer.take().is_some() {
+            self.events.push_back(Event::LinkLost);
+        }
+    }
+
+    /// A primary that comes back is told what is here as soon as nothing more can come by the link that it had.
+    fn visited(&mut self) -> Result<()> {
+        match self.visits.news() {
+            Some(News::Asks(visitor)) if visitor.1.watch == self.record.watch => {
+                self.unlink();
+                self.visitor = Some(*visitor);
+            }
+            Some(News::Open(_, opened)) => {
+                let Opened { peer, receiver, beats } = *opened;
+                self.spool.wakes(peer.link.waker());
+                self.spool.go_on(receiver)?;
+                self.peer = Some(peer);
+                if let Some(beats) = beats {
+                    self.beats = beats;
+                }
+                self.note("the primary has come back");
+                self.events.push_back(Event::Linked);
+            }
+            _ => {}
+        }
+        if self.spool.stands()
+            && let Some((peer, asked)) = self.visitor.take()
+        {
+            self.coming.clear();
+            self.visits.answer(peer, asked, (self.machine.generation(), self.record.instance), self.spool.whole());
         }
         Ok(())
     }
@@ -216,9 +260,9 @@ impl Agent {
         let begun = Instant::now();
         let event = match action {
             Action::Send(Path::Link, word) => {
-                if self.linked {
+                if let Some(peer) = &self.peer {
                     let payload = frame::write(&word).to_vec();
-                    let _ = self.peer.link.send(&transport::Frame { kind: WORD, generation, payload });
+                    let _ = peer.link.send(&transport::Frame { kind: WORD, generation, payload });
                 }
                 return Ok(None);
             }
@@ -240,7 +284,7 @@ impl Agent {
                 return Ok(None);
             }
             Action::Fence => {
-                self.fencing = self.fence.as_ref().map(|command| Fence::run(command, &self.peer.hello.host));
+                self.fencing = self.fence.as_ref().map(|command| Fence::run(command, &self.primary));
                 return Ok(None);
             }
             Action::Block => match self.block() {

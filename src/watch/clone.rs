@@ -116,13 +116,8 @@ impl Clone {
         crate::sys::workers::start()?;
         let place = folder.map_or(Keeping::Memory, |folder| Keeping::Folder(folder.to_owned()));
         place.file()?;
-        let shared = Shared {
-            place,
-            state: Mutex::default(),
-            changed: Condvar::new(),
-            flat: Mutex::new(None),
-            goes_on: AtomicBool::new(true),
-        };
+        let shared =
+            Shared { place, state: Mutex::default(), changed: Condvar::new(), flat: Mutex::new(None), goes_on: AtomicBool::new(true) };
         let clone = Clone(Arc::new(shared));
         let own = clone.0.clone();
         start("clone", move || own.bring_in())?;

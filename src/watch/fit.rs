@@ -14,8 +14,8 @@ use std::net::IpAddr;
 /// The tree as it is seen while it runs.
 ///
 /// # Errors
-/// With all that stands in the way here.
-pub fn plan(options: &Options) -> Result<Plan> {
+/// With all that stands in the way here. `hidden`: its addresses are not here, since another meio has been killed.
+pub fn plan(options: &Options, hidden: bool) -> Result<Plan> {
     let pid = options.dump.pid;
     let mut look = dump::preflight(pid, &options.dump.decisions)?;
     look.refusals.extend(local::stays_behind(&look.tree, &options.addresses));
@@ -24,7 +24,7 @@ pub fn plan(options: &Options) -> Result<Plan> {
     }
     let mut neighbours = Vec::new();
     for address in &options.addresses {
-        if !address.is_up()? {
+        if !hidden && !address.is_up()? {
             return Err(Error::new(Kind::NotFound, format!("the address {address} is not here")).help("ip address shows those that are"));
         }
         neighbours.extend(address.mac()?);

@@ -42,16 +42,23 @@ fn locked(marks: &Mutex<Marks>) -> MutexGuard<'_, Marks> {
 }
 
 impl Gate {
-    /// One that is open yet. `came` is called when something has come to wait.
+    /// One that is open yet, or `closed` from the beginning: nothing gets out between what a meio has left that was killed, and this.
+    /// `came` is called when something has come to wait.
     ///
     /// # Errors
     /// Where packets have to be held and cannot be.
-    pub fn prepare(guarantee: Guarantee, watch: &str, addresses: &[Address], came: impl Fn() + Send + 'static) -> Result<Gate> {
+    pub fn prepare(
+        guarantee: Guarantee,
+        watch: &str,
+        addresses: &[Address],
+        closed: bool,
+        came: impl Fn() + Send + 'static,
+    ) -> Result<Gate> {
         if guarantee == Guarantee::Hot {
             return Ok(Gate(None));
         }
         let addresses: Vec<_> = addresses.iter().map(|address| address.ip).collect();
-        let hold = Hold::prepare(watch, &addresses, came)?;
+        let hold = Hold::prepare(watch, &addresses, closed, came)?;
         Ok(Gate(Some(Arc::new(Inner { hold, marks: Mutex::default() }))))
     }
 

@@ -25,13 +25,13 @@ pub struct Lease(Option<Guardian>);
 
 impl Lease {
     /// They are up, and stay so until something else is said. It is a copy of meio: call this early. `begun`: from when on time
-    /// is counted. `held`: name of the watch, when what leaves them is held.
-    pub fn take(addresses: &[Address], begun: Instant, held: Option<&str>) -> Result<Lease> {
+    /// is counted. `held`: name of the watch, when what leaves them is held. `down`: they are not here, and come when they are leased.
+    pub fn take(addresses: &[Address], begun: Instant, held: Option<&str>, down: bool) -> Result<Lease> {
         if addresses.is_empty() {
             return Ok(Lease(None));
         }
         let (addresses, held) = (addresses.to_vec(), held.map(str::to_owned));
-        Guardian::beside(move |orders| keep(&addresses, begun, held.as_deref(), &orders)).map(|guardian| Lease(Some(guardian)))
+        Guardian::beside(move |orders| keep(&addresses, begun, held.as_deref(), down, &orders)).map(|guardian| Lease(Some(guardian)))
     }
 
     fn tell(&self, order: Order) -> Result<()> {
@@ -59,9 +59,9 @@ impl Lease {
     }
 }
 
-fn keep(addresses: &[Address], begun: Instant, held: Option<&str>, orders: &OwnedFd) {
+fn keep(addresses: &[Address], begun: Instant, held: Option<&str>, hidden: bool, orders: &OwnedFd) {
     ignore_signals();
-    let (mut until, mut up, mut ours) = (FREE, true, false);
+    let (mut until, mut up, mut ours) = (if hidden { HIDDEN } else { FREE }, !hidden, false);
     loop {
         let left = Duration::from_nanos(until).saturating_sub(begun.elapsed());
         let down = until != FREE && left.is_zero();

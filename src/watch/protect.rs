@@ -1,27 +1,31 @@
 //! What the primary does: the machine with all that it hears on a thread of its own, since it must answer in time, and the tree
 //! on this one, since ptrace binds a tree to a thread.
 
-use super::beat::{Beats, Came, Key};
+use super::again::{self, Calls, Found, Standing, Whom};
+use super::beat::{Beats, Came};
+use super::copies::{Copies, Known};
 use super::fence::Fence;
+use super::frame;
 use super::gate::{Gate, Held};
 use super::lease::Lease;
-use super::record::{Claim, Record, Store};
-use super::setup::{EPOCH, Epoch, SETUP, Setup, WORD};
-use super::state::{Action, Activation, Event, Guarantee, Limits, Mark, Path, Primary, Said};
-use super::{fit, frame};
+use super::record::{Back, Claim, Record, Store};
+use super::setup::{EPOCH, Epoch, WORD};
+use super::start::Start;
+use super::state::{Action, Event, Frame, Guarantee, Limits, Mark, Path, Primary, Said, Word};
 use crate::dump::{self, moving::Moving};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::migrate::address::Address;
 use crate::migrate::frozen::silence;
-use crate::migrate::plan::{Plan, pack, unpack};
-use crate::migrate::rounds::Bulk;
+use crate::migrate::plan::pack;
+use crate::migrate::record::Member;
 use crate::progress::{Report, phase};
 use crate::sys::signal;
 use crate::tracee::freeze::freeze;
-use crate::transport::{self, Destination, How, Peer, Waker};
-use std::net::{SocketAddr, ToSocketAddrs};
+use crate::transport::{self, Destination, How, Peer, Sender as Streams, Waker};
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// What the user asked for.
@@ -84,14 +88,33 @@ impl Seen {
 }
 
 /// What the thread with the machine wants of the one with the tree.
-#[derive(Debug)]
 enum Order {
     Capture(Mark),
     Demote,
     Say(Said, Seen),
     /// The standby has had one more epoch.
-    Whole,
+    Whole(Mark),
+    /// Copies up to this epoch are not needed any more.
+    Discard(Mark),
+    /// From now on images go over these streams of a link of this number, to somebody who has so many of them already.
+    Link(u64, Streams, Option<u64>),
+    /// Something that is to be known.
+    Tell(String),
     End(Result<()>),
+}
+
+/// Tells who has the machine that something has happened, whichever link that waits for.
+#[derive(Clone, Default)]
+struct Bell(Arc<Mutex<Option<Waker>>>);
+
+impl Bell {
+    fn hang(&self, waker: Option<Waker>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = waker;
+    }
+
+    fn ring(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().for_each(Waker::wake);
+    }
 }
 
 /// Watches the tree until that is over: asked for by a signal, by the tree's own end, or since nobody is left to watch for.
@@ -99,49 +122,80 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     signal::catch();
     let begun = Instant::now();
     let mut phases = Vec::new();
-    let store = Store::open()?;
-    let holds = options.limits.guarantee == Guarantee::Hold;
-    let lease = Lease::take(&options.addresses, begun, Some(options.name.as_str()).filter(|_| holds))?;
-    let claim = store.claim(&options.name)?;
-    let plan = phase(report, &mut phases, "check", |_| fit::plan(options))?;
-    let mut peer =
-        phase(report, &mut phases, "connect", |report| transport::connect_to(&options.standby, &options.how, "agent --watch", report))?;
-    let key = Key::make()?;
-    let waker = peer.link.waker();
-    let came = waker.clone();
-    let gate = Gate::prepare(options.limits.guarantee, &options.name, &options.addresses, move || came.wake())?;
-    lease.holds()?;
-    let (record, beats, warnings) = phase(report, &mut phases, "standby", |_| agree(options, &store, &mut peer, plan, &key))?;
-    peer.open_bulk()?;
-    let bulk = Bulk::new(peer.sender()?);
-    let mut outcome = Outcome { host: peer.hello.host.clone(), warnings, ..Outcome::default() };
-    outcome.warnings.iter().for_each(|warning| report.warning(warning));
-    let generation = record.activation.map_or(0, |a| a.generation());
+    let start = Start::look(options, begun, report, &mut phases)?;
+    let resumes = start.resumed.is_some();
+    // Who goes on asks when all is in place that holds what it is not to say.
+    let peer = match resumes {
+        true => None,
+        false => Some(phase(report, &mut phases, "connect", |report| again::connect(options, &start.first, report))?),
+    };
+    let bell = Bell::default();
+    let came = bell.clone();
+    let gate = Gate::prepare(options.limits.guarantee, &options.name, &options.addresses, resumes, move || came.ring())?;
+    start.lease.holds()?;
+    let agree = |peer| phase(report, &mut phases, "standby", |_| again::agree(&start.ask, &start.first, peer));
+    let found = peer.map(agree).transpose()?;
+    let mut outcome =
+        Outcome { host: start.resumed.as_ref().map_or(String::new(), |resumed| resumed.back.host.clone()), ..Outcome::default() };
+    let generation = match &found {
+        Some(Found::Standby(standing)) => standing.generation,
+        Some(Found::Taken { .. }) => return Err(Error::link("the standby has taken over what has not begun")),
+        None => start.first.generation.unwrap_or_default(),
+    };
     let (events, from_tree) = channel();
     let (orders, to_tree) = channel();
-    let machine = Primary::begin(generation, options.limits);
+    let (record, machine) = start.machine(generation);
+    let Start { store, claim, lease, ask, first, .. } = start;
     // From here on a signal ends the watch, not what is just being done.
     signal::pass();
-    let end = End {
+    let copies = Copies::default();
+    let root = Member::of(options.dump.pid)?;
+    let mut end = End {
         machine,
         fence: options.fence.clone(),
         fencing: None,
         stale: 0,
         begun,
-        peer,
-        beats,
+        peer: None,
+        beats: None,
+        known: copies.known(),
+        link: 0,
+        calls: Calls::new(ask, options.limits.again),
+        whom: Whom { generation: Some(generation), ..first },
+        tree: root,
+        limits: options.limits,
+        bell: bell.clone(),
         lease,
         gate: gate.clone(),
         store,
         record,
         events: from_tree,
         orders,
-        image: 0,
-        linked: true,
+        complaint: None,
         _claim: claim,
     };
+    let mut tree = Tree {
+        options,
+        copies,
+        moving: None,
+        events,
+        bell,
+        orders: to_tree,
+        gate: gate.clone(),
+        root,
+        ended: false,
+        asked: 0,
+        shown: None,
+    };
+    if let Some(Found::Standby(standing)) = found {
+        outcome.host.clone_from(&standing.peer.hello.host);
+        outcome.warnings.clone_from(&standing.warnings);
+        outcome.warnings.iter().for_each(|warning| report.warning(warning));
+        // It is used before anything else is done: the machine begins with a link.
+        let sender = end.meet(*standing)?;
+        tree.copies.link(end.link, sender, None);
+    }
     let thread = std::thread::Builder::new().name("watch".into()).spawn(move || end.run())?;
-    let tree = Tree { options, bulk, moving: None, events, waker, orders: to_tree, gate: gate.clone(), asked: 0, shown: None };
     let done = tree.serve(&mut outcome, report);
     let ended = thread.join().map_err(|_| Error::other("the watch has failed"));
     outcome.held = gate.held();
@@ -149,49 +203,19 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     Ok(outcome)
 }
 
-/// Everything that stands in the way is said before anything is touched.
-fn agree(options: &Options, store: &Store, peer: &mut Peer, plan: Plan, key: &Key) -> Result<(Record, Beats, Vec<String>)> {
-    const PATIENCE: Duration = Duration::from_secs(60);
-    let watch = u128::from_le_bytes(Key::make()?.bytes()[..16].try_into().unwrap_or_default());
-    let say = |peer: &Peer, setup: &Setup| peer.link.send(&transport::Frame { kind: SETUP, generation: 0, payload: pack(setup)? });
-    say(peer, &Setup::Ask { name: options.name.clone(), watch, plan: Box::new(plan), key: *key.bytes() })?;
-    let frame = peer.link.receive(Some(PATIENCE))?;
-    let Setup::Answer { details, generation, instance: _, port } = unpack(&frame.payload)? else {
-        return Err(Error::link("the standby says something else than was asked"));
-    };
-    if !details.refusals.is_empty() {
-        let what = format!("process {} cannot live on {}", options.dump.pid, options.standby.host);
-        return Err(Error::refused(&what, details.refusals));
-    }
-    let own = store.read(&options.name)?.and_then(|record| record.activation).map_or(0, |a| a.generation());
-    let generation = own.max(generation) + 1;
-    let record =
-        Record { name: options.name.clone(), watch, activation: Some(Activation::Primary { generation, instance: 0 }), instance: 0 };
-    let beats = Beats::to(key, address(&options.standby.host, port)?)?;
-    if let Some(own) = beats.local().filter(|own| options.addresses.iter().any(|a| a.ip == own.ip())) {
-        let what = format!("the way to {} begins at {}, which goes with the tree", options.standby.host, own.ip());
-        return Err(Error::new(Kind::Usage, what).help("name the standby by an address to which this host has another way"));
-    }
-    say(peer, &Setup::Begin { generation, limits: options.limits, fence: options.fence.clone() })?;
-    Ok((record, beats, details.warnings))
-}
-
-/// Where heartbeats go to.
-fn address(host: &str, port: u16) -> Result<SocketAddr> {
-    let found = (host, port).to_socket_addrs().ok().and_then(|mut all| all.next());
-    found.ok_or_else(|| Error::link(format!("{host} has no address for heartbeats")).help("name the standby as it is known here"))
-}
-
 /// The tree's side.
 struct Tree<'o> {
     options: &'o Options,
-    bulk: Bulk,
+    copies: Copies,
     moving: Option<Moving<'o>>,
     events: Sender<Event>,
     /// Of who takes the events.
-    waker: Waker,
+    bell: Bell,
     orders: Receiver<Order>,
     gate: Gate,
+    root: Member,
+    /// It was said that the tree has ended.
+    ended: bool,
     /// How often it was asked to end.
     asked: u32,
     /// When it was said last how things stand.
@@ -218,7 +242,7 @@ impl Report for Steady<'_> {
 impl Tree<'_> {
     fn tell(&self, event: Event) {
         let _ = self.events.send(event);
-        self.waker.wake();
+        self.bell.ring();
     }
 
     fn serve(mut self, outcome: &mut Outcome, report: &mut dyn Report) -> Result<()> {
@@ -235,6 +259,11 @@ impl Tree<'_> {
                     Ok(()) => {
                         self.gate.captured(mark);
                         self.tell(Event::Captured(mark));
+                    }
+                    // Nothing is wrong with the tree.
+                    Err(_) if !self.copies.has_streams() => {
+                        self.tell(Event::Failed);
+                        self.tell(Event::Anew);
                     }
                     Err(e) => {
                         failed.get_or_insert(e);
@@ -256,11 +285,26 @@ impl Tree<'_> {
                         report.note(&held.to_string());
                     }
                 }
-                Ok(Order::Whole) => {
+                Ok(Order::Whole(mark)) => {
+                    self.copies.forget(mark);
                     outcome.epochs += 1;
                     self.show(outcome, report);
                 }
+                Ok(Order::Discard(mark)) => self.copies.forget(mark),
+                Ok(Order::Link(link, streams, images)) => {
+                    if !self.copies.link(link, streams, images) {
+                        self.tell(Event::Anew);
+                    }
+                    self.tell(Event::Linked);
+                }
+                Ok(Order::Tell(text)) => report.warning(&text),
                 Ok(Order::End(done)) => return failed.filter(|_| self.asked == 0 && !outcome.demoted).map_or(done, Err),
+                // Without a standby nobody looks at the tree.
+                Err(std::sync::mpsc::RecvTimeoutError::Timeout) if !self.ended && !self.root.lives() => {
+                    self.ended = true;
+                    failed.get_or_insert(Error::other("the tree has ended"));
+                    self.tell(Event::Over);
+                }
                 Err(std::sync::mpsc::RecvTimeoutError::Timeout) => {}
                 Err(_) => return Err(Error::other("the watch has failed")),
             }
@@ -281,7 +325,7 @@ impl Tree<'_> {
         let moving = self.moving.as_mut().ok_or_else(|| Error::other("there is nothing to go on from"))?;
         let mut steady = Steady(report);
         let report: &mut dyn Report = if mark.number > 1 { &mut steady } else { steady.0 };
-        let made = self.bulk.item(|pipe| moving.round(pipe, report))?;
+        let made = self.copies.item(mark, |pipe| moving.round(pipe, report))?;
         let stop = made.pause.max(made.stops.unwrap_or_default());
         outcome.bytes += made.image_bytes;
         outcome.longest = outcome.longest.max(stop);
@@ -324,21 +368,29 @@ impl Tree<'_> {
 struct End {
     machine: Primary,
     begun: Instant,
-    peer: Peer,
-    beats: Beats,
+    /// The link, where there is one.
+    peer: Option<Peer>,
+    /// Its number.
+    link: u64,
+    beats: Option<Beats>,
+    known: Known,
+    calls: Calls,
+    whom: Whom,
+    tree: Member,
+    limits: Limits,
+    bell: Bell,
     lease: Lease,
     gate: Gate,
     store: Store,
     record: Record,
     events: Receiver<Event>,
     orders: Sender<Order>,
-    /// How many images were sent.
-    image: u64,
-    linked: bool,
     fence: Option<String>,
     fencing: Option<Fence>,
     /// Frames that were not heeded, as far as that was said.
     stale: u64,
+    /// Why nobody could be called, as far as that was said.
+    complaint: Option<String>,
     _claim: Claim,
 }
 
@@ -353,20 +405,15 @@ impl End {
 
     /// Until there is nothing left to be done.
     fn feed(&mut self) -> Result<()> {
-        let mut event = Some(Event::Start);
+        let mut events = VecDeque::from([Event::Start]);
         loop {
-            while let Some(next) = event.take().or_else(|| self.next()) {
-                let actions = self.machine.step(next, self.begun.elapsed());
-                for action in actions {
-                    if action == Action::End {
-                        return Ok(());
-                    }
-                    event = self.perform(action)?.or(event);
+            let Some(next) = events.pop_front().or_else(|| self.next()) else { continue };
+            let actions = self.machine.step(next, self.begun.elapsed());
+            for action in actions {
+                if action == Action::End {
+                    return Ok(());
                 }
-            }
-            if !self.linked && self.machine.is_free() {
-                let why = self.peer.link.failure().unwrap_or_else(|| Error::link("the standby is gone"));
-                return Err(why.help("the tree goes on here, and nobody is there to take over: watch it again"));
+                events.extend(self.perform(action)?);
             }
         }
     }
@@ -374,63 +421,139 @@ impl End {
     /// What has happened; waits a moment for something.
     fn next(&mut self) -> Option<Event> {
         const STEP: Duration = Duration::from_millis(2);
-        if let Ok(event) = self.events.try_recv() {
-            return Some(event);
+        match self.events.try_recv() {
+            // Another one may have been lost meanwhile.
+            Ok(Event::Linked) if self.peer.is_none() || !self.known.uses(self.link) => return None,
+            Ok(event) => return Some(event),
+            Err(_) => {}
         }
         if self.gate.has_news() {
             return Some(Event::Wanted);
         }
-        match self.beats.receive() {
+        match self.beats.as_mut().map_or(Came::Nothing, Beats::receive) {
             Came::Frame(heard) => return Some(Event::Heard(Path::Beat, heard)),
-            Came::Refused if !self.linked => return Some(Event::Gone),
+            Came::Refused if self.peer.is_none() => return Some(Event::Gone),
             _ => {}
         }
         if let Some(done) = self.fencing.as_ref().and_then(Fence::done) {
             self.fencing = None;
             return Some(Event::Fenced(done));
         }
+        if self.peer.is_some()
+            && let Some(why) = self.known.failure(self.link)
+        {
+            return self.unlink(&why);
+        }
+        if let Some(event) = self.answer() {
+            return Some(event);
+        }
         let due = self.machine.wake().is_some_and(|wake| wake <= self.begun.elapsed());
-        if !self.linked {
+        let Some(peer) = &mut self.peer else {
+            let whom = &self.whom;
+            self.calls.call(|| whom.clone());
             if !due {
                 std::thread::sleep(STEP);
             }
             return due.then_some(Event::Tick);
-        }
+        };
         // What has come is heard first: it may be what keeps the other one from being lost.
-        match self.peer.link.receive(Some(if due { Duration::ZERO } else { STEP })) {
+        match peer.link.receive(Some(if due { Duration::ZERO } else { STEP })) {
             Ok(came) if came.kind == WORD => frame::read(&came.payload).map(|heard| Event::Heard(Path::Link, heard)),
             Ok(_) => None,
-            Err(_) if self.peer.link.failure().is_none() => due.then_some(Event::Tick),
-            Err(_) => {
-                self.linked = false;
-                Some(Event::LinkLost)
-            }
+            Err(_) => match peer.link.failure() {
+                Some(why) => self.unlink(&why),
+                None => due.then_some(Event::Tick),
+            },
         }
+    }
+
+    /// The link is over.
+    fn unlink(&mut self, why: &Error) -> Option<Event> {
+        self.bell.hang(None);
+        let peer = self.peer.take()?;
+        self.tell(&format!("the link to the standby is lost: {}", why.message));
+        // To end it takes its time where nothing gets through.
+        let _ = std::thread::Builder::new().name("unlink".into()).spawn(move || drop(peer));
+        Some(Event::LinkLost)
+    }
+
+    fn tell(&mut self, text: &str) {
+        if self.complaint.as_deref() != Some(text) {
+            self.complaint = Some(text.to_owned());
+            let _ = self.orders.send(Order::Tell(text.to_owned()));
+        }
+    }
+
+    /// Somebody who was called has answered.
+    fn answer(&mut self) -> Option<Event> {
+        let standing = match self.calls.answer()? {
+            Ok(Found::Standby(standing)) => standing,
+            Ok(Found::Taken { generation, instance }) => {
+                let word = Word::Standby { whole: Mark::default(), ready: true, left: false, full: false, echo: 0 };
+                return Some(Event::Heard(Path::Link, Frame { generation, instance, sequence: 0, word }));
+            }
+            Err(e) => {
+                self.tell(&format!("nobody stands by: {}", e.message));
+                return None;
+            }
+        };
+        let host = &standing.peer.hello.host;
+        let known = self.record.back.as_ref().map_or(host, |back| &back.host);
+        if known != host && !self.machine.is_free() {
+            self.tell(&format!("nobody stands by: {host} answers, which is not {known}"));
+            return None;
+        }
+        let images = standing.images;
+        match self.meet(*standing) {
+            Ok(streams) => drop(self.orders.send(Order::Link(self.link, streams, images))),
+            Err(e) => self.tell(&format!("nobody stands by: {}", e.message)),
+        }
+        None
+    }
+
+    /// There is somebody who stands by.
+    fn meet(&mut self, standing: Standing) -> Result<Streams> {
+        let Standing { peer, sender, instance, beats, token, .. } = standing;
+        self.whom.instance = instance;
+        self.beats = beats.or(self.beats.take());
+        self.whom.fresh = self.beats.is_none();
+        if let Some(token) = token {
+            self.whom.token = Some(token.clone());
+            let (tree, limits, host) = (self.tree, self.limits, peer.hello.host.clone());
+            self.record.back = Some(Back { tree, limits, host, instance, token });
+            self.store.write(&self.record)?;
+        }
+        self.complaint = None;
+        self.link += 1;
+        self.bell.hang(Some(peer.link.waker()));
+        self.peer = Some(peer);
+        Ok(sender)
     }
 
     fn perform(&mut self, action: Action) -> Result<Option<Event>> {
         let generation = self.machine.generation();
         let send = |peer: &Peer, kind, payload| drop(peer.link.send(&transport::Frame { kind, generation, payload }));
         match action {
-            Action::Send(Path::Link, word) if self.linked => send(&self.peer, WORD, frame::write(&word).to_vec()),
-            Action::Send(Path::Link, _) => {}
-            Action::Send(Path::Beat, word) => drop(self.beats.send(&word)?),
+            Action::Send(Path::Link, word) => self.peer.iter().for_each(|peer| send(peer, WORD, frame::write(&word).to_vec())),
+            Action::Send(Path::Beat, word) => drop(self.beats.as_mut().map_or(Ok(false), |beats| beats.send(&word))?),
             Action::Record(activation) => {
                 self.record.activation = Some(activation);
                 return Ok(Some(Event::Recorded(self.store.write(&self.record).is_ok())));
             }
             Action::Capture(mark) => drop(self.orders.send(Order::Capture(mark))),
             Action::Ship { mark, ready } => {
-                self.image += 1;
-                let epoch = Epoch { generation, mark, ready, image: self.image };
-                send(&self.peer, EPOCH, pack(&epoch)?);
+                if let (Some(peer), Some(image)) = (&self.peer, self.known.image(mark)) {
+                    send(peer, EPOCH, pack(&Epoch { generation, mark, ready, image })?);
+                }
                 return Ok(Some(Event::Sent(mark)));
             }
             Action::Hold => self.gate.close()?,
             Action::Release(mark) => {
                 self.gate.release(mark)?;
-                let _ = self.orders.send(Order::Whole);
+                let _ = self.orders.send(Order::Whole(mark));
             }
+            Action::Discard(mark) => drop(self.orders.send(Order::Discard(mark))),
+            Action::Relink => return Ok(self.unlink(&Error::link("nothing comes over it"))),
             Action::Lease(until) => self.lease.until(until)?,
             Action::Free => {
                 self.lease.free()?;
@@ -441,9 +564,12 @@ impl End {
                 self.lease.hide()?;
                 let _ = self.orders.send(Order::Demote);
             }
-            Action::Fence => self.fencing = self.fence.as_ref().map(|command| Fence::run(command, &self.peer.hello.host)),
+            Action::Fence => {
+                self.fencing =
+                    self.fence.as_ref().map(|command| Fence::run(command, self.record.back.as_ref().map_or("", |back| &back.host)))
+            }
             Action::Say(said) => {
-                let stale = self.machine.stale() + self.beats.dropped().all();
+                let stale = self.machine.stale() + self.beats.as_ref().map_or(0, |beats| beats.dropped().all());
                 let fresh = stale - std::mem::replace(&mut self.stale, stale);
                 let seen = Seen { jitter: self.machine.jitter(), interval: self.machine.interval(), stale: fresh };
                 drop(self.orders.send(Order::Say(said, seen)));

@@ -4,15 +4,16 @@
 //! A file a watch in `/var/lib/meio/watch` (`$XDG_STATE_HOME/meio/watch`, or `~/.local/state/meio/watch`, for who is not root).
 //! One that cannot be read decides nothing: its watch does not begin.
 
-use super::state::Activation;
+use super::state::{Activation, Limits};
 use crate::error::{Context, Error, Kind, Result};
+use crate::migrate::record::Member;
 use crate::sys::durable;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -31,6 +32,25 @@ pub struct Record {
     pub activation: Option<Activation>,
     /// Of the last process that this host had for it.
     pub instance: u64,
+    /// At the primary: what another meio must know that goes on where one was killed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub back: Option<Back>,
+}
+
+/// What leads back to a watch.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Back {
+    /// Root of the tree.
+    pub tree: Member,
+    /// What both ends were told.
+    pub limits: Limits,
+    /// What the standby's machine calls itself,
+    pub host: String,
+    /// which process it is there,
+    pub instance: u64,
+    /// and what it is to be told by who comes back.
+    pub token: String,
 }
 
 /// All records of this user on this machine.
@@ -88,6 +108,10 @@ impl Store {
         let path = self.path(name, "claim")?;
         let file = File::options().create(true).append(true).mode(0o600).open(&path).context(|| format!("opening {}", path.display()))?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            // Who ended may have taken the file away that was just opened: another one would be locked next.
+            Ok(lock) if !fs::metadata(&path).is_ok_and(|there| lock.metadata().is_ok_and(|own| own.ino() == there.ino())) => {
+                self.claim(name)
+            }
             Ok(lock) => Ok(Claim(lock)),
             Err((_, Errno::EWOULDBLOCK)) => Err(Error::other(format!("another meio is at work on the watch {name} here"))),
             Err((_, e)) => Err(e).context(|| path.display().to_string()),
@@ -162,7 +186,7 @@ mod tests {
 
     fn record(generation: u64, instance: u64) -> Record {
         let activation = Some(Activation::Primary { generation, instance });
-        Record { name: "web".into(), watch: 7, activation, instance }
+        Record { name: "web".into(), watch: 7, activation, instance, back: None }
     }
 
     #[test]

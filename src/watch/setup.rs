@@ -25,6 +25,12 @@ pub enum Setup {
         plan: Box<Plan>,
         /// For the heartbeats of these two processes.
         key: [u8; 32],
+        /// Of the primary; 0 when the watch begins.
+        generation: u64,
+        /// Of the last standby that it has known.
+        known: u64,
+        /// This primary has never spoken to who stands by there, if somebody does.
+        fresh: bool,
     },
     /// Standby: what stands in the way, and who it is.
     Answer {
@@ -35,6 +41,19 @@ pub enum Setup {
         /// Which process for this watch it is.
         instance: u64,
         /// Where it hears heartbeats.
+        port: u16,
+        /// What is to be said to come back when the link is lost.
+        token: String,
+    },
+    /// Standby, the one that has been there before: it goes on with what it has.
+    Going {
+        /// Its own: higher than the primary's when it has taken over.
+        generation: u64,
+        /// Which process for this watch it is.
+        instance: u64,
+        /// How many images are here.
+        images: u64,
+        /// Where it hears heartbeats that a fresh primary has given a key for.
         port: u16,
     },
     /// Primary: it begins.

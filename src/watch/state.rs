@@ -116,7 +116,7 @@ pub enum OnLoss {
 }
 
 /// What a user chose.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize, PartialEq)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize, PartialEq, Eq)]
 pub struct Limits {
     /// See [`Guarantee`].
     pub guarantee: Guarantee,
@@ -175,10 +175,11 @@ pub enum Event {
     /// A frame has come that the other end has sealed.
     Heard(Path, Frame),
     /// There is a link again.
-    #[cfg(test)]
     Linked,
     /// There is none any more.
     LinkLost,
+    /// Primary: what is under way cannot be sent again: everything is to be copied anew.
+    Anew,
     /// The other end's process is known to have ended: its host says so.
     Gone,
     /// What came of [`Action::Fence`]: whether the other host is known to be off.
@@ -278,6 +279,8 @@ pub enum Action {
     Release(Mark),
     /// Primary: copies of this epoch and those before it are not needed any more; what is held stays held.
     Discard(Mark),
+    /// Primary: the link carries nothing, and is to be made again. Answer: `LinkLost`, and `Linked` when it was.
+    Relink,
     /// Primary: take the address down: nothing gets out, and another host may be about to ask whether it is free.
     Hide,
     /// Primary: bring the address up again.

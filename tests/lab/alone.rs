@@ -13,8 +13,11 @@ const INSIDE: &str = "MEIO_LAB_TEST";
 
 /// No test may take longer, but for those that were asked for everything.
 fn limit() -> Duration {
-    Duration::from_secs(if ["SURVIVE", "CHAINS", "MOVES"].iter().any(|name| std::env::var_os(name).is_some()) { 24 * 3600 } else { 300 })
-        * super::patience()
+    Duration::from_secs(if ["SURVIVE", "CHAINS", "MOVES", "FAULTS"].iter().any(|name| std::env::var_os(name).is_some()) {
+        24 * 3600
+    } else {
+        300
+    }) * super::patience()
 }
 
 /// The first process of the namespace: it has terminals of its own, whose numbers no other test takes, reaps orphans while it waits for the
@@ -66,7 +69,8 @@ pub fn alone(name: &str, body: impl FnOnce()) {
 fn remarks(text: &str) -> String {
     text.lines()
         .filter(|line| {
-            line.contains("skipped") || ["survive: ", "journey: ", "chains: ", "hold: "].iter().any(|word| line.starts_with(word))
+            line.contains("skipped")
+                || ["survive: ", "journey: ", "chains: ", "hold: ", "faults: "].iter().any(|word| line.starts_with(word))
         })
         .map(|line| format!("{line}\n"))
         .collect()

@@ -1,7 +1,8 @@
 """Serves streams over TCP: address, port, file with the bytes that streams repeat.
 
 The first byte of a connection says what it is. `d`: the stream is sent as fast as it can be, until the client ends it.
-`u`: the client sends it, and is told in the end how much came. `i`: what comes is sent back.
+`u`: the client sends it, and is told in the end how much came. `i`: what comes is sent back. `c`: the bytes once, many more than
+there is room for on the way, and the connection is closed at once.
 """
 import selectors, socket, sys, threading
 
@@ -33,6 +34,12 @@ def up(peer):
     peer.close()
 
 
+def closed(peer):
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8 << 20)
+    peer.sendall(PART)
+    peer.close()
+
+
 def idle(selector):
     while True:
         for key, _ in selector.select(0.2):
@@ -53,4 +60,4 @@ while True:
     if kind == b"i":
         selector.register(peer, selectors.EVENT_READ)
     elif kind:
-        threading.Thread(target=down if kind == b"d" else up, args=[peer], daemon=True).start()
+        threading.Thread(target={b"d": down, b"u": up, b"c": closed}[kind], args=[peer], daemon=True).start()

@@ -10,7 +10,7 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 const SERVER: &str = include_str!("streams.py");
 /// How many hold a connection.
@@ -76,6 +76,29 @@ fn receive(mut stream: TcpStream, flow: &Flow) {
     }
 }
 
+/// Gets the same many times, beginning to take it late: what the server has closed waits in the kernel until then. How many were
+/// broken off, of which that was said.
+fn take_late(flow: &Flow) -> u64 {
+    const LATE: Duration = Duration::from_millis(60);
+    const BETWEEN: Duration = Duration::from_millis(150);
+    let (part, mut lost) = (part(), 0);
+    while !flow.stop.load(Ordering::Relaxed) {
+        let mut stream = connect(b'c');
+        std::thread::sleep(LATE);
+        let mut got = Vec::new();
+        let whole = stream.read_to_end(&mut got).is_ok() && got == part;
+        if whole {
+            flow.bytes.fetch_add(1, Ordering::Relaxed);
+        } else {
+            // It is said as soon as the move is done.
+            assert!(until(SOON, || flow.last.swap(0, Ordering::Relaxed) == 1), "{} bytes came, and nothing was said", got.len());
+            lost += 1;
+        }
+        std::thread::sleep(BETWEEN);
+    }
+    lost
+}
+
 crate::alone! {
     fn streams_and_500_idle_connections() {
         let lab = Lab::new("move-streams");
@@ -122,5 +145,35 @@ crate::alone! {
             thread.join().expect("every byte once and in order");
         }
         println!("journey: {rounds} moves under {:.0} MB/s up and {:.0} MB/s down", bytes()[0] as f64 / 1e6 / took, bytes()[1] as f64 / 1e6 / took);
+    }
+
+    /// What a program has left to the kernel when it closed a connection is nowhere in its tree.
+    fn closed_at_once() {
+        let lab = Lab::new("move-closed");
+        let hosts = Hosts::new(&lab, 2);
+        hosts.serve_at(0);
+        fs::write(lab.path("streams.py"), SERVER).expect("script");
+        fs::write(lab.path("part"), part()).expect("bytes");
+        let pid = hosts.hosts[0].start(&lab, "/usr/bin/python3", &["streams.py", SERVICE, "2500", "part"]);
+        listens(&lab, &format!("{SERVICE}:2500"));
+        let flow = Arc::<Flow>::default();
+        let client = std::thread::spawn({ let flow = flow.clone(); move || take_late(&flow) });
+        let whole = || flow.bytes.load(Ordering::Relaxed);
+        for n in 0..4 {
+            let before = whole();
+            assert!(until(SOON, || whole() > before || client.is_finished()), "move {n}: nobody is served");
+            let (from, to) = (n % 2, (n + 1) % 2);
+            let done = hosts.migrate(&lab, from, &[&pid.to_string(), &hosts.hosts[to].address, "--vip", VIP]);
+            // On a machine with much else to do there may be no moment that is long enough; but that is said.
+            let said = done.stderr.contains("had not delivered everything yet");
+            assert!(matches!((done.code, said), (0, false) | (3, true)), "move {n}: {}{}\n{}", done.stdout, done.stderr, lab.log());
+            if said {
+                println!("journey: move {n}: {}", done.stderr);
+                flow.last.store(1, Ordering::Relaxed);
+            }
+        }
+        flow.stop.store(true, Ordering::Relaxed);
+        let lost = client.join().expect("whole, or lost with a word");
+        println!("journey: {} whole, {lost} lost", whole());
     }
 }

@@ -36,7 +36,11 @@ fn fill(keys: std::ops::Range<u64>) {
 
 /// MiB in the folder that a host keeps a copy in.
 fn kept(host: &Host, folder: &str) -> u64 {
-    host.plain("df", &["--output=used", "-BM", folder]).lines().last().and_then(|l| l.trim().trim_end_matches('M').parse().ok()).expect("MiB")
+    host.plain("df", &["--output=used", "-BM", folder])
+        .lines()
+        .last()
+        .and_then(|l| l.trim().trim_end_matches('M').parse().ok())
+        .expect("MiB")
 }
 
 crate::alone! {

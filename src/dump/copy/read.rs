@@ -109,16 +109,16 @@ pub fn fill(jobs: &[Job], objects: &[File], places: &mut [&mut [u8]]) -> Result<
     }
 }
 
-/// Reads the bytes of a job of a process that runs, as far as they can be read; which those are. `buffer` has no others then.
-pub fn fill_what_is_there(job: &Job, buffer: &mut Vec<u8>) -> Vec<(u64, u32)> {
-    if fill(std::slice::from_ref(job), &[], &mut [buffer]).is_ok() {
+/// Reads the bytes of a job of a tree that runs, as far as they can be read; which those are. `buffer` has no others then.
+pub fn fill_what_is_there(job: &Job, objects: &[File], buffer: &mut Vec<u8>) -> Vec<(u64, u32)> {
+    if fill(std::slice::from_ref(job), objects, &mut [buffer]).is_ok() {
         return job.ranges.clone();
     }
     let mut ranges: Vec<(u64, u32)> = Vec::new();
     let mut filled = 0;
     for (address, n) in job.ranges.iter().flat_map(|&(a, n)| (0..u64::from(n)).map(move |k| (a + k * PAGE as u64, k))) {
         let page = Job { ranges: vec![(address, 1)], ..*job };
-        if fill(&[page], &[], &mut [&mut buffer[filled..filled + PAGE]]).is_err() {
+        if fill(&[page], objects, &mut [&mut buffer[filled..filled + PAGE]]).is_err() {
             continue;
         }
         filled += PAGE;

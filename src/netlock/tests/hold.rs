@@ -38,7 +38,7 @@ fn next(mut stream: &TcpStream, length: usize) -> Vec<u8> {
 #[test]
 fn what_leaves_waits_for_its_mark() {
     with_addresses(|addresses| {
-        let hold = Hold::prepare("test", &addresses[..1], || {}).expect("a hold");
+        let hold = Hold::prepare("test", &addresses[..1], false, || {}).expect("a hold");
         let (mut tree, client) = client_of(addresses[0]);
         let (mut other, others_client) = pair(V4);
         tree.write_all(b"before").expect("write");
@@ -74,7 +74,7 @@ fn large_segments_pass_whole() {
     with_addresses(|addresses| {
         let came = Arc::new(AtomicU32::new(0));
         let told = came.clone();
-        let hold = Hold::prepare("test", &addresses, move || _ = told.fetch_add(1, Ordering::Relaxed)).expect("a hold");
+        let hold = Hold::prepare("test", &addresses, false, move || _ = told.fetch_add(1, Ordering::Relaxed)).expect("a hold");
         for address in addresses {
             let (mut tree, client) = client_of(address);
             hold.close().expect("closed");
@@ -98,7 +98,7 @@ fn large_segments_pass_whole() {
 fn nothing_gets_out_by_itself() {
     with_addresses(|addresses| {
         for address in addresses {
-            let hold = Hold::prepare("test", &addresses, || {}).expect("a hold");
+            let hold = Hold::prepare("test", &addresses, false, || {}).expect("a hold");
             let (mut tree, client) = client_of(address);
             hold.close().expect("closed");
             tree.write_all(b"lost").expect("write");

@@ -3,6 +3,7 @@
 use super::{LISTEN, SOCK_DIAG_BY_FAMILY};
 use crate::sys::netlink::{Socket, attributes, u16_at, u32_at};
 use crate::sys::socket;
+use crate::sys::tcp::{CLOSING, FIN_WAIT1, LAST_ACK};
 use nix::errno::Errno;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
@@ -101,6 +102,13 @@ pub fn sockets() -> io::Result<Vec<Entry>> {
 pub fn remains() -> io::Result<Vec<Entry>> {
     let mut all = list(TCP, false, !0)?;
     all.retain(|s| s.inode == 0 && s.state != LISTEN && s.peer.port() != 0);
+    Ok(all)
+}
+
+/// Those of them that have to deliver something yet, at least that they end: in `TCP_FIN_WAIT1`, `TCP_CLOSING` or `TCP_LAST_ACK`.
+pub fn unfinished() -> io::Result<Vec<Entry>> {
+    let mut all = list(TCP, false, 1 << FIN_WAIT1 | 1 << CLOSING | 1 << LAST_ACK)?;
+    all.retain(|s| s.inode == 0);
     Ok(all)
 }
 

@@ -378,6 +378,7 @@ impl World {
             }
             Action::Release(mark) => self.release(mark),
             Action::Discard(_) => {}
+            Action::Relink => self.break_link(),
             Action::Hide => self.address = false,
             Action::Show => self.address = true,
             Action::Keep(_) => {}
@@ -419,7 +420,9 @@ impl World {
                 self.fabricated = series;
                 Frame { word: Word::Primary { series: series.min(1), wedged, over }, ..frame }
             }
-            (Some(Flaw::KeepsOldSeries), Who::Standby, Word::Standby { whole, ready, left, full, echo }) if whole.series < self.fabricated => {
+            (Some(Flaw::KeepsOldSeries), Who::Standby, Word::Standby { whole, ready, left, full, echo })
+                if whole.series < self.fabricated =>
+            {
                 let whole = Mark { series: self.fabricated, number: 0 };
                 Frame { word: Word::Standby { whole, ready, left, full, echo }, ..frame }
             }
@@ -495,6 +498,10 @@ impl World {
                 if link == self.link && self.linked {
                     self.linked = false;
                     self.step(Who::Primary, Event::LinkLost);
+                    if self.dice.chance(300) {
+                        // What was under way was too much to be kept.
+                        self.step(Who::Primary, Event::Anew);
+                    }
                     self.step(Who::Standby, Event::LinkLost);
                     let delay = MS * (20 + self.dice.below(500)) as u32;
                     self.at(delay, What::Relink);

@@ -71,6 +71,8 @@ pub struct Primary {
     flight: VecDeque<Flying>,
     shipping: Option<Mark>,
     linked: bool,
+    /// When the link was made, or given up.
+    made: Duration,
     /// Nothing comes over the link.
     quiet: bool,
     /// Output goes out.
@@ -111,6 +113,7 @@ impl Primary {
             flight: VecDeque::new(),
             shipping: None,
             linked: true,
+            made: Duration::ZERO,
             quiet: true,
             free: true,
             waiting: false,
@@ -123,7 +126,6 @@ impl Primary {
 
     /// Of a watch whose meio has died, the `instance`th time: output is held, and stays so until the standby has said that it is
     /// at a series of this one's, or that it has taken over.
-    #[cfg(test)]
     pub fn resume(generation: u64, instance: u64, limits: Limits) -> Self {
         let first = instance << 32;
         let begun = Primary::begin(generation, limits);
@@ -186,8 +188,8 @@ impl Primary {
                 out.push(Action::Record(Activation::Primary { generation: self.generation, instance: self.instance }));
             }
             Event::Heard(path, frame) => self.hear(path, frame, now, &mut out),
-            #[cfg(test)]
-            Event::Linked => self.linked = true,
+            Event::Linked => (self.linked, self.made) = (true, now),
+            Event::Anew if self.phase != Phase::Demoting => self.new_series(&mut out),
             Event::LinkLost => {
                 (self.linked, self.shipping) = (false, None);
                 self.flight.iter_mut().for_each(|flying| flying.sent = false);
@@ -438,6 +440,10 @@ impl Primary {
         if matches!(self.phase, Phase::Watching) {
             out.extend(self.notice.change(now).map(|silent| Action::Say(silent.map_or(Said::BothPaths, Said::OnePath))));
         }
+        if self.is_mute(now) {
+            self.made = now;
+            out.push(Action::Relink);
+        }
         if self.free || !matches!(self.phase, Phase::Watching | Phase::Cut) {
             return;
         }
@@ -458,11 +464,34 @@ impl Primary {
         }
         // It lives, and epochs do not get there: without its clone it cannot take over, and all may go out.
         let cut = self.notice.since(Path::Link, now) >= 2 * self.limits.timeout;
-        let stuck = self.flight.front().is_some_and(|flying| now.saturating_sub(flying.begun) >= self.limits.wedge);
+        let stuck = self.is_stuck(self.limits.wedge, now);
         if self.guarded && (cut || stuck) && self.phase == Phase::Watching {
             self.new_series(out);
             self.not_before = now + self.limits.again;
+            if stuck && self.linked {
+                self.made = now;
+                out.push(Action::Relink);
+            }
         }
+    }
+
+    /// What was given to the link first is not known to have come within this time.
+    fn is_stuck(&self, limit: Duration, now: Duration) -> bool {
+        self.flight.front().is_some_and(|flying| now.saturating_sub(flying.begun) >= limit)
+    }
+
+    /// There is a link, and it carries nothing: no word, or no epoch.
+    fn is_mute(&self, now: Duration) -> bool {
+        /// A first copy may take its time.
+        const LARGE: u32 = 6;
+        if !self.linked || !matches!(self.phase, Phase::Watching | Phase::Cut) {
+            return false;
+        }
+        // Where nothing is heard at all the link is not what is wrong, or not for sure.
+        let most = if self.notice.silent(Path::Beat, now) { 4 * self.limits.timeout } else { self.limits.timeout };
+        let silent = self.notice.since(Path::Link, now) >= most && now.saturating_sub(self.made) >= most.max(self.limits.again);
+        let (large, made) = (self.limits.wedge * LARGE, now.saturating_sub(self.made));
+        silent || !self.guarded && made >= large && self.is_stuck(large, now)
     }
 
     fn may_capture(&self) -> bool {

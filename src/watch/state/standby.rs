@@ -305,7 +305,8 @@ impl Standby {
         if matches!(self.phase, Phase::New | Phase::Over) {
             return;
         }
-        let word = Word::Standby { whole: self.whole, ready: self.ready, left: self.phase == Phase::Left, full: self.full, echo: self.echo };
+        let word =
+            Word::Standby { whole: self.whole, ready: self.ready, left: self.phase == Phase::Left, full: self.full, echo: self.echo };
         for path in [Path::Link, Path::Beat] {
             self.sequence += 1;
             let frame = Frame { generation: self.generation, instance: self.instance, sequence: self.sequence, word };

@@ -1,0 +1,218 @@
+//! At the primary: whoever stands by is called, and called again when the link is lost; by threads, since who decides must not be
+//! kept waiting.
+//!
+//! The one that was there before is asked for first: it has what was acknowledged, and goes on with it. Where it is no more a new
+//! one is begun, which has nothing. As only one process can be at work on a watch there, a new one says that the other has ended;
+//! and if that has taken over, it is on record there.
+
+use super::beat::{Beats, Key};
+use super::protect::Options;
+use super::record::Back;
+use super::setup::{SETUP, Setup};
+use crate::error::{Error, Kind, Result};
+use crate::migrate::plan::{Details, Plan, pack, unpack};
+use crate::progress::Report;
+use crate::transport::{self, Peer, Sender};
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+/// For what the standby may take to answer.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What everybody is asked.
+pub struct Ask {
+    /// What the user wants.
+    pub options: Options,
+    /// What the tree needs.
+    pub plan: Plan,
+    /// Which watch it is.
+    pub watch: u128,
+}
+
+/// Who is called.
+#[derive(Debug, Clone, Default)]
+pub struct Whom {
+    /// The primary's own, once it has one.
+    pub generation: Option<u64>,
+    /// Lower ones are on record here.
+    pub least: u64,
+    /// The last process that was there.
+    pub instance: u64,
+    /// What that one is to be told, to come to it.
+    pub token: Option<String>,
+    /// Nobody here has its key for heartbeats.
+    pub fresh: bool,
+}
+
+impl Whom {
+    /// Who stood by for a meio that was killed.
+    pub fn back(back: &Back) -> Whom {
+        Whom { instance: back.instance, token: Some(back.token.clone()), fresh: true, ..Whom::default() }
+    }
+}
+
+/// Who has answered.
+pub enum Found {
+    /// One that can be used.
+    Standby(Box<Standing>),
+    /// One that has taken over, with this generation and as this process.
+    Taken {
+        /// Its own.
+        generation: u64,
+        /// Which process.
+        instance: u64,
+    },
+}
+
+/// One that stands by.
+pub struct Standing {
+    /// The link to it,
+    pub peer: Peer,
+    /// and its streams.
+    pub sender: Sender,
+    /// The primary's generation.
+    pub generation: u64,
+    /// Which process it is.
+    pub instance: u64,
+    /// How many images it has, if it has been there before.
+    pub images: Option<u64>,
+    /// Where heartbeats go from now on, if not where they went before.
+    pub beats: Option<Beats>,
+    /// What is to be told to come back to it, where that is new.
+    pub token: Option<String>,
+    /// What is different there.
+    pub warnings: Vec<String>,
+}
+
+/// Tells nobody.
+struct Silent;
+
+impl Report for Silent {
+    fn started(&mut self, _: &'static str) {}
+    fn ended(&mut self, _: &'static str, _: Duration) {}
+    fn bytes(&mut self, _: u64, _: Option<u64>) {}
+    fn note(&mut self, _: &str) {}
+    fn warning(&mut self, _: &str) {}
+    fn last_words(&mut self, _: &Error) {}
+    fn clear(&mut self) {}
+}
+
+/// Logs in and has an agent answer, the one that is there where there is one.
+pub fn connect(options: &Options, whom: &Whom, report: &mut dyn Report) -> Result<Peer> {
+    let command = match &whom.token {
+        Some(token) => format!("agent --watch {}", transport::again(token)?),
+        None => "agent --watch".into(),
+    };
+    transport::connect_to(&options.standby, &options.how, &command, report)
+}
+
+/// Comes to terms with who has answered. Everything that stands in the way is said before anything is touched.
+pub fn agree(ask: &Ask, whom: &Whom, mut peer: Peer) -> Result<Found> {
+    let say = |peer: &Peer, setup: &Setup| peer.link.send(&transport::Frame { kind: SETUP, generation: 0, payload: pack(setup)? });
+    let options = &ask.options;
+    let key = Key::make()?;
+    let asked = Setup::Ask {
+        name: options.name.clone(),
+        watch: ask.watch,
+        plan: Box::new(ask.plan.clone()),
+        key: *key.bytes(),
+        generation: whom.generation.unwrap_or(0),
+        known: whom.instance,
+        fresh: whom.fresh,
+    };
+    say(&peer, &asked)?;
+    let frame = peer.link.receive(Some(PATIENCE))?;
+    let taken = |theirs| whom.generation.is_some_and(|own| theirs > own);
+    let (generation, instance, images, port, token, warnings) = match unpack(&frame.payload)? {
+        Setup::Answer { generation, instance, .. } | Setup::Going { generation, instance, .. } if taken(generation) => {
+            return Ok(Found::Taken { generation, instance });
+        }
+        Setup::Answer { details, generation, instance, port, token } => {
+            let Details { refusals, warnings, .. } = details;
+            if !refusals.is_empty() {
+                let what = format!("process {} cannot live on {}", options.dump.pid, options.standby.host);
+                return Err(Error::refused(&what, refusals));
+            }
+            let generation = whom.generation.unwrap_or(whom.least.max(generation) + 1);
+            (generation, instance, None, Some(port), Some(token), warnings)
+        }
+        Setup::Going { instance, images, port, .. } => {
+            let generation = whom.generation.ok_or_else(|| Error::link("the standby goes on with what has not begun"))?;
+            (generation, instance, Some(images), Some(port).filter(|_| whom.fresh), None, Vec::new())
+        }
+        _ => return Err(Error::link("the standby says something else than was asked")),
+    };
+    let beats = port.map(|port| beats(options, &key, port)).transpose()?;
+    if images.is_none() {
+        say(&peer, &Setup::Begin { generation, limits: options.limits, fence: options.fence.clone() })?;
+    }
+    peer.open_bulk()?;
+    let sender = peer.sender()?;
+    Ok(Found::Standby(Box::new(Standing { peer, sender, generation, instance, images, beats, token, warnings })))
+}
+
+/// Heartbeats to there.
+fn beats(options: &Options, key: &Key, port: u16) -> Result<Beats> {
+    let host = &options.standby.host;
+    let beats = Beats::to(key, address(host, port)?)?;
+    if let Some(own) = beats.local().filter(|own| options.addresses.iter().any(|a| a.ip == own.ip())) {
+        let what = format!("the way to {host} begins at {}, which goes with the tree", own.ip());
+        return Err(Error::new(Kind::Usage, what).help("name the standby by an address to which this host has another way"));
+    }
+    Ok(beats)
+}
+
+/// Where heartbeats go to.
+fn address(host: &str, port: u16) -> Result<SocketAddr> {
+    let found = (host, port).to_socket_addrs().ok().and_then(|mut all| all.next());
+    found.ok_or_else(|| Error::link(format!("{host} has no address for heartbeats")).help("name the standby as it is known here"))
+}
+
+/// Calls until somebody answers, one call at a time.
+pub struct Calls {
+    ask: Arc<Ask>,
+    again: Duration,
+    answers: mpsc::Receiver<Result<Found>>,
+    tell: mpsc::Sender<Result<Found>>,
+    at_work: bool,
+    not_before: Instant,
+}
+
+impl Calls {
+    /// Nobody is called yet. After this time it is tried again.
+    pub fn new(mut ask: Ask, again: Duration) -> Calls {
+        /// Who lives answers by then; who does not is to be called again soon.
+        const LIMIT: Duration = Duration::from_secs(5);
+        ask.options.how.timeout = ask.options.how.timeout.min(LIMIT);
+        let (tell, answers) = mpsc::channel();
+        Calls { ask: Arc::new(ask), again, answers, tell, at_work: false, not_before: Instant::now() }
+    }
+
+    /// Calls, unless that is being done or was a moment ago.
+    pub fn call(&mut self, whom: impl FnOnce() -> Whom) {
+        if self.at_work || Instant::now() < self.not_before {
+            return;
+        }
+        let (ask, tell, whom) = (self.ask.clone(), self.tell.clone(), whom());
+        let work = move || {
+            let found = connect(&ask.options, &whom, &mut Silent).and_then(|peer| agree(&ask, &whom, peer));
+            let _ = tell.send(found);
+        };
+        self.at_work = std::thread::Builder::new().name("call".into()).spawn(work).is_ok();
+        self.not_before = Instant::now() + self.again;
+    }
+
+    /// Who has answered, if somebody has since.
+    pub fn answer(&mut self) -> Option<Result<Found>> {
+        let found = self.answers.try_recv().ok()?;
+        self.at_work = false;
+        // What stands in the way there does not go away by being asked for.
+        const RARELY: u32 = 5;
+        if found.as_ref().is_err_and(|e| e.kind != Kind::LinkFailed) {
+            self.not_before = Instant::now() + self.again * RARELY;
+        }
+        Some(found)
+    }
+}

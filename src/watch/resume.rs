@@ -1,0 +1,73 @@
+//! A watch whose meio was killed: another one finds the tree, which goes on, and what was left between it and its network.
+
+use super::protect::Options;
+use super::record::{Back, Record};
+use super::state::{Activation, Guarantee};
+use crate::error::{Error, Kind, Result};
+use crate::migrate::record::Member;
+use crate::netlock::kept::{self, Owner};
+use std::time::{Duration, Instant};
+
+/// What goes on.
+#[derive(Debug, Clone)]
+pub struct Resumed {
+    /// Which watch.
+    pub watch: u128,
+    /// Of the primary.
+    pub generation: u64,
+    /// Of this process.
+    pub instance: u64,
+    /// What leads to the standby.
+    pub back: Back,
+}
+
+/// Whether there is something to go on with: a record of this very tree, whose output is held. `None`: it begins anew.
+///
+/// # Errors
+/// When somebody else answers for it, or it is to go on with other limits than those that the standby was told.
+pub fn find(options: &Options, there: Option<&Record>) -> Result<Option<Resumed>> {
+    let Some(record) = there else { return Ok(None) };
+    let Some(back) = record.back.as_ref().filter(|back| Member::of(options.dump.pid).is_ok_and(|tree| tree == back.tree)) else {
+        return Ok(None);
+    };
+    let (generation, instance) = match record.activation {
+        Some(Activation::Primary { generation, instance }) => (generation, instance),
+        Some(Activation::Demoted(generation) | Activation::Taken(generation)) => {
+            let what = format!("{} has taken over the watch {}, with generation {generation}", back.host, record.name);
+            let help = format!("what stands still here may be ended; meio check --unlock {} has it heard again", record.name);
+            return Err(Error::other(what).help(help));
+        }
+        None => return Ok(None),
+    };
+    if !is_held(options)? {
+        return Ok(None);
+    }
+    if back.limits != options.limits {
+        let what = format!("the meio of the watch {} was killed, and its standby was told something else than is wanted now", record.name);
+        return Err(Error::new(Kind::Usage, what).help("give it the options that it had"));
+    }
+    Ok(Some(Resumed { watch: record.watch, generation, instance: instance + 1, back: back.clone() }))
+}
+
+/// What was killed leaves a child for a moment, which lets everything out or nothing.
+fn is_held(options: &Options) -> Result<bool> {
+    const LOOK: Duration = Duration::from_millis(20);
+    const MORE: Duration = Duration::from_secs(3);
+    let owner = Owner::Watch(options.name.clone());
+    let holds = options.limits.guarantee == Guarantee::Hold;
+    let until = Instant::now() + options.limits.timeout + if holds { MORE } else { Duration::ZERO };
+    loop {
+        let kept = holds && kept::is_kept(None, &owner)?;
+        if holds && !kept {
+            return Ok(false);
+        }
+        let mut up = options.addresses.iter().map(|address| address.is_up().unwrap_or(false));
+        if !options.addresses.is_empty() && !up.any(|up| up) {
+            return Ok(true);
+        }
+        if Instant::now() >= until {
+            return Ok(kept);
+        }
+        std::thread::sleep(LOOK);
+    }
+}

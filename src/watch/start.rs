@@ -1,0 +1,90 @@
+//! The beginning of a watch, or of another meio's part in one: what is there is looked at, and nothing is touched.
+
+use super::again::{Ask, Whom};
+use super::beat::Key;
+use super::fit;
+use super::lease::Lease;
+use super::protect::Options;
+use super::record::{Claim, Record, Store};
+use super::resume::{self, Resumed};
+use super::state::{Activation, Guarantee, Primary};
+use crate::error::Result;
+use crate::progress::{Report, phase};
+use std::time::{Duration, Instant};
+
+/// Who is at work on it is not waited for, but children of one that was killed are.
+fn free(store: &Store, name: &str) -> Result<Claim> {
+    const LOOK: Duration = Duration::from_millis(20);
+    const MOMENT: Duration = Duration::from_secs(2);
+    let until = Instant::now() + MOMENT;
+    loop {
+        match store.claim(name) {
+            Err(_) if Instant::now() < until => std::thread::sleep(LOOK),
+            claim => return claim,
+        }
+    }
+}
+
+/// What a watch begins with.
+pub struct Start {
+    /// Where it is on record,
+    pub store: Store,
+    /// that nobody else is at work on it,
+    pub claim: Claim,
+    /// and who keeps its addresses.
+    pub lease: Lease,
+    /// What is asked of who stands by,
+    pub ask: Ask,
+    /// and who is asked first.
+    pub first: Whom,
+    /// What another meio has left that was killed.
+    pub resumed: Option<Resumed>,
+}
+
+impl Start {
+    /// Call this early: see [`Lease::take`].
+    ///
+    /// # Errors
+    /// With what stands in the way here.
+    pub fn look(options: &Options, begun: Instant, report: &mut dyn Report, phases: &mut Vec<(&'static str, Duration)>) -> Result<Start> {
+        let store = Store::open()?;
+        drop(free(&store, &options.name)?);
+        let there = store.read(&options.name)?;
+        let resumed = resume::find(options, there.as_ref())?;
+        let held = Some(options.name.as_str()).filter(|_| options.limits.guarantee == Guarantee::Hold);
+        let lease = Lease::take(&options.addresses, begun, held, resumed.is_some())?;
+        let claim = store.claim(&options.name)?;
+        let plan = phase(report, phases, "check", |_| fit::plan(options, resumed.is_some()))?;
+        let (watch, first) = match &resumed {
+            Some(resumed) => {
+                report.warning("the meio of this watch was killed: what was held is lost, and nobody answers until the standby is asked");
+                (resumed.watch, Whom { generation: Some(resumed.generation), ..Whom::back(&resumed.back) })
+            }
+            None => {
+                let least = there.and_then(|record| record.activation).map_or(0, |a| a.generation());
+                let watch = u128::from_le_bytes(Key::make()?.bytes()[..16].try_into().unwrap_or_default());
+                (watch, Whom { least, fresh: true, ..Whom::default() })
+            }
+        };
+        let ask = Ask { options: options.clone(), plan, watch };
+        Ok(Start { store, claim, lease, ask, first, resumed })
+    }
+
+    /// What is to be on record of a primary of this generation, and its machine.
+    pub fn machine(&self, generation: u64) -> (Record, Primary) {
+        let Ask { options, watch, .. } = &self.ask;
+        let instance = self.resumed.as_ref().map_or(0, |resumed| resumed.instance);
+        let record = Record {
+            name: options.name.clone(),
+            watch: *watch,
+            activation: Some(Activation::Primary { generation, instance }),
+            instance,
+            back: self.resumed.as_ref().map(|resumed| resumed.back.clone()),
+        };
+        let machine = match self.resumed {
+            Some(_) => Primary::resume(generation, instance, options.limits),
+            None => Primary::begin(generation, options.limits),
+        };
+        (record, machine)
+    }
+}

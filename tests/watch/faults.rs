@@ -1,0 +1,210 @@
+//! Faults at random instants under a client that counts over one connection: whatever happens, no answer that it was given is ever
+//! taken back, and in the end somebody answers. `FAULTS` says how many (a slice of three without it), `SEED` with which one they begin.
+
+use super::links::{cut, cut_all, cut_ports, heal};
+use super::{Counter, Watched, has_address, noted, oldest, redis};
+use crate::lab::hosts::{Hosts, SERVICE};
+use crate::lab::{Lab, SOON, until};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Fault {
+    LoseHost,
+    KillStandby,
+    CutBothWays,
+    KillMeio,
+    StopMeio,
+    CutLink,
+    CutOneWay,
+    CutOtherWay,
+    CutStreams,
+    CutService,
+    SlowStandby,
+    KillTree,
+}
+
+const ALL: [Fault; 12] = [
+    Fault::LoseHost,
+    Fault::KillStandby,
+    Fault::CutBothWays,
+    Fault::KillMeio,
+    Fault::StopMeio,
+    Fault::CutLink,
+    Fault::CutOneWay,
+    Fault::CutOtherWay,
+    Fault::CutStreams,
+    Fault::CutService,
+    Fault::SlowStandby,
+    Fault::KillTree,
+];
+
+/// Numbers that come again with their seed.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, most: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (self.0 >> 33) % most
+    }
+
+    fn ms(&mut self, least: u64, most: u64) -> Duration {
+        Duration::from_millis(least + self.below(most - least))
+    }
+}
+
+/// In the namespace of the client.
+fn own(arguments: &[&str]) {
+    assert!(Command::new("ip").args(arguments).status().expect("ip starts").success(), "{arguments:?}");
+}
+
+/// It happens, and is over where it can be.
+fn befall(fault: Fault, hosts: &mut Hosts, watched: &Watched, pid: i32, dice: &mut Dice) {
+    let meio = oldest(&hosts.hosts[0]);
+    let signal = |hosts: &Hosts, host: usize, signal: &str, pid: &str| {
+        let _ = hosts.hosts[host].command(Path::new("kill")).args([signal, pid]).status();
+    };
+    match fault {
+        Fault::LoseHost => {
+            hosts.wire(0, false);
+            hosts.hosts[0].fail();
+        }
+        Fault::KillMeio => signal(hosts, 0, "-KILL", &meio),
+        Fault::KillTree => signal(hosts, 0, "-KILL", &pid.to_string()),
+        Fault::KillStandby => drop(hosts.hosts[1].plain("pkill", &["-KILL", "-x", "meio"])),
+        Fault::StopMeio => {
+            signal(hosts, 0, "-STOP", &meio);
+            std::thread::sleep(Duration::from_secs(5));
+            signal(hosts, 0, "-CONT", &meio);
+            // nsenter(1) stops with what it waits for.
+            let waiting = nix::unistd::Pid::from_raw(watched.meio.id() as i32);
+            let _ = nix::sys::signal::kill(waiting, nix::sys::signal::Signal::SIGCONT);
+        }
+        Fault::CutBothWays => {
+            cut_all(hosts, 0, 1);
+            cut_all(hosts, 1, 0);
+            std::thread::sleep(dice.ms(200, 6000));
+            heal(hosts, 0);
+            heal(hosts, 1);
+        }
+        Fault::CutLink => {
+            cut(hosts, 0, 1);
+            cut(hosts, 1, 0);
+            std::thread::sleep(dice.ms(200, 6000));
+            heal(hosts, 0);
+            heal(hosts, 1);
+        }
+        Fault::CutOneWay | Fault::CutOtherWay => {
+            let from = usize::from(fault == Fault::CutOtherWay);
+            cut_all(hosts, from, 1 - from);
+            std::thread::sleep(dice.ms(200, 6000));
+            heal(hosts, from);
+        }
+        Fault::CutStreams => {
+            cut_ports(hosts, 0, 1, &["dport", "1024-65534"]);
+            std::thread::sleep(dice.ms(200, 8000));
+            heal(hosts, 0);
+        }
+        Fault::CutService => {
+            own(&["rule", "add", "blackhole", "to", SERVICE, "pref", "5"]);
+            std::thread::sleep(dice.ms(200, 4000));
+            own(&["rule", "del", "pref", "5"]);
+        }
+        Fault::SlowStandby => {
+            let agent = oldest(&hosts.hosts[1]);
+            for _ in 0..8 {
+                signal(hosts, 1, "-STOP", &agent);
+                std::thread::sleep(dice.ms(20, 500));
+                signal(hosts, 1, "-CONT", &agent);
+                std::thread::sleep(dice.ms(20, 300));
+            }
+        }
+    }
+}
+
+/// What came of a round.
+struct Came {
+    how: &'static str,
+    answers: usize,
+    longest: Duration,
+}
+
+fn round(number: u64, fault: Fault) -> Came {
+    let mut dice = Dice(number.wrapping_mul(0x9e37_79b9_7f4a_7c15) + 1);
+    let lab = Lab::new(&format!("watch-fault-{number}"));
+    let (mut hosts, pid) = redis(&lab);
+    let name = format!("fault-{number}");
+    let mut watched = Watched::with(&lab, &hosts, pid, &["--timeout", "1500ms", "--name", &name]);
+    let counter = Counter::begin();
+    let all = |watched: &Watched, hosts: &Hosts| format!("round {number}, {fault:?}:\n{}\n{}", watched.said(), noted(hosts));
+    let ends = |watched: &mut Watched| until(SOON, || watched.meio.try_wait().is_ok_and(|done| done.is_some()));
+    assert!(counter.go_on(20 + dice.below(100)), "{}", all(&watched, &hosts));
+    std::thread::sleep(dice.ms(0, 50));
+    assert!(until(SOON, || watched.is_protected()), "{}", all(&watched, &hosts));
+    befall(fault, &mut hosts, &watched, pid, &mut dice);
+    let none = |how| Came { how, answers: 0, longest: Duration::ZERO };
+    if fault == Fault::KillTree {
+        // Its own end is none of the host.
+        assert!(ends(&mut watched) && !hosts.hosts[1].runs(pid), "{}", all(&watched, &hosts));
+        return none("it ended");
+    }
+    if !counter.go_on(30) {
+        // A machine that was busy for long may have had the standby begin anew just then.
+        let excused = fault == Fault::LoseHost && !watched.is_protected();
+        assert!(excused, "nobody answers: {}", all(&watched, &hosts));
+        return none("unprotected");
+    }
+    // Only one has the address, and there it runs.
+    let lost = fault == Fault::LoseHost;
+    let there = |hosts: &Hosts| (!lost && has_address(&hosts.hosts[0]), has_address(&hosts.hosts[1]));
+    let one = |hosts: &Hosts| {
+        let (first, second) = there(hosts);
+        first != second && hosts.hosts[usize::from(second)].runs(pid)
+    };
+    assert!(until(SOON, || one(&hosts)), "{:?}: {}", there(&hosts), all(&watched, &hosts));
+    let taken = there(&hosts).1;
+    if taken {
+        assert!(lost || ends(&mut watched), "{}", all(&watched, &hosts));
+    } else {
+        // What was lost has come back. Without a watch nothing of it is left.
+        assert!(until(SOON, || watched.is_protected()), "{}", all(&watched, &hosts));
+        hosts.hosts[0].plain("kill", &["-INT", &oldest(&hosts.hosts[0])]);
+        assert!(ends(&mut watched), "{}", all(&watched, &hosts));
+        let left = hosts.hosts[0].command(Path::new(crate::MEIO)).args(["check", "--unlock", &name]).status().expect("it starts");
+        assert!(!left.success(), "a lock was left");
+    }
+    assert!(counter.go_on(20), "it does not go on: {}", all(&watched, &hosts));
+    let gaps = counter.finish().unwrap_or_else(|e| panic!("{e}\n{}", all(&watched, &hosts)));
+    Came { how: if taken { "taken over" } else { "stayed" }, answers: gaps.len() + 1, longest: gaps.last().copied().unwrap_or_default() }
+}
+
+crate::alone! {
+    /// See above.
+    fn random_faults() {
+        let number = |name: &str| std::env::var(name).ok().and_then(|n| n.parse::<u64>().ok());
+        let (rounds, seed) = (number("FAULTS").unwrap_or(3), number("SEED").unwrap_or(0));
+        let mut table: BTreeMap<Fault, Vec<Came>> = BTreeMap::new();
+        let mut failed = Vec::new();
+        for n in seed..seed + rounds {
+            let fault = ALL[(n % ALL.len() as u64) as usize];
+            match std::panic::catch_unwind(|| round(n, fault)) {
+                Ok(came) => table.entry(fault).or_default().push(came),
+                Err(_) => failed.push((n, fault)),
+            }
+        }
+        println!("\nfaults: {:<12} {:>6} {:>7} {:>10} {:>6} {:>9} {:>12} {:>10}", "fault", "rounds", "stayed", "taken over", "other", "answers", "stall median", "stall most");
+        for (fault, all) in &table {
+            let count = |how: &str| all.iter().filter(|came| came.how == how).count();
+            let (stayed, taken) = (count("stayed"), count("taken over"));
+            let mut stalls: Vec<Duration> = all.iter().map(|came| came.longest).collect();
+            stalls.sort();
+            let (median, most) = (stalls[stalls.len() / 2].as_millis(), stalls[stalls.len() - 1].as_millis());
+            let (rounds, answers) = (all.len(), all.iter().map(|came| came.answers).sum::<usize>());
+            let fault = format!("{fault:?}");
+            println!("faults: {fault:<12} {rounds:>6} {stayed:>7} {taken:>10} {:>6} {answers:>9} {median:>9} ms {most:>7} ms", rounds - stayed - taken);
+        }
+        assert!(failed.is_empty(), "failed: {failed:?}");
+    }
+}
