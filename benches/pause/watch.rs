@@ -139,7 +139,7 @@ impl Load {
                 while !over.load(Ordering::Relaxed) {
                     out.clear();
                     let key = random.next() % keys;
-                    let reads = random.next() % 10 != 0;
+                    let reads = !random.next().is_multiple_of(10);
                     if reads {
                         out.extend_from_slice(format!("GET key:{key:08}\r\n").as_bytes());
                     } else {
