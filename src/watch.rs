@@ -4,7 +4,7 @@
 //! ```text
 //! protect    what the primary does; lease: its address, in the hands of a child of meio; gate: what leaves it, and waits
 //!   again      calls the standby, and calls it again; copies: images on their way, and kept; start: what it
-//!              begins with; resume: after a meio that was killed
+//!              begins with; resume: after a meio that was killed; say: what people are told
 //! agent      what the standby does; clone: what it keeps; visit: a primary that comes back
 //!   fit        whether it can be; setup: what they say to each other before; frame: what they say then, as bytes
 //!   beat       heartbeats beside the link; fence: the command that ends the other host
@@ -54,6 +54,7 @@ mod lease;
 pub mod protect;
 mod record;
 mod resume;
+mod say;
 mod setup;
 #[cfg(test)]
 mod simulate;

@@ -11,7 +11,6 @@ use super::reader::Reader;
 use super::resolved::{At, Image, Place, Resolved, push};
 use super::spread::spread;
 use crate::error::{Context, Error, Result};
-use crate::sys::file;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -26,9 +25,13 @@ const STEP: u32 = 4096;
 /// Blocks of an image that one thread brings in; where there are more it has help.
 const FEW: usize = 16;
 
+/// Gives back what a part of a file takes, from a byte on, so many: nobody will read it before it is written again.
+pub type GiveBack = fn(&File, u64, u64);
+
 /// The pages, and where they are.
 pub struct Flat {
     file: Arc<File>,
+    give_back: GiveBack,
     now: Option<Arc<Resolved>>,
     room: Room,
 }
@@ -99,8 +102,8 @@ fn slot(at: At) -> u32 {
 
 impl Flat {
     /// Without a page, in an empty file.
-    pub fn new(file: File) -> Flat {
-        Flat { file: Arc::new(file), now: None, room: Room::default() }
+    pub fn new(file: File, give_back: GiveBack) -> Flat {
+        Flat { file: Arc::new(file), give_back, now: None, room: Room::default() }
     }
 
     /// Where every page is after the last image that was brought in.
@@ -140,11 +143,10 @@ impl Flat {
         }
         for &(first, pages) in &plan.freed {
             room.give(first, pages);
-            // Where that is not possible the room is used again all the same.
-            let _ = file::punch(&self.file, u64::from(first) * PAGE as u64, u64::from(pages) * PAGE as u64);
+            (self.give_back)(&self.file, u64::from(first) * PAGE as u64, u64::from(pages) * PAGE as u64);
         }
         self.room = room;
-        let image = Image::Flat { file: self.file.clone(), blocks: self.room.end / TOGETHER };
+        let image = Image::Flat { file: self.file.clone(), blocks: self.room.end / TOGETHER, give_back: self.give_back };
         self.now = Some(Arc::new(Resolved { images: vec![Some(Arc::new(image))], owners: plan.owners, elsewhere: None, ..new }));
         Ok(true)
     }

@@ -9,7 +9,7 @@ use super::chain::{MOST, Piece, changed, look_for};
 use super::elsewhere::{Absent, Elsewhere, overlay};
 use super::encoded::EncodedBlock;
 use super::entries::{Entry, What, entries, missing};
-use super::flat::TOGETHER;
+use super::flat::{GiveBack, TOGETHER};
 use super::format::PAGE;
 use super::link::ParentLink;
 use super::pages::Owner;
@@ -17,7 +17,6 @@ use super::reader::Reader;
 use super::spread::spread;
 use super::{Hash, folder_of};
 use crate::error::{Context, Error, Result};
-use crate::sys::file;
 use rayon::prelude::*;
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -68,7 +67,7 @@ pub(super) enum Image {
     /// As it was written.
     Written { path: PathBuf, blocks: Vec<EncodedBlock> },
     /// Pages in a file, in blocks of [`TOGETHER`].
-    Flat { file: Arc<File>, blocks: u32 },
+    Flat { file: Arc<File>, blocks: u32, give_back: GiveBack },
 }
 
 impl Image {
@@ -254,10 +253,10 @@ impl Source {
     /// It will not be asked for again: memory that it takes for nobody else is given back.
     pub fn done(&self) {
         if let Where::Image { block, image } = &self.0
-            && let Image::Flat { file, .. } = &**image
+            && let Image::Flat { file, give_back, .. } = &**image
         {
             let bytes = u64::from(TOGETHER) * PAGE as u64;
-            let _ = file::punch(file, u64::from(*block) * bytes, bytes);
+            give_back(file, u64::from(*block) * bytes, bytes);
         }
     }
 

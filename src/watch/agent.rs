@@ -10,12 +10,12 @@ use super::steps::Steps;
 use super::visit::{Asked, News, Opened, Visits};
 use super::{fit, frame};
 use crate::error::{Error, Result};
-use crate::migrate::address::Probe;
+use crate::migrate::address::{Address, Probe};
 use crate::migrate::agent::Told;
-use crate::migrate::frozen::announce;
+use crate::migrate::frozen::announce_again;
 use crate::migrate::plan::{Plan, Remark, pack, unpack};
 use crate::migrate::record::Member;
-use crate::netlock::NetLock;
+use crate::netlock::{self, NetLock};
 use crate::progress::Report;
 use crate::restore::{self, Input};
 use crate::sys::signal;
@@ -23,10 +23,13 @@ use crate::transport::{self, Peer};
 use std::collections::VecDeque;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 /// For what the other end may take to answer.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How long asking who has the address takes, and a little more.
+const EARLY: Duration = Duration::from_millis(40);
 
 /// Stands by for one primary over standard input and output, until there is nothing left to do.
 ///
@@ -85,6 +88,8 @@ pub fn run() -> Result<()> {
         fencing: None,
         events: VecDeque::from([Event::Start]),
         steps: None,
+        early: None,
+        timeout: limits.timeout,
         _claim: claim,
     };
     agent.stand()
@@ -136,6 +141,10 @@ struct Agent {
     events: VecDeque<Event>,
     /// Of the take-over.
     steps: Option<Steps>,
+    /// When it was asked ahead whether the address is free, and what comes of that.
+    early: Option<(Instant, Receiver<bool>)>,
+    /// Of the primary's silence.
+    timeout: Duration,
     _claim: Claim,
 }
 
@@ -213,6 +222,7 @@ impl Agent {
             self.events.push_back(Event::Full);
         }
         self.visited()?;
+        self.look_ahead();
         if self.machine.wake().is_some_and(|wake| wake <= self.begun.elapsed()) {
             self.events.push_back(Event::Tick);
         }
@@ -304,12 +314,15 @@ impl Agent {
             Action::Probe => Event::Probed(self.is_address_free()),
             Action::Raise => self.raise().map_or(Event::Failed, |()| Event::Raised),
             Action::Tell => {
-                self.plan.addresses.iter().for_each(announce);
+                self.plan.addresses.iter().for_each(|address| drop(address.announce_once()));
                 Event::Told
             }
             // Its connections stay locked until it runs.
             Action::Open => {
-                self.lock = None;
+                if let Some(mut lock) = self.lock.take() {
+                    let _ = lock.open();
+                    netlock::let_go(lock);
+                }
                 Event::Unblocked
             }
             Action::Run => return Ok(Some(Next::Run)),
@@ -336,8 +349,27 @@ impl Agent {
         self.store.note(&self.record.name, text);
     }
 
-    fn is_address_free(&self) -> bool {
-        self.plan.addresses.iter().all(|address| address.probe(Probe::QUICK, &[]).is_ok_and(|others| others.is_empty()))
+    fn is_address_free(&mut self) -> bool {
+        let early = self.early.take().filter(|(begun, _)| begun.elapsed() < 3 * EARLY);
+        early.is_some_and(|(_, free)| free.recv() == Ok(true)) || are_free(&self.plan.addresses)
+    }
+
+    /// Who will have to be asked soon whether he has the address is asked while the primary is not lost for certain: by then it
+    /// has given it up, whatever has become of it.
+    fn look_ahead(&mut self) {
+        let silence = self.machine.silence(self.begun.elapsed());
+        let soon = self.kept.is_some() && self.root.is_none() && (self.timeout..self.timeout + EARLY).contains(&(silence + EARLY));
+        if !soon || self.early.as_ref().is_some_and(|(begun, _)| begun.elapsed() < 3 * EARLY) {
+            return;
+        }
+        let (told, free) = channel();
+        let addresses = self.plan.addresses.clone();
+        let look = move || {
+            let _ = told.send(are_free(&addresses));
+        };
+        if std::thread::Builder::new().name("probe".into()).spawn(look).is_ok() {
+            self.early = Some((Instant::now(), free));
+        }
     }
 
     /// Nothing of it is here yet, and as soon as its address is nobody answers.
@@ -367,6 +399,9 @@ impl Agent {
         self.lock = None;
         match restored {
             Ok(root) => {
+                // Who brings the pages has what it needs.
+                self.spool.drop_all();
+                self.plan.addresses.iter().for_each(announce_again);
                 self.root = Member::of(root).ok();
                 self.events.push_back(Event::Runs);
             }
@@ -431,6 +466,11 @@ impl Agent {
             _ => Err(Error::other("it is not to be taken over any more")),
         }
     }
+}
+
+/// Whether nobody else has one of these addresses.
+fn are_free(addresses: &[Address]) -> bool {
+    addresses.iter().all(|address| address.probe(Probe::QUICK, &[]).is_ok_and(|others| others.is_empty()))
 }
 
 /// What a step of a take-over is called.

@@ -363,7 +363,7 @@ impl Shared {
         self.place.has_room(file.metadata()?.len())?;
         let flat = match flat {
             Some(flat) => flat,
-            None => flat.insert(Flat::new(self.place.file()?)),
+            None => flat.insert(Flat::new(self.place.file()?, give_back)),
         };
         let mut reader = Reader::from_file(file, arch::MACHINE).context(|| name.display().to_string())?;
         let (manifest, tree) = (reader.manifest()?, reader.tree()?);
@@ -373,6 +373,11 @@ impl Shared {
         let resolved = flat.now().cloned().ok_or_else(|| Error::other("nothing was brought in"))?;
         Ok(Some(Known { manifest, tree, id: reader.id(), resolved }))
     }
+}
+
+/// Where that is not possible the room is used again all the same.
+fn give_back(file: &File, from: u64, bytes: u64) {
+    let _ = file::punch(file, from, bytes);
 }
 
 /// Why an image is not here.
