@@ -36,6 +36,15 @@
 //! let nothing past it; the child that has its lease takes the address down. No other chain may be taken away in that network
 //! namespace meanwhile, since the kernel empties all queues with it: the locks of the epochs stay and are only opened.
 //!
+//! # When the link is lost
+//!
+//! Who stands by stays, and keeps a door open ([`visit`]): a new session of ssh lends it its ends. It says how many images it has;
+//! those of the epochs under way that it has not are sent again out of [`copies`], and the series goes on. An image that was too
+//! large to be kept, or a first copy, begins a new series. Where nobody is at the door a new standby is begun, which is a new series,
+//! too. That one could be begun at all says that the other is no more: only one process can have the claim of a watch on a host;
+//! and if it had taken over, that is on record there. A primary that was killed comes to the same door: another process, the same
+//! generation, and a series of its own, until whose first word nothing gets out.
+//!
 //! # What is not here yet, and where it goes
 //!
 //! * A clone whose processes are planted beforehand: [`state::Action::Keep`] is where it is brought up to an epoch,

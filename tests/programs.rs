@@ -19,7 +19,7 @@ use std::process::Command;
 use std::time::Duration;
 
 /// How long the work of one program may take.
-const WORK: Duration = Duration::from_secs(60);
+pub const WORK: Duration = Duration::from_secs(60);
 
 /// Writes a text into the test's folder.
 fn write(lab: &Lab, name: &str, text: &str) {

@@ -2,6 +2,7 @@
 
 mod faults;
 mod links;
+mod programs;
 mod room;
 
 use crate::lab::hosts::{Host, Hosts, SERVICE, VIP};

@@ -1,6 +1,7 @@
 //! Datagrams of the internet and packet families with all that comes along, and the addresses of such sockets.
 
 use nix::errno::Errno;
+use nix::sys::socket::{SockaddrIn6, getpeername};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
@@ -151,6 +152,48 @@ fn about(fd: BorrowedFd<'_>, request: libc::c_ulong, interface: &str) -> Result<
     Ok(asked)
 }
 
+/// Whether a datagram of a UDP or UDP-Lite socket of a family was begun (`MSG_MORE`, `UDP_CORK`) and has not been sent. What has been
+/// sent and waits on its way out is still charged to the socket ([`unsent`]), and tells nothing of that. Nothing is sent.
+///
+/// Who has begun one may go on with it to no matter which address: a part of no bytes, which is not even added (`MSG_PROBE`), does no
+/// harm. Without one the address is looked at, which is none that could be sent to.
+pub fn is_begun(fd: BorrowedFd<'_>, family: i32) -> Result<bool, Errno> {
+    /// `linux/ipv6.h`: turns a socket of IPv6 into one of IPv4; not one that has begun a datagram, which is looked at first, nor one
+    /// that is not connected to an address of IPv4.
+    const IPV6_ADDRFORM: i32 = 1;
+    if goes_on(fd, if family == libc::AF_INET { libc::AF_UNIX } else { libc::AF_INET })? {
+        return Ok(true);
+    }
+    let would_turn = || getpeername::<SockaddrIn6>(fd.as_raw_fd()).is_ok_and(|peer| peer.ip().to_ipv4_mapped().is_some());
+    if family == libc::AF_INET || would_turn() {
+        return Ok(false);
+    }
+    match super::socket::set_option(fd, libc::IPPROTO_IPV6, IPV6_ADDRFORM, &libc::AF_INET.to_ne_bytes()) {
+        Err(Errno::EBUSY) => Ok(true),
+        Err(Errno::ENOTCONN | Errno::EADDRNOTAVAIL) => Ok(false),
+        Err(e) => Err(e),
+        Ok(()) => Err(Errno::EINVAL),
+    }
+}
+
+/// Whether a part of no bytes is taken for an address of this family with port 0.
+fn goes_on(fd: BorrowedFd<'_>, family: i32) -> Result<bool, Errno> {
+    let mut address = [0u8; 16];
+    address[..2].copy_from_slice(&(family as u16).to_ne_bytes());
+    /// `linux/socket.h`
+    const MSG_PROBE: i32 = 0x10;
+    let flags = libc::MSG_MORE | MSG_PROBE | libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    // SAFETY: nothing is read but the address, whose length is passed.
+    let sent =
+        unsafe { libc::sendto(fd.as_raw_fd(), std::ptr::null(), 0, flags, address.as_ptr().cast(), address.len() as libc::socklen_t) };
+    match Errno::result(sent) {
+        Ok(_) => Ok(true),
+        // No such family here, no such port, and an address of IPv4 for a socket that knows none.
+        Err(Errno::EAFNOSUPPORT | Errno::EINVAL | Errno::ENETUNREACH) => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
 /// Number of an interface of the network namespace that the socket lives in.
 ///
 /// # Errors
@@ -209,5 +252,44 @@ mod tests {
         assert_eq!(seen.told(libc::IPPROTO_IP, libc::IP_TTL), Some(&64i32.to_ne_bytes()[..]));
         assert!(received(socket.as_fd()).unwrap().0 > 0);
         assert_eq!(unsent(socket.as_fd()), Ok(0));
+    }
+
+    #[test]
+    fn a_datagram_that_was_begun_is_seen_and_left_alone() {
+        let hears = [UdpSocket::bind("127.0.0.1:0").unwrap(), UdpSocket::bind("[::1]:0").unwrap()];
+        let [four, six] = [0, 1].map(|n| hears[n].local_addr().unwrap());
+        let mapped = SocketAddr::new(Ipv4Addr::LOCALHOST.to_ipv6_mapped().into(), four.port());
+        let only = SocketAddr::new(Ipv6Addr::LOCALHOST.into(), 0);
+        for (own, to, from) in [("0.0.0.0:0", four, 0), ("[::]:0", six, 1), ("[::]:0", mapped, 0), (&only.to_string(), six, 1)] {
+            for connected in [false, true] {
+                let socket = UdpSocket::bind(own).unwrap();
+                if connected {
+                    socket.connect(to).unwrap();
+                }
+                let family = if own.starts_with('[') { libc::AF_INET6 } else { libc::AF_INET };
+                let begun = || is_begun(socket.as_fd(), family);
+                let address = encode(to);
+                let say = |bytes: &[u8], flags| {
+                    let (at, length) = if connected { (std::ptr::null(), 0) } else { (address.as_ptr().cast(), address.len() as u32) };
+                    // SAFETY: bytes and an address with their lengths.
+                    let sent = unsafe { libc::sendto(socket.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), flags, at, length) };
+                    assert_eq!(Errno::result(sent), Ok(bytes.len() as isize), "{own} {to} {connected}");
+                };
+                assert_eq!(begun(), Ok(false), "{own} {to} {connected}");
+                say(b"one ", libc::MSG_MORE);
+                assert_eq!((begun(), begun()), (Ok(true), Ok(true)), "{own} {to} {connected}");
+                say(b"datagram", 0);
+                assert_eq!(begun(), Ok(false), "{own} {to} {connected}");
+                let mut room = [0; 100];
+                hears[from].set_read_timeout(Some(std::time::Duration::from_secs(10))).unwrap();
+                let n = hears[from].recv(&mut room).unwrap();
+                assert_eq!(&room[..n], b"one datagram");
+                hears[from].set_nonblocking(true).unwrap();
+                assert!(hears[from].recv(&mut room).is_err(), "something else was sent");
+                hears[from].set_nonblocking(false).unwrap();
+                // It is still what it was.
+                assert_eq!(socket.local_addr().unwrap().is_ipv6(), family == libc::AF_INET6);
+            }
+        }
     }
 }

@@ -191,11 +191,11 @@ impl Calls {
     }
 
     /// Calls, unless that is being done or was a moment ago.
-    pub fn call(&mut self, whom: impl FnOnce() -> Whom) {
+    pub fn call(&mut self, whom: &Whom) {
         if self.at_work || Instant::now() < self.not_before {
             return;
         }
-        let (ask, tell, whom) = (self.ask.clone(), self.tell.clone(), whom());
+        let (ask, tell, whom) = (self.ask.clone(), self.tell.clone(), whom.clone());
         let work = move || {
             let found = connect(&ask.options, &whom, &mut Silent).and_then(|peer| agree(&ask, &whom, peer));
             let _ = tell.send(found);

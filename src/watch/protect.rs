@@ -134,10 +134,8 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     let came = bell.clone();
     let gate = Gate::prepare(options.limits.guarantee, &options.name, &options.addresses, resumes, move || came.ring())?;
     start.lease.holds()?;
-    let agree = |peer| phase(report, &mut phases, "standby", |_| again::agree(&start.ask, &start.first, peer));
-    let found = peer.map(agree).transpose()?;
-    let mut outcome =
-        Outcome { host: start.resumed.as_ref().map_or(String::new(), |resumed| resumed.back.host.clone()), ..Outcome::default() };
+    let found = peer.map(|peer| phase(report, &mut phases, "standby", |_| again::agree(&start.ask, &start.first, peer))).transpose()?;
+    let mut outcome = Outcome { host: start.host(), ..Outcome::default() };
     let generation = match &found {
         Some(Found::Standby(standing)) => standing.generation,
         Some(Found::Taken { .. }) => return Err(Error::link("the standby has taken over what has not begun")),
@@ -450,8 +448,7 @@ impl End {
         }
         let due = self.machine.wake().is_some_and(|wake| wake <= self.begun.elapsed());
         let Some(peer) = &mut self.peer else {
-            let whom = &self.whom;
-            self.calls.call(|| whom.clone());
+            self.calls.call(&self.whom);
             if !due {
                 std::thread::sleep(STEP);
             }

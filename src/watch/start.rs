@@ -70,6 +70,11 @@ impl Start {
         Ok(Start { store, claim, lease, ask, first, resumed })
     }
 
+    /// What the standby's machine calls itself, as far as that is known.
+    pub fn host(&self) -> String {
+        self.resumed.as_ref().map_or(String::new(), |resumed| resumed.back.host.clone())
+    }
+
     /// What is to be on record of a primary of this generation, and its machine.
     pub fn machine(&self, generation: u64) -> (Record, Primary) {
         let Ask { options, watch, .. } = &self.ask;

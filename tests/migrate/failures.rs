@@ -60,8 +60,8 @@ impl Attempt<'_> {
     fn harm(&self, harm: Harm) {
         let host = |n: usize| &self.hosts.hosts[n];
         match harm {
-            // nsenter(1) has become meio, or its parent: whoever is below is killed with it.
-            Harm::Source => drop(host(self.from).plain("bash", &["-c", &kill("migrate", "nobody")])),
+            // Not who is there for that case, which is a copy of it.
+            Harm::Source => drop(host(self.from).plain("bash", &["-c", "pkill -9 -o -f ' m[i]grate '; true"])),
             Harm::Target => drop(host(self.to).plain("bash", &["-c", &kill("agent", "nobody")])),
             Harm::Sshd => drop(host(self.to).plain("bash", &["-c", &kill("no such word", "sshd")])),
             Harm::Cut => self.hosts.wire(self.whom(), false),

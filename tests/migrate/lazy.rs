@@ -95,7 +95,8 @@ fn left(hosts: &Hosts) -> Vec<String> {
 fn stands_here(lab: &Lab, hosts: &Hosts, pid: i32) {
     let ended = until(SOON, || !hosts.hosts[1].lives(pid));
     assert!(ended, "it is not ended there");
-    assert!(hosts.hosts[0].lives(pid) && !hosts.hosts[0].runs(pid), "it does not stand still here");
+    // A task that is let go on its way into a stop is counted as running for a moment.
+    assert!(until(SOON, || hosts.hosts[0].lives(pid) && !hosts.hosts[0].runs(pid)), "it does not stand still here");
     let names = left(hosts);
     let [id] = &names[..] else { panic!("{names:?}") };
     for arguments in [["--resume", id], ["--abort", id]] {

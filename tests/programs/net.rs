@@ -16,10 +16,10 @@ use std::time::Duration;
 /// What every client notes.
 const RECORD: &str = include_str!("clients/record.py");
 pub const REDIS: &str = include_str!("clients/redis.py");
-const MEMCACHED: &str = include_str!("clients/memcached.py");
-const DNS: &str = include_str!("clients/dns.py");
-const ECHO: &str = include_str!("clients/echo.py");
-const ECHO_SERVER: &str = include_str!("clients/echo_server.py");
+pub const MEMCACHED: &str = include_str!("clients/memcached.py");
+pub const DNS: &str = include_str!("clients/dns.py");
+pub const ECHO: &str = include_str!("clients/echo.py");
+pub const ECHO_SERVER: &str = include_str!("clients/echo_server.py");
 
 /// How much longer than the server was away, and than a retransmission that waits twice as long each time, a client may
 /// wait: this machine may be busy.
@@ -165,7 +165,7 @@ fn echo(name: &str, servers: u32, clients: &str) {
 }
 
 /// What dnsmasq is to say.
-fn hosts() -> String {
+pub fn hosts() -> String {
     let records = (0..200).map(|n| format!("host-record=h{n}.test,10.9.8.{n}\n"));
     records.chain(["local=/test/\n".to_owned()]).collect()
 }

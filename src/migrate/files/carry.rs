@@ -107,17 +107,25 @@ impl Carry {
 
     /// What the tree has opened since is asked for, too.
     fn ask_about_new(&mut self, peer: &mut Peer) -> Result<()> {
-        let opened = super::wanted::opened(self.root, &self.request, &mut self.seen.paths, self.boot)?;
-        if opened.is_empty() {
-            return Ok(());
-        }
-        say(peer, &Word::Look(opened.iter().map(|(wanted, _)| wanted.clone()).collect()))?;
-        let Word::Looked(states, refusals) = hear(peer, &mut self.remarks)? else {
-            return Err(Error::link("the target's answer about files makes no sense"));
+        let mut opened = super::wanted::opened(self.root, &self.request, &mut self.seen.paths, self.boot)?;
+        let states = loop {
+            if opened.is_empty() {
+                return Ok(());
+            }
+            say(peer, &Word::Look(opened.iter().map(|(wanted, _)| wanted.clone()).collect()))?;
+            let Word::Looked(states, refusals) = hear(peer, &mut self.remarks)? else {
+                return Err(Error::link("the target's answer about files makes no sense"));
+            };
+            if refusals.is_empty() {
+                break states;
+            }
+            // What a tree that runs has closed since is in nobody's way.
+            let before = opened.len();
+            opened.retain(|(wanted, _)| super::wanted::is_open(self.root, &wanted.path) || !self.seen.paths.remove(&wanted.path));
+            if opened.len() == before {
+                return Err(Error::refused("files that were opened meanwhile cannot be had there", refusals));
+            }
         };
-        if !refusals.is_empty() {
-            return Err(Error::refused("files that were opened meanwhile cannot be had there", refusals));
-        }
         if let Some(files) = &mut self.files {
             let agreed = opened.iter().zip(states);
             agreed.for_each(|((wanted, identity), state)| files.add(wanted, state, self.request.copying, *identity));

@@ -216,6 +216,20 @@ pub fn opened(root: i32, request: &Request, paths: &mut HashSet<FilePath>, boot:
     Ok(found)
 }
 
+/// Whether a process below `root` has a descriptor of what is at a path.
+pub fn is_open(root: i32, path: &FilePath) -> bool {
+    let (mut pids, mut next) = (vec![root], 0);
+    while let Some(&pid) = pids.get(next) {
+        next += 1;
+        pids.extend(read::children(pid).unwrap_or_default());
+        let mut links = read::fds(pid).unwrap_or_default().into_iter().filter_map(|fd| read::fd_link(pid, fd).ok());
+        if links.any(|link| link == path.bytes()) {
+            return true;
+        }
+    }
+    false
+}
+
 /// What a tree needs a path for.
 #[derive(Default)]
 struct Need {

@@ -14,7 +14,6 @@ use serde::{Deserialize, Serialize};
 use std::collections::hash_map::Entry;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::time::Duration;
 
 /// A UDP socket.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,8 +59,6 @@ pub const OWN: [(i32, i32, usize); 8] = [
     (UDPLITE, 11, 4),
     (libc::IPPROTO_IP, libc::IP_MULTICAST_IF, 4),
 ];
-/// What leaves the machine by itself has left it after so long.
-const PATIENCE: Duration = Duration::from_millis(20);
 
 /// Whether a socket is one of these.
 pub fn is(domain: i32, kind: i32, protocol: i32) -> bool {
@@ -84,7 +81,7 @@ pub fn capture(found: &Found, fd: BorrowedFd<'_>, capture: &mut Capture) -> Resu
     let passing = match () {
         () if error && reads_errors(fd) => Some("errors wait in it to be read (MSG_ERRQUEUE), which would take them away"),
         () if error && events & libc::POLLIN != 0 => Some("an error and datagrams wait in it: reading these would take the error away"),
-        () if begun(fd)? => Some("a datagram has been begun (MSG_MORE, UDP_CORK) and not been sent, which cannot be seen"),
+        () if begun(fd, &inet)? => Some("a datagram has been begun (MSG_MORE, UDP_CORK) and not been sent, which cannot be seen"),
         () => None,
     };
     if let Some((reason, advice)) = obstacle {
@@ -137,16 +134,9 @@ fn reads_errors(fd: BorrowedFd<'_>) -> bool {
     asked.iter().any(|&(level, name)| socket::option(fd, level, name, 8).is_ok_and(|value| value.iter().any(|b| *b != 0)))
 }
 
-/// Whether something that was written stays in the socket.
-fn begun(fd: BorrowedFd<'_>) -> Result<bool> {
-    let begin = std::time::Instant::now();
-    while datagram::unsent(fd)? > 0 {
-        if begin.elapsed() > PATIENCE {
-            return Ok(true);
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    Ok(false)
+/// Whether something that was written stays in the socket: mostly there is nothing.
+fn begun(fd: BorrowedFd<'_>, inet: &Inet) -> Result<bool> {
+    Ok(datagram::unsent(fd)? > 0 && datagram::is_begun(fd, inet.family)?)
 }
 
 /// What shutdown(2) has ended.

@@ -1,4 +1,5 @@
-"""Many clients of an echo server, each with a stream of its own that must come back byte by byte: port, number of clients.
+"""Many clients of an echo server, each with a stream of its own that must come back byte by byte: port, number of clients, and
+the server's address if it is not 127.0.0.1, where nobody ends a connection.
 
 Most say a little now and then; a few never stop, and some connect anew each time.
 """
@@ -6,6 +7,7 @@ import asyncio, random, resource, sys, time
 import record
 
 resource.setrlimit(resource.RLIMIT_NOFILE, (10000, 10000))
+HOST, STAYS = (sys.argv[3], True) if len(sys.argv) > 3 else ("127.0.0.1", False)
 NOISE = random.Random(1).randbytes(1 << 20)
 
 
@@ -21,7 +23,7 @@ async def client(number, port):
     at = 0
     while not record.stop():
         if not writer:
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            reader, writer = await asyncio.open_connection(HOST, port)
         length = dice.randint(1, 100000 if number % 200 == 0 else 2000)
         wanted = part(number, at, length)
         since = time.monotonic_ns()
@@ -35,7 +37,7 @@ async def client(number, port):
             got += len(data)
             since = record.heard(since)
         at += length
-        if number % 20 == 7:
+        if number % 20 == 7 and not STAYS:
             await end(number, reader, writer)
             writer = None
         await asyncio.sleep(0.01 if number % 200 == 0 else dice.uniform(0.5, 2))

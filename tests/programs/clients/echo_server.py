@@ -1,4 +1,5 @@
-"""Sends back what it gets: the port, number of processes, each with a listening socket of its own at that port."""
+"""Sends back what it gets: the port, number of processes, each with a listening socket of its own at that port, and the address
+if it is not 127.0.0.1."""
 import asyncio, os, resource, sys
 
 resource.setrlimit(resource.RLIMIT_NOFILE, (10000, 10000))
@@ -12,7 +13,7 @@ async def serve(reader, writer):
 
 
 async def main():
-    server = await asyncio.start_server(serve, "127.0.0.1", int(sys.argv[1]), backlog=2000, reuse_port=True)
+    server = await asyncio.start_server(serve, (sys.argv[3:] or ["127.0.0.1"])[0], int(sys.argv[1]), backlog=2000, reuse_port=True)
     open(f"up{number}", "w").close()
     await server.serve_forever()
 
