@@ -2,7 +2,7 @@
 //! merely copy or touch as much memory. `make bench` prints tables in Markdown: the figures that are aimed at, then what
 //! else there is to know.
 //!
-//! `cargo bench --bench pause -- [--rounds N] [--mib N]... [--figures] [--small] [--connections] [--moves]` makes a shorter run.
+//! `cargo bench --bench pause -- [--rounds N] [--mib N]... [--figures] [--small] [--connections] [--moves] [--watch]` makes a shorter run.
 
 #[path = "pause/connections.rs"]
 mod connections;
@@ -24,6 +24,8 @@ mod migrate;
 mod peer;
 #[path = "pause/small.rs"]
 mod small;
+#[path = "pause/watch.rs"]
+mod watch;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -54,6 +56,7 @@ enum Part {
     Connections,
     Moves,
     Small,
+    Watch,
 }
 
 fn main() {
@@ -77,6 +80,9 @@ fn main() {
     }
     if plan.only == Some(Part::Moves) {
         figures::moves(&bench, plan.rounds);
+    }
+    if plan.only == Some(Part::Watch) {
+        figures::watch(&bench, plan.rounds);
     }
     if wanted(Part::Connections) {
         connections::redis(&bench, plan.rounds);
@@ -104,6 +110,7 @@ fn plan() -> Plan {
             "--mib" => plan.sizes.push(number()),
             "--figures" => plan.only = Some(Part::Figures),
             "--small" => plan.only = Some(Part::Small),
+            "--watch" => plan.only = Some(Part::Watch),
             "--moves" => plan.only = Some(Part::Moves),
             "--connections" => plan.only = Some(Part::Connections),
             "--bench" => {} // said by cargo

@@ -223,7 +223,7 @@ continue\t'It goes on, at the risk that two answer'"
 complete -c meio -n "__fish_meio_using_subcommand watch" -l fence -d 'A shell command that ends the other host, MEIO_HOST, and fails if it cannot: must succeed before the standby takes over, or this host goes on alone' -r
 complete -c meio -n "__fish_meio_using_subcommand watch" -l control-group -d 'The group whose members may ask how it stands, and command it [default: meio, if there is one]' -r
 complete -c meio -n "__fish_meio_using_subcommand watch" -l compress -d 'How memory is packed: none, or a zstd level from 1 (fast) to 19 (small)' -r
-complete -c meio -n "__fish_meio_using_subcommand watch" -l spool -d 'Where images are kept at the standby' -r -F
+complete -c meio -n "__fish_meio_using_subcommand watch" -l spool -d 'Where the standby keeps its copy, in place of memory' -r -F
 complete -c meio -n "__fish_meio_using_subcommand watch" -l freeze-timeout -d 'How long to wait for every task to stand still' -r
 complete -c meio -n "__fish_meio_using_subcommand watch" -l ssh -d 'Log in with this command instead of meio\'s own client, such as \'ssh -J bastion\'' -r
 complete -c meio -n "__fish_meio_using_subcommand watch" -l identity -d 'Private key to log in with [default: those of the agent, then ~/.ssh/id_*]' -r -F

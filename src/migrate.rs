@@ -30,7 +30,7 @@ pub mod rounds;
 #[cfg(test)]
 pub mod simulate;
 mod source;
-pub mod spool;
+mod spool;
 pub mod state;
 
 pub use outcome::{Ended, Outcome};

@@ -67,13 +67,29 @@ pub enum Input {
     Path(PathBuf),
     /// From standard input.
     Stdin,
+    /// Everything of it is known; only lazily.
+    Known(Arc<Known>),
+}
+
+/// What is known of an image: all of it but pages, and where these are.
+#[derive(Debug, Clone)]
+pub struct Known {
+    /// Where it was made.
+    pub manifest: Manifest,
+    /// What it holds.
+    pub tree: Tree,
+    /// Its random id.
+    pub id: [u8; 16],
+    /// Where its pages are.
+    pub resolved: Arc<Resolved>,
 }
 
 impl Input {
-    fn path(&self) -> Option<&Path> {
+    /// The file, if it is one.
+    pub fn path(&self) -> Option<&Path> {
         match self {
             Input::Path(path) => Some(path),
-            Input::Stdin => None,
+            Input::Stdin | Input::Known(_) => None,
         }
     }
 }
@@ -157,10 +173,9 @@ fn bring_back(
     let begin = Instant::now();
     let mut phases = Vec::new();
     signal::catch();
-    let mut reader = open(&options.input)?;
-    let manifest: Manifest = reader.manifest()?;
+    let mut reader = if matches!(options.input, Input::Known(_)) { None } else { Some(open(&options.input)?) };
+    let (manifest, mut tree, id) = metadata(&options.input, reader.as_mut())?;
     made_under.clone_from(&manifest.kernel);
-    let mut tree: Tree = reader.tree()?;
     if options.close_connections || tree.decisions.tcp == Choice::Close {
         tree.decisions.tcp = Choice::Close;
         report.note(&format!("connections that are broken off now: {}", choice::close(&mut tree)));
@@ -183,9 +198,11 @@ fn bring_back(
         report.note(&format!("processes whose vDSO is another kernel's: {}", foreign.count()));
     }
     crate::sys::workers::start()?;
-    let mut lazy = if options.lazy { Some(Lazy::prepare(&mut reader, options, report, &mut phases)?) } else { None };
-    let chain = match reader.parent() {
-        Some(_) if lazy.is_none() => Some(phase(report, &mut phases, "parents", |_| Chain::upon(&reader))?),
+    let mut lazy = if options.lazy { Some(Lazy::prepare(reader.as_mut(), options, report, &mut phases)?) } else { None };
+    let chain = match &reader {
+        Some(reader) if reader.parent().is_some() && lazy.is_none() => {
+            Some(phase(report, &mut phases, "parents", |_| Chain::upon(reader))?)
+        }
         _ => None,
     };
     let mut terminals = Terminals::prepare(&tree, options.detach)?;
@@ -202,7 +219,6 @@ fn bring_back(
     if furnish && !inside {
         places.make_others(None)?;
     }
-    let id = reader.id();
     let mut locks = if inside { None } else { Some(Locks::close(&tree, &mut places, &id)?) };
     let mut sockets = if inside { None } else { Some(Sockets::make(&tree, &places, None)?) };
     let gadget = layout::gadget(&tree)?;
@@ -253,7 +269,7 @@ fn bring_back(
             }
         }
     })?;
-    let sources = (&mut reader, chain, lazy.as_mut());
+    let sources = (reader.as_mut(), chain, lazy.as_mut());
     let result = planted.rebuild(sources, &mut pool, (&terminals, &foreign), report, &mut phases, &mut warnings);
     if let Err(e) = result {
         let e = lazy.as_mut().and_then(Lazy::failure).unwrap_or(e);
@@ -327,6 +343,15 @@ fn bring_back(
     Ok(Outcome { root_pid: root, total, exit, warnings, phases })
 }
 
+/// What an image says of itself and its tree.
+fn metadata(input: &Input, reader: Option<&mut Reader<'_>>) -> Result<(Manifest, Tree, [u8; 16])> {
+    match (input, reader) {
+        (Input::Known(known), _) => Ok((known.manifest.clone(), known.tree.clone(), known.id)),
+        (_, Some(reader)) => Ok((reader.manifest()?, reader.tree()?, reader.id())),
+        (_, None) => Err(Error::other("there is no image")),
+    }
+}
+
 /// The tree that is in an image.
 pub fn tree_of(image: &Path) -> Result<Tree> {
     let mut reader = open(&Input::Path(image.to_owned()))?;
@@ -337,6 +362,7 @@ pub fn tree_of(image: &Path) -> Result<Tree> {
 fn open(input: &Input) -> Result<Reader<'static>> {
     match input {
         Input::Stdin => Reader::open(std::io::stdin(), arch::MACHINE),
+        Input::Known(_) => Err(Error::other("what is known already is not read")),
         Input::Path(path) => {
             let file = File::open(path).map_err(|e| {
                 let kind = match e.kind() {

@@ -4,13 +4,14 @@
 //! ```text
 //! protect    what the primary does; lease: its address, in the hands of a child of meio; gate: what leaves it, and waits
 //!   again      calls the standby, and calls it again; copies: images on their way, and kept; start: what it
-//!              begins with; resume: after a meio that was killed
-//! agent      what the standby does; visit: a primary that comes back
+//!              begins with; resume: after a meio that was killed; say: what people are told
+//! agent      what the standby does; clone: what it keeps; visit: a primary that comes back
 //!   fit        whether it can be; setup: what they say to each other before; frame: what they say then, as bytes
 //!   beat       heartbeats beside the link; fence: the command that ends the other host
 //! state      who answers: two pure machines; simulate breaks everything around them
 //!   notice     silence on two paths, and jitter; pace: when an epoch begins
 //! local      images in a folder, where there is no standby
+//! steps      how long each step of a take-over took
 //! record     what is durable of it, on each host
 //! clean      what was left behind; control: the socket over which people ask and command; status: what they are told
 //! ```
@@ -23,10 +24,10 @@
 //! On the primary one thread belongs to the tree (ptrace binds it to one) and makes an image of what has changed
 //! ([`crate::dump::moving::Moving::round`]) into a pipe that ends in the streams of the transport; another one belongs to the
 //! machine, the link and the heartbeats, and is never kept waiting by the tree. What an image is called (series, number, whether
-//! one may take over from it) goes over the link behind it. The standby puts images into its spool as they come, finds out where
-//! the newest copy of each page is ([`crate::image::Resolved`], one image at a time, so that nothing has to be read again at the
-//! take-over), and takes those away of which no page is the newest. Taking over is a lazy restore from the last whole one: it
-//! runs before its memory is there.
+//! one may take over from it) goes over the link behind it. The standby has every page once ([`clone`], [`crate::image::Flat`]), and
+//! brings in what is new of each epoch when it is whole and nothing older will be taken over from. Taking over is a lazy restore
+//! of that: it runs before its memory is there, and gives back what it has had. Where the standby has no room for an epoch it gives
+//! up all that it has, and says so ([`state::Word::Standby`]).
 //!
 //! # What is held
 //!
@@ -48,14 +49,15 @@
 //!
 //! # What is not here yet, and where it goes
 //!
-//! * A clone that is planted and kept up to date instead of a spool that is restored from: [`state::Action::Keep`] is where it is
-//!   brought up to an epoch, [`state::Action::Place`] where it must be at one.
+//! * A clone whose processes are planted beforehand: [`state::Action::Keep`] is where it is brought up to an epoch,
+//!   [`state::Action::Place`] where it must be at one.
 
 mod again;
 pub mod agent;
 mod beat;
 mod bell;
 pub mod clean;
+mod clone;
 pub mod control;
 mod copies;
 mod fence;
@@ -74,4 +76,5 @@ mod simulate;
 mod start;
 pub mod state;
 pub mod status;
+mod steps;
 mod visit;

@@ -5,6 +5,7 @@ mod faults;
 mod links;
 mod local;
 mod programs;
+mod room;
 
 use crate::lab::hosts::{Host, Hosts, SERVICE, VIP};
 use crate::lab::{Lab, SOON, until};

@@ -1,6 +1,6 @@
 //! The figures that are aimed at, in one table: what was wished for, and what it is here.
 
-use super::{Bench, full, lazy, live, many, migrate, peer, small};
+use super::{Bench, full, lazy, live, many, migrate, peer, small, watch};
 
 /// One row.
 pub struct Figure {
@@ -37,9 +37,15 @@ const ROWS: &[Rows] = &[
     migrate::redis,
     migrate::idle,
     migrate::throughput,
+    watch::cost,
+    watch::pages,
+    watch::small,
+    watch::large,
 ];
 /// Those of moves between machines.
 const MOVES: &[Rows] = &[migrate::redis, migrate::idle, migrate::throughput];
+/// Those of trees that outlive their host.
+const WATCH: &[Rows] = &[watch::cost, watch::pages, watch::small, watch::large];
 
 /// Measures and prints all of them, medians of `rounds`.
 pub fn table(bench: &Bench, rounds: usize) {
@@ -49,6 +55,11 @@ pub fn table(bench: &Bench, rounds: usize) {
 /// The same of moves between machines only.
 pub fn moves(bench: &Bench, rounds: usize) {
     print(MOVES, bench, rounds);
+}
+
+/// The same of trees that outlive their host.
+pub fn watch(bench: &Bench, rounds: usize) {
+    print(WATCH, bench, rounds);
 }
 
 fn print(rows: &[Rows], bench: &Bench, rounds: usize) {

@@ -18,27 +18,27 @@ pub fn input(image: &Path) -> Input {
 
 /// How it is called in sentences.
 pub fn name(image: &Path) -> String {
-    match input(image) {
-        Input::Stdin => "standard input".into(),
-        Input::Path(path) => path.display().to_string(),
+    match input(image).path() {
+        None => "standard input".into(),
+        Some(path) => path.display().to_string(),
     }
 }
 
 /// Opens it and reads its header.
 pub fn open(image: &Path) -> Result<Reader<'static>> {
-    let reader = match input(image) {
-        Input::Stdin => Reader::open(io::stdin(), MACHINE),
-        Input::Path(path) => Reader::from_file(file(&path)?, MACHINE).map(|reader| reader.beside(folder_of(&path))),
+    let reader = match input(image).path() {
+        None => Reader::open(io::stdin(), MACHINE),
+        Some(path) => Reader::from_file(file(path)?, MACHINE).map(|reader| reader.beside(folder_of(path))),
     };
     about(image, reader)
 }
 
 /// The same for reading all of it, which may take a while: shows how far it is, as `phase`.
 pub fn open_watched(image: &Path, phase: &'static str, console: Console) -> Result<Reader<'static>> {
-    let (input, total): (Box<dyn Read + Send>, _) = match input(image) {
-        Input::Stdin => (Box::new(io::stdin()), None),
-        Input::Path(path) => {
-            let file = file(&path)?;
+    let (input, total): (Box<dyn Read + Send>, _) = match input(image).path() {
+        None => (Box::new(io::stdin()), None),
+        Some(path) => {
+            let file = file(path)?;
             let metadata = file.metadata().context(|| format!("cannot open {}", path.display()))?;
             if metadata.is_dir() {
                 return about(image, Reader::from_file(file, MACHINE));

@@ -46,10 +46,10 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 /// and then a whole one in the place of the last, so that no more than twice as many as --keep says are there at any time. meio
 /// restore FOLDER has it go on from the newest one that is whole, also after a power cut.
 ///
-/// With --json the last line has "epochs", "bytes", "stop_ms" (the longest stop), "median_stop_ms" (the first copy left out),
-/// "held" (packets that waited, how long, and how many were lost for want of room; null where none had to), "source" ("running",
-/// "ended", or "stopped" when the standby has taken over), "host" (null with --dir), "exit_code" (of a command that has ended) and
-/// "warnings".
+/// With --json the last line has "epochs", "bytes", "stop_ms" (the longest stop), "median_stop_ms" and "p99_stop_ms" (the first copy
+/// left out), "held" (packets that waited, how long, and how many were lost for want of room; null where none had to), "source"
+/// ("running", "ended", or "stopped" when the standby has taken over), "host" (null with --dir), "exit_code" (of a command that has
+/// ended) and "warnings".
 #[derive(clap::Args)]
 #[command(
     after_long_help = "Examples:\n  meio watch --standby root@other --vip 10.0.0.10/24@eth0 1234\n  meio watch --standby root@other --guarantee hot --name job -- ./compute >log 2>&1\n  meio watch --dir /var/lib/job --interval 10s 1234"
@@ -101,9 +101,9 @@ pub struct Watch {
     /// How memory is packed: none, or a zstd level from 1 (fast) to 19 (small)
     #[arg(long, value_name = "LEVEL", default_value = "1", value_parser = super::dump::level)]
     compress: Level,
-    /// Where images are kept at the standby
-    #[arg(long, value_name = "FOLDER", default_value = "/var/tmp")]
-    spool: PathBuf,
+    /// Where the standby keeps its copy, in place of memory
+    #[arg(long, value_name = "FOLDER")]
+    spool: Option<PathBuf>,
     /// How long to wait for every task to stand still
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = figures::parse_time)]
     freeze_timeout: Duration,
@@ -193,7 +193,7 @@ impl Watch {
                     how: self.way.how(),
                     addresses: self.vip.clone(),
                     pid_namespace: self.pid_namespace,
-                    spool: self.spool.clone(),
+                    spool: self.spool.clone().unwrap_or_default(),
                     limits,
                     fence: self.fence.clone(),
                     control_group,
@@ -288,10 +288,14 @@ impl From<local::Outcome> for Outcome {
     }
 }
 
-fn median(outcome: &Outcome) -> Duration {
+fn stop(outcome: &Outcome, part: f64) -> Duration {
     let mut stops = outcome.stops.clone();
     stops.sort();
-    stops.get(stops.len() / 2).copied().unwrap_or_default()
+    stops.get((stops.len() as f64 * part) as usize).copied().unwrap_or_default()
+}
+
+fn median(outcome: &Outcome) -> Duration {
+    stop(outcome, 0.5)
 }
 
 fn result(o: &Outcome) -> serde_json::Value {
@@ -301,6 +305,7 @@ fn result(o: &Outcome) -> serde_json::Value {
         "bytes": o.bytes,
         "stop_ms": figures::ms(o.longest),
         "median_stop_ms": figures::ms(median(o)),
+        "p99_stop_ms": figures::ms(stop(o, 0.99)),
         "held": o.held.as_ref().map(held),
         "source": if o.demoted { "stopped" } else if o.ended { "ended" } else { "running" },
         "host": o.host,

@@ -4,7 +4,7 @@
 //! Writing: worker threads [`encode`] blocks of pages, one thread appends them in order with a [`Writer`].
 //! Reading: one thread walks the sections with a [`Reader`], worker threads decode the blocks; a block's
 //! copies are found again through a [`Placement`]. What an image has from others is found by [`Chain`], which reads no
-//! more than that needs, or by [`Resolved`], which is made one image after the other while they come. What stands in the metadata is the callers' business:
+//! more than that needs, or by [`Resolved`], which is made one image after the other while they come; [`Flat`] is what they come to. What stands in the metadata is the callers' business:
 //! any serde type.
 
 mod chain;
@@ -13,6 +13,7 @@ mod elsewhere;
 mod encode;
 mod encoded;
 mod entries;
+mod flat;
 mod format;
 mod index;
 mod inherited;
@@ -32,6 +33,7 @@ pub use dedup::Dedup;
 pub use elsewhere::{Absent, Elsewhere, Left};
 pub use encode::{Codec, Encoded, Laid, MAX_KEPT, Pages, encode, encode_apart, encode_child, encode_kept, encode_zero};
 pub use encoded::EncodedBlock;
+pub use flat::Flat;
 pub use format::{BLOCK_PAGES, PAGE, SectionKind};
 pub use inherited::Inherited;
 pub use link::ParentLink;

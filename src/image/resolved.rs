@@ -9,6 +9,7 @@ use super::chain::{MOST, Piece, changed, look_for};
 use super::elsewhere::{Absent, Elsewhere, overlay};
 use super::encoded::EncodedBlock;
 use super::entries::{Entry, What, entries, missing};
+use super::flat::{GiveBack, TOGETHER};
 use super::format::PAGE;
 use super::link::ParentLink;
 use super::pages::Owner;
@@ -18,6 +19,9 @@ use super::{Hash, folder_of};
 use crate::error::{Context, Error, Result};
 use rayon::prelude::*;
 use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -58,22 +62,59 @@ impl Place {
     }
 }
 
-/// An image that is open.
-struct Image {
-    path: PathBuf,
-    blocks: Vec<EncodedBlock>,
+/// An image that is open, or what several have come to.
+pub(super) enum Image {
+    /// As it was written.
+    Written { path: PathBuf, blocks: Vec<EncodedBlock> },
+    /// Pages in a file, in blocks of [`TOGETHER`].
+    Flat { file: Arc<File>, blocks: u32, give_back: GiveBack },
+}
+
+impl Image {
+    fn len(&self) -> usize {
+        match self {
+            Image::Written { blocks, .. } => blocks.len(),
+            Image::Flat { blocks, .. } => *blocks as usize,
+        }
+    }
+
+    /// The number of the descriptor of its file.
+    fn file(&self, block: u32) -> Option<i32> {
+        match self {
+            Image::Written { blocks, .. } => blocks.get(block as usize).and_then(EncodedBlock::file),
+            Image::Flat { file, .. } => Some(file.as_raw_fd()),
+        }
+    }
+
+    /// The data of a block; `buffer` is memory for it.
+    pub fn decode(&self, block: u32, mut buffer: Vec<u8>) -> Result<Vec<u8>> {
+        let lost = || Error::image("image damaged: a block is missing");
+        match self {
+            Image::Written { path, blocks } => {
+                let encoded = blocks.get(block as usize).ok_or_else(lost)?;
+                encoded.clone().decode_into(buffer).context(|| path.display().to_string()).map(|block| block.data)
+            }
+            Image::Flat { file, .. } => {
+                const BYTES: usize = TOGETHER as usize * PAGE;
+                buffer.resize(BYTES, 0);
+                file.read_exact_at(&mut buffer, u64::from(block) * BYTES as u64).context(|| "reading pages that were kept")?;
+                Ok(buffer)
+            }
+        }
+    }
 }
 
 /// Where every page of an image stands. It keeps all images open that hold some of them.
+#[derive(Clone)]
 pub struct Resolved {
     /// From the oldest on; `None` for one of which nothing is needed any more.
-    images: Vec<Option<Arc<Image>>>,
+    pub(super) images: Vec<Option<Arc<Image>>>,
     /// By address.
-    owners: HashMap<Owner, Vec<Place>>,
+    pub(super) owners: HashMap<Owner, Vec<Place>>,
     /// Pages that are in none of them: how many blocks, and who has them. They count as one image more.
-    elsewhere: Option<(usize, Arc<dyn Elsewhere>)>,
-    id: [u8; 16],
-    hash: Hash,
+    pub(super) elsewhere: Option<(usize, Arc<dyn Elsewhere>)>,
+    pub(super) id: [u8; 16],
+    pub(super) hash: Hash,
 }
 
 impl std::fmt::Debug for Resolved {
@@ -136,7 +177,7 @@ impl Resolved {
             owners.insert(owner, places);
         }
         let kept = images.iter().zip(used).map(|(image, used)| image.clone().filter(|_| used));
-        let image = Image { path: path.to_owned(), blocks: blocks.into_iter().map(|b| b.0).collect() };
+        let image = Image::Written { path: path.to_owned(), blocks: blocks.into_iter().map(|b| b.0).collect() };
         let images = kept.chain([Some(Arc::new(image))]).collect();
         Ok(Resolved { images, owners, elsewhere: None, id: reader.id(), hash })
     }
@@ -164,7 +205,7 @@ impl Resolved {
     /// How many blocks one of them has.
     pub fn blocks(&self, image: u32) -> usize {
         match self.images.get(image as usize) {
-            Some(image) => image.as_ref().map_or(0, |image| image.blocks.len()),
+            Some(image) => image.as_ref().map_or(0, |image| image.len()),
             None => self.elsewhere.as_ref().map_or(0, |e| e.0),
         }
     }
@@ -174,10 +215,7 @@ impl Resolved {
         let lost = || Error::image("image damaged: a block is missing");
         match (self.images.get(image as usize), &self.elsewhere) {
             (None, Some((count, from))) if (block as usize) < *count => Ok(Source(Where::Elsewhere { block, from: from.clone() })),
-            (Some(Some(image)), _) => {
-                let encoded = image.blocks.get(block as usize).ok_or_else(lost)?;
-                Ok(Source(Where::Image { block: encoded.clone(), image: image.clone() }))
-            }
+            (Some(Some(image)), _) if (block as usize) < image.len() => Ok(Source(Where::Image { block, image: image.clone() })),
             _ => Err(lost()),
         }
     }
@@ -190,7 +228,7 @@ pub struct Source(Where);
 #[derive(Clone)]
 enum Where {
     /// In an image, which is open.
-    Image { block: EncodedBlock, image: Arc<Image> },
+    Image { block: u32, image: Arc<Image> },
     /// With somebody who is asked.
     Elsewhere { block: u32, from: Arc<dyn Elsewhere> },
 }
@@ -199,7 +237,7 @@ impl Source {
     /// The number of the descriptor of the image's file.
     pub fn file(&self) -> Option<i32> {
         match &self.0 {
-            Where::Image { block, .. } => block.file(),
+            Where::Image { block, image } => image.file(*block),
             Where::Elsewhere { .. } => None,
         }
     }
@@ -207,10 +245,18 @@ impl Source {
     /// Its data for somebody who waits, checked and decompressed; `buffer` is memory for it.
     pub fn data(&self, buffer: Vec<u8>) -> Result<Vec<u8>> {
         match &self.0 {
-            Where::Image { block, image } => {
-                block.clone().decode_into(buffer).context(|| image.path.display().to_string()).map(|block| block.data)
-            }
+            Where::Image { block, image } => image.decode(*block, buffer),
             Where::Elsewhere { block, from } => from.urgent(*block, buffer),
+        }
+    }
+
+    /// It will not be asked for again: memory that it takes for nobody else is given back.
+    pub fn done(&self) {
+        if let Where::Image { block, image } = &self.0
+            && let Image::Flat { file, give_back, .. } = &**image
+        {
+            let bytes = u64::from(TOGETHER) * PAGE as u64;
+            give_back(file, u64::from(*block) * bytes, bytes);
         }
     }
 
@@ -270,7 +316,7 @@ fn merge(owner: Owner, list: &[Entry], own: u32, mut before: &[Place]) -> Result
 }
 
 /// Adds pages, to the last ones where they continue these.
-fn push(places: &mut Vec<Place>, next: Place) {
+pub(super) fn push(places: &mut Vec<Place>, next: Place) {
     if let Some(last) = places.last_mut().filter(|last| last.end() == next.address)
         && let Some(pages) = last.pages.checked_add(next.pages)
     {

@@ -7,7 +7,7 @@ use super::message::{Frame, Id, Message};
 use super::plan::{Details, Plan, Remark, pack, unpack};
 use super::pull::{Near, Told as Pulled};
 use super::record::{self, Member, Store};
-use super::spool::{Keep, Spool};
+use super::spool::Spool;
 use super::state::{Action, Event, Life, Limits, Recorded, Target, Verdict};
 use super::{MOVE, REMARK, frozen, local};
 use crate::error::{Error, Refusal, Result};
@@ -355,7 +355,7 @@ impl Agent {
             let mut near = Near::new()?;
             let pages = near.stream.take().ok_or_else(|| Error::other("pages have no way"))?;
             let applier = Applier::new(&plan.files.folders, stage.clone());
-            Ok((Spool::begin(&plan.spool, &id, peer.receiver()?, Some((applier, pages)), Keep::All)?, near))
+            Ok((Spool::begin(&plan.spool, &id, peer.receiver()?, Some((applier, pages)))?, near))
         };
         match begin() {
             Ok((spool, near)) => (self.spool, self.near) = (Some(spool), Some(near)),

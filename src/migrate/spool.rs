@@ -8,9 +8,8 @@ use crate::error::{Context, Error, Kind, Result};
 use crate::image::{Reader, Resolved};
 use crate::resource::{Manifest, Tree};
 use crate::sys::arch;
-use crate::transport::{Receiver, Waker};
+use crate::transport::Receiver;
 use nix::fcntl::{Flock, FlockArg};
-use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -26,24 +25,13 @@ const BEHIND: &str = ".images";
 const MOMENT: Duration = Duration::from_secs(60);
 /// Bytes that are taken from a stream at a time.
 const PIECE: usize = 1 << 20;
-/// How many images the one that is brought back may be older than the last one, at most.
-const BEFORE_LAST: usize = 2;
 
 /// What comes beside images: changes to files are the applier's, and pages that come by themselves go into the socket.
 type Others = (Applier, UnixStream);
 
-/// Which images stay.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Keep {
-    All,
-    /// Those with pages that the last one builds upon; it is to be brought back with what is known of it.
-    Needed,
-}
-
 /// The folder, and who fills it.
 pub struct Spool {
     folder: PathBuf,
-    keep: Keep,
     /// As long as somebody has it, it is not swept.
     _lock: Flock<File>,
     state: Arc<(Mutex<State>, Condvar)>,
@@ -57,10 +45,8 @@ struct State {
     sets: u64,
     /// What is known of the last one of which that has been found out, and its number.
     resolved: Option<(u64, Arc<Resolved>)>,
-    /// The same of those before it, the newest first: the one that is brought back may be older than the last.
-    before: VecDeque<(u64, Arc<Resolved>)>,
-    /// Who is to be told that one more is there.
-    waker: Option<Waker>,
+    /// The same of the one before it.
+    before: Option<(u64, Arc<Resolved>)>,
     /// No more will come; why, if that is not as it should be.
     ended: Option<Option<Error>>,
 }
@@ -71,7 +57,7 @@ fn locked(mutex: &Mutex<State>) -> MutexGuard<'_, State> {
 
 impl Spool {
     /// A new one in `parent`, filled by what `receiver` brings.
-    pub fn begin(parent: &Path, id: &Id, receiver: Receiver, others: Option<Others>, keep: Keep) -> Result<Spool> {
+    pub fn begin(parent: &Path, id: &Id, receiver: Receiver, others: Option<Others>) -> Result<Spool> {
         // Else they start when the first image is looked at, and cannot be started any more when it is brought back.
         crate::sys::workers::start()?;
         sweep(parent);
@@ -80,49 +66,14 @@ impl Spool {
         let doing = || folder.display().to_string();
         let lock = Flock::lock(File::open(&folder).context(doing)?, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| e).context(doing)?;
         let state = Arc::new((Mutex::new(State::default()), Condvar::new()));
-        let spool = Spool { folder, keep, state, _lock: lock };
-        spool.take(receiver, others)?;
-        Ok(spool)
-    }
-
-    /// Takes away what was left of one by a process that was killed.
-    pub fn forget(parent: &Path, id: &Id) {
-        let _ = fs::remove_dir_all(parent.join(format!("{BEFORE}{}{BEHIND}", record::name(id))));
-    }
-
-    /// Has a thread take what comes.
-    fn take(&self, receiver: Receiver, others: Option<Others>) -> Result<()> {
-        let (theirs, place, keep) = (self.state.clone(), self.folder.clone(), self.keep);
+        let (theirs, place) = (state.clone(), folder.clone());
         let work = move || {
-            let ended = fill(receiver, others, &place, &theirs, keep).err();
+            let ended = fill(receiver, others, &place, &theirs).err();
             locked(&theirs.0).ended = Some(ended);
             theirs.1.notify_all();
         };
-        std::thread::Builder::new().name("spool".into()).spawn(work).context(|| "cannot start a thread").map(drop)
-    }
-
-    /// Whether nothing more comes by the streams that it has.
-    pub fn stands(&self) -> bool {
-        locked(&self.state.0).ended.is_some()
-    }
-
-    /// What comes next comes here, now that it [stands](Spool::stands); an image that had come in part comes again.
-    ///
-    /// # Errors
-    /// When the kernel gives no thread.
-    pub fn go_on(&self, receiver: Receiver) -> Result<()> {
-        locked(&self.state.0).ended = None;
-        self.take(receiver, None)
-    }
-
-    /// Has somebody told whenever one more image is there.
-    pub fn wakes(&self, waker: Waker) {
-        locked(&self.state.0).waker = Some(waker);
-    }
-
-    /// How many images are there.
-    pub fn whole(&self) -> u64 {
-        locked(&self.state.0).whole
+        std::thread::Builder::new().name("spool".into()).spawn(work).context(|| "cannot start a thread")?;
+        Ok(Spool { folder, state, _lock: lock })
     }
 
     /// Waits until the image of this number is there with all before it: its path, and where the pages of the one before are.
@@ -138,14 +89,9 @@ impl Spool {
             };
             state = self.state.1.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
-        let known = state.resolved.take().into_iter().chain(std::mem::take(&mut state.before));
+        let known = [state.resolved.take(), state.before.take()].into_iter().flatten();
         let resolved = known.filter(|(of, _)| of + 1 == n).map(|(_, resolved)| resolved).next();
         Ok((self.folder.join(name(n)), resolved))
-    }
-
-    /// Where the image of this number is, once it is there.
-    pub fn path(&self, n: u64) -> PathBuf {
-        self.folder.join(name(n))
     }
 
     /// Whether so many sets of changes to files were made; waits for a moment.
@@ -185,10 +131,9 @@ fn sweep(parent: &Path) {
     }
 }
 
-fn fill(mut receiver: Receiver, mut others: Option<Others>, folder: &Path, state: &(Mutex<State>, Condvar), keep: Keep) -> Result<()> {
+fn fill(mut receiver: Receiver, mut others: Option<Others>, folder: &Path, state: &(Mutex<State>, Condvar)) -> Result<()> {
     let mut buffer = vec![0; PIECE];
-    let mut n = locked(&state.0).whole;
-    let mut unused = VecDeque::new();
+    let mut n = 0;
     while let Some(mut item) = receiver.next_item()? {
         let mut begin = [0; pull::BEGIN.len()];
         item.read_exact(&mut begin)?;
@@ -211,8 +156,6 @@ fn fill(mut receiver: Receiver, mut others: Option<Others>, folder: &Path, state
         }
         n += 1;
         let path = folder.join(name(n));
-        // What has come of it by streams that have failed.
-        let _ = fs::remove_file(&path);
         let mut file = File::options().write(true).create_new(true).mode(0o600).open(&path).context(|| path.display())?;
         file.write_all(&begin).context(|| format!("writing {}", path.display()))?;
         loop {
@@ -223,7 +166,6 @@ fn fill(mut receiver: Receiver, mut others: Option<Others>, folder: &Path, state
         }
         let mut there = locked(&state.0);
         there.whole = n;
-        there.waker.iter().for_each(Waker::wake);
         drop(there);
         state.1.notify_all();
         // While the next one is on its way.
@@ -232,28 +174,11 @@ fn fill(mut receiver: Receiver, mut others: Option<Others>, folder: &Path, state
             let resolved = resolve(&path, folder, before.as_deref()).context(|| format!("image {n}"))?;
             let mut state = locked(&state.0);
             if state.whole == n {
-                if keep == Keep::Needed {
-                    unused.push_back(unused_by(n, &resolved));
-                    // Whoever takes over may know of less than is here.
-                    let gone = if unused.len() > BEFORE_LAST { unused.pop_front() } else { None };
-                    for image in gone.into_iter().flatten() {
-                        let _ = fs::remove_file(folder.join(name(image)));
-                    }
-                }
-                let before = state.resolved.replace((n, Arc::new(resolved)));
-                before.into_iter().for_each(|before| state.before.push_front(before));
-                state.before.truncate(BEFORE_LAST + 1);
+                state.before = state.resolved.replace((n, Arc::new(resolved)));
             }
         }
     }
     Ok(())
-}
-
-/// Images of which this one and those after it need no page.
-fn unused_by(n: u64, resolved: &Resolved) -> Vec<u64> {
-    let before = 0..resolved.images().saturating_sub(1);
-    let unused = before.filter(|&image| resolved.blocks(image as u32) == 0);
-    unused.map(|image| n - resolved.images() as u64 + image as u64 + 1).collect()
 }
 
 /// Finds out where the pages of an image are.

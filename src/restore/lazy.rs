@@ -12,7 +12,7 @@ mod space;
 mod stop;
 
 use super::fill::Targets;
-use super::{Options, pool};
+use super::{Input, Options, pool};
 use crate::error::{Context, Error, Kind, Result};
 use crate::image::{self, Elsewhere, Owner, Place, Reader, Resolved};
 use crate::progress::{Report, phase};
@@ -42,7 +42,7 @@ type Phases = Vec<(&'static str, Duration)>;
 
 /// A restore whose pages come later.
 pub struct Lazy {
-    resolved: Option<Resolved>,
+    resolved: Option<Arc<Resolved>>,
     server: Option<Server>,
     /// Who has what is in no image here.
     elsewhere: Option<Arc<dyn Elsewhere>>,
@@ -54,20 +54,15 @@ pub struct Lazy {
 impl Lazy {
     /// Looks where every page stands in the image and in those that it builds upon. Its metadata, the fronts of its blocks and its
     /// end have been checked then.
-    pub fn prepare(reader: &mut Reader<'_>, options: &Options, report: &mut dyn Report, phases: &mut Phases) -> Result<Lazy> {
-        let Some(path) = options.input.path().filter(|_| !reader.is_stream()) else {
-            return Err(Error::new(Kind::Usage, "--lazy needs an image that is a file: a stream cannot be read where a page is wanted"));
+    pub fn prepare(reader: Option<&mut Reader<'_>>, options: &Options, report: &mut dyn Report, phases: &mut Phases) -> Result<Lazy> {
+        let mut resolved = match (&options.input, reader) {
+            (Input::Known(known), _) => known.resolved.clone(),
+            (_, Some(reader)) => Arc::new(look(reader, options, report, phases)?),
+            (_, None) => return Err(Error::other("there is no image")),
         };
-        let mut parent = options.parent.clone();
-        if reader.parent().is_some() && parent.is_none() {
-            // Where it cannot be raised, that may do.
-            let _ = pool::raise_limit(MANY_FILES);
-            parent = phase(report, phases, "parents", |_| Resolved::parent_of(reader))?.map(Arc::new);
-        }
-        let mut resolved = phase(report, phases, "index", |_| Resolved::read(reader, path, parent.as_deref()))?;
         let elsewhere = options.absent.as_ref().map(|absent| absent.from.clone());
         if let Some(absent) = &options.absent {
-            resolved.leave(absent)?;
+            Arc::make_mut(&mut resolved).leave(absent)?;
         }
         Ok(Lazy { resolved: Some(resolved), server: None, elsewhere, detach: options.detach, runs: false })
     }
@@ -201,6 +196,20 @@ impl Drop for Lazy {
             server.end();
         }
     }
+}
+
+/// Looks where every page stands in an image and in those that it builds upon.
+fn look(reader: &mut Reader<'_>, options: &Options, report: &mut dyn Report, phases: &mut Phases) -> Result<Resolved> {
+    let Some(path) = options.input.path().filter(|_| !reader.is_stream()) else {
+        return Err(Error::new(Kind::Usage, "--lazy needs an image that is a file: a stream cannot be read where a page is wanted"));
+    };
+    let mut parent = options.parent.clone();
+    if reader.parent().is_some() && parent.is_none() {
+        // Where it cannot be raised, that may do.
+        let _ = pool::raise_limit(MANY_FILES);
+        parent = phase(report, phases, "parents", |_| Resolved::parent_of(reader))?.map(Arc::new);
+    }
+    phase(report, phases, "index", |_| Resolved::read(reader, path, parent.as_deref()))
 }
 
 /// Memory that is brought later: by the pid in the image, the mappings.

@@ -82,7 +82,7 @@ impl<'t> Planted<'t> {
     /// Memory, then everything else, up to the last registers.
     pub fn rebuild(
         &mut self,
-        (reader, chain, lazy): (&mut Reader<'_>, Option<Chain>, Option<&mut Lazy>),
+        (reader, chain, lazy): (Option<&mut Reader<'_>>, Option<Chain>, Option<&mut Lazy>),
         pool: &mut Pool,
         (terminals, foreign): (&Terminals, &Foreign),
         report: &mut dyn Report,
@@ -109,6 +109,7 @@ impl<'t> Planted<'t> {
             if let Some(lazy) = lazy {
                 return lazy.fill(self.tree, &self.skeleton.stubs, &targets, report, warnings).map(|()| 0);
             }
+            let reader = reader.ok_or_else(|| Error::other("there is no image"))?;
             let mut progress = |bytes| {
                 report.bytes(bytes, None);
                 signal::check_interrupted()

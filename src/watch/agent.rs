@@ -1,21 +1,22 @@
 //! What the standby does: `meio agent --watch`, which the primary starts, and which stays when that is gone.
 
 use super::beat::{Beats, Came, Key};
+use super::clone::Clone;
 use super::control::Control;
 use super::fence::Fence;
 use super::record::{About, Claim, Record, Store};
 use super::setup::{EPOCH, Epoch, OVER, SETUP, Setup, WORD};
-use super::state::{Action, Activation, Event, Guarantee, Mark, Path, Standby};
+use super::state::{Action, Activation, Event, Guarantee, Mark, Path, Said, Standby};
 use super::status::{Board, Role, Status, Wish};
+use super::steps::Steps;
 use super::visit::{Asked, News, Opened, Visits};
 use super::{fit, frame};
 use crate::error::{Error, Result};
-use crate::migrate::address::Probe;
+use crate::migrate::address::{Address, Probe};
 use crate::migrate::agent::Told;
-use crate::migrate::frozen::announce;
+use crate::migrate::frozen::announce_again;
 use crate::migrate::plan::{Plan, Remark, pack, unpack};
 use crate::migrate::record::Member;
-use crate::migrate::spool::{Keep, Spool};
 use crate::netlock::{self, NetLock};
 use crate::progress::Report;
 use crate::restore::{self, Input};
@@ -24,13 +25,13 @@ use crate::transport::{self, Peer};
 use std::collections::VecDeque;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 /// For what the other end may take to answer.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// How many processes before this one may have left something.
-const BEFORE: u64 = 16;
+/// How long asking who has the address takes, and a little more.
+const EARLY: Duration = Duration::from_millis(40);
 
 /// Stands by for one primary over standard input and output, until there is nothing left to do.
 ///
@@ -57,13 +58,7 @@ pub fn run() -> Result<()> {
         ..Status::default()
     };
     let control = Control::open(&store, &name, Arc::new(Board::new(status)), None)?;
-    let about = About {
-        tree: None,
-        addresses: plan.addresses.clone(),
-        other: peer.hello.host.clone(),
-        holds: false,
-        spool: Some(plan.spool.clone()),
-    };
+    let about = About { tree: None, addresses: plan.addresses.clone(), other: peer.hello.host.clone(), holds: false, standby: true };
     // Whoever answered here before does not any more.
     let activation = before.map(|before| match before {
         Activation::Primary { generation, .. } => Activation::Demoted(generation),
@@ -84,10 +79,7 @@ pub fn run() -> Result<()> {
         return Err(Error::link("the primary does not begin"));
     };
     peer.open_bulk()?;
-    // Each process has its own; those of others before it are nobody's any more.
-    let id = |instance: u64| watch.wrapping_add(instance.into()).to_le_bytes();
-    (instance.saturating_sub(BEFORE)..instance).for_each(|instance| Spool::forget(&plan.spool, &id(instance)));
-    let spool = Spool::begin(&plan.spool, &id(instance), peer.receiver()?, None, Keep::Needed)?;
+    let spool = Clone::begin(Some(&*plan.spool).filter(|folder| !folder.as_os_str().is_empty()), peer.receiver()?)?;
     spool.wakes(peer.link.waker());
     // Who cleans up behind one that was killed finds what it had.
     store.write(&record)?;
@@ -117,6 +109,9 @@ pub fn run() -> Result<()> {
         events: VecDeque::from([Event::Start]),
         board: control.board(),
         over: false,
+        steps: None,
+        early: None,
+        timeout: limits.timeout,
         _claim: claim,
     };
     let stood = agent.stand();
@@ -154,7 +149,7 @@ struct Agent {
     /// Over what the tree hears and says, until it runs.
     lock: Option<NetLock>,
     plan: Plan,
-    spool: Spool,
+    spool: Clone,
     store: Store,
     record: Record,
     /// Epochs that were announced, oldest first.
@@ -174,6 +169,12 @@ struct Agent {
     board: Arc<Board>,
     /// Somebody here has asked for the end.
     over: bool,
+    /// Of the take-over.
+    steps: Option<Steps>,
+    /// When it was asked ahead whether the address is free, and what comes of that.
+    early: Option<(Instant, Receiver<bool>)>,
+    /// Of the primary's silence.
+    timeout: Duration,
     _claim: Claim,
 }
 
@@ -252,10 +253,18 @@ impl Agent {
         let whole = self.spool.whole();
         while self.coming.front().is_some_and(|epoch| epoch.image <= whole) {
             let Some(Epoch { generation, mark, ready, image }) = self.coming.pop_front() else { break };
-            self.whole.push((mark, image));
-            self.events.push_back(Event::Whole { generation, mark, ready });
+            // What is not here for want of room was not whole either.
+            if self.spool.has(image) {
+                self.whole.push((mark, image));
+                self.events.push_back(Event::Whole { generation, mark, ready });
+            }
+        }
+        if let Some(e) = self.spool.short() {
+            self.note(&format!("an epoch cannot be kept: {e}"));
+            self.events.push_back(Event::Full);
         }
         self.visited()?;
+        self.look_ahead();
         if self.machine.wake().is_some_and(|wake| wake <= self.begun.elapsed()) {
             self.events.push_back(Event::Tick);
         }
@@ -300,6 +309,7 @@ impl Agent {
 
     fn perform(&mut self, action: Action) -> Result<Option<Next>> {
         let generation = self.machine.generation();
+        let begun = Instant::now();
         let event = match action {
             Action::Send(Path::Link, word) => {
                 if let Some(peer) = &self.peer {
@@ -317,11 +327,14 @@ impl Agent {
                 self.kept = self.whole.iter().copied().find(|(of, _)| *of == mark);
                 self.whole.retain(|(of, _)| *of > mark);
                 self.board.whole(mark);
+                self.kept.iter().for_each(|(_, image)| self.spool.keep(*image));
                 return Ok(None);
             }
             Action::Drop => {
                 self.kept = None;
                 self.board.dropped();
+                self.whole.clear();
+                self.spool.drop_all();
                 return Ok(None);
             }
             Action::Fence => {
@@ -345,7 +358,7 @@ impl Agent {
             Action::Probe => Event::Probed(self.is_address_free()),
             Action::Raise => self.raise().map_or(Event::Failed, |()| Event::Raised),
             Action::Tell => {
-                self.plan.addresses.iter().for_each(announce);
+                self.plan.addresses.iter().for_each(|address| drop(address.announce_once()));
                 Event::Told
             }
             // Its connections stay locked until it runs, and so does the table: to take it away empties all queues, in which packets
@@ -361,6 +374,9 @@ impl Agent {
             Action::Say(said) => {
                 self.board.said(said);
                 self.board.note(|status| status.generation = generation);
+                if said == Said::TakingOver {
+                    self.steps = Some(Steps::begin(self.machine.silence(self.begun.elapsed())));
+                }
                 let jitter = self.machine.jitter().map_or(String::new(), |most| format!("; heartbeats are up to {most:.1?} off"));
                 let dropped = self.machine.stale() + self.beats.dropped().all();
                 self.note(&format!("{said:?}; {dropped} frames were not heeded{jitter}"));
@@ -368,6 +384,9 @@ impl Agent {
             }
             _ => return Ok(None),
         };
+        if let (Some(name), Some(steps)) = (step(action), &mut self.steps) {
+            steps.done(name, begun.elapsed());
+        }
         self.events.push_back(event);
         Ok(None)
     }
@@ -376,14 +395,33 @@ impl Agent {
         self.store.note(&self.record.name, text);
     }
 
-    fn is_address_free(&self) -> bool {
-        self.plan.addresses.iter().all(|address| address.probe(Probe::QUICK, &[]).is_ok_and(|others| others.is_empty()))
+    fn is_address_free(&mut self) -> bool {
+        let early = self.early.take().filter(|(begun, _)| begun.elapsed() < 3 * EARLY);
+        early.is_some_and(|(_, free)| free.recv() == Ok(true)) || are_free(&self.plan.addresses)
+    }
+
+    /// Who will have to be asked soon whether he has the address is asked while the primary is not lost for certain: by then it
+    /// has given it up, whatever has become of it.
+    fn look_ahead(&mut self) {
+        let silence = self.machine.silence(self.begun.elapsed());
+        let soon = self.kept.is_some() && self.root.is_none() && (self.timeout..self.timeout + EARLY).contains(&(silence + EARLY));
+        if !soon || self.early.as_ref().is_some_and(|(begun, _)| begun.elapsed() < 3 * EARLY) {
+            return;
+        }
+        let (told, free) = channel();
+        let addresses = self.plan.addresses.clone();
+        let look = move || {
+            let _ = told.send(are_free(&addresses));
+        };
+        if std::thread::Builder::new().name("probe".into()).spawn(look).is_ok() {
+            self.early = Some((Instant::now(), free));
+        }
     }
 
     /// Nothing of it is here yet, and as soon as its address is nobody answers.
     fn block(&mut self) -> Result<()> {
         let (_, image) = self.kept.ok_or_else(|| Error::other("there is nothing to take over from"))?;
-        self.lock = restore::block(&restore::tree_of(&self.spool.path(image))?)?;
+        self.lock = restore::block(&self.spool.known(image)?.tree)?;
         Ok(())
     }
 
@@ -409,6 +447,9 @@ impl Agent {
         }
         match restored {
             Ok(root) => {
+                // Who brings the pages has what it needs.
+                self.spool.drop_all();
+                self.plan.addresses.iter().for_each(announce_again);
                 self.root = Member::of(root).ok();
                 self.record.about.tree = self.root;
                 let _ = self.store.write(&self.record);
@@ -428,48 +469,71 @@ impl Agent {
 
     fn restore(&mut self, told: &mut Told) -> Result<i32> {
         let (_, image) = self.kept.ok_or_else(|| Error::other("there is nothing to take over from"))?;
-        let (path, parent) = self.spool.wait(image, PATIENCE)?;
+        let mut begun = Instant::now();
+        let known = self.spool.take(image)?;
         let holds = self.guarantee == Guarantee::Hold;
         let mut options = restore::Options {
-            input: Input::Path(path),
+            input: Input::Known(Arc::new(known)),
             detach: true,
             pidfile: None,
             pid_namespace: self.plan.pid_namespace,
             close_connections: !holds,
             only_at: holds.then(|| self.plan.addresses.iter().map(|address| address.ip).collect()),
             lazy: true,
-            parent,
+            parent: None,
             absent: None,
             settled: Default::default(),
         };
         let mut asked = false;
-        let mut may_run = |_| {
-            asked = true;
-            self.events.push_back(Event::Restored);
-            match self.drive()? {
-                Next::Run => Ok(()),
-                _ => Err(Error::other("it is not to be taken over any more")),
-            }
-        };
-        let mut done = restore::run_when(&options, &mut may_run, told);
+        let mut done = restore::run_when(&options, &mut |_| self.may_run(&mut begun, &mut asked), told);
         if let Err(e) = &done
             && holds
             && !asked
         {
             told.warning(&format!("it cannot go on with its connections, which are broken off: {e}"));
             options.close_connections = true;
-            let may_run = &mut |_| {
-                self.events.push_back(Event::Restored);
-                match self.drive()? {
-                    Next::Run => Ok(()),
-                    _ => Err(Error::other("it is not to be taken over any more")),
-                }
-            };
-            done = restore::run_when(&options, may_run, told);
+            done = restore::run_when(&options, &mut |_| self.may_run(&mut begun, &mut asked), told);
         }
-        done.map(|outcome| {
-            outcome.phases.iter().for_each(|(name, time)| told.note(&format!("{name}: {time:.1?}")));
-            outcome.root_pid
-        })
+        let outcome = done?;
+        if let Some(steps) = &mut self.steps {
+            steps.parts(&outcome.phases);
+            steps.done("run", begun.elapsed());
+            told.note(&format!("taken over in {:.1} ms: {steps}", steps.total().as_secs_f64() * 1e3));
+        }
+        Ok(outcome.root_pid)
     }
+
+    /// Everything is rebuilt: asks the machine whether it may run, and says since when it may.
+    fn may_run(&mut self, begun: &mut Instant, asked: &mut bool) -> Result<()> {
+        *asked = true;
+        if let Some(steps) = &mut self.steps {
+            steps.done("restore", begun.elapsed());
+        }
+        self.events.push_back(Event::Restored);
+        let next = self.drive()?;
+        *begun = Instant::now();
+        match next {
+            Next::Run => Ok(()),
+            _ => Err(Error::other("it is not to be taken over any more")),
+        }
+    }
+}
+
+/// Whether nobody else has one of these addresses.
+fn are_free(addresses: &[Address]) -> bool {
+    addresses.iter().all(|address| address.probe(Probe::QUICK, &[]).is_ok_and(|others| others.is_empty()))
+}
+
+/// What a step of a take-over is called.
+fn step(action: Action) -> Option<&'static str> {
+    Some(match action {
+        Action::Block => "block",
+        Action::Record(_) => "record",
+        Action::Place(_) => "place",
+        Action::Probe => "probe",
+        Action::Raise => "address",
+        Action::Tell => "neighbours",
+        Action::Open => "open",
+        _ => return None,
+    })
 }

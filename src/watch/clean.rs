@@ -9,7 +9,6 @@ use crate::error::{Error, Kind, Result};
 use crate::migrate::address::Probe;
 use crate::migrate::frozen::{announce, silence};
 use crate::migrate::record::Member;
-use crate::migrate::spool::Spool;
 use crate::netlock::kept::{self, Owner};
 use crate::progress::Report;
 use crate::tracee::freeze::freeze;
@@ -86,7 +85,7 @@ fn has_hold(name: &str) -> bool {
 }
 
 fn left_behind(record: &Record) -> Status {
-    let role = if record.about.spool.is_some() { Role::Standby } else { Role::Primary };
+    let role = if record.about.standby { Role::Standby } else { Role::Primary };
     let about = &record.about;
     Status {
         name: record.name.clone(),
@@ -136,9 +135,6 @@ pub fn clean(name: &str, warnings: &mut Vec<String>, report: &mut dyn Report) ->
     let left = settle(&record, warnings, report)?;
     if held {
         kept::release(None, &owner)?;
-    }
-    if let Some(folder) = &record.about.spool {
-        Spool::forget(folder, &record.watch.wrapping_add(record.instance.into()).to_le_bytes());
     }
     record.about.tree.iter().for_each(|tree| store.forget_tree(tree.pid));
     store.forget(name)?;

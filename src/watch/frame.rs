@@ -13,7 +13,9 @@ pub fn write(frame: &Frame) -> [u8; LENGTH] {
     let flag = |set: bool, bit: u8| if set { 1 << bit } else { 0 };
     let (who, flags, own) = match frame.word {
         Word::Primary { series, wedged, over } => (PRIMARY, flag(wedged, 0) | flag(over, 1), [series, 0, 0]),
-        Word::Standby { whole, ready, left, echo } => (STANDBY, flag(ready, 0) | flag(left, 1), [whole.series, whole.number, echo]),
+        Word::Standby { whole, ready, left, full, echo } => {
+            (STANDBY, flag(ready, 0) | flag(left, 1) | flag(full, 2), [whole.series, whole.number, echo])
+        }
     };
     let mut bytes = [0; LENGTH];
     (bytes[0], bytes[1]) = (who, flags);
@@ -31,16 +33,16 @@ pub fn read(bytes: &[u8]) -> Option<Frame> {
     let &[generation, instance, sequence, series, number, echo, spare] = numbers else { return None };
     let value = u64::from_le_bytes;
     let flags = head[1];
-    if head[2..] != [0; 6] || flags > 0b11 || value(spare) != 0 {
+    if head[2..] != [0; 6] || flags > 0b111 || value(spare) != 0 {
         return None;
     }
     let word = match head[0] {
-        PRIMARY if value(number) == 0 && value(echo) == 0 => {
+        PRIMARY if value(number) == 0 && value(echo) == 0 && flags <= 0b11 => {
             Word::Primary { series: value(series), wedged: flags & 1 != 0, over: flags & 2 != 0 }
         }
         STANDBY => {
             let whole = Mark { series: value(series), number: value(number) };
-            Word::Standby { whole, ready: flags & 1 != 0, left: flags & 2 != 0, echo: value(echo) }
+            Word::Standby { whole, ready: flags & 1 != 0, left: flags & 2 != 0, full: flags & 4 != 0, echo: value(echo) }
         }
         _ => return None,
     };
@@ -55,7 +57,8 @@ pub mod tests {
     pub fn some(n: u64) -> [Frame; 2] {
         let frame = |word| Frame { generation: n + 1, instance: n + 2, sequence: n + 3, word };
         let whole = Mark { series: n + 4, number: n + 5 };
-        let standby = Word::Standby { whole, ready: n.is_multiple_of(2), left: n.is_multiple_of(3), echo: u64::MAX - n };
+        let full = n.is_multiple_of(5);
+        let standby = Word::Standby { whole, ready: n.is_multiple_of(2), left: n.is_multiple_of(3), full, echo: u64::MAX - n };
         [frame(Word::Primary { series: n + 4, wedged: n.is_multiple_of(2), over: n.is_multiple_of(3) }), frame(standby)]
     }
 
@@ -84,7 +87,7 @@ pub mod tests {
                 state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
                 *byte = (state >> 33) as u8;
             }
-            let head = [random[0] % 3, random[1] % 5, 0, 0, 0, 0, 0, 0];
+            let head = [random[0] % 3, random[1] % 9, 0, 0, 0, 0, 0, 0];
             random[..8].copy_from_slice(&head);
             random[LENGTH - 8..].fill(0);
             assert!(read(&random).is_none_or(|frame| write(&frame) == random));

@@ -47,7 +47,7 @@ pub struct Options {
     pub addresses: Vec<Address>,
     /// It is to live in a pid namespace of its own there.
     pub pid_namespace: bool,
-    /// Where images are put at the standby.
+    /// Where the standby keeps its copy; empty for memory.
     pub spool: PathBuf,
     /// What was chosen.
     pub limits: Limits,
@@ -476,7 +476,7 @@ impl End {
         let standing = match self.calls.answer()? {
             Ok(Found::Standby(standing)) => standing,
             Ok(Found::Taken { generation, instance }) => {
-                let word = Word::Standby { whole: Mark::default(), ready: true, left: false, echo: 0 };
+                let word = Word::Standby { whole: Mark::default(), ready: true, left: false, full: false, echo: 0 };
                 return Some(Event::Heard(Path::Link, Frame { generation, instance, sequence: 0, word }));
             }
             Err(e) => {

@@ -72,8 +72,8 @@ pub struct About {
     pub other: String,
     /// Nothing that it says gets out without the standby.
     pub holds: bool,
-    /// Where images of it are kept.
-    pub spool: Option<PathBuf>,
+    /// This host is the standby.
+    pub standby: bool,
 }
 
 impl About {

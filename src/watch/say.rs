@@ -52,6 +52,9 @@ pub fn tell(said: Said, outcome: &mut Outcome, report: &mut dyn Report) {
         Said::OnePath(Path::Link) => warn("the link to the standby is silent; its heartbeats come"),
         Said::OnePath(Path::Beat) => warn("no heartbeats of the standby come; its link is there (is a firewall in the way of UDP?)"),
         Said::Unprotected => report.note("unprotected: if this host is lost, it ends"),
+        // Not one of the outcome: it may have been for a moment.
+        Said::Slow => report.warning("the link does not carry an epoch in the time that was wished: they follow each other more slowly"),
+        Said::Full => warn("the standby has no room for it: it is copied again later"),
         Said::Cut => warn("nothing is heard of the standby: nobody answers here until it is known what has become of it"),
         Said::AtRisk => warn("it goes on alone, since that was wanted: if the standby lives, two answer"),
         Said::Demoted => warn("the standby has taken over: the tree stands still here"),

@@ -94,7 +94,7 @@ impl Start {
                 addresses: options.addresses.clone(),
                 other: self.resumed.as_ref().map_or_else(String::new, |resumed| resumed.back.host.clone()),
                 holds: options.limits.guarantee == Guarantee::Hold,
-                spool: None,
+                standby: false,
             },
         };
         let machine = match self.resumed {

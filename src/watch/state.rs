@@ -90,6 +90,8 @@ pub enum Word {
         ready: bool,
         /// It has heard that the watch is over, and will not.
         left: bool,
+        /// It had no room for this series, of which nothing is here nor will be.
+        full: bool,
         /// Sequence of the newest frame of a primary that it takes for a sign of life.
         echo: u64,
     },
@@ -217,6 +219,8 @@ pub enum Event {
         /// One may take over from it.
         ready: bool,
     },
+    /// Standby: there was no room for what came.
+    Full,
     /// Standby: the address is blocked.
     Blocked,
     /// Standby: the last whole epoch is in place.
@@ -325,6 +329,10 @@ pub enum Said {
     Unprotected,
     /// It survives the loss of this host.
     Protected,
+    /// The standby has no room for it.
+    Full,
+    /// The link does not carry an epoch in the time that was wished.
+    Slow,
     /// Nothing gets out until it is known what has become of the standby.
     Cut,
     /// It goes on alone, since a user wants it so; if the standby lives, two may answer.

@@ -290,7 +290,8 @@ impl Board {
             Said::Failed => status.state = State::Failed,
             Said::OnePath(path) => status.silent = Some(if path == Path::Link { "link" } else { "heartbeats" }.to_owned()),
             Said::BothPaths => status.silent = None,
-            Said::Over => {}
+            Said::Full => status.state = State::Unprotected,
+            Said::Slow | Said::Over => {}
         }
     }
 

@@ -1,5 +1,7 @@
 //! Images with a parent: what a chain of them holds is what was put in, and nothing else is believed.
 
+mod flat;
+
 use super::forge::{self, insert, replace, spans};
 use super::sample::*;
 use super::tree::{manifest, tree};

@@ -176,6 +176,11 @@ impl Catalog {
         self.by_block[bounds.0..bounds.1].iter().map(|&i| self.pieces[i as usize])
     }
 
+    /// Everybody has what is in a block.
+    pub fn done(&self, block: u32) {
+        self.blocks[block as usize].done();
+    }
+
     /// A block's data pages for somebody who waits, read into `buffer`, checked and decompressed.
     pub fn data(&self, block: u32, buffer: Vec<u8>) -> Result<Vec<u8>> {
         self.blocks[block as usize].data(buffer)

@@ -188,6 +188,9 @@ impl Shared<'_> {
             for space in self.spaces().iter_mut().flatten().filter(|s| s.child == children && s.have == block) {
                 space.have += 1;
             }
+            if self.spaces().iter().flatten().all(|space| space.have > block) {
+                self.catalog.done(block);
+            }
         }
         Ok(())
     }

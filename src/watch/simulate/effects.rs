@@ -6,6 +6,9 @@ use super::world::{MS, World};
 
 impl World {
     pub(super) fn whole(&mut self, generation: u64, mark: Mark, ready: bool, age: u64) {
+        if self.full {
+            return self.step(Who::Standby, Event::Full);
+        }
         self.images.insert(mark, age);
         self.largest = self.largest.max(mark.number);
         if self.flaw == Some(Flaw::GapsAreFine) {
@@ -15,7 +18,7 @@ impl World {
         }
         if self.flaw == Some(Flaw::TakesEpochsLate) && self.placed.is_some() {
             self.fabricated += 1;
-            let word = Word::Standby { whole: mark, ready, left: false, echo: 0 };
+            let word = Word::Standby { whole: mark, ready, left: false, full: false, echo: 0 };
             let frame = Frame { generation, instance: self.instance, sequence: (1 << 40) + self.fabricated, word };
             self.step(Who::Primary, Event::Heard(Path::Link, frame));
         }

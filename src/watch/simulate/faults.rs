@@ -32,7 +32,7 @@ impl World {
             Fault::CutBeats => self.cut[Path::Beat as usize] = [true; 2],
             Fault::BreakLink => {}
             Fault::Wedge => self.wedged = true,
-            Fault::SlowStandby => self.slow = true,
+            Fault::SlowStandby => (self.slow, self.full) = (true, self.steps.is_multiple_of(2)),
             Fault::DiskFails => self.disk_fails = true,
             Fault::Over => {
                 if self.flaw == Some(Flaw::LeavesAtOnce) && self.primary.is_some() && self.gate != Gate::Shut {
@@ -60,7 +60,7 @@ impl World {
             Fault::CutLink => self.cut[Path::Link as usize] = [false; 2],
             Fault::CutBeats => self.cut[Path::Beat as usize] = [false; 2],
             Fault::Wedge => self.unwedge(),
-            Fault::SlowStandby => self.slow = false,
+            Fault::SlowStandby => (self.slow, self.full) = (false, false),
             Fault::DiskFails => self.disk_fails = false,
             // Whoever started it starts it again.
             Fault::KillStandby | Fault::KillStandbyHost => self.new_standby(),

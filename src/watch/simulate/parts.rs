@@ -58,6 +58,7 @@ pub enum Fault {
     CutBeats,
     BreakLink,
     Wedge,
+    /// Or it has no room for what comes.
     SlowStandby,
     DiskFails,
     Over,

@@ -73,6 +73,8 @@ pub struct World {
     /// When the last that was said on the link arrives, to each end.
     pub(super) queue: [Duration; 2],
     pub(super) slow: bool,
+    /// The standby has no room.
+    pub(super) full: bool,
     pub(super) disk_fails: bool,
     pub(super) wedged: bool,
     pub(super) largest: u64,
@@ -179,7 +181,7 @@ impl World {
     /// Everything heals.
     fn mend(&mut self) {
         self.cut = [[false; 2]; 2];
-        (self.slow, self.disk_fails, self.wedged) = (false, false, false);
+        (self.slow, self.full, self.disk_fails, self.wedged) = (false, false, false, false);
         if self.standby.as_ref().is_none_or(|s| s.ended) {
             self.new_standby();
         }
@@ -418,9 +420,11 @@ impl World {
                 self.fabricated = series;
                 Frame { word: Word::Primary { series: series.min(1), wedged, over }, ..frame }
             }
-            (Some(Flaw::KeepsOldSeries), Who::Standby, Word::Standby { whole, ready, left, echo }) if whole.series < self.fabricated => {
+            (Some(Flaw::KeepsOldSeries), Who::Standby, Word::Standby { whole, ready, left, full, echo })
+                if whole.series < self.fabricated =>
+            {
                 let whole = Mark { series: self.fabricated, number: 0 };
-                Frame { word: Word::Standby { whole, ready, left, echo }, ..frame }
+                Frame { word: Word::Standby { whole, ready, left, full, echo }, ..frame }
             }
             (Some(Flaw::NoGeneration), Who::Standby, _) => Frame { generation: 1, ..frame },
             (Some(Flaw::OnePathIsEnough), Who::Primary, _) if path == Path::Beat => return,

@@ -65,6 +65,8 @@ pub struct Primary {
     protected: bool,
     /// The last round was short enough.
     settled: bool,
+    /// Epochs are further apart than was wished, and that was said.
+    slow: bool,
     capturing: Option<Flying>,
     flight: VecDeque<Flying>,
     shipping: Option<Mark>,
@@ -78,6 +80,8 @@ pub struct Primary {
     waiting: bool,
     /// What failed is not tried again before this.
     not_before: Duration,
+    /// How long the standby is left alone that had no room, in units of what is waited.
+    refused: u32,
     /// Frames that were not heeded.
     stale: u64,
     demoted: bool,
@@ -104,6 +108,7 @@ impl Primary {
             guarded: false,
             protected: false,
             settled: false,
+            slow: false,
             capturing: None,
             flight: VecDeque::new(),
             shipping: None,
@@ -113,6 +118,7 @@ impl Primary {
             free: true,
             waiting: false,
             not_before: Duration::ZERO,
+            refused: 0,
             stale: 0,
             demoted: false,
         }
@@ -239,7 +245,7 @@ impl Primary {
             }
             return;
         }
-        let Word::Standby { whole, left, echo, .. } = frame.word else {
+        let Word::Standby { whole, left, full, echo, .. } = frame.word else {
             self.stale += 1;
             return;
         };
@@ -280,6 +286,10 @@ impl Primary {
         if whole.series != self.series {
             return;
         }
+        // It was said after it had given up what it had, and this series never comes back.
+        if full {
+            return self.full(now, out);
+        }
         if !self.guarded {
             self.confirmed = true;
             if !self.free {
@@ -305,11 +315,22 @@ impl Primary {
         out.push(Action::Release(flying.mark));
         if flying.ready {
             self.pace.note(took);
+            self.slow(out);
             if !self.protected {
-                self.protected = true;
+                (self.protected, self.refused) = (true, 0);
                 out.push(Action::Say(Said::Protected));
             }
         }
+    }
+
+    /// That epochs are further apart than was wished is said when it begins.
+    fn slow(&mut self, out: &mut Vec<Action>) {
+        let (now, wished) = (self.pace.interval(), self.limits.interval);
+        if !self.slow && now >= wished * 4 {
+            self.slow = true;
+            out.push(Action::Say(Said::Slow));
+        }
+        self.slow &= now > wished * 2;
     }
 
     fn run_free(&mut self, out: &mut Vec<Action>) {
@@ -329,6 +350,16 @@ impl Primary {
         (self.number, self.shipping) = (0, None);
         (self.confirmed, self.guarded, self.protected, self.settled) = (false, false, false, false);
         self.beat = Duration::ZERO;
+    }
+
+    /// The standby has no room: it is asked again later, each time after twice as long.
+    fn full(&mut self, now: Duration, out: &mut Vec<Action>) {
+        const LONGEST: u32 = 64;
+        self.new_series(out);
+        self.run_free(out);
+        self.refused = (self.refused * 2).clamp(4, LONGEST);
+        self.not_before = now + self.limits.again * self.refused;
+        out.extend([Action::Say(Said::Full), Action::Say(Said::Unprotected)]);
     }
 
     /// It goes on without a standby.

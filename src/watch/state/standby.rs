@@ -43,6 +43,8 @@ pub struct Standby {
     /// The last epoch that is whole.
     whole: Mark,
     ready: bool,
+    /// There was no room for this series.
+    full: bool,
     /// The primary's process has ended.
     gone: bool,
     /// When what did not work is tried again.
@@ -66,6 +68,7 @@ impl Standby {
             echo: 0,
             whole: Mark::default(),
             ready: false,
+            full: false,
             gone: false,
             again: None,
             stale: 0,
@@ -98,6 +101,11 @@ impl Standby {
         self.notice.jitter()
     }
 
+    /// How long the primary has been silent on both paths.
+    pub fn silence(&self, now: Duration) -> Duration {
+        self.notice.since(Path::Link, now).min(self.notice.since(Path::Beat, now))
+    }
+
     /// When it wants to be told the time.
     pub fn wake(&self) -> Option<Duration> {
         let speaks = !matches!(self.phase, Phase::New | Phase::Over);
@@ -117,6 +125,7 @@ impl Standby {
             Event::Whole { generation, mark, ready } => self.epoch(generation, mark, ready, now, &mut out),
             Event::Gone => self.gone = true,
             Event::Fenced(done) if self.phase == Phase::Fencing => self.fenced(done, now, &mut out),
+            Event::Full => self.full(now, &mut out),
             Event::Failed => self.failed(&mut out),
             _ => self.advance(event, now, &mut out),
         }
@@ -176,9 +185,20 @@ impl Standby {
     /// What is here belongs to a series that is over.
     fn adopt(&mut self, series: u64, out: &mut Vec<Action>) {
         self.whole = Mark { series, number: 0 };
-        self.ready = false;
+        (self.ready, self.full) = (false, false);
         self.beat = Duration::ZERO;
         out.push(Action::Drop);
+    }
+
+    /// What there is cannot be kept up to date any more. When it is taken over just now, it is from what is here.
+    fn full(&mut self, now: Duration, out: &mut Vec<Action>) {
+        if self.phase != Phase::Standing || self.full {
+            return;
+        }
+        self.whole.number = 0;
+        (self.ready, self.full) = (false, true);
+        self.beat = now;
+        out.extend([Action::Drop, Action::Say(Said::Full)]);
     }
 
     fn epoch(&mut self, generation: u64, mark: Mark, ready: bool, now: Duration, out: &mut Vec<Action>) {
@@ -193,7 +213,7 @@ impl Standby {
             self.stale += 1;
             return;
         }
-        if mark.number == self.whole.number + 1 {
+        if mark.number == self.whole.number + 1 && !self.full {
             self.whole = mark;
             self.notice.touch(Path::Link, now);
             if ready && !self.ready {
@@ -285,7 +305,8 @@ impl Standby {
         if matches!(self.phase, Phase::New | Phase::Over) {
             return;
         }
-        let word = Word::Standby { whole: self.whole, ready: self.ready, left: self.phase == Phase::Left, echo: self.echo };
+        let word =
+            Word::Standby { whole: self.whole, ready: self.ready, left: self.phase == Phase::Left, full: self.full, echo: self.echo };
         for path in [Path::Link, Path::Beat] {
             self.sequence += 1;
             let frame = Frame { generation: self.generation, instance: self.instance, sequence: self.sequence, word };

@@ -1,0 +1,389 @@
+//! What the standby keeps of the tree: every page once ([`Flat`]), and above that the epochs that came last and are whole.
+//!
+//! An image comes into memory of its own, or a file without a name in a folder, where nobody else can read it. One that has come
+//! in part is nothing. One that is whole waits until it is known that nothing older will be taken over from; then a thread
+//! brings its pages in, while the next one comes. No more than [`MOST`] wait: who sends waits with them.
+//!
+//! Where there is no room for what comes it is let go by, with all that builds upon it, and [`Clone::short`] says so; what was
+//! there stays as long as nobody gives it up.
+
+use crate::error::{Context, Error, Result};
+use crate::image::{Flat, Reader, Resolved};
+use crate::restore::Known;
+use crate::sys::{arch, file, room};
+use crate::transport::{Receiver, Waker};
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+/// Images that wait to be brought in, at most.
+const MOST: usize = 2;
+/// Bytes that are taken from a stream at a time.
+const PIECE: usize = 256 << 10;
+/// Memory that is left to others.
+const OTHERS: u64 = 64 << 20;
+/// How many bytes come before it is looked again whether there is room.
+const OFTEN: u64 = 16 << 20;
+
+/// The clone, and who keeps it up to date.
+pub struct Clone(Arc<Shared>);
+
+struct Shared {
+    place: Keeping,
+    state: Mutex<State>,
+    changed: Condvar,
+    /// Whoever has it brings an image in.
+    flat: Mutex<Option<Flat>>,
+    /// Nobody wants what is in the flat as it is.
+    goes_on: AtomicBool,
+}
+
+/// Where pages are kept.
+#[derive(Debug, Clone)]
+enum Keeping {
+    Memory,
+    Folder(PathBuf),
+}
+
+#[derive(Default)]
+struct State {
+    /// How many images have come.
+    whole: u64,
+    /// Those that are here and belong together: the one that stands alone, and the last.
+    series: Option<(u64, u64)>,
+    /// Those that are not brought in yet.
+    waiting: VecDeque<(u64, File)>,
+    /// Nothing older than this is taken over from.
+    kept: u64,
+    /// The last one that was brought in.
+    latest: Option<(u64, Known)>,
+    /// Why something is not here.
+    short: Option<Error>,
+    waker: Option<Waker>,
+    /// Nothing more comes by the streams.
+    stands: bool,
+    over: bool,
+}
+
+impl Keeping {
+    /// An empty file that only this process can find.
+    fn file(&self) -> Result<File> {
+        match self {
+            Keeping::Memory => Ok(file::memfd(b"meio-clone", libc::MFD_CLOEXEC)?.into()),
+            Keeping::Folder(folder) => {
+                let mut options = File::options();
+                options.read(true).write(true).mode(0o600);
+                match options.custom_flags(libc::O_TMPFILE).open(folder) {
+                    // A file system that has none without a name.
+                    Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(tempfile_in(folder, &options)?),
+                    made => made,
+                }
+                .context(|| format!("making a file in {}", folder.display()))
+            }
+        }
+    }
+
+    /// Whether so many bytes more can be kept. A file system says so itself.
+    fn has_room(&self, bytes: u64) -> Result<()> {
+        let there = match self {
+            Keeping::Memory => room::available(),
+            Keeping::Folder(_) => return Ok(()),
+        };
+        if there >= bytes.saturating_add(OTHERS) {
+            return Ok(());
+        }
+        Err(Error::other(format!("{} MiB of memory are free here, and that is too little", there >> 20))
+            .help("end something on the standby, or keep the copy on a disk: --spool FOLDER"))
+    }
+}
+
+/// A file whose name is taken away at once.
+fn tempfile_in(folder: &Path, options: &std::fs::OpenOptions) -> io::Result<File> {
+    let path = folder.join(format!(".meio.{}.clone", std::process::id()));
+    let file = options.clone().custom_flags(0).create_new(true).open(&path)?;
+    std::fs::remove_file(&path)?;
+    Ok(file)
+}
+
+impl Clone {
+    /// An empty one, in a folder or in memory, that takes what `receiver` brings.
+    pub fn begin(folder: Option<&Path>, receiver: Receiver) -> Result<Clone> {
+        // Else they start when the first image is brought in, and cannot be started any more when the tree is brought back.
+        crate::sys::workers::start()?;
+        let place = folder.map_or(Keeping::Memory, |folder| Keeping::Folder(folder.to_owned()));
+        place.file()?;
+        let shared =
+            Shared { place, state: Mutex::default(), changed: Condvar::new(), flat: Mutex::new(None), goes_on: AtomicBool::new(true) };
+        let clone = Clone(Arc::new(shared));
+        let own = clone.0.clone();
+        start("clone", move || own.bring_in())?;
+        clone.go_on(receiver)?;
+        Ok(clone)
+    }
+
+    /// Has a thread take what comes next, when nothing more comes by the streams before.
+    ///
+    /// # Errors
+    /// When the kernel gives no thread.
+    pub fn go_on(&self, receiver: Receiver) -> Result<()> {
+        self.0.state().stands = false;
+        let own = self.0.clone();
+        start("spool", move || {
+            let _ = own.take_in(receiver);
+            own.state().stands = true;
+            own.wake();
+        })
+    }
+
+    /// Whether nothing more comes by the streams that it has.
+    pub fn stands(&self) -> bool {
+        self.0.state().stands
+    }
+
+    /// Has somebody told whenever one more image has come.
+    pub fn wakes(&self, waker: Waker) {
+        self.0.state().waker = Some(waker);
+    }
+
+    /// How many images have come.
+    pub fn whole(&self) -> u64 {
+        self.0.state().whole
+    }
+
+    /// Whether an image that has come is here, with all that it builds upon.
+    pub fn has(&self, image: u64) -> bool {
+        self.0.state().series.is_some_and(|(first, last)| (first..=last).contains(&image))
+    }
+
+    /// Why something that came is not here; said once.
+    pub fn short(&self) -> Option<Error> {
+        self.0.state().short.take()
+    }
+
+    /// Nothing older than this image will be taken over from.
+    pub fn keep(&self, image: u64) {
+        self.0.state().kept = image;
+        self.0.changed.notify_all();
+    }
+
+    /// Nothing that is here is wanted any more.
+    pub fn drop_all(&self) {
+        self.0.goes_on.store(false, Ordering::Release);
+        let mut flat = locked(&self.0.flat);
+        *flat = None;
+        let mut state = self.0.state();
+        (state.series, state.latest) = (None, None);
+        state.waiting.clear();
+        self.0.goes_on.store(true, Ordering::Release);
+        drop(state);
+        self.0.changed.notify_all();
+    }
+
+    /// What is known of an image that is here. Nothing that comes later is brought in any more.
+    ///
+    /// # Errors
+    /// When it is not here, or damaged.
+    pub fn take(&self, image: u64) -> Result<Known> {
+        self.0.goes_on.store(false, Ordering::Release);
+        // Whoever has it gives it back at the next block.
+        let _flat = locked(&self.0.flat);
+        self.known(image)
+    }
+
+    /// What is known of an image that is here, as of now.
+    pub fn known(&self, image: u64) -> Result<Known> {
+        let state = self.0.state();
+        let mut last: Option<Known> = None;
+        if let Some((number, known)) = &state.latest {
+            if *number == image {
+                return Ok(known.clone());
+            }
+            last = Some(known.clone());
+        }
+        for (number, file) in state.waiting.iter().filter(|(number, _)| *number <= image) {
+            let name = name(*number);
+            let mut reader = Reader::from_file(file.try_clone()?, arch::MACHINE).context(|| name.display().to_string())?;
+            let (manifest, tree) = (reader.manifest()?, reader.tree()?);
+            let parent = last.as_ref().map(|known| &*known.resolved);
+            let resolved = Resolved::read(&mut reader, &name, parent)?;
+            last = Some(Known { manifest, tree, id: reader.id(), resolved: Arc::new(resolved) });
+        }
+        let is_there = state.waiting.iter().any(|(number, _)| *number == image);
+        last.filter(|_| is_there).ok_or_else(|| Error::other("what is to be taken over from is not here"))
+    }
+}
+
+impl Drop for Clone {
+    fn drop(&mut self) {
+        self.0.goes_on.store(false, Ordering::Release);
+        self.0.state().over = true;
+        self.0.changed.notify_all();
+    }
+}
+
+fn start(name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
+    std::thread::Builder::new().name(name.into()).spawn(work).context(|| "cannot start a thread").map(drop)
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn name(image: u64) -> PathBuf {
+    PathBuf::from(format!("image {image}"))
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        locked(&self.state)
+    }
+
+    fn wake(&self) {
+        self.state().waker.iter().for_each(Waker::wake);
+        self.changed.notify_all();
+    }
+
+    /// Takes images as they come.
+    fn take_in(&self, mut receiver: Receiver) -> Result<()> {
+        let mut buffer = vec![0; PIECE];
+        while let Some(mut item) = receiver.next_item()? {
+            let mut state = self.state();
+            while state.waiting.len() >= MOST && !state.over {
+                state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            }
+            drop(state);
+            let came = match self.receive(&mut item, &mut buffer) {
+                Ok(file) => Ok(file),
+                // The streams have failed: it comes again.
+                Err(Short::Link(e)) => return Err(e),
+                Err(Short::Here(e)) => {
+                    while item.read(&mut buffer)? > 0 {}
+                    Err(e)
+                }
+            };
+            let mut state = self.state();
+            if state.over {
+                return Ok(());
+            }
+            let number = state.whole + 1;
+            let link = came.and_then(|file| {
+                let link = Reader::from_file(file.try_clone()?, arch::MACHINE)?.link()?;
+                Ok((file, link.is_some()))
+            });
+            match (link, state.series) {
+                (Ok((file, false)), _) => {
+                    state.waiting.clear();
+                    state.waiting.push_back((number, file));
+                    state.series = Some((number, number));
+                }
+                (Ok((file, true)), Some((first, last))) if last + 1 == number => {
+                    state.waiting.push_back((number, file));
+                    state.series = Some((first, number));
+                }
+                // What it builds upon is not here.
+                (Ok(_), _) => {}
+                (Err(e), _) => state.short = Some(e),
+            }
+            state.whole = number;
+            drop(state);
+            self.wake();
+        }
+        Ok(())
+    }
+
+    fn receive(&self, item: &mut impl Read, buffer: &mut [u8]) -> std::result::Result<File, Short> {
+        let (mut file, mut length, mut looked) = (None, 0, 0);
+        loop {
+            let read = item.read(buffer).map_err(|e| Short::Link(e.into()))?;
+            if read == 0 {
+                return file.ok_or_else(|| Short::Link(Error::link("an image is empty")));
+            }
+            if file.is_none() {
+                file = Some(self.place.file().map_err(Short::Here)?);
+            }
+            length += read as u64;
+            if looked == 0 || length > looked + OFTEN {
+                self.place.has_room(OFTEN).map_err(Short::Here)?;
+                looked = length;
+            }
+            let put = file.as_mut().map_or(Ok(()), |file| file.write_all(&buffer[..read]));
+            put.context(|| "keeping an image").map_err(Short::Here)?;
+        }
+    }
+
+    /// Brings in those that are whole, as soon as nothing older is wanted.
+    fn bring_in(&self) {
+        loop {
+            let mut state = self.state();
+            let next = loop {
+                if state.over {
+                    return;
+                }
+                let ready = |(number, _): &&(u64, File)| *number <= state.kept;
+                let first = state.waiting.front().filter(ready).filter(|_| self.goes_on.load(Ordering::Acquire));
+                if let Some((number, file)) = first {
+                    break file.try_clone().map(|file| (*number, file));
+                }
+                state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            };
+            drop(state);
+            let mut flat = locked(&self.flat);
+            let done = next.map_err(Error::from).and_then(|(number, file)| Ok((number, self.bring(&mut flat, number, file)?)));
+            let mut state = self.state();
+            let number = match done {
+                Ok((number, Some(known))) => {
+                    state.latest = Some((number, known));
+                    number
+                }
+                // Somebody else has the say.
+                Ok((_, None)) => continue,
+                Err(e) => {
+                    // Those that wait are here and stay; nothing more is.
+                    state.series = None;
+                    state.short = Some(e);
+                    state.kept = 0;
+                    drop(state);
+                    self.wake();
+                    continue;
+                }
+            };
+            state.waiting.retain(|(of, _)| *of != number);
+            drop(state);
+            drop(flat);
+            self.changed.notify_all();
+        }
+    }
+
+    fn bring(&self, flat: &mut Option<Flat>, number: u64, file: File) -> Result<Option<Known>> {
+        let name = name(number);
+        self.place.has_room(file.metadata()?.len())?;
+        let flat = match flat {
+            Some(flat) => flat,
+            None => flat.insert(Flat::new(self.place.file()?, give_back)),
+        };
+        let mut reader = Reader::from_file(file, arch::MACHINE).context(|| name.display().to_string())?;
+        let (manifest, tree) = (reader.manifest()?, reader.tree()?);
+        if !flat.bring_in(&mut reader, &name, &self.goes_on)? {
+            return Ok(None);
+        }
+        let resolved = flat.now().cloned().ok_or_else(|| Error::other("nothing was brought in"))?;
+        Ok(Some(Known { manifest, tree, id: reader.id(), resolved }))
+    }
+}
+
+/// Where that is not possible the room is used again all the same.
+fn give_back(file: &File, from: u64, bytes: u64) {
+    let _ = file::punch(file, from, bytes);
+}
+
+/// Why an image is not here.
+enum Short {
+    /// It did not come.
+    Link(Error),
+    /// There is no room for it.
+    Here(Error),
+}

@@ -1,0 +1,72 @@
+//! How long each step of a take-over took, from the last word of the primary on.
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+/// The steps, in their order.
+#[derive(Debug)]
+pub struct Steps {
+    /// The primary had been silent for so long when it was taken for lost.
+    silence: Duration,
+    begun: Instant,
+    took: Vec<(&'static str, Duration)>,
+    /// What rebuilding was made of.
+    parts: Vec<(&'static str, Duration)>,
+}
+
+impl Steps {
+    /// It begins now.
+    pub fn begin(silence: Duration) -> Steps {
+        Steps { silence, begun: Instant::now(), took: Vec::new(), parts: Vec::new() }
+    }
+
+    /// One is done. One that is done again counts with what it took before.
+    pub fn done(&mut self, name: &'static str, took: Duration) {
+        match self.took.iter_mut().find(|(of, _)| *of == name) {
+            Some((_, before)) => *before += took,
+            None => self.took.push((name, took)),
+        }
+    }
+
+    /// What rebuilding was made of.
+    pub fn parts(&mut self, parts: &[(&'static str, Duration)]) {
+        self.parts.extend_from_slice(parts);
+    }
+
+    /// Since it began.
+    pub fn total(&self) -> Duration {
+        self.begun.elapsed()
+    }
+}
+
+impl fmt::Display for Steps {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ms = |time: Duration| time.as_secs_f64() * 1e3;
+        write!(f, "detect {:.1} ms", ms(self.silence))?;
+        for (name, took) in &self.took {
+            write!(f, ", {name} {:.1} ms", ms(*took))?;
+            if *name == "restore" && !self.parts.is_empty() {
+                let parts: Vec<String> = self.parts.iter().map(|(name, took)| format!("{name} {:.1}", ms(*took))).collect();
+                write!(f, " ({})", parts.join(", "))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_steps_are_told() {
+        let ms = Duration::from_millis;
+        let mut steps = Steps::begin(ms(1004));
+        for (name, took) in [("block", 2), ("restore", 40), ("restore", 2), ("run", 1)] {
+            steps.done(name, ms(took));
+        }
+        steps.parts(&[("files", ms(3)), ("state", ms(9))]);
+        let told = "detect 1004.0 ms, block 2.0 ms, restore 42.0 ms (files 3.0, state 9.0), run 1.0 ms";
+        assert_eq!(steps.to_string(), told);
+    }
+}
