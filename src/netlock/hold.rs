@@ -5,12 +5,13 @@
 //! when meio is killed, what waited is lost and nothing more gets out. Only who opens it lets everything out.
 
 use super::kept::Owner;
-use super::refused;
+use super::{PASS, refused};
 use super::table::{HELD, Held};
 use crate::error::{Context, Error, Kind, Result};
 use crate::sys::netlink::Socket;
 use crate::sys::nfqueue::{Queue, State, is_after};
 use crate::sys::nft::{self, Batch, Hook, Rule, Unserved, register};
+use crate::sys::wire;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::collections::VecDeque;
 use std::net::IpAddr;
@@ -22,6 +23,8 @@ use std::time::{Duration, Instant};
 
 /// After what sees to addresses and connections: `NF_IP_PRI_NAT_SRC` is 100, and the last but one 300.
 const PRIORITY: i32 = 400;
+/// Where the flags of a TCP segment stand in it.
+const TCP_FLAGS: u32 = 13;
 /// The chain of what goes out.
 const CHAIN: &str = "output";
 /// Packets that are held at most; more are dropped, and sent again by whoever sent them.
@@ -296,6 +299,11 @@ fn build(batch: &mut Batch, table: &nft::Table, addresses: &[IpAddr]) {
             batch.rule(name, CHAIN, &rule.verdict(nft::ACCEPT));
         }
     }
+    // What meio asks half-open connections is answered by an ACK: it tells the peer nothing, and meio waits for it.
+    let rule = Rule::new().meta(nft::MARK, register(0)).equals(register(0), &PASS.to_ne_bytes());
+    let rule = rule.meta(nft::L4PROTO, register(0)).equals(register(0), &[libc::IPPROTO_TCP as u8]);
+    let rule = rule.payload(nft::TRANSPORT, TCP_FLAGS, 1, register(0)).equals(register(0), &[wire::ACK]);
+    batch.rule(name, CHAIN, &rule.verdict(nft::ACCEPT));
     for address in addresses {
         let (family, at, bytes) = match address {
             IpAddr::V4(ip) => (libc::NFPROTO_IPV4, 12, ip.octets().to_vec()),

@@ -71,7 +71,7 @@ crate::alone! {
     fn a_path_that_leads_to_no_image() {
         let lab = Lab::new("no-image");
         assert!(message(&refused(&lab, &["restore", "no/such.meio"], 10)).contains("no/such.meio"));
-        assert!(message(&refused(&lab, &["restore", text(&lab.path("images"))], 14)).contains("images"));
+        assert!(message(&refused(&lab, &["restore", text(&lab.path("images"))], 10)).contains("images"));
         let closed = tempfile::NamedTempFile::new().expect("file");
         let folder = tempfile::Builder::new().prefix("meio-").tempdir().expect("folder");
         let meio = folder.path().join("meio");
