@@ -457,7 +457,7 @@ impl Agent {
                 self.events.push_back(Event::Runs);
             }
             Err(e) => {
-                self.note(&format!("it could not be brought back: {e}"));
+                self.note(&format!("it could not be brought back: {}", in_full(&e)));
                 for address in self.plan.addresses.iter().take(self.brought) {
                     let _ = address.take();
                 }
@@ -490,7 +490,7 @@ impl Agent {
             && holds
             && !asked
         {
-            told.warning(&format!("it cannot go on with its connections, which are broken off: {e}"));
+            told.warning(&format!("it cannot go on with its connections, which are broken off: {}", in_full(&e)));
             options.close_connections = true;
             done = restore::run_when(&options, &mut |_| self.may_run(&mut begun, &mut asked), told);
         }
@@ -536,4 +536,10 @@ fn step(action: Action) -> Option<&'static str> {
         Action::Open => "open",
         _ => return None,
     })
+}
+
+/// With everything that stood in the way.
+fn in_full(e: &Error) -> String {
+    let refusals = e.refusals.iter().map(|r| format!("; {}: {}", r.object, r.reason));
+    std::iter::once(e.to_string()).chain(refusals).collect()
 }
