@@ -114,6 +114,11 @@ impl Locks {
         self.networks.iter().filter(|network| network.fd.is_none()).flat_map(|network| network.lock.copies()).collect()
     }
 
+    /// Whether what goes out is lost, for a while: see [`NetLock::mute`].
+    pub fn mute(&mut self, mute: bool) -> Result<()> {
+        self.networks.iter_mut().filter(|network| network.lock.locked() > 0).try_for_each(|network| network.lock.mute(mute))
+    }
+
     /// Both ends of connections that the tree has closed, and that have to deliver something yet, at least that they end. Nobody has
     /// a descriptor of them, so that they are in no image.
     pub fn unfinished(&self) -> Vec<(SocketAddr, SocketAddr)> {

@@ -57,7 +57,9 @@ impl Session<'_> {
             let covered = refusals > 0 || locks.covers(&captured.capture.network);
             if refusals == 0 && (covered || tried == TRIES) {
                 if covered && listen::any(&captured.tree) {
-                    let lost = phase(report, phases, "waiting connections", |_| listen::complete(&mut captured.tree, &captured.capture))?;
+                    let lost = phase(report, phases, "waiting connections", |_| {
+                        listen::complete(&mut captured.tree, &captured.capture, &mut |mute| locks.mute(mute))
+                    })?;
                     captured.warnings.extend(lost);
                 } else if !covered {
                     let lost = "sockets come and go: what waits at those that listen is not in the image";

@@ -5,8 +5,8 @@
 //! when meio is killed, what waited is lost and nothing more gets out. Only who opens it lets everything out.
 
 use super::kept::Owner;
-use super::{PASS, refused};
 use super::table::{HELD, Held};
+use super::{PASS, refused};
 use crate::error::{Context, Error, Kind, Result};
 use crate::sys::netlink::Socket;
 use crate::sys::nfqueue::{Queue, State, is_after};

@@ -28,7 +28,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use table::{HELD, Held, LOST};
+use table::Held;
 
 /// Packets with this mark (`SO_MARK` of meio's own raw sockets) pass every lock.
 pub use crate::sys::wire::PASS;
@@ -73,8 +73,8 @@ pub struct NetLock {
     expected: HashSet<Flow>,
     locked: Vec<Flow>,
     held: Held,
-    /// The chain for what goes out.
-    outward: &'static str,
+    /// What goes out is lost.
+    mute: bool,
     /// It was opened, and may be closed again.
     opened: bool,
     /// Packets that were seen and lost before it was closed last.
@@ -127,7 +127,7 @@ impl NetLock {
             expected: HashSet::new(),
             locked: Vec::new(),
             held: Held::Dropped,
-            outward: if manner == Manner::Deaf { LOST } else { HELD },
+            mute: manner == Manner::Deaf,
             opened: false,
             before: (0, 0),
             remark: None,
@@ -154,13 +154,14 @@ impl NetLock {
     }
 
     fn make(&mut self, held: Held) -> io::Result<()> {
+        self.held = held;
+        let both = self.both();
         let attempt = |flags| {
             let mut batch = Batch::default();
             let table = nft::Table { name: self.name.clone(), flags, comment: Some(Owner::own().comment(0)) };
-            table::build(&mut batch, &table, held);
+            table::build(&mut batch, &table, both);
             batch.commit(&self.socket)
         };
-        self.held = held;
         let made = attempt(nft::OWNER);
         self.owned = made.is_ok();
         // Before Linux 5.12 a table has no owner; what is left of it the next meio sweeps.
@@ -175,8 +176,8 @@ impl NetLock {
         table::lock(&mut batch, &self.name, &new);
         let closes = self.locked.is_empty() && !flows.is_empty();
         match (closes, self.opened) {
-            (true, true) => table::again(&mut batch, &self.name, self.held),
-            (true, false) => table::close(&mut batch, &self.name, self.outward),
+            (true, true) => table::again(&mut batch, &self.name, self.both()),
+            (true, false) => table::close(&mut batch, &self.name),
             _ => {}
         }
         batch.commit(&self.socket).map_err(refused).context(|| "locking connections")?;
@@ -204,6 +205,21 @@ impl NetLock {
         }
         self.expected.extend(new);
         Ok(())
+    }
+
+    /// What becomes of what comes in, and of what goes out.
+    fn both(&self) -> [Held; 2] {
+        [self.held, if self.mute { Held::Dropped } else { self.held }]
+    }
+
+    /// Whether what goes out is lost, for a while: what the kernel says to meio is meant for nobody else.
+    pub fn mute(&mut self, mute: bool) -> Result<()> {
+        let mut batch = Batch::default();
+        self.mute = mute;
+        if !self.locked.is_empty() {
+            table::outward(&mut batch, &self.name, self.both()[1]);
+        }
+        batch.commit(&self.socket).map_err(refused).context(|| "changing the network lock")
     }
 
     /// The packets that have come in since this was asked last; none where they are not held.
@@ -286,8 +302,8 @@ impl NetLock {
     pub fn keep(&mut self, owner: &Owner) -> Result<()> {
         let mut batch = Batch::default();
         let table = nft::Table { name: owner.table(), flags: 0, comment: Some(owner.comment(self.locked.len())) };
-        table::build(&mut batch, &table, Held::Dropped);
-        table::close(&mut batch, &table.name, HELD);
+        table::build(&mut batch, &table, [Held::Dropped; 2]);
+        table::close(&mut batch, &table.name);
         table::lock(&mut batch, &table.name, &self.locked);
         batch.delete_table(&self.name);
         batch.commit(&self.socket).map_err(refused).context(|| "keeping the network lock")?;

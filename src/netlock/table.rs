@@ -7,10 +7,10 @@ use super::{Flow, PASS};
 use crate::sys::nft::{self, Batch, Hook, Rule, Unserved, register};
 use std::net::{IpAddr, SocketAddr};
 
-/// The chain where locked packets go,
+/// The chain where locked packets go that come in,
 pub const HELD: &str = "held";
-/// and where those go that leave, where these are not to be held.
-pub const LOST: &str = "lost";
+/// and that of those that go out.
+const SENT: &str = "sent";
 /// Before whatever the user has, address translation included: packets are seen as the sockets see them.
 const PRIORITY: i32 = -400;
 
@@ -113,14 +113,14 @@ impl Set {
 const CHAINS: [(&str, u32); 2] = [("input", nft::INPUT), ("output", nft::OUTPUT)];
 
 /// A table, its chains and empty sets. It holds nothing before it is closed.
-pub fn build(batch: &mut Batch, table: &nft::Table, held: Held) {
+pub fn build(batch: &mut Batch, table: &nft::Table, held: [Held; 2]) {
     let name = &table.name;
     batch.table(table);
     for set in &SETS {
         batch.set(name, set.name, set.kind(), set.length());
     }
     batch.chain(name, HELD, None);
-    batch.chain(name, LOST, None);
+    batch.chain(name, SENT, None);
     again(batch, name, held);
     for (chain, number) in CHAINS {
         batch.chain(name, chain, Some(Hook { number, priority: PRIORITY }));
@@ -129,16 +129,22 @@ pub fn build(batch: &mut Batch, table: &nft::Table, held: Held) {
     }
 }
 
-/// What is held is held again, after [`open`].
-pub fn again(batch: &mut Batch, table: &str, held: Held) {
-    batch.rule(table, HELD, &held.rule(Unserved::Passes));
-    batch.rule(table, LOST, &Held::Dropped.rule(Unserved::Passes));
+/// What comes in, and what goes out, is held again, after [`open`].
+pub fn again(batch: &mut Batch, table: &str, [inward, outward]: [Held; 2]) {
+    batch.rule(table, HELD, &inward.rule(Unserved::Passes));
+    batch.rule(table, SENT, &outward.rule(Unserved::Passes));
+}
+
+/// From now on this becomes of what goes out.
+pub fn outward(batch: &mut Batch, table: &str, held: Held) {
+    batch.flush_chain(table, SENT);
+    batch.rule(table, SENT, &held.rule(Unserved::Passes));
 }
 
 /// Nothing is held any more.
 pub fn open(batch: &mut Batch, table: &str) {
     batch.flush_chain(table, HELD);
-    batch.flush_chain(table, LOST);
+    batch.flush_chain(table, SENT);
 }
 
 /// Takes all flows out of the sets of a table.
@@ -148,12 +154,12 @@ pub fn forget(batch: &mut Batch, table: &str) {
     }
 }
 
-/// From now on what comes in for what is in the sets of a table is held, and what leaves it goes to the chain `outward`.
-pub fn close(batch: &mut Batch, table: &str, outward: &str) {
+/// From now on what is in the sets of a table is held.
+pub fn close(batch: &mut Batch, table: &str) {
     for (chain, number) in CHAINS {
         let inbound = number == nft::INPUT;
         for set in &SETS {
-            batch.rule(table, chain, &set.rule(inbound, if inbound { HELD } else { outward }));
+            batch.rule(table, chain, &set.rule(inbound, if inbound { HELD } else { SENT }));
         }
     }
 }

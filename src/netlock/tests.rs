@@ -244,7 +244,7 @@ fn a_stale_lock_is_swept_and_others_stay() {
         let elsewhere = Owner::Process { pid: 0x7fff_0000, start: 7, namespace: 1 };
         for (name, owner) in [("meio-1-0", &dead), ("meio-2-0", &elsewhere), ("meio-kept-x", &Owner::Image("x".into()))] {
             let mut batch = Batch::default();
-            table::build(&mut batch, &nft::Table { name: name.into(), flags: 0, comment: Some(owner.comment(1)) }, Held::Dropped);
+            table::build(&mut batch, &nft::Table { name: name.into(), flags: 0, comment: Some(owner.comment(1)) }, [Held::Dropped; 2]);
             batch.commit(&socket).expect("a table");
         }
         users_table();

@@ -490,7 +490,7 @@ impl Agent {
             && holds
             && !asked
         {
-            told.warning(&format!("it cannot go on with its connections, which are broken off: {}", in_full(&e)));
+            told.warning(&format!("it cannot go on with its connections, which are broken off: {}", in_full(e)));
             options.close_connections = true;
             done = restore::run_when(&options, &mut |_| self.may_run(&mut begun, &mut asked), told);
         }

@@ -237,11 +237,12 @@ pub fn any(tree: &Tree) -> bool {
 }
 
 /// Adds to the listening sockets of a tree what waits at them. The tree must stand still, and a network lock must keep away what
-/// arrives. Each connection is taken and put back, by a child that meio's end does not end. Returned is what is not kept.
+/// arrives. Each connection is taken and put back, by a child that meio's end does not end; what the kernel says to that as the
+/// connection's end is kept from its peer by `mute`, who would take it for an answer. Returned is what is not kept.
 ///
 /// # Errors
 /// When something could not be put back.
-pub fn complete(tree: &mut Tree, capture: &Capture) -> Result<Vec<String>> {
+pub fn complete(tree: &mut Tree, capture: &Capture, mute: &mut dyn FnMut(bool) -> Result<()>) -> Result<Vec<String>> {
     let mut by_network: BTreeMap<Option<u32>, Vec<FileId>> = BTreeMap::new();
     for file in &tree.files {
         if let FileKind::Listening(listening) = &file.kind
@@ -263,8 +264,10 @@ pub fn complete(tree: &mut Tree, capture: &Capture) -> Result<Vec<String>> {
             lost.push(format!("half-open connections are not kept: {}", e.message));
             continue;
         }
-        let found = inside(&like, network, || keep(|| exchange::exchange(&seats)))?
-            .context(|| "putting back the connections that wait to be accepted")?;
+        mute(true)?;
+        let found = inside(&like, network, || keep(|| exchange::exchange(&seats)));
+        mute(false)?;
+        let found = found?.context(|| "putting back the connections that wait to be accepted")?;
         for (id, found) in ids.into_iter().zip(found) {
             if let Some(FileKind::Listening(listening)) = tree.files.get_mut(id as usize).map(|f| &mut f.kind) {
                 lost.extend(found.unknown.iter().map(|peer| format!("a half-open connection from {peer} is not kept")));
