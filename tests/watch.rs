@@ -3,8 +3,10 @@
 mod control;
 mod counter;
 mod faults;
+mod fences;
 mod links;
 mod local;
+mod packets;
 mod programs;
 mod room;
 
@@ -296,6 +298,9 @@ crate::alone! {
         assert!(matches!(done.code(), Some(0 | 3)), "{done:?} {}", watched.said());
         assert_eq!(count(), Some(before + 1));
         assert!(hosts.hosts[0].runs(pid));
+        // Its output goes to a file.
+        let log = format!("may be newer than its memory ({})", lab.path("log").display());
+        assert!(watched.said().contains(&log), "{}", watched.said());
         let gone = || hosts.hosts[1].command(Path::new("pgrep")).args(["-x", "meio"]).output().is_ok_and(|o| o.stdout.is_empty());
         assert!(until(SOON, gone), "a standby is left");
         assert_eq!(hosts.hosts[1].plain("ls", &["-A", "/var/lib/meio/watch"]), "");

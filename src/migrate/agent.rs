@@ -18,11 +18,11 @@ use super::{MOVE, REMARK, frozen, local};
 use arrival::Arrival;
 use crate::error::{Error, Refusal, Result};
 use crate::image::{Absent, Left, Owner};
-use crate::netlock::{self, NetLock};
+use crate::netlock;
 use crate::resource::Tree;
 use crate::resource::thread::serde_bytes_vec::Bytes;
 use crate::restore::fits::{Needs, fits};
-use crate::restore::{self, Input};
+use crate::restore::{self, Input, SharedLock};
 use crate::sys::proc::read;
 use crate::sys::signal;
 use crate::sys::wire::Wire;
@@ -119,7 +119,7 @@ struct Agent {
     /// What becomes of them, while some are missing.
     pulled: Option<mpsc::Receiver<Pulled>>,
     /// Over the addresses of the tree, until it runs.
-    lock: Option<NetLock>,
+    lock: Option<SharedLock>,
     /// Its addresses.
     arrival: Arrival,
     store: Store,
@@ -355,6 +355,11 @@ impl Agent {
         let (peer, id) = (&mut self.peer, self.id.unwrap_or_default());
         let (stage, there, store) = (&self.stage, &self.there, &self.store);
         let mut begin = || -> Result<_> {
+            // While this process is small, and nobody waits.
+            if !plan.addresses.is_empty() {
+                self.lock = Some(SharedLock::prepare()?);
+                self.arrival = Arrival::expect(&plan.addresses, store, id)?;
+            }
             *locked(stage) = Stage::begin(&plan.spool, &id, &plan.files, there, store)?;
             peer.open_bulk()?;
             let mut near = Near::new()?;
@@ -377,7 +382,6 @@ impl Agent {
         for remark in told.0 {
             self.remark(&remark);
         }
-        self.lock = None;
         match done {
             Ok(outcome) => {
                 self.runs = true;
@@ -401,6 +405,7 @@ impl Agent {
             }
             Err(e) => {
                 self.arrival.take_down();
+                self.lock = None;
                 self.put_back();
                 // Where the machine itself had it destroyed it knows.
                 self.events.push_back(Event::Failed(in_full(&e)));
@@ -433,6 +438,7 @@ impl Agent {
             parent,
             settled: plan.files.settled(&plan.tree),
             absent,
+            lock: self.lock.clone(),
         };
         let mut waited = Duration::ZERO;
         let may_run = &mut |root| {
@@ -447,18 +453,11 @@ impl Agent {
             }
             *released = true;
             waited = begun.elapsed();
-            // The tree's own connections stay locked until it runs.
-            // That table stays, too: to take it away empties all queues, in which packets for them wait.
-            if let Some(lock) = &mut self.lock {
-                let _ = lock.open();
-            }
             Ok(())
         };
         let done = restore::run_when(&options, may_run, told);
-        if done.is_ok()
-            && let Some(lock) = self.lock.take()
-        {
-            netlock::let_go(lock);
+        if done.is_ok() {
+            netlock::let_go((options.lock, self.lock.take()));
         }
         told.0.push(Remark::Phase("go".into(), waited.as_micros() as u64));
         done
@@ -498,8 +497,8 @@ impl Agent {
             return Ok(());
         }
         let tree: Tree = restore::tree_of(image)?;
-        self.lock = restore::block(&tree)?;
-        self.arrival.bring_up(&plan.addresses, &self.store, self.id.unwrap_or_default())
+        self.lock.as_ref().map_or(Ok(()), |lock| lock.block(&tree))?;
+        self.arrival.bring_up(&plan.addresses)
     }
 
     /// Tells the neighbours where its addresses are.

@@ -58,8 +58,8 @@ impl Way for Datagrams {
     }
 }
 
-fn connect(port: u16) -> io::Result<Box<dyn Way>> {
-    let stream = TcpStream::connect((SERVICE, port))?;
+fn connect(address: &str, port: u16) -> io::Result<Box<dyn Way>> {
+    let stream = TcpStream::connect((address, port))?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_nodelay(true)?;
     Ok(Box::new(Connection(BufReader::new(stream))))
@@ -83,20 +83,20 @@ pub struct Counter {
 impl Counter {
     /// Over one connection to redis.
     pub fn begin() -> Counter {
-        Counter::over(|| connect(6379))
+        Counter::to(SERVICE, 6379, "one")
     }
 
-    /// Over one connection to another server that knows `INCR`.
-    pub fn at(port: u16) -> Counter {
-        Counter::over(move || connect(port))
+    /// Over one connection to a server that knows `INCR`, of which nobody else counts this.
+    pub fn to(address: &'static str, port: u16, what: &'static str) -> Counter {
+        Counter::over(move || connect(address, port), what)
     }
 
     /// By datagrams.
     pub fn by_datagrams(port: u16) -> Counter {
-        Counter::over(move || datagrams(port))
+        Counter::over(move || datagrams(port), "one")
     }
 
-    fn over(connect: impl FnOnce() -> io::Result<Box<dyn Way>> + Send + 'static) -> Counter {
+    fn over(connect: impl FnOnce() -> io::Result<Box<dyn Way>> + Send + 'static, what: &'static str) -> Counter {
         let (stop, answers) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let (until, told) = (stop.clone(), answers.clone());
         let count = move || {
@@ -104,9 +104,9 @@ impl Counter {
             let mut way = connect().map_err(wrong)?;
             let mut seen: Vec<(Instant, u64)> = Vec::new();
             while !until.load(Ordering::Relaxed) {
-                let line = way.ask("INCR one").map_err(wrong)?;
+                let line = way.ask(&format!("INCR {what}")).map_err(wrong)?;
                 let number = line.trim().strip_prefix(':').and_then(|n| n.parse().ok()).ok_or_else(|| format!("it answers {line:?}"))?;
-                // Nobody else counts: one that is lost or done twice is seen at once.
+                // One that is lost or done twice is seen at once.
                 if seen.last().is_some_and(|(_, before)| before + 1 != number) {
                     return Err(format!("{number} comes after {:?}", seen.last()));
                 }

@@ -73,7 +73,7 @@ impl Service {
     fn count(self) -> Counter {
         match self {
             Service::Redis => Counter::begin(),
-            Service::Threads => Counter::at(PORT),
+            Service::Threads => Counter::to(SERVICE, PORT, "one"),
             Service::Datagrams => Counter::by_datagrams(PORT),
         }
     }

@@ -17,15 +17,20 @@ pub struct Arrival {
 }
 
 impl Arrival {
-    /// Nobody answers at them yet: what comes for the tree is to be locked before, by a lock that its guardian then holds, too.
-    ///
-    /// # Errors
-    /// When one of them cannot be had; those before it are up, and to be taken [down](Arrival::take_down).
-    pub fn bring_up(&mut self, addresses: &[Address], store: &Store, id: Id) -> Result<()> {
+    /// These will be brought up. Nobody may answer at them before the tree does: the lock over what comes for it is to be there
+    /// already, so that its guardian holds it, too.
+    pub fn expect(addresses: &[Address], store: &Store, id: Id) -> Result<Self> {
         let (store, all) = (store.clone(), addresses.to_vec());
         let guardian = Guardian::post(&[], move || give_up_unless_it_runs(&store, &id, &all))?;
         guardian.entrust()?;
-        self.guardian = Some(guardian);
+        Ok(Arrival { up: Vec::new(), guardian: Some(guardian) })
+    }
+
+    /// They are locked.
+    ///
+    /// # Errors
+    /// When one of them cannot be had; those before it are up, and to be taken [down](Arrival::take_down).
+    pub fn bring_up(&mut self, addresses: &[Address]) -> Result<()> {
         for address in addresses {
             address.bring_up()?;
             self.up.push(address.clone());
