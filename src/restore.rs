@@ -44,6 +44,7 @@ use crate::sys::{arch, signal};
 use lazy::Lazy;
 use lock::Locks;
 pub use lock::SharedLock;
+pub use pool::make_room;
 use namespace::Namespace;
 use places::Places;
 use planted::{Planted, end_all};

@@ -355,6 +355,7 @@ impl Agent {
         let (peer, id) = (&mut self.peer, self.id.unwrap_or_default());
         let (stage, there, store) = (&self.stage, &self.there, &self.store);
         let mut begin = || -> Result<_> {
+            restore::make_room(&plan.tree)?;
             // While this process is small, and nobody waits.
             if !plan.addresses.is_empty() {
                 self.lock = Some(SharedLock::prepare()?);

@@ -74,6 +74,7 @@ pub fn run() -> Result<()> {
     if refused {
         return Ok(());
     }
+    restore::make_room(&plan.tree)?;
     let begin = peer.link.receive(Some(PATIENCE))?;
     let Setup::Begin { generation, limits, fence } = unpack(&begin.payload)? else {
         return Err(Error::link("the primary does not begin"));

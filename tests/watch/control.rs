@@ -112,7 +112,7 @@ crate::alone! {
         let mut watched = Watched::with(&lab, &hosts, pid, &[SLOW, &["--name", "web", "--control-group", "games"]].concat());
         standing(here, "protected");
         let member = |group: &str, what: &[&str]| {
-            let nobody = ["--reuid=65534", "--regid=65534", &format!("--groups={group}"), crate::MEIO];
+            let nobody = ["--reset-env", "--reuid=65534", "--regid=65534", &format!("--groups={group}"), crate::MEIO];
             let done = here.command(Path::new("setpriv")).args(nobody).args(what).output().expect("setpriv starts");
             (done.status.code(), String::from_utf8_lossy(&[done.stdout, done.stderr].concat()).into_owned())
         };
