@@ -6,6 +6,7 @@ mod links;
 mod local;
 mod programs;
 mod room;
+mod witness;
 
 use crate::lab::hosts::{Host, Hosts, SERVICE, VIP};
 use crate::lab::{Lab, SOON, until};
@@ -35,7 +36,12 @@ fn count() -> Option<u64> {
 
 /// A redis at the service's address on the first of two hosts, whose disks are their own.
 fn redis(lab: &Lab) -> (Hosts, i32) {
-    let hosts = Hosts::new(lab, 2);
+    redis_on(lab, 2)
+}
+
+/// The same with more hosts, which have nothing of it.
+fn redis_on(lab: &Lab, machines: usize) -> (Hosts, i32) {
+    let hosts = Hosts::new(lab, machines);
     for host in &hosts.hosts {
         host.plain("mount", &["-t", "tmpfs", "lib", "/var/lib"]);
     }
