@@ -308,8 +308,9 @@ impl Agent {
                     let word = Word::Primary { series: 0, wedged: false, over: false };
                     let frame = state::Frame { generation: visitor.1.generation, instance: u64::MAX, sequence: 0, word };
                     self.events.push_back(Event::Heard(Path::Link, frame));
+                } else {
+                    self.visitor = Some(*visitor);
                 }
-                self.visitor = Some(*visitor);
             }
             Some(News::Open(_, opened)) => {
                 let Opened { peer, receiver, beats } = *opened;

@@ -386,6 +386,8 @@ pub enum Said {
     TakingOver,
     /// The witness does not let it be taken over,
     Refused,
+    /// since the primary goes on without this one,
+    Outdated,
     /// or says nothing.
     Unruled,
     /// Somebody else has the address.

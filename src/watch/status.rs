@@ -299,6 +299,8 @@ impl Board {
             Said::Demoted => status.state = State::Stopped,
             Said::TakingOver | Said::Taken => status.state = State::TakingOver,
             Said::Refused | Said::Unruled => status.state = State::Ready,
+            // What is here is of no use.
+            Said::Outdated => status.state = State::Starting,
             Said::TakenOver => status.state = State::Running,
             Said::Failed => status.state = State::Failed,
             Said::OnePath(path) => status.silent = Some(if path == Path::Link { "link" } else { "heartbeats" }.to_owned()),

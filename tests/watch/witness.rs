@@ -93,7 +93,7 @@ crate::alone! {
         counter.end();
         assert!(hosts.hosts[1].runs(pid));
         let (asked, all) = asked_for(&hosts);
-        println!("\nwitness: {asked:.1} ms of a take-over of {all:.1} ms went to ask it");
+        println!("\nhold: {asked:.1} ms of a take-over of {all:.1} ms went to ask the witness");
         assert!(asked < 500.0, "{asked} ms");
         kill(&hosts, &mut witness);
     }

@@ -214,6 +214,8 @@ impl World {
             self.check();
         }
         self.now = self.now.max(until);
+        // Also where nobody does anything any more.
+        self.live_on();
     }
 
     /// The tree works, and what may go out does.

@@ -271,7 +271,11 @@ impl Standby {
         self.phase = Phase::Standing;
         let left = ruling.map_or(Duration::ZERO, |ruling| ruling.left);
         self.again = Some(now + if left.is_zero() { self.limits.again } else { left.min(self.limits.again) });
-        let said = if ruling.is_some() { Said::Refused } else { Said::Unruled };
+        let said = match ruling {
+            Some(ruling) if ruling.generation > self.generation => Said::Outdated,
+            Some(_) => Said::Refused,
+            None => Said::Unruled,
+        };
         if self.told.replace(said) != Some(said) {
             out.push(Action::Say(said));
         }
