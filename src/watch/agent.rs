@@ -18,9 +18,9 @@ use crate::migrate::agent::Told;
 use crate::migrate::frozen::announce_again;
 use crate::migrate::plan::{Plan, Remark, pack, unpack};
 use crate::migrate::record::Member;
-use crate::netlock::{self, NetLock};
+use crate::netlock;
 use crate::progress::Report;
-use crate::restore::{self, Input};
+use crate::restore::{self, Input, SharedLock};
 use crate::sys::signal;
 use crate::transport::{self, Peer};
 use std::collections::VecDeque;
@@ -75,6 +75,7 @@ pub fn run() -> Result<()> {
     if refused {
         return Ok(());
     }
+    restore::make_room(&plan.tree)?;
     let begin = peer.link.receive(Some(PATIENCE))?;
     let Setup::Begin { generation, limits, fence, witness } = unpack(&begin.payload)? else {
         return Err(Error::link("the primary does not begin"));
@@ -153,7 +154,7 @@ struct Agent {
     visitor: Option<(Peer, Asked)>,
     guarantee: Guarantee,
     /// Over what the tree hears and says, until it runs.
-    lock: Option<NetLock>,
+    lock: Option<SharedLock>,
     plan: Plan,
     spool: Clone,
     store: Store,
@@ -355,6 +356,9 @@ impl Agent {
                 self.whole.retain(|(of, _)| *of > mark);
                 self.board.whole(mark);
                 self.kept.iter().for_each(|(_, image)| self.spool.keep(*image));
+                if self.lock.is_none() {
+                    self.lock = SharedLock::prepare().ok(); // else it is tried again when it is needed
+                }
                 return Ok(None);
             }
             Action::Drop => {
@@ -395,14 +399,8 @@ impl Agent {
                 self.plan.addresses.iter().for_each(|address| drop(address.announce_once()));
                 Event::Told
             }
-            // Its connections stay locked until it runs, and so does the table: to take it away empties all queues, in which packets
-            // for them wait.
-            Action::Open => {
-                if let Some(lock) = &mut self.lock {
-                    let _ = lock.open();
-                }
-                Event::Unblocked
-            }
+            // Its connections stay locked until it runs: by the restore, which opens the lock then.
+            Action::Open => Event::Unblocked,
             Action::Run => return Ok(Some(Next::Run)),
             Action::End => return Ok(Some(Next::End)),
             Action::Say(said) => {
@@ -458,8 +456,11 @@ impl Agent {
     /// Nothing of it is here yet, and as soon as its address is nobody answers.
     fn block(&mut self) -> Result<()> {
         let (_, image) = self.kept.ok_or_else(|| Error::other("there is nothing to take over from"))?;
-        self.lock = restore::block(&self.spool.known(image)?.tree)?;
-        Ok(())
+        if self.lock.is_none() {
+            self.lock = Some(SharedLock::prepare()?);
+        }
+        let known = self.spool.known(image)?;
+        self.lock.as_ref().map_or(Ok(()), |lock| lock.block(&known.tree))
     }
 
     fn raise(&mut self) -> Result<()> {
@@ -479,11 +480,9 @@ impl Agent {
             _ => None,
         };
         told.0.iter().filter_map(took).for_each(|text| self.note(&text));
-        if let Some(lock) = self.lock.take() {
-            netlock::let_go(lock);
-        }
         match restored {
             Ok(root) => {
+                netlock::let_go(self.lock.take());
                 // Who brings the pages has what it needs.
                 self.spool.drop_all();
                 self.plan.addresses.iter().for_each(announce_again);
@@ -499,6 +498,7 @@ impl Agent {
                     let _ = address.take();
                 }
                 self.brought = 0;
+                self.lock = None;
                 self.events.push_back(Event::Failed);
             }
         }
@@ -520,6 +520,7 @@ impl Agent {
             parent: None,
             absent: None,
             settled: Default::default(),
+            lock: self.lock.clone(),
         };
         let mut asked = false;
         let mut done = restore::run_when(&options, &mut |_| self.may_run(&mut begun, &mut asked), told);

@@ -1,7 +1,7 @@
 //! A third host says which of two may go on.
 
 use super::links::{cut_all, heal};
-use super::{Counter, PROTECTED, SLOW, Watched, has_address, noted, redis_on};
+use super::{Counter, PROTECTED, SLOW, Watched, has_address, machines, noted, redis_on};
 use crate::lab::hosts::Hosts;
 use crate::lab::{Lab, SOON, until};
 use std::fs;
@@ -73,7 +73,7 @@ crate::alone! {
     /// The host is lost: the standby asks, and goes on as it would without a witness.
     fn a_host_that_is_lost() {
         let lab = Lab::new("witness-lost");
-        let (mut hosts, pid) = redis_on(&lab, 3);
+        let (mut hosts, pid) = redis_on(&lab, machines(&lab, 3));
         let mut witness = witness(&lab, &hosts);
         // The key by hand, this once.
         let key = hosts.hosts[2].plain(crate::MEIO, &["witness", "--add", "web"]);
@@ -102,7 +102,7 @@ crate::alone! {
     /// they find each other it stands by again, and takes over.
     fn two_that_lose_each_other() {
         let lab = Lab::new("witness-parted");
-        let (mut hosts, pid) = redis_on(&lab, 3);
+        let (mut hosts, pid) = redis_on(&lab, machines(&lab, 3));
         let mut witness = witness(&lab, &hosts);
         let mut watched = Watched::with(&lab, &hosts, pid, &[SLOW, &["--name", "web", "--witness", THIRD]].concat());
         let counter = Counter::begin();
@@ -134,7 +134,7 @@ crate::alone! {
     /// The primary is cut off from everybody: the standby takes over, and the primary gives in when it comes back.
     fn a_cable_that_is_pulled() {
         let lab = Lab::new("witness-cable");
-        let (hosts, pid) = redis_on(&lab, 3);
+        let (hosts, pid) = redis_on(&lab, machines(&lab, 3));
         let mut witness = witness(&lab, &hosts);
         let mut watched = Watched::with(&lab, &hosts, pid, &[SLOW, &["--name", "web", "--witness", THIRD]].concat());
         let counter = Counter::begin();
@@ -155,7 +155,7 @@ crate::alone! {
     /// there again the standby takes over.
     fn a_witness_that_is_killed() {
         let lab = Lab::new("witness-killed");
-        let (mut hosts, pid) = redis_on(&lab, 3);
+        let (mut hosts, pid) = redis_on(&lab, machines(&lab, 3));
         let mut killed = witness(&lab, &hosts);
         let mut watched = Watched::with(&lab, &hosts, pid, &[SLOW, &["--name", "web", "--witness", THIRD]].concat());
         let counter = Counter::begin();
@@ -189,7 +189,7 @@ crate::alone! {
     /// write down what it would grant.
     fn a_primary_that_hears_nobody() {
         let lab = Lab::new("witness-alone");
-        let (hosts, pid) = redis_on(&lab, 3);
+        let (hosts, pid) = redis_on(&lab, machines(&lab, 3));
         hosts.hosts[2].plain("mkdir", &["-p", "/var/lib/meio"]);
         hosts.hosts[2].plain("mount", &["-t", "tmpfs", "-o", "size=256k", "small", "/var/lib/meio"]);
         let mut killed = witness(&lab, &hosts);
@@ -227,7 +227,7 @@ crate::alone! {
     /// What a watch cannot begin with is said, and the tree goes on.
     fn a_witness_that_is_not_there() {
         let lab = Lab::new("witness-none");
-        let (hosts, pid) = redis_on(&lab, 3);
+        let (hosts, pid) = redis_on(&lab, machines(&lab, 3));
         let ends = |more: &[&str], code: i32, why: &str| {
             let mut watched = Watched::start(&lab, &hosts, pid, &[&["--name", "web", "--witness", THIRD], more].concat());
             let done = watched.meio.wait().expect("it ends");
