@@ -23,6 +23,18 @@ fn witness(lab: &Lab, hosts: &Hosts) -> Child {
     child
 }
 
+/// Watched with a witness, and a client that counts.
+fn guarded(lab: &Lab, prepare: impl FnOnce(&Hosts)) -> (Hosts, i32, Child, Watched, Counter) {
+    let (hosts, pid) = redis_on(lab, machines(lab, 3));
+    prepare(&hosts);
+    let witness = witness(lab, &hosts);
+    let watched = Watched::with(lab, &hosts, pid, &[SLOW, &["--name", "web", "--witness", THIRD]].concat());
+    let counter = Counter::begin();
+    assert!(counter.go_on(50), "{}\n{}", watched.said(), noted(&hosts));
+    assert!(until(SOON, || watched.is_protected()), "{}", watched.said());
+    (hosts, pid, witness, watched, counter)
+}
+
 fn kill(hosts: &Hosts, witness: &mut Child) {
     hosts.hosts[2].plain("pkill", &["-KILL", "-x", "meio"]);
     let _ = witness.wait();
@@ -102,11 +114,7 @@ crate::alone! {
     /// they find each other it stands by again, and takes over.
     fn two_that_lose_each_other() {
         let lab = Lab::new("witness-parted");
-        let (mut hosts, pid) = redis_on(&lab, machines(&lab, 3));
-        let mut witness = witness(&lab, &hosts);
-        let mut watched = Watched::with(&lab, &hosts, pid, &[SLOW, &["--name", "web", "--witness", THIRD]].concat());
-        let counter = Counter::begin();
-        assert!(counter.go_on(50), "{}\n{}", watched.said(), noted(&hosts));
+        let (mut hosts, pid, mut witness, mut watched, counter) = guarded(&lab, |_| {});
         for _ in 0..2 {
             assert!(until(SOON, || watched.is_protected()), "{}\n{}", watched.said(), noted(&hosts));
             let before = watched.said().len();
@@ -134,12 +142,7 @@ crate::alone! {
     /// The primary is cut off from everybody: the standby takes over, and the primary gives in when it comes back.
     fn a_cable_that_is_pulled() {
         let lab = Lab::new("witness-cable");
-        let (hosts, pid) = redis_on(&lab, machines(&lab, 3));
-        let mut witness = witness(&lab, &hosts);
-        let mut watched = Watched::with(&lab, &hosts, pid, &[SLOW, &["--name", "web", "--witness", THIRD]].concat());
-        let counter = Counter::begin();
-        assert!(counter.go_on(50), "{}\n{}", watched.said(), noted(&hosts));
-        assert!(until(SOON, || watched.is_protected()), "{}", watched.said());
+        let (hosts, pid, mut witness, mut watched, counter) = guarded(&lab, |_| {});
         hosts.wire(0, false);
         assert!(counter.go_on(50), "nobody takes over: {}\n{}", watched.said(), noted(&hosts));
         counter.end();
@@ -155,12 +158,7 @@ crate::alone! {
     /// there again the standby takes over.
     fn a_witness_that_is_killed() {
         let lab = Lab::new("witness-killed");
-        let (mut hosts, pid) = redis_on(&lab, machines(&lab, 3));
-        let mut killed = witness(&lab, &hosts);
-        let mut watched = Watched::with(&lab, &hosts, pid, &[SLOW, &["--name", "web", "--witness", THIRD]].concat());
-        let counter = Counter::begin();
-        assert!(counter.go_on(50), "{}\n{}", watched.said(), noted(&hosts));
-        assert!(until(SOON, || watched.is_protected()), "{}", watched.said());
+        let (mut hosts, pid, mut killed, mut watched, counter) = guarded(&lab, |_| {});
         for _ in 0..2 {
             let before = watched.said().len();
             kill(&hosts, &mut killed);
@@ -189,14 +187,11 @@ crate::alone! {
     /// write down what it would grant.
     fn a_primary_that_hears_nobody() {
         let lab = Lab::new("witness-alone");
-        let (hosts, pid) = redis_on(&lab, machines(&lab, 3));
-        hosts.hosts[2].plain("mkdir", &["-p", "/var/lib/meio"]);
-        hosts.hosts[2].plain("mount", &["-t", "tmpfs", "-o", "size=256k", "small", "/var/lib/meio"]);
-        let mut killed = witness(&lab, &hosts);
-        let watched = Watched::with(&lab, &hosts, pid, &[SLOW, &["--name", "web", "--witness", THIRD]].concat());
-        let counter = Counter::begin();
-        assert!(counter.go_on(50), "{}\n{}", watched.said(), noted(&hosts));
-        assert!(until(SOON, || watched.is_protected()), "{}", watched.said());
+        let small = |hosts: &Hosts| {
+            hosts.hosts[2].plain("mkdir", &["-p", "/var/lib/meio"]);
+            hosts.hosts[2].plain("mount", &["-t", "tmpfs", "-o", "size=256k", "small", "/var/lib/meio"]);
+        };
+        let (hosts, _, mut killed, watched, counter) = guarded(&lab, small);
         kill(&hosts, &mut killed);
         let before = watched.said().len();
         part(&hosts);

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::migrate::simulate::Dice;
-use crate::progress::Report;
+use crate::progress::Silent;
 use crate::watch::state::{Ruling, Whose};
 use std::collections::HashMap;
 use std::net::{SocketAddr, UdpSocket};
@@ -15,18 +15,6 @@ const MS: Duration = Duration::from_millis(1);
 const SOON: Duration = Duration::from_secs(30);
 const HERE: &str = "127.0.0.1:0";
 const WATCH: u128 = 7 << 100;
-
-struct Silent;
-
-impl Report for Silent {
-    fn started(&mut self, _: &'static str) {}
-    fn ended(&mut self, _: &'static str, _: Duration) {}
-    fn bytes(&mut self, _: u64, _: Option<u64>) {}
-    fn note(&mut self, _: &str) {}
-    fn warning(&mut self, _: &str) {}
-    fn last_words(&mut self, _: &Error) {}
-    fn clear(&mut self) {}
-}
 
 /// A witness that is turned by hand, or by a test's thread.
 fn witness(folder: &Path) -> (Server, Store) {
@@ -56,6 +44,14 @@ fn ask(server: &mut Server, client: &mut Client, generation: u64) -> Ruling {
         }
     }
     panic!("no answer")
+}
+
+/// One that both ends of a watch can ask.
+fn court(folder: &Path) -> (Server, Store, SocketAddr, Key, Client, Client) {
+    let (server, store) = witness(folder);
+    let (at, key) = (server.at().expect("an address"), store.add("web").expect("a key"));
+    let (primary, standby) = (client(at, &key, Role::Primary), client(at, &key, Role::Standby));
+    (server, store, at, key, primary, standby)
 }
 
 #[test]
@@ -101,10 +97,7 @@ fn one_end_has_it() {
 #[test]
 fn a_disk_that_is_full() {
     let folder = tempfile::tempdir().expect("a folder");
-    let (mut server, store) = witness(folder.path());
-    let key = store.add("web").expect("a key");
-    let at = server.at().expect("an address");
-    let (mut primary, mut standby) = (client(at, &key, Role::Primary), client(at, &key, Role::Standby));
+    let (mut server, store, _, _, mut primary, mut standby) = court(folder.path());
     assert!(ask(&mut server, &mut primary, 1).granted);
     let draft = store.folder().join("generations.draft");
     std::fs::create_dir(&draft).expect("something in the way");
@@ -124,10 +117,7 @@ fn a_disk_that_is_full() {
 fn who_has_no_key_is_nobody() {
     const MANY: usize = 10_000;
     let folder = tempfile::tempdir().expect("a folder");
-    let (mut server, store) = witness(folder.path());
-    let key = store.add("web").expect("a key");
-    let at = server.at().expect("an address");
-    let (mut primary, mut standby) = (client(at, &key, Role::Primary), client(at, &key, Role::Standby));
+    let (mut server, store, at, key, mut primary, mut standby) = court(folder.path());
     assert!(ask(&mut server, &mut primary, 1).granted);
     std::thread::sleep(300 * MS);
     // Recorded on its way: it would take over if it counted later.
