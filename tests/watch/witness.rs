@@ -1,7 +1,7 @@
 //! A third host says which of two may go on.
 
 use super::links::{cut_all, heal};
-use super::{Counter, PROTECTED, SLOW, Watched, has_address, machines, noted, redis_on};
+use super::{Counter, PROTECTED, SLOW, Watched, count, has_address, machines, noted, redis_on};
 use crate::lab::hosts::Hosts;
 use crate::lab::{Lab, SOON, until};
 use std::fs;
@@ -180,6 +180,50 @@ crate::alone! {
         assert!(counter.go_on(50), "it does not go on: {}\n{}", watched.said(), noted(&hosts));
         counter.end();
         assert!(hosts.hosts[1].runs(pid));
+        kill(&hosts, &mut witness);
+    }
+
+    /// Killed, and started again where the witness cannot be reached any more: the watch goes on with what it knows of it.
+    fn a_meio_that_is_started_again() {
+        let lab = Lab::new("witness-again");
+        let (hosts, pid) = redis_on(&lab, machines(&lab, 3));
+        let mut witness = witness(&lab, &hosts);
+        let choices = ["--timeout", "20s", "--name", "again", "--witness", THIRD];
+        let mut watched = Watched::with(&lab, &hosts, pid, &choices);
+        let counter = Counter::begin();
+        assert!(counter.go_on(50), "{}\n{}", watched.said(), noted(&hosts));
+        kill(&hosts, &mut witness);
+        hosts.wire(2, false);
+        hosts.hosts[0].plain("pkill", &["-KILL", "-o", "-x", "meio"]);
+        let _ = watched.meio.wait();
+        let watched = Watched::with(&lab, &hosts, pid, &choices);
+        assert!(watched.said().contains("the meio of this watch was killed"), "{}", watched.said());
+        assert!(counter.go_on(50), "it does not go on: {}\n{}", watched.said(), noted(&hosts));
+        counter.end();
+        assert!(until(SOON, || watched.said().contains("does not answer")), "{}", watched.said());
+        hosts.hosts[0].plain("pkill", &["-INT", "-o", "-x", "meio"]);
+    }
+
+    /// Where nothing waits: with the standby lost, and then with the way to a new one, new connections are answered all the time by one.
+    fn a_standby_that_is_lost() {
+        let lab = Lab::new("witness-hot");
+        let (mut hosts, pid) = redis_on(&lab, machines(&lab, 3));
+        let mut witness = witness(&lab, &hosts);
+        let more = ["--guarantee", "hot", "--name", "web", "--witness", THIRD];
+        let watched = Watched::with(&lab, &hosts, pid, &[SLOW, &more].concat());
+        let before = watched.said().len();
+        part(&hosts);
+        assert!(until(SOON, || said_since(&watched, before, "unprotected")), "{}\n{}", watched.said(), noted(&hosts));
+        assert!(count().is_some() && has_address(&hosts.hosts[0]) && !has_address(&hosts.hosts[1]));
+        let before = watched.said().len();
+        together(&hosts);
+        assert!(until(SOON, || said_since(&watched, before, PROTECTED)), "{}\n{}", watched.said(), noted(&hosts));
+        let before = watched.said().len();
+        hosts.wire(1, false);
+        hosts.hosts[1].fail();
+        assert!(until(SOON, || said_since(&watched, before, "unprotected")), "{}", watched.said());
+        assert!(until(SOON, || count().is_some()) && has_address(&hosts.hosts[0]) && hosts.hosts[0].runs(pid));
+        assert!(!watched.said().contains("nobody answers here"), "{}", watched.said());
         kill(&hosts, &mut witness);
     }
 
