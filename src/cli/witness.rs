@@ -18,8 +18,8 @@ use std::process::ExitCode;
 /// that wants to go on alone, both ask for the next one; only one of them gets it. The service itself, its data and its clients
 /// have nothing to do with the witness: while it is away a healthy pair goes on as before, and nobody takes over.
 ///
-/// Each service has a key, which keeps others from asking. meio watch --witness HOST logs in to HOST by SSH for it; where it
-/// cannot, --add prints the key, which meio watch --witness-key FILE takes. Both ends of the watch ask by UDP datagrams that are
+/// Each service has a key, which keeps others from asking. meio watch --witness HOST logs in to HOST by SSH for it, as the user whose
+/// witness works there; where it cannot, --add prints the key, which meio watch --witness-key FILE takes. Both ends of the watch ask by UDP datagrams that are
 /// sealed with it; what is forged or sent again does nothing.
 ///
 /// A primary that lives asks each tenth of a second, which costs no disk. A generation is on the disk before anybody is told that he

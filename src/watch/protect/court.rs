@@ -12,12 +12,19 @@ use crate::watch::witness::{Client, Contact, Role};
 use std::time::Duration;
 
 /// The witness that a user has named.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Witness {
     /// Where it is: its own port, and the name to log in with for the key.
     pub at: Destination,
     /// The key, where the user has it.
     pub key: Option<String>,
+}
+
+impl std::fmt::Debug for Witness {
+    /// Without the key.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Witness({})", self.at)
+    }
 }
 
 /// What leads to it: with the key that the user has given, or that it gives to who can log in there. `known`: what led to it before.
