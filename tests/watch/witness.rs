@@ -145,7 +145,7 @@ crate::alone! {
         let (hosts, pid, mut witness, mut watched, counter) = guarded(&lab, |_| {});
         hosts.wire(0, false);
         assert!(counter.go_on(50), "nobody takes over: {}\n{}", watched.said(), noted(&hosts));
-        counter.end();
+        counter.finish().unwrap_or_else(|e| panic!("{e}: {}\n{}", watched.said(), noted(&hosts)));
         assert!(!has_address(&hosts.hosts[0]) && has_address(&hosts.hosts[1]));
         hosts.wire(0, true);
         let done = watched.meio.wait().expect("it ends");
