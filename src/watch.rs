@@ -8,6 +8,7 @@
 //! agent      what the standby does; clone: what it keeps; visit: a primary that comes back
 //!   fit        whether it can be; setup: what they say to each other before; frame: what they say then, as bytes
 //!   beat       heartbeats beside the link; fence: the command that ends the other host
+//!   witness    a third party that says who may go on, where there is one
 //! state      who answers: two pure machines; simulate breaks everything around them
 //!   notice     silence on two paths, and jitter; pace: when an epoch begins
 //! local      images in a folder, where there is no standby
@@ -78,3 +79,4 @@ pub mod state;
 pub mod status;
 mod steps;
 mod visit;
+pub mod witness;

@@ -25,6 +25,7 @@ mod target;
 mod verify;
 mod watch;
 mod way;
+mod witness;
 
 use crate::error::{Error, Kind};
 use clap::{CommandFactory, Parser, Subcommand};
@@ -81,6 +82,7 @@ enum Command {
     Status(status::Status),
     Checkpoint(status::Checkpoint),
     Unwatch(status::Unwatch),
+    Witness(witness::Witness),
     #[command(hide = true)]
     Agent(agent::Agent),
     Core(core::Core),
@@ -131,6 +133,7 @@ pub fn main() -> ExitCode {
         Command::Status(c) => c.run(&console),
         Command::Checkpoint(c) => c.run(&console),
         Command::Unwatch(c) => c.run(&console),
+        Command::Witness(c) => c.run(&console),
         Command::Agent(c) => c.run(),
         Command::Core(c) => c.run(&console),
         Command::Demo(c) => c.run(&console),

@@ -24,7 +24,8 @@ use std::time::{Duration, Instant};
 /// With --json the line has "watches", a list of {name, role ("primary", "standby", "series"), state ("starting", "unprotected",
 /// "protected", "cut", "at-risk", "stopped", "ready", "taking-over", "running", "failed", "saved", "left-behind", "silent"), pid,
 /// other (the other host), at, guarantee, generation, epoch ({series, number}), age_ms, lag_ms, interval_ms, pause_ms,
-/// longest_pause_ms, held ({now, packets, median_ms, p99_ms, longest_ms, lost}), jitter_ms, bytes, epochs, unheeded, silent, loses}.
+/// longest_pause_ms, held ({now, packets, median_ms, p99_ms, longest_ms, lost}), jitter_ms, bytes, epochs, unheeded, silent,
+/// witness ({at, trouble}), loses}.
 #[derive(clap::Args)]
 #[command(after_long_help = "Examples:\n  meio status\n  meio status web --watch\n  meio status --json | jq '.watches[].state'")]
 pub struct Status {
@@ -267,6 +268,9 @@ fn whole(console: &Console, one: &Stand) -> Vec<String> {
     if let Some(path) = &one.silent {
         line("silent", format!("nothing comes by the {}", printable(path)));
     }
+    if let Some(witness) = &one.witness {
+        line("witness", format!("{}, which {}", printable(&witness.at), witness.trouble.as_deref().unwrap_or("answers")));
+    }
     if one.epochs > 0 {
         let sent = if one.bytes > 0 { format!(", {}", figures::bytes(one.bytes)) } else { String::new() };
         line("in all", format!("{}{sent}", figures::count(one.epochs, "epoch", "epochs")));
@@ -338,6 +342,7 @@ impl Unwatch {
 mod tests {
     use super::*;
     use crate::watch::state::Mark;
+    use crate::watch::status::Witness;
 
     /// Names and numbers of usual length.
     #[test]
@@ -361,6 +366,7 @@ mod tests {
             held: Some(crate::watch::status::Held { now: 65536, packets: 123_456_789, ..Default::default() }),
             jitter_ms: Some(12.5),
             silent: Some("heartbeats".into()),
+            witness: Some(Witness { at: "[2001:db8:1234:5678:9abc:def0:1234:5678]:26346".into(), trouble: Some("does not answer".into()) }),
             epochs: 123_456_789,
             bytes: 1 << 50,
             loses: "what happened of the last 59.0 s, though clients were told; connections are broken off".into(),

@@ -1,17 +1,18 @@
 //! `meio watch`.
 
+use super::console::line;
 use super::target::{self, Target};
 use super::{Console, drawing::Drawing, dump::Level, figures, way};
 use crate::capsule::{self, Running};
 use crate::dump::{self, Output, Track};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Context, Error, Kind, Result};
 use crate::migrate::address::Address;
 use crate::progress::Report;
 use crate::resource::socket::choice::Choice;
 use crate::transport::Destination;
 use crate::watch::gate::Held;
 use crate::watch::local;
-use crate::watch::protect::{self, Options};
+use crate::watch::protect::{self, Options, Witness};
 use crate::watch::state::{Guarantee, Limits, OnLoss};
 use serde_json::json;
 use std::ffi::OsString;
@@ -31,6 +32,14 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 ///
 /// The service address (--vip) is here as long as the standby is heard: this host gives it up, also when meio was stopped, before
 /// the standby may take it.
+///
+/// Two hosts that lose each other cannot tell whether the other one is lost or the way to it. Without more the standby takes over
+/// then, and this host answers nobody until it is known what has become of the standby (--on-standby-loss hold) or goes on at the
+/// risk that two answer (continue). With --witness a third host says who may go on, see meio-witness(1): only one of the two
+/// does, this one as long as it lives, also when the standby is lost; --on-standby-loss says what happens here when the standby is
+/// lost and the witness does not answer. Without an answer of the witness the standby never takes over. The witness must be there
+/// when a watch begins; later its loss alone changes nothing. --fence ends the other host before anybody goes on: the standby asks
+/// the witness first and must then succeed with the command, this host uses it only where the witness does not answer.
 ///
 /// A link that is lost is made again: with the standby that is there, which goes on with what it has, or with a new one, which
 /// gets everything while the tree runs. Until then nobody stands by, which is said, and the tree goes on as --on-standby-loss has it.
@@ -52,7 +61,7 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 /// ended) and "warnings".
 #[derive(clap::Args)]
 #[command(
-    after_long_help = "Examples:\n  meio watch --standby root@other --vip 10.0.0.10/24@eth0 1234\n  meio watch --standby root@other --guarantee hot --name job -- ./compute >log 2>&1\n  meio watch --dir /var/lib/job --interval 10s 1234"
+    after_long_help = "Examples:\n  meio watch --standby root@other --vip 10.0.0.10/24@eth0 1234\n  meio watch --standby root@other --witness root@third --vip 10.0.0.10/24@eth0 1234\n  meio watch --standby root@other --guarantee hot --name job -- ./compute >log 2>&1\n  meio watch --dir /var/lib/job --interval 10s 1234"
 )]
 pub struct Watch {
     /// Root of the tree, or the name of a capsule
@@ -92,6 +101,12 @@ pub struct Watch {
     /// this host goes on alone
     #[arg(long, value_name = "COMMAND")]
     fence: Option<String>,
+    /// A third host, where meio witness runs, that says which of the two may go on; port of its own [default: 26346]
+    #[arg(long, value_name = "[USER@]HOST[:PORT]", value_parser = way::destination, conflicts_with = "dir")]
+    witness: Option<Destination>,
+    /// The key that the witness knows it by, as meio witness --add prints it there [default: asked for by SSH]
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath, requires = "witness")]
+    witness_key: Option<PathBuf>,
     /// The group whose members may ask how it stands, and command it [default: meio, if there is one]
     #[arg(long, value_name = "GROUP")]
     control_group: Option<String>,
@@ -139,6 +154,9 @@ impl Watch {
     pub fn run(&self, console: &Console) -> Result<ExitCode> {
         // What is wrong with the command line is said before anything is started.
         let limits = self.limits()?;
+        if let Some(text) = self.parted().filter(|_| !console.quiet && !console.json) {
+            line(true, text);
+        }
         let started = match self.command.as_slice() {
             [] => None,
             command => {
@@ -196,6 +214,7 @@ impl Watch {
                     spool: self.spool.clone().unwrap_or_default(),
                     limits,
                     fence: self.fence.clone(),
+                    witness: self.witness()?,
                     control_group,
                     begun,
                 };
@@ -234,8 +253,27 @@ impl Watch {
         };
         let beat = usual.beat.min(self.timeout / 5);
         let interval_min = usual.interval_min.min(interval);
-        let fence = self.fence.is_some();
-        Ok(Limits { guarantee, on_loss, fence, beat, timeout: self.timeout, interval, interval_min, interval_max, ..usual })
+        let (fence, witness) = (self.fence.is_some(), self.witness.is_some());
+        Ok(Limits { guarantee, on_loss, fence, witness, beat, timeout: self.timeout, interval, interval_min, interval_max, ..usual })
+    }
+
+    fn witness(&self) -> Result<Option<Witness>> {
+        let Some(at) = &self.witness else { return Ok(None) };
+        let read = |file: &PathBuf| std::fs::read_to_string(file).context(|| format!("reading {}", file.display()));
+        Ok(Some(Witness { at: at.clone(), key: self.witness_key.as_ref().map(read).transpose()? }))
+    }
+
+    /// What becomes of two hosts that lose each other, where nobody else is asked.
+    fn parted(&self) -> Option<&'static str> {
+        if self.standby.is_none() || self.witness.is_some() || self.fence.is_some() {
+            return None;
+        }
+        Some(match self.on_standby_loss {
+            Loss::Hold => {
+                "no --witness: if the standby is lost, or the way to it, nobody answers here until it is heard again, or meio unwatch says so"
+            }
+            Loss::Continue => "no --witness: if the two hosts lose each other, both may answer (--on-standby-loss continue)",
+        })
     }
 
     fn dump(&self, pid: i32, capsule: Option<String>) -> dump::Options {

@@ -6,10 +6,11 @@ use super::control::Control;
 use super::fence::Fence;
 use super::record::{About, Claim, Record, Store};
 use super::setup::{EPOCH, Epoch, OVER, SETUP, Setup, WORD};
-use super::state::{Action, Activation, Event, Guarantee, Mark, Path, Said, Standby};
+use super::state::{self, Action, Activation, Event, Guarantee, Mark, Path, Said, Standby, Word};
 use super::status::{Board, Role, Status, Wish};
 use super::steps::Steps;
 use super::visit::{Asked, News, Opened, Visits};
+use super::witness::{Client, Role as Whose};
 use super::{fit, frame};
 use crate::error::{Error, Result};
 use crate::migrate::address::{Address, Probe};
@@ -76,15 +77,19 @@ pub fn run() -> Result<()> {
     }
     restore::make_room(&plan.tree)?;
     let begin = peer.link.receive(Some(PATIENCE))?;
-    let Setup::Begin { generation, limits, fence } = unpack(&begin.payload)? else {
+    let Setup::Begin { generation, limits, fence, witness } = unpack(&begin.payload)? else {
         return Err(Error::link("the primary does not begin"));
     };
+    let witness = witness.map(|contact| Client::new(&contact, watch, Whose::Standby, limits.lease())).transpose()?;
     peer.open_bulk()?;
     let spool = Clone::begin(Some(&*plan.spool).filter(|folder| !folder.as_os_str().is_empty()), peer.receiver()?)?;
     spool.wakes(peer.link.waker());
     // Who cleans up behind one that was killed finds what it had.
     store.write(&record)?;
-    control.board().note(|status| (status.generation, status.guarantee) = (generation, Some(limits.guarantee.name().to_owned())));
+    control.board().note(|status| {
+        (status.generation, status.guarantee) = (generation, Some(limits.guarantee.name().to_owned()));
+        status.witness = witness.as_ref().map(Client::status);
+    });
     let machine = Standby::begin(generation, instance, limits);
     let mut agent = Agent {
         machine,
@@ -107,6 +112,7 @@ pub fn run() -> Result<()> {
         root: None,
         fence,
         fencing: None,
+        witness,
         events: VecDeque::from([Event::Start]),
         board: control.board(),
         over: false,
@@ -164,6 +170,8 @@ struct Agent {
     /// The command that ends the primary's host, and that at work.
     fence: Option<String>,
     fencing: Option<Fence>,
+    /// Who says whether it may be taken over.
+    witness: Option<Client>,
     /// Root of the tree that runs here.
     root: Option<Member>,
     events: VecDeque<Event>,
@@ -251,6 +259,7 @@ impl Agent {
             self.note(if done { "the primary's host was ended" } else { "the primary's host could not be ended" });
             self.events.push_back(Event::Fenced(done));
         }
+        self.ruling();
         let whole = self.spool.whole();
         while self.coming.front().is_some_and(|epoch| epoch.image <= whole) {
             let Some(Epoch { generation, mark, ready, image }) = self.coming.pop_front() else { break };
@@ -272,6 +281,17 @@ impl Agent {
         Ok(())
     }
 
+    /// What the witness has said.
+    fn ruling(&mut self) {
+        let Some(witness) = &mut self.witness else { return };
+        self.events.extend(witness.event());
+        if let Some(news) = witness.news() {
+            let status = witness.status();
+            self.board.note(|all| all.witness = Some(status));
+            self.note(&news);
+        }
+    }
+
     /// The link is over, and what was announced by it and has not come whole comes again.
     fn unlink(&mut self) {
         if self.peer.take().is_some() {
@@ -284,7 +304,14 @@ impl Agent {
         match self.visits.news() {
             Some(News::Asks(visitor)) if visitor.1.watch == self.record.watch => {
                 self.unlink();
-                self.visitor = Some(*visitor);
+                if visitor.1.generation > self.machine.generation() {
+                    // It has gone on without this one.
+                    let word = Word::Primary { series: 0, wedged: false, over: false };
+                    let frame = state::Frame { generation: visitor.1.generation, instance: u64::MAX, sequence: 0, word };
+                    self.events.push_back(Event::Heard(Path::Link, frame));
+                } else {
+                    self.visitor = Some(*visitor);
+                }
             }
             Some(News::Open(_, opened)) => {
                 let Opened { peer, receiver, beats } = *opened;
@@ -341,6 +368,13 @@ impl Agent {
                 self.spool.drop_all();
                 return Ok(None);
             }
+            Action::Ask(wanted) => {
+                if wanted > generation {
+                    self.steps = Some(Steps::begin(self.machine.silence(self.begun.elapsed())));
+                }
+                self.witness.iter_mut().for_each(|witness| witness.ask(wanted));
+                return Ok(None);
+            }
             Action::Fence => {
                 self.fencing = self.fence.as_ref().map(|command| Fence::run(command, &self.primary));
                 return Ok(None);
@@ -373,7 +407,10 @@ impl Agent {
                 self.board.said(said);
                 self.board.note(|status| status.generation = generation);
                 if said == Said::TakingOver {
-                    self.steps = Some(Steps::begin(self.machine.silence(self.begun.elapsed())));
+                    match &mut self.steps {
+                        Some(steps) if self.witness.is_some() => steps.done("witness", steps.total()),
+                        _ => self.steps = Some(Steps::begin(self.machine.silence(self.begun.elapsed()))),
+                    }
                 }
                 let jitter = self.machine.jitter().map_or(String::new(), |most| format!("; heartbeats are up to {most:.1?} off"));
                 let dropped = self.machine.stale() + self.beats.dropped().all();

@@ -1,6 +1,10 @@
 //! What the primary does: the machine with all that it hears on a thread of its own, since it must answer in time, and the tree
 //! on this one, since ptrace binds a tree to a thread.
 
+mod court;
+
+pub use court::{Witness, contact};
+
 use super::again::{self, Calls, Found, Standing, Whom};
 use super::beat::{Beats, Came};
 use super::bell::Bell;
@@ -17,6 +21,7 @@ use super::setup::{EPOCH, Epoch, OVER, WORD};
 use super::start::Start;
 use super::state::{Action, Event, Frame, Guarantee, Limits, Mark, Path, Primary, Said, Word};
 use super::status::{Board, State, Wish};
+use super::witness::Client;
 use crate::dump::{self, moving::Moving};
 use crate::error::{Error, Result};
 use crate::migrate::address::Address;
@@ -53,6 +58,8 @@ pub struct Options {
     pub limits: Limits,
     /// The command that ends the standby's host at the primary, and the primary's at the standby.
     pub fence: Option<String>,
+    /// Who says which of the two hosts may go on.
+    pub witness: Option<Witness>,
     /// The group whose members may ask and command.
     pub control_group: Option<String>,
     /// Set when nothing stands in the way any more.
@@ -103,9 +110,10 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     signal::catch();
     let begun = Instant::now();
     let mut phases = Vec::new();
-    let start = Start::look(options, begun, report, &mut phases)?;
+    let mut start = Start::look(options, begun, report, &mut phases)?;
     let control = Control::of(options, &start.store)?;
     let board = control.board();
+    let mut witness = court::look(options, &mut start, &board)?;
     let resumes = start.resumed.is_some();
     // Who goes on asks when all is in place that holds what it is not to say.
     let peer = match resumes {
@@ -124,6 +132,7 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
         Some(Found::Taken { .. }) => return Err(Error::link("the standby has taken over what has not begun")),
         None => start.first.generation.unwrap_or_default(),
     };
+    court::begin(options, witness.as_mut().filter(|_| !resumes), generation)?;
     let (events, from_tree) = channel();
     let (orders, to_tree) = channel();
     let (wishes, rings) = (events.clone(), bell.clone());
@@ -148,6 +157,7 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
         known: copies.known(),
         link: 0,
         calls: Calls::new(ask, options.limits.again),
+        witness,
         whom: Whom { generation: Some(generation), ..first },
         tree: root,
         limits: options.limits,
@@ -351,6 +361,7 @@ struct End {
     beats: Option<Beats>,
     known: Known,
     calls: Calls,
+    witness: Option<Client>,
     whom: Whom,
     tree: Member,
     limits: Limits,
@@ -432,7 +443,7 @@ impl End {
         {
             return self.unlink(&why);
         }
-        if let Some(event) = self.answer() {
+        if let Some(event) = self.ruling().or_else(|| self.answer()) {
             return Some(event);
         }
         let due = self.machine.wake().is_some_and(|wake| wake <= self.begun.elapsed());
@@ -508,7 +519,8 @@ impl End {
             self.whom.token = Some(token.clone());
             let (tree, limits, host) = (self.tree, self.limits, peer.hello.host.clone());
             self.record.about.other.clone_from(&host);
-            self.record.back = Some(Back { tree, limits, host, instance, token });
+            let witness = self.calls.witness();
+            self.record.back = Some(Back { tree, limits, host, instance, token, witness });
             self.store.write(&self.record)?;
         }
         let (host, generation) = (peer.hello.host.clone(), self.machine.generation());
@@ -526,8 +538,9 @@ impl End {
         match action {
             Action::Send(Path::Link, word) => self.peer.iter().for_each(|peer| send(peer, WORD, frame::write(&word).to_vec())),
             Action::Send(Path::Beat, word) => drop(self.beats.as_mut().map_or(Ok(false), |beats| beats.send(&word))?),
+            Action::Ask(generation) => self.witness.iter_mut().for_each(|witness| witness.ask(generation)),
             Action::Record(activation) => {
-                self.record.activation = Some(activation);
+                (self.record.activation, self.whom.generation) = (Some(activation), Some(generation));
                 return Ok(Some(Event::Recorded(self.store.write(&self.record).is_ok())));
             }
             Action::Capture(mark) => drop(self.orders.send(Order::Capture(mark))),

@@ -1,6 +1,7 @@
 //! What the two ends say to each other before the watch begins, and what frames of the link carry then.
 
 use super::state::{Limits, Mark};
+use super::witness::Contact;
 use crate::migrate::plan::{Details, Plan};
 use serde::{Deserialize, Serialize};
 
@@ -67,6 +68,9 @@ pub enum Setup {
         limits: Limits,
         /// The command that ends the primary's host.
         fence: Option<String>,
+        /// What leads to the witness.
+        #[serde(default)]
+        witness: Option<Contact>,
     },
 }
 

@@ -3,6 +3,7 @@
 //! fail, captures that hang. Each world comes from a number and can be seen again by it: `WORLD=number`. `WORLDS=n` sets how many
 //! there are.
 
+mod court;
 mod effects;
 mod faults;
 mod flaws;
@@ -47,6 +48,7 @@ fn choices() -> impl Iterator<Item = Limits> {
         [OnLoss::Hold, OnLoss::Continue]
             .into_iter()
             .flat_map(move |on_loss| [false, true].map(|fence| Limits { guarantee, on_loss, fence, ..Limits::default() }))
+            .flat_map(|limits| [false, true].map(|witness| Limits { witness, ..limits }))
     });
     all.collect::<Vec<_>>().into_iter()
 }
@@ -81,7 +83,7 @@ fn with_one_fault_somebody_answers() {
     let moving = [KillPrimary, KillPrimaryHost, StopPrimary, CutAll, CutToStandby, CutToPrimary, Wedge];
     moving.into_iter().for_each(|fault| ended(fault, "taken over"));
     let staying = [KillStandby, StopStandby, CutLink, CutBeats, BreakLink, SlowStandby, DiskFails];
-    staying.into_iter().for_each(|fault| ended(fault, "stayed"));
+    staying.into_iter().chain(Fault::WITNESS).for_each(|fault| ended(fault, "stayed"));
     ended(Over, "unwatched");
 }
 

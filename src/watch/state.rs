@@ -27,6 +27,11 @@
 //!   is what lets the primary run free: it was said after the standby had dropped the clone that it had.
 //! * A primary that hears nothing says nothing: if its standby is there after all, it is to take over.
 //! * Words are states, not steps: any of them may be lost, late or heard twice.
+//! * With a *witness*, each generation belongs to one end. A standby asks for g+1 before it has anything on record; a primary that
+//!   hears nothing of its standby, or is not heard, asks for the same g+1 before it goes on alone, and is g+1 then: what stands by for
+//!   g cannot take over any more. A primary that lives has a lease on g there, which a standby waits for. An answer may be lost:
+//!   to be granted twice is to be granted once, and who is told of a generation that he has asked for and never heard of acts
+//!   on it then. Without an answer nobody goes on who would not without a witness.
 
 mod notice;
 mod pace;
@@ -134,6 +139,9 @@ pub struct Limits {
     pub on_loss: OnLoss,
     /// There is a command that ends the other host.
     pub fence: bool,
+    /// A third party says who may go on.
+    #[serde(default)]
+    pub witness: bool,
     /// Time between two beats.
     pub beat: Duration,
     /// After this silence on both paths the other one is taken for lost.
@@ -157,6 +165,7 @@ impl Default for Limits {
             guarantee: Guarantee::Hold,
             on_loss: OnLoss::Hold,
             fence: false,
+            witness: false,
             beat: ms(100),
             timeout: ms(1000),
             interval: ms(50),
@@ -169,10 +178,36 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// How long output may go out after a frame was sent that the standby has heard.
-    fn lease(&self) -> Duration {
+    /// How long output may go out after a frame was sent that the standby has heard; how long a witness prefers who has asked.
+    pub fn lease(&self) -> Duration {
         self.timeout * 3 / 4
     }
+}
+
+/// Whose a generation is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Whose {
+    /// This end's.
+    Mine,
+    /// The other end's.
+    Peers,
+    /// Of another watch of the same name.
+    Strangers,
+    /// Nobody has had one.
+    Nobodys,
+}
+
+/// What a witness says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ruling {
+    /// What was asked for is this end's.
+    pub granted: bool,
+    /// The highest generation,
+    pub generation: u64,
+    /// and whose it is.
+    pub whose: Whose,
+    /// How long it will not grant the next one to anybody else.
+    pub left: Duration,
 }
 
 /// What has happened.
@@ -194,6 +229,10 @@ pub enum Event {
     Gone,
     /// What came of [`Action::Fence`]: whether the other host is known to be off.
     Fenced(bool),
+    /// What came of [`Action::Ask`],
+    Ruled(Ruling),
+    /// or that nothing has.
+    Unruled,
     /// What came of [`Action::Record`]: whether it is durable.
     Recorded(bool),
     /// What was asked for last came to nothing.
@@ -262,6 +301,8 @@ pub enum Action {
     Send(Path, Frame),
     /// Both: have the other host ended. Answer: `Fenced`.
     Fence,
+    /// Both: ask the witness for this generation; what was asked before is not waited for any more. Answer: `Ruled`, `Unruled`.
+    Ask(u64),
     /// Both: make this durable. Answer: `Recorded`.
     Record(Activation),
     /// Both: this is to be known.
@@ -343,6 +384,12 @@ pub enum Said {
     BothPaths,
     /// The primary is lost.
     TakingOver,
+    /// The witness does not let it be taken over,
+    Refused,
+    /// since the primary goes on without this one,
+    Outdated,
+    /// or says nothing.
+    Unruled,
     /// Somebody else has the address.
     Taken,
     /// It runs here now.

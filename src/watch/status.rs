@@ -115,8 +115,20 @@ pub struct Status {
     pub unheeded: u64,
     /// The one of the two paths that is silent: `link` or `heartbeats`.
     pub silent: Option<String>,
+    /// Who says which of the two hosts may go on, where somebody does.
+    pub witness: Option<Witness>,
     /// What would be lost if the host died on which the tree runs.
     pub loses: String,
+}
+
+/// What is known of a witness.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Witness {
+    /// Where it is.
+    pub at: String,
+    /// What is wrong with it, in words.
+    pub trouble: Option<String>,
 }
 
 /// Milliseconds with three decimals.
@@ -286,6 +298,9 @@ impl Board {
             Said::AtRisk => status.state = State::AtRisk,
             Said::Demoted => status.state = State::Stopped,
             Said::TakingOver | Said::Taken => status.state = State::TakingOver,
+            Said::Refused | Said::Unruled => status.state = State::Ready,
+            // What is here is of no use.
+            Said::Outdated => status.state = State::Starting,
             Said::TakenOver => status.state = State::Running,
             Said::Failed => status.state = State::Failed,
             Said::OnePath(path) => status.silent = Some(if path == Path::Link { "link" } else { "heartbeats" }.to_owned()),

@@ -37,6 +37,13 @@ impl World {
                     Activation::Taken(_) => self.standby_record = Some(activation),
                     _ => self.primary_record = Some(activation),
                 }
+                if let (Some(Activation::Primary { generation, .. }), Some(Activation::Taken(taken))) =
+                    (self.primary_record, self.standby_record)
+                    && self.limits.witness
+                    && generation == taken
+                {
+                    self.wrong("two have the same generation");
+                }
                 Event::Recorded(true)
             }
             Action::Capture(mark) => {
@@ -52,10 +59,11 @@ impl World {
                     let slow = if self.slow { MS * (50 + self.dice.below(400)) as u32 } else { self.short() };
                     let at = (self.now + slow).max(self.queue[Who::Standby as usize]);
                     self.queue[Who::Standby as usize] = at;
+                    let generation = self.primary.as_ref().map_or(1, |p| p.machine.generation());
                     if self.flaw == Some(Flaw::EarlyWord) {
-                        self.step(Who::Standby, Event::Whole { generation: 1, mark, ready });
+                        self.step(Who::Standby, Event::Whole { generation, mark, ready });
                     }
-                    let epoch = What::Epoch { link: self.link, generation: 1, mark, ready, age };
+                    let epoch = What::Epoch { link: self.link, generation, mark, ready, age };
                     if self.flaw != Some(Flaw::GapsAreFine) || !self.dice.chance(30) {
                         self.at(at - self.now, epoch);
                     }

@@ -34,6 +34,9 @@ impl World {
             Fault::Wedge => self.wedged = true,
             Fault::SlowStandby => (self.slow, self.full) = (true, self.steps.is_multiple_of(2)),
             Fault::DiskFails => self.disk_fails = true,
+            Fault::KillWitness | Fault::AnewWitness | Fault::WitnessDisk | Fault::CutWitnessHere | Fault::CutWitnessThere => {
+                self.befall_witness(fault);
+            }
             Fault::Over => {
                 if self.flaw == Some(Flaw::LeavesAtOnce) && self.primary.is_some() && self.gate != Gate::Shut {
                     self.gate = Gate::Free;
@@ -62,6 +65,7 @@ impl World {
             Fault::Wedge => self.unwedge(),
             Fault::SlowStandby => (self.slow, self.full) = (false, false),
             Fault::DiskFails => self.disk_fails = false,
+            witness if Fault::WITNESS.contains(&witness) => self.heal_witness(fault),
             // Whoever started it starts it again.
             Fault::KillStandby | Fault::KillStandbyHost => self.new_standby(),
             _ => {}

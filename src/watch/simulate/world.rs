@@ -1,6 +1,7 @@
 //! One world: two hosts with their disks and processes, the tree and its output, and the paths between them.
 
 use super::super::state::{Action, Activation, Event, Frame, Guarantee, Limits, Mark, OnLoss, Path, Primary, Said, Standby, Word};
+use super::court::Court;
 use super::parts::{Due, Gate, Process, What, Who};
 pub use super::parts::{Fault, Flaw};
 use crate::migrate::simulate::Dice;
@@ -79,6 +80,9 @@ pub struct World {
     pub(super) wedged: bool,
     pub(super) largest: u64,
     pub(super) fabricated: u64,
+    /// What was under way could not be sent again.
+    anew: bool,
+    pub(super) court: Court,
 }
 
 impl World {
@@ -108,6 +112,7 @@ impl World {
             guarantee: if dice.chance(650) { Guarantee::Hold } else { Guarantee::Hot },
             on_loss: if dice.chance(700) { OnLoss::Hold } else { OnLoss::Continue },
             fence: dice.chance(250),
+            witness: dice.chance(400),
             ..Limits::default()
         };
         let chaos = if limits.is_some() { 0 } else { 1 + dice.below(6) };
@@ -160,6 +165,9 @@ impl World {
     }
 
     fn run(&mut self) {
+        if self.limits.witness {
+            self.open_court();
+        }
         self.count += 1;
         self.primary = Some(Process::new(self.count, Primary::begin(1, self.limits)));
         self.step(Who::Primary, Event::Start);
@@ -182,6 +190,7 @@ impl World {
     fn mend(&mut self) {
         self.cut = [[false; 2]; 2];
         (self.slow, self.full, self.disk_fails, self.wedged) = (false, false, false, false);
+        self.mend_witness();
         if self.standby.as_ref().is_none_or(|s| s.ended) {
             self.new_standby();
         }
@@ -207,6 +216,8 @@ impl World {
             self.check();
         }
         self.now = self.now.max(until);
+        // Also where nobody does anything any more.
+        self.live_on();
     }
 
     /// The tree works, and what may go out does.
@@ -263,8 +274,10 @@ impl World {
         let served = self.runs.is_some() || self.released > released;
         // What was the tree is gone: with its host before anybody could take over, or with two.
         let lost = !self.tree || self.gate == Gate::Shut;
-        let silent =
-            self.lasting && self.faults.contains(&Fault::KillStandbyHost) && self.limits.on_loss == OnLoss::Hold && !self.limits.fence;
+        let unknown = self.limits.on_loss == OnLoss::Hold && !self.limits.fence && !self.limits.witness;
+        // A standby that may have heard that it is to give up what it has, and is not heard.
+        let given_up = self.anew && self.faults.contains(&Fault::CutToStandby);
+        let silent = self.lasting && (self.faults.contains(&Fault::KillStandbyHost) || given_up) && unknown;
         let excused = silent || lost && (self.faults.len() > 1 || !self.was_ready);
         if !served && !excused {
             self.wrong("nobody answers");
@@ -274,11 +287,14 @@ impl World {
     /// Something has befallen the primary, or both paths.
     pub(super) fn was_to_be_taken_over(&self) -> bool {
         let cut = |fault: &Fault| matches!(fault, Fault::CutLink | Fault::CutBeats | Fault::BreakLink);
+        // Both see who knows.
+        let known = self.limits.witness && !self.faults.iter().any(|fault| Fault::WITNESS.contains(fault));
+        let parted = |fault: &Fault| known && matches!(fault, Fault::CutAll | Fault::CutToStandby | Fault::CutToPrimary);
         let harmless = |fault: &Fault| {
             let standby = [Fault::StopStandby, Fault::SlowStandby, Fault::AnewStandby, Fault::KillStandby, Fault::KillStandbyHost];
-            standby.contains(fault) || cut(fault)
+            standby.contains(fault) || Fault::WITNESS.contains(fault) || cut(fault) || parted(fault)
         };
-        !self.faults.iter().all(harmless) || self.faults.iter().filter(|fault| cut(fault)).count() > 1
+        !self.faults.iter().all(harmless) || !known && self.faults.iter().filter(|fault| cut(fault)).count() > 1
     }
 
     /// A new process at the standby's host.
@@ -288,7 +304,8 @@ impl World {
         }
         let generation = match self.standby_record {
             Some(Activation::Taken(g) | Activation::Demoted(g)) => g,
-            _ => 1,
+            // Of who calls it.
+            _ => self.primary.as_ref().map_or(1, |p| p.machine.generation()),
         };
         self.instance += 1;
         self.count += 1;
@@ -365,8 +382,12 @@ impl World {
                     self.left |= self.gate == Gate::Free;
                     self.primary.iter_mut().for_each(|p| p.ended = true);
                 }
-                Who::Standby => self.standby.iter_mut().for_each(|s| s.ended = true),
+                Who::Standby => {
+                    self.standby.iter_mut().for_each(|s| s.ended = true);
+                    self.ended_itself();
+                }
             },
+            Action::Ask(generation) => self.ask(who, number, generation),
             Action::Hold if self.flaw == Some(Flaw::LateHold) && self.limits.guarantee == Guarantee::Hold => self.late_hold = true,
             Action::Hold if self.gate != Gate::Shut => {
                 self.gate = if self.limits.guarantee == Guarantee::Hold { Gate::Held } else { Gate::Leased(self.now) }
@@ -452,7 +473,7 @@ impl World {
     }
 
     /// Whether this process is still there; what is for one that is stopped waits.
-    fn present(&mut self, who: Who, number: u64, what: &What) -> bool {
+    pub(super) fn present(&mut self, who: Who, number: u64, what: &What) -> bool {
         let (there, until) = match who {
             Who::Primary => self.primary.as_ref().map_or((0, Duration::ZERO), |p| (p.number, p.stopped)),
             Who::Standby => self.standby.as_ref().map_or((0, Duration::ZERO), |s| (s.number, s.stopped)),
@@ -500,6 +521,7 @@ impl World {
                     self.step(Who::Primary, Event::LinkLost);
                     if self.dice.chance(300) {
                         // What was under way was too much to be kept.
+                        self.anew = true;
                         self.step(Who::Primary, Event::Anew);
                     }
                     self.step(Who::Standby, Event::LinkLost);
@@ -557,6 +579,7 @@ impl World {
                     self.address = false;
                 }
             }
+            What::Court(matter) => self.court(matter),
             What::Heal { fault } => self.heal(fault),
             What::Fault => self.any_fault(),
         }

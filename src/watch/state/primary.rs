@@ -1,8 +1,10 @@
 //! The end where the tree runs.
 
+mod loss;
+
 use super::notice::Notice;
 use super::pace::Pace;
-use super::{Action, Activation, Event, Frame, Limits, Mark, OnLoss, Path, Said, Word};
+use super::{Action, Activation, Event, Frame, Limits, Mark, Path, Said, Word};
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -13,6 +15,11 @@ enum Phase {
     Watching,
     /// Nothing gets out, and nothing is said: whoever is there may take over.
     Cut,
+    /// The witness is asked whether it may go on alone. `lost`: nothing is heard of the standby; `cut`: that was said before.
+    Asking {
+        lost: bool,
+        cut: bool,
+    },
     Fencing,
     /// The watch ends as soon as the standby knows.
     Leaving,
@@ -53,6 +60,10 @@ pub struct Primary {
     sent: VecDeque<(u64, Duration)>,
     /// Before this no standby can have taken over.
     safe: Duration,
+    /// When the newest frame was said that the standby has heard, or when it was to hear the first.
+    echoed: Duration,
+    /// It goes on alone although the standby may live.
+    risk: bool,
     beat: Duration,
     series: u64,
     /// The standby has said that it is at this series.
@@ -101,6 +112,8 @@ impl Primary {
             sequence: 0,
             sent: VecDeque::new(),
             safe: Duration::ZERO,
+            echoed: Duration::ZERO,
+            risk: false,
             beat: Duration::ZERO,
             series: 1,
             confirmed: false,
@@ -177,10 +190,13 @@ impl Primary {
         if self.phase == Phase::Over {
             return out;
         }
-        if self.notice.look(now) && self.phase == Phase::Watching && !self.free {
-            // It was away: whether another one has taken over meanwhile is yet to be heard.
-            self.phase = Phase::Cut;
-            out.push(Action::Hide);
+        if self.notice.look(now) {
+            self.echoed = now;
+            if self.phase == Phase::Watching && !self.free {
+                // It was away: whether another one has taken over meanwhile is yet to be heard.
+                self.phase = Phase::Cut;
+                out.push(Action::Hide);
+            }
         }
         match event {
             Event::Start if self.phase == Phase::New => {
@@ -196,6 +212,8 @@ impl Primary {
             }
             Event::Gone => self.gone(now, &mut out),
             Event::Fenced(done) => self.fenced(done, now, &mut out),
+            Event::Ruled(ruling) => self.ruled(ruling, now, &mut out),
+            Event::Unruled => self.unruled(now, &mut out),
             Event::Recorded(done) => self.recorded(done, now, &mut out),
             Event::Wanted => self.waiting = true,
             Event::Captured(_) | Event::Failed => self.captured(event, now, &mut out),
@@ -218,7 +236,7 @@ impl Primary {
     fn recorded(&mut self, done: bool, now: Duration, out: &mut Vec<Action>) {
         match self.phase {
             Phase::Recording if done => {
-                self.phase = Phase::Watching;
+                (self.phase, self.echoed) = (Phase::Watching, now);
                 if self.free {
                     out.push(Action::Say(Said::Unprotected));
                 } else {
@@ -239,11 +257,7 @@ impl Primary {
 
     fn hear(&mut self, path: Path, frame: Frame, now: Duration, out: &mut Vec<Action>) {
         if frame.generation > self.generation {
-            if self.phase != Phase::Demoting {
-                (self.phase, self.generation, self.demoted) = (Phase::Demoting, frame.generation, true);
-                out.push(Action::Demote);
-            }
-            return;
+            return self.demote(frame.generation, out);
         }
         let Word::Standby { whole, left, full, echo, .. } = frame.word else {
             self.stale += 1;
@@ -264,12 +278,13 @@ impl Primary {
         if !self.notice.is_newest(frame.instance, frame.sequence) {
             return;
         }
-        if self.phase == Phase::Cut {
+        if matches!(self.phase, Phase::Cut | Phase::Asking { lost: true, .. }) {
             self.phase = Phase::Watching;
-            self.beat = now;
+            (self.beat, self.echoed) = (now, now);
             out.push(Action::Show);
         }
         if let Some((_, said)) = self.sent.iter().find(|(sequence, _)| *sequence == echo) {
+            self.echoed = self.echoed.max(*said);
             let until = *said + self.limits.lease();
             if until > self.safe {
                 self.safe = until;
@@ -291,7 +306,7 @@ impl Primary {
             return self.full(now, out);
         }
         if !self.guarded {
-            self.confirmed = true;
+            (self.confirmed, self.risk) = (true, false);
             if !self.free {
                 self.run_free(out);
                 out.push(Action::Say(Said::Unprotected));
@@ -362,42 +377,6 @@ impl Primary {
         out.extend([Action::Say(Said::Full), Action::Say(Said::Unprotected)]);
     }
 
-    /// It goes on without a standby.
-    fn alone(&mut self, risk: bool, out: &mut Vec<Action>) {
-        if self.phase == Phase::Cut {
-            out.push(Action::Show);
-        }
-        self.new_series(out);
-        self.run_free(out);
-        out.push(Action::Say(if risk { Said::AtRisk } else { Said::Unprotected }));
-        if self.phase == Phase::Leaving {
-            return self.over(Said::Over, out);
-        }
-        self.phase = Phase::Watching;
-        self.beat = Duration::ZERO;
-    }
-
-    /// The standby's process has ended. That it had not taken over before is known if it has heard of this end lately.
-    fn gone(&mut self, now: Duration, out: &mut Vec<Action>) {
-        let concerned = matches!(self.phase, Phase::Watching | Phase::Cut | Phase::Leaving);
-        if concerned && !self.free && now < self.safe {
-            self.alone(false, out);
-        }
-    }
-
-    fn fenced(&mut self, done: bool, now: Duration, out: &mut Vec<Action>) {
-        if self.phase != Phase::Fencing {
-            return;
-        }
-        if done {
-            self.alone(false, out);
-        } else {
-            self.phase = Phase::Cut;
-            self.not_before = now + self.limits.again;
-            out.extend([Action::Hide, Action::Say(Said::Cut)]);
-        }
-    }
-
     /// The watch is to end. Asked for twice it ends whatever the standby does.
     fn leave(&mut self, out: &mut Vec<Action>) {
         match self.phase {
@@ -406,7 +385,7 @@ impl Primary {
                 self.phase = Phase::Leaving;
                 self.beat = Duration::ZERO;
             }
-            Phase::Leaving | Phase::Cut => {
+            Phase::Leaving | Phase::Cut | Phase::Asking { .. } => {
                 self.alone(true, out);
                 self.over(Said::Over, out);
             }
@@ -432,46 +411,6 @@ impl Primary {
                 }
             }
             _ => {}
-        }
-    }
-
-    /// What silence means.
-    fn judge(&mut self, now: Duration, out: &mut Vec<Action>) {
-        if matches!(self.phase, Phase::Watching) {
-            out.extend(self.notice.change(now).map(|silent| Action::Say(silent.map_or(Said::BothPaths, Said::OnePath))));
-        }
-        if self.is_mute(now) {
-            self.made = now;
-            out.push(Action::Relink);
-        }
-        if self.free || !matches!(self.phase, Phase::Watching | Phase::Cut) {
-            return;
-        }
-        if self.notice.lost(now) {
-            match (self.limits.fence, self.limits.on_loss) {
-                (true, _) if now >= self.not_before => {
-                    self.phase = Phase::Fencing;
-                    out.push(Action::Fence);
-                }
-                (false, OnLoss::Continue) => self.alone(true, out),
-                _ if self.phase == Phase::Watching => {
-                    self.phase = Phase::Cut;
-                    out.extend([Action::Hide, Action::Say(Said::Cut)]);
-                }
-                _ => {}
-            }
-            return;
-        }
-        // It lives, and epochs do not get there: without its clone it cannot take over, and all may go out.
-        let cut = self.notice.since(Path::Link, now) >= 2 * self.limits.timeout;
-        let stuck = self.is_stuck(self.limits.wedge, now);
-        if self.guarded && (cut || stuck) && self.phase == Phase::Watching {
-            self.new_series(out);
-            self.not_before = now + self.limits.again;
-            if stuck && self.linked {
-                self.made = now;
-                out.push(Action::Relink);
-            }
         }
     }
 
@@ -511,8 +450,7 @@ impl Primary {
         if self.may_capture() && now >= self.due() {
             let ready = self.guarded || self.number > 0 && (self.settled || self.number >= ROUNDS);
             if ready && !self.guarded {
-                self.guarded = true;
-                self.free = false;
+                (self.guarded, self.free, self.echoed) = (true, false, now);
                 out.extend([Action::Hold, Action::Lease(now + self.limits.lease())]);
             }
             self.number += 1;
@@ -535,7 +473,11 @@ impl Primary {
         if !matches!(self.phase, Phase::Watching | Phase::Leaving) {
             return;
         }
-        let wedged = self.capturing.is_some_and(|flying| now.saturating_sub(flying.begun) >= self.limits.wedge);
+        let wedged = self.is_wedged(now);
+        if self.limits.witness && !wedged {
+            // Whoever renews the lease is told what has become of it.
+            out.push(Action::Ask(self.generation + u64::from(self.risk)));
+        }
         let word = Word::Primary { series: self.series, wedged, over: self.phase == Phase::Leaving };
         for path in [Path::Link, Path::Beat] {
             self.sequence += 1;

@@ -1,13 +1,15 @@
 //! The end that waits to take over.
 
 use super::notice::Notice;
-use super::{Action, Activation, Event, Frame, Guarantee, Limits, Mark, Path, Said, Word};
+use super::{Action, Activation, Event, Frame, Guarantee, Limits, Mark, Path, Ruling, Said, Whose, Word};
 use std::time::Duration;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     New,
     Standing,
+    /// The witness is asked.
+    Asking,
     Fencing,
     Blocking,
     Recording,
@@ -49,6 +51,8 @@ pub struct Standby {
     gone: bool,
     /// When what did not work is tried again.
     again: Option<Duration>,
+    /// Why it was not taken over, as far as that was said.
+    told: Option<Said>,
     stale: u64,
 }
 
@@ -71,6 +75,7 @@ impl Standby {
             full: false,
             gone: false,
             again: None,
+            told: None,
             stale: 0,
         }
     }
@@ -125,6 +130,8 @@ impl Standby {
             Event::Whole { generation, mark, ready } => self.epoch(generation, mark, ready, now, &mut out),
             Event::Gone => self.gone = true,
             Event::Fenced(done) if self.phase == Phase::Fencing => self.fenced(done, now, &mut out),
+            Event::Ruled(ruling) if self.phase == Phase::Asking => self.ruled(Some(ruling), now, &mut out),
+            Event::Unruled if self.phase == Phase::Asking => self.ruled(None, now, &mut out),
             Event::Full => self.full(now, &mut out),
             Event::Failed => self.failed(&mut out),
             _ => self.advance(event, now, &mut out),
@@ -146,8 +153,8 @@ impl Standby {
             return;
         }
         if frame.generation > self.generation {
-            // Of a watch that is not this one.
-            if self.phase == Phase::Standing {
+            // Of a watch that is not this one, or of a primary that goes on without this one.
+            if matches!(self.phase, Phase::Standing | Phase::Asking) {
                 self.phase = Phase::Over;
                 out.extend([Action::Drop, Action::End]);
             }
@@ -167,7 +174,9 @@ impl Standby {
         if !newest || wedged {
             return;
         }
-        if self.phase == Phase::Blocking {
+        self.told = None;
+        // What the witness has granted is told to the primary, which gives in: there is no way back.
+        if self.phase == Phase::Blocking && !self.limits.witness {
             self.phase = Phase::Standing;
             out.push(Action::Unblock);
         }
@@ -202,7 +211,7 @@ impl Standby {
     }
 
     fn epoch(&mut self, generation: u64, mark: Mark, ready: bool, now: Duration, out: &mut Vec<Action>) {
-        if generation != self.generation || !matches!(self.phase, Phase::Standing | Phase::Fencing) {
+        if generation != self.generation || !matches!(self.phase, Phase::Standing | Phase::Asking | Phase::Fencing) {
             self.stale += 1;
             return;
         }
@@ -238,10 +247,37 @@ impl Standby {
         // What a primary left behind that has ended may answer until its lease is over.
         let gone = self.gone && self.limits.guarantee == Guarantee::Hold;
         if (self.notice.lost(now) || gone) && self.again.is_none() {
-            out.push(Action::Say(Said::TakingOver));
-            let (phase, action) = if self.limits.fence { (Phase::Fencing, Action::Fence) } else { (Phase::Blocking, Action::Block) };
-            self.phase = phase;
-            out.push(action);
+            if self.limits.witness {
+                self.phase = Phase::Asking;
+                out.push(Action::Ask(self.generation + 1));
+            } else {
+                self.take_over(out);
+            }
+        }
+    }
+
+    fn take_over(&mut self, out: &mut Vec<Action>) {
+        out.push(Action::Say(Said::TakingOver));
+        let (phase, action) = if self.limits.fence { (Phase::Fencing, Action::Fence) } else { (Phase::Blocking, Action::Block) };
+        self.phase = phase;
+        out.push(action);
+    }
+
+    /// What the witness says, if it says anything.
+    fn ruled(&mut self, ruling: Option<Ruling>, now: Duration, out: &mut Vec<Action>) {
+        if ruling.is_some_and(|r| r.granted && r.whose == Whose::Mine && r.generation == self.generation + 1) {
+            return self.take_over(out);
+        }
+        self.phase = Phase::Standing;
+        let left = ruling.map_or(Duration::ZERO, |ruling| ruling.left);
+        self.again = Some(now + if left.is_zero() { self.limits.again } else { left.min(self.limits.again) });
+        let said = match ruling {
+            Some(ruling) if ruling.generation > self.generation => Said::Outdated,
+            Some(_) => Said::Refused,
+            None => Said::Unruled,
+        };
+        if self.told.replace(said) != Some(said) {
+            out.push(Action::Say(said));
         }
     }
 
@@ -304,6 +340,10 @@ impl Standby {
         self.beat = now + self.limits.beat;
         if matches!(self.phase, Phase::New | Phase::Over) {
             return;
+        }
+        if self.limits.witness && self.phase == Phase::Running {
+            // Nobody is to begin another watch of that name meanwhile.
+            out.push(Action::Ask(self.generation));
         }
         let word =
             Word::Standby { whole: self.whole, ready: self.ready, left: self.phase == Phase::Left, full: self.full, echo: self.echo };
