@@ -6,6 +6,7 @@ mod links;
 mod local;
 mod programs;
 mod room;
+mod switch;
 
 use crate::lab::hosts::{Host, Hosts, SERVICE, VIP};
 use crate::lab::{Lab, SOON, until};

@@ -20,6 +20,7 @@ mod migrate;
 mod restore;
 mod run;
 mod status;
+mod switchover;
 mod table;
 mod target;
 mod verify;
@@ -80,6 +81,7 @@ enum Command {
     Watch(watch::Watch),
     Status(status::Status),
     Checkpoint(status::Checkpoint),
+    Switchover(switchover::Switchover),
     Unwatch(status::Unwatch),
     #[command(hide = true)]
     Agent(agent::Agent),
@@ -130,6 +132,7 @@ pub fn main() -> ExitCode {
         Command::Watch(c) => c.run(&console),
         Command::Status(c) => c.run(&console),
         Command::Checkpoint(c) => c.run(&console),
+        Command::Switchover(c) => c.run(&console),
         Command::Unwatch(c) => c.run(&console),
         Command::Agent(c) => c.run(),
         Command::Core(c) => c.run(&console),

@@ -66,7 +66,7 @@ pub struct Unwatch {
     name: String,
 }
 
-fn name(text: &str) -> std::result::Result<String, String> {
+pub fn name(text: &str) -> std::result::Result<String, String> {
     if is_name(text) { Ok(text.to_owned()) } else { Err("letters, digits, and . _ - within it; 64 at most".into()) }
 }
 
@@ -74,10 +74,18 @@ fn not_watched(name: &str) -> Error {
     Error::new(Kind::NotFound, format!("nothing is watched under the name {name}")).help("meio status shows what is")
 }
 
-/// Asks the one watch of that name that somebody serves.
-fn ask(name: &str, what: Ask, patience: Duration) -> Result<Option<Value>> {
+/// What is to be said when nobody serves it.
+pub fn nobody(name: &str) -> Result<Error> {
+    Ok(match clean::all(Some(name))?.is_empty() {
+        true => not_watched(name),
+        false => Error::new(Kind::NotFound, format!("nobody watches {name} any more")).help("meio status says what is left"),
+    })
+}
+
+/// Asks the one watch of that name that somebody serves; with the host that is meant, if one is.
+pub fn ask(name: &str, what: (Ask, Option<String>), patience: Duration) -> Result<Option<Value>> {
     for store in Store::visible() {
-        if let Some(answer) = control::ask(&store, name, what, patience)? {
+        if let Some(answer) = control::ask_of(&store, name, what.clone(), patience)? {
             return Ok(Some(answer));
         }
     }
@@ -280,13 +288,7 @@ impl Checkpoint {
     pub fn run(&self, console: &Console) -> Result<ExitCode> {
         const PATIENCE: Duration = Duration::from_secs(600);
         signal::catch();
-        let answer = ask(&self.name, Ask::Checkpoint, PATIENCE)?;
-        let Some(answer) = answer else {
-            return Err(match clean::all(Some(&self.name))?.is_empty() {
-                true => not_watched(&self.name),
-                false => Error::new(Kind::NotFound, format!("nobody watches {} any more", self.name)).help("meio status says what is left"),
-            });
-        };
+        let Some(answer) = ask(&self.name, (Ask::Checkpoint, None), PATIENCE)? else { return Err(nobody(&self.name)?) };
         let epoch = &answer["epoch"];
         if console.json {
             console.json("result", json!({ "command": "checkpoint", "name": self.name, "epoch": epoch }));
@@ -305,7 +307,7 @@ impl Unwatch {
         let before = clean::all(Some(&self.name))?;
         let mut drawing = Drawing::new(*console);
         let mut warnings = Vec::new();
-        let left = match ask(&self.name, Ask::Unwatch, PATIENCE)? {
+        let left = match ask(&self.name, (Ask::Unwatch, None), PATIENCE)? {
             Some(answer) => {
                 let told = answer["ended"]["warnings"].as_array().cloned().unwrap_or_default();
                 warnings.extend(told.iter().filter_map(|text| text.as_str().map(str::to_owned)));

@@ -48,7 +48,7 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 ///
 /// With --json the last line has "epochs", "bytes", "stop_ms" (the longest stop), "median_stop_ms" and "p99_stop_ms" (the first copy
 /// left out), "held" (packets that waited, how long, and how many were lost for want of room; null where none had to), "source"
-/// ("running", "ended", or "stopped" when the standby has taken over), "host" (null with --dir), "exit_code" (of a command that has
+/// ("running", "ended", "stopped" when the standby has taken over, or "switched" when that was wanted), "host" (null with --dir), "exit_code" (of a command that has
 /// ended) and "warnings".
 #[derive(clap::Args)]
 #[command(
@@ -270,14 +270,15 @@ struct Outcome {
     held: Option<Held>,
     demoted: bool,
     ended: bool,
+    switched: bool,
     code: Option<i32>,
     warnings: Vec<String>,
 }
 
 impl From<protect::Outcome> for Outcome {
     fn from(o: protect::Outcome) -> Self {
-        let protect::Outcome { host, epochs, bytes, longest, stops, held, demoted, ended, warnings } = o;
-        Outcome { host: Some(host), epochs, bytes, longest, stops, held, demoted, ended, code: None, warnings }
+        let protect::Outcome { host, epochs, bytes, longest, stops, held, demoted, ended, switched, warnings } = o;
+        Outcome { host: Some(host), epochs, bytes, longest, stops, held, demoted, ended, switched, code: None, warnings }
     }
 }
 
@@ -307,7 +308,7 @@ fn result(o: &Outcome) -> serde_json::Value {
         "median_stop_ms": figures::ms(median(o)),
         "p99_stop_ms": figures::ms(stop(o, 0.99)),
         "held": o.held.as_ref().map(held),
-        "source": if o.demoted { "stopped" } else if o.ended { "ended" } else { "running" },
+        "source": if o.switched { "switched" } else if o.demoted { "stopped" } else if o.ended { "ended" } else { "running" },
         "host": o.host,
         "exit_code": o.code,
         "warnings": o.warnings,
@@ -337,6 +338,7 @@ fn closing(o: &Outcome) -> String {
     };
     let code = o.code.map_or_else(String::new, |code| format!(" with exit code {code}"));
     match host {
+        Some(host) if o.switched => format!("it runs on {host}, as was wanted, and nothing of it is left here; {what}"),
         Some(host) if o.demoted => format!("{host} has taken over: the tree stands still here; {what}"),
         _ if o.ended => format!("the watch is over, and the tree has ended{code}; {what}"),
         Some(_) => format!("the watch is over, the tree goes on here, and nobody stands by; {what}"),

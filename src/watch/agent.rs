@@ -5,22 +5,23 @@ use super::clone::Clone;
 use super::control::Control;
 use super::fence::Fence;
 use super::record::{About, Claim, Record, Store};
-use super::setup::{EPOCH, Epoch, OVER, SETUP, Setup, WORD};
+use super::raised::Raised;
+use super::setup::{EPOCH, Epoch, OVER, PACKETS, SETUP, Setup, WHY, WORD};
 use super::state::{Action, Activation, Event, Guarantee, Mark, Path, Said, Standby};
 use super::status::{Board, Role, Status, Wish};
 use super::steps::Steps;
 use super::visit::{Asked, News, Opened, Visits};
 use super::{fit, frame};
 use crate::error::{Error, Result};
-use crate::migrate::address::{Address, Probe};
 use crate::migrate::agent::Told;
-use crate::migrate::frozen::announce_again;
 use crate::migrate::plan::{Plan, Remark, pack, unpack};
 use crate::migrate::record::Member;
 use crate::netlock::{self, NetLock};
 use crate::progress::Report;
+use crate::resource::thread::serde_bytes_vec::Bytes;
 use crate::restore::{self, Input};
 use crate::sys::signal;
+use crate::sys::wire::Wire;
 use crate::transport::{self, Peer};
 use std::collections::VecDeque;
 use std::net::{Ipv6Addr, SocketAddr};
@@ -45,11 +46,13 @@ pub fn run() -> Result<()> {
         return Err(Error::link("the primary says something else than what a watch begins with"));
     };
     let store = Store::open()?;
+    let raised = Raised::prepare(&plan.addresses)?;
     let claim = store.claim(&name)?;
     let there = store.read(&name)?;
     let instance = there.as_ref().map_or(0, |record| record.instance).max(known) + 1;
-    let before = there.and_then(|record| record.activation);
-    let generation = before.map_or(0, |a| a.generation());
+    let before = there.and_then(|record| record.settled());
+    // What was about to be taken over and does not live was not.
+    let generation = before.map_or(0, |a| a.generation() - u64::from(matches!(a, Activation::Taking(_))));
     let status = Status {
         name: name.clone(),
         role: Role::Standby,
@@ -102,7 +105,10 @@ pub fn run() -> Result<()> {
         coming: VecDeque::new(),
         kept: None,
         whole: Vec::new(),
-        brought: 0,
+        raised,
+        waiting: Vec::new(),
+        restoring: false,
+        planted: None,
         root: None,
         fence,
         fencing: None,
@@ -129,6 +135,8 @@ enum Next {
     Restore,
     /// It may run.
     Run,
+    /// It is not to be brought back after all.
+    Undo,
     /// Nothing is left to be done.
     End,
 }
@@ -158,8 +166,14 @@ struct Agent {
     kept: Option<(Mark, u64)>,
     /// Those that are whole, and not kept yet.
     whole: Vec<(Mark, u64)>,
-    /// How many addresses were brought up here.
-    brought: usize,
+    /// The addresses that go with the tree.
+    raised: Raised,
+    /// Packets that came for it where it stood still, and wait until it runs.
+    waiting: Vec<Bytes>,
+    /// It is being rebuilt.
+    restoring: bool,
+    /// Root of what was rebuilt, and is not to run yet.
+    planted: Option<Member>,
     /// The command that ends the primary's host, and that at work.
     fence: Option<String>,
     fencing: Option<Fence>,
@@ -184,7 +198,7 @@ impl Agent {
             let next = self.drive().inspect_err(|e| self.store.note(&self.record.name, &format!("the standby fails: {e}")))?;
             match next {
                 Next::Restore => self.bring_back(),
-                Next::Run => {}
+                Next::Run | Next::Undo => {}
                 Next::End => {
                     // What was taken over stays on record.
                     return if self.root.is_some() && !self.over { Ok(()) } else { self.store.forget(&self.record.name) };
@@ -235,6 +249,7 @@ impl Agent {
                     self.events.extend(frame::read(&came.payload).map(|heard| Event::Heard(Path::Link, heard)));
                 }
                 Ok(came) if came.kind == EPOCH => self.coming.push_back(unpack(&came.payload)?),
+                Ok(came) if came.kind == PACKETS => self.packets(unpack(&came.payload)?),
                 Ok(_) => {}
                 Err(_) if peer.link.failure().is_none() => {}
                 Err(_) => self.unlink(),
@@ -321,6 +336,7 @@ impl Agent {
             Action::Send(Path::Beat, word) => return self.beats.send(&word).map(|_| None),
             Action::Record(activation) => {
                 self.record.activation = Some(activation);
+                self.record.about.tree = self.planted.or(self.root);
                 Event::Recorded(self.store.write(&self.record).is_ok())
             }
             Action::Keep(mark) => {
@@ -352,13 +368,14 @@ impl Agent {
                 self.lock = None;
                 return Ok(None);
             }
+            Action::Undo => return Ok(self.undo()),
             Action::Place(mark) if self.kept.is_some_and(|(of, _)| of == mark) => Event::Placed,
             Action::Place(_) => Event::Failed,
             Action::Restore => return Ok(Some(Next::Restore)),
             Action::Probe => Event::Probed(self.is_address_free()),
-            Action::Raise => self.raise().map_or(Event::Failed, |()| Event::Raised),
+            Action::Raise => self.raised.raise().map_or(Event::Failed, |()| Event::Raised),
             Action::Tell => {
-                self.plan.addresses.iter().for_each(|address| drop(address.announce_once()));
+                self.raised.announce();
                 Event::Told
             }
             // Its connections stay locked until it runs, and so does the table: to take it away empties all queues, in which packets
@@ -375,7 +392,8 @@ impl Agent {
                 self.board.said(said);
                 self.board.note(|status| status.generation = generation);
                 if said == Said::TakingOver {
-                    self.steps = Some(Steps::begin(self.machine.silence(self.begun.elapsed())));
+                    let silence = if self.machine.is_planned() { Duration::ZERO } else { self.machine.silence(self.begun.elapsed()) };
+                    self.steps = Some(Steps::begin(silence));
                 }
                 let jitter = self.machine.jitter().map_or(String::new(), |most| format!("; heartbeats are up to {most:.1?} off"));
                 let dropped = self.machine.stale() + self.beats.dropped().all();
@@ -397,7 +415,7 @@ impl Agent {
 
     fn is_address_free(&mut self) -> bool {
         let early = self.early.take().filter(|(begun, _)| begun.elapsed() < 3 * EARLY);
-        early.is_some_and(|(_, free)| free.recv() == Ok(true)) || are_free(&self.plan.addresses)
+        early.is_some_and(|(_, free)| free.recv() == Ok(true)) || self.raised.question()()
     }
 
     /// Who will have to be asked soon whether he has the address is asked while the primary is not lost for certain: by then it
@@ -409,9 +427,9 @@ impl Agent {
             return;
         }
         let (told, free) = channel();
-        let addresses = self.plan.addresses.clone();
+        let question = self.raised.question();
         let look = move || {
-            let _ = told.send(are_free(&addresses));
+            let _ = told.send(question());
         };
         if std::thread::Builder::new().name("probe".into()).spawn(look).is_ok() {
             self.early = Some((Instant::now(), free));
@@ -425,32 +443,60 @@ impl Agent {
         Ok(())
     }
 
-    fn raise(&mut self) -> Result<()> {
-        for address in &self.plan.addresses[self.brought..] {
-            address.bring_up()?;
-            self.brought += 1;
+    /// Nothing is left of what was done to take over: at once, or when what is planted has been ended.
+    fn undo(&mut self) -> Option<Next> {
+        self.note("it is not to be taken over after all");
+        if self.restoring {
+            return Some(Next::Undo);
         }
-        Ok(())
+        self.raised.take_down();
+        self.lock = None;
+        None
+    }
+
+    /// They wait until the tree runs.
+    fn packets(&mut self, packets: Vec<Bytes>) {
+        const MOST: usize = 1 << 16;
+        let room = MOST.saturating_sub(self.waiting.len());
+        self.waiting.extend(packets.into_iter().take(room));
+        if self.root.is_some() {
+            self.deliver();
+        }
+    }
+
+    /// Hands on what came for the tree; what cannot be is sent again by whoever sent it.
+    fn deliver(&mut self) {
+        let wire = Wire::new(netlock::PASS);
+        for Bytes(packet) in self.waiting.drain(..) {
+            let _ = wire.as_ref().map(|wire| wire.packet(&packet));
+        }
     }
 
     /// Rebuilds everything, and lets it run when the machine says so.
     fn bring_back(&mut self) {
         let mut told = Told::default();
+        self.restoring = true;
         let restored = self.restore(&mut told);
+        (self.restoring, self.planted) = (false, None);
         let took = |what: &Remark| match what {
             Remark::Note(text) | Remark::Warning(text) => Some(text.clone()),
             _ => None,
         };
         told.0.iter().filter_map(took).for_each(|text| self.note(&text));
+        if restored.is_err() {
+            // Nobody is to be told that there is nobody.
+            self.raised.take_down();
+        }
         if let Some(lock) = self.lock.take() {
             netlock::let_go(lock);
         }
         match restored {
             Ok(root) => {
+                self.root = Member::of(root).ok();
+                self.deliver();
                 // Who brings the pages has what it needs.
                 self.spool.drop_all();
-                self.plan.addresses.iter().for_each(announce_again);
-                self.root = Member::of(root).ok();
+                self.raised.stay();
                 self.record.about.tree = self.root;
                 let _ = self.store.write(&self.record);
                 self.board.note(|status| status.pid = Some(root));
@@ -458,10 +504,10 @@ impl Agent {
             }
             Err(e) => {
                 self.note(&format!("it could not be brought back: {}", in_full(&e)));
-                for address in self.plan.addresses.iter().take(self.brought) {
-                    let _ = address.take();
+                if self.machine.is_planned() && let Some(peer) = &self.peer {
+                    let (generation, payload) = (self.machine.generation(), in_full(&e).into_bytes());
+                    let _ = peer.link.send(&transport::Frame { kind: WHY, generation, payload });
                 }
-                self.brought = 0;
                 self.events.push_back(Event::Failed);
             }
         }
@@ -485,14 +531,14 @@ impl Agent {
             settled: Default::default(),
         };
         let mut asked = false;
-        let mut done = restore::run_when(&options, &mut |_| self.may_run(&mut begun, &mut asked), told);
+        let mut done = restore::run_when(&options, &mut |root| self.may_run(root, &mut begun, &mut asked), told);
         if let Err(e) = &done
             && holds
             && !asked
         {
             told.warning(&format!("it cannot go on with its connections, which are broken off: {}", in_full(e)));
             options.close_connections = true;
-            done = restore::run_when(&options, &mut |_| self.may_run(&mut begun, &mut asked), told);
+            done = restore::run_when(&options, &mut |root| self.may_run(root, &mut begun, &mut asked), told);
         }
         let outcome = done?;
         if let Some(steps) = &mut self.steps {
@@ -504,8 +550,9 @@ impl Agent {
     }
 
     /// Everything is rebuilt: asks the machine whether it may run, and says since when it may.
-    fn may_run(&mut self, begun: &mut Instant, asked: &mut bool) -> Result<()> {
+    fn may_run(&mut self, root: i32, begun: &mut Instant, asked: &mut bool) -> Result<()> {
         *asked = true;
+        self.planted = Member::of(root).ok();
         if let Some(steps) = &mut self.steps {
             steps.done("restore", begun.elapsed());
         }
@@ -517,11 +564,6 @@ impl Agent {
             _ => Err(Error::other("it is not to be taken over any more")),
         }
     }
-}
-
-/// Whether nobody else has one of these addresses.
-fn are_free(addresses: &[Address]) -> bool {
-    addresses.iter().all(|address| address.probe(Probe::QUICK, &[]).is_ok_and(|others| others.is_empty()))
 }
 
 /// What a step of a take-over is called.

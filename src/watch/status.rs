@@ -2,7 +2,8 @@
 //! ([`super::control`]) is told.
 
 use super::gate::Gate;
-use super::state::{Mark, Path, Said};
+use super::state::{Event, Mark, Path, Said};
+use super::switch::Switched;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -169,6 +170,19 @@ pub enum Wish {
     Epoch,
     /// Its end.
     Over,
+    /// That the standby takes over.
+    Switch,
+}
+
+impl Wish {
+    /// What it is to a primary.
+    pub fn event(self) -> Event {
+        match self {
+            Wish::Epoch => Event::Wanted,
+            Wish::Over => Event::Over,
+            Wish::Switch => Event::Yield,
+        }
+    }
 }
 
 /// Whom it is told.
@@ -190,6 +204,10 @@ struct Inner {
     grant: Option<Grant>,
     wish: Option<Wish>,
     ended: Option<Ended>,
+    /// What the other host was called by the user.
+    called: String,
+    /// How many switch-overs have ended, and how the last one has.
+    switched: (u64, Option<Result<Switched, crate::error::Error>>),
 }
 
 /// Where it is noted.
@@ -291,7 +309,11 @@ impl Board {
             Said::OnePath(path) => status.silent = Some(if path == Path::Link { "link" } else { "heartbeats" }.to_owned()),
             Said::BothPaths => status.silent = None,
             Said::Full => status.state = State::Unprotected,
-            Said::Slow | Said::Over => {}
+            Said::Yielding => status.state = State::TakingOver,
+            Said::Stayed if status.state == State::TakingOver => status.state = State::Starting,
+            Said::Unsure => status.state = State::Cut,
+            Said::Switched => status.state = State::Stopped,
+            Said::Stayed | Said::Slow | Said::Over => {}
         }
     }
 
@@ -342,6 +364,28 @@ impl Board {
     /// The last epoch that is whole.
     pub fn epoch(&self) -> Option<Mark> {
         self.inner().status.epoch
+    }
+
+    /// The other host was called so.
+    pub fn other_is(&self, name: &str) {
+        self.inner().called = name.to_owned();
+    }
+
+    /// Whether somebody means the other host.
+    pub fn is_other(&self, name: &str) -> bool {
+        let inner = self.inner();
+        inner.called == name || inner.status.other.as_deref() == Some(name)
+    }
+
+    /// This is what came of a switch-over.
+    pub fn switch_ends(&self, how: Result<Switched, crate::error::Error>) {
+        let mut inner = self.inner();
+        inner.switched = (inner.switched.0 + 1, Some(how));
+    }
+
+    /// How many have ended, and how the last one has.
+    pub fn switched(&self) -> (u64, Option<Result<Switched, crate::error::Error>>) {
+        self.inner().switched.clone()
     }
 
     /// It is over; what was said first counts.

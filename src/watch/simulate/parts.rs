@@ -38,6 +38,10 @@ pub enum Flaw {
     LeavesAtOnce,
     /// A fence that failed counts.
     FenceNeedNotWork,
+    /// A standby that has everything rebuilt does not wait for a word.
+    NeverWaits,
+    /// Another standby does not look whether it runs already what was about to.
+    NeverLooks,
 }
 
 /// What befalls a world.
@@ -62,10 +66,12 @@ pub enum Fault {
     SlowStandby,
     DiskFails,
     Over,
+    /// A user wants it to be taken over.
+    Yield,
 }
 
 impl Fault {
-    pub const ALL: [Fault; 18] = [
+    pub const ALL: [Fault; 19] = [
         Fault::KillPrimary,
         Fault::KillPrimaryHost,
         Fault::StopPrimary,
@@ -84,6 +90,7 @@ impl Fault {
         Fault::SlowStandby,
         Fault::DiskFails,
         Fault::Over,
+        Fault::Yield,
     ];
 }
 
@@ -171,6 +178,8 @@ pub enum What {
     Guardian {
         number: u64,
     },
+    /// Who stands by was called, and answers.
+    Called,
     Heal {
         fault: Fault,
     },

@@ -1,8 +1,10 @@
 //! The end where the tree runs.
 
+mod hand;
+
 use super::notice::Notice;
 use super::pace::Pace;
-use super::{Action, Activation, Event, Frame, Limits, Mark, OnLoss, Path, Said, Word};
+use super::{Action, Activation, Event, Frame, Hand, Limits, Mark, OnLoss, Path, Said, Word};
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -17,6 +19,12 @@ enum Phase {
     /// The watch ends as soon as the standby knows.
     Leaving,
     Demoting,
+    /// The tree stands still, and the standby gets ready to take over.
+    Yielding,
+    /// It was told to let it run.
+    Yielded,
+    /// It runs there.
+    Finishing,
     Over,
 }
 
@@ -85,6 +93,7 @@ pub struct Primary {
     /// Frames that were not heeded.
     stale: u64,
     demoted: bool,
+    yields: hand::Yields,
 }
 
 impl Primary {
@@ -121,6 +130,7 @@ impl Primary {
             refused: 0,
             stale: 0,
             demoted: false,
+            yields: hand::Yields::default(),
         }
     }
 
@@ -189,9 +199,10 @@ impl Primary {
             }
             Event::Heard(path, frame) => self.hear(path, frame, now, &mut out),
             Event::Linked => (self.linked, self.made) = (true, now),
-            Event::Anew if self.phase != Phase::Demoting => self.new_series(&mut out),
+            Event::Anew => self.anew(&mut out),
             Event::LinkLost => {
                 (self.linked, self.shipping) = (false, None);
+                self.doubt();
                 self.flight.iter_mut().for_each(|flying| flying.sent = false);
             }
             Event::Gone => self.gone(now, &mut out),
@@ -204,6 +215,8 @@ impl Primary {
                 self.flight.iter_mut().filter(|flying| flying.mark == mark).for_each(|flying| flying.sent = true);
             }
             Event::Over => self.leave(&mut out),
+            Event::Yield => self.wanted(now, &mut out),
+            Event::Finished if self.phase == Phase::Finishing => out.push(Action::Record(Activation::Demoted(self.generation))),
             Event::Demoted if self.phase == Phase::Demoting => out.push(Action::Record(Activation::Demoted(self.generation))),
             _ => {}
         }
@@ -228,6 +241,7 @@ impl Primary {
             }
             Phase::Recording => self.over(Said::Over, out),
             Phase::Demoting => self.over(Said::Demoted, out),
+            Phase::Finishing => self.over(Said::Switched, out),
             _ => {}
         }
     }
@@ -238,14 +252,17 @@ impl Primary {
     }
 
     fn hear(&mut self, path: Path, frame: Frame, now: Duration, out: &mut Vec<Action>) {
+        if self.phase == Phase::Finishing {
+            return;
+        }
         if frame.generation > self.generation {
-            if self.phase != Phase::Demoting {
+            if !self.ends_here(&frame, out) && self.phase != Phase::Demoting {
                 (self.phase, self.generation, self.demoted) = (Phase::Demoting, frame.generation, true);
                 out.push(Action::Demote);
             }
             return;
         }
-        let Word::Standby { whole, left, full, echo, .. } = frame.word else {
+        let Word::Standby { whole, left, full, echo, hand, .. } = frame.word else {
             self.stale += 1;
             return;
         };
@@ -255,7 +272,7 @@ impl Primary {
         }
         if frame.instance > self.known {
             if self.known != 0 {
-                self.new_series(out);
+                self.anew_for_another(out);
             }
             self.known = frame.instance;
             self.notice.meet();
@@ -268,12 +285,13 @@ impl Primary {
             self.phase = Phase::Watching;
             self.beat = now;
             out.push(Action::Show);
+            self.heard_again(out);
         }
         if let Some((_, said)) = self.sent.iter().find(|(sequence, _)| *sequence == echo) {
             let until = *said + self.limits.lease();
-            if until > self.safe {
+            if until > self.safe && self.phase != Phase::Yielded {
                 self.safe = until;
-                if !self.free {
+                if !self.free && !self.yields.hidden {
                     out.push(Action::Lease(until));
                 }
             }
@@ -287,8 +305,9 @@ impl Primary {
             return;
         }
         // It was said after it had given up what it had, and this series never comes back.
-        if full {
-            return self.full(now, out);
+        if full || hand == Hand::Cannot {
+            self.thaw(out);
+            return self.full(full, now, out);
         }
         if !self.guarded {
             self.confirmed = true;
@@ -298,6 +317,7 @@ impl Primary {
             }
         }
         self.whole(whole, now, out);
+        self.hear_hand(whole, hand, echo, now, out);
     }
 
     /// This epoch and those before it are whole at the standby.
@@ -336,6 +356,7 @@ impl Primary {
     fn run_free(&mut self, out: &mut Vec<Action>) {
         if !self.free {
             self.free = true;
+            self.yields.hidden = false;
             out.push(Action::Free);
         }
     }
@@ -352,11 +373,14 @@ impl Primary {
         self.beat = Duration::ZERO;
     }
 
-    /// The standby has no room: it is asked again later, each time after twice as long.
-    fn full(&mut self, now: Duration, out: &mut Vec<Action>) {
+    /// The standby has nothing any more. One that has no room is asked again later, each time after twice as long.
+    fn full(&mut self, full: bool, now: Duration, out: &mut Vec<Action>) {
         const LONGEST: u32 = 64;
         self.new_series(out);
         self.run_free(out);
+        if !full {
+            return out.push(Action::Say(Said::Unprotected));
+        }
         self.refused = (self.refused * 2).clamp(4, LONGEST);
         self.not_before = now + self.limits.again * self.refused;
         out.extend([Action::Say(Said::Full), Action::Say(Said::Unprotected)]);
@@ -367,6 +391,7 @@ impl Primary {
         if self.phase == Phase::Cut {
             out.push(Action::Show);
         }
+        self.thaw(out);
         self.new_series(out);
         self.run_free(out);
         out.push(Action::Say(if risk { Said::AtRisk } else { Said::Unprotected }));
@@ -379,7 +404,7 @@ impl Primary {
 
     /// The standby's process has ended. That it had not taken over before is known if it has heard of this end lately.
     fn gone(&mut self, now: Duration, out: &mut Vec<Action>) {
-        let concerned = matches!(self.phase, Phase::Watching | Phase::Cut | Phase::Leaving);
+        let concerned = matches!(self.phase, Phase::Watching | Phase::Cut | Phase::Leaving | Phase::Yielding);
         if concerned && !self.free && now < self.safe {
             self.alone(false, out);
         }
@@ -400,6 +425,7 @@ impl Primary {
 
     /// The watch is to end. Asked for twice it ends whatever the standby does.
     fn leave(&mut self, out: &mut Vec<Action>) {
+        self.leave_hand(out);
         match self.phase {
             Phase::Watching | Phase::Recording if self.free => self.over(Said::Over, out),
             Phase::Watching => {
@@ -420,6 +446,7 @@ impl Primary {
                 self.capturing = None;
                 if mark.series == self.series {
                     self.flight.push_back(flying);
+                    self.captured_last(now, out);
                 } else {
                     out.push(Action::Discard(mark));
                 }
@@ -430,6 +457,7 @@ impl Primary {
                 if flying.mark.series == self.series {
                     self.number -= 1;
                 }
+                self.failed_last(out);
             }
             _ => {}
         }
@@ -444,6 +472,7 @@ impl Primary {
             self.made = now;
             out.push(Action::Relink);
         }
+        self.judge_hand(now, out);
         if self.free || !matches!(self.phase, Phase::Watching | Phase::Cut) {
             return;
         }
@@ -508,6 +537,7 @@ impl Primary {
 
     fn work(&mut self, now: Duration, out: &mut Vec<Action>) {
         self.quiet = self.notice.silent(Path::Link, now);
+        self.work_hand(now, out);
         if self.may_capture() && now >= self.due() {
             let ready = self.guarded || self.number > 0 && (self.settled || self.number >= ROUNDS);
             if ready && !self.guarded {
@@ -532,11 +562,12 @@ impl Primary {
 
     fn say(&mut self, now: Duration, out: &mut Vec<Action>) {
         self.beat = now + self.limits.beat;
-        if !matches!(self.phase, Phase::Watching | Phase::Leaving) {
+        if !matches!(self.phase, Phase::Watching | Phase::Leaving | Phase::Yielding | Phase::Yielded) {
             return;
         }
         let wedged = self.capturing.is_some_and(|flying| now.saturating_sub(flying.begun) >= self.limits.wedge);
-        let word = Word::Primary { series: self.series, wedged, over: self.phase == Phase::Leaving };
+        let (last, go) = (self.last(), self.phase == Phase::Yielded);
+        let word = Word::Primary { series: self.series, wedged, over: self.phase == Phase::Leaving, last, go };
         for path in [Path::Link, Path::Beat] {
             self.sequence += 1;
             self.sent.push_back((self.sequence, now));

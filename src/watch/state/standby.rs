@@ -1,7 +1,9 @@
 //! The end that waits to take over.
 
+mod hand;
+
 use super::notice::Notice;
-use super::{Action, Activation, Event, Frame, Guarantee, Limits, Mark, Path, Said, Word};
+use super::{Action, Activation, Event, Frame, Guarantee, Hand, Limits, Mark, Path, Said, Word};
 use std::time::Duration;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,6 +21,10 @@ enum Phase {
     Opening,
     Letting,
     Running,
+    /// Everything is rebuilt, as it was asked to: it waits for a word, or for silence.
+    Set,
+    /// There was silence, and the other host is to be ended first.
+    SetFencing,
     /// What is planted could not be let run; nobody else may.
     Failed,
     /// The watch is over: it never takes over.
@@ -50,6 +56,12 @@ pub struct Standby {
     /// When what did not work is tried again.
     again: Option<Duration>,
     stale: u64,
+    /// The epoch after which the primary's tree stands still, as it said last.
+    last: Option<Mark>,
+    /// The one that is being taken over from since the primary has asked for it.
+    planned: Option<Mark>,
+    /// That came to nothing, and took what was here along.
+    cannot: bool,
 }
 
 impl Standby {
@@ -72,6 +84,9 @@ impl Standby {
             gone: false,
             again: None,
             stale: 0,
+            last: None,
+            planned: None,
+            cannot: false,
         }
     }
 
@@ -125,8 +140,11 @@ impl Standby {
             Event::Whole { generation, mark, ready } => self.epoch(generation, mark, ready, now, &mut out),
             Event::Gone => self.gone = true,
             Event::Fenced(done) if self.phase == Phase::Fencing => self.fenced(done, now, &mut out),
+            Event::Fenced(done) if self.phase == Phase::SetFencing => self.fenced_when_set(done, now, &mut out),
             Event::Full => self.full(now, &mut out),
+            Event::Failed if self.planned.is_some() => self.cannot(now, &mut out),
             Event::Failed => self.failed(&mut out),
+            _ if self.planned.is_some() => self.advance_planned(event, now, &mut out),
             _ => self.advance(event, now, &mut out),
         }
         self.judge(now, &mut out);
@@ -137,7 +155,7 @@ impl Standby {
     }
 
     fn hear(&mut self, path: Path, frame: Frame, now: Duration, out: &mut Vec<Action>) {
-        let Word::Primary { series, wedged, over } = frame.word else {
+        let Word::Primary { series, wedged, over, last, go } = frame.word else {
             self.stale += 1;
             return;
         };
@@ -161,16 +179,19 @@ impl Standby {
         // A primary that beats and gets no further is as good as none.
         if !wedged {
             self.notice.hear(path, frame.sequence, now);
-            self.echo = self.echo.max(frame.sequence);
+            if !self.is_decided() {
+                self.echo = self.echo.max(frame.sequence);
+            }
             self.gone = false;
         }
         if !newest || wedged {
             return;
         }
-        if self.phase == Phase::Blocking {
+        if self.phase == Phase::Blocking && self.planned.is_none() {
             self.phase = Phase::Standing;
             out.push(Action::Unblock);
         }
+        self.hear_hand(Mark { series, number: last }, go, out);
         if self.phase == Phase::Standing && series > self.whole.series {
             self.adopt(series, out);
         }
@@ -185,7 +206,7 @@ impl Standby {
     /// What is here belongs to a series that is over.
     fn adopt(&mut self, series: u64, out: &mut Vec<Action>) {
         self.whole = Mark { series, number: 0 };
-        (self.ready, self.full) = (false, false);
+        (self.ready, self.full, self.cannot) = (false, false, false);
         self.beat = Duration::ZERO;
         out.push(Action::Drop);
     }
@@ -213,7 +234,7 @@ impl Standby {
             self.stale += 1;
             return;
         }
-        if mark.number == self.whole.number + 1 && !self.full {
+        if mark.number == self.whole.number + 1 && !self.full && !self.cannot {
             self.whole = mark;
             self.notice.touch(Path::Link, now);
             if ready && !self.ready {
@@ -231,6 +252,7 @@ impl Standby {
         if self.phase == Phase::Probing && again {
             out.push(Action::Probe);
         }
+        self.judge_planned(now, out);
         if self.phase != Phase::Standing || !self.ready {
             return;
         }
@@ -305,8 +327,8 @@ impl Standby {
         if matches!(self.phase, Phase::New | Phase::Over) {
             return;
         }
-        let word =
-            Word::Standby { whole: self.whole, ready: self.ready, left: self.phase == Phase::Left, full: self.full, echo: self.echo };
+        let (left, hand) = (self.phase == Phase::Left, self.hand());
+        let word = Word::Standby { whole: self.whole, ready: self.ready, left, full: self.full, echo: self.echo, hand };
         for path in [Path::Link, Path::Beat] {
             self.sequence += 1;
             let frame = Frame { generation: self.generation, instance: self.instance, sequence: self.sequence, word };

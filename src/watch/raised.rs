@@ -1,0 +1,91 @@
+//! The addresses of a tree at the standby that takes over: they come up before it runs, and go down again when it does not, also
+//! when this meio is killed meanwhile.
+
+use super::lease::ignore_signals;
+use crate::error::Result;
+use crate::migrate::address::{Address, Probe};
+use crate::migrate::frozen::announce_again;
+use crate::sys::guardian::Guardian;
+use nix::errno::Errno;
+use std::os::fd::OwnedFd;
+
+/// Orders: what is to become of them when meio is gone.
+const DOWN: u8 = 0;
+const STAY: u8 = 1;
+
+/// The addresses, and who takes them down.
+pub struct Raised {
+    addresses: Vec<Address>,
+    /// How many were brought up here.
+    up: usize,
+    keeper: Option<Guardian>,
+}
+
+impl Raised {
+    /// None is up yet. It is a copy of meio: call this before anything is claimed.
+    ///
+    /// # Errors
+    /// When the kernel gives no process.
+    pub fn prepare(addresses: &[Address]) -> Result<Raised> {
+        let theirs = addresses.to_vec();
+        let keeper = if theirs.is_empty() { None } else { Some(Guardian::beside(move |orders| keep(&theirs, &orders))?) };
+        Ok(Raised { addresses: addresses.to_vec(), up: 0, keeper })
+    }
+
+    fn tell(&self, order: u8) {
+        // One that is gone can do nothing.
+        let _ = self.keeper.as_ref().map(|keeper| keeper.tell(&[order]));
+    }
+
+    /// Brings them up, silently.
+    ///
+    /// # Errors
+    /// Those of the kernel; it may be tried again.
+    pub fn raise(&mut self) -> Result<()> {
+        self.tell(DOWN);
+        for address in &self.addresses[self.up..] {
+            address.bring_up()?;
+            self.up += 1;
+        }
+        Ok(())
+    }
+
+    /// Those that came up here go.
+    pub fn take_down(&mut self) {
+        self.addresses.iter().take(std::mem::take(&mut self.up)).for_each(|address| drop(address.take()));
+        self.tell(STAY);
+    }
+
+    /// The tree runs: they stay, whatever becomes of meio, and the neighbours are told again.
+    pub fn stay(&self) {
+        self.tell(STAY);
+        self.addresses.iter().for_each(announce_again);
+    }
+
+    /// Tells the neighbours once.
+    pub fn announce(&self) {
+        self.addresses.iter().for_each(|address| drop(address.announce_once()));
+    }
+
+    /// Asks whether nobody else has one of them, whenever that is wanted.
+    pub fn question(&self) -> impl FnOnce() -> bool + Send + use<> {
+        let addresses = self.addresses.clone();
+        move || addresses.iter().all(|address| address.probe(Probe::QUICK, &[]).is_ok_and(|others| others.is_empty()))
+    }
+}
+
+fn keep(addresses: &[Address], orders: &OwnedFd) {
+    ignore_signals();
+    let mut last = STAY;
+    let mut order = [0];
+    loop {
+        match nix::unistd::read(orders, &mut order) {
+            Ok(1..) => last = order[0],
+            Err(Errno::EINTR) => {}
+            _ => break,
+        }
+    }
+    if last == DOWN {
+        addresses.iter().filter(|address| address.is_up().unwrap_or(false)).for_each(|address| drop(address.take()));
+    }
+}

@@ -1,0 +1,121 @@
+//! A standby that takes over since somebody wants it to.
+
+use super::control::{is_clean, meio, standing, status};
+use super::{Counter, SLOW, Watched, count, has_address, noted, oldest, redis};
+use crate::lab::hosts::Host;
+use crate::lab::{Lab, SOON, until};
+use serde_json::Value;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+/// Exactly one of them has the tree and its address.
+fn is_on(pid: i32, here: &Host, there: &Host) -> bool {
+    here.runs(pid) && has_address(here) && !has_address(there)
+}
+
+crate::alone! {
+    /// To and fro, five times: the connection of a client lives through all of it, and nothing that it was told is lost or done twice.
+    fn five_times_to_and_fro() {
+        let lab = Lab::new("watch-switch");
+        let (mut hosts, pid) = redis(&lab);
+        let counter = Counter::begin();
+        let mut frozen = Vec::new();
+        for round in 0..5 {
+            let mut watched = Watched::with(&lab, &hosts, pid, &[SLOW, &["--name", "web"]].concat());
+            let [here, there] = [&hosts.hosts[0], &hosts.hosts[1]];
+            assert!(counter.go_on(50), "round {round}: {}\n{}", watched.said(), noted(&hosts));
+            standing(here, "protected");
+            let (code, said) = meio(here, &["switchover", "web", "--json", "--to", &there.address]);
+            assert_eq!(code, 0, "round {round}: {said}\n{}\n{}", watched.said(), noted(&hosts));
+            let done: Value = serde_json::from_str(&said).expect("JSON");
+            assert_eq!(done["generation"], 2, "{done}");
+            assert!(done["host"].as_str().is_some_and(|host| watched.said().contains(host)), "{done}");
+            frozen.push(done["frozen_ms"].as_f64().expect("a time"));
+            println!("round {round}: {} {}", done["frozen_ms"], done["steps"]);
+            assert!(counter.go_on(50), "round {round}: {}\n{}", watched.said(), noted(&hosts));
+            let ended = watched.meio.wait().expect("it ends");
+            assert!(matches!(ended.code(), Some(0 | 3)) && watched.said().contains("as was wanted, and nothing of it is left here"), "{}", watched.said());
+            assert!(!here.lives(pid) && is_on(pid, there, here), "{}", noted(&hosts));
+            assert!(until(SOON, || is_clean(here)), "something is left");
+            let one = standing(there, "running");
+            assert!(one["generation"] == 2 && one["loses"].as_str().is_some_and(|loses| loses.contains("nobody stands by for it")), "{one}");
+            // From there it is protected again.
+            let (code, said) = meio(there, &["unwatch", "web"]);
+            assert_eq!(code, 0, "{said}");
+            assert!(until(SOON, || is_clean(there)), "something is left");
+            hosts.hosts.swap(0, 1);
+        }
+        counter.end();
+        println!("frozen for {frozen:?} ms");
+        frozen.sort_by(f64::total_cmp);
+        assert!(frozen[2] < 1000.0, "{frozen:?}");
+    }
+
+    /// The standby's meio is killed at some moment of it: the tree runs on one of the hosts, and no answer is lost.
+    fn a_standby_that_is_killed_meanwhile() {
+        let lab = Lab::new("watch-switch-kill");
+        let (hosts, pid) = redis(&lab);
+        let watched = Watched::with(&lab, &hosts, pid, &[SLOW, &["--name", "web"]].concat());
+        let [here, there] = [&hosts.hosts[0], &hosts.hosts[1]];
+        let counter = Counter::begin();
+        for delay in [12u64, 20, 26, 32, 40, 50, 60, 75] {
+            assert!(counter.go_on(20), "{}\n{}", watched.said(), noted(&hosts));
+            standing(here, "protected");
+            let agent = oldest(there);
+            let mut command = here.command(Path::new(crate::MEIO));
+            let asked = command.args(["switchover", "web"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
+            std::thread::sleep(Duration::from_millis(delay));
+            let _ = there.command(Path::new("kill")).args(["-KILL", &agent]).status();
+            let done = asked.wait_with_output().expect("it ends");
+            let said = String::from_utf8_lossy(&[done.stdout, done.stderr].concat()).into_owned();
+            println!("killed after {delay} ms: {:?} {said}", done.status.code());
+            assert!(counter.go_on(20), "nobody answers: {said}\n{}\n{}", watched.said(), noted(&hosts));
+            if done.status.success() {
+                assert!(until(SOON, || is_on(pid, there, here)), "{}", noted(&hosts));
+                break;
+            }
+            assert!(matches!(done.status.code(), Some(1 | 15 | 16)), "{done:?}", done = done.status);
+            // Another one stands by, or it had been taken over when that one was killed.
+            let one = until(SOON, || is_on(pid, here, there)) || until(SOON, || is_on(pid, there, here));
+            assert!(one, "{}", noted(&hosts));
+            if !has_address(here) {
+                break;
+            }
+        }
+        counter.end();
+    }
+
+    /// What cannot be done is said, and nothing was touched.
+    fn what_is_refused() {
+        let lab = Lab::new("watch-switch-refused");
+        let (hosts, pid) = redis(&lab);
+        let [here, there] = [&hosts.hosts[0], &hosts.hosts[1]];
+        assert_eq!(meio(here, &["switchover", "web"]).0, 10);
+        let folder = lab.path("images").display().to_string();
+        let mut series = here.command(Path::new(crate::MEIO)).args(["watch", "--dir", &folder, "--name", "kept", &pid.to_string()]).spawn().expect("it starts");
+        assert!(until(SOON, || meio(here, &["status", "kept"]).0 == 0));
+        let (code, said) = meio(here, &["switchover", "kept"]);
+        assert!(code == 1 && said.contains("nobody stands by for kept"), "{said}");
+        assert_eq!(meio(here, &["unwatch", "kept"]).0, 0);
+        let _ = series.wait();
+        let mut watched = Watched::with(&lab, &hosts, pid, &["--timeout", "3s", "--name", "web"]);
+        standing(here, "protected");
+        let (code, said) = meio(here, &["switchover", "web", "--to", "elsewhere"]);
+        assert!(code == 2 && said.contains("elsewhere does not stand by for web"), "{said}");
+        let (code, said) = meio(there, &["switchover", "web"]);
+        assert!(code == 1 && said.contains("on host1: meio switchover web"), "{said}");
+        // One that does not answer cannot take over: the tree is not even stopped.
+        let agent = oldest(there);
+        there.plain("kill", &["-STOP", &agent]);
+        std::thread::sleep(Duration::from_secs(4));
+        let (code, said) = meio(here, &["switchover", "web"]);
+        assert!(code != 0 && said.contains("could not take over web now"), "{said}");
+        there.plain("kill", &["-CONT", &agent]);
+        assert!(until(SOON, || count().is_some()) && here.runs(pid), "{}", watched.said());
+        assert_eq!(status(here)["generation"], 1);
+        assert_eq!(meio(here, &["unwatch", "web"]).0, 0);
+        let _ = watched.meio.wait();
+        assert!(until(SOON, || is_on(pid, here, there) && is_clean(here) && is_clean(there)), "{}", noted(&hosts));
+    }
+}
