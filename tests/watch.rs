@@ -6,6 +6,7 @@ mod links;
 mod local;
 mod programs;
 mod room;
+mod service;
 mod switch;
 
 use crate::lab::hosts::{Host, Hosts, SERVICE, VIP};

@@ -151,9 +151,7 @@ fn texts(arg: &Arg, value: &DeValue<'_>) -> Result<Vec<String>, &'static str> {
     match value {
         DeValue::Boolean(set) if !takes(arg) => Ok(set.then(String::new).into_iter().collect()),
         _ if !takes(arg) => Err("true or false"),
-        DeValue::Array(values) if many => {
-            values.iter().map(|value| one(value.get_ref())).collect::<Option<_>>().ok_or("a list of texts")
-        }
+        DeValue::Array(values) if many => values.iter().map(|value| one(value.get_ref())).collect::<Option<_>>().ok_or("a list of texts"),
         value => one(value).map(|text| vec![text]).ok_or(if many { "a text, or a list of texts" } else { "a text or a number" }),
     }
 }
@@ -170,23 +168,20 @@ fn kind(value: &DeValue<'_>) -> &'static str {
     }
 }
 
-/// What its own parser says against a text, and what helps.
+/// What the command line has against a text, and what helps.
 fn refusal(arg: &Arg, text: &str) -> Option<(String, Option<String>)> {
-    if !takes(arg) {
+    use clap::error::ErrorKind;
+    let argument = match arg.get_long() {
+        Some(long) if takes(arg) => format!("--{long}={text}"),
+        None if arg.get_id() == WATCHED[0] => text.to_owned(),
+        _ => return None,
+    };
+    let e = super::definition().try_get_matches_from(["meio", "watch", &argument]).err()?;
+    // What is missing or does not go together is not this text's fault.
+    if !matches!(e.kind(), ErrorKind::InvalidValue | ErrorKind::ValueValidation | ErrorKind::UnknownArgument) {
         return None;
     }
-    let mut alone = Arg::new(arg.get_id().clone()).action(arg.get_action().clone()).value_parser(arg.get_value_parser().clone());
-    let names: Vec<_> = arg.get_value_names().unwrap_or_default().to_vec();
-    alone = if names.is_empty() { alone } else { alone.value_names(names) };
-    let arguments = match arg.get_long() {
-        Some(long) => {
-            alone = alone.long(long.to_owned());
-            vec![format!("--{long}={text}")]
-        }
-        None => vec!["--".to_owned(), text.to_owned()],
-    };
-    let command = clap::Command::new("meio").no_binary_name(true).disable_help_flag(true).arg(alone);
-    let said = command.try_get_matches_from(arguments).err()?.render().to_string();
+    let said = e.render().to_string();
     let mut lines = said.lines().map(str::trim).filter(|line| !line.is_empty());
     let what = lines.next().unwrap_or_default().trim_start_matches("error: ").to_owned();
     Some((what, lines.find(|line| line.starts_with("[possible values") || line.starts_with("tip:")).map(str::to_owned)))
@@ -225,14 +220,17 @@ mod tests {
         let done = with_file(all.iter().map(OsString::from).collect());
         let front = format!("{path}:");
         let told = |e: Error| e.message.trim_start_matches(&front).to_owned() + &e.help.map_or(String::new(), |help| format!(" ({help})"));
-        let texts = |all: Vec<OsString>| all.into_iter().map(|one| one.into_string().expect("text")).filter(|one| *one != path && one != "--config");
+        let texts = |all: Vec<OsString>| {
+            all.into_iter().map(|one| one.into_string().expect("text")).filter(|one| *one != path && one != "--config")
+        };
         done.map(|all| texts(all).skip(2).collect()).map_err(|wrong| wrong.into_iter().map(told).collect())
     }
 
     #[test]
     fn keys_are_options() {
         let text = "standby = \"root@other\"\nvip = [\"10.0.0.1/24@eth0\", \"fd00::1/64@eth0\"]\ntimeout = \"2s\"\npid-namespace = true\nkeep = 3\ncommand = [\"a\", \"-b\"]\n";
-        let wanted = ["--standby=root@other", "--vip=10.0.0.1/24@eth0", "--vip=fd00::1/64@eth0", "--timeout=2s", "--pid-namespace", "--keep=3"];
+        let wanted =
+            ["--standby=root@other", "--vip=10.0.0.1/24@eth0", "--vip=fd00::1/64@eth0", "--timeout=2s", "--pid-namespace", "--keep=3"];
         assert_eq!(with(text, &["--quiet"]).expect("fine"), [&wanted[..], &["--quiet", "--", "a", "-b"]].concat());
         assert_eq!(with("pid-namespace = false\n", &[]).expect("fine"), Vec::<String>::new());
     }
@@ -248,16 +246,24 @@ mod tests {
     fn all_that_is_wrong_is_said_and_where() {
         let text = "intervall = \"1s\"\ntimeout = 5.5\n guarantee = \"most\"\nvip = [1.5]\npid-namespace = \"yes\"\nconfig = \"x\"\ninterval = \"soon\"\n[more]\nx = 1\n";
         let wrong = with(text, &[]).expect_err("it is wrong");
-        let begins = ["1:1: unknown key \"intervall\" (did you mean interval?)", "2:11: timeout must be a text or a number, not a broken number"];
+        let begins =
+            ["1:1: unknown key \"intervall\" (did you mean interval?)", "2:11: timeout must be a text or a number, not a broken number"];
         assert_eq!(wrong[..2], begins, "{wrong:?}");
         assert!(wrong[2].starts_with("3:14: invalid value 'most'") && wrong[2].contains("hold, hot"), "{wrong:?}");
-        assert!(wrong[3].starts_with("4:7: vip must be a list of texts") && wrong[4].starts_with("5:17: pid-namespace must be true or false"), "{wrong:?}");
-        assert!(wrong[5].starts_with("6:1: unknown key \"config\"") && wrong[6].starts_with("7:12: invalid value 'soon' for '--interval"), "{wrong:?}");
+        assert!(
+            wrong[3].starts_with("4:7: vip must be a list of texts") && wrong[4].starts_with("5:17: pid-namespace must be true or false"),
+            "{wrong:?}"
+        );
+        assert!(
+            wrong[5].starts_with("6:1: unknown key \"config\"") && wrong[6].starts_with("7:12: invalid value 'soon' for '--interval"),
+            "{wrong:?}"
+        );
         assert!(wrong[7].starts_with("8:2: unknown key \"more\"") && wrong.len() == 8, "{wrong:?}");
         // What can be read of a file that is no TOML is looked at, too.
         let wrong = with("timeout = \"2s\nstandbye = \"x\"\n", &[]).expect_err("it is wrong");
         assert!(wrong[0].starts_with("1:") && wrong.iter().any(|one| one.starts_with("2:1: unknown key \"standbye\"")), "{wrong:?}");
-        let wrong = with("colour = 1\ntimeout = \"10ms\"\nvip = \"10.0.0.1/24@eth0\"\nstandby = \"x\"\ntarget = 1\ninterval=\"0\"\n", &[]).expect_err("it is wrong");
+        let wrong = with("colour = 1\ntimeout = \"10ms\"\nvip = \"10.0.0.1/24@eth0\"\nstandby = \"x\"\ntarget = 1\ninterval=\"0\"\n", &[])
+            .expect_err("it is wrong");
         assert!(wrong.len() == 3 && wrong[1].contains("--timeout must be") && wrong[2].contains("--interval must be"), "{wrong:?}");
     }
 

@@ -70,7 +70,7 @@ pub fn name(text: &str) -> std::result::Result<String, String> {
     if is_name(text) { Ok(text.to_owned()) } else { Err("letters, digits, and . _ - within it; 64 at most".into()) }
 }
 
-fn not_watched(name: &str) -> Error {
+pub fn not_watched(name: &str) -> Error {
     Error::new(Kind::NotFound, format!("nothing is watched under the name {name}")).help("meio status shows what is")
 }
 

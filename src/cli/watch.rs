@@ -1,7 +1,7 @@
 //! `meio watch`.
 
 use super::target::{self, Target};
-use super::{Console, drawing::Drawing, dump::Level, figures, way};
+use super::{Console, config, drawing::Drawing, dump::Level, figures, way};
 use crate::capsule::{self, Running};
 use crate::dump::{self, Output, Track};
 use crate::error::{Error, Kind, Result};
@@ -62,7 +62,7 @@ pub struct Watch {
     #[arg(long, value_name = "[USER@]HOST[:PORT]", value_parser = way::destination, required_unless_present = "dir")]
     standby: Option<Destination>,
     /// Keep images of it in this folder instead
-    #[arg(long, value_name = "FOLDER", value_hint = clap::ValueHint::DirPath, conflicts_with_all = ["standby", "vip", "guarantee", "fence"])]
+    #[arg(long, value_name = "FOLDER", value_hint = clap::ValueHint::DirPath, conflicts_with_all = ["standby", "vip", "guarantee", "fence", "on_event"])]
     dir: Option<PathBuf>,
     /// How many images are kept at least, with --dir
     #[arg(long, value_name = "N", default_value = "10", requires = "dir", value_parser = clap::value_parser!(u64).range(1..=10_000))]
@@ -92,6 +92,13 @@ pub struct Watch {
     /// this host goes on alone
     #[arg(long, value_name = "COMMAND")]
     fence: Option<String>,
+    /// A shell command that is told of each thing that meio history tells of, when it happens, on the host where it does
+    ///
+    /// In its environment: MEIO_NAME, MEIO_ROLE (primary, standby), MEIO_EVENT (protected, cut, taking-over, taken-over ...), MEIO_REASON,
+    /// MEIO_GENERATION, MEIO_EPOCH (SERIES.NUMBER), MEIO_OTHER (the other host). It delays nothing: one that fails, or does not end
+    /// within 10 seconds, is said.
+    #[arg(long, value_name = "COMMAND")]
+    on_event: Option<String>,
     /// The group whose members may ask how it stands, and command it [default: meio, if there is one]
     #[arg(long, value_name = "GROUP")]
     control_group: Option<String>,
@@ -107,6 +114,16 @@ pub struct Watch {
     /// How long to wait for every task to stand still
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = figures::parse_time)]
     freeze_timeout: Duration,
+    /// Take options from this file, too [default: /etc/meio/NAME.toml, if it is there, with --name NAME]
+    ///
+    /// A file of TOML: its keys are the long names of these options, and target or command for what is watched (command as a list). Texts
+    /// and numbers stand for values, true and false for what takes none, lists for what may be given more than once. The command
+    /// line wins.
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+    config: Option<PathBuf>,
+    /// Only look whether that file, with the command line, is fine: all that is wrong is said at once
+    #[arg(long)]
+    check_config: bool,
     #[command(flatten)]
     way: way::Way,
     #[command(flatten)]
@@ -138,7 +155,13 @@ impl Watch {
     /// Watches, and tells how it ended.
     pub fn run(&self, console: &Console) -> Result<ExitCode> {
         // What is wrong with the command line is said before anything is started.
-        let limits = self.limits()?;
+        let (limits, wrong) = self.chosen();
+        if self.check_config {
+            return self.checked(&wrong, console);
+        }
+        if let Some(e) = wrong.into_iter().next() {
+            return Err(e);
+        }
         let started = match self.command.as_slice() {
             [] => None,
             command => {
@@ -196,6 +219,7 @@ impl Watch {
                     spool: self.spool.clone().unwrap_or_default(),
                     limits,
                     fence: self.fence.clone(),
+                    on_event: self.on_event.clone(),
                     control_group,
                     begun,
                 };
@@ -205,27 +229,54 @@ impl Watch {
         }
     }
 
-    fn limits(&self) -> Result<Limits> {
+    /// What does not fit together of what was chosen.
+    pub fn misfits(&self) -> Vec<Error> {
+        self.chosen().1
+    }
+
+    /// Says whether the file is fine.
+    fn checked(&self, wrong: &[Error], console: &Console) -> Result<ExitCode> {
+        let Some(path) = config::find(self.config.as_ref(), self.name.as_ref()) else {
+            return Err(
+                Error::new(Kind::Usage, "there is no file to be looked at").help("--config FILE, or --name NAME for /etc/meio/NAME.toml")
+            );
+        };
+        config::report(wrong, console.json);
+        if !wrong.is_empty() {
+            return Ok(ExitCode::from(Kind::Usage.code() as u8));
+        }
+        let path = path.display().to_string();
+        if console.json {
+            console.json("result", json!({ "command": "watch", "config": path, "fine": true }));
+        } else {
+            console.result(&format!("{path} is fine"));
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    /// The limits, and what is wrong with them.
+    fn chosen(&self) -> (Limits, Vec<Error>) {
         const LEAST: Duration = Duration::from_millis(50);
         const SHORTEST: Duration = Duration::from_millis(1);
         const LONGEST: Duration = Duration::from_secs(3600);
+        let mut wrong = Vec::new();
         if !(LEAST..=LONGEST).contains(&self.timeout) {
-            return Err(Error::new(Kind::Usage, "--timeout must be from 50ms to 1h"));
+            wrong.push(Error::new(Kind::Usage, "--timeout must be from 50ms to 1h"));
         }
         let usual = Duration::from_millis(if self.dir.is_some() { 10_000 } else { 50 });
         let interval = self.interval.unwrap_or(usual);
         let interval_max = if self.dir.is_some() { self.interval_max.max(interval) } else { self.interval_max };
         if !(SHORTEST..=LONGEST).contains(&interval) || !(interval..=LONGEST).contains(&interval_max) {
             let message = "--interval must be 1ms at least and no more than --interval-max, and that 1h at most";
-            return Err(Error::new(Kind::Usage, message));
+            wrong.push(Error::new(Kind::Usage, message));
         }
         let guarantee = match self.guarantee {
             Promise::Hold => Guarantee::Hold,
             Promise::Hot => Guarantee::Hot,
         };
         if guarantee == Guarantee::Hold && self.vip.is_empty() && self.dir.is_none() {
-            return Err(Error::new(Kind::Usage, "nothing can be held without an address that goes with the tree")
-                .help("name it: --vip ADDRESS/LENGTH@INTERFACE; or --guarantee hot"));
+            let nothing = Error::new(Kind::Usage, "nothing can be held without an address that goes with the tree");
+            wrong.push(nothing.help("name it: --vip ADDRESS/LENGTH@INTERFACE; or --guarantee hot"));
         }
         let usual = Limits::default();
         let on_loss = match self.on_standby_loss {
@@ -235,7 +286,8 @@ impl Watch {
         let beat = usual.beat.min(self.timeout / 5);
         let interval_min = usual.interval_min.min(interval);
         let fence = self.fence.is_some();
-        Ok(Limits { guarantee, on_loss, fence, beat, timeout: self.timeout, interval, interval_min, interval_max, ..usual })
+        let limits = Limits { guarantee, on_loss, fence, beat, timeout: self.timeout, interval, interval_min, interval_max, ..usual };
+        (limits, wrong)
     }
 
     fn dump(&self, pid: i32, capsule: Option<String>) -> dump::Options {

@@ -146,7 +146,8 @@ pub fn agree(ask: &Ask, whom: &Whom, mut peer: Peer) -> Result<Found> {
     };
     let beats = port.map(|port| beats(options, &key, port)).transpose()?;
     if images.is_none() {
-        say(&peer, &Setup::Begin { generation, limits: options.limits, fence: options.fence.clone() })?;
+        let (fence, on_event) = (options.fence.clone(), options.on_event.clone());
+        say(&peer, &Setup::Begin { generation, limits: options.limits, fence, on_event })?;
     }
     peer.open_bulk()?;
     let sender = peer.sender()?;

@@ -4,12 +4,13 @@ use super::beat::{Beats, Came, Key};
 use super::clone::Clone;
 use super::control::Control;
 use super::fence::Fence;
+use super::history::{Entry, History};
+use super::raised::{Raised, Waiting};
 use super::record::{About, Claim, Record, Store};
-use super::raised::Raised;
 use super::setup::{EPOCH, Epoch, OVER, PACKETS, SETUP, Setup, WHY, WORD};
 use super::state::{Action, Activation, Event, Guarantee, Mark, Path, Said, Standby};
 use super::status::{Board, Role, Status, Wish};
-use super::steps::Steps;
+use super::steps::{Steps, step};
 use super::visit::{Asked, News, Opened, Visits};
 use super::{fit, frame};
 use crate::error::{Error, Result};
@@ -18,10 +19,8 @@ use crate::migrate::plan::{Plan, Remark, pack, unpack};
 use crate::migrate::record::Member;
 use crate::netlock::{self, NetLock};
 use crate::progress::Report;
-use crate::resource::thread::serde_bytes_vec::Bytes;
 use crate::restore::{self, Input};
 use crate::sys::signal;
-use crate::sys::wire::Wire;
 use crate::transport::{self, Peer};
 use std::collections::VecDeque;
 use std::net::{Ipv6Addr, SocketAddr};
@@ -78,7 +77,7 @@ pub fn run() -> Result<()> {
         return Ok(());
     }
     let begin = peer.link.receive(Some(PATIENCE))?;
-    let Setup::Begin { generation, limits, fence } = unpack(&begin.payload)? else {
+    let Setup::Begin { generation, limits, fence, on_event } = unpack(&begin.payload)? else {
         return Err(Error::link("the primary does not begin"));
     };
     peer.open_bulk()?;
@@ -87,6 +86,10 @@ pub fn run() -> Result<()> {
     // Who cleans up behind one that was killed finds what it had.
     store.write(&record)?;
     control.board().note(|status| (status.generation, status.guarantee) = (generation, Some(limits.guarantee.name().to_owned())));
+    let (log, name) = (store.clone(), record.name.clone());
+    let history = History::begin(&store, &record.name, Role::Standby, on_event, move |text| log.note(&name, text))?;
+    let begun = Entry::new(Role::Standby, "standing-by", format!("{} has begun a watch", peer.hello.host));
+    history.note(Entry { other: Some(peer.hello.host.clone()), generation, ..begun });
     let machine = Standby::begin(generation, instance, limits);
     let mut agent = Agent {
         machine,
@@ -106,7 +109,7 @@ pub fn run() -> Result<()> {
         kept: None,
         whole: Vec::new(),
         raised,
-        waiting: Vec::new(),
+        waiting: Waiting::default(),
         restoring: false,
         planted: None,
         root: None,
@@ -118,6 +121,8 @@ pub fn run() -> Result<()> {
         steps: None,
         early: None,
         timeout: limits.timeout,
+        history,
+        failure: None,
         _claim: claim,
     };
     let stood = agent.stand();
@@ -169,7 +174,7 @@ struct Agent {
     /// The addresses that go with the tree.
     raised: Raised,
     /// Packets that came for it where it stood still, and wait until it runs.
-    waiting: Vec<Bytes>,
+    waiting: Waiting,
     /// It is being rebuilt.
     restoring: bool,
     /// Root of what was rebuilt, and is not to run yet.
@@ -189,6 +194,9 @@ struct Agent {
     early: Option<(Instant, Receiver<bool>)>,
     /// Of the primary's silence.
     timeout: Duration,
+    history: History,
+    /// Why it could not be brought back.
+    failure: Option<String>,
     _claim: Claim,
 }
 
@@ -249,7 +257,12 @@ impl Agent {
                     self.events.extend(frame::read(&came.payload).map(|heard| Event::Heard(Path::Link, heard)));
                 }
                 Ok(came) if came.kind == EPOCH => self.coming.push_back(unpack(&came.payload)?),
-                Ok(came) if came.kind == PACKETS => self.packets(unpack(&came.payload)?),
+                Ok(came) if came.kind == PACKETS => {
+                    self.waiting.take(unpack(&came.payload)?);
+                    if self.root.is_some() {
+                        self.waiting.deliver();
+                    }
+                }
                 Ok(_) => {}
                 Err(_) if peer.link.failure().is_none() => {}
                 Err(_) => self.unlink(),
@@ -395,6 +408,7 @@ impl Agent {
                     let silence = if self.machine.is_planned() { Duration::ZERO } else { self.machine.silence(self.begun.elapsed()) };
                     self.steps = Some(Steps::begin(silence));
                 }
+                self.history.said(said, |entry| self.about(said, entry));
                 let jitter = self.machine.jitter().map_or(String::new(), |most| format!("; heartbeats are up to {most:.1?} off"));
                 let dropped = self.machine.stale() + self.beats.dropped().all();
                 self.note(&format!("{said:?}; {dropped} frames were not heeded{jitter}"));
@@ -407,6 +421,20 @@ impl Agent {
         }
         self.events.push_back(event);
         Ok(None)
+    }
+
+    /// Something that has happened, with what is known of it.
+    fn about(&self, said: Said, entry: Entry) -> Entry {
+        let planned = self.machine.is_planned();
+        let reason = match said {
+            Said::TakingOver if planned => "the primary's user wants it".to_owned(),
+            Said::TakingOver => format!("nothing was heard of the primary for {:.0?}", self.machine.silence(self.begun.elapsed())),
+            Said::Failed => self.failure.clone().unwrap_or(entry.reason),
+            _ => entry.reason,
+        };
+        let steps = self.steps.as_ref().filter(|_| said == Said::TakenOver).map_or(Vec::new(), Steps::all);
+        let (other, generation, epoch) = (Some(self.primary.clone()), self.machine.generation(), self.kept.map(|(mark, _)| mark));
+        Entry { reason, other, generation, epoch: epoch.or(self.board.epoch()), steps, ..entry }
     }
 
     fn note(&self, text: &str) {
@@ -454,24 +482,6 @@ impl Agent {
         None
     }
 
-    /// They wait until the tree runs.
-    fn packets(&mut self, packets: Vec<Bytes>) {
-        const MOST: usize = 1 << 16;
-        let room = MOST.saturating_sub(self.waiting.len());
-        self.waiting.extend(packets.into_iter().take(room));
-        if self.root.is_some() {
-            self.deliver();
-        }
-    }
-
-    /// Hands on what came for the tree; what cannot be is sent again by whoever sent it.
-    fn deliver(&mut self) {
-        let wire = Wire::new(netlock::PASS);
-        for Bytes(packet) in self.waiting.drain(..) {
-            let _ = wire.as_ref().map(|wire| wire.packet(&packet));
-        }
-    }
-
     /// Rebuilds everything, and lets it run when the machine says so.
     fn bring_back(&mut self) {
         let mut told = Told::default();
@@ -493,7 +503,7 @@ impl Agent {
         match restored {
             Ok(root) => {
                 self.root = Member::of(root).ok();
-                self.deliver();
+                self.waiting.deliver();
                 // Who brings the pages has what it needs.
                 self.spool.drop_all();
                 self.raised.stay();
@@ -504,7 +514,10 @@ impl Agent {
             }
             Err(e) => {
                 self.note(&format!("it could not be brought back: {}", in_full(&e)));
-                if self.machine.is_planned() && let Some(peer) = &self.peer {
+                self.failure = Some(in_full(&e));
+                if self.machine.is_planned()
+                    && let Some(peer) = &self.peer
+                {
                     let (generation, payload) = (self.machine.generation(), in_full(&e).into_bytes());
                     let _ = peer.link.send(&transport::Frame { kind: WHY, generation, payload });
                 }
@@ -564,20 +577,6 @@ impl Agent {
             _ => Err(Error::other("it is not to be taken over any more")),
         }
     }
-}
-
-/// What a step of a take-over is called.
-fn step(action: Action) -> Option<&'static str> {
-    Some(match action {
-        Action::Block => "block",
-        Action::Record(_) => "record",
-        Action::Place(_) => "place",
-        Action::Probe => "probe",
-        Action::Raise => "address",
-        Action::Tell => "neighbours",
-        Action::Open => "open",
-        _ => return None,
-    })
 }
 
 /// With everything that stood in the way.

@@ -16,9 +16,7 @@ const HAND: u8 = 3;
 pub fn write(frame: &Frame) -> [u8; LENGTH] {
     let flag = |set: bool, bit: u8| if set { 1 << bit } else { 0 };
     let (who, flags, own) = match frame.word {
-        Word::Primary { series, wedged, over, last, go } => {
-            (PRIMARY, flag(wedged, 0) | flag(over, 1) | flag(go, 2), [series, last, 0])
-        }
+        Word::Primary { series, wedged, over, last, go } => (PRIMARY, flag(wedged, 0) | flag(over, 1) | flag(go, 2), [series, last, 0]),
         Word::Standby { whole, ready, left, full, echo, hand } => {
             let hand = HANDS.iter().position(|one| *one == hand).unwrap_or_default() as u8;
             (STANDBY, flag(ready, 0) | flag(left, 1) | flag(full, 2) | hand << HAND, [whole.series, whole.number, echo])

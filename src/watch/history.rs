@@ -9,6 +9,7 @@ use super::status::Role;
 use super::switch::ms;
 use crate::error::{Context, Error, Result};
 use crate::sys::durable;
+use crate::sys::manager::SOCKET;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
@@ -151,7 +152,13 @@ impl History {
     ///
     /// # Errors
     /// When the kernel gives no thread.
-    pub fn begin(store: &Store, name: &str, role: Role, command: Option<String>, complain: impl Fn(&str) + Send + 'static) -> Result<History> {
+    pub fn begin(
+        store: &Store,
+        name: &str,
+        role: Role,
+        command: Option<String>,
+        complain: impl Fn(&str) + Send + 'static,
+    ) -> Result<History> {
         let (tell, told) = channel::<Entry>();
         let (ends, done) = channel();
         let (path, name) = (file(store, name), name.to_owned());
@@ -169,7 +176,10 @@ impl History {
                 keep(&entry);
                 if let Some(Err(why)) = command.as_ref().map(|command| run(command, &name, &entry, PATIENCE)) {
                     let why = format!("the command that is to be told of {:?} {why}", entry.event);
-                    keep(&Entry { epoch: entry.epoch, ..Entry { generation: entry.generation, ..Entry::new(entry.role, "hook-failed", why.clone()) } });
+                    keep(&Entry {
+                        epoch: entry.epoch,
+                        ..Entry { generation: entry.generation, ..Entry::new(entry.role, "hook-failed", why.clone()) }
+                    });
                     complain(&why);
                 }
             }
@@ -206,8 +216,12 @@ fn run(command: &str, name: &str, entry: &Entry, patience: Duration) -> std::res
     let epoch = entry.epoch.map_or(String::new(), |epoch| format!("{}.{}", epoch.series, epoch.number));
     let mut shell = Command::new("/bin/sh");
     shell.args(["-c", command]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
+    shell.env_remove(SOCKET);
     shell.env("MEIO_NAME", name).env("MEIO_ROLE", role).env("MEIO_EVENT", &entry.event).env("MEIO_REASON", &entry.reason);
-    shell.env("MEIO_GENERATION", entry.generation.to_string()).env("MEIO_EPOCH", epoch).env("MEIO_OTHER", entry.other.as_deref().unwrap_or(""));
+    shell
+        .env("MEIO_GENERATION", entry.generation.to_string())
+        .env("MEIO_EPOCH", epoch)
+        .env("MEIO_OTHER", entry.other.as_deref().unwrap_or(""));
     let mut child = shell.spawn().map_err(|e| format!("cannot be run: {e}"))?;
     let until = Instant::now() + patience;
     loop {
@@ -241,7 +255,8 @@ mod tests {
 
     fn entry(n: u64) -> Entry {
         let epoch = Some(Mark { series: 1, number: n });
-        Entry { generation: 2, epoch, ..Entry::new(Role::Primary, "protected", "x".repeat(200)) }.took(Some(1.5), &[("copy".to_owned(), 0.25)])
+        Entry { generation: 2, epoch, ..Entry::new(Role::Primary, "protected", "x".repeat(200)) }
+            .took(Some(1.5), &[("copy".to_owned(), 0.25)])
     }
 
     #[test]

@@ -9,13 +9,14 @@ use super::copies::{Copies, Known};
 use super::fence::Fence;
 use super::frame;
 use super::gate::{Gate, Held};
+use super::history::{Entry, History};
 use super::lease::Lease;
 use super::record::{Back, Claim, Record, Store};
 use super::say::Seen;
 use super::setup::{EPOCH, Epoch, OVER, PACKETS, WHY, WORD};
 use super::start::Start;
 use super::state::{Action, Event, Frame, Hand, Limits, Mark, Path, Primary, Said, Word};
-use super::status::{Board, State};
+use super::status::{Board, Role, State};
 use super::switch::{Course, Still, are_down};
 use super::tree::{Order, Tree};
 use crate::dump;
@@ -25,6 +26,7 @@ use crate::migrate::plan::pack;
 use crate::migrate::record::Member;
 use crate::progress::{Report, phase};
 use crate::resource::thread::serde_bytes_vec::Bytes;
+use crate::sys::manager::Manager;
 use crate::sys::signal;
 use crate::transport::{self, Destination, How, Peer, Sender as Streams};
 use std::collections::VecDeque;
@@ -55,6 +57,8 @@ pub struct Options {
     pub limits: Limits,
     /// The command that ends the standby's host at the primary, and the primary's at the standby.
     pub fence: Option<String>,
+    /// The command that is told of what happens, on each of the hosts.
+    pub on_event: Option<String>,
     /// The group whose members may ask and command.
     pub control_group: Option<String>,
     /// Set when nothing stands in the way any more.
@@ -124,6 +128,10 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     let Start { store, claim, tree: _tree, lease, ask, first, .. } = start;
     // From here on a signal ends the watch, not what is just being done.
     signal::pass();
+    let complaints = orders.clone();
+    let complain = move |text: &str| drop(complaints.send(Order::Tell(text.to_owned())));
+    let history = History::begin(&store, &options.name, Role::Primary, options.on_event.clone(), complain)?;
+    let manager = Arc::new(Manager::of_environment());
     let copies = Copies::default();
     let root = Member::of(options.dump.pid)?;
     let mut end = End {
@@ -150,6 +158,8 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
         complaint: None,
         course: Course::default(),
         packets: came,
+        history,
+        manager: manager.clone(),
         board: board.clone(),
         _claim: claim,
     };
@@ -174,11 +184,17 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
         outcome.warnings.iter().for_each(|warning| report.warning(warning));
         // It is used before anything else is done: the machine begins with a link.
         let sender = end.meet(*standing)?;
+        end.history.note(end.about(Entry::new(Role::Primary, "begun", format!("process {} is watched", root.pid))));
         tree.copies.link(end.link, sender, None);
     }
+    if resumes {
+        end.history.note(end.about(Entry::new(Role::Primary, "resumed", "the meio of this watch was killed")));
+    }
     options.begun.store(true, Ordering::Relaxed);
+    manager.ready();
     let thread = std::thread::Builder::new().name("watch".into()).spawn(move || end.run())?;
     let done = tree.serve(&mut outcome, report);
+    manager.stopping();
     let ended = thread.join().map_err(|_| Error::other("the watch has failed"));
     outcome.held = gate.held();
     // Who has asked for the end hears of it when nothing is left.
@@ -222,6 +238,9 @@ struct End {
     course: Course,
     /// What came for the tree since it stands still.
     packets: Receiver<Vec<Bytes>>,
+    history: History,
+    /// Who has started this meio, if that wants to know.
+    manager: Arc<Manager>,
     _claim: Claim,
 }
 
@@ -266,6 +285,7 @@ impl End {
     fn next(&mut self) -> Option<Event> {
         const STEP: Duration = Duration::from_millis(2);
         self.forward();
+        self.manager.lives();
         match self.events.try_recv() {
             // Another one may have been lost meanwhile.
             Ok(Event::Linked) if self.peer.is_none() || !self.known.uses(self.link) => return None,
@@ -456,11 +476,22 @@ impl End {
             Action::Say(said) => {
                 self.board.said(said);
                 self.note();
-                match said {
-                    Said::Stayed => self.board.switch_ends(Err(self.course.stays(self.peer.is_some()))),
-                    Said::Unsure => self.board.switch_ends(Err(self.course.unsure(&self.record.about.other))),
-                    _ => {}
+                let mut reason = None;
+                let failure = match said {
+                    Said::Stayed => Some(self.course.stays(self.peer.is_some())),
+                    Said::Unsure => Some(self.course.unsure(&self.record.about.other)),
+                    _ => None,
+                };
+                if let Some(e) = failure {
+                    reason = Some(e.message.clone());
+                    self.board.switch_ends(Err(e));
                 }
+                self.history.said(said, |entry| {
+                    self.manager.status(&format!("{}: {}", entry.event, entry.reason));
+                    let switched = self.board.switched().1.and_then(Result::ok).filter(|_| said == Said::Switched).unwrap_or_default();
+                    let frozen = Some(switched.frozen_ms).filter(|_| said == Said::Switched);
+                    Entry { reason: reason.unwrap_or(entry.reason.clone()), ..self.about(entry) }.took(frozen, &switched.steps)
+                });
                 let stale = self.machine.stale() + self.beats.as_ref().map_or(0, |beats| beats.dropped().all());
                 let fresh = stale - std::mem::replace(&mut self.stale, stale);
                 let seen = Seen { jitter: self.machine.jitter(), interval: self.machine.interval(), stale: fresh };
@@ -469,6 +500,12 @@ impl End {
             _ => {}
         }
         Ok(None)
+    }
+
+    /// With what is known of how things stand.
+    fn about(&self, entry: Entry) -> Entry {
+        let other = Some(self.record.about.other.clone()).filter(|other| !other.is_empty());
+        Entry { other, generation: self.machine.generation(), epoch: self.board.epoch(), ..entry }
     }
 
     /// What people may ask for.

@@ -5,7 +5,10 @@ use super::lease::ignore_signals;
 use crate::error::Result;
 use crate::migrate::address::{Address, Probe};
 use crate::migrate::frozen::announce_again;
+use crate::netlock;
+use crate::resource::thread::serde_bytes_vec::Bytes;
 use crate::sys::guardian::Guardian;
+use crate::sys::wire::Wire;
 use nix::errno::Errno;
 use std::os::fd::OwnedFd;
 
@@ -71,6 +74,29 @@ impl Raised {
     pub fn question(&self) -> impl FnOnce() -> bool + Send + use<> {
         let addresses = self.addresses.clone();
         move || addresses.iter().all(|address| address.probe(Probe::QUICK, &[]).is_ok_and(|others| others.is_empty()))
+    }
+}
+
+/// Packets that came for the tree where it stood still, and wait until it runs here.
+#[derive(Default)]
+pub struct Waiting(Vec<Bytes>);
+
+impl Waiting {
+    /// These, too.
+    pub fn take(&mut self, packets: Vec<Bytes>) {
+        const MOST: usize = 1 << 16;
+        let room = MOST.saturating_sub(self.0.len());
+        self.0.extend(packets.into_iter().take(room));
+    }
+
+    /// Hands them on; what cannot be is sent again by whoever sent it.
+    pub fn deliver(&mut self) {
+        if !self.0.is_empty() {
+            let wire = Wire::new(netlock::PASS);
+            for Bytes(packet) in self.0.drain(..) {
+                let _ = wire.as_ref().map(|wire| wire.packet(&packet));
+            }
+        }
     }
 }
 

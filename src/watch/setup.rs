@@ -71,6 +71,8 @@ pub enum Setup {
         limits: Limits,
         /// The command that ends the primary's host.
         fence: Option<String>,
+        /// The command that is told of what happens.
+        on_event: Option<String>,
     },
 }
 

@@ -14,6 +14,13 @@ fn is_on(pid: i32, here: &Host, there: &Host) -> bool {
     here.runs(pid) && has_address(here) && !has_address(there)
 }
 
+/// What a host tells of the watch.
+fn history(host: &Host) -> Vec<Value> {
+    let (code, said) = meio(host, &["history", "web", "--json"]);
+    assert_eq!(code, 0, "{said}");
+    serde_json::from_str::<Value>(&said).expect("JSON")["events"].as_array().expect("events").clone()
+}
+
 crate::alone! {
     /// To and fro, five times: the connection of a client lives through all of it, and nothing that it was told is lost or done twice.
     fn five_times_to_and_fro() {
@@ -21,8 +28,10 @@ crate::alone! {
         let (mut hosts, pid) = redis(&lab);
         let counter = Counter::begin();
         let mut frozen = Vec::new();
+        let told = lab.path("told");
+        let hook = format!("echo $MEIO_NAME $MEIO_ROLE $MEIO_EVENT $MEIO_GENERATION >> {}", told.display());
         for round in 0..5 {
-            let mut watched = Watched::with(&lab, &hosts, pid, &[SLOW, &["--name", "web"]].concat());
+            let mut watched = Watched::with(&lab, &hosts, pid, &[SLOW, &["--name", "web", "--on-event", &hook]].concat());
             let [here, there] = [&hosts.hosts[0], &hosts.hosts[1]];
             assert!(counter.go_on(50), "round {round}: {}\n{}", watched.said(), noted(&hosts));
             standing(here, "protected");
@@ -32,12 +41,20 @@ crate::alone! {
             assert_eq!(done["generation"], 2, "{done}");
             assert!(done["host"].as_str().is_some_and(|host| watched.said().contains(host)), "{done}");
             frozen.push(done["frozen_ms"].as_f64().expect("a time"));
-            println!("round {round}: {} {}", done["frozen_ms"], done["steps"]);
+            println!("\nhold: switch-over {round}: {} {}", done["frozen_ms"], done["steps"]);
             assert!(counter.go_on(50), "round {round}: {}\n{}", watched.said(), noted(&hosts));
             let ended = watched.meio.wait().expect("it ends");
             assert!(matches!(ended.code(), Some(0 | 3)) && watched.said().contains("as was wanted, and nothing of it is left here"), "{}", watched.said());
-            assert!(!here.lives(pid) && is_on(pid, there, here), "{}", noted(&hosts));
+            assert!(!here.lives(pid) && until(SOON, || is_on(pid, there, here)), "{}", noted(&hosts));
             assert!(until(SOON, || is_clean(here)), "something is left");
+            for (host, wanted) in [(here, &["begun", "protected", "yielding", "switched"][..]), (there, &["standing-by", "ready", "taking-over", "taken-over"])] {
+                let events = history(host);
+                let names: Vec<&str> = events.iter().filter_map(|event| event["event"].as_str()).collect();
+                let mut rest = names.iter();
+                assert!(wanted.iter().all(|one| rest.any(|name| name == one)), "{names:?}");
+                let last = events.last().expect("an event");
+                assert!(last["generation"] == 2 && last["epoch"] == done["epoch"] && !last["steps"].as_array().expect("steps").is_empty(), "{last}");
+            }
             let one = standing(there, "running");
             assert!(one["generation"] == 2 && one["loses"].as_str().is_some_and(|loses| loses.contains("nobody stands by for it")), "{one}");
             // From there it is protected again.
@@ -47,7 +64,11 @@ crate::alone! {
             hosts.hosts.swap(0, 1);
         }
         counter.end();
-        println!("frozen for {frozen:?} ms");
+        let told = std::fs::read_to_string(&told).expect("it was told");
+        for wanted in ["web primary begun 1", "web primary switched 2", "web standby taken-over 2"] {
+            assert!(told.lines().filter(|line| *line == wanted).count() == 5, "{wanted}: {told}");
+        }
+        println!("\nhold: frozen for {frozen:?} ms");
         frozen.sort_by(f64::total_cmp);
         assert!(frozen[2] < 1000.0, "{frozen:?}");
     }
@@ -69,7 +90,7 @@ crate::alone! {
             let _ = there.command(Path::new("kill")).args(["-KILL", &agent]).status();
             let done = asked.wait_with_output().expect("it ends");
             let said = String::from_utf8_lossy(&[done.stdout, done.stderr].concat()).into_owned();
-            println!("killed after {delay} ms: {:?} {said}", done.status.code());
+            println!("\nhold: killed after {delay} ms: {:?} {said}", done.status.code());
             assert!(counter.go_on(20), "nobody answers: {said}\n{}\n{}", watched.said(), noted(&hosts));
             if done.status.success() {
                 assert!(until(SOON, || is_on(pid, there, here)), "{}", noted(&hosts));
@@ -112,7 +133,7 @@ crate::alone! {
         let (code, said) = meio(here, &["switchover", "web"]);
         assert!(code != 0 && said.contains("could not take over web now"), "{said}");
         there.plain("kill", &["-CONT", &agent]);
-        assert!(until(SOON, || count().is_some()) && here.runs(pid), "{}", watched.said());
+        assert!(until(SOON, || count().is_some()) && until(SOON, || here.runs(pid)), "{}", watched.said());
         assert_eq!(status(here)["generation"], 1);
         assert_eq!(meio(here, &["unwatch", "web"]).0, 0);
         let _ = watched.meio.wait();

@@ -208,7 +208,8 @@ impl World {
         while self.wrong.is_none() && self.due.peek().is_some_and(|Reverse(due)| due.0 <= until) {
             let Some(Reverse(Due(at, count, what))) = self.due.pop() else { return };
             self.now = self.now.max(at);
-            let undone = count < self.undone && matches!(what, What::Effect { who: Who::Standby, .. } | What::Done { who: Who::Standby, .. });
+            let undone =
+                count <= self.undone && matches!(what, What::Effect { who: Who::Standby, .. } | What::Done { who: Who::Standby, .. });
             if !undone {
                 self.happen(what);
             }
@@ -517,7 +518,9 @@ impl World {
                 if link == self.link && self.linked {
                     self.linked = false;
                     self.step(Who::Primary, Event::LinkLost);
-                    if self.dice.chance(300) {
+                    // To lose a link with more under way than can be kept is more than one thing.
+                    let single = self.lasting && self.faults.contains(&Fault::Yield);
+                    if self.dice.chance(300) && !single {
                         // What was under way was too much to be kept.
                         self.step(Who::Primary, Event::Anew);
                     }

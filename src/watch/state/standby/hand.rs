@@ -30,7 +30,11 @@ impl Standby {
     /// What the primary says of it, in its newest frame. `last`: of which epoch, 0 for none.
     pub(super) fn hear_hand(&mut self, last: Mark, go: bool, out: &mut Vec<Action>) {
         self.last = Some(last).filter(|last| last.number != 0);
-        if self.planned.is_some() && self.planned != self.last && !self.is_decided() && !matches!(self.phase, Phase::Running | Phase::SetFencing) {
+        if self.planned.is_some()
+            && self.planned != self.last
+            && !self.is_decided()
+            && !matches!(self.phase, Phase::Running | Phase::SetFencing)
+        {
             self.give_up(out);
         }
         if go && self.phase == Phase::Set {
