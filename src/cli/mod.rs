@@ -85,6 +85,8 @@ enum Command {
     History(history::History),
     Checkpoint(status::Checkpoint),
     Switchover(switchover::Switchover),
+    Pause(status::Pause),
+    Resume(status::Resume),
     Unwatch(status::Unwatch),
     #[command(hide = true)]
     Agent(agent::Agent),
@@ -144,6 +146,8 @@ pub fn main() -> ExitCode {
         Command::History(c) => c.run(&console),
         Command::Checkpoint(c) => c.run(&console),
         Command::Switchover(c) => c.run(&console),
+        Command::Pause(c) => c.run(&console),
+        Command::Resume(c) => c.run(&console),
         Command::Unwatch(c) => c.run(&console),
         Command::Agent(c) => c.run(),
         Command::Core(c) => c.run(&console),

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 /// lost if the host died on which the tree runs. Those of other users are seen by root, and by the group that may command them.
 ///
 /// With --json the line has "watches", a list of {name, role ("primary", "standby", "series"), state ("starting", "unprotected",
-/// "protected", "cut", "at-risk", "stopped", "ready", "taking-over", "running", "failed", "saved", "left-behind", "silent"), pid,
+/// "paused", "protected", "cut", "at-risk", "stopped", "ready", "taking-over", "running", "failed", "saved", "left-behind", "silent"), pid,
 /// other (the other host), at, guarantee, generation, epoch ({series, number}), age_ms, lag_ms, interval_ms, pause_ms,
 /// longest_pause_ms, held ({now, packets, median_ms, p99_ms, longest_ms, lost}), jitter_ms, bytes, epochs, unheeded, silent, loses}.
 #[derive(clap::Args)]
@@ -44,6 +44,33 @@ pub struct Status {
 #[derive(clap::Args)]
 #[command(after_long_help = "Examples:\n  meio checkpoint web")]
 pub struct Checkpoint {
+    /// Name of the watch
+    #[arg(value_name = "NAME", value_parser = name)]
+    name: String,
+}
+
+/// Have a watched tree unprotected for a while
+///
+/// Nothing of it is copied, and nothing that it says waits, as when it is not watched: for work that writes much memory, say. Returns when
+/// that is so; if its host is lost then, it ends. The standby stays, with nothing, and meio status and meio history say so.
+///
+/// With --json the line has "name".
+#[derive(clap::Args)]
+#[command(after_long_help = "Examples:\n  meio pause web\n  meio resume web")]
+pub struct Pause {
+    /// Name of the watch
+    #[arg(value_name = "NAME", value_parser = name)]
+    name: String,
+}
+
+/// Have a watched tree protected again that was paused
+///
+/// Everything is copied anew while it runs. Returns at once: meio status says when the standby can take over.
+///
+/// With --json the line has "name".
+#[derive(clap::Args)]
+#[command(after_long_help = "Examples:\n  meio resume web")]
+pub struct Resume {
     /// Name of the watch
     #[arg(value_name = "NAME", value_parser = name)]
     name: String,
@@ -163,6 +190,7 @@ fn state(state: State) -> (&'static str, Paint) {
     match state {
         State::Starting => ("starting", Paint::Warn),
         State::Unprotected => ("unprotected", Paint::Bad),
+        State::Paused => ("paused", Paint::Warn),
         State::Protected => ("protected", Paint::Good),
         State::Cut => ("cut", Paint::Bad),
         State::AtRisk => ("at risk", Paint::Bad),
@@ -333,6 +361,38 @@ impl Unwatch {
             console.result(&format!("the watch {} is over: {text}", self.name));
         }
         Ok(super::done(&warnings))
+    }
+}
+
+impl Pause {
+    /// Waits until nobody can take over, and nothing waits.
+    pub fn run(&self, console: &Console) -> Result<ExitCode> {
+        const PATIENCE: Duration = Duration::from_secs(60);
+        signal::catch();
+        let done = ask(&self.name, (Ask::Pause, None), PATIENCE)?;
+        let Some(_) = done else { return Err(nobody(&self.name)?) };
+        if console.json {
+            console.json("result", json!({ "command": "pause", "name": self.name }));
+        } else {
+            console.result(&format!("{} is paused: if its host is lost, it ends; meio resume {} protects it again", self.name, self.name));
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Resume {
+    /// Does not wait until it is protected.
+    pub fn run(&self, console: &Console) -> Result<ExitCode> {
+        const PATIENCE: Duration = Duration::from_secs(10);
+        signal::catch();
+        let done = ask(&self.name, (Ask::Resume, None), PATIENCE)?;
+        let Some(_) = done else { return Err(nobody(&self.name)?) };
+        if console.json {
+            console.json("result", json!({ "command": "resume", "name": self.name }));
+        } else {
+            console.result(&format!("{} is copied again; meio status says when it is protected", self.name));
+        }
+        Ok(ExitCode::SUCCESS)
     }
 }
 

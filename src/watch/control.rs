@@ -57,6 +57,10 @@ pub enum Ask {
     Unwatch,
     /// That the standby takes over.
     Switchover,
+    /// That nothing is copied, and nothing waits, for a while.
+    Pause,
+    /// That it is protected again.
+    Resume,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -86,6 +90,8 @@ enum Waits {
     End(Instant),
     /// What comes of a switch-over after so many.
     Switch(u64),
+    /// That nobody can take over any more.
+    Pause,
 }
 
 /// The socket, and who serves it. Dropped, it is gone, and who waited has heard how the watch has ended.
@@ -188,6 +194,17 @@ struct Server {
     board: Arc<Board>,
     group: Option<Gid>,
     callers: Vec<Caller>,
+}
+
+/// Whether it can be unprotected for a while.
+fn may_pause(status: &Status) -> Result<()> {
+    let (name, other) = (&status.name, status.other.clone().unwrap_or_default());
+    match (status.role, status.state) {
+        (Role::Primary, State::Starting | State::Unprotected | State::Paused | State::Protected) => Ok(()),
+        (Role::Primary, _) => Err(Error::other(format!("{name} cannot be paused now")).help("meio status says how it stands")),
+        (Role::Standby, _) => Err(Error::other(format!("this is the standby of {name}")).help(format!("on {other}: meio pause {name}"))),
+        (Role::Series, _) => Err(Error::other(format!("nobody stands by for {name}: its images are kept in a folder"))),
+    }
 }
 
 fn answer(mut stream: &UnixStream, value: Value) -> bool {
@@ -302,6 +319,9 @@ impl Server {
                 let other = status.other.unwrap_or_default();
                 Err(Error::other("this is the standby").help(format!("on {other}: meio checkpoint {}", status.name)))
             }
+            Ask::Checkpoint if status.state == State::Paused => {
+                Err(Error::other(format!("{} is paused", status.name)).help(format!("meio resume {}", status.name)))
+            }
             Ask::Checkpoint => {
                 let begun = self.board.begun();
                 self.board.wish(Wish::Epoch);
@@ -312,6 +332,18 @@ impl Server {
                 let (before, _) = self.board.switched();
                 self.board.wish(Wish::Switch);
                 Ok(Err(Waits::Switch(before)))
+            }
+            Ask::Pause => {
+                may_pause(&status)?;
+                self.board.wish(Wish::Pause);
+                Ok(Err(Waits::Pause))
+            }
+            Ask::Resume if status.state != State::Paused => {
+                Err(Error::other(format!("{} is not paused", status.name)).help("meio status says how it stands"))
+            }
+            Ask::Resume => {
+                self.board.wish(Wish::Resume);
+                Ok(Ok(json!({"v": VERSION, "resumes": true})))
             }
             Ask::Unwatch => {
                 self.board.wish(Wish::Over);
@@ -350,8 +382,9 @@ impl Server {
         match (waits, self.board.ended()) {
             (Waits::End(_), Some(Ok(warnings))) => Ok(json!({"v": VERSION, "ended": {"warnings": warnings}})),
             (_, Some(Err(e))) => Ok(failure(&e)),
-            (Waits::Switch(_), None) => Err(waits),
-            (Waits::Epoch(_) | Waits::Switch(_), Some(_)) => Ok(failure(&Error::other("the watch has ended"))),
+            (Waits::Pause, None) if self.board.status().state == State::Paused => Ok(json!({"v": VERSION, "paused": true})),
+            (Waits::Switch(_) | Waits::Pause, None) => Err(waits),
+            (Waits::Epoch(_) | Waits::Switch(_) | Waits::Pause, Some(_)) => Ok(failure(&Error::other("the watch has ended"))),
             (Waits::Epoch(begun), None) => match self.board.epoch().filter(|epoch| Some(*epoch) > begun) {
                 Some(epoch) => Ok(json!({"v": VERSION, "epoch": epoch})),
                 None => Err(waits),

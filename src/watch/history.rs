@@ -69,6 +69,7 @@ impl Entry {
         let standby = role == Role::Standby;
         let (event, reason) = match said {
             Said::Unprotected => ("unprotected", "everything is yet to be copied"),
+            Said::Paused => ("paused", "a user wants it to be unprotected for a while"),
             Said::Protected if standby => ("ready", "everything is here"),
             Said::Protected => ("protected", "the standby has everything"),
             Said::Full => ("full", "the standby has no room for it"),
@@ -191,7 +192,9 @@ impl History {
 
     /// Something has happened.
     pub fn note(&self, entry: Entry) {
-        let _ = self.tell.as_ref().map(|tell| tell.send(entry));
+        if let Some(tell) = &self.tell {
+            let _ = tell.send(entry);
+        }
     }
 
     /// The same, of what a machine has said: with what is known of how things stand.

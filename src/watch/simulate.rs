@@ -81,7 +81,7 @@ fn with_one_fault_somebody_answers() {
     use Fault::*;
     let moving = [KillPrimary, KillPrimaryHost, StopPrimary, CutAll, CutToStandby, CutToPrimary, Wedge, Yield];
     moving.into_iter().for_each(|fault| ended(fault, "taken over"));
-    let staying = [KillStandby, StopStandby, CutLink, CutBeats, BreakLink, SlowStandby, DiskFails];
+    let staying = [KillStandby, StopStandby, CutLink, CutBeats, BreakLink, SlowStandby, DiskFails, Pause];
     staying.into_iter().for_each(|fault| ended(fault, "stayed"));
     ended(Over, "unwatched");
 }

@@ -244,6 +244,10 @@ pub enum Event {
     Demoted,
     /// Primary: the standby is to take over now.
     Yield,
+    /// Primary: nothing is to be copied for a while, and nothing to wait.
+    Pause,
+    /// Primary: it is to be protected again.
+    Resume,
     /// Primary: the answer to [`Action::Finish`].
     Finished,
 
@@ -398,6 +402,8 @@ pub enum Said {
     Failed,
     /// Somebody else has taken over.
     Demoted,
+    /// A user wants it to be unprotected for a while.
+    Paused,
     /// It stands still, and the standby is to take over.
     Yielding,
     /// It was not taken over, and goes on here.

@@ -31,6 +31,8 @@ pub enum State {
     Starting,
     /// Primary: nobody can take over.
     Unprotected,
+    /// Primary: nobody can take over, since a user wants it so for a while.
+    Paused,
     /// Primary: the standby can take over.
     Protected,
     /// Primary: nothing is heard of the standby, and nobody answers here.
@@ -152,6 +154,7 @@ impl Status {
             (_, State::Silent) => "nobody knows here: its meio does not answer".to_owned(),
             (Role::Series, _) => "everything: no image is complete yet".to_owned(),
             (_, State::Running) => "everything: it has taken over, and nobody stands by for it".to_owned(),
+            (_, State::Paused) => "everything: it is paused, and nobody can take over".to_owned(),
             _ => "everything: nobody can take over".to_owned(),
         }
     }
@@ -172,6 +175,10 @@ pub enum Wish {
     Over,
     /// That the standby takes over.
     Switch,
+    /// That nothing is copied for a while,
+    Pause,
+    /// and that it is again.
+    Resume,
 }
 
 impl Wish {
@@ -181,6 +188,8 @@ impl Wish {
             Wish::Epoch => Event::Wanted,
             Wish::Over => Event::Over,
             Wish::Switch => Event::Yield,
+            Wish::Pause => Event::Pause,
+            Wish::Resume => Event::Resume,
         }
     }
 }
@@ -300,6 +309,7 @@ impl Board {
         match said {
             Said::Protected => status.state = if standby { State::Ready } else { State::Protected },
             Said::Unprotected => status.state = State::Unprotected,
+            Said::Paused => status.state = State::Paused,
             Said::Cut => status.state = State::Cut,
             Said::AtRisk => status.state = State::AtRisk,
             Said::Demoted => status.state = State::Stopped,

@@ -139,4 +139,41 @@ crate::alone! {
         let _ = watched.meio.wait();
         assert!(until(SOON, || is_on(pid, here, there) && is_clean(here) && is_clean(there)), "{}", noted(&hosts));
     }
+
+    /// Nothing waits while it is paused, and all is protected again afterwards.
+    fn paused_for_a_while() {
+        let lab = Lab::new("watch-paused");
+        let (hosts, pid) = redis(&lab);
+        let [here, there] = [&hosts.hosts[0], &hosts.hosts[1]];
+        let mut watched = Watched::with(&lab, &hosts, pid, &[SLOW, &["--name", "web"]].concat());
+        let counter = Counter::begin();
+        standing(here, "protected");
+        let (code, said) = meio(there, &["pause", "web"]);
+        assert!(code == 1 && said.contains("on host1: meio pause web"), "{said}");
+        let (code, said) = meio(here, &["pause", "web"]);
+        assert!(code == 0 && said.contains("web is paused"), "{said}");
+        let one = status(here);
+        assert!(one["state"] == "paused" && one["loses"].as_str().is_some_and(|loses| loses.starts_with("everything: it is paused")), "{one}");
+        let epochs = one["epochs"].as_u64();
+        // Without epochs to wait for.
+        assert!(counter.go_on(500), "{}", watched.said());
+        assert_eq!(status(here)["epochs"].as_u64(), epochs);
+        assert_eq!(standing(there, "starting")["epoch"], Value::Null);
+        for refused in ["checkpoint", "switchover"] {
+            let (code, said) = meio(here, &[refused, "web"]);
+            assert!(code == 1 && said.contains("web"), "{refused}: {said}");
+        }
+        assert_eq!(meio(here, &["resume", "web"]).0, 0);
+        assert!(standing(here, "protected")["epochs"].as_u64() > epochs);
+        let (code, said) = meio(here, &["resume", "web"]);
+        assert!(code == 1 && said.contains("web is not paused"), "{said}");
+        assert!(counter.go_on(20), "{}", watched.said());
+        counter.end();
+        let names: Vec<String> = history(here).iter().filter_map(|event| event["event"].as_str().map(str::to_owned)).collect();
+        let from = names.iter().position(|name| name == "paused").expect("it is told");
+        assert!(names[..from].contains(&"protected".to_owned()) && names[from..].contains(&"protected".to_owned()), "{names:?}");
+        assert_eq!(meio(here, &["unwatch", "web"]).0, 0);
+        let _ = watched.meio.wait();
+        assert!(until(SOON, || is_on(pid, here, there) && is_clean(here) && is_clean(there)), "{}", noted(&hosts));
+    }
 }

@@ -43,6 +43,7 @@ impl World {
                 self.step(Who::Primary, Event::Over);
             }
             Fault::Yield => self.step(Who::Primary, Event::Yield),
+            Fault::Pause => self.step(Who::Primary, Event::Pause),
         }
         if self.cut[Path::Link as usize] != [false; 2] || fault == Fault::BreakLink {
             self.break_link();
@@ -62,6 +63,7 @@ impl World {
             Fault::CutLink => self.cut[Path::Link as usize] = [false; 2],
             Fault::CutBeats => self.cut[Path::Beat as usize] = [false; 2],
             Fault::Wedge => self.unwedge(),
+            Fault::Pause => self.step(Who::Primary, Event::Resume),
             Fault::SlowStandby => (self.slow, self.full) = (false, false),
             Fault::DiskFails => self.disk_fails = false,
             // Whoever started it starts it again.

@@ -66,12 +66,14 @@ pub enum Fault {
     SlowStandby,
     DiskFails,
     Over,
-    /// A user wants it to be taken over.
+    /// A user wants it to be taken over,
     Yield,
+    /// or not to be protected for a while.
+    Pause,
 }
 
 impl Fault {
-    pub const ALL: [Fault; 19] = [
+    pub const ALL: [Fault; 20] = [
         Fault::KillPrimary,
         Fault::KillPrimaryHost,
         Fault::StopPrimary,
@@ -91,6 +93,7 @@ impl Fault {
         Fault::DiskFails,
         Fault::Over,
         Fault::Yield,
+        Fault::Pause,
     ];
 }
 

@@ -296,7 +296,7 @@ impl World {
         let cut = |fault: &Fault| matches!(fault, Fault::CutLink | Fault::CutBeats | Fault::BreakLink);
         let harmless = |fault: &Fault| {
             let standby = [Fault::StopStandby, Fault::SlowStandby, Fault::AnewStandby, Fault::KillStandby, Fault::KillStandbyHost];
-            standby.contains(fault) || cut(fault)
+            standby.contains(fault) || cut(fault) || *fault == Fault::Pause
         };
         !self.faults.iter().all(harmless) || self.faults.iter().filter(|fault| cut(fault)).count() > 1
     }

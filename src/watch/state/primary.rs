@@ -94,6 +94,8 @@ pub struct Primary {
     stale: u64,
     demoted: bool,
     yields: hand::Yields,
+    /// Nothing is copied until somebody wants it.
+    paused: bool,
 }
 
 impl Primary {
@@ -131,6 +133,7 @@ impl Primary {
             stale: 0,
             demoted: false,
             yields: hand::Yields::default(),
+            paused: false,
         }
     }
 
@@ -216,6 +219,11 @@ impl Primary {
             }
             Event::Over => self.leave(&mut out),
             Event::Yield => self.wanted(now, &mut out),
+            Event::Pause => self.pause(&mut out),
+            Event::Resume if self.paused => {
+                self.paused = false;
+                out.push(Action::Say(Said::Unprotected));
+            }
             Event::Finished if self.phase == Phase::Finishing => out.push(Action::Record(Activation::Demoted(self.generation))),
             Event::Demoted if self.phase == Phase::Demoting => out.push(Action::Record(Activation::Demoted(self.generation))),
             _ => {}
@@ -313,7 +321,7 @@ impl Primary {
             self.confirmed = true;
             if !self.free {
                 self.run_free(out);
-                out.push(Action::Say(Said::Unprotected));
+                out.push(self.unprotected());
             }
         }
         self.whole(whole, now, out);
@@ -379,11 +387,26 @@ impl Primary {
         self.new_series(out);
         self.run_free(out);
         if !full {
-            return out.push(Action::Say(Said::Unprotected));
+            return out.push(self.unprotected());
         }
         self.refused = (self.refused * 2).clamp(4, LONGEST);
         self.not_before = now + self.limits.again * self.refused;
         out.extend([Action::Say(Said::Full), Action::Say(Said::Unprotected)]);
+    }
+
+    fn unprotected(&self) -> Action {
+        Action::Say(if self.paused { Said::Paused } else { Said::Unprotected })
+    }
+
+    /// A user wants it unprotected: what the standby has it is to give up, and then all goes out.
+    fn pause(&mut self, out: &mut Vec<Action>) {
+        if self.phase == Phase::Watching && !self.paused {
+            self.paused = true;
+            self.new_series(out);
+            if self.free {
+                out.push(self.unprotected());
+            }
+        }
     }
 
     /// It goes on without a standby.
@@ -394,7 +417,7 @@ impl Primary {
         self.thaw(out);
         self.new_series(out);
         self.run_free(out);
-        out.push(Action::Say(if risk { Said::AtRisk } else { Said::Unprotected }));
+        out.push(if risk { Action::Say(Said::AtRisk) } else { self.unprotected() });
         if self.phase == Phase::Leaving {
             return self.over(Said::Over, out);
         }
@@ -524,7 +547,7 @@ impl Primary {
     }
 
     fn may_capture(&self) -> bool {
-        let here = self.phase == Phase::Watching && self.linked && !self.quiet && self.confirmed;
+        let here = self.phase == Phase::Watching && self.linked && !self.quiet && self.confirmed && !self.paused;
         // Without a bound on what a round leaves over, rounds follow each other; each waits for the one before.
         let room = if self.guarded { PIPELINE } else { 1 };
         here && self.capturing.is_none() && self.flight.len() < room

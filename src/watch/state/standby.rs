@@ -53,6 +53,8 @@ pub struct Standby {
     full: bool,
     /// The primary's process has ended.
     gone: bool,
+    /// Its host was ended: what it has said before and comes late is nothing any more.
+    off: bool,
     /// When what did not work is tried again.
     again: Option<Duration>,
     stale: u64,
@@ -82,6 +84,7 @@ impl Standby {
             ready: false,
             full: false,
             gone: false,
+            off: false,
             again: None,
             stale: 0,
             last: None,
@@ -159,7 +162,7 @@ impl Standby {
             self.stale += 1;
             return;
         };
-        if frame.generation < self.generation || frame.instance < self.known {
+        if frame.generation < self.generation || frame.instance < self.known + u64::from(self.off) {
             self.stale += 1;
             return;
         }
@@ -172,7 +175,7 @@ impl Standby {
             return;
         }
         if frame.instance > self.known {
-            self.known = frame.instance;
+            (self.known, self.off) = (frame.instance, false);
             self.notice.meet();
         }
         let newest = self.notice.is_newest(frame.instance, frame.sequence);
@@ -269,7 +272,7 @@ impl Standby {
 
     fn fenced(&mut self, done: bool, now: Duration, out: &mut Vec<Action>) {
         if done {
-            self.phase = Phase::Blocking;
+            (self.phase, self.off) = (Phase::Blocking, true);
             out.push(Action::Block);
         } else {
             self.phase = Phase::Standing;
