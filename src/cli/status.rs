@@ -367,33 +367,31 @@ impl Unwatch {
 impl Pause {
     /// Waits until nobody can take over, and nothing waits.
     pub fn run(&self, console: &Console) -> Result<ExitCode> {
-        const PATIENCE: Duration = Duration::from_secs(60);
-        signal::catch();
-        let done = ask(&self.name, (Ask::Pause, None), PATIENCE)?;
-        let Some(_) = done else { return Err(nobody(&self.name)?) };
-        if console.json {
-            console.json("result", json!({ "command": "pause", "name": self.name }));
-        } else {
-            console.result(&format!("{} is paused: if its host is lost, it ends; meio resume {} protects it again", self.name, self.name));
-        }
-        Ok(ExitCode::SUCCESS)
+        let name = &self.name;
+        let text = format!("{name} is paused: if its host is lost, it ends; meio resume {name} protects it again");
+        order(console, name, ("pause", Ask::Pause), &text)
     }
 }
 
 impl Resume {
     /// Does not wait until it is protected.
     pub fn run(&self, console: &Console) -> Result<ExitCode> {
-        const PATIENCE: Duration = Duration::from_secs(10);
-        signal::catch();
-        let done = ask(&self.name, (Ask::Resume, None), PATIENCE)?;
-        let Some(_) = done else { return Err(nobody(&self.name)?) };
-        if console.json {
-            console.json("result", json!({ "command": "resume", "name": self.name }));
-        } else {
-            console.result(&format!("{} is copied again; meio status says when it is protected", self.name));
-        }
-        Ok(ExitCode::SUCCESS)
+        let text = format!("{} is copied again; meio status says when it is protected", self.name);
+        order(console, &self.name, ("resume", Ask::Resume), &text)
     }
+}
+
+/// Has something done of which there is nothing to tell but that it is.
+fn order(console: &Console, name: &str, (command, what): (&str, Ask), text: &str) -> Result<ExitCode> {
+    const PATIENCE: Duration = Duration::from_secs(60);
+    signal::catch();
+    let Some(_) = ask(name, (what, None), PATIENCE)? else { return Err(nobody(name)?) };
+    if console.json {
+        console.json("result", json!({ "command": command, "name": name }));
+    } else {
+        console.result(text);
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 #[cfg(test)]
