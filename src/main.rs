@@ -63,5 +63,7 @@ mod transport;
 mod watch;
 
 fn main() -> std::process::ExitCode {
+    // Before there are threads it takes no time.
+    sys::file::make_room(1024);
     cli::main()
 }

@@ -3,26 +3,32 @@
 
 use std::time::{Duration, Instant};
 
-/// Told by a screenplay while it works. Every method is cheap enough to be called often; the listener thins out.
+/// Told by a screenplay while it works. Every method is cheap enough to be called often; the listener thins out, and hears only
+/// what it wants to.
 pub trait Report {
     /// A phase begins. Phases do not nest.
-    fn started(&mut self, phase: &'static str);
+    fn started(&mut self, _phase: &'static str) {}
     /// The phase that began last has ended, after so long.
-    fn ended(&mut self, phase: &'static str, took: Duration);
+    fn ended(&mut self, _phase: &'static str, _took: Duration) {}
     /// Bytes moved so far in this phase, and how many there will be where that is known.
-    fn bytes(&mut self, done: u64, total: Option<u64>);
+    fn bytes(&mut self, _done: u64, _total: Option<u64>) {}
     /// How things stand with work that has no end; what was said before does not hold any more.
     fn standing(&mut self, _text: &str) {}
     /// Something that only a curious user wants to know (`-v`).
-    fn note(&mut self, text: &str);
+    fn note(&mut self, _text: &str) {}
     /// Something that will be different than before, or was given up; the work goes on. It is shown at once;
     /// the screenplay also returns it in its outcome's `warnings`.
-    fn warning(&mut self, text: &str);
+    fn warning(&mut self, _text: &str) {}
     /// A failure after the command has ended, told by a process that it has left behind.
-    fn last_words(&mut self, e: &crate::error::Error);
+    fn last_words(&mut self, _e: &crate::error::Error) {}
     /// The terminal is about to belong to somebody else (a restored tree): take away what is drawn on it.
-    fn clear(&mut self);
+    fn clear(&mut self) {}
 }
+
+/// Tells nobody.
+pub struct Silent;
+
+impl Report for Silent {}
 
 /// Runs one named phase and times it; the time is reported also when the phase fails.
 pub fn phase<T>(

@@ -43,11 +43,12 @@ use crate::sys::guardian::Guardian;
 use crate::sys::{arch, signal};
 use lazy::Lazy;
 use lock::Locks;
-pub use lock::block;
+pub use lock::SharedLock;
 use namespace::Namespace;
 use places::Places;
 use planted::{Planted, end_all};
 use pool::Pool;
+pub use pool::make_room;
 use root::Root;
 use sockets::Sockets;
 use std::collections::HashSet;
@@ -117,6 +118,8 @@ pub struct Options {
     pub settled: HashSet<FilePath>,
     /// Pages that are not in the image; only lazily.
     pub absent: Option<Absent>,
+    /// [Blocks](block) what the tree hears and says in meio's own network namespace already, and is opened when it runs.
+    pub lock: Option<SharedLock>,
 }
 
 /// What was done.
@@ -219,7 +222,7 @@ fn bring_back(
     if furnish && !inside {
         places.make_others(None)?;
     }
-    let mut locks = if inside { None } else { Some(Locks::close(&tree, &mut places, &id)?) };
+    let mut locks = if inside { None } else { Some(Locks::close(&tree, &mut places, &id, options.lock.as_ref())?) };
     let mut sockets = if inside { None } else { Some(Sockets::make(&tree, &places, None)?) };
     let gadget = layout::gadget(&tree)?;
     let bear = |places: &Places<'_>| Root::bear(&tree, gadget, places, namespace.as_ref(), options.detach);
@@ -234,7 +237,7 @@ fn bring_back(
             places.make_others(home)?;
         }
         if locks.is_none() {
-            locks = Some(Locks::close(&tree, &mut places, &id)?);
+            locks = Some(Locks::close(&tree, &mut places, &id, options.lock.as_ref())?);
         }
         check::files(&tree, &places, &options.settled)?;
         let sockets = sockets.take().map_or_else(|| Sockets::make(&tree, &places, home), Ok)?;

@@ -1,9 +1,12 @@
 //! Trees that outlive their host.
 
 mod control;
+mod counter;
 mod faults;
+mod fences;
 mod links;
 mod local;
+mod packets;
 mod programs;
 mod room;
 mod service;
@@ -11,15 +14,14 @@ mod switch;
 
 use crate::lab::hosts::{Host, Hosts, SERVICE, VIP};
 use crate::lab::{Lab, SOON, until};
+use counter::Counter;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 /// A line of redis's own protocol, over a connection of its own; the answer.
 fn ask(line: &str) -> Option<String> {
@@ -35,13 +37,19 @@ fn count() -> Option<u64> {
     ask("INCR n")?.strip_prefix(':')?.parse().ok()
 }
 
-/// A redis at the service's address on the first of two hosts, whose disks are their own.
-fn redis(lab: &Lab) -> (Hosts, i32) {
+/// Two hosts, whose disks are their own; the first has the address.
+fn two(lab: &Lab) -> Hosts {
     let hosts = Hosts::new(lab, 2);
     for host in &hosts.hosts {
         host.plain("mount", &["-t", "tmpfs", "lib", "/var/lib"]);
     }
     hosts.serve_at(0);
+    hosts
+}
+
+/// A redis at the service's address on the first of them.
+fn redis(lab: &Lab) -> (Hosts, i32) {
+    let hosts = two(lab);
     let folder = lab.path("").display().to_string();
     let arguments = ["--port", "6379", "--save", "", "--appendonly", "no", "--dir", &folder, "--protected-mode", "no", "--logfile", ""];
     let pid = hosts.hosts[0].start(lab, "redis-server", &arguments);
@@ -62,6 +70,17 @@ fn has_address(host: &Host) -> bool {
 fn noted(hosts: &Hosts) -> String {
     let done = hosts.hosts[1].command(Path::new("bash")).args(["-c", "cat /var/lib/meio/watch/*; ps axo pid,stat,args"]).output();
     String::from_utf8_lossy(&done.expect("nsenter starts").stdout).into_owned()
+}
+
+/// Waits until somebody answers, over a new connection; the next number.
+fn answers_again(watched: &Watched, hosts: &Hosts, lab: &Lab) -> u64 {
+    let mut answer = None;
+    let answers = || {
+        answer = answer.or_else(count);
+        answer.is_some()
+    };
+    assert!(until(Duration::from_secs(90), answers), "nobody answers: {}\n{}\n{}", watched.said(), noted(hosts), lab.log());
+    answer.expect("a number")
 }
 
 /// What is said when the standby can take over.
@@ -109,70 +128,6 @@ impl Watched {
     fn said(&self) -> String {
         let text = |path| fs::read_to_string(path).unwrap_or_default();
         text(&self.said) + &text(&self.out)
-    }
-}
-
-/// A client that counts over one connection, and looks at each answer before it asks again.
-struct Counter {
-    stop: Arc<AtomicBool>,
-    answers: Arc<AtomicU64>,
-    thread: JoinHandle<Result<Vec<(Instant, u64)>, String>>,
-}
-
-impl Counter {
-    fn begin() -> Counter {
-        let (stop, answers) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let (until, told) = (stop.clone(), answers.clone());
-        let count = move || {
-            let wrong = |e: std::io::Error| format!("the connection has ended: {e}");
-            let mut stream = TcpStream::connect(format!("{SERVICE}:6379")).map_err(wrong)?;
-            stream.set_read_timeout(Some(Duration::from_secs(90))).map_err(wrong)?;
-            stream.set_nodelay(true).map_err(wrong)?;
-            let mut lines = BufReader::new(stream.try_clone().map_err(wrong)?);
-            let mut seen: Vec<(Instant, u64)> = Vec::new();
-            while !until.load(Ordering::Relaxed) {
-                stream.write_all(b"INCR one\r\n").map_err(wrong)?;
-                let mut line = String::new();
-                lines.read_line(&mut line).map_err(wrong)?;
-                let number = line.trim().strip_prefix(':').and_then(|n| n.parse().ok()).ok_or_else(|| format!("it answers {line:?}"))?;
-                // Nobody else counts: one that is lost or done twice is seen at once.
-                if seen.last().is_some_and(|(_, before)| before + 1 != number) {
-                    return Err(format!("{number} comes after {:?}", seen.last()));
-                }
-                seen.push((Instant::now(), number));
-                told.fetch_add(1, Ordering::Relaxed);
-            }
-            Ok(seen)
-        };
-        Counter { stop, answers, thread: std::thread::spawn(count) }
-    }
-
-    /// Waits until so many more answers have come.
-    fn go_on(&self, more: u64) -> bool {
-        let wanted = self.answers.load(Ordering::Relaxed) + more;
-        until(Duration::from_secs(60), || self.thread.is_finished() || self.answers.load(Ordering::Relaxed) >= wanted)
-    }
-
-    /// In the end: what it saw, all of which must be well.
-    fn end(self) {
-        let gaps = self.finish().unwrap_or_else(|e| panic!("{e}"));
-        let at = |part: usize| gaps.get(gaps.len() * part / 100).copied().unwrap_or_default();
-        let longest = gaps.last().copied().unwrap_or_default();
-        println!(
-            "\nhold: {} answers, one after {:.1?} (median), {:.1?} (90 of 100), {longest:.0?} at most",
-            gaps.len() + 1,
-            at(50),
-            at(90)
-        );
-    }
-
-    /// The same: all times between two answers, the shortest first.
-    fn finish(self) -> Result<Vec<Duration>, String> {
-        self.stop.store(true, Ordering::Relaxed);
-        let seen = self.thread.join().expect("it ends")?;
-        let mut gaps: Vec<Duration> = seen.windows(2).map(|two| two[1].0 - two[0].0).collect();
-        gaps.sort();
-        Ok(gaps)
     }
 }
 
@@ -290,13 +245,8 @@ crate::alone! {
         assert!(before > 1000);
         hosts.hosts[0].fail();
         let _ = watched.meio.wait();
-        let mut after = None;
-        let answers = || {
-            after = after.or_else(count);
-            after.is_some()
-        };
-        assert!(until(Duration::from_secs(60), answers), "nobody answers: {}\n{}\n{}", watched.said(), noted(&hosts), lab.log());
-        assert!(after > Some(1000), "{after:?} after {before}");
+        let after = answers_again(&watched, &hosts, &lab);
+        assert!(after > 1000, "{after} after {before}");
         assert!(hosts.hosts[1].runs(pid));
     }
 
@@ -350,6 +300,9 @@ crate::alone! {
         assert!(matches!(done.code(), Some(0 | 3)), "{done:?} {}", watched.said());
         assert_eq!(count(), Some(before + 1));
         assert!(hosts.hosts[0].runs(pid));
+        // Its output goes to a file.
+        let log = format!("may be newer than its memory ({})", lab.path("log").display());
+        assert!(watched.said().contains(&log), "{}", watched.said());
         let gone = || hosts.hosts[1].command(Path::new("pgrep")).args(["-x", "meio"]).output().is_ok_and(|o| o.stdout.is_empty());
         assert!(until(SOON, gone), "a standby is left");
         assert_eq!(hosts.hosts[1].plain("ls", &["-A", "/var/lib/meio/watch"]), "");

@@ -77,6 +77,7 @@ impl Restore {
             parent: None,
             settled: Default::default(),
             absent: None,
+            lock: None,
         };
         let mut drawing = Drawing::new(*console);
         let outcome = if self.image.is_dir() { newest(&self.image, options, &mut drawing)? } else { restore::run(&options, &mut drawing)? };

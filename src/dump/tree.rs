@@ -25,6 +25,7 @@ use crate::sys::task::{self, Shared};
 use crate::tracee::foothold::Foothold;
 use crate::tracee::freeze::{self, Frozen};
 use std::collections::{HashSet, VecDeque};
+use std::time::{Duration, Instant};
 
 /// Everything of a frozen tree but its pages.
 pub struct Captured {
@@ -83,18 +84,18 @@ pub fn survey(pids: &[i32], capture: &mut Capture) -> Result<Vec<Process>> {
 
 /// Looks until nothing went away meanwhile: a busy server takes mappings and gives them back all the time.
 fn look_again<T>(pid: i32, capture: &mut Capture, mut look: impl FnMut(&mut Capture) -> Result<T>) -> Result<T> {
-    const TIMES: usize = 10;
-    let before = capture.refusals.len();
-    let mut seen = look(capture);
-    for _ in 1..TIMES {
-        match &seen {
-            Err(e) if e.kind != Failure::Permission && !super::ended(pid) => {}
-            _ => break,
+    /// A number of times is over at once where a processor is shared with who changes things.
+    const PATIENCE: Duration = Duration::from_secs(2);
+    const BREATH: Duration = Duration::from_millis(1);
+    let (begun, before) = (Instant::now(), capture.refusals.len());
+    loop {
+        match look(capture) {
+            Err(e) if e.kind != Failure::Permission && !super::ended(pid) && begun.elapsed() < PATIENCE => {}
+            seen => return seen,
         }
         capture.refusals.truncate(before);
-        seen = look(capture);
+        std::thread::sleep(BREATH);
     }
-    seen
 }
 
 /// Leaves out what has ended while it was looked at, and was seen in part only. What it leaves behind is the root's for now.

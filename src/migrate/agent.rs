@@ -1,5 +1,10 @@
 //! What the target does: `meio agent`, which the source starts.
 
+mod arrival;
+mod told;
+
+pub use told::Told;
+
 use super::address::{Address, Probe};
 use super::files::stage::Stage;
 use super::files::{self, Applier, FILES, Word};
@@ -12,16 +17,16 @@ use super::state::{Action, Event, Life, Limits, Recorded, Target, Verdict};
 use super::{MOVE, REMARK, frozen, local};
 use crate::error::{Error, Refusal, Result};
 use crate::image::{Absent, Left, Owner};
-use crate::netlock::{self, NetLock};
-use crate::progress::Report;
+use crate::netlock;
 use crate::resource::Tree;
 use crate::resource::thread::serde_bytes_vec::Bytes;
 use crate::restore::fits::{Needs, fits};
-use crate::restore::{self, Input};
+use crate::restore::{self, Input, SharedLock};
 use crate::sys::proc::read;
 use crate::sys::signal;
 use crate::sys::wire::Wire;
 use crate::transport::{self, Peer};
+use arrival::Arrival;
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::net::IpAddr;
@@ -49,7 +54,7 @@ pub fn run() -> Result<()> {
         near: None,
         pulled: None,
         lock: None,
-        brought: Vec::new(),
+        arrival: Arrival::default(),
         store: record_store()?,
         stage: Arc::default(),
         there: Vec::new(),
@@ -114,9 +119,9 @@ struct Agent {
     /// What becomes of them, while some are missing.
     pulled: Option<mpsc::Receiver<Pulled>>,
     /// Over the addresses of the tree, until it runs.
-    lock: Option<NetLock>,
-    /// Addresses that were brought up here.
-    brought: Vec<usize>,
+    lock: Option<SharedLock>,
+    /// Its addresses.
+    arrival: Arrival,
     store: Store,
     /// Files under other names, and what was found in their places.
     stage: Arc<Mutex<Option<Stage>>>,
@@ -350,6 +355,12 @@ impl Agent {
         let (peer, id) = (&mut self.peer, self.id.unwrap_or_default());
         let (stage, there, store) = (&self.stage, &self.there, &self.store);
         let mut begin = || -> Result<_> {
+            restore::make_room(&plan.tree)?;
+            // While this process is small, and nobody waits.
+            if !plan.addresses.is_empty() {
+                self.lock = Some(SharedLock::prepare()?);
+                self.arrival = Arrival::expect(&plan.addresses, store, id)?;
+            }
             *locked(stage) = Stage::begin(&plan.spool, &id, &plan.files, there, store)?;
             peer.open_bulk()?;
             let mut near = Near::new()?;
@@ -372,7 +383,6 @@ impl Agent {
         for remark in told.0 {
             self.remark(&remark);
         }
-        self.lock = None;
         match done {
             Ok(outcome) => {
                 self.runs = true;
@@ -380,7 +390,7 @@ impl Agent {
                 // Until then who knows the source's address only was heard there, and what was said is in what is delivered.
                 self.announce(Address::announce_once);
                 if self.pulled.is_none() {
-                    self.brought.clear();
+                    self.arrival.keep();
                 }
                 let left = locked(&self.stage).as_mut().map_or_else(Vec::new, Stage::keep);
                 left.iter().for_each(|what| self.remark(&Remark::Warning(format!("what was replaced is still there: {what}"))));
@@ -395,7 +405,8 @@ impl Agent {
                 self.again = true;
             }
             Err(e) => {
-                self.take_addresses_down();
+                self.arrival.take_down();
+                self.lock = None;
                 self.put_back();
                 // Where the machine itself had it destroyed it knows.
                 self.events.push_back(Event::Failed(in_full(&e)));
@@ -428,6 +439,7 @@ impl Agent {
             parent,
             settled: plan.files.settled(&plan.tree),
             absent,
+            lock: self.lock.clone(),
         };
         let mut waited = Duration::ZERO;
         let may_run = &mut |root| {
@@ -442,18 +454,11 @@ impl Agent {
             }
             *released = true;
             waited = begun.elapsed();
-            // The tree's own connections stay locked until it runs.
-            // That table stays, too: to take it away empties all queues, in which packets for them wait.
-            if let Some(lock) = &mut self.lock {
-                let _ = lock.open();
-            }
             Ok(())
         };
         let done = restore::run_when(&options, may_run, told);
-        if done.is_ok()
-            && let Some(lock) = self.lock.take()
-        {
-            netlock::let_go(lock);
+        if done.is_ok() {
+            netlock::let_go((options.lock, self.lock.take()));
         }
         told.0.push(Remark::Phase("go".into(), waited.as_micros() as u64));
         done
@@ -474,11 +479,11 @@ impl Agent {
         self.pulled = None;
         match pulled {
             Pulled::Whole => {
-                self.brought.clear();
+                self.arrival.keep();
                 self.events.push_back(Event::Whole);
             }
             Pulled::Ended(why) => {
-                self.take_addresses_down();
+                self.arrival.take_down();
                 let why = if why.is_empty() { "whoever brought them has ended" } else { &why };
                 let what = format!("pages that were missing could not be brought, and it was ended: {why}");
                 self.remark(&Remark::Warning(what.clone()));
@@ -493,19 +498,8 @@ impl Agent {
             return Ok(());
         }
         let tree: Tree = restore::tree_of(image)?;
-        self.lock = restore::block(&tree)?;
-        for (n, address) in plan.addresses.iter().enumerate() {
-            address.bring_up()?;
-            self.brought.push(n);
-        }
-        Ok(())
-    }
-
-    fn take_addresses_down(&mut self) {
-        let Some(plan) = &self.plan else { return };
-        for n in self.brought.drain(..) {
-            let _ = plan.addresses[n].take();
-        }
+        self.lock.as_ref().map_or(Ok(()), |lock| lock.block(&tree))?;
+        self.arrival.bring_up(&plan.addresses)
     }
 
     /// Tells the neighbours where its addresses are.
@@ -537,7 +531,7 @@ impl Agent {
             }
         }
         if !self.machine.is_released() {
-            self.take_addresses_down();
+            self.arrival.take_down();
             // Nobody makes changes any more.
             self.spool = None;
             self.put_back();
@@ -564,30 +558,4 @@ fn record_store() -> Result<Store> {
     let store = Store::open()?;
     store.sweep(OLD)?;
     Ok(store)
-}
-
-/// What is told while everything is rebuilt, for later: nothing is to wait for it.
-#[derive(Default)]
-pub struct Told(pub Vec<Remark>);
-
-impl Told {
-    fn phase(&mut self, name: &str, begun: Instant) {
-        self.0.push(Remark::Phase(name.to_owned(), begun.elapsed().as_micros() as u64));
-    }
-}
-
-impl Report for Told {
-    fn started(&mut self, _: &'static str) {}
-    fn ended(&mut self, _: &'static str, _: Duration) {}
-    fn bytes(&mut self, _: u64, _: Option<u64>) {}
-    fn note(&mut self, text: &str) {
-        self.0.push(Remark::Note(text.to_owned()));
-    }
-    fn warning(&mut self, text: &str) {
-        self.0.push(Remark::Warning(text.to_owned()));
-    }
-    fn last_words(&mut self, e: &Error) {
-        self.0.push(Remark::Warning(e.message.clone()));
-    }
-    fn clear(&mut self) {}
 }

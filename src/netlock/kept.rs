@@ -157,9 +157,14 @@ pub fn is_kept(network: Option<BorrowedFd<'_>>, owner: &Owner) -> Result<bool> {
 
 /// Takes the lock away that is kept for `owner`. False when there is none.
 pub fn release(network: Option<BorrowedFd<'_>>, owner: &Owner) -> Result<bool> {
-    inside(network, || Socket::netfilter().and_then(|s| remove(&s, &owner.table())))?
-        .map_err(refused)
-        .context(|| "opening the network lock that was kept")
+    let release = || {
+        let socket = Socket::netfilter()?;
+        let removed = remove(&socket, &owner.table());
+        // It is closed only when the kernel has waited for all processors; nothing is locked any more before.
+        super::let_go(socket);
+        removed
+    };
+    inside(network, release)?.map_err(refused).context(|| "opening the network lock that was kept")
 }
 
 /// Takes the kept locks away whose owner's name is, or begins with, `name`; `all` for all of them.

@@ -206,7 +206,7 @@ fn look(reader: &mut Reader<'_>, options: &Options, report: &mut dyn Report, pha
     let mut parent = options.parent.clone();
     if reader.parent().is_some() && parent.is_none() {
         // Where it cannot be raised, that may do.
-        let _ = pool::raise_limit(MANY_FILES);
+        let _ = pool::raise(MANY_FILES);
         parent = phase(report, phases, "parents", |_| Resolved::parent_of(reader))?.map(Arc::new);
     }
     phase(report, phases, "index", |_| Resolved::read(reader, path, parent.as_deref()))

@@ -9,12 +9,39 @@ use crate::resource::socket::choice::Choice;
 use crate::resource::socket::inet::Inet;
 use crate::sys::namespace::Kind;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// A lock of a caller, who has it over meio's own network namespace before there is anything to restore and after a failure.
+#[derive(Debug, Clone)]
+pub struct SharedLock(Arc<Mutex<NetLock>>);
+
+impl SharedLock {
+    /// One that locks nothing yet. What is slow about it is done.
+    ///
+    /// # Errors
+    /// As [`NetLock::prepare`].
+    pub fn prepare() -> Result<Self> {
+        NetLock::prepare(None, Manner::Deaf).map(|lock| SharedLock(Arc::new(Mutex::new(lock))))
+    }
+
+    /// Locks what a tree hears and says, before it is there.
+    pub fn block(&self, tree: &Tree) -> Result<()> {
+        let flows = flows(tree, None);
+        if flows.is_empty() { Ok(()) } else { self.locked().add(&flows) }
+    }
+
+    fn locked(&self) -> MutexGuard<'_, NetLock> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 /// Locks over all connections of a tree that comes back. Dropped, those of this restore are opened; the one that the dump
 /// kept stays, as the tree is still gone.
 #[derive(Debug)]
 pub struct Locks {
     own: Vec<NetLock>,
+    /// Over meio's own network namespace, by the caller.
+    shared: Option<SharedLock>,
     kept: Option<Owner>,
     /// Where the dump has kept locks: `None` for meio's own network namespace.
     at: Vec<Option<OwnedFd>>,
@@ -22,13 +49,14 @@ pub struct Locks {
 
 impl Locks {
     /// Locks what the tree of the image `id` had, in the namespaces where it will be again; those that `places` has made are
-    /// locked already. Without connections nothing is asked of the kernel.
+    /// locked already, and so is meio's own where there is a lock that is `shared`. Without connections nothing is asked of the
+    /// kernel.
     ///
     /// # Errors
     /// Exit code 11 or 12 where the network cannot be locked.
-    pub fn close(tree: &Tree, places: &mut Places<'_>, id: &[u8; 16]) -> Result<Self> {
+    pub fn close(tree: &Tree, places: &mut Places<'_>, id: &[u8; 16], shared: Option<&SharedLock>) -> Result<Self> {
         let own = std::mem::take(&mut places.locks);
-        let mut locks = Locks { own, kept: None, at: Vec::new() };
+        let mut locks = Locks { own, shared: shared.cloned(), kept: None, at: Vec::new() };
         let owner = Owner::image(id);
         for network in places.adopted.iter().copied().map(Some).chain([None]) {
             let flows = flows(tree, network);
@@ -47,7 +75,7 @@ impl Locks {
             };
             if is_kept {
                 locks.at.push(fd);
-            } else if !flows.is_empty() {
+            } else if !flows.is_empty() && (network.is_some() || shared.is_none()) {
                 let mut lock = NetLock::prepare(at, Manner::Deaf)?;
                 lock.add(&flows)?;
                 locks.own.push(lock);
@@ -66,6 +94,9 @@ impl Locks {
 
     /// The tree runs: everything is let in, also what the dump has kept out since.
     pub fn open(mut self) -> Result<()> {
+        if let Some(shared) = self.shared.take() {
+            shared.locked().open()?;
+        }
         for lock in &mut self.own {
             lock.open()?;
         }
@@ -84,17 +115,6 @@ pub fn new_network(tree: &Tree, network: u32, fd: BorrowedFd<'_>) -> Result<Opti
         return Ok(None);
     }
     let mut lock = NetLock::prepare(Some(fd), Manner::Deaf)?;
-    lock.add(&flows)?;
-    Ok(Some(lock))
-}
-
-/// Locks what a tree hears and says in meio's own network namespace, before it is there; `None` where that is nothing.
-pub fn block(tree: &Tree) -> Result<Option<NetLock>> {
-    let flows = flows(tree, None);
-    if flows.is_empty() {
-        return Ok(None);
-    }
-    let mut lock = NetLock::prepare(None, Manner::Deaf)?;
     lock.add(&flows)?;
     Ok(Some(lock))
 }

@@ -83,9 +83,7 @@ impl Pool {
     pub fn open(tree: &Tree, terminals: &Terminals, places: &Places<'_>, sockets: Sockets<'_>, home: Option<i32>) -> Result<Self> {
         let mut pool = Pool { base: Pool::base_of(tree), datagrams: Datagrams::of(tree), ..Pool::default() };
         // What is made before it has its place stands below the pool as far as there is room.
-        let files = tree.files.len();
-        let count = files + 3 * tree.mapped.len() + 2 * tree.objects.len() + 64;
-        raise_limit((pool.base as usize).max(files + 32) as u64 + count as u64)?;
+        make_room(tree)?;
         pool.late = Late::new(tree)?.map(|late| late.keep(|fd| pool.keep(fd))).transpose()?;
         pool.queues = Queues::make(tree, places)?;
         pool.connections = Connections::make(tree, places, pool.base)?;
@@ -309,7 +307,22 @@ fn shared(tree: &Tree, of: impl Fn(&Backing) -> bool) -> impl Iterator<Item = &M
     tree.processes.iter().filter_map(|p| p.memory.as_ref()).flat_map(|m| &m.mappings).filter(move |m| m.shared && of(&m.backing))
 }
 
+/// Raises the limit of open files, and makes room for as many.
 pub fn raise_limit(need: u64) -> Result<()> {
+    raise(need)?;
+    file::make_room(need);
+    Ok(())
+}
+
+/// Room for the descriptors of a tree, which takes its time and may be done before it is there.
+pub fn make_room(tree: &Tree) -> Result<()> {
+    let files = tree.files.len();
+    let count = files + 3 * tree.mapped.len() + 2 * tree.objects.len() + 64;
+    raise_limit((Pool::base_of(tree) as usize).max(files + 32) as u64 + count as u64)
+}
+
+/// The limit alone.
+pub fn raise(need: u64) -> Result<()> {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     if soft >= need {

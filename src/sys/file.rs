@@ -169,6 +169,22 @@ pub fn own(fd: i32) -> OwnedFd {
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
+/// Makes room for descriptors below `count` while nobody waits: when the table of a process with threads grows the kernel waits for
+/// all processors, for ten milliseconds and more. What cannot be had now is had later.
+pub fn make_room(count: u64) {
+    let last = i32::try_from(count.saturating_sub(1)).unwrap_or(i32::MAX);
+    // SAFETY: numbers only; the descriptor that may come of it is nobody else's.
+    let made = unsafe {
+        let root = libc::open(c"/".as_ptr(), libc::O_PATH | libc::O_CLOEXEC);
+        let made = libc::fcntl(root, libc::F_DUPFD_CLOEXEC, last);
+        libc::close(root);
+        made
+    };
+    if made >= 0 {
+        drop(own(made));
+    }
+}
+
 /// A descriptor of our own by its number, for a moment.
 pub fn borrow<'a>(fd: i32) -> BorrowedFd<'a> {
     // SAFETY: the callers hold the descriptor in a pool that outlives the use; -1 alone would be unsound.

@@ -173,6 +173,7 @@ fn exchange(link: &mut Link, own: &Hello, name: &str, limit: Duration) -> Result
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::progress::Silent;
 
     fn hello(lowest: u16, highest: u16) -> Hello {
         Hello { lowest, highest, ..Hello::own().expect("a name") }
@@ -188,20 +189,8 @@ mod tests {
         assert!(e.help.is_some_and(|h| h.contains("there")));
     }
 
-    struct Quiet;
-
-    impl Report for Quiet {
-        fn started(&mut self, _: &'static str) {}
-        fn ended(&mut self, _: &'static str, _: Duration) {}
-        fn bytes(&mut self, _: u64, _: Option<u64>) {}
-        fn note(&mut self, _: &str) {}
-        fn warning(&mut self, _: &str) {}
-        fn last_words(&mut self, _: &Error) {}
-        fn clear(&mut self) {}
-    }
-
     fn source(near: UnixStream, limit: Duration) -> Result<(Link, Hello, u16)> {
-        with_target(near, "there", limit, Box::new(|| None), &mut Quiet)
+        with_target(near, "there", limit, Box::new(|| None), &mut Silent)
     }
 
     #[test]

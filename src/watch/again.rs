@@ -11,7 +11,7 @@ use super::record::Back;
 use super::setup::{SETUP, Setup};
 use crate::error::{Error, Kind, Result};
 use crate::migrate::plan::{Details, Plan, pack, unpack};
-use crate::progress::Report;
+use crate::progress::{Report, Silent};
 use crate::transport::{self, Peer, Sender};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
@@ -84,19 +84,6 @@ pub struct Standing {
     pub token: Option<String>,
     /// What is different there.
     pub warnings: Vec<String>,
-}
-
-/// Tells nobody.
-struct Silent;
-
-impl Report for Silent {
-    fn started(&mut self, _: &'static str) {}
-    fn ended(&mut self, _: &'static str, _: Duration) {}
-    fn bytes(&mut self, _: u64, _: Option<u64>) {}
-    fn note(&mut self, _: &str) {}
-    fn warning(&mut self, _: &str) {}
-    fn last_words(&mut self, _: &Error) {}
-    fn clear(&mut self) {}
 }
 
 /// Logs in and has an agent answer, the one that is there where there is one.

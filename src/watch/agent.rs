@@ -17,9 +17,9 @@ use crate::error::{Error, Result};
 use crate::migrate::agent::Told;
 use crate::migrate::plan::{Plan, Remark, pack, unpack};
 use crate::migrate::record::Member;
-use crate::netlock::{self, NetLock};
+use crate::netlock;
 use crate::progress::Report;
-use crate::restore::{self, Input};
+use crate::restore::{self, Input, SharedLock};
 use crate::sys::signal;
 use crate::transport::{self, Peer};
 use std::collections::VecDeque;
@@ -45,7 +45,6 @@ pub fn run() -> Result<()> {
         return Err(Error::link("the primary says something else than what a watch begins with"));
     };
     let store = Store::open()?;
-    let raised = Raised::prepare(&plan.addresses)?;
     let claim = store.claim(&name)?;
     let there = store.read(&name)?;
     let instance = there.as_ref().map_or(0, |record| record.instance).max(known) + 1;
@@ -76,6 +75,9 @@ pub fn run() -> Result<()> {
     if refused {
         return Ok(());
     }
+    restore::make_room(&plan.tree)?;
+    let lock = SharedLock::prepare().ok(); // else it is tried again when it is needed
+    let raised = Raised::guarded(&plan.addresses)?;
     let begin = peer.link.receive(Some(PATIENCE))?;
     let Setup::Begin { generation, limits, fence, on_event } = unpack(&begin.payload)? else {
         return Err(Error::link("the primary does not begin"));
@@ -100,7 +102,7 @@ pub fn run() -> Result<()> {
         visits,
         visitor: None,
         guarantee: limits.guarantee,
-        lock: None,
+        lock,
         plan: *plan,
         spool,
         store,
@@ -160,7 +162,7 @@ struct Agent {
     visitor: Option<(Peer, Asked)>,
     guarantee: Guarantee,
     /// Over what the tree hears and says, until it runs.
-    lock: Option<NetLock>,
+    lock: Option<SharedLock>,
     plan: Plan,
     spool: Clone,
     store: Store,
@@ -357,6 +359,9 @@ impl Agent {
                 self.whole.retain(|(of, _)| *of > mark);
                 self.board.whole(mark);
                 self.kept.iter().for_each(|(_, image)| self.spool.keep(*image));
+                if self.lock.is_none() {
+                    self.lock = SharedLock::prepare().ok();
+                }
                 return Ok(None);
             }
             Action::Drop => {
@@ -391,14 +396,8 @@ impl Agent {
                 self.raised.announce();
                 Event::Told
             }
-            // Its connections stay locked until it runs, and so does the table: to take it away empties all queues, in which packets
-            // for them wait.
-            Action::Open => {
-                if let Some(lock) = &mut self.lock {
-                    let _ = lock.open();
-                }
-                Event::Unblocked
-            }
+            // Its connections stay locked until it runs: by the restore, which opens the lock then.
+            Action::Open => Event::Unblocked,
             Action::Run => return Ok(Some(Next::Run)),
             Action::End => return Ok(Some(Next::End)),
             Action::Say(said) => {
@@ -467,8 +466,11 @@ impl Agent {
     /// Nothing of it is here yet, and as soon as its address is nobody answers.
     fn block(&mut self) -> Result<()> {
         let (_, image) = self.kept.ok_or_else(|| Error::other("there is nothing to take over from"))?;
-        self.lock = restore::block(&self.spool.known(image)?.tree)?;
-        Ok(())
+        if self.lock.is_none() {
+            self.lock = Some(SharedLock::prepare()?);
+        }
+        let known = self.spool.known(image)?;
+        self.lock.as_ref().map_or(Ok(()), |lock| lock.block(&known.tree))
     }
 
     /// Nothing is left of what was done to take over: at once, or when what is planted has been ended.
@@ -493,15 +495,9 @@ impl Agent {
             _ => None,
         };
         told.0.iter().filter_map(took).for_each(|text| self.note(&text));
-        if restored.is_err() {
-            // Nobody is to be told that there is nobody.
-            self.raised.take_down();
-        }
-        if let Some(lock) = self.lock.take() {
-            netlock::let_go(lock);
-        }
         match restored {
             Ok(root) => {
+                netlock::let_go(self.lock.take());
                 self.root = Member::of(root).ok();
                 self.waiting.deliver();
                 // Who brings the pages has what it needs.
@@ -513,6 +509,9 @@ impl Agent {
                 self.events.push_back(Event::Runs);
             }
             Err(e) => {
+                // Nobody is to be told that there is nobody.
+                self.raised.take_down();
+                self.lock = None;
                 self.note(&format!("it could not be brought back: {}", in_full(&e)));
                 self.failure = Some(in_full(&e));
                 if self.machine.is_planned()
@@ -542,6 +541,7 @@ impl Agent {
             parent: None,
             absent: None,
             settled: Default::default(),
+            lock: self.lock.clone(),
         };
         let mut asked = false;
         let mut done = restore::run_when(&options, &mut |root| self.may_run(root, &mut begun, &mut asked), told);

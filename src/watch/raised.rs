@@ -25,11 +25,12 @@ pub struct Raised {
 }
 
 impl Raised {
-    /// None is up yet. It is a copy of meio: call this before anything is claimed.
+    /// None is up yet. Somebody else, a copy of meio as it is now, sees to them when meio is killed, and holds what meio holds now until
+    /// then: the lock over what comes for the tree is to be there already, and nothing large.
     ///
     /// # Errors
     /// When the kernel gives no process.
-    pub fn prepare(addresses: &[Address]) -> Result<Raised> {
+    pub fn guarded(addresses: &[Address]) -> Result<Raised> {
         let theirs = addresses.to_vec();
         let keeper = if theirs.is_empty() { None } else { Some(Guardian::beside(move |orders| keep(&theirs, &orders))?) };
         Ok(Raised { addresses: addresses.to_vec(), up: 0, keeper })

@@ -25,17 +25,12 @@ impl Seen {
 pub struct Steady<'r>(pub &'r mut dyn Report);
 
 impl Report for Steady<'_> {
-    fn started(&mut self, _: &'static str) {}
-    fn ended(&mut self, _: &'static str, _: Duration) {}
-    fn bytes(&mut self, _: u64, _: Option<u64>) {}
-    fn note(&mut self, _: &str) {}
     fn warning(&mut self, text: &str) {
         self.0.warning(text);
     }
     fn last_words(&mut self, e: &Error) {
         self.0.last_words(e);
     }
-    fn clear(&mut self) {}
 }
 
 /// What people are told.

@@ -9,6 +9,8 @@ use super::record::{About, Claim, Record, Store, TreeClaim};
 use super::resume::{self, Resumed};
 use super::state::{Activation, Guarantee, Primary};
 use crate::error::Result;
+use crate::migrate::files::wanted;
+use crate::migrate::plan::Plan;
 use crate::migrate::record::Member;
 use crate::progress::{Report, phase};
 use std::time::{Duration, Instant};
@@ -59,6 +61,7 @@ impl Start {
         let claim = store.claim(&options.name)?;
         let tree = store.claim_tree(options.dump.pid, &options.name)?;
         let plan = phase(report, phases, "check", |_| fit::plan(options, resumed.is_some()))?;
+        say_what_is_written(&plan, report);
         let (watch, first) = match &resumed {
             Some(resumed) => {
                 report.warning("the meio of this watch was killed: what was held is lost, and nobody answers until the standby is asked");
@@ -103,4 +106,17 @@ impl Start {
         };
         (record, machine)
     }
+}
+
+/// A standby has memory that belongs together with files as they were at its epoch, and finds them as they were written last.
+fn say_what_is_written(plan: &Plan, report: &mut dyn Report) {
+    const SHOWN: usize = 3;
+    let written = wanted::written(&plan.tree).unwrap_or_default();
+    if written.is_empty() {
+        return;
+    }
+    let mut names: Vec<String> = written.iter().take(SHOWN).map(ToString::to_string).collect();
+    names.extend((written.len() > SHOWN).then(|| format!("{} more", written.len() - SHOWN)));
+    let names = names.join(", ");
+    report.warning(&format!("files that it writes are not held back: after a take-over they may be newer than its memory ({names})"));
 }

@@ -37,13 +37,16 @@ struct Attempt<'l> {
     pid: i32,
 }
 
-/// Kills all whose command line has a word, or that have this name.
-fn kill(word: &str, name: &str) -> String {
-    format!(
-        "for d in /proc/[0-9]*; do {{ grep -qz '^{word}$' $d/cmdline && grep -qz meio $d/cmdline || grep -q '^{name}' $d/comm; }} 2>/dev/null \
-         && kill -9 ${{d#/proc/}}; done; true"
-    )
-}
+/// Kills the agent, which is older than the copies of it that are there for that case, and not those that only tell neighbours
+/// where an address is.
+const KILL_AGENT: &str = r"
+for d in /proc/[0-9]*; do
+    grep -qz '^agent$' $d/cmdline && grep -qz meio $d/cmdline && ! grep -qz announce $d/cmdline &&
+        echo $(sed 's/.*) //' $d/stat | cut -d ' ' -f 20) ${d#/proc/}
+done 2>/dev/null | sort -n | head -n 1 | while read -r _ pid; do kill -9 $pid; done; true";
+
+/// With all sessions.
+const KILL_SSHD: &str = "for d in /proc/[0-9]*; do grep -q ^sshd $d/comm 2>/dev/null && kill -9 ${d#/proc/}; done; true";
 
 const FILL: &str = "cat /dev/zero > $0/fill 2>/dev/null; true";
 
@@ -62,8 +65,8 @@ impl Attempt<'_> {
         match harm {
             // Not who is there for that case, which is a copy of it.
             Harm::Source => drop(host(self.from).plain("bash", &["-c", "pkill -9 -o -f ' m[i]grate '; true"])),
-            Harm::Target => drop(host(self.to).plain("bash", &["-c", &kill("agent", "nobody")])),
-            Harm::Sshd => drop(host(self.to).plain("bash", &["-c", &kill("no such word", "sshd")])),
+            Harm::Target => drop(host(self.to).plain("bash", &["-c", KILL_AGENT])),
+            Harm::Sshd => drop(host(self.to).plain("bash", &["-c", KILL_SSHD])),
             Harm::Cut => self.hosts.wire(self.whom(), false),
             Harm::Deaf => {
                 let other = if self.whom() == self.to { self.from } else { self.to };

@@ -2,6 +2,7 @@
 
 use super::{PROTECTED, SLOW, Watched, ask, count, has_address, noted, oldest, redis};
 use crate::lab::hosts::{Host, VIP};
+use crate::lab::terminal::Terminal;
 use crate::lab::{Lab, SOON, until};
 use serde_json::Value;
 use std::path::Path;
@@ -101,6 +102,40 @@ crate::alone! {
         assert!(matches!(done.code(), Some(0 | 3)), "{done:?} {}", watched.said());
         assert!(until(SOON, || is_clean(here) && is_clean(there)), "{}", noted(&hosts));
         assert!(until(SOON, || count().is_some()) && has_address(here) && here.runs(pid) && meio(here, &["status", "web"]).0 == 10);
+    }
+
+    /// Who is in the group that was named may ask, and command; a terminal shows how it stands, in place, until it is left.
+    fn a_group_and_a_terminal() {
+        let lab = Lab::new("watch-group");
+        let (hosts, pid) = redis(&lab);
+        let here = &hosts.hosts[0];
+        let mut watched = Watched::with(&lab, &hosts, pid, &[SLOW, &["--name", "web", "--control-group", "games"]].concat());
+        standing(here, "protected");
+        let member = |group: &str, what: &[&str]| {
+            let nobody = ["--reset-env", "--reuid=65534", "--regid=65534", &format!("--groups={group}"), crate::MEIO];
+            let done = here.command(Path::new("setpriv")).args(nobody).args(what).output().expect("setpriv starts");
+            (done.status.code(), String::from_utf8_lossy(&[done.stdout, done.stderr].concat()).into_owned())
+        };
+        for what in [&["status", "web"][..], &["checkpoint", "web"]] {
+            let (code, said) = member("games", what);
+            assert_eq!(code, Some(0), "{what:?}: {said}");
+            assert_eq!(member("mail", what).0, Some(11), "{what:?}");
+        }
+        let mut terminal = Terminal::new();
+        let mut watching = here.command(Path::new(crate::MEIO));
+        let mut watching = terminal.start(watching.args(["status", "web", "--watch"]));
+        terminal.expect("web");
+        terminal.expect("protected");
+        // Once more, over what was there.
+        terminal.expect("\x1b[");
+        terminal.expect("protected");
+        terminal.press("\x03");
+        assert!(until(SOON, || watching.try_wait().is_ok_and(|done| done.is_some())), "it does not end: {}", terminal.shown());
+        assert!(watched.is_protected(), "{}", watched.said());
+        let (code, said) = member("games", &["unwatch", "web"]);
+        assert_eq!(code, Some(0), "{said}");
+        let _ = watched.meio.wait();
+        assert!(until(SOON, || is_clean(here)) && here.runs(pid) && has_address(here));
     }
 
     /// Both meios are killed: what they leave is seen, and cleaned up by hand.

@@ -1,10 +1,11 @@
-//! Faults at random instants under a client that counts over one connection: whatever happens, no answer that it was given is ever
-//! taken back, and in the end somebody answers. `FAULTS` says how many (a slice of three without it), `SEED` with which one they begin.
+//! Faults at random instants under a client that counts, over one connection or by datagrams: whatever happens, no answer that it
+//! was given is ever taken back, and in the end somebody answers. `FAULTS` says how many (a slice of three without it), `SEED` with
+//! which one they begin.
 
 use super::links::{cut, cut_all, cut_ports, heal};
-use super::{Counter, Watched, has_address, noted, oldest, redis};
+use super::{Counter, Watched, has_address, noted, oldest, redis, two};
 use crate::lab::hosts::{Hosts, SERVICE};
-use crate::lab::{Lab, SOON, until};
+use crate::lab::{Lab, SOON, compile, until};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
@@ -40,6 +41,43 @@ const ALL: [Fault; 12] = [
     Fault::SlowStandby,
     Fault::KillTree,
 ];
+
+/// Who answers, and how it is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Service {
+    /// One thread, one connection.
+    Redis,
+    /// Eight threads, one connection to one of them.
+    Threads,
+    /// The same, by datagrams to a ninth.
+    Datagrams,
+}
+
+const SERVICES: [Service; 3] = [Service::Redis, Service::Threads, Service::Datagrams];
+/// Where the one with threads answers.
+const PORT: u16 = 2600;
+
+impl Service {
+    /// Two hosts, the first of which has it.
+    fn start(self, lab: &Lab) -> (Hosts, i32) {
+        if self == Service::Redis {
+            return redis(lab);
+        }
+        let hosts = two(lab);
+        let (program, prefix) = (compile("keyvalue").display().to_string(), lab.path("x").display().to_string());
+        let pid = hosts.hosts[0].start(lab, &program, &[&prefix, SERVICE, &PORT.to_string(), "8"]);
+        assert!(until(SOON, || lab.path("x.ready").exists()), "it does not get ready: {}", lab.log());
+        (hosts, pid)
+    }
+
+    fn count(self) -> Counter {
+        match self {
+            Service::Redis => Counter::begin(),
+            Service::Threads => Counter::to(SERVICE, PORT, "one"),
+            Service::Datagrams => Counter::by_datagrams(PORT),
+        }
+    }
+}
 
 /// Numbers that come again with their seed.
 struct Dice(u64);
@@ -82,14 +120,8 @@ fn befall(fault: Fault, hosts: &mut Hosts, watched: &Watched, pid: i32, dice: &m
             let waiting = nix::unistd::Pid::from_raw(watched.meio.id() as i32);
             let _ = nix::sys::signal::kill(waiting, nix::sys::signal::Signal::SIGCONT);
         }
-        Fault::CutBothWays => {
-            cut_all(hosts, 0, 1);
-            cut_all(hosts, 1, 0);
-            std::thread::sleep(dice.ms(200, 6000));
-            heal(hosts, 0);
-            heal(hosts, 1);
-        }
-        Fault::CutLink => {
+        Fault::CutBothWays | Fault::CutLink => {
+            let cut = if fault == Fault::CutLink { cut } else { cut_all };
             cut(hosts, 0, 1);
             cut(hosts, 1, 0);
             std::thread::sleep(dice.ms(200, 6000));
@@ -131,14 +163,14 @@ struct Came {
     longest: Duration,
 }
 
-fn round(number: u64, fault: Fault) -> Came {
+fn round(number: u64, fault: Fault, service: Service) -> Came {
     let mut dice = Dice(number.wrapping_mul(0x9e37_79b9_7f4a_7c15) + 1);
     let lab = Lab::new(&format!("watch-fault-{number}"));
-    let (mut hosts, pid) = redis(&lab);
+    let (mut hosts, pid) = service.start(&lab);
     let name = format!("fault-{number}");
     let mut watched = Watched::with(&lab, &hosts, pid, &["--timeout", "1500ms", "--name", &name]);
-    let counter = Counter::begin();
-    let all = |watched: &Watched, hosts: &Hosts| format!("round {number}, {fault:?}:\n{}\n{}", watched.said(), noted(hosts));
+    let counter = service.count();
+    let all = |watched: &Watched, hosts: &Hosts| format!("round {number}, {fault:?}, {service:?}:\n{}\n{}", watched.said(), noted(hosts));
     let ends = |watched: &mut Watched| until(SOON, || watched.meio.try_wait().is_ok_and(|done| done.is_some()));
     assert!(counter.go_on(20 + dice.below(100)), "{}", all(&watched, &hosts));
     std::thread::sleep(dice.ms(0, 50));
@@ -189,12 +221,17 @@ crate::alone! {
         let mut failed = Vec::new();
         for n in seed..seed + rounds {
             let fault = ALL[(n % ALL.len() as u64) as usize];
-            match std::panic::catch_unwind(|| round(n, fault)) {
+            // Each of them meets each fault, and a slice of three all of them.
+            let service = SERVICES[((n + n / ALL.len() as u64) % SERVICES.len() as u64) as usize];
+            match std::panic::catch_unwind(|| round(n, fault, service)) {
                 Ok(came) => table.entry(fault).or_default().push(came),
-                Err(_) => failed.push((n, fault)),
+                Err(_) => failed.push((n, fault, service)),
             }
         }
-        println!("\nfaults: {:<12} {:>6} {:>7} {:>10} {:>6} {:>9} {:>12} {:>10}", "fault", "rounds", "stayed", "taken over", "other", "answers", "stall median", "stall most");
+        println!(
+            "\nfaults: {:<12} {:>6} {:>7} {:>10} {:>6} {:>9} {:>12} {:>10}",
+            "fault", "rounds", "stayed", "taken over", "other", "answers", "stall median", "stall most"
+        );
         for (fault, all) in &table {
             let count = |how: &str| all.iter().filter(|came| came.how == how).count();
             let (stayed, taken) = (count("stayed"), count("taken over"));
@@ -202,8 +239,8 @@ crate::alone! {
             stalls.sort();
             let (median, most) = (stalls[stalls.len() / 2].as_millis(), stalls[stalls.len() - 1].as_millis());
             let (rounds, answers) = (all.len(), all.iter().map(|came| came.answers).sum::<usize>());
-            let fault = format!("{fault:?}");
-            println!("faults: {fault:<12} {rounds:>6} {stayed:>7} {taken:>10} {:>6} {answers:>9} {median:>9} ms {most:>7} ms", rounds - stayed - taken);
+            let (fault, other) = (format!("{fault:?}"), rounds - stayed - taken);
+            println!("faults: {fault:<12} {rounds:>6} {stayed:>7} {taken:>10} {other:>6} {answers:>9} {median:>9} ms {most:>7} ms");
         }
         assert!(failed.is_empty(), "failed: {failed:?}");
     }

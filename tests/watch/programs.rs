@@ -1,21 +1,11 @@
 //! Real programs outlive their host under load: what a client was told holds, and its connections go on.
 
-use super::{SLOW, Watched, has_address, noted};
+use super::{SLOW, Watched, has_address, noted, two};
 use crate::lab::hosts::{Hosts, SERVICE};
 use crate::lab::{Lab, SOON, until};
 use crate::programs::net::{self, Client, listens, python, watched};
 use crate::programs::{WORK, installed};
 use std::fs;
-
-/// Two hosts, whose disks are their own; the first has the address.
-fn two(lab: &Lab) -> Hosts {
-    let hosts = Hosts::new(lab, 2);
-    for host in &hosts.hosts {
-        host.plain("mount", &["-t", "tmpfs", "lib", "/var/lib"]);
-    }
-    hosts.serve_at(0);
-    hosts
-}
 
 /// The first host is lost while `client` is served by the tree below `pid`.
 fn outlives(lab: &mut Lab, mut hosts: Hosts, pid: i32, client: impl FnOnce(&Lab) -> Client, answers: u64) {

@@ -1,6 +1,6 @@
 //! What the standby keeps, and where there is no room for it; and links that do not carry all.
 
-use super::{PROTECTED, SERVICE, Watched, count, noted, redis};
+use super::{PROTECTED, SERVICE, Watched, answers_again, count, noted, redis};
 use crate::lab::hosts::Host;
 use crate::lab::{Lab, until};
 use std::io::{Read, Write};
@@ -70,13 +70,7 @@ crate::alone! {
         hosts.wire(0, false);
         hosts.hosts[0].fail();
         let _ = watched.meio.wait();
-        let mut after = None;
-        let answers = || {
-            after = after.or_else(count);
-            after.is_some()
-        };
-        assert!(until(LATER, answers), "nobody answers: {}\n{}", watched.said(), noted(&hosts));
-        assert!(after > Some(20), "{after:?}");
+        assert!(answers_again(&watched, &hosts, &lab) > 20);
         assert!(noted(&hosts).contains("taken over in "), "{}", noted(&hosts));
         // What was taken over is given back.
         assert!(until(LATER, || kept(&hosts.hosts[1], &folder) == 0), "{} MiB are kept", kept(&hosts.hosts[1], &folder));

@@ -184,6 +184,7 @@ fn show(teller: &Teller<'_>) -> Result<Seen> {
         parent: None,
         settled: Default::default(),
         absent: None,
+        lock: None,
     };
     let mut drawing = Drawing::new(*teller.console);
     let restored = restore::run(&options, &mut drawing)?;

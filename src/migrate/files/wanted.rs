@@ -292,6 +292,16 @@ fn needs(tree: &Tree) -> BTreeMap<Vec<u8>, (FilePath, Need)> {
     all.into_iter().collect()
 }
 
+/// Regular files that a tree can write and others can see: what is in them is in no image.
+///
+/// # Errors
+/// When the mounts of this machine cannot be read.
+pub fn written(tree: &Tree) -> Result<Vec<FilePath>> {
+    let (mounts, _) = Mounts::read([0; 16])?;
+    let all = needs(tree).into_values().filter(|(_, need)| need.written && need.kind == libc::S_IFREG).map(|(path, _)| path);
+    Ok(all.filter(|path| !SHOWN.contains(&mounts.at(path.as_ref()).0.as_str())).collect())
+}
+
 /// Whether a path leads a process where it leads meio.
 fn is_ours(pid: i32, path: &FilePath) -> bool {
     let file = |path: &Path| std::fs::metadata(path).map(|m| (m.dev(), m.ino())).ok();
