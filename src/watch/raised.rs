@@ -2,15 +2,18 @@
 //! when this meio is killed meanwhile.
 
 use super::lease::ignore_signals;
-use crate::error::Result;
+use crate::error::{Context, Result};
 use crate::migrate::address::{Address, Probe};
 use crate::migrate::frozen::announce_again;
 use crate::netlock;
 use crate::resource::thread::serde_bytes_vec::Bytes;
 use crate::sys::guardian::Guardian;
+use crate::sys::task;
 use crate::sys::wire::Wire;
 use nix::errno::Errno;
-use std::os::fd::OwnedFd;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
 
 /// Orders: what is to become of them when meio is gone.
 const DOWN: u8 = 0;
@@ -32,7 +35,8 @@ impl Raised {
     /// When the kernel gives no process.
     pub fn guarded(addresses: &[Address]) -> Result<Raised> {
         let theirs = addresses.to_vec();
-        let keeper = if theirs.is_empty() { None } else { Some(Guardian::beside(move |orders| keep(&theirs, &orders))?) };
+        let meio = task::pidfd(std::process::id() as i32).context(|| "starting a guardian")?;
+        let keeper = if theirs.is_empty() { None } else { Some(Guardian::beside(move |orders| keep(&theirs, &orders, &meio))?) };
         Ok(Raised { addresses: addresses.to_vec(), up: 0, keeper })
     }
 
@@ -101,7 +105,10 @@ impl Waiting {
     }
 }
 
-fn keep(addresses: &[Address], orders: &OwnedFd) {
+fn keep(addresses: &[Address], orders: &OwnedFd, meio: &OwnedFd) {
+    /// For meio to end whose descriptors are closed, and then for what was planted and ends with it.
+    const DYING: u16 = 5000;
+    const MOMENT: Duration = Duration::from_millis(20);
     ignore_signals();
     let mut last = STAY;
     let mut order = [0];
@@ -113,6 +120,9 @@ fn keep(addresses: &[Address], orders: &OwnedFd) {
         }
     }
     if last == DOWN {
+        // What is said by a tree that dies before it was let run is kept back by the lock; after this it has no address to say it from.
+        let _ = poll(&mut [PollFd::new(meio.as_fd(), PollFlags::POLLIN)], PollTimeout::from(DYING));
         addresses.iter().filter(|address| address.is_up().unwrap_or(false)).for_each(|address| drop(address.take()));
+        std::thread::sleep(MOMENT);
     }
 }
