@@ -138,6 +138,7 @@ fixtures! {
     vectors_spinning: "vectors" "spin";
     waits: "waits";
     waits_in_epoll: "waits" "epoll";
+    wrapped: "wrapped";
     zombies: "zombies";
 }
 

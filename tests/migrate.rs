@@ -91,6 +91,10 @@ crate::alone! {
         moves("tree", &[], &[0, 1]);
     }
 
+    fn a_thread_with_a_lower_number_moves() {
+        moves("wrapped", &[], &[0, 1]);
+    }
+
     fn memory_that_is_written_meanwhile() {
         moves("rewriting", &[], &[0, 1]);
     }

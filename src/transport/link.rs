@@ -138,9 +138,7 @@ impl Link {
 
     /// A stream has failed with `e`: when the link fails, too, within a moment, it knows better why.
     pub fn explain(&self, e: Error) -> Error {
-        let state = locked(&self.shared.state);
-        let wait = self.shared.changed.wait_timeout_while(state, Duration::from_secs(2), |s| s.failed.is_none());
-        wait.unwrap_or_else(PoisonError::into_inner).0.failed.clone().unwrap_or(e)
+        self.shared.soon_failed().unwrap_or(e)
     }
 
     /// Sends a message of the transport's own.
@@ -232,7 +230,10 @@ impl Shared {
             let name = &self.name;
             self.fail(match e.kind() {
                 std::io::ErrorKind::TimedOut => Error::link(format!("{name} takes nothing any more")),
-                std::io::ErrorKind::BrokenPipe | std::io::ErrorKind::ConnectionReset => self.gone(),
+                std::io::ErrorKind::BrokenPipe | std::io::ErrorKind::ConnectionReset => {
+                    // What the other end has said before is heard first, to its end.
+                    self.soon_failed().unwrap_or_else(|| self.gone())
+                }
                 _ => Error::link(format!("cannot send to {name}: {e}")),
             })
         })
@@ -247,6 +248,13 @@ impl Shared {
         self.stop.end();
         self.changed.notify_all();
         first
+    }
+
+    /// Why it fails within a moment, if it does.
+    fn soon_failed(&self) -> Option<Error> {
+        const MOMENT: Duration = Duration::from_secs(2);
+        let wait = self.changed.wait_timeout_while(locked(&self.state), MOMENT, |s| s.failed.is_none());
+        wait.unwrap_or_else(PoisonError::into_inner).0.failed.clone()
     }
 
     fn gone(&self) -> Error {
@@ -418,6 +426,18 @@ mod tests {
         assert_eq!(b.receive(None).expect("a frame").payload, b"last words");
         assert_eq!(b.receive(None).expect_err("the end").kind, Kind::LinkFailed);
         assert!(b.failure().is_some() && b.send(&frame(16, b"")).is_err());
+    }
+
+    #[test]
+    fn last_words_are_heard_by_who_speaks_himself() {
+        for _ in 0..500 {
+            let (mut a, b) = UnixStream::pair().expect("a pair");
+            a.write_all(&frame(16, b"last words").encode().expect("bytes")).expect("written");
+            drop(a);
+            let mut b = link(b);
+            let e = b.send(&frame(16, b"more")).expect_err("nobody takes it");
+            assert_eq!((e.kind, b.receive(None).expect("a frame").payload), (Kind::LinkFailed, b"last words".to_vec()));
+        }
     }
 
     #[test]

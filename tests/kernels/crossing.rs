@@ -79,6 +79,6 @@ crate::alone! {
         let said = counted(&lab, client);
         assert!(said["last"].as_u64().is_some_and(|n| n > 100), "{said}");
         let longest = said["worst_ms"].as_f64().unwrap_or_default();
-        println!("journey: {} answers, the longest after {longest:.0} ms; {there}; back: {}", said["last"], done.stdout.trim());
+        println!("\njourney: {} answers, the longest after {longest:.0} ms; {there}; back: {}", said["last"], done.stdout.trim());
     }
 }

@@ -127,12 +127,16 @@ fn numbers(pid: i32, name: &str) -> Result<Vec<i32>> {
     Ok(found)
 }
 
-/// The thread ids of a process, ascending; one that is gone has none.
+/// The thread ids of a process, its own first, then ascending: where numbers have begun anew others may be lower. One that is gone
+/// has none.
 pub fn tasks(pid: i32) -> Result<Vec<i32>> {
     match numbers(pid, "task")? {
         // The directory was opened before the process was reaped.
         none if none.is_empty() => Err(Error::new(Kind::NotFound, format!("no such process (pid {pid})"))),
-        tasks => Ok(tasks),
+        mut tasks => {
+            tasks.sort_by_key(|&tid| (tid != pid, tid));
+            Ok(tasks)
+        }
     }
 }
 
