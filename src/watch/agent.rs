@@ -566,6 +566,7 @@ impl Agent {
     fn may_run(&mut self, root: i32, begun: &mut Instant, asked: &mut bool) -> Result<()> {
         *asked = true;
         self.planted = Member::of(root).ok();
+        self.raised.planted(root);
         if let Some(steps) = &mut self.steps {
             steps.done("restore", begun.elapsed());
         }

@@ -5,6 +5,7 @@ use super::lease::ignore_signals;
 use crate::error::{Context, Result};
 use crate::migrate::address::{Address, Probe};
 use crate::migrate::frozen::announce_again;
+use crate::migrate::record::Member;
 use crate::netlock;
 use crate::resource::thread::serde_bytes_vec::Bytes;
 use crate::sys::guardian::Guardian;
@@ -15,9 +16,11 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
-/// Orders: what is to become of them when meio is gone.
-const DOWN: u8 = 0;
-const STAY: u8 = 1;
+/// An order: what is to become of them when meio is gone. Another number is the pid of the root of what is planted: they go unless that
+/// lives then.
+type Order = i32;
+const DOWN: Order = 0;
+const STAY: Order = -1;
 
 /// The addresses, and who takes them down.
 pub struct Raised {
@@ -40,9 +43,9 @@ impl Raised {
         Ok(Raised { addresses: addresses.to_vec(), up: 0, keeper })
     }
 
-    fn tell(&self, order: u8) {
+    fn tell(&self, order: Order) {
         // One that is gone can do nothing.
-        let _ = self.keeper.as_ref().map(|keeper| keeper.tell(&[order]));
+        let _ = self.keeper.as_ref().map(|keeper| keeper.tell(&order.to_ne_bytes()));
     }
 
     /// Brings them up, silently.
@@ -56,6 +59,11 @@ impl Raised {
             self.up += 1;
         }
         Ok(())
+    }
+
+    /// The tree is planted, with this root: it lives from some moment on whatever becomes of meio.
+    pub fn planted(&self, root: i32) {
+        self.tell(root);
     }
 
     /// Those that came up here go.
@@ -110,19 +118,24 @@ fn keep(addresses: &[Address], orders: &OwnedFd, meio: &OwnedFd) {
     const DYING: u16 = 5000;
     const MOMENT: Duration = Duration::from_millis(20);
     ignore_signals();
-    let mut last = STAY;
-    let mut order = [0];
+    let (mut last, mut tree) = (STAY, None);
+    let mut order = [0; size_of::<Order>()];
     loop {
         match nix::unistd::read(orders, &mut order) {
-            Ok(1..) => last = order[0],
+            Ok(n) if n == order.len() => {
+                last = Order::from_ne_bytes(order);
+                tree = Member::of(last).ok().filter(|_| last > 0);
+            }
             Err(Errno::EINTR) => {}
             _ => break,
         }
     }
-    if last == DOWN {
+    if last != STAY {
         // What is said by a tree that dies before it was let run is kept back by the lock; after this it has no address to say it from.
         let _ = poll(&mut [PollFd::new(meio.as_fd(), PollFlags::POLLIN)], PollTimeout::from(DYING));
-        addresses.iter().filter(|address| address.is_up().unwrap_or(false)).for_each(|address| drop(address.take()));
         std::thread::sleep(MOMENT);
+        if tree.is_none_or(|tree| !tree.lives()) {
+            addresses.iter().filter(|address| address.is_up().unwrap_or(false)).for_each(|address| drop(address.take()));
+        }
     }
 }
