@@ -1,5 +1,6 @@
 //! A watch as a service: its options out of a file, and what a service manager is told.
 
+use super::local::own;
 use crate::lab::{Lab, SOON, until};
 use std::fs;
 use std::os::unix::net::UnixDatagram;
@@ -40,43 +41,6 @@ fn a_file_of_options_is_looked_at() {
     assert!(code == 2 && said.contains("no file to be looked at"), "{said}");
 }
 
-#[test]
-fn a_service_manager_is_told() {
-    let lab = Lab::new("watch-notify");
-    let socket = UnixDatagram::bind(lab.path("notify")).expect("a socket");
-    socket.set_read_timeout(Some(Duration::from_secs(30))).expect("option");
-    let folder = lab.path("images").display().to_string();
-    let config = lab.path("kept.toml").display().to_string();
-    fs::write(
-        &config,
-        format!("command = [\"sleep\", \"1000\"]\nname = \"notify-{}\"\ndir = {folder:?}\ninterval = \"100ms\"\n", std::process::id()),
-    )
-    .expect("a file");
-    // What it writes to goes with the tree.
-    let log = || fs::File::options().create(true).append(true).open(lab.path("log")).expect("a file");
-    let mut watch = Command::new(crate::MEIO);
-    watch.args(["watch", "--quiet", "--config", &config]).env("NOTIFY_SOCKET", lab.path("notify")).env("WATCHDOG_USEC", "600000");
-    let mut watch = watch.stdin(Stdio::null()).stdout(log()).stderr(log()).spawn().expect("it starts");
-    let hear = || {
-        let mut bytes = [0; 200];
-        let length = socket.recv(&mut bytes).expect("it says something");
-        String::from_utf8_lossy(&bytes[..length]).into_owned()
-    };
-    let mut said = Vec::new();
-    while said.iter().filter(|word| *word == "WATCHDOG=1").count() < 3 || !said.iter().any(|word| word == "READY=1") {
-        said.push(hear());
-        assert!(said.len() < 200, "{said:?}");
-    }
-    let name = format!("notify-{}", std::process::id());
-    let status: serde_json::Value = serde_json::from_str(&meio(&["status", &name, "--json"]).1).expect("JSON");
-    let pid = status["watches"][0]["pid"].as_i64().expect("a pid");
-    assert_eq!(meio(&["unwatch", &name]).0, 0);
-    while hear() != "STOPPING=1" {}
-    let _ = watch.wait();
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid as i32), nix::sys::signal::Signal::SIGKILL).expect("it is there");
-    assert!(until(SOON, || meio(&["status", &name]).0 == 10));
-}
-
 /// What it has meio do is what meio takes, and systemd has nothing against it.
 #[test]
 fn the_unit_is_one() {
@@ -100,4 +64,43 @@ fn the_unit_is_one() {
     let said = String::from_utf8_lossy(&done.stderr).into_owned();
     let about: Vec<&str> = said.lines().filter(|line| line.contains("meio-watch")).collect();
     assert!(about.is_empty(), "{said}");
+}
+
+crate::alone! {
+    /// It hears that the watch is ready, that it lives, and that it ends.
+    fn a_service_manager_is_told() {
+        let lab = own("watch-notify");
+        let socket = UnixDatagram::bind(lab.path("notify")).expect("a socket");
+        socket.set_read_timeout(Some(Duration::from_secs(30))).expect("option");
+        let folder = lab.path("images").display().to_string();
+        let config = lab.path("kept.toml").display().to_string();
+        fs::write(
+            &config,
+            format!("command = [\"sleep\", \"1000\"]\nname = \"notify-{}\"\ndir = {folder:?}\ninterval = \"100ms\"\n", std::process::id()),
+        )
+        .expect("a file");
+        // What it writes to goes with the tree.
+        let log = || fs::File::options().create(true).append(true).open(lab.path("log")).expect("a file");
+        let mut watch = Command::new(crate::MEIO);
+        watch.args(["watch", "--quiet", "--config", &config]).env("NOTIFY_SOCKET", lab.path("notify")).env("WATCHDOG_USEC", "600000");
+        let mut watch = watch.stdin(Stdio::null()).stdout(log()).stderr(log()).spawn().expect("it starts");
+        let hear = || {
+            let mut bytes = [0; 200];
+            let length = socket.recv(&mut bytes).expect("it says something");
+            String::from_utf8_lossy(&bytes[..length]).into_owned()
+        };
+        let mut said = Vec::new();
+        while said.iter().filter(|word| *word == "WATCHDOG=1").count() < 3 || !said.iter().any(|word| word == "READY=1") {
+            said.push(hear());
+            assert!(said.len() < 200, "{said:?}");
+        }
+        let name = format!("notify-{}", std::process::id());
+        let status: serde_json::Value = serde_json::from_str(&meio(&["status", &name, "--json"]).1).expect("JSON");
+        let pid = status["watches"][0]["pid"].as_i64().expect("a pid");
+        assert_eq!(meio(&["unwatch", &name]).0, 0);
+        while hear() != "STOPPING=1" {}
+        let _ = watch.wait();
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid as i32), nix::sys::signal::Signal::SIGKILL).expect("it is there");
+        assert!(until(SOON, || meio(&["status", &name]).0 == 10));
+    }
 }

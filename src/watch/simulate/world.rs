@@ -314,6 +314,11 @@ impl World {
         self.step(Who::Standby, Event::Linked);
     }
 
+    /// One thing befalls a switch-over, and nothing else: no link with more under way than can be kept, no datagram of seconds ago.
+    fn single(&self) -> bool {
+        self.lasting && self.faults.contains(&Fault::Yield)
+    }
+
     pub(super) fn break_link(&mut self) {
         if self.linked {
             let delay = MS * self.dice.below(2500) as u32;
@@ -463,7 +468,7 @@ impl World {
             Path::Beat => {
                 let copies = if self.dice.chance(20) { 2 } else { u64::from(!self.dice.chance(20)) };
                 for _ in 0..copies {
-                    let late = if self.dice.chance(5) { MS * self.dice.below(4000) as u32 } else { Duration::ZERO };
+                    let late = if self.dice.chance(5) && !self.single() { MS * self.dice.below(4000) as u32 } else { Duration::ZERO };
                     let delay = self.short() + late;
                     self.at(delay, What::Deliver { path, to, frame });
                 }
@@ -518,9 +523,7 @@ impl World {
                 if link == self.link && self.linked {
                     self.linked = false;
                     self.step(Who::Primary, Event::LinkLost);
-                    // To lose a link with more under way than can be kept is more than one thing.
-                    let single = self.lasting && self.faults.contains(&Fault::Yield);
-                    if self.dice.chance(300) && !single {
+                    if self.dice.chance(300) && !self.single() {
                         // What was under way was too much to be kept.
                         self.step(Who::Primary, Event::Anew);
                     }

@@ -394,21 +394,6 @@ impl Primary {
         out.extend([Action::Say(Said::Full), Action::Say(Said::Unprotected)]);
     }
 
-    fn unprotected(&self) -> Action {
-        Action::Say(if self.paused { Said::Paused } else { Said::Unprotected })
-    }
-
-    /// A user wants it unprotected: what the standby has it is to give up, and then all goes out.
-    fn pause(&mut self, out: &mut Vec<Action>) {
-        if self.phase == Phase::Watching && !self.paused {
-            self.paused = true;
-            self.new_series(out);
-            if self.free {
-                out.push(self.unprotected());
-            }
-        }
-    }
-
     /// It goes on without a standby.
     fn alone(&mut self, risk: bool, out: &mut Vec<Action>) {
         if self.phase == Phase::Cut {

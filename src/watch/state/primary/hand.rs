@@ -1,4 +1,5 @@
-//! The primary's part in a take-over that a user wants: from his wish until the tree is ended here, or goes on.
+//! The primary's part in what a user wants: that the standby takes over, from his wish until the tree is ended here, or goes on; or
+//! that it is unprotected for a while.
 
 use super::{Action, Flying, Frame, Hand, Mark, OnLoss, Phase, Primary, Said, Word};
 use std::time::Duration;
@@ -190,6 +191,22 @@ impl Primary {
                 self.alone(true, out);
             }
             _ => {}
+        }
+    }
+
+    /// Nobody can take over, for whatever reason.
+    pub(super) fn unprotected(&self) -> Action {
+        Action::Say(if self.paused { Said::Paused } else { Said::Unprotected })
+    }
+
+    /// A user wants it unprotected: what the standby has it is to give up, and then all goes out.
+    pub(super) fn pause(&mut self, out: &mut Vec<Action>) {
+        if self.phase == Phase::Watching && !self.paused {
+            self.paused = true;
+            self.new_series(out);
+            if self.free {
+                out.push(self.unprotected());
+            }
         }
     }
 }
