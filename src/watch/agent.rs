@@ -393,7 +393,7 @@ impl Agent {
             Action::Probe => Event::Probed(self.is_address_free()),
             Action::Raise => self.raised.raise().map_or(Event::Failed, |()| Event::Raised),
             Action::Tell => {
-                self.raised.announce();
+                self.raised.announce(!self.machine.is_planned());
                 Event::Told
             }
             // Its connections stay locked until it runs: by the restore, which opens the lock then.

@@ -78,9 +78,16 @@ impl Raised {
         self.addresses.iter().for_each(announce_again);
     }
 
-    /// Tells the neighbours once.
-    pub fn announce(&self) {
-        self.addresses.iter().for_each(|address| drop(address.announce_once()));
+    /// Tells the neighbours once. To close the socket for it takes its time: where what comes to the other host is sent on nobody waits
+    /// for that.
+    pub fn announce(&self, wait: bool) {
+        let addresses = self.addresses.clone();
+        let work = move || addresses.iter().for_each(|address| drop(address.announce_once()));
+        match std::thread::Builder::new().name("announce".into()).spawn(work) {
+            Ok(thread) if wait => drop(thread.join()),
+            Ok(_) => {}
+            Err(_) => self.addresses.iter().for_each(|address| drop(address.announce_once())),
+        }
     }
 
     /// Asks whether nobody else has one of them, whenever that is wanted.
