@@ -44,7 +44,11 @@ complete -c meio -n "__fish_meio_needs_command" -f -a "merge" -d 'Make one image
 complete -c meio -n "__fish_meio_needs_command" -f -a "migrate" -d 'Move a running tree of processes to another machine'
 complete -c meio -n "__fish_meio_needs_command" -f -a "watch" -d 'Keep a tree of processes alive across the loss of its host'
 complete -c meio -n "__fish_meio_needs_command" -f -a "status" -d 'Show how the watches of this host stand'
+complete -c meio -n "__fish_meio_needs_command" -f -a "history" -d 'Tell what has become of a watch on this host'
 complete -c meio -n "__fish_meio_needs_command" -f -a "checkpoint" -d 'Have an epoch begin now, and wait until the standby has it as a whole'
+complete -c meio -n "__fish_meio_needs_command" -f -a "switchover" -d 'Have the standby take over now, without any loss'
+complete -c meio -n "__fish_meio_needs_command" -f -a "pause" -d 'Have a watched tree unprotected for a while'
+complete -c meio -n "__fish_meio_needs_command" -f -a "resume" -d 'Have a watched tree protected again that was paused'
 complete -c meio -n "__fish_meio_needs_command" -f -a "unwatch" -d 'End a watch'
 complete -c meio -n "__fish_meio_needs_command" -f -a "core" -d 'Write an ELF core file for each process of an image'
 complete -c meio -n "__fish_meio_needs_command" -f -a "demo" -d 'See it work: a program is saved, killed and brought back, moved between machines, or outlives its machine'
@@ -221,10 +225,12 @@ complete -c meio -n "__fish_meio_using_subcommand watch" -l timeout -d 'After th
 complete -c meio -n "__fish_meio_using_subcommand watch" -l on-standby-loss -d 'What to do here when nothing is heard of the standby, and it is not known whether it takes over' -r -f -a "hold\t'Nobody answers here until that is known'
 continue\t'It goes on, at the risk that two answer'"
 complete -c meio -n "__fish_meio_using_subcommand watch" -l fence -d 'A shell command that ends the other host, MEIO_HOST, and fails if it cannot: must succeed before the standby takes over, or this host goes on alone' -r
+complete -c meio -n "__fish_meio_using_subcommand watch" -l on-event -d 'A shell command that is told of each thing that meio history tells of, when it happens, on the host where it does' -r
 complete -c meio -n "__fish_meio_using_subcommand watch" -l control-group -d 'The group whose members may ask how it stands, and command it [default: meio, if there is one]' -r
 complete -c meio -n "__fish_meio_using_subcommand watch" -l compress -d 'How memory is packed: none, or a zstd level from 1 (fast) to 19 (small)' -r
 complete -c meio -n "__fish_meio_using_subcommand watch" -l spool -d 'Where the standby keeps its copy, in place of memory' -r -F
 complete -c meio -n "__fish_meio_using_subcommand watch" -l freeze-timeout -d 'How long to wait for every task to stand still' -r
+complete -c meio -n "__fish_meio_using_subcommand watch" -l config -d 'Take options from this file, too [default: /etc/meio/NAME.toml, if it is there, with --name NAME]' -r -F
 complete -c meio -n "__fish_meio_using_subcommand watch" -l ssh -d 'Log in with this command instead of meio\'s own client, such as \'ssh -J bastion\'' -r
 complete -c meio -n "__fish_meio_using_subcommand watch" -l identity -d 'Private key to log in with [default: those of the agent, then ~/.ssh/id_*]' -r -F
 complete -c meio -n "__fish_meio_using_subcommand watch" -l known-hosts -d 'Keys of known hosts [default: ~/.ssh/known_hosts and /etc/ssh/ssh_known_hosts]' -r -F
@@ -243,6 +249,7 @@ complete -c meio -n "__fish_meio_using_subcommand watch" -l color -d 'When to co
 always\t''
 never\t''"
 complete -c meio -n "__fish_meio_using_subcommand watch" -l pid-namespace -d 'Let it have its pids in a fresh pid namespace there'
+complete -c meio -n "__fish_meio_using_subcommand watch" -l check-config -d 'Only look whether that file, with the command line, is fine: all that is wrong is said at once'
 complete -c meio -n "__fish_meio_using_subcommand watch" -s v -l verbose -d 'Say more: each phase with its time, and notes'
 complete -c meio -n "__fish_meio_using_subcommand watch" -s q -l quiet -d 'Say less: no progress; results, warnings and errors only'
 complete -c meio -n "__fish_meio_using_subcommand watch" -l json -d 'Write one JSON object a line to standard output'
@@ -255,6 +262,13 @@ complete -c meio -n "__fish_meio_using_subcommand status" -s v -l verbose -d 'Sa
 complete -c meio -n "__fish_meio_using_subcommand status" -s q -l quiet -d 'Say less: no progress; results, warnings and errors only'
 complete -c meio -n "__fish_meio_using_subcommand status" -l json -d 'Write one JSON object a line to standard output'
 complete -c meio -n "__fish_meio_using_subcommand status" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c meio -n "__fish_meio_using_subcommand history" -l color -d 'When to colour; auto means on a terminal, unless NO_COLOR is set' -r -f -a "auto\t''
+always\t''
+never\t''"
+complete -c meio -n "__fish_meio_using_subcommand history" -s v -l verbose -d 'Say more: each phase with its time, and notes'
+complete -c meio -n "__fish_meio_using_subcommand history" -s q -l quiet -d 'Say less: no progress; results, warnings and errors only'
+complete -c meio -n "__fish_meio_using_subcommand history" -l json -d 'Write one JSON object a line to standard output'
+complete -c meio -n "__fish_meio_using_subcommand history" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c meio -n "__fish_meio_using_subcommand checkpoint" -l color -d 'When to colour; auto means on a terminal, unless NO_COLOR is set' -r -f -a "auto\t''
 always\t''
 never\t''"
@@ -262,6 +276,28 @@ complete -c meio -n "__fish_meio_using_subcommand checkpoint" -s v -l verbose -d
 complete -c meio -n "__fish_meio_using_subcommand checkpoint" -s q -l quiet -d 'Say less: no progress; results, warnings and errors only'
 complete -c meio -n "__fish_meio_using_subcommand checkpoint" -l json -d 'Write one JSON object a line to standard output'
 complete -c meio -n "__fish_meio_using_subcommand checkpoint" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c meio -n "__fish_meio_using_subcommand switchover" -l to -d 'The host that is to take over: nothing is done if it does not stand by' -r
+complete -c meio -n "__fish_meio_using_subcommand switchover" -l color -d 'When to colour; auto means on a terminal, unless NO_COLOR is set' -r -f -a "auto\t''
+always\t''
+never\t''"
+complete -c meio -n "__fish_meio_using_subcommand switchover" -s v -l verbose -d 'Say more: each phase with its time, and notes'
+complete -c meio -n "__fish_meio_using_subcommand switchover" -s q -l quiet -d 'Say less: no progress; results, warnings and errors only'
+complete -c meio -n "__fish_meio_using_subcommand switchover" -l json -d 'Write one JSON object a line to standard output'
+complete -c meio -n "__fish_meio_using_subcommand switchover" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c meio -n "__fish_meio_using_subcommand pause" -l color -d 'When to colour; auto means on a terminal, unless NO_COLOR is set' -r -f -a "auto\t''
+always\t''
+never\t''"
+complete -c meio -n "__fish_meio_using_subcommand pause" -s v -l verbose -d 'Say more: each phase with its time, and notes'
+complete -c meio -n "__fish_meio_using_subcommand pause" -s q -l quiet -d 'Say less: no progress; results, warnings and errors only'
+complete -c meio -n "__fish_meio_using_subcommand pause" -l json -d 'Write one JSON object a line to standard output'
+complete -c meio -n "__fish_meio_using_subcommand pause" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c meio -n "__fish_meio_using_subcommand resume" -l color -d 'When to colour; auto means on a terminal, unless NO_COLOR is set' -r -f -a "auto\t''
+always\t''
+never\t''"
+complete -c meio -n "__fish_meio_using_subcommand resume" -s v -l verbose -d 'Say more: each phase with its time, and notes'
+complete -c meio -n "__fish_meio_using_subcommand resume" -s q -l quiet -d 'Say less: no progress; results, warnings and errors only'
+complete -c meio -n "__fish_meio_using_subcommand resume" -l json -d 'Write one JSON object a line to standard output'
+complete -c meio -n "__fish_meio_using_subcommand resume" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c meio -n "__fish_meio_using_subcommand unwatch" -l color -d 'When to colour; auto means on a terminal, unless NO_COLOR is set' -r -f -a "auto\t''
 always\t''
 never\t''"
