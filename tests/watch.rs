@@ -9,6 +9,8 @@ mod local;
 mod packets;
 mod programs;
 mod room;
+mod service;
+mod switch;
 mod witness;
 
 use crate::lab::hosts::{Host, Hosts, SERVICE, VIP};

@@ -136,8 +136,9 @@ pub fn agree(ask: &Ask, whom: &Whom, mut peer: Peer) -> Result<Found> {
     };
     let beats = port.map(|port| beats(options, &key, port)).transpose()?;
     if images.is_none() {
-        let (limits, fence, witness) = (options.limits, options.fence.clone(), ask.witness.clone());
-        say(&peer, &Setup::Begin { generation, limits, fence, witness })?;
+        let (limits, witness) = (options.limits, ask.witness.clone());
+        let (fence, on_event) = (options.fence.clone(), options.on_event.clone());
+        say(&peer, &Setup::Begin { generation, limits, fence, witness, on_event })?;
     }
     peer.open_bulk()?;
     let sender = peer.sender()?;

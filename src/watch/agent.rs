@@ -4,18 +4,18 @@ use super::beat::{Beats, Came, Key};
 use super::clone::Clone;
 use super::control::Control;
 use super::fence::Fence;
+use super::history::{Entry, History};
+use super::raised::{Raised, Waiting};
 use super::record::{About, Claim, Record, Store};
-use super::setup::{EPOCH, Epoch, OVER, SETUP, Setup, WORD};
+use super::setup::{EPOCH, Epoch, OVER, PACKETS, SETUP, Setup, WHY, WORD};
 use super::state::{self, Action, Activation, Event, Guarantee, Mark, Path, Said, Standby, Word};
 use super::status::{Board, Role, Status, Wish};
-use super::steps::Steps;
+use super::steps::{Steps, step};
 use super::visit::{Asked, News, Opened, Visits};
 use super::witness::{Client, Role as Whose};
 use super::{fit, frame};
 use crate::error::{Error, Result};
-use crate::migrate::address::{Address, Probe};
 use crate::migrate::agent::Told;
-use crate::migrate::frozen::announce_again;
 use crate::migrate::plan::{Plan, Remark, pack, unpack};
 use crate::migrate::record::Member;
 use crate::netlock;
@@ -49,8 +49,9 @@ pub fn run() -> Result<()> {
     let claim = store.claim(&name)?;
     let there = store.read(&name)?;
     let instance = there.as_ref().map_or(0, |record| record.instance).max(known) + 1;
-    let before = there.and_then(|record| record.activation);
-    let generation = before.map_or(0, |a| a.generation());
+    let before = there.and_then(|record| record.settled());
+    // What was about to be taken over and does not live was not.
+    let generation = before.map_or(0, |a| a.generation() - u64::from(matches!(a, Activation::Taking(_))));
     let status = Status {
         name: name.clone(),
         role: Role::Standby,
@@ -76,8 +77,10 @@ pub fn run() -> Result<()> {
         return Ok(());
     }
     restore::make_room(&plan.tree)?;
+    let lock = SharedLock::prepare().ok(); // else it is tried again when it is needed
+    let raised = Raised::guarded(&plan.addresses)?;
     let begin = peer.link.receive(Some(PATIENCE))?;
-    let Setup::Begin { generation, limits, fence, witness } = unpack(&begin.payload)? else {
+    let Setup::Begin { generation, limits, fence, witness, on_event } = unpack(&begin.payload)? else {
         return Err(Error::link("the primary does not begin"));
     };
     let witness = witness.map(|contact| Client::new(&contact, watch, Whose::Standby, limits.lease())).transpose()?;
@@ -90,6 +93,10 @@ pub fn run() -> Result<()> {
         (status.generation, status.guarantee) = (generation, Some(limits.guarantee.name().to_owned()));
         status.witness = witness.as_ref().map(Client::status);
     });
+    let (log, name) = (store.clone(), record.name.clone());
+    let history = History::begin(&store, &record.name, Role::Standby, on_event, move |text| log.note(&name, text))?;
+    let begun = Entry::new(Role::Standby, "standing-by", format!("{} has begun a watch", peer.hello.host));
+    history.note(Entry { other: Some(peer.hello.host.clone()), generation, ..begun });
     let machine = Standby::begin(generation, instance, limits);
     let mut agent = Agent {
         machine,
@@ -100,7 +107,7 @@ pub fn run() -> Result<()> {
         visits,
         visitor: None,
         guarantee: limits.guarantee,
-        lock: None,
+        lock,
         plan: *plan,
         spool,
         store,
@@ -108,7 +115,10 @@ pub fn run() -> Result<()> {
         coming: VecDeque::new(),
         kept: None,
         whole: Vec::new(),
-        brought: 0,
+        raised,
+        waiting: Waiting::default(),
+        restoring: false,
+        planted: None,
         root: None,
         fence,
         fencing: None,
@@ -119,6 +129,8 @@ pub fn run() -> Result<()> {
         steps: None,
         early: None,
         timeout: limits.timeout,
+        history,
+        failure: None,
         _claim: claim,
     };
     let stood = agent.stand();
@@ -136,6 +148,8 @@ enum Next {
     Restore,
     /// It may run.
     Run,
+    /// It is not to be brought back after all.
+    Undo,
     /// Nothing is left to be done.
     End,
 }
@@ -165,8 +179,14 @@ struct Agent {
     kept: Option<(Mark, u64)>,
     /// Those that are whole, and not kept yet.
     whole: Vec<(Mark, u64)>,
-    /// How many addresses were brought up here.
-    brought: usize,
+    /// The addresses that go with the tree.
+    raised: Raised,
+    /// Packets that came for it where it stood still, and wait until it runs.
+    waiting: Waiting,
+    /// It is being rebuilt.
+    restoring: bool,
+    /// Root of what was rebuilt, and is not to run yet.
+    planted: Option<Member>,
     /// The command that ends the primary's host, and that at work.
     fence: Option<String>,
     fencing: Option<Fence>,
@@ -184,6 +204,9 @@ struct Agent {
     early: Option<(Instant, Receiver<bool>)>,
     /// Of the primary's silence.
     timeout: Duration,
+    history: History,
+    /// Why it could not be brought back.
+    failure: Option<String>,
     _claim: Claim,
 }
 
@@ -193,7 +216,7 @@ impl Agent {
             let next = self.drive().inspect_err(|e| self.store.note(&self.record.name, &format!("the standby fails: {e}")))?;
             match next {
                 Next::Restore => self.bring_back(),
-                Next::Run => {}
+                Next::Run | Next::Undo => {}
                 Next::End => {
                     // What was taken over stays on record.
                     return if self.root.is_some() && !self.over { Ok(()) } else { self.store.forget(&self.record.name) };
@@ -244,6 +267,12 @@ impl Agent {
                     self.events.extend(frame::read(&came.payload).map(|heard| Event::Heard(Path::Link, heard)));
                 }
                 Ok(came) if came.kind == EPOCH => self.coming.push_back(unpack(&came.payload)?),
+                Ok(came) if came.kind == PACKETS => {
+                    self.waiting.take(unpack(&came.payload)?);
+                    if self.root.is_some() {
+                        self.waiting.deliver();
+                    }
+                }
                 Ok(_) => {}
                 Err(_) if peer.link.failure().is_none() => {}
                 Err(_) => self.unlink(),
@@ -349,6 +378,7 @@ impl Agent {
             Action::Send(Path::Beat, word) => return self.beats.send(&word).map(|_| None),
             Action::Record(activation) => {
                 self.record.activation = Some(activation);
+                self.record.about.tree = self.planted.or(self.root);
                 Event::Recorded(self.store.write(&self.record).is_ok())
             }
             Action::Keep(mark) => {
@@ -357,7 +387,7 @@ impl Agent {
                 self.board.whole(mark);
                 self.kept.iter().for_each(|(_, image)| self.spool.keep(*image));
                 if self.lock.is_none() {
-                    self.lock = SharedLock::prepare().ok(); // else it is tried again when it is needed
+                    self.lock = SharedLock::prepare().ok();
                 }
                 return Ok(None);
             }
@@ -390,13 +420,14 @@ impl Agent {
                 self.lock = None;
                 return Ok(None);
             }
+            Action::Undo => return Ok(self.undo()),
             Action::Place(mark) if self.kept.is_some_and(|(of, _)| of == mark) => Event::Placed,
             Action::Place(_) => Event::Failed,
             Action::Restore => return Ok(Some(Next::Restore)),
             Action::Probe => Event::Probed(self.is_address_free()),
-            Action::Raise => self.raise().map_or(Event::Failed, |()| Event::Raised),
+            Action::Raise => self.raised.raise().map_or(Event::Failed, |()| Event::Raised),
             Action::Tell => {
-                self.plan.addresses.iter().for_each(|address| drop(address.announce_once()));
+                self.raised.announce(!self.machine.is_planned());
                 Event::Told
             }
             // Its connections stay locked until it runs: by the restore, which opens the lock then.
@@ -407,11 +438,13 @@ impl Agent {
                 self.board.said(said);
                 self.board.note(|status| status.generation = generation);
                 if said == Said::TakingOver {
+                    let silence = if self.machine.is_planned() { Duration::ZERO } else { self.machine.silence(self.begun.elapsed()) };
                     match &mut self.steps {
                         Some(steps) if self.witness.is_some() => steps.done("witness", steps.total()),
-                        _ => self.steps = Some(Steps::begin(self.machine.silence(self.begun.elapsed()))),
+                        _ => self.steps = Some(Steps::begin(silence)),
                     }
                 }
+                self.history.said(said, |entry| self.about(said, entry));
                 let jitter = self.machine.jitter().map_or(String::new(), |most| format!("; heartbeats are up to {most:.1?} off"));
                 let dropped = self.machine.stale() + self.beats.dropped().all();
                 self.note(&format!("{said:?}; {dropped} frames were not heeded{jitter}"));
@@ -426,13 +459,27 @@ impl Agent {
         Ok(None)
     }
 
+    /// Something that has happened, with what is known of it.
+    fn about(&self, said: Said, entry: Entry) -> Entry {
+        let planned = self.machine.is_planned();
+        let reason = match said {
+            Said::TakingOver if planned => "the primary's user wants it".to_owned(),
+            Said::TakingOver => format!("nothing was heard of the primary for {:.0?}", self.machine.silence(self.begun.elapsed())),
+            Said::Failed => self.failure.clone().unwrap_or(entry.reason),
+            _ => entry.reason,
+        };
+        let steps = self.steps.as_ref().filter(|_| said == Said::TakenOver).map_or(Vec::new(), Steps::all);
+        let (other, generation, epoch) = (Some(self.primary.clone()), self.machine.generation(), self.kept.map(|(mark, _)| mark));
+        Entry { reason, other, generation, epoch: epoch.or(self.board.epoch()), steps, ..entry }
+    }
+
     fn note(&self, text: &str) {
         self.store.note(&self.record.name, text);
     }
 
     fn is_address_free(&mut self) -> bool {
         let early = self.early.take().filter(|(begun, _)| begun.elapsed() < 3 * EARLY);
-        early.is_some_and(|(_, free)| free.recv() == Ok(true)) || are_free(&self.plan.addresses)
+        early.is_some_and(|(_, free)| free.recv() == Ok(true)) || self.raised.question()()
     }
 
     /// Who will have to be asked soon whether he has the address is asked while the primary is not lost for certain: by then it
@@ -444,9 +491,9 @@ impl Agent {
             return;
         }
         let (told, free) = channel();
-        let addresses = self.plan.addresses.clone();
+        let question = self.raised.question();
         let look = move || {
-            let _ = told.send(are_free(&addresses));
+            let _ = told.send(question());
         };
         if std::thread::Builder::new().name("probe".into()).spawn(look).is_ok() {
             self.early = Some((Instant::now(), free));
@@ -463,18 +510,23 @@ impl Agent {
         self.lock.as_ref().map_or(Ok(()), |lock| lock.block(&known.tree))
     }
 
-    fn raise(&mut self) -> Result<()> {
-        for address in &self.plan.addresses[self.brought..] {
-            address.bring_up()?;
-            self.brought += 1;
+    /// Nothing is left of what was done to take over: at once, or when what is planted has been ended.
+    fn undo(&mut self) -> Option<Next> {
+        self.note("it is not to be taken over after all");
+        if self.restoring {
+            return Some(Next::Undo);
         }
-        Ok(())
+        self.raised.take_down();
+        self.lock = None;
+        None
     }
 
     /// Rebuilds everything, and lets it run when the machine says so.
     fn bring_back(&mut self) {
         let mut told = Told::default();
+        self.restoring = true;
         let restored = self.restore(&mut told);
+        (self.restoring, self.planted) = (false, None);
         let took = |what: &Remark| match what {
             Remark::Note(text) | Remark::Warning(text) => Some(text.clone()),
             _ => None,
@@ -483,22 +535,28 @@ impl Agent {
         match restored {
             Ok(root) => {
                 netlock::let_go(self.lock.take());
+                self.root = Member::of(root).ok();
+                self.waiting.deliver();
                 // Who brings the pages has what it needs.
                 self.spool.drop_all();
-                self.plan.addresses.iter().for_each(announce_again);
-                self.root = Member::of(root).ok();
+                self.raised.stay();
                 self.record.about.tree = self.root;
                 let _ = self.store.write(&self.record);
                 self.board.note(|status| status.pid = Some(root));
                 self.events.push_back(Event::Runs);
             }
             Err(e) => {
-                self.note(&format!("it could not be brought back: {}", in_full(&e)));
-                for address in self.plan.addresses.iter().take(self.brought) {
-                    let _ = address.take();
-                }
-                self.brought = 0;
+                // Nobody is to be told that there is nobody.
+                self.raised.take_down();
                 self.lock = None;
+                self.note(&format!("it could not be brought back: {}", in_full(&e)));
+                self.failure = Some(in_full(&e));
+                if self.machine.is_planned()
+                    && let Some(peer) = &self.peer
+                {
+                    let (generation, payload) = (self.machine.generation(), in_full(&e).into_bytes());
+                    let _ = peer.link.send(&transport::Frame { kind: WHY, generation, payload });
+                }
                 self.events.push_back(Event::Failed);
             }
         }
@@ -523,14 +581,14 @@ impl Agent {
             lock: self.lock.clone(),
         };
         let mut asked = false;
-        let mut done = restore::run_when(&options, &mut |_| self.may_run(&mut begun, &mut asked), told);
+        let mut done = restore::run_when(&options, &mut |root| self.may_run(root, &mut begun, &mut asked), told);
         if let Err(e) = &done
             && holds
             && !asked
         {
             told.warning(&format!("it cannot go on with its connections, which are broken off: {}", in_full(e)));
             options.close_connections = true;
-            done = restore::run_when(&options, &mut |_| self.may_run(&mut begun, &mut asked), told);
+            done = restore::run_when(&options, &mut |root| self.may_run(root, &mut begun, &mut asked), told);
         }
         let outcome = done?;
         if let Some(steps) = &mut self.steps {
@@ -542,8 +600,10 @@ impl Agent {
     }
 
     /// Everything is rebuilt: asks the machine whether it may run, and says since when it may.
-    fn may_run(&mut self, begun: &mut Instant, asked: &mut bool) -> Result<()> {
+    fn may_run(&mut self, root: i32, begun: &mut Instant, asked: &mut bool) -> Result<()> {
         *asked = true;
+        self.planted = Member::of(root).ok();
+        self.raised.planted(root);
         if let Some(steps) = &mut self.steps {
             steps.done("restore", begun.elapsed());
         }
@@ -555,25 +615,6 @@ impl Agent {
             _ => Err(Error::other("it is not to be taken over any more")),
         }
     }
-}
-
-/// Whether nobody else has one of these addresses.
-fn are_free(addresses: &[Address]) -> bool {
-    addresses.iter().all(|address| address.probe(Probe::QUICK, &[]).is_ok_and(|others| others.is_empty()))
-}
-
-/// What a step of a take-over is called.
-fn step(action: Action) -> Option<&'static str> {
-    Some(match action {
-        Action::Block => "block",
-        Action::Record(_) => "record",
-        Action::Place(_) => "place",
-        Action::Probe => "probe",
-        Action::Raise => "address",
-        Action::Tell => "neighbours",
-        Action::Open => "open",
-        _ => return None,
-    })
 }
 
 /// With everything that stood in the way.

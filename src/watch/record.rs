@@ -134,11 +134,22 @@ fn relatives(pid: i32) -> Vec<i32> {
     all
 }
 
+impl Record {
+    /// Who answers, as is seen now: what was about to be taken over was if its tree lives.
+    pub fn settled(&self) -> Option<Activation> {
+        match self.activation {
+            Some(Activation::Taking(generation)) if self.about.tree.is_some_and(|tree| tree.lives()) => Some(Activation::Taken(generation)),
+            other => other,
+        }
+    }
+}
+
 impl Activation {
     /// The highest generation that this speaks of.
     pub fn generation(&self) -> u64 {
         match *self {
-            Activation::Primary { generation, .. } | Activation::Taken(generation) | Activation::Demoted(generation) => generation,
+            Activation::Primary { generation, .. } => generation,
+            Activation::Taken(generation) | Activation::Taking(generation) | Activation::Demoted(generation) => generation,
         }
     }
 }

@@ -8,6 +8,7 @@ mod effects;
 mod faults;
 mod flaws;
 mod parts;
+mod switch;
 mod world;
 
 use super::state::{Guarantee, Limits, OnLoss};
@@ -70,7 +71,7 @@ fn with_one_fault_somebody_answers() {
     for limits in choices() {
         for first in (500..900).step_by(if worlds() > 100_000 { 1 } else { 97 }) {
             for fault in Fault::ALL {
-                let world = World::lasting(first, limits, (first, fault));
+                let world = World::lasting(first, limits, &[(first, fault)]);
                 if let Some(wrong) = world.wrong {
                     panic!("{}\n{fault:?}, {limits:?}: {wrong}", world.told.join("\n"));
                 }
@@ -80,9 +81,9 @@ fn with_one_fault_somebody_answers() {
     }
     let ended = |fault: Fault, end| assert!(ends.contains(&(format!("{fault:?}"), end)), "{fault:?} never ends so: {end}; {ends:?}");
     use Fault::*;
-    let moving = [KillPrimary, KillPrimaryHost, StopPrimary, CutAll, CutToStandby, CutToPrimary, Wedge];
+    let moving = [KillPrimary, KillPrimaryHost, StopPrimary, CutAll, CutToStandby, CutToPrimary, Wedge, Yield];
     moving.into_iter().for_each(|fault| ended(fault, "taken over"));
-    let staying = [KillStandby, StopStandby, CutLink, CutBeats, BreakLink, SlowStandby, DiskFails];
+    let staying = [KillStandby, StopStandby, CutLink, CutBeats, BreakLink, SlowStandby, DiskFails, Pause];
     staying.into_iter().chain(Fault::WITNESS).for_each(|fault| ended(fault, "stayed"));
     ended(Over, "unwatched");
 }

@@ -18,6 +18,19 @@
 //!  hears g+1: Demote         ◀── g+1 ──
 //! ```
 //!
+//! When a user wants it to be taken over, nobody waits for silence:
+//!
+//! ```text
+//!  an epoch more; Last n; Hide
+//!  Ship n                    ── n, last n ──▶   whole: Block, Place, Raise, Restore; nothing of it runs
+//!  Release what was held        ◀── set ──      from here on it waits for a word, or for silence
+//!  never thaws by itself     ── go ──▶          record Taking (g+1), Tell, Open, Run, record Taken
+//!  Finish: ended here          ◀── g+1, runs ──
+//! ```
+//!
+//! Until it says `go` the primary may give up: the tree goes on here, held and without its address, until the standby has said that it
+//! has nothing any more to take over from. After that only the standby can say that it does not run there.
+//!
 //! * What the standby could take over from is never older than what was released: an epoch's output goes out on the word that it
 //!   is whole there. So a primary that is cut off gives nothing away, whatever it computes, and a late word does no harm.
 //! * With [`Guarantee::Hot`] output goes out at once while the primary holds a *lease*: the standby takes over a time-out after
@@ -86,6 +99,10 @@ pub enum Word {
         wedged: bool,
         /// The watch is over: never take over.
         over: bool,
+        /// The tree stands still after this epoch of the series: it is to be taken over from exactly that one. 0: it runs.
+        last: u64,
+        /// It never runs here again unless the standby says that it does not there: who has everything rebuilt lets it run.
+        go: bool,
     },
     /// A standby; with a higher generation than the primary's it has taken over.
     Standby {
@@ -99,7 +116,23 @@ pub enum Word {
         full: bool,
         /// Sequence of the newest frame of a primary that it takes for a sign of life.
         echo: u64,
+        /// How far it is with what it was asked to take over.
+        hand: Hand,
     },
+}
+
+/// How far a standby is that was asked to take over.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Hand {
+    /// It was not, or has only begun.
+    #[default]
+    Nothing,
+    /// Everything is rebuilt, and waits for the primary's word.
+    Set,
+    /// It runs.
+    Runs,
+    /// It could not, and has nothing any more of what it had.
+    Cannot,
 }
 
 /// What clients may rely on.
@@ -248,6 +281,14 @@ pub enum Event {
     Over,
     /// Primary: the answer to [`Action::Demote`].
     Demoted,
+    /// Primary: the standby is to take over now.
+    Yield,
+    /// Primary: nothing is to be copied for a while, and nothing to wait.
+    Pause,
+    /// Primary: it is to be protected again.
+    Resume,
+    /// Primary: the answer to [`Action::Finish`].
+    Finished,
 
     /// Standby: an epoch is here as a whole.
     Whole {
@@ -290,6 +331,8 @@ pub enum Activation {
     },
     /// With this generation a standby has taken over.
     Taken(u64),
+    /// With this generation it was about to, as it was asked to. Where the tree does not live it has not.
+    Taking(u64),
     /// Nobody here does: this higher generation was heard.
     Demoted(u64),
 }
@@ -338,6 +381,12 @@ pub enum Action {
     Show,
     /// Primary: freeze the tree, give up its address, let nothing out any more. Answer: `Demoted`.
     Demote,
+    /// Primary: copy what has changed, and keep the tree still. Answer: `Captured`; `Failed` when it goes on.
+    Last(Mark),
+    /// Primary: what stands still since [`Action::Last`] goes on here. What it says is held, and its address down, as before.
+    Thaw,
+    /// Primary: the tree runs at the standby, as was wanted: end it here, without a word to anybody. Answer: `Finished`.
+    Finish,
 
     /// Standby: keep this epoch, bring the clone up to it.
     Keep(Mark),
@@ -347,6 +396,8 @@ pub enum Action {
     Block,
     /// Standby: as it was before [`Action::Block`].
     Unblock,
+    /// Standby: nothing is left of what was done since [`Action::Block`]; what was planted is ended.
+    Undo,
     /// Standby: bring the clone to exactly this epoch. Answer: `Placed`, `Failed`.
     Place(Mark),
     /// Standby: rebuild what is left, sockets in repair. Answer: `Restored`, `Failed`.
@@ -398,6 +449,16 @@ pub enum Said {
     Failed,
     /// Somebody else has taken over.
     Demoted,
+    /// A user wants it to be unprotected for a while.
+    Paused,
+    /// It stands still, and the standby is to take over.
+    Yielding,
+    /// It was not taken over, and goes on here.
+    Stayed,
+    /// The standby was told to let it run, and is not heard any more.
+    Unsure,
+    /// The standby has taken over, as was wanted.
+    Switched,
     /// The watch is over.
     Over,
 }

@@ -51,6 +51,10 @@ pub enum Flaw {
     TellsWithoutWriting,
     /// It does not know leases.
     NoWitnessLease,
+    /// A standby that has everything rebuilt does not wait for a word.
+    NeverWaits,
+    /// Another standby does not look whether it runs already what was about to.
+    NeverLooks,
 }
 
 /// What befalls a world.
@@ -82,10 +86,14 @@ pub enum Fault {
     CutWitnessThere,
     WitnessDisk,
     Over,
+    /// A user wants it to be taken over,
+    Yield,
+    /// or not to be protected for a while.
+    Pause,
 }
 
 impl Fault {
-    pub const ALL: [Fault; 23] = [
+    pub const ALL: [Fault; 25] = [
         Fault::KillPrimary,
         Fault::KillPrimaryHost,
         Fault::StopPrimary,
@@ -109,6 +117,8 @@ impl Fault {
         Fault::CutWitnessThere,
         Fault::WitnessDisk,
         Fault::Over,
+        Fault::Yield,
+        Fault::Pause,
     ];
     /// Those that befall the witness alone.
     pub const WITNESS: [Fault; 5] =
@@ -200,6 +210,8 @@ pub enum What {
         number: u64,
     },
     Court(Matter),
+    /// Who stands by was called, and answers.
+    Called,
     Heal {
         fault: Fault,
     },

@@ -1,6 +1,6 @@
 //! One world: two hosts with their disks and processes, the tree and its output, and the paths between them.
 
-use super::super::state::{Action, Activation, Event, Frame, Guarantee, Limits, Mark, OnLoss, Path, Primary, Said, Standby, Word};
+use super::super::state::{Action, Activation, Event, Frame, Guarantee, Hand, Limits, Mark, OnLoss, Path, Primary, Said, Standby, Word};
 use super::court::Court;
 use super::parts::{Due, Gate, Process, What, Who};
 pub use super::parts::{Fault, Flaw};
@@ -40,6 +40,14 @@ pub struct World {
     pub(super) primary_record: Option<Activation>,
     /// The tree is there, at the primary's host.
     pub(super) tree: bool,
+    /// It stands still there, as was wanted.
+    pub(super) frozen: bool,
+    /// The epoch after which it goes on, whenever that is copied.
+    pub(super) thawed: Option<Mark>,
+    /// The epoch that was to be the last.
+    last: Option<Mark>,
+    /// What the standby had begun before this is nothing any more.
+    undone: u64,
     /// Grows whenever the tree runs: each age puts something out.
     pub(super) age: u64,
     pub(super) gate: Gate,
@@ -91,8 +99,8 @@ impl World {
     }
 
     /// One in which nothing is mended.
-    pub fn lasting(seed: u64, limits: Limits, fault: (u64, Fault)) -> World {
-        World::lived(seed, None, Some(limits), &[fault], true)
+    pub fn lasting(seed: u64, limits: Limits, timely: &[(u64, Fault)]) -> World {
+        World::lived(seed, None, Some(limits), timely, true)
     }
 
     fn lived(seed: u64, flaw: Option<Flaw>, limits: Option<Limits>, timely: &[(u64, Fault)], lasting: bool) -> World {
@@ -140,6 +148,11 @@ impl World {
             () if self.serves() => "stayed",
             () => "lost",
         }
+    }
+
+    /// Whether the tree is there where it was.
+    pub fn is_left(&self) -> bool {
+        self.tree
     }
 
     pub(super) fn tell(&mut self, text: impl FnOnce(&Self) -> String) {
@@ -202,9 +215,13 @@ impl World {
 
     fn go_on(&mut self, until: Duration) {
         while self.wrong.is_none() && self.due.peek().is_some_and(|Reverse(due)| due.0 <= until) {
-            let Some(Reverse(Due(at, _, what))) = self.due.pop() else { return };
+            let Some(Reverse(Due(at, count, what))) = self.due.pop() else { return };
             self.now = self.now.max(at);
-            self.happen(what);
+            let undone =
+                count <= self.undone && matches!(what, What::Effect { who: Who::Standby, .. } | What::Done { who: Who::Standby, .. });
+            if !undone {
+                self.happen(what);
+            }
             self.steps += 1;
             let now = self.steps;
             for (_, fault) in self.timely.clone().into_iter().filter(|t| t.0 == now) {
@@ -222,7 +239,7 @@ impl World {
 
     /// The tree works, and what may go out does.
     fn live_on(&mut self) {
-        if self.tree && self.gate != Gate::Shut {
+        if self.tree && !self.frozen && self.gate != Gate::Shut {
             self.age += 1;
         }
         if self.answers_here() && self.gate != Gate::Held {
@@ -233,13 +250,13 @@ impl World {
     /// Something new gets out at the primary's host.
     fn answers_here(&self) -> bool {
         let leased = |until| self.now < until || self.flaw == Some(Flaw::NoLease);
-        self.tree && (self.gate == Gate::Free || matches!(self.gate, Gate::Leased(until) if leased(until)))
+        self.tree && !self.frozen && (self.gate == Gate::Free || matches!(self.gate, Gate::Leased(until) if leased(until)))
     }
 
     /// Whether clients are served, by whom ever.
     fn serves(&self) -> bool {
         let protected = self.gate == Gate::Held && self.primary.as_ref().is_some_and(|p| !p.ended);
-        self.runs.is_some() || self.answers_here() || self.tree && protected
+        self.runs.is_some() || self.answers_here() || self.tree && !self.frozen && protected
     }
 
     /// What holds at every moment.
@@ -278,7 +295,10 @@ impl World {
         // A standby that may have heard that it is to give up what it has, and is not heard.
         let given_up = self.anew && self.faults.contains(&Fault::CutToStandby);
         let silent = self.lasting && (self.faults.contains(&Fault::KillStandbyHost) || given_up) && unknown;
-        let excused = silent || lost && (self.faults.len() > 1 || !self.was_ready);
+        // It was told to let it run, and is lost: only somebody who knows more can say that it does not.
+        let unsure = self.faults.contains(&Fault::KillStandbyHost) && self.primary.as_ref().is_some_and(|p| p.machine.is_yielding());
+        let many = self.faults.iter().filter(|fault| **fault != Fault::Yield).count() > 1;
+        let excused = silent || unsure || lost && (many || !self.was_ready);
         if !served && !excused {
             self.wrong("nobody answers");
         }
@@ -292,27 +312,9 @@ impl World {
         let parted = |fault: &Fault| known && matches!(fault, Fault::CutAll | Fault::CutToStandby | Fault::CutToPrimary);
         let harmless = |fault: &Fault| {
             let standby = [Fault::StopStandby, Fault::SlowStandby, Fault::AnewStandby, Fault::KillStandby, Fault::KillStandbyHost];
-            standby.contains(fault) || Fault::WITNESS.contains(fault) || cut(fault) || parted(fault)
+            standby.contains(fault) || Fault::WITNESS.contains(fault) || cut(fault) || parted(fault) || *fault == Fault::Pause
         };
         !self.faults.iter().all(harmless) || !known && self.faults.iter().filter(|fault| cut(fault)).count() > 1
-    }
-
-    /// A new process at the standby's host.
-    pub(super) fn new_standby(&mut self) {
-        if self.standby.as_ref().is_some_and(|s| !s.ended) {
-            return;
-        }
-        let generation = match self.standby_record {
-            Some(Activation::Taken(g) | Activation::Demoted(g)) => g,
-            // Of who calls it.
-            _ => self.primary.as_ref().map_or(1, |p| p.machine.generation()),
-        };
-        self.instance += 1;
-        self.count += 1;
-        (self.images, self.ready, self.placed) = (BTreeMap::new(), false, None);
-        self.standby = Some(Process::new(self.count, Standby::begin(generation, self.instance, self.limits)));
-        self.step(Who::Standby, Event::Start);
-        self.relink();
     }
 
     /// A link, where there can be one.
@@ -326,6 +328,11 @@ impl World {
         self.queue = [self.now; 2];
         self.step(Who::Primary, Event::Linked);
         self.step(Who::Standby, Event::Linked);
+    }
+
+    /// One thing befalls a switch-over, and nothing else: no link with more under way than can be kept, no datagram of seconds ago.
+    fn single(&self) -> bool {
+        self.lasting && self.faults.contains(&Fault::Yield)
     }
 
     pub(super) fn break_link(&mut self) {
@@ -392,7 +399,7 @@ impl World {
             Action::Hold if self.gate != Gate::Shut => {
                 self.gate = if self.limits.guarantee == Guarantee::Hold { Gate::Held } else { Gate::Leased(self.now) }
             }
-            Action::Free if self.gate != Gate::Shut => self.gate = Gate::Free,
+            Action::Free if self.gate != Gate::Shut => (self.gate, self.address) = (Gate::Free, true),
             Action::Lease(until) if matches!(self.gate, Gate::Leased(_)) => {
                 let longer = if self.flaw == Some(Flaw::LongLease) { self.limits.timeout * 2 } else { Duration::ZERO };
                 self.gate = Gate::Leased(until + longer);
@@ -400,19 +407,29 @@ impl World {
             Action::Release(mark) => self.release(mark),
             Action::Discard(_) => {}
             Action::Relink => self.break_link(),
-            Action::Hide => self.address = false,
+            Action::Hide => {
+                self.address = false;
+                if let Gate::Leased(until) = &mut self.gate {
+                    *until = self.now;
+                }
+            }
+            Action::Thaw => (self.frozen, self.thawed) = (false, self.last),
             Action::Show => self.address = true,
             Action::Keep(_) => {}
             Action::Drop if self.flaw == Some(Flaw::KeepsOldSeries) => {}
             Action::Drop => (self.images, self.ready) = (BTreeMap::new(), false),
             Action::Unblock => {}
+            Action::Undo => (self.placed, self.undone) = (None, self.count),
             slow => {
                 let delay = match slow {
                     Action::Capture(mark) if mark.number == 1 => MS * self.dice.below(1500) as u32,
                     Action::Fence => MS * self.dice.below(800) as u32,
                     _ => self.short(),
                 };
-                let wedged = self.wedged && matches!(slow, Action::Capture(_));
+                if let Action::Last(mark) = slow {
+                    self.last = Some(mark);
+                }
+                let wedged = self.wedged && matches!(slow, Action::Capture(_) | Action::Last(_));
                 if !wedged {
                     self.at(delay, What::Effect { who, number, action });
                 }
@@ -437,20 +454,27 @@ impl World {
         let to = who.other();
         let frame = match (self.flaw, who, frame.word) {
             // The standby looks at no series, and says what the primary wants to hear.
-            (Some(Flaw::KeepsOldSeries), Who::Primary, Word::Primary { series, wedged, over }) => {
+            (Some(Flaw::KeepsOldSeries), Who::Primary, Word::Primary { series, wedged, over, last, go }) => {
                 self.fabricated = series;
-                Frame { word: Word::Primary { series: series.min(1), wedged, over }, ..frame }
+                Frame { word: Word::Primary { series: series.min(1), wedged, over, last, go }, ..frame }
             }
-            (Some(Flaw::KeepsOldSeries), Who::Standby, Word::Standby { whole, ready, left, full, echo })
+            (Some(Flaw::KeepsOldSeries), Who::Standby, Word::Standby { whole, ready, left, full, echo, hand })
                 if whole.series < self.fabricated =>
             {
                 let whole = Mark { series: self.fabricated, number: 0 };
-                Frame { word: Word::Standby { whole, ready, left, full, echo }, ..frame }
+                Frame { word: Word::Standby { whole, ready, left, full, echo, hand }, ..frame }
             }
             (Some(Flaw::NoGeneration), Who::Standby, _) => Frame { generation: 1, ..frame },
             (Some(Flaw::OnePathIsEnough), Who::Primary, _) if path == Path::Beat => return,
             _ => frame,
         };
+        if let (Some(Flaw::NeverWaits), Word::Standby { whole, hand: Hand::Set, echo, .. }) = (self.flaw, frame.word)
+            && self.standby.as_ref().is_some_and(|s| !s.machine.is_decided())
+        {
+            let word = Word::Primary { series: whole.series, wedged: false, over: false, last: whole.number, go: true };
+            let heard = Frame { word, instance: 0, sequence: echo + 1, ..frame };
+            self.at(MS / 10, What::Deliver { path, to: who, frame: heard });
+        }
         if self.cut[path as usize][to as usize] || path == Path::Link && !self.linked {
             return;
         }
@@ -464,7 +488,7 @@ impl World {
             Path::Beat => {
                 let copies = if self.dice.chance(20) { 2 } else { u64::from(!self.dice.chance(20)) };
                 for _ in 0..copies {
-                    let late = if self.dice.chance(5) { MS * self.dice.below(4000) as u32 } else { Duration::ZERO };
+                    let late = if self.dice.chance(5) && !self.single() { MS * self.dice.below(4000) as u32 } else { Duration::ZERO };
                     let delay = self.short() + late;
                     self.at(delay, What::Deliver { path, to, frame });
                 }
@@ -519,7 +543,7 @@ impl World {
                 if link == self.link && self.linked {
                     self.linked = false;
                     self.step(Who::Primary, Event::LinkLost);
-                    if self.dice.chance(300) {
+                    if self.dice.chance(300) && !self.single() {
                         // What was under way was too much to be kept.
                         self.anew = true;
                         self.step(Who::Primary, Event::Anew);
@@ -580,6 +604,7 @@ impl World {
                 }
             }
             What::Court(matter) => self.court(matter),
+            What::Called => self.new_standby(),
             What::Heal { fault } => self.heal(fault),
             What::Fault => self.any_fault(),
         }

@@ -1,10 +1,11 @@
 //! The end where the tree runs.
 
+mod hand;
 mod loss;
 
 use super::notice::Notice;
 use super::pace::Pace;
-use super::{Action, Activation, Event, Frame, Limits, Mark, Path, Said, Word};
+use super::{Action, Activation, Event, Frame, Hand, Limits, Mark, Path, Said, Word};
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -24,6 +25,12 @@ enum Phase {
     /// The watch ends as soon as the standby knows.
     Leaving,
     Demoting,
+    /// The tree stands still, and the standby gets ready to take over.
+    Yielding,
+    /// It was told to let it run.
+    Yielded,
+    /// It runs there.
+    Finishing,
     Over,
 }
 
@@ -96,6 +103,9 @@ pub struct Primary {
     /// Frames that were not heeded.
     stale: u64,
     demoted: bool,
+    yields: hand::Yields,
+    /// Nothing is copied until somebody wants it.
+    paused: bool,
 }
 
 impl Primary {
@@ -134,6 +144,8 @@ impl Primary {
             refused: 0,
             stale: 0,
             demoted: false,
+            yields: hand::Yields::default(),
+            paused: false,
         }
     }
 
@@ -205,9 +217,10 @@ impl Primary {
             }
             Event::Heard(path, frame) => self.hear(path, frame, now, &mut out),
             Event::Linked => (self.linked, self.made) = (true, now),
-            Event::Anew if self.phase != Phase::Demoting => self.new_series(&mut out),
+            Event::Anew => self.anew(&mut out),
             Event::LinkLost => {
                 (self.linked, self.shipping) = (false, None);
+                self.doubt();
                 self.flight.iter_mut().for_each(|flying| flying.sent = false);
             }
             Event::Gone => self.gone(now, &mut out),
@@ -222,6 +235,13 @@ impl Primary {
                 self.flight.iter_mut().filter(|flying| flying.mark == mark).for_each(|flying| flying.sent = true);
             }
             Event::Over => self.leave(&mut out),
+            Event::Yield => self.wanted(now, &mut out),
+            Event::Pause => self.pause(&mut out),
+            Event::Resume if self.paused => {
+                self.paused = false;
+                out.push(Action::Say(Said::Unprotected));
+            }
+            Event::Finished if self.phase == Phase::Finishing => out.push(Action::Record(Activation::Demoted(self.generation))),
             Event::Demoted if self.phase == Phase::Demoting => out.push(Action::Record(Activation::Demoted(self.generation))),
             _ => {}
         }
@@ -246,6 +266,7 @@ impl Primary {
             }
             Phase::Recording => self.over(Said::Over, out),
             Phase::Demoting => self.over(Said::Demoted, out),
+            Phase::Finishing => self.over(Said::Switched, out),
             _ => {}
         }
     }
@@ -256,10 +277,16 @@ impl Primary {
     }
 
     fn hear(&mut self, path: Path, frame: Frame, now: Duration, out: &mut Vec<Action>) {
-        if frame.generation > self.generation {
-            return self.demote(frame.generation, out);
+        if self.phase == Phase::Finishing {
+            return;
         }
-        let Word::Standby { whole, left, full, echo, .. } = frame.word else {
+        if frame.generation > self.generation {
+            if !self.ends_here(&frame, out) {
+                self.demote(frame.generation, out);
+            }
+            return;
+        }
+        let Word::Standby { whole, left, full, echo, hand, .. } = frame.word else {
             self.stale += 1;
             return;
         };
@@ -269,7 +296,7 @@ impl Primary {
         }
         if frame.instance > self.known {
             if self.known != 0 {
-                self.new_series(out);
+                self.anew_for_another(out);
             }
             self.known = frame.instance;
             self.notice.meet();
@@ -282,13 +309,14 @@ impl Primary {
             self.phase = Phase::Watching;
             (self.beat, self.echoed) = (now, now);
             out.push(Action::Show);
+            self.heard_again(out);
         }
         if let Some((_, said)) = self.sent.iter().find(|(sequence, _)| *sequence == echo) {
             self.echoed = self.echoed.max(*said);
             let until = *said + self.limits.lease();
-            if until > self.safe {
+            if until > self.safe && self.phase != Phase::Yielded {
                 self.safe = until;
-                if !self.free {
+                if !self.free && !self.yields.hidden {
                     out.push(Action::Lease(until));
                 }
             }
@@ -302,17 +330,19 @@ impl Primary {
             return;
         }
         // It was said after it had given up what it had, and this series never comes back.
-        if full {
-            return self.full(now, out);
+        if full || hand == Hand::Cannot {
+            self.thaw(out);
+            return self.full(full, now, out);
         }
         if !self.guarded {
             (self.confirmed, self.risk) = (true, false);
             if !self.free {
                 self.run_free(out);
-                out.push(Action::Say(Said::Unprotected));
+                out.push(self.unprotected());
             }
         }
         self.whole(whole, now, out);
+        self.hear_hand(whole, hand, echo, now, out);
     }
 
     /// This epoch and those before it are whole at the standby.
@@ -351,6 +381,7 @@ impl Primary {
     fn run_free(&mut self, out: &mut Vec<Action>) {
         if !self.free {
             self.free = true;
+            self.yields.hidden = false;
             out.push(Action::Free);
         }
     }
@@ -367,11 +398,14 @@ impl Primary {
         self.beat = Duration::ZERO;
     }
 
-    /// The standby has no room: it is asked again later, each time after twice as long.
-    fn full(&mut self, now: Duration, out: &mut Vec<Action>) {
+    /// The standby has nothing any more. One that has no room is asked again later, each time after twice as long.
+    fn full(&mut self, full: bool, now: Duration, out: &mut Vec<Action>) {
         const LONGEST: u32 = 64;
         self.new_series(out);
         self.run_free(out);
+        if !full {
+            return out.push(self.unprotected());
+        }
         self.refused = (self.refused * 2).clamp(4, LONGEST);
         self.not_before = now + self.limits.again * self.refused;
         out.extend([Action::Say(Said::Full), Action::Say(Said::Unprotected)]);
@@ -379,6 +413,7 @@ impl Primary {
 
     /// The watch is to end. Asked for twice it ends whatever the standby does.
     fn leave(&mut self, out: &mut Vec<Action>) {
+        self.leave_hand(out);
         match self.phase {
             Phase::Watching | Phase::Recording if self.free => self.over(Said::Over, out),
             Phase::Watching => {
@@ -399,6 +434,7 @@ impl Primary {
                 self.capturing = None;
                 if mark.series == self.series {
                     self.flight.push_back(flying);
+                    self.captured_last(now, out);
                 } else {
                     out.push(Action::Discard(mark));
                 }
@@ -409,6 +445,7 @@ impl Primary {
                 if flying.mark.series == self.series {
                     self.number -= 1;
                 }
+                self.failed_last(out);
             }
             _ => {}
         }
@@ -434,7 +471,7 @@ impl Primary {
     }
 
     fn may_capture(&self) -> bool {
-        let here = self.phase == Phase::Watching && self.linked && !self.quiet && self.confirmed;
+        let here = self.phase == Phase::Watching && self.linked && !self.quiet && self.confirmed && !self.paused;
         // Without a bound on what a round leaves over, rounds follow each other; each waits for the one before.
         let room = if self.guarded { PIPELINE } else { 1 };
         here && self.capturing.is_none() && self.flight.len() < room
@@ -447,6 +484,7 @@ impl Primary {
 
     fn work(&mut self, now: Duration, out: &mut Vec<Action>) {
         self.quiet = self.notice.silent(Path::Link, now);
+        self.work_hand(now, out);
         if self.may_capture() && now >= self.due() {
             let ready = self.guarded || self.number > 0 && (self.settled || self.number >= ROUNDS);
             if ready && !self.guarded {
@@ -470,7 +508,7 @@ impl Primary {
 
     fn say(&mut self, now: Duration, out: &mut Vec<Action>) {
         self.beat = now + self.limits.beat;
-        if !matches!(self.phase, Phase::Watching | Phase::Leaving) {
+        if !matches!(self.phase, Phase::Watching | Phase::Leaving | Phase::Yielding | Phase::Yielded) {
             return;
         }
         let wedged = self.is_wedged(now);
@@ -478,7 +516,8 @@ impl Primary {
             // Whoever renews the lease is told what has become of it.
             out.push(Action::Ask(self.generation + u64::from(self.risk)));
         }
-        let word = Word::Primary { series: self.series, wedged, over: self.phase == Phase::Leaving };
+        let (last, go) = (self.last(), self.phase == Phase::Yielded);
+        let word = Word::Primary { series: self.series, wedged, over: self.phase == Phase::Leaving, last, go };
         for path in [Path::Link, Path::Beat] {
             self.sequence += 1;
             self.sent.push_back((self.sequence, now));

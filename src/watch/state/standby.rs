@@ -1,7 +1,9 @@
 //! The end that waits to take over.
 
+mod hand;
+
 use super::notice::Notice;
-use super::{Action, Activation, Event, Frame, Guarantee, Limits, Mark, Path, Ruling, Said, Whose, Word};
+use super::{Action, Activation, Event, Frame, Guarantee, Hand, Limits, Mark, Path, Ruling, Said, Whose, Word};
 use std::time::Duration;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,6 +23,10 @@ enum Phase {
     Opening,
     Letting,
     Running,
+    /// Everything is rebuilt, as it was asked to: it waits for a word, or for silence.
+    Set,
+    /// There was silence, and the other host is to be ended first.
+    SetFencing,
     /// What is planted could not be let run; nobody else may.
     Failed,
     /// The watch is over: it never takes over.
@@ -49,11 +55,19 @@ pub struct Standby {
     full: bool,
     /// The primary's process has ended.
     gone: bool,
+    /// Its host was ended: what it has said before and comes late is nothing any more.
+    off: bool,
     /// When what did not work is tried again.
     again: Option<Duration>,
     /// Why it was not taken over, as far as that was said.
     told: Option<Said>,
     stale: u64,
+    /// The epoch after which the primary's tree stands still, as it said last.
+    last: Option<Mark>,
+    /// The one that is being taken over from since the primary has asked for it.
+    planned: Option<Mark>,
+    /// That came to nothing, and took what was here along.
+    cannot: bool,
 }
 
 impl Standby {
@@ -74,9 +88,13 @@ impl Standby {
             ready: false,
             full: false,
             gone: false,
+            off: false,
             again: None,
             told: None,
             stale: 0,
+            last: None,
+            planned: None,
+            cannot: false,
         }
     }
 
@@ -132,8 +150,11 @@ impl Standby {
             Event::Fenced(done) if self.phase == Phase::Fencing => self.fenced(done, now, &mut out),
             Event::Ruled(ruling) if self.phase == Phase::Asking => self.ruled(Some(ruling), now, &mut out),
             Event::Unruled if self.phase == Phase::Asking => self.ruled(None, now, &mut out),
+            Event::Fenced(done) if self.phase == Phase::SetFencing => self.fenced_when_set(done, now, &mut out),
             Event::Full => self.full(now, &mut out),
+            Event::Failed if self.planned.is_some() => self.cannot(now, &mut out),
             Event::Failed => self.failed(&mut out),
+            _ if self.planned.is_some() => self.advance_planned(event, now, &mut out),
             _ => self.advance(event, now, &mut out),
         }
         self.judge(now, &mut out);
@@ -144,11 +165,11 @@ impl Standby {
     }
 
     fn hear(&mut self, path: Path, frame: Frame, now: Duration, out: &mut Vec<Action>) {
-        let Word::Primary { series, wedged, over } = frame.word else {
+        let Word::Primary { series, wedged, over, last, go } = frame.word else {
             self.stale += 1;
             return;
         };
-        if frame.generation < self.generation || frame.instance < self.known {
+        if frame.generation < self.generation || frame.instance < self.known + u64::from(self.off) {
             self.stale += 1;
             return;
         }
@@ -161,14 +182,16 @@ impl Standby {
             return;
         }
         if frame.instance > self.known {
-            self.known = frame.instance;
+            (self.known, self.off) = (frame.instance, false);
             self.notice.meet();
         }
         let newest = self.notice.is_newest(frame.instance, frame.sequence);
         // A primary that beats and gets no further is as good as none.
         if !wedged {
             self.notice.hear(path, frame.sequence, now);
-            self.echo = self.echo.max(frame.sequence);
+            if !self.is_decided() {
+                self.echo = self.echo.max(frame.sequence);
+            }
             self.gone = false;
         }
         if !newest || wedged {
@@ -176,10 +199,11 @@ impl Standby {
         }
         self.told = None;
         // What the witness has granted is told to the primary, which gives in: there is no way back.
-        if self.phase == Phase::Blocking && !self.limits.witness {
+        if self.phase == Phase::Blocking && self.planned.is_none() && !self.limits.witness {
             self.phase = Phase::Standing;
             out.push(Action::Unblock);
         }
+        self.hear_hand(Mark { series, number: last }, go, out);
         if self.phase == Phase::Standing && series > self.whole.series {
             self.adopt(series, out);
         }
@@ -194,7 +218,7 @@ impl Standby {
     /// What is here belongs to a series that is over.
     fn adopt(&mut self, series: u64, out: &mut Vec<Action>) {
         self.whole = Mark { series, number: 0 };
-        (self.ready, self.full) = (false, false);
+        (self.ready, self.full, self.cannot) = (false, false, false);
         self.beat = Duration::ZERO;
         out.push(Action::Drop);
     }
@@ -222,7 +246,7 @@ impl Standby {
             self.stale += 1;
             return;
         }
-        if mark.number == self.whole.number + 1 && !self.full {
+        if mark.number == self.whole.number + 1 && !self.full && !self.cannot {
             self.whole = mark;
             self.notice.touch(Path::Link, now);
             if ready && !self.ready {
@@ -240,6 +264,7 @@ impl Standby {
         if self.phase == Phase::Probing && again {
             out.push(Action::Probe);
         }
+        self.judge_planned(now, out);
         if self.phase != Phase::Standing || !self.ready {
             return;
         }
@@ -283,7 +308,7 @@ impl Standby {
 
     fn fenced(&mut self, done: bool, now: Duration, out: &mut Vec<Action>) {
         if done {
-            self.phase = Phase::Blocking;
+            (self.phase, self.off) = (Phase::Blocking, true);
             out.push(Action::Block);
         } else {
             self.phase = Phase::Standing;
@@ -345,8 +370,8 @@ impl Standby {
             // Nobody is to begin another watch of that name meanwhile.
             out.push(Action::Ask(self.generation));
         }
-        let word =
-            Word::Standby { whole: self.whole, ready: self.ready, left: self.phase == Phase::Left, full: self.full, echo: self.echo };
+        let (left, hand) = (self.phase == Phase::Left, self.hand());
+        let word = Word::Standby { whole: self.whole, ready: self.ready, left, full: self.full, echo: self.echo, hand };
         for path in [Path::Link, Path::Beat] {
             self.sequence += 1;
             let frame = Frame { generation: self.generation, instance: self.instance, sequence: self.sequence, word };

@@ -9,10 +9,11 @@ impl Primary {
         if matches!(self.phase, Phase::Cut | Phase::Asking { .. }) {
             out.push(Action::Show);
         }
+        self.thaw(out);
         self.risk = risk;
         self.new_series(out);
         self.run_free(out);
-        out.push(Action::Say(if risk { Said::AtRisk } else { Said::Unprotected }));
+        out.push(if risk { Action::Say(Said::AtRisk) } else { self.unprotected() });
         if self.phase == Phase::Leaving {
             return self.over(Said::Over, out);
         }
@@ -22,7 +23,7 @@ impl Primary {
 
     /// The standby's process has ended. That it had not taken over before is known if it has heard of this end lately.
     pub(super) fn gone(&mut self, now: Duration, out: &mut Vec<Action>) {
-        let concerned = matches!(self.phase, Phase::Watching | Phase::Cut | Phase::Asking { .. } | Phase::Leaving);
+        let concerned = matches!(self.phase, Phase::Watching | Phase::Cut | Phase::Asking { .. } | Phase::Leaving | Phase::Yielding);
         if concerned && !self.free && now < self.safe {
             self.alone(false, out);
         }
@@ -121,6 +122,7 @@ impl Primary {
             self.made = now;
             out.push(Action::Relink);
         }
+        self.judge_hand(now, out);
         if self.free || !matches!(self.phase, Phase::Watching | Phase::Cut) {
             return;
         }
