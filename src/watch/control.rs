@@ -364,6 +364,10 @@ impl Server {
         if let Some(to) = to.filter(|to| !self.board.is_other(to)) {
             return Err(Error::new(Kind::Usage, format!("{to} does not stand by for {name}")).help(format!("{other} does")));
         }
+        if status.witness.is_some() {
+            let what = format!("{name} has a witness, which gives nobody a generation while this host has one");
+            return Err(Error::other(what).help("watch it without --witness for the switch-over: meio unwatch, then meio watch again"));
+        }
         if status.state != State::Protected {
             return Err(Error::other(format!("{other} could not take over {name} now")).help("meio status says how it stands"));
         }

@@ -19,7 +19,7 @@ use super::record::{Back, Claim, Record, Store};
 use super::say::Seen;
 use super::setup::{EPOCH, Epoch, OVER, PACKETS, WHY, WORD};
 use super::start::Start;
-use super::state::{Action, Event, Frame, Guarantee, Hand, Limits, Mark, Path, Primary, Said, Word};
+use super::state::{Action, Event, Frame, Hand, Limits, Mark, Path, Primary, Said, Word};
 use super::status::{Board, Role, State};
 use super::switch::{Course, Still, are_down};
 use super::tree::{Order, Tree};

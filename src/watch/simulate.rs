@@ -8,6 +8,7 @@ mod effects;
 mod faults;
 mod flaws;
 mod parts;
+mod properties;
 mod switch;
 mod world;
 
