@@ -80,8 +80,6 @@ pub struct World {
     pub(super) wedged: bool,
     pub(super) largest: u64,
     pub(super) fabricated: u64,
-    /// What was under way could not be sent again.
-    anew: bool,
     pub(super) court: Court,
 }
 
@@ -275,8 +273,8 @@ impl World {
         // What was the tree is gone: with its host before anybody could take over, or with two.
         let lost = !self.tree || self.gate == Gate::Shut;
         let unknown = self.limits.on_loss == OnLoss::Hold && !self.limits.fence && !self.limits.witness;
-        // A standby that may have heard that it is to give up what it has, and is not heard.
-        let given_up = self.anew && self.faults.contains(&Fault::CutToStandby);
+        // A standby that has heard that it is to give up what it has, and is not heard.
+        let given_up = !self.ready && self.faults.contains(&Fault::CutToStandby);
         let silent = self.lasting && (self.faults.contains(&Fault::KillStandbyHost) || given_up) && unknown;
         let excused = silent || lost && (self.faults.len() > 1 || !self.was_ready);
         if !served && !excused {
@@ -521,7 +519,6 @@ impl World {
                     self.step(Who::Primary, Event::LinkLost);
                     if self.dice.chance(300) {
                         // What was under way was too much to be kept.
-                        self.anew = true;
                         self.step(Who::Primary, Event::Anew);
                     }
                     self.step(Who::Standby, Event::LinkLost);
