@@ -189,9 +189,35 @@ impl Address {
         }
         let flags = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
         match Socket::route().and_then(|socket| socket.change(libc::RTM_NEWADDR, flags, &message)) {
-            Err(e) if e.raw_os_error() == Some(libc::EEXIST) => Ok(()),
-            done => done.context(|| format!("taking over {self}")),
+            Err(e) if e.raw_os_error() == Some(libc::EEXIST) => {}
+            done => done.context(|| format!("taking over {self}"))?,
         }
+        self.until_local()
+    }
+
+    /// Of IPv6 another thread of the kernel does what is left, and until it has what is for the address leaves this host.
+    fn until_local(&self) -> Result<()> {
+        const PATIENCE: Duration = Duration::from_secs(2);
+        const STEP: Duration = Duration::from_micros(100);
+        let (begun, socket) = (Instant::now(), Socket::route().context(|| "opening a netlink socket")?);
+        while self.ip.is_ipv6() && !self.is_local(&socket) {
+            if begun.elapsed() > PATIENCE {
+                return Err(Error::other(format!("{self} is not used by the kernel")).help("see: ip -6 route get"));
+            }
+            std::thread::sleep(STEP);
+        }
+        Ok(())
+    }
+
+    /// Whether what is sent to it stays here, `struct rtmsg`.
+    fn is_local(&self, socket: &Socket) -> bool {
+        const RTA_DST: u16 = 1;
+        let (bytes, mut ask) = (self.bytes(), vec![0; 12]);
+        ask[0] = if self.ip.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 } as u8;
+        ask[1] = 8 * bytes.len() as u8;
+        put(&mut ask, RTA_DST, &bytes);
+        let route = socket.one(libc::RTM_GETROUTE, &ask).ok().flatten();
+        route.is_some_and(|route| route.get(7) == Some(&libc::RTN_LOCAL))
     }
 
     /// A place from which neighbours are asked and told; `None` where the interface has none that would ask.

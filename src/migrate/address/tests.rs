@@ -167,6 +167,27 @@ fn two_that_want_it_hear_of_each_other() {
     });
 }
 
+/// What is sent to an address right after it came up stays here.
+#[test]
+fn an_address_is_used_as_soon_as_it_is_up() {
+    network(|| {
+        let host = Host::new("va", 2);
+        host.on(|| {
+            for n in 0..100 {
+                for text in ["fd09::77/64@eth0", "fd07::77/128@eth0", "10.9.0.77/24@eth0"] {
+                    let address: Address = text.parse().unwrap();
+                    address.bring_up().unwrap();
+                    let socket = UdpSocket::bind((address.ip, 0)).unwrap();
+                    socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+                    socket.send_to(b"here", socket.local_addr().unwrap()).unwrap();
+                    socket.recv(&mut [0; 8]).unwrap_or_else(|e| panic!("{text}, time {n}: {e}"));
+                    address.take().unwrap();
+                }
+            }
+        });
+    });
+}
+
 /// The kernel takes more away than was asked for: other addresses of the same link, and routes.
 #[test]
 fn others_stay() {

@@ -104,12 +104,14 @@ impl Line<'_> {
         let window = u16::try_from(window[1] >> scales.0).unwrap_or(u16::MAX);
         let ack = written_to.wrapping_sub(written.len() as u32).wrapping_add(more);
         let segment = Segment { seq: *received_to, ack, flags: flags | wire::ACK, window, ..Segment::default() };
-        self.wire.tcp(self.peer, self.local, &segment).context(|| "saying again what the other end of a connection has said")?;
-        self.until(state)
+        let say = || self.wire.tcp(self.peer, self.local, &segment).context(|| "saying again what the other end of a connection has said");
+        say()?;
+        self.until(state, say)
     }
 
-    fn until(&self, state: u8) -> Result<()> {
-        let begin = Instant::now();
+    /// Says it again now and then, as the other end would have done: any packet may be lost.
+    fn until(&self, state: u8, say: impl Fn() -> Result<()>) -> Result<()> {
+        let (begin, mut again) = (Instant::now(), Duration::from_millis(20));
         loop {
             let now = tcp::info(self.fd)?.state;
             if now == state {
@@ -118,6 +120,10 @@ impl Line<'_> {
             if begin.elapsed() > SOON {
                 let what = format!("the connection {} - {} stays in state {now} instead of {state}", self.local, self.peer);
                 return Err(Error::other(what).help("does a packet filter on the loopback interface drop packets?"));
+            }
+            if begin.elapsed() > again {
+                again *= 3;
+                say()?;
             }
             std::thread::sleep(Duration::from_micros(50));
         }
