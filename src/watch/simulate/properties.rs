@@ -60,8 +60,8 @@ impl World {
         // What was the tree is gone: with its host before anybody could take over, or with two.
         let lost = !self.tree || self.gate == Gate::Shut;
         let unknown = self.limits.on_loss == OnLoss::Hold && !self.limits.fence && !self.limits.witness;
-        // A standby that may have heard that it is to give up what it has, and is not heard.
-        let given_up = self.anew && self.faults.contains(&Fault::CutToStandby);
+        // A standby that has heard that it is to give up what it has, and is not heard.
+        let given_up = !self.ready && self.faults.contains(&Fault::CutToStandby);
         let silent = self.lasting && (self.faults.contains(&Fault::KillStandbyHost) || given_up) && unknown;
         // It was told to let it run, and is lost: only somebody who knows more can say that it does not.
         let unsure = self.faults.contains(&Fault::KillStandbyHost) && self.primary.as_ref().is_some_and(|p| p.machine.is_yielding());

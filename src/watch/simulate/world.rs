@@ -88,8 +88,6 @@ pub struct World {
     pub(super) wedged: bool,
     pub(super) largest: u64,
     pub(super) fabricated: u64,
-    /// What was under way could not be sent again.
-    pub(super) anew: bool,
     pub(super) court: Court,
 }
 
@@ -465,7 +463,6 @@ impl World {
                     self.step(Who::Primary, Event::LinkLost);
                     if self.dice.chance(300) && !self.single() {
                         // What was under way was too much to be kept.
-                        self.anew = true;
                         self.step(Who::Primary, Event::Anew);
                     }
                     self.step(Who::Standby, Event::LinkLost);
