@@ -250,7 +250,7 @@ impl World {
 
     /// One thing befalls a switch-over, and nothing else: no link with more under way than can be kept, no datagram of seconds ago.
     fn single(&self) -> bool {
-        self.lasting && self.faults.contains(&Fault::Yield)
+        self.lasting && self.timely.iter().any(|(_, fault)| *fault == Fault::Yield)
     }
 
     pub(super) fn break_link(&mut self) {
