@@ -305,7 +305,8 @@ impl Watch {
         let beat = usual.beat.min(self.timeout / 5);
         let interval_min = usual.interval_min.min(interval);
         let (fence, witness) = (self.fence.is_some(), self.witness.is_some());
-        let limits = Limits { guarantee, on_loss, fence, witness, beat, timeout: self.timeout, interval, interval_min, interval_max, ..usual };
+        let limits =
+            Limits { guarantee, on_loss, fence, witness, beat, timeout: self.timeout, interval, interval_min, interval_max, ..usual };
         (limits, wrong)
     }
 
