@@ -50,6 +50,7 @@ complete -c meio -n "__fish_meio_needs_command" -f -a "switchover" -d 'Have the 
 complete -c meio -n "__fish_meio_needs_command" -f -a "pause" -d 'Have a watched tree unprotected for a while'
 complete -c meio -n "__fish_meio_needs_command" -f -a "resume" -d 'Have a watched tree protected again that was paused'
 complete -c meio -n "__fish_meio_needs_command" -f -a "unwatch" -d 'End a watch'
+complete -c meio -n "__fish_meio_needs_command" -f -a "witness" -d 'Say which host may go on, for watches of other hosts'
 complete -c meio -n "__fish_meio_needs_command" -f -a "core" -d 'Write an ELF core file for each process of an image'
 complete -c meio -n "__fish_meio_needs_command" -f -a "demo" -d 'See it work: a program is saved, killed and brought back, moved between machines, or outlives its machine'
 complete -c meio -n "__fish_meio_using_subcommand dump" -s o -l output -d 'Where the image goes; - is standard output [default: <comm>-<pid>.meio in the current folder]' -r -F
@@ -225,6 +226,8 @@ complete -c meio -n "__fish_meio_using_subcommand watch" -l timeout -d 'After th
 complete -c meio -n "__fish_meio_using_subcommand watch" -l on-standby-loss -d 'What to do here when nothing is heard of the standby, and it is not known whether it takes over' -r -f -a "hold\t'Nobody answers here until that is known'
 continue\t'It goes on, at the risk that two answer'"
 complete -c meio -n "__fish_meio_using_subcommand watch" -l fence -d 'A shell command that ends the other host, MEIO_HOST, and fails if it cannot: must succeed before the standby takes over, or this host goes on alone' -r
+complete -c meio -n "__fish_meio_using_subcommand watch" -l witness -d 'A third host, where meio witness runs, that says which of the two may go on; port of its own [default: 26346]' -r
+complete -c meio -n "__fish_meio_using_subcommand watch" -l witness-key -d 'The key that the witness knows it by, as meio witness --add prints it there [default: asked for by SSH]' -r -F
 complete -c meio -n "__fish_meio_using_subcommand watch" -l on-event -d 'A shell command that is told of each thing that meio history tells of, when it happens, on the host where it does' -r
 complete -c meio -n "__fish_meio_using_subcommand watch" -l control-group -d 'The group whose members may ask how it stands, and command it [default: meio, if there is one]' -r
 complete -c meio -n "__fish_meio_using_subcommand watch" -l compress -d 'How memory is packed: none, or a zstd level from 1 (fast) to 19 (small)' -r
@@ -305,6 +308,17 @@ complete -c meio -n "__fish_meio_using_subcommand unwatch" -s v -l verbose -d 'S
 complete -c meio -n "__fish_meio_using_subcommand unwatch" -s q -l quiet -d 'Say less: no progress; results, warnings and errors only'
 complete -c meio -n "__fish_meio_using_subcommand unwatch" -l json -d 'Write one JSON object a line to standard output'
 complete -c meio -n "__fish_meio_using_subcommand unwatch" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c meio -n "__fish_meio_using_subcommand witness" -l listen -d 'Where to listen [default: port 26346 of all addresses]' -r
+complete -c meio -n "__fish_meio_using_subcommand witness" -l dir -d 'Where it keeps keys and generations' -r -f -a "(__fish_complete_directories)"
+complete -c meio -n "__fish_meio_using_subcommand witness" -l add -d 'Make a key for a service, if there is none, and print it; a witness that is at work takes notice' -r
+complete -c meio -n "__fish_meio_using_subcommand witness" -l remove -d 'Take the key of a service away: who has it is not answered any more' -r
+complete -c meio -n "__fish_meio_using_subcommand witness" -l color -d 'When to colour; auto means on a terminal, unless NO_COLOR is set' -r -f -a "auto\t''
+always\t''
+never\t''"
+complete -c meio -n "__fish_meio_using_subcommand witness" -s v -l verbose -d 'Say more: each phase with its time, and notes'
+complete -c meio -n "__fish_meio_using_subcommand witness" -s q -l quiet -d 'Say less: no progress; results, warnings and errors only'
+complete -c meio -n "__fish_meio_using_subcommand witness" -l json -d 'Write one JSON object a line to standard output'
+complete -c meio -n "__fish_meio_using_subcommand witness" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c meio -n "__fish_meio_using_subcommand core" -s o -l output -d 'The folder that gets the core files; made when it is missing' -r -f -a "(__fish_complete_directories)"
 complete -c meio -n "__fish_meio_using_subcommand core" -l color -d 'When to colour; auto means on a terminal, unless NO_COLOR is set' -r -f -a "auto\t''
 always\t''
