@@ -231,7 +231,7 @@ crate::alone! {
 
     /// A standby that is lost may be about to take over: nobody answers until somebody says so.
     fn a_standby_that_is_lost() {
-        alone_with("hold", "nobody answers here", |hosts, counter| {
+        alone_with("hold", "nobody answers here until it is known", |hosts, counter| {
             assert!(until(SOON, || !has_address(&hosts.hosts[0])), "the address is kept");
             let before = counter.answers.load(Ordering::Relaxed);
             std::thread::sleep(Duration::from_millis(300));

@@ -116,7 +116,7 @@ fn at_every_step() {
 
 /// Every flaw is found.
 fn found(flaw: Flaw) -> String {
-    const ENOUGH: u64 = 20_000;
+    const ENOUGH: u64 = 100_000;
     let wrong = (0..ENOUGH).find_map(|seed| World::live(seed, Some(flaw), None, &[]).wrong.map(|wrong| format!("world {seed}: {wrong}")));
     wrong.unwrap_or_else(|| panic!("{flaw:?} is not found"))
 }
