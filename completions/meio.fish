@@ -44,8 +44,13 @@ complete -c meio -n "__fish_meio_needs_command" -f -a "merge" -d 'Make one image
 complete -c meio -n "__fish_meio_needs_command" -f -a "migrate" -d 'Move a running tree of processes to another machine'
 complete -c meio -n "__fish_meio_needs_command" -f -a "watch" -d 'Keep a tree of processes alive across the loss of its host'
 complete -c meio -n "__fish_meio_needs_command" -f -a "status" -d 'Show how the watches of this host stand'
+complete -c meio -n "__fish_meio_needs_command" -f -a "history" -d 'Tell what has become of a watch on this host'
 complete -c meio -n "__fish_meio_needs_command" -f -a "checkpoint" -d 'Have an epoch begin now, and wait until the standby has it as a whole'
+complete -c meio -n "__fish_meio_needs_command" -f -a "switchover" -d 'Have the standby take over now, without any loss'
+complete -c meio -n "__fish_meio_needs_command" -f -a "pause" -d 'Have a watched tree unprotected for a while'
+complete -c meio -n "__fish_meio_needs_command" -f -a "resume" -d 'Have a watched tree protected again that was paused'
 complete -c meio -n "__fish_meio_needs_command" -f -a "unwatch" -d 'End a watch'
+complete -c meio -n "__fish_meio_needs_command" -f -a "witness" -d 'Say which host may go on, for watches of other hosts'
 complete -c meio -n "__fish_meio_needs_command" -f -a "core" -d 'Write an ELF core file for each process of an image'
 complete -c meio -n "__fish_meio_needs_command" -f -a "demo" -d 'See it work: a program is saved, killed and brought back, moved between machines, or outlives its machine'
 complete -c meio -n "__fish_meio_using_subcommand dump" -s o -l output -d 'Where the image goes; - is standard output [default: <comm>-<pid>.meio in the current folder]' -r -F
@@ -221,10 +226,14 @@ complete -c meio -n "__fish_meio_using_subcommand watch" -l timeout -d 'After th
 complete -c meio -n "__fish_meio_using_subcommand watch" -l on-standby-loss -d 'What to do here when nothing is heard of the standby, and it is not known whether it takes over' -r -f -a "hold\t'Nobody answers here until that is known'
 continue\t'It goes on, at the risk that two answer'"
 complete -c meio -n "__fish_meio_using_subcommand watch" -l fence -d 'A shell command that ends the other host, MEIO_HOST, and fails if it cannot: must succeed before the standby takes over, or this host goes on alone' -r
+complete -c meio -n "__fish_meio_using_subcommand watch" -l witness -d 'A third host, where meio witness runs, that says which of the two may go on; port of its own [default: 26346]' -r
+complete -c meio -n "__fish_meio_using_subcommand watch" -l witness-key -d 'The key that the witness knows it by, as meio witness --add prints it there [default: asked for by SSH]' -r -F
+complete -c meio -n "__fish_meio_using_subcommand watch" -l on-event -d 'A shell command that is told of each thing that meio history tells of, when it happens, on the host where it does' -r
 complete -c meio -n "__fish_meio_using_subcommand watch" -l control-group -d 'The group whose members may ask how it stands, and command it [default: meio, if there is one]' -r
 complete -c meio -n "__fish_meio_using_subcommand watch" -l compress -d 'How memory is packed: none, or a zstd level from 1 (fast) to 19 (small)' -r
 complete -c meio -n "__fish_meio_using_subcommand watch" -l spool -d 'Where the standby keeps its copy, in place of memory' -r -F
 complete -c meio -n "__fish_meio_using_subcommand watch" -l freeze-timeout -d 'How long to wait for every task to stand still' -r
+complete -c meio -n "__fish_meio_using_subcommand watch" -l config -d 'Take options from this file, too [default: /etc/meio/NAME.toml, if it is there, with --name NAME]' -r -F
 complete -c meio -n "__fish_meio_using_subcommand watch" -l ssh -d 'Log in with this command instead of meio\'s own client, such as \'ssh -J bastion\'' -r
 complete -c meio -n "__fish_meio_using_subcommand watch" -l identity -d 'Private key to log in with [default: those of the agent, then ~/.ssh/id_*]' -r -F
 complete -c meio -n "__fish_meio_using_subcommand watch" -l known-hosts -d 'Keys of known hosts [default: ~/.ssh/known_hosts and /etc/ssh/ssh_known_hosts]' -r -F
@@ -243,6 +252,7 @@ complete -c meio -n "__fish_meio_using_subcommand watch" -l color -d 'When to co
 always\t''
 never\t''"
 complete -c meio -n "__fish_meio_using_subcommand watch" -l pid-namespace -d 'Let it have its pids in a fresh pid namespace there'
+complete -c meio -n "__fish_meio_using_subcommand watch" -l check-config -d 'Only look whether that file, with the command line, is fine: all that is wrong is said at once'
 complete -c meio -n "__fish_meio_using_subcommand watch" -s v -l verbose -d 'Say more: each phase with its time, and notes'
 complete -c meio -n "__fish_meio_using_subcommand watch" -s q -l quiet -d 'Say less: no progress; results, warnings and errors only'
 complete -c meio -n "__fish_meio_using_subcommand watch" -l json -d 'Write one JSON object a line to standard output'
@@ -255,6 +265,13 @@ complete -c meio -n "__fish_meio_using_subcommand status" -s v -l verbose -d 'Sa
 complete -c meio -n "__fish_meio_using_subcommand status" -s q -l quiet -d 'Say less: no progress; results, warnings and errors only'
 complete -c meio -n "__fish_meio_using_subcommand status" -l json -d 'Write one JSON object a line to standard output'
 complete -c meio -n "__fish_meio_using_subcommand status" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c meio -n "__fish_meio_using_subcommand history" -l color -d 'When to colour; auto means on a terminal, unless NO_COLOR is set' -r -f -a "auto\t''
+always\t''
+never\t''"
+complete -c meio -n "__fish_meio_using_subcommand history" -s v -l verbose -d 'Say more: each phase with its time, and notes'
+complete -c meio -n "__fish_meio_using_subcommand history" -s q -l quiet -d 'Say less: no progress; results, warnings and errors only'
+complete -c meio -n "__fish_meio_using_subcommand history" -l json -d 'Write one JSON object a line to standard output'
+complete -c meio -n "__fish_meio_using_subcommand history" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c meio -n "__fish_meio_using_subcommand checkpoint" -l color -d 'When to colour; auto means on a terminal, unless NO_COLOR is set' -r -f -a "auto\t''
 always\t''
 never\t''"
@@ -262,6 +279,28 @@ complete -c meio -n "__fish_meio_using_subcommand checkpoint" -s v -l verbose -d
 complete -c meio -n "__fish_meio_using_subcommand checkpoint" -s q -l quiet -d 'Say less: no progress; results, warnings and errors only'
 complete -c meio -n "__fish_meio_using_subcommand checkpoint" -l json -d 'Write one JSON object a line to standard output'
 complete -c meio -n "__fish_meio_using_subcommand checkpoint" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c meio -n "__fish_meio_using_subcommand switchover" -l to -d 'The host that is to take over: nothing is done if it does not stand by' -r
+complete -c meio -n "__fish_meio_using_subcommand switchover" -l color -d 'When to colour; auto means on a terminal, unless NO_COLOR is set' -r -f -a "auto\t''
+always\t''
+never\t''"
+complete -c meio -n "__fish_meio_using_subcommand switchover" -s v -l verbose -d 'Say more: each phase with its time, and notes'
+complete -c meio -n "__fish_meio_using_subcommand switchover" -s q -l quiet -d 'Say less: no progress; results, warnings and errors only'
+complete -c meio -n "__fish_meio_using_subcommand switchover" -l json -d 'Write one JSON object a line to standard output'
+complete -c meio -n "__fish_meio_using_subcommand switchover" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c meio -n "__fish_meio_using_subcommand pause" -l color -d 'When to colour; auto means on a terminal, unless NO_COLOR is set' -r -f -a "auto\t''
+always\t''
+never\t''"
+complete -c meio -n "__fish_meio_using_subcommand pause" -s v -l verbose -d 'Say more: each phase with its time, and notes'
+complete -c meio -n "__fish_meio_using_subcommand pause" -s q -l quiet -d 'Say less: no progress; results, warnings and errors only'
+complete -c meio -n "__fish_meio_using_subcommand pause" -l json -d 'Write one JSON object a line to standard output'
+complete -c meio -n "__fish_meio_using_subcommand pause" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c meio -n "__fish_meio_using_subcommand resume" -l color -d 'When to colour; auto means on a terminal, unless NO_COLOR is set' -r -f -a "auto\t''
+always\t''
+never\t''"
+complete -c meio -n "__fish_meio_using_subcommand resume" -s v -l verbose -d 'Say more: each phase with its time, and notes'
+complete -c meio -n "__fish_meio_using_subcommand resume" -s q -l quiet -d 'Say less: no progress; results, warnings and errors only'
+complete -c meio -n "__fish_meio_using_subcommand resume" -l json -d 'Write one JSON object a line to standard output'
+complete -c meio -n "__fish_meio_using_subcommand resume" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c meio -n "__fish_meio_using_subcommand unwatch" -l color -d 'When to colour; auto means on a terminal, unless NO_COLOR is set' -r -f -a "auto\t''
 always\t''
 never\t''"
@@ -269,6 +308,17 @@ complete -c meio -n "__fish_meio_using_subcommand unwatch" -s v -l verbose -d 'S
 complete -c meio -n "__fish_meio_using_subcommand unwatch" -s q -l quiet -d 'Say less: no progress; results, warnings and errors only'
 complete -c meio -n "__fish_meio_using_subcommand unwatch" -l json -d 'Write one JSON object a line to standard output'
 complete -c meio -n "__fish_meio_using_subcommand unwatch" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c meio -n "__fish_meio_using_subcommand witness" -l listen -d 'Where to listen [default: port 26346 of all addresses]' -r
+complete -c meio -n "__fish_meio_using_subcommand witness" -l dir -d 'Where it keeps keys and generations' -r -f -a "(__fish_complete_directories)"
+complete -c meio -n "__fish_meio_using_subcommand witness" -l add -d 'Make a key for a service, if there is none, and print it; a witness that is at work takes notice' -r
+complete -c meio -n "__fish_meio_using_subcommand witness" -l remove -d 'Take the key of a service away: who has it is not answered any more' -r
+complete -c meio -n "__fish_meio_using_subcommand witness" -l color -d 'When to colour; auto means on a terminal, unless NO_COLOR is set' -r -f -a "auto\t''
+always\t''
+never\t''"
+complete -c meio -n "__fish_meio_using_subcommand witness" -s v -l verbose -d 'Say more: each phase with its time, and notes'
+complete -c meio -n "__fish_meio_using_subcommand witness" -s q -l quiet -d 'Say less: no progress; results, warnings and errors only'
+complete -c meio -n "__fish_meio_using_subcommand witness" -l json -d 'Write one JSON object a line to standard output'
+complete -c meio -n "__fish_meio_using_subcommand witness" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c meio -n "__fish_meio_using_subcommand core" -s o -l output -d 'The folder that gets the core files; made when it is missing' -r -f -a "(__fish_complete_directories)"
 complete -c meio -n "__fish_meio_using_subcommand core" -l color -d 'When to colour; auto means on a terminal, unless NO_COLOR is set' -r -f -a "auto\t''
 always\t''

@@ -2,16 +2,18 @@
 //! of the primary any more.
 //!
 //! ```text
-//! protect    what the primary does; lease: its address, in the hands of a child of meio; gate: what leaves it, and waits
+//! protect    what the primary does; tree: the thread that has the tree; lease: its address, in the hands of a child of meio; gate: what leaves it, and waits
 //!   again      calls the standby, and calls it again; copies: images on their way, and kept; start: what it
 //!              begins with; resume: after a meio that was killed; say: what people are told
 //! agent      what the standby does; clone: what it keeps; visit: a primary that comes back
 //!   fit        whether it can be; setup: what they say to each other before; frame: what they say then, as bytes
 //!   beat       heartbeats beside the link; fence: the command that ends the other host
+//!   witness    a third party that says who may go on, where there is one
 //! state      who answers: two pure machines; simulate breaks everything around them
 //!   notice     silence on two paths, and jitter; pace: when an epoch begins
 //! local      images in a folder, where there is no standby
-//! steps      how long each step of a take-over took
+//! switch     the primary's part in a take-over that a user wants; raised: the addresses at a standby that takes over
+//! steps      how long each step of a take-over took; history: what has become of a watch, and who is told
 //! record     what is durable of it, on each host
 //! clean      what was left behind; control: the socket over which people ask and command; status: what they are told
 //! ```
@@ -64,9 +66,11 @@ mod fence;
 mod fit;
 mod frame;
 pub mod gate;
+pub mod history;
 mod lease;
 pub mod local;
 pub mod protect;
+mod raised;
 pub mod record;
 mod resume;
 mod say;
@@ -77,4 +81,7 @@ mod start;
 pub mod state;
 pub mod status;
 mod steps;
+pub mod switch;
+mod tree;
 mod visit;
+pub mod witness;

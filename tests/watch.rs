@@ -9,6 +9,9 @@ mod local;
 mod packets;
 mod programs;
 mod room;
+mod service;
+mod switch;
+mod witness;
 
 use crate::lab::hosts::{Host, Hosts, SERVICE, VIP};
 use crate::lab::{Lab, SOON, until};
@@ -37,7 +40,12 @@ fn count() -> Option<u64> {
 
 /// Two hosts, whose disks are their own; the first has the address.
 fn two(lab: &Lab) -> Hosts {
-    let hosts = Hosts::new(lab, 2);
+    machines(lab, 2)
+}
+
+/// More of them.
+fn machines(lab: &Lab, count: usize) -> Hosts {
+    let hosts = Hosts::new(lab, count);
     for host in &hosts.hosts {
         host.plain("mount", &["-t", "tmpfs", "lib", "/var/lib"]);
     }
@@ -47,7 +55,11 @@ fn two(lab: &Lab) -> Hosts {
 
 /// A redis at the service's address on the first of them.
 fn redis(lab: &Lab) -> (Hosts, i32) {
-    let hosts = two(lab);
+    redis_on(lab, two(lab))
+}
+
+/// The same of these.
+fn redis_on(lab: &Lab, hosts: Hosts) -> (Hosts, i32) {
     let folder = lab.path("").display().to_string();
     let arguments = ["--port", "6379", "--save", "", "--appendonly", "no", "--dir", &folder, "--protected-mode", "no", "--logfile", ""];
     let pid = hosts.hosts[0].start(lab, "redis-server", &arguments);
@@ -219,7 +231,7 @@ crate::alone! {
 
     /// A standby that is lost may be about to take over: nobody answers until somebody says so.
     fn a_standby_that_is_lost() {
-        alone_with("hold", "nobody answers here", |hosts, counter| {
+        alone_with("hold", "nobody answers here until it is known", |hosts, counter| {
             assert!(until(SOON, || !has_address(&hosts.hosts[0])), "the address is kept");
             let before = counter.answers.load(Ordering::Relaxed);
             std::thread::sleep(Duration::from_millis(300));

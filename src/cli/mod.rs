@@ -2,6 +2,7 @@
 
 mod agent;
 mod check;
+mod config;
 mod console;
 mod core;
 mod decide;
@@ -11,6 +12,7 @@ mod dump;
 mod figures;
 mod generate;
 mod graph;
+mod history;
 mod image;
 mod inspect;
 mod list;
@@ -20,11 +22,13 @@ mod migrate;
 mod restore;
 mod run;
 mod status;
+mod switchover;
 mod table;
 mod target;
 mod verify;
 mod watch;
 mod way;
+mod witness;
 
 use crate::error::{Error, Kind};
 use clap::{CommandFactory, Parser, Subcommand};
@@ -79,8 +83,13 @@ enum Command {
     Migrate(migrate::Migrate),
     Watch(watch::Watch),
     Status(status::Status),
+    History(history::History),
     Checkpoint(status::Checkpoint),
+    Switchover(switchover::Switchover),
+    Pause(status::Pause),
+    Resume(status::Resume),
     Unwatch(status::Unwatch),
+    Witness(witness::Witness),
     #[command(hide = true)]
     Agent(agent::Agent),
     Core(core::Core),
@@ -106,7 +115,14 @@ Exit codes:
 
 /// The whole program: parse, run, say what happened, and the exit code of it.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let arguments = match config::with_file(std::env::args_os().collect()) {
+        Ok(arguments) => arguments,
+        Err(wrong) => {
+            config::report(&wrong, std::env::args_os().any(|a| a == "--json"));
+            return ExitCode::from(Kind::Usage.code() as u8);
+        }
+    };
+    let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         Err(e) => return usage(&e),
     };
@@ -129,8 +145,13 @@ pub fn main() -> ExitCode {
         Command::Migrate(c) => c.run(&console),
         Command::Watch(c) => c.run(&console),
         Command::Status(c) => c.run(&console),
+        Command::History(c) => c.run(&console),
         Command::Checkpoint(c) => c.run(&console),
+        Command::Switchover(c) => c.run(&console),
+        Command::Pause(c) => c.run(&console),
+        Command::Resume(c) => c.run(&console),
         Command::Unwatch(c) => c.run(&console),
+        Command::Witness(c) => c.run(&console),
         Command::Agent(c) => c.run(),
         Command::Core(c) => c.run(&console),
         Command::Demo(c) => c.run(&console),

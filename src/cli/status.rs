@@ -22,9 +22,10 @@ use std::time::{Duration, Instant};
 /// lost if the host died on which the tree runs. Those of other users are seen by root, and by the group that may command them.
 ///
 /// With --json the line has "watches", a list of {name, role ("primary", "standby", "series"), state ("starting", "unprotected",
-/// "protected", "cut", "at-risk", "stopped", "ready", "taking-over", "running", "failed", "saved", "left-behind", "silent"), pid,
+/// "paused", "protected", "cut", "at-risk", "stopped", "ready", "taking-over", "running", "failed", "saved", "left-behind", "silent"), pid,
 /// other (the other host), at, guarantee, generation, epoch ({series, number}), age_ms, lag_ms, interval_ms, pause_ms,
-/// longest_pause_ms, held ({now, packets, median_ms, p99_ms, longest_ms, lost}), jitter_ms, bytes, epochs, unheeded, silent, loses}.
+/// longest_pause_ms, held ({now, packets, median_ms, p99_ms, longest_ms, lost}), jitter_ms, bytes, epochs, unheeded, silent,
+/// witness ({at, trouble}), loses}.
 #[derive(clap::Args)]
 #[command(after_long_help = "Examples:\n  meio status\n  meio status web --watch\n  meio status --json | jq '.watches[].state'")]
 pub struct Status {
@@ -49,6 +50,33 @@ pub struct Checkpoint {
     name: String,
 }
 
+/// Have a watched tree unprotected for a while
+///
+/// Nothing of it is copied, and nothing that it says waits, as when it is not watched: for work that writes much memory, say. Returns when
+/// that is so; if its host is lost then, it ends. The standby stays, with nothing, and meio status and meio history say so.
+///
+/// With --json the line has "name".
+#[derive(clap::Args)]
+#[command(after_long_help = "Examples:\n  meio pause web\n  meio resume web")]
+pub struct Pause {
+    /// Name of the watch
+    #[arg(value_name = "NAME", value_parser = name)]
+    name: String,
+}
+
+/// Have a watched tree protected again that was paused
+///
+/// Everything is copied anew while it runs. Returns at once: meio status says when the standby can take over.
+///
+/// With --json the line has "name".
+#[derive(clap::Args)]
+#[command(after_long_help = "Examples:\n  meio resume web")]
+pub struct Resume {
+    /// Name of the watch
+    #[arg(value_name = "NAME", value_parser = name)]
+    name: String,
+}
+
 /// End a watch
 ///
 /// The tree goes on here, and nobody stands by. Nothing is left on either host: rules, queues, records, images of it at the standby;
@@ -66,18 +94,26 @@ pub struct Unwatch {
     name: String,
 }
 
-fn name(text: &str) -> std::result::Result<String, String> {
+pub fn name(text: &str) -> std::result::Result<String, String> {
     if is_name(text) { Ok(text.to_owned()) } else { Err("letters, digits, and . _ - within it; 64 at most".into()) }
 }
 
-fn not_watched(name: &str) -> Error {
+pub fn not_watched(name: &str) -> Error {
     Error::new(Kind::NotFound, format!("nothing is watched under the name {name}")).help("meio status shows what is")
 }
 
-/// Asks the one watch of that name that somebody serves.
-fn ask(name: &str, what: Ask, patience: Duration) -> Result<Option<Value>> {
+/// What is to be said when nobody serves it.
+pub fn nobody(name: &str) -> Result<Error> {
+    Ok(match clean::all(Some(name))?.is_empty() {
+        true => not_watched(name),
+        false => Error::new(Kind::NotFound, format!("nobody watches {name} any more")).help("meio status says what is left"),
+    })
+}
+
+/// Asks the one watch of that name that somebody serves; with the host that is meant, if one is.
+pub fn ask(name: &str, what: (Ask, Option<String>), patience: Duration) -> Result<Option<Value>> {
     for store in Store::visible() {
-        if let Some(answer) = control::ask(&store, name, what, patience)? {
+        if let Some(answer) = control::ask_of(&store, name, what.clone(), patience)? {
             return Ok(Some(answer));
         }
     }
@@ -155,6 +191,7 @@ fn state(state: State) -> (&'static str, Paint) {
     match state {
         State::Starting => ("starting", Paint::Warn),
         State::Unprotected => ("unprotected", Paint::Bad),
+        State::Paused => ("paused", Paint::Warn),
         State::Protected => ("protected", Paint::Good),
         State::Cut => ("cut", Paint::Bad),
         State::AtRisk => ("at risk", Paint::Bad),
@@ -267,6 +304,9 @@ fn whole(console: &Console, one: &Stand) -> Vec<String> {
     if let Some(path) = &one.silent {
         line("silent", format!("nothing comes by the {}", printable(path)));
     }
+    if let Some(witness) = &one.witness {
+        line("witness", format!("{}, which {}", printable(&witness.at), witness.trouble.as_deref().unwrap_or("answers")));
+    }
     if one.epochs > 0 {
         let sent = if one.bytes > 0 { format!(", {}", figures::bytes(one.bytes)) } else { String::new() };
         line("in all", format!("{}{sent}", figures::count(one.epochs, "epoch", "epochs")));
@@ -280,13 +320,7 @@ impl Checkpoint {
     pub fn run(&self, console: &Console) -> Result<ExitCode> {
         const PATIENCE: Duration = Duration::from_secs(600);
         signal::catch();
-        let answer = ask(&self.name, Ask::Checkpoint, PATIENCE)?;
-        let Some(answer) = answer else {
-            return Err(match clean::all(Some(&self.name))?.is_empty() {
-                true => not_watched(&self.name),
-                false => Error::new(Kind::NotFound, format!("nobody watches {} any more", self.name)).help("meio status says what is left"),
-            });
-        };
+        let Some(answer) = ask(&self.name, (Ask::Checkpoint, None), PATIENCE)? else { return Err(nobody(&self.name)?) };
         let epoch = &answer["epoch"];
         if console.json {
             console.json("result", json!({ "command": "checkpoint", "name": self.name, "epoch": epoch }));
@@ -305,7 +339,7 @@ impl Unwatch {
         let before = clean::all(Some(&self.name))?;
         let mut drawing = Drawing::new(*console);
         let mut warnings = Vec::new();
-        let left = match ask(&self.name, Ask::Unwatch, PATIENCE)? {
+        let left = match ask(&self.name, (Ask::Unwatch, None), PATIENCE)? {
             Some(answer) => {
                 let told = answer["ended"]["warnings"].as_array().cloned().unwrap_or_default();
                 warnings.extend(told.iter().filter_map(|text| text.as_str().map(str::to_owned)));
@@ -334,10 +368,41 @@ impl Unwatch {
     }
 }
 
+impl Pause {
+    /// Waits until nobody can take over, and nothing waits.
+    pub fn run(&self, console: &Console) -> Result<ExitCode> {
+        let name = &self.name;
+        let text = format!("{name} is paused: if its host is lost, it ends; meio resume {name} protects it again");
+        order(console, name, ("pause", Ask::Pause), &text)
+    }
+}
+
+impl Resume {
+    /// Does not wait until it is protected.
+    pub fn run(&self, console: &Console) -> Result<ExitCode> {
+        let text = format!("{} is copied again; meio status says when it is protected", self.name);
+        order(console, &self.name, ("resume", Ask::Resume), &text)
+    }
+}
+
+/// Has something done of which there is nothing to tell but that it is.
+fn order(console: &Console, name: &str, (command, what): (&str, Ask), text: &str) -> Result<ExitCode> {
+    const PATIENCE: Duration = Duration::from_secs(60);
+    signal::catch();
+    let Some(_) = ask(name, (what, None), PATIENCE)? else { return Err(nobody(name)?) };
+    if console.json {
+        console.json("result", json!({ "command": command, "name": name }));
+    } else {
+        console.result(text);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::watch::state::Mark;
+    use crate::watch::status::Witness;
 
     /// Names and numbers of usual length.
     #[test]
@@ -361,6 +426,7 @@ mod tests {
             held: Some(crate::watch::status::Held { now: 65536, packets: 123_456_789, ..Default::default() }),
             jitter_ms: Some(12.5),
             silent: Some("heartbeats".into()),
+            witness: Some(Witness { at: "[2001:db8:1234:5678:9abc:def0:1234:5678]:26346".into(), trouble: Some("does not answer".into()) }),
             epochs: 123_456_789,
             bytes: 1 << 50,
             loses: "what happened of the last 59.0 s, though clients were told; connections are broken off".into(),

@@ -1,17 +1,18 @@
 //! `meio watch`.
 
+use super::console::line;
 use super::target::{self, Target};
-use super::{Console, drawing::Drawing, dump::Level, figures, way};
+use super::{Console, config, drawing::Drawing, dump::Level, figures, way};
 use crate::capsule::{self, Running};
 use crate::dump::{self, Output, Track};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Context, Error, Kind, Result};
 use crate::migrate::address::Address;
 use crate::progress::Report;
 use crate::resource::socket::choice::Choice;
 use crate::transport::Destination;
 use crate::watch::gate::Held;
 use crate::watch::local;
-use crate::watch::protect::{self, Options};
+use crate::watch::protect::{self, Options, Witness};
 use crate::watch::state::{Guarantee, Limits, OnLoss};
 use serde_json::json;
 use std::ffi::OsString;
@@ -32,6 +33,14 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 /// The service address (--vip) is here as long as the standby is heard: this host gives it up, also when meio was stopped, before
 /// the standby may take it.
 ///
+/// Two hosts that lose each other cannot tell whether the other one is lost or the way to it. Without more the standby takes over
+/// then, and this host answers nobody until it is known what has become of the standby (--on-standby-loss hold) or goes on at the
+/// risk that two answer (continue). With --witness a third host says who may go on, see meio-witness(1): only one of the two
+/// does, this one as long as it lives, also when the standby is lost; --on-standby-loss says what happens here when the standby is
+/// lost and the witness does not answer. Without an answer of the witness the standby never takes over. The witness must be there
+/// when a watch begins; later its loss alone changes nothing. --fence ends the other host before anybody goes on: the standby asks
+/// the witness first and must then succeed with the command, this host uses it only where the witness does not answer.
+///
 /// A link that is lost is made again: with the standby that is there, which goes on with what it has, or with a new one, which
 /// gets everything while the tree runs. Until then nobody stands by, which is said, and the tree goes on as --on-standby-loss has it.
 /// Where meio itself was killed, the same command goes on with the watch, and the tree stands still if the standby has taken over.
@@ -48,11 +57,11 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 ///
 /// With --json the last line has "epochs", "bytes", "stop_ms" (the longest stop), "median_stop_ms" and "p99_stop_ms" (the first copy
 /// left out), "held" (packets that waited, how long, and how many were lost for want of room; null where none had to), "source"
-/// ("running", "ended", or "stopped" when the standby has taken over), "host" (null with --dir), "exit_code" (of a command that has
+/// ("running", "ended", "stopped" when the standby has taken over, or "switched" when that was wanted), "host" (null with --dir), "exit_code" (of a command that has
 /// ended) and "warnings".
 #[derive(clap::Args)]
 #[command(
-    after_long_help = "Examples:\n  meio watch --standby root@other --vip 10.0.0.10/24@eth0 1234\n  meio watch --standby root@other --guarantee hot --name job -- ./compute >log 2>&1\n  meio watch --dir /var/lib/job --interval 10s 1234"
+    after_long_help = "Examples:\n  meio watch --standby root@other --vip 10.0.0.10/24@eth0 1234\n  meio watch --standby root@other --witness root@third --vip 10.0.0.10/24@eth0 1234\n  meio watch --standby root@other --guarantee hot --name job -- ./compute >log 2>&1\n  meio watch --dir /var/lib/job --interval 10s 1234"
 )]
 pub struct Watch {
     /// Root of the tree, or the name of a capsule
@@ -62,7 +71,7 @@ pub struct Watch {
     #[arg(long, value_name = "[USER@]HOST[:PORT]", value_parser = way::destination, required_unless_present = "dir")]
     standby: Option<Destination>,
     /// Keep images of it in this folder instead
-    #[arg(long, value_name = "FOLDER", value_hint = clap::ValueHint::DirPath, conflicts_with_all = ["standby", "vip", "guarantee", "fence"])]
+    #[arg(long, value_name = "FOLDER", value_hint = clap::ValueHint::DirPath, conflicts_with_all = ["standby", "vip", "guarantee", "fence", "on_event"])]
     dir: Option<PathBuf>,
     /// How many images are kept at least, with --dir
     #[arg(long, value_name = "N", default_value = "10", requires = "dir", value_parser = clap::value_parser!(u64).range(1..=10_000))]
@@ -92,6 +101,19 @@ pub struct Watch {
     /// this host goes on alone
     #[arg(long, value_name = "COMMAND")]
     fence: Option<String>,
+    /// A third host, where meio witness runs, that says which of the two may go on; port of its own [default: 26346]
+    #[arg(long, value_name = "[USER@]HOST[:PORT]", value_parser = way::destination, conflicts_with = "dir")]
+    witness: Option<Destination>,
+    /// The key that the witness knows it by, as meio witness --add prints it there [default: asked for by SSH]
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath, requires = "witness")]
+    witness_key: Option<PathBuf>,
+    /// A shell command that is told of each thing that meio history tells of, when it happens, on the host where it does
+    ///
+    /// In its environment: MEIO_NAME, MEIO_ROLE (primary, standby), MEIO_EVENT (protected, cut, taking-over, taken-over ...), MEIO_REASON,
+    /// MEIO_GENERATION, MEIO_EPOCH (SERIES.NUMBER), MEIO_OTHER (the other host). It delays nothing: one that fails, or does not end
+    /// within 10 seconds, is said.
+    #[arg(long, value_name = "COMMAND")]
+    on_event: Option<String>,
     /// The group whose members may ask how it stands, and command it [default: meio, if there is one]
     #[arg(long, value_name = "GROUP")]
     control_group: Option<String>,
@@ -107,6 +129,16 @@ pub struct Watch {
     /// How long to wait for every task to stand still
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = figures::parse_time)]
     freeze_timeout: Duration,
+    /// Take options from this file, too [default: /etc/meio/NAME.toml, if it is there, with --name NAME]
+    ///
+    /// A file of TOML: its keys are the long names of these options, and target or command for what is watched (command as a list). Texts
+    /// and numbers stand for values, true and false for what takes none, lists for what may be given more than once. The command
+    /// line wins.
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+    config: Option<PathBuf>,
+    /// Only look whether that file, with the command line, is fine: all that is wrong is said at once
+    #[arg(long)]
+    check_config: bool,
     #[command(flatten)]
     way: way::Way,
     #[command(flatten)]
@@ -138,7 +170,16 @@ impl Watch {
     /// Watches, and tells how it ended.
     pub fn run(&self, console: &Console) -> Result<ExitCode> {
         // What is wrong with the command line is said before anything is started.
-        let limits = self.limits()?;
+        let (limits, wrong) = self.chosen();
+        if self.check_config {
+            return self.checked(&wrong, console);
+        }
+        if let Some(e) = wrong.into_iter().next() {
+            return Err(e);
+        }
+        if let Some(text) = self.parted().filter(|_| !console.quiet && !console.json) {
+            line(true, text);
+        }
         let started = match self.command.as_slice() {
             [] => None,
             command => {
@@ -196,6 +237,8 @@ impl Watch {
                     spool: self.spool.clone().unwrap_or_default(),
                     limits,
                     fence: self.fence.clone(),
+                    witness: self.witness()?,
+                    on_event: self.on_event.clone(),
                     control_group,
                     begun,
                 };
@@ -205,27 +248,54 @@ impl Watch {
         }
     }
 
-    fn limits(&self) -> Result<Limits> {
+    /// What does not fit together of what was chosen.
+    pub fn misfits(&self) -> Vec<Error> {
+        self.chosen().1
+    }
+
+    /// Says whether the file is fine.
+    fn checked(&self, wrong: &[Error], console: &Console) -> Result<ExitCode> {
+        let Some(path) = config::find(self.config.as_ref(), self.name.as_ref()) else {
+            return Err(
+                Error::new(Kind::Usage, "there is no file to be looked at").help("--config FILE, or --name NAME for /etc/meio/NAME.toml")
+            );
+        };
+        config::report(wrong, console.json);
+        if !wrong.is_empty() {
+            return Ok(ExitCode::from(Kind::Usage.code() as u8));
+        }
+        let path = path.display().to_string();
+        if console.json {
+            console.json("result", json!({ "command": "watch", "config": path, "fine": true }));
+        } else {
+            console.result(&format!("{path} is fine"));
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    /// The limits, and what is wrong with them.
+    fn chosen(&self) -> (Limits, Vec<Error>) {
         const LEAST: Duration = Duration::from_millis(50);
         const SHORTEST: Duration = Duration::from_millis(1);
         const LONGEST: Duration = Duration::from_secs(3600);
+        let mut wrong = Vec::new();
         if !(LEAST..=LONGEST).contains(&self.timeout) {
-            return Err(Error::new(Kind::Usage, "--timeout must be from 50ms to 1h"));
+            wrong.push(Error::new(Kind::Usage, "--timeout must be from 50ms to 1h"));
         }
         let usual = Duration::from_millis(if self.dir.is_some() { 10_000 } else { 50 });
         let interval = self.interval.unwrap_or(usual);
         let interval_max = if self.dir.is_some() { self.interval_max.max(interval) } else { self.interval_max };
         if !(SHORTEST..=LONGEST).contains(&interval) || !(interval..=LONGEST).contains(&interval_max) {
             let message = "--interval must be 1ms at least and no more than --interval-max, and that 1h at most";
-            return Err(Error::new(Kind::Usage, message));
+            wrong.push(Error::new(Kind::Usage, message));
         }
         let guarantee = match self.guarantee {
             Promise::Hold => Guarantee::Hold,
             Promise::Hot => Guarantee::Hot,
         };
         if guarantee == Guarantee::Hold && self.vip.is_empty() && self.dir.is_none() {
-            return Err(Error::new(Kind::Usage, "nothing can be held without an address that goes with the tree")
-                .help("name it: --vip ADDRESS/LENGTH@INTERFACE; or --guarantee hot"));
+            let nothing = Error::new(Kind::Usage, "nothing can be held without an address that goes with the tree");
+            wrong.push(nothing.help("name it: --vip ADDRESS/LENGTH@INTERFACE; or --guarantee hot"));
         }
         let usual = Limits::default();
         let on_loss = match self.on_standby_loss {
@@ -234,8 +304,29 @@ impl Watch {
         };
         let beat = usual.beat.min(self.timeout / 5);
         let interval_min = usual.interval_min.min(interval);
-        let fence = self.fence.is_some();
-        Ok(Limits { guarantee, on_loss, fence, beat, timeout: self.timeout, interval, interval_min, interval_max, ..usual })
+        let (fence, witness) = (self.fence.is_some(), self.witness.is_some());
+        let limits =
+            Limits { guarantee, on_loss, fence, witness, beat, timeout: self.timeout, interval, interval_min, interval_max, ..usual };
+        (limits, wrong)
+    }
+
+    fn witness(&self) -> Result<Option<Witness>> {
+        let Some(at) = &self.witness else { return Ok(None) };
+        let read = |file: &PathBuf| std::fs::read_to_string(file).context(|| format!("reading {}", file.display()));
+        Ok(Some(Witness { at: at.clone(), key: self.witness_key.as_ref().map(read).transpose()? }))
+    }
+
+    /// What becomes of two hosts that lose each other, where nobody else is asked.
+    fn parted(&self) -> Option<&'static str> {
+        if self.standby.is_none() || self.witness.is_some() || self.fence.is_some() {
+            return None;
+        }
+        Some(match self.on_standby_loss {
+            Loss::Hold => {
+                "no --witness: if the standby is lost, or the way to it, nobody answers here until it is heard again, or meio unwatch says so"
+            }
+            Loss::Continue => "no --witness: if the two hosts lose each other, both may answer (--on-standby-loss continue)",
+        })
     }
 
     fn dump(&self, pid: i32, capsule: Option<String>) -> dump::Options {
@@ -270,14 +361,15 @@ struct Outcome {
     held: Option<Held>,
     demoted: bool,
     ended: bool,
+    switched: bool,
     code: Option<i32>,
     warnings: Vec<String>,
 }
 
 impl From<protect::Outcome> for Outcome {
     fn from(o: protect::Outcome) -> Self {
-        let protect::Outcome { host, epochs, bytes, longest, stops, held, demoted, ended, warnings } = o;
-        Outcome { host: Some(host), epochs, bytes, longest, stops, held, demoted, ended, code: None, warnings }
+        let protect::Outcome { host, epochs, bytes, longest, stops, held, demoted, ended, switched, warnings } = o;
+        Outcome { host: Some(host), epochs, bytes, longest, stops, held, demoted, ended, switched, code: None, warnings }
     }
 }
 
@@ -307,7 +399,7 @@ fn result(o: &Outcome) -> serde_json::Value {
         "median_stop_ms": figures::ms(median(o)),
         "p99_stop_ms": figures::ms(stop(o, 0.99)),
         "held": o.held.as_ref().map(held),
-        "source": if o.demoted { "stopped" } else if o.ended { "ended" } else { "running" },
+        "source": if o.switched { "switched" } else if o.demoted { "stopped" } else if o.ended { "ended" } else { "running" },
         "host": o.host,
         "exit_code": o.code,
         "warnings": o.warnings,
@@ -337,6 +429,7 @@ fn closing(o: &Outcome) -> String {
     };
     let code = o.code.map_or_else(String::new, |code| format!(" with exit code {code}"));
     match host {
+        Some(host) if o.switched => format!("it runs on {host}, as was wanted, and nothing of it is left here; {what}"),
         Some(host) if o.demoted => format!("{host} has taken over: the tree stands still here; {what}"),
         _ if o.ended => format!("the watch is over, and the tree has ended{code}; {what}"),
         Some(_) => format!("the watch is over, the tree goes on here, and nobody stands by; {what}"),

@@ -1,6 +1,7 @@
 //! A tree that is to go on elsewhere: images of it while it runs, each of what has changed since the one before, and the last
 //! one of a tree that stands still until it is known where it goes on.
 
+use super::lock::Locks;
 use super::parent::Heritage;
 use super::{Made, Options, Outcome, Output, Rest, Session, Standstill, Then, kill};
 use crate::error::Result;
@@ -22,6 +23,8 @@ use std::time::{Duration, Instant};
 pub struct Moving<'o> {
     session: Session<'o>,
     before: Option<([u8; 16], image::Hash, Birth)>,
+    /// Locks of images before the last: to take them away empties all queues of their network namespace.
+    locks: Option<Locks>,
     /// How many were made.
     count: u64,
 }
@@ -45,7 +48,7 @@ impl<'o> Moving<'o> {
         // To take a table away empties all queues of its network namespace, that of the next image's lock, too.
         session.lasting = Some(None);
         session.manner = Manner::Copy;
-        Ok(Moving { session, before: None, count: 0 })
+        Ok(Moving { session, before: None, locks: None, count: 0 })
     }
 
     /// There will be no last image; `stands` is told whenever the tree stands still and nothing comes in, before anything of it is
@@ -53,6 +56,13 @@ impl<'o> Moving<'o> {
     pub fn steadily(&mut self, stands: impl FnMut() -> Result<()> + 'o) {
         self.session.manner = Manner::Hold;
         self.session.stands = Some(Box::new(stands));
+    }
+
+    /// [`Moving::last`] of one whose images were made [steadily](Moving::steadily): packets that come from then on can be taken.
+    pub fn yields(&mut self, pipe: File, report: &mut dyn Report) -> Result<(Outcome, Standing)> {
+        self.locks = self.session.lasting.replace(None).flatten();
+        self.session.manner = Manner::Copy;
+        self.last(pipe, false, report)
     }
 
     /// An image of the tree, which goes on, into a pipe. The first is whole.

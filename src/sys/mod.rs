@@ -20,6 +20,7 @@ pub mod handle;
 pub mod heap;
 pub mod inet;
 pub mod ipc;
+pub mod manager;
 pub mod memory;
 pub mod missing;
 pub mod mount;

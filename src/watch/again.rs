@@ -9,6 +9,7 @@ use super::beat::{Beats, Key};
 use super::protect::Options;
 use super::record::Back;
 use super::setup::{SETUP, Setup};
+use super::witness::Contact;
 use crate::error::{Error, Kind, Result};
 use crate::migrate::plan::{Details, Plan, pack, unpack};
 use crate::progress::{Report, Silent};
@@ -29,6 +30,8 @@ pub struct Ask {
     pub plan: Plan,
     /// Which watch it is.
     pub watch: u128,
+    /// What leads to the witness.
+    pub witness: Option<Contact>,
 }
 
 /// Who is called.
@@ -133,7 +136,9 @@ pub fn agree(ask: &Ask, whom: &Whom, mut peer: Peer) -> Result<Found> {
     };
     let beats = port.map(|port| beats(options, &key, port)).transpose()?;
     if images.is_none() {
-        say(&peer, &Setup::Begin { generation, limits: options.limits, fence: options.fence.clone() })?;
+        let (limits, witness) = (options.limits, ask.witness.clone());
+        let (fence, on_event) = (options.fence.clone(), options.on_event.clone());
+        say(&peer, &Setup::Begin { generation, limits, fence, witness, on_event })?;
     }
     peer.open_bulk()?;
     let sender = peer.sender()?;
@@ -175,6 +180,11 @@ impl Calls {
         ask.options.how.timeout = ask.options.how.timeout.min(LIMIT);
         let (tell, answers) = mpsc::channel();
         Calls { ask: Arc::new(ask), again, answers, tell, at_work: false, not_before: Instant::now() }
+    }
+
+    /// What leads to the witness.
+    pub fn witness(&self) -> Option<Contact> {
+        self.ask.witness.clone()
     }
 
     /// Calls, unless that is being done or was a moment ago.

@@ -1,25 +1,25 @@
 //! What the standby does: `meio agent --watch`, which the primary starts, and which stays when that is gone.
 
+mod back;
+
 use super::beat::{Beats, Came, Key};
 use super::clone::Clone;
 use super::control::Control;
 use super::fence::Fence;
+use super::history::{Entry, History};
+use super::raised::{Raised, Waiting};
 use super::record::{About, Claim, Record, Store};
-use super::setup::{EPOCH, Epoch, OVER, SETUP, Setup, WORD};
-use super::state::{Action, Activation, Event, Guarantee, Mark, Path, Said, Standby};
+use super::setup::{EPOCH, Epoch, OVER, PACKETS, SETUP, Setup, WORD};
+use super::state::{self, Action, Activation, Event, Guarantee, Mark, Path, Said, Standby, Word};
 use super::status::{Board, Role, Status, Wish};
-use super::steps::Steps;
+use super::steps::{Steps, step};
 use super::visit::{Asked, News, Opened, Visits};
+use super::witness::{Client, Role as Whose};
 use super::{fit, frame};
 use crate::error::{Error, Result};
-use crate::migrate::address::{Address, Probe};
-use crate::migrate::agent::Told;
-use crate::migrate::frozen::announce_again;
-use crate::migrate::plan::{Plan, Remark, pack, unpack};
+use crate::migrate::plan::{Plan, pack, unpack};
 use crate::migrate::record::Member;
-use crate::netlock;
-use crate::progress::Report;
-use crate::restore::{self, Input, SharedLock};
+use crate::restore::{self, SharedLock};
 use crate::sys::signal;
 use crate::transport::{self, Peer};
 use std::collections::VecDeque;
@@ -48,8 +48,9 @@ pub fn run() -> Result<()> {
     let claim = store.claim(&name)?;
     let there = store.read(&name)?;
     let instance = there.as_ref().map_or(0, |record| record.instance).max(known) + 1;
-    let before = there.and_then(|record| record.activation);
-    let generation = before.map_or(0, |a| a.generation());
+    let before = there.and_then(|record| record.settled());
+    // What was about to be taken over and does not live was not.
+    let generation = before.map_or(0, |a| a.generation() - u64::from(matches!(a, Activation::Taking(_))));
     let status = Status {
         name: name.clone(),
         role: Role::Standby,
@@ -75,16 +76,26 @@ pub fn run() -> Result<()> {
         return Ok(());
     }
     restore::make_room(&plan.tree)?;
+    let lock = SharedLock::prepare().ok(); // else it is tried again when it is needed
+    let raised = Raised::guarded(&plan.addresses)?;
     let begin = peer.link.receive(Some(PATIENCE))?;
-    let Setup::Begin { generation, limits, fence } = unpack(&begin.payload)? else {
+    let Setup::Begin { generation, limits, fence, witness, on_event } = unpack(&begin.payload)? else {
         return Err(Error::link("the primary does not begin"));
     };
+    let witness = witness.map(|contact| Client::new(&contact, watch, Whose::Standby, limits.lease())).transpose()?;
     peer.open_bulk()?;
     let spool = Clone::begin(Some(&*plan.spool).filter(|folder| !folder.as_os_str().is_empty()), peer.receiver()?)?;
     spool.wakes(peer.link.waker());
     // Who cleans up behind one that was killed finds what it had.
     store.write(&record)?;
-    control.board().note(|status| (status.generation, status.guarantee) = (generation, Some(limits.guarantee.name().to_owned())));
+    control.board().note(|status| {
+        (status.generation, status.guarantee) = (generation, Some(limits.guarantee.name().to_owned()));
+        status.witness = witness.as_ref().map(Client::status);
+    });
+    let (log, name) = (store.clone(), record.name.clone());
+    let history = History::begin(&store, &record.name, Role::Standby, on_event, move |text| log.note(&name, text))?;
+    let begun = Entry::new(Role::Standby, "standing-by", format!("{} has begun a watch", peer.hello.host));
+    history.note(Entry { other: Some(peer.hello.host.clone()), generation, ..begun });
     let machine = Standby::begin(generation, instance, limits);
     let mut agent = Agent {
         machine,
@@ -95,7 +106,7 @@ pub fn run() -> Result<()> {
         visits,
         visitor: None,
         guarantee: limits.guarantee,
-        lock: None,
+        lock,
         plan: *plan,
         spool,
         store,
@@ -103,16 +114,22 @@ pub fn run() -> Result<()> {
         coming: VecDeque::new(),
         kept: None,
         whole: Vec::new(),
-        brought: 0,
+        raised,
+        waiting: Waiting::default(),
+        restoring: false,
+        planted: None,
         root: None,
         fence,
         fencing: None,
+        witness,
         events: VecDeque::from([Event::Start]),
         board: control.board(),
         over: false,
         steps: None,
         early: None,
         timeout: limits.timeout,
+        history,
+        failure: None,
         _claim: claim,
     };
     let stood = agent.stand();
@@ -130,6 +147,8 @@ enum Next {
     Restore,
     /// It may run.
     Run,
+    /// It is not to be brought back after all.
+    Undo,
     /// Nothing is left to be done.
     End,
 }
@@ -159,11 +178,19 @@ struct Agent {
     kept: Option<(Mark, u64)>,
     /// Those that are whole, and not kept yet.
     whole: Vec<(Mark, u64)>,
-    /// How many addresses were brought up here.
-    brought: usize,
+    /// The addresses that go with the tree.
+    raised: Raised,
+    /// Packets that came for it where it stood still, and wait until it runs.
+    waiting: Waiting,
+    /// It is being rebuilt.
+    restoring: bool,
+    /// Root of what was rebuilt, and is not to run yet.
+    planted: Option<Member>,
     /// The command that ends the primary's host, and that at work.
     fence: Option<String>,
     fencing: Option<Fence>,
+    /// Who says whether it may be taken over.
+    witness: Option<Client>,
     /// Root of the tree that runs here.
     root: Option<Member>,
     events: VecDeque<Event>,
@@ -176,6 +203,9 @@ struct Agent {
     early: Option<(Instant, Receiver<bool>)>,
     /// Of the primary's silence.
     timeout: Duration,
+    history: History,
+    /// Why it could not be brought back.
+    failure: Option<String>,
     _claim: Claim,
 }
 
@@ -185,7 +215,7 @@ impl Agent {
             let next = self.drive().inspect_err(|e| self.store.note(&self.record.name, &format!("the standby fails: {e}")))?;
             match next {
                 Next::Restore => self.bring_back(),
-                Next::Run => {}
+                Next::Run | Next::Undo => {}
                 Next::End => {
                     // What was taken over stays on record.
                     return if self.root.is_some() && !self.over { Ok(()) } else { self.store.forget(&self.record.name) };
@@ -236,6 +266,12 @@ impl Agent {
                     self.events.extend(frame::read(&came.payload).map(|heard| Event::Heard(Path::Link, heard)));
                 }
                 Ok(came) if came.kind == EPOCH => self.coming.push_back(unpack(&came.payload)?),
+                Ok(came) if came.kind == PACKETS => {
+                    self.waiting.take(unpack(&came.payload)?);
+                    if self.root.is_some() {
+                        self.waiting.deliver();
+                    }
+                }
                 Ok(_) => {}
                 Err(_) if peer.link.failure().is_none() => {}
                 Err(_) => self.unlink(),
@@ -251,6 +287,7 @@ impl Agent {
             self.note(if done { "the primary's host was ended" } else { "the primary's host could not be ended" });
             self.events.push_back(Event::Fenced(done));
         }
+        self.ruling();
         let whole = self.spool.whole();
         while self.coming.front().is_some_and(|epoch| epoch.image <= whole) {
             let Some(Epoch { generation, mark, ready, image }) = self.coming.pop_front() else { break };
@@ -272,6 +309,17 @@ impl Agent {
         Ok(())
     }
 
+    /// What the witness has said.
+    fn ruling(&mut self) {
+        let Some(witness) = &mut self.witness else { return };
+        self.events.extend(witness.event());
+        if let Some(news) = witness.news() {
+            let status = witness.status();
+            self.board.note(|all| all.witness = Some(status));
+            self.note(&news);
+        }
+    }
+
     /// The link is over, and what was announced by it and has not come whole comes again.
     fn unlink(&mut self) {
         if self.peer.take().is_some() {
@@ -284,7 +332,14 @@ impl Agent {
         match self.visits.news() {
             Some(News::Asks(visitor)) if visitor.1.watch == self.record.watch => {
                 self.unlink();
-                self.visitor = Some(*visitor);
+                if visitor.1.generation > self.machine.generation() {
+                    // It has gone on without this one.
+                    let word = Word::Primary { series: 0, wedged: false, over: false, last: 0, go: false };
+                    let frame = state::Frame { generation: visitor.1.generation, instance: u64::MAX, sequence: 0, word };
+                    self.events.push_back(Event::Heard(Path::Link, frame));
+                } else {
+                    self.visitor = Some(*visitor);
+                }
             }
             Some(News::Open(_, opened)) => {
                 let Opened { peer, receiver, beats } = *opened;
@@ -322,6 +377,7 @@ impl Agent {
             Action::Send(Path::Beat, word) => return self.beats.send(&word).map(|_| None),
             Action::Record(activation) => {
                 self.record.activation = Some(activation);
+                self.record.about.tree = self.planted.or(self.root);
                 Event::Recorded(self.store.write(&self.record).is_ok())
             }
             Action::Keep(mark) => {
@@ -330,7 +386,7 @@ impl Agent {
                 self.board.whole(mark);
                 self.kept.iter().for_each(|(_, image)| self.spool.keep(*image));
                 if self.lock.is_none() {
-                    self.lock = SharedLock::prepare().ok(); // else it is tried again when it is needed
+                    self.lock = SharedLock::prepare().ok();
                 }
                 return Ok(None);
             }
@@ -339,6 +395,13 @@ impl Agent {
                 self.board.dropped();
                 self.whole.clear();
                 self.spool.drop_all();
+                return Ok(None);
+            }
+            Action::Ask(wanted) => {
+                if wanted > generation {
+                    self.steps = Some(Steps::begin(self.machine.silence(self.begun.elapsed())));
+                }
+                self.witness.iter_mut().for_each(|witness| witness.ask(wanted));
                 return Ok(None);
             }
             Action::Fence => {
@@ -356,13 +419,14 @@ impl Agent {
                 self.lock = None;
                 return Ok(None);
             }
+            Action::Undo => return Ok(self.undo()),
             Action::Place(mark) if self.kept.is_some_and(|(of, _)| of == mark) => Event::Placed,
             Action::Place(_) => Event::Failed,
             Action::Restore => return Ok(Some(Next::Restore)),
             Action::Probe => Event::Probed(self.is_address_free()),
-            Action::Raise => self.raise().map_or(Event::Failed, |()| Event::Raised),
+            Action::Raise => self.raised.raise().map_or(Event::Failed, |()| Event::Raised),
             Action::Tell => {
-                self.plan.addresses.iter().for_each(|address| drop(address.announce_once()));
+                self.raised.announce(!self.machine.is_planned());
                 Event::Told
             }
             // Its connections stay locked until it runs: by the restore, which opens the lock then.
@@ -373,8 +437,13 @@ impl Agent {
                 self.board.said(said);
                 self.board.note(|status| status.generation = generation);
                 if said == Said::TakingOver {
-                    self.steps = Some(Steps::begin(self.machine.silence(self.begun.elapsed())));
+                    let silence = if self.machine.is_planned() { Duration::ZERO } else { self.machine.silence(self.begun.elapsed()) };
+                    match &mut self.steps {
+                        Some(steps) if self.witness.is_some() => steps.done("witness", steps.total()),
+                        _ => self.steps = Some(Steps::begin(silence)),
+                    }
                 }
+                self.history.said(said, |entry| self.about(said, entry));
                 let jitter = self.machine.jitter().map_or(String::new(), |most| format!("; heartbeats are up to {most:.1?} off"));
                 let dropped = self.machine.stale() + self.beats.dropped().all();
                 self.note(&format!("{said:?}; {dropped} frames were not heeded{jitter}"));
@@ -389,13 +458,27 @@ impl Agent {
         Ok(None)
     }
 
+    /// Something that has happened, with what is known of it.
+    fn about(&self, said: Said, entry: Entry) -> Entry {
+        let planned = self.machine.is_planned();
+        let reason = match said {
+            Said::TakingOver if planned => "the primary's user wants it".to_owned(),
+            Said::TakingOver => format!("nothing was heard of the primary for {:.0?}", self.machine.silence(self.begun.elapsed())),
+            Said::Failed => self.failure.clone().unwrap_or(entry.reason),
+            _ => entry.reason,
+        };
+        let steps = self.steps.as_ref().filter(|_| said == Said::TakenOver).map_or(Vec::new(), Steps::all);
+        let (other, generation, epoch) = (Some(self.primary.clone()), self.machine.generation(), self.kept.map(|(mark, _)| mark));
+        Entry { reason, other, generation, epoch: epoch.or(self.board.epoch()), steps, ..entry }
+    }
+
     fn note(&self, text: &str) {
         self.store.note(&self.record.name, text);
     }
 
     fn is_address_free(&mut self) -> bool {
         let early = self.early.take().filter(|(begun, _)| begun.elapsed() < 3 * EARLY);
-        early.is_some_and(|(_, free)| free.recv() == Ok(true)) || are_free(&self.plan.addresses)
+        early.is_some_and(|(_, free)| free.recv() == Ok(true)) || self.raised.question()()
     }
 
     /// Who will have to be asked soon whether he has the address is asked while the primary is not lost for certain: by then it
@@ -407,9 +490,9 @@ impl Agent {
             return;
         }
         let (told, free) = channel();
-        let addresses = self.plan.addresses.clone();
+        let question = self.raised.question();
         let look = move || {
-            let _ = told.send(are_free(&addresses));
+            let _ = told.send(question());
         };
         if std::thread::Builder::new().name("probe".into()).spawn(look).is_ok() {
             self.early = Some((Instant::now(), free));
@@ -426,121 +509,14 @@ impl Agent {
         self.lock.as_ref().map_or(Ok(()), |lock| lock.block(&known.tree))
     }
 
-    fn raise(&mut self) -> Result<()> {
-        for address in &self.plan.addresses[self.brought..] {
-            address.bring_up()?;
-            self.brought += 1;
+    /// Nothing is left of what was done to take over: at once, or when what is planted has been ended.
+    fn undo(&mut self) -> Option<Next> {
+        self.note("it is not to be taken over after all");
+        if self.restoring {
+            return Some(Next::Undo);
         }
-        Ok(())
+        self.raised.take_down();
+        self.lock = None;
+        None
     }
-
-    /// Rebuilds everything, and lets it run when the machine says so.
-    fn bring_back(&mut self) {
-        let mut told = Told::default();
-        let restored = self.restore(&mut told);
-        let took = |what: &Remark| match what {
-            Remark::Note(text) | Remark::Warning(text) => Some(text.clone()),
-            _ => None,
-        };
-        told.0.iter().filter_map(took).for_each(|text| self.note(&text));
-        match restored {
-            Ok(root) => {
-                netlock::let_go(self.lock.take());
-                // Who brings the pages has what it needs.
-                self.spool.drop_all();
-                self.plan.addresses.iter().for_each(announce_again);
-                self.root = Member::of(root).ok();
-                self.record.about.tree = self.root;
-                let _ = self.store.write(&self.record);
-                self.board.note(|status| status.pid = Some(root));
-                self.events.push_back(Event::Runs);
-            }
-            Err(e) => {
-                self.note(&format!("it could not be brought back: {}", in_full(&e)));
-                for address in self.plan.addresses.iter().take(self.brought) {
-                    let _ = address.take();
-                }
-                self.brought = 0;
-                self.lock = None;
-                self.events.push_back(Event::Failed);
-            }
-        }
-    }
-
-    fn restore(&mut self, told: &mut Told) -> Result<i32> {
-        let (_, image) = self.kept.ok_or_else(|| Error::other("there is nothing to take over from"))?;
-        let mut begun = Instant::now();
-        let known = self.spool.take(image)?;
-        let holds = self.guarantee == Guarantee::Hold;
-        let mut options = restore::Options {
-            input: Input::Known(Arc::new(known)),
-            detach: true,
-            pidfile: None,
-            pid_namespace: self.plan.pid_namespace,
-            close_connections: !holds,
-            only_at: holds.then(|| self.plan.addresses.iter().map(|address| address.ip).collect()),
-            lazy: true,
-            parent: None,
-            absent: None,
-            settled: Default::default(),
-            lock: self.lock.clone(),
-        };
-        let mut asked = false;
-        let mut done = restore::run_when(&options, &mut |_| self.may_run(&mut begun, &mut asked), told);
-        if let Err(e) = &done
-            && holds
-            && !asked
-        {
-            told.warning(&format!("it cannot go on with its connections, which are broken off: {}", in_full(e)));
-            options.close_connections = true;
-            done = restore::run_when(&options, &mut |_| self.may_run(&mut begun, &mut asked), told);
-        }
-        let outcome = done?;
-        if let Some(steps) = &mut self.steps {
-            steps.parts(&outcome.phases);
-            steps.done("run", begun.elapsed());
-            told.note(&format!("taken over in {:.1} ms: {steps}", steps.total().as_secs_f64() * 1e3));
-        }
-        Ok(outcome.root_pid)
-    }
-
-    /// Everything is rebuilt: asks the machine whether it may run, and says since when it may.
-    fn may_run(&mut self, begun: &mut Instant, asked: &mut bool) -> Result<()> {
-        *asked = true;
-        if let Some(steps) = &mut self.steps {
-            steps.done("restore", begun.elapsed());
-        }
-        self.events.push_back(Event::Restored);
-        let next = self.drive()?;
-        *begun = Instant::now();
-        match next {
-            Next::Run => Ok(()),
-            _ => Err(Error::other("it is not to be taken over any more")),
-        }
-    }
-}
-
-/// Whether nobody else has one of these addresses.
-fn are_free(addresses: &[Address]) -> bool {
-    addresses.iter().all(|address| address.probe(Probe::QUICK, &[]).is_ok_and(|others| others.is_empty()))
-}
-
-/// What a step of a take-over is called.
-fn step(action: Action) -> Option<&'static str> {
-    Some(match action {
-        Action::Block => "block",
-        Action::Record(_) => "record",
-        Action::Place(_) => "place",
-        Action::Probe => "probe",
-        Action::Raise => "address",
-        Action::Tell => "neighbours",
-        Action::Open => "open",
-        _ => return None,
-    })
-}
-
-/// With everything that stood in the way.
-fn in_full(e: &Error) -> String {
-    let refusals = e.refusals.iter().map(|r| format!("; {}: {}", r.object, r.reason));
-    std::iter::once(e.to_string()).chain(refusals).collect()
 }

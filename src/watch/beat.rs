@@ -107,11 +107,21 @@ impl Key {
             End::Primary => b"meio beat primary",
             End::Standby => b"meio beat standby",
         };
-        let secret = hkdf::Salt::new(hkdf::HKDF_SHA256, b"meio watch").extract(&self.0);
-        let names = [name];
-        let own = secret.expand(&names, &CHACHA20_POLY1305).map(UnboundKey::from);
-        own.map(LessSafeKey::new).map_err(|_| Error::other("a key cannot be derived"))
+        cipher(&self.derive(b"meio watch", name)?)
     }
+
+    /// A secret for one purpose.
+    pub fn derive(&self, salt: &[u8], name: &[u8]) -> Result<[u8; 32]> {
+        let secret = hkdf::Salt::new(hkdf::HKDF_SHA256, salt).extract(&self.0);
+        let mut own = [0; 32];
+        let filled = secret.expand(&[name], hkdf::HKDF_SHA256).and_then(|expanded| expanded.fill(&mut own));
+        filled.map(|()| own).map_err(|_| Error::other("a key cannot be derived"))
+    }
+}
+
+/// What seals and opens with this secret.
+pub fn cipher(secret: &[u8; 32]) -> Result<LessSafeKey> {
+    UnboundKey::new(&CHACHA20_POLY1305, secret).map(LessSafeKey::new).map_err(|_| Error::other("a key cannot be used"))
 }
 
 impl Window {

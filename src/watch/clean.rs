@@ -153,7 +153,7 @@ fn settle(record: &Record, warnings: &mut Vec<String>, report: &mut dyn Report) 
     let primary = match record.activation {
         None => return Ok(Left::Gone),
         // It was taken over and is here: its address goes when it does.
-        Some(Activation::Taken(_)) => {
+        Some(Activation::Taken(_) | Activation::Taking(_)) => {
             if tree.is_none() {
                 about.addresses.iter().filter(|address| address.is_up().unwrap_or(false)).for_each(|address| drop(address.take()));
             }

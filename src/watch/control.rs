@@ -1,7 +1,8 @@
 //! The control socket of a watch on one of its hosts: a unix socket beside its record, over which people ask and command.
 //!
 //! A line is a request, `{"v":1,"do":"status"}`, and a line answers it: `{"v":1,"status":{…}}`, `{"v":1,"epoch":{…}}` when the
-//! epoch is whole that `checkpoint` has asked for, `{"v":1,"ended":{"warnings":[…]}}` when all is undone that `unwatch` undoes, or
+//! epoch is whole that `checkpoint` has asked for, `{"v":1,"ended":{"warnings":[…]}}` when all is undone that `unwatch` undoes,
+//! `{"v":1,"switched":{…}}` when it runs at the standby since `switchover` has asked for that (of "to", if one is named), or
 //! `{"v":1,"error":{"code":11,"message":"…","help":"…"}}`.
 //!
 //! It is for root, for the user whose watch it is, and for a named group. One thread serves all who ask: there are few, and what
@@ -10,7 +11,7 @@
 use super::protect::Options;
 use super::record::Store;
 use super::state::Mark;
-use super::status::{Board, Role, Status, Wish};
+use super::status::{Board, Role, State, Status, Wish};
 use crate::error::{Context, Error, Kind, Result};
 use crate::sys::socket;
 use nix::errno::Errno;
@@ -54,6 +55,12 @@ pub enum Ask {
     Checkpoint,
     /// The end of the watch.
     Unwatch,
+    /// That the standby takes over.
+    Switchover,
+    /// That nothing is copied, and nothing waits, for a while.
+    Pause,
+    /// That it is protected again.
+    Resume,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -61,6 +68,9 @@ struct Request {
     v: u32,
     #[serde(rename = "do")]
     what: Ask,
+    /// The host that is meant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    to: Option<String>,
 }
 
 /// Somebody who has connected.
@@ -78,6 +88,10 @@ enum Waits {
     Epoch(Option<Mark>),
     /// The end, which is asked for again then.
     End(Instant),
+    /// What comes of a switch-over after so many.
+    Switch(u64),
+    /// That nobody can take over any more.
+    Pause,
 }
 
 /// The socket, and who serves it. Dropped, it is gone, and who waited has heard how the watch has ended.
@@ -149,7 +163,9 @@ impl Control {
             guarantee: Some(options.limits.guarantee.name().to_owned()),
             ..Status::default()
         };
-        Control::open(store, &options.name, Arc::new(Board::new(status)), options.control_group.as_deref())
+        let board = Arc::new(Board::new(status));
+        board.other_is(&options.standby.host);
+        Control::open(store, &options.name, board, options.control_group.as_deref())
     }
 
     /// Where those write who know how things stand.
@@ -178,6 +194,17 @@ struct Server {
     board: Arc<Board>,
     group: Option<Gid>,
     callers: Vec<Caller>,
+}
+
+/// Whether it can be unprotected for a while.
+fn may_pause(status: &Status) -> Result<()> {
+    let (name, other) = (&status.name, status.other.clone().unwrap_or_default());
+    match (status.role, status.state) {
+        (Role::Primary, State::Starting | State::Unprotected | State::Paused | State::Protected) => Ok(()),
+        (Role::Primary, _) => Err(Error::other(format!("{name} cannot be paused now")).help("meio status says how it stands")),
+        (Role::Standby, _) => Err(Error::other(format!("this is the standby of {name}")).help(format!("on {other}: meio pause {name}"))),
+        (Role::Series, _) => Err(Error::other(format!("nobody stands by for {name}: its images are kept in a folder"))),
+    }
 }
 
 fn answer(mut stream: &UnixStream, value: Value) -> bool {
@@ -292,10 +319,31 @@ impl Server {
                 let other = status.other.unwrap_or_default();
                 Err(Error::other("this is the standby").help(format!("on {other}: meio checkpoint {}", status.name)))
             }
+            Ask::Checkpoint if status.state == State::Paused => {
+                Err(Error::other(format!("{} is paused", status.name)).help(format!("meio resume {}", status.name)))
+            }
             Ask::Checkpoint => {
                 let begun = self.board.begun();
                 self.board.wish(Wish::Epoch);
                 Ok(Err(Waits::Epoch(begun)))
+            }
+            Ask::Switchover => {
+                self.may_switch(&status, request.to.as_deref())?;
+                let (before, _) = self.board.switched();
+                self.board.wish(Wish::Switch);
+                Ok(Err(Waits::Switch(before)))
+            }
+            Ask::Pause => {
+                may_pause(&status)?;
+                self.board.wish(Wish::Pause);
+                Ok(Err(Waits::Pause))
+            }
+            Ask::Resume if status.state != State::Paused => {
+                Err(Error::other(format!("{} is not paused", status.name)).help("meio status says how it stands"))
+            }
+            Ask::Resume => {
+                self.board.wish(Wish::Resume);
+                Ok(Ok(json!({"v": VERSION, "resumes": true})))
             }
             Ask::Unwatch => {
                 self.board.wish(Wish::Over);
@@ -304,14 +352,43 @@ impl Server {
         }
     }
 
+    /// Whether the standby could take over now, and is the one that is meant.
+    fn may_switch(&self, status: &Status, to: Option<&str>) -> Result<()> {
+        let (name, other) = (&status.name, status.other.clone().unwrap_or_default());
+        if status.role == Role::Series {
+            return Err(Error::other(format!("nobody stands by for {name}: its images are kept in a folder")));
+        }
+        if status.role == Role::Standby {
+            return Err(Error::other(format!("this is the standby of {name}")).help(format!("on {other}: meio switchover {name}")));
+        }
+        if let Some(to) = to.filter(|to| !self.board.is_other(to)) {
+            return Err(Error::new(Kind::Usage, format!("{to} does not stand by for {name}")).help(format!("{other} does")));
+        }
+        if status.witness.is_some() {
+            let what = format!("{name} has a witness, which gives nobody a generation while this host has one");
+            return Err(Error::other(what).help("watch it without --witness for the switch-over: meio unwatch, then meio watch again"));
+        }
+        if status.state != State::Protected {
+            return Err(Error::other(format!("{other} could not take over {name} now")).help("meio status says how it stands"));
+        }
+        Ok(())
+    }
+
     /// The answer, or what is still to be waited for.
     fn granted(&self, waits: Waits) -> std::result::Result<Value, Waits> {
         /// Nothing is heard of a standby that has not answered in this time.
         const AGAIN: Duration = Duration::from_secs(10);
+        if let (Waits::Switch(before), (now, Some(how))) = (waits, self.board.switched())
+            && now > before
+        {
+            return Ok(how.map_or_else(|e| failure(&e), |switched| json!({"v": VERSION, "switched": switched})));
+        }
         match (waits, self.board.ended()) {
             (Waits::End(_), Some(Ok(warnings))) => Ok(json!({"v": VERSION, "ended": {"warnings": warnings}})),
             (_, Some(Err(e))) => Ok(failure(&e)),
-            (Waits::Epoch(_), Some(_)) => Ok(failure(&Error::other("the watch has ended"))),
+            (Waits::Pause, None) if self.board.status().state == State::Paused => Ok(json!({"v": VERSION, "paused": true})),
+            (Waits::Switch(_) | Waits::Pause, None) => Err(waits),
+            (Waits::Epoch(_) | Waits::Switch(_) | Waits::Pause, Some(_)) => Ok(failure(&Error::other("the watch has ended"))),
             (Waits::Epoch(begun), None) => match self.board.epoch().filter(|epoch| Some(*epoch) > begun) {
                 Some(epoch) => Ok(json!({"v": VERSION, "epoch": epoch})),
                 None => Err(waits),
@@ -330,6 +407,14 @@ impl Server {
 /// # Errors
 /// [`Kind::Permission`] when one may not ask, what it answers that it cannot do, or that it does not answer within `patience`.
 pub fn ask(store: &Store, name: &str, what: Ask, patience: Duration) -> Result<Option<Value>> {
+    ask_of(store, name, (what, None), patience)
+}
+
+/// The same, of the host that is meant, if one is named.
+///
+/// # Errors
+/// As [`ask`].
+pub fn ask_of(store: &Store, name: &str, (what, to): (Ask, Option<String>), patience: Duration) -> Result<Option<Value>> {
     let doing = || format!("asking the watch {name}");
     let refused = |e: std::io::Error| Error::from(e).context(doing()).help("root, the user whose watch it is, and a group may ask");
     let (_folder, path) = match short(store.folder(), name) {
@@ -341,7 +426,7 @@ pub fn ask(store: &Store, name: &str, what: Ask, patience: Duration) -> Result<O
         Err(e) if e.kind() == ErrorKind::PermissionDenied => return Err(refused(e)),
         stream => stream.context(doing)?,
     };
-    let request = serde_json::to_string(&Request { v: VERSION, what }).map_err(|e| Error::other(e.to_string()))?;
+    let request = serde_json::to_string(&Request { v: VERSION, what, to }).map_err(|e| Error::other(e.to_string()))?;
     (&stream).write_all(format!("{request}\n").as_bytes()).context(doing)?;
     let mut said = Vec::new();
     let until = Instant::now() + patience;

@@ -1,20 +1,25 @@
 //! A [`Frame`] as bytes: the same on both paths, and all of one length.
 
-use super::state::{Frame, Mark, Word};
+use super::state::{Frame, Hand, Mark, Word};
 
 /// Bytes of every frame.
 pub const LENGTH: usize = 64;
 
 const PRIMARY: u8 = 1;
 const STANDBY: u8 = 2;
+/// As their numbers stand in the flags of a standby, above the others.
+const HANDS: [Hand; 4] = [Hand::Nothing, Hand::Set, Hand::Runs, Hand::Cannot];
+/// Where.
+const HAND: u8 = 3;
 
 /// Writes it: who speaks, flags, six bytes of zeros, and seven numbers, little-endian.
 pub fn write(frame: &Frame) -> [u8; LENGTH] {
     let flag = |set: bool, bit: u8| if set { 1 << bit } else { 0 };
     let (who, flags, own) = match frame.word {
-        Word::Primary { series, wedged, over } => (PRIMARY, flag(wedged, 0) | flag(over, 1), [series, 0, 0]),
-        Word::Standby { whole, ready, left, full, echo } => {
-            (STANDBY, flag(ready, 0) | flag(left, 1) | flag(full, 2), [whole.series, whole.number, echo])
+        Word::Primary { series, wedged, over, last, go } => (PRIMARY, flag(wedged, 0) | flag(over, 1) | flag(go, 2), [series, last, 0]),
+        Word::Standby { whole, ready, left, full, echo, hand } => {
+            let hand = HANDS.iter().position(|one| *one == hand).unwrap_or_default() as u8;
+            (STANDBY, flag(ready, 0) | flag(left, 1) | flag(full, 2) | hand << HAND, [whole.series, whole.number, echo])
         }
     };
     let mut bytes = [0; LENGTH];
@@ -33,16 +38,18 @@ pub fn read(bytes: &[u8]) -> Option<Frame> {
     let &[generation, instance, sequence, series, number, echo, spare] = numbers else { return None };
     let value = u64::from_le_bytes;
     let flags = head[1];
-    if head[2..] != [0; 6] || flags > 0b111 || value(spare) != 0 {
+    if head[2..] != [0; 6] || flags > 0b11111 || value(spare) != 0 {
         return None;
     }
     let word = match head[0] {
-        PRIMARY if value(number) == 0 && value(echo) == 0 && flags <= 0b11 => {
-            Word::Primary { series: value(series), wedged: flags & 1 != 0, over: flags & 2 != 0 }
+        PRIMARY if value(echo) == 0 && flags <= 0b111 => {
+            let (wedged, over, go) = (flags & 1 != 0, flags & 2 != 0, flags & 4 != 0);
+            Word::Primary { series: value(series), wedged, over, last: value(number), go }
         }
         STANDBY => {
             let whole = Mark { series: value(series), number: value(number) };
-            Word::Standby { whole, ready: flags & 1 != 0, left: flags & 2 != 0, full: flags & 4 != 0, echo: value(echo) }
+            let (ready, left, full) = (flags & 1 != 0, flags & 2 != 0, flags & 4 != 0);
+            Word::Standby { whole, ready, left, full, echo: value(echo), hand: HANDS[(flags >> HAND) as usize] }
         }
         _ => return None,
     };
@@ -58,8 +65,10 @@ pub mod tests {
         let frame = |word| Frame { generation: n + 1, instance: n + 2, sequence: n + 3, word };
         let whole = Mark { series: n + 4, number: n + 5 };
         let full = n.is_multiple_of(5);
-        let standby = Word::Standby { whole, ready: n.is_multiple_of(2), left: n.is_multiple_of(3), full, echo: u64::MAX - n };
-        [frame(Word::Primary { series: n + 4, wedged: n.is_multiple_of(2), over: n.is_multiple_of(3) }), frame(standby)]
+        let hand = HANDS[(n % 4) as usize];
+        let standby = Word::Standby { whole, ready: n.is_multiple_of(2), left: n.is_multiple_of(3), full, echo: u64::MAX - n, hand };
+        let (wedged, over, go) = (n.is_multiple_of(2), n.is_multiple_of(3), n.is_multiple_of(7));
+        [frame(Word::Primary { series: n + 4, wedged, over, last: n % 6, go }), frame(standby)]
     }
 
     #[test]
@@ -87,7 +96,7 @@ pub mod tests {
                 state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
                 *byte = (state >> 33) as u8;
             }
-            let head = [random[0] % 3, random[1] % 9, 0, 0, 0, 0, 0, 0];
+            let head = [random[0] % 3, random[1] % 33, 0, 0, 0, 0, 0, 0];
             random[..8].copy_from_slice(&head);
             random[LENGTH - 8..].fill(0);
             assert!(read(&random).is_none_or(|frame| write(&frame) == random));

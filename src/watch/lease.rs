@@ -113,7 +113,7 @@ fn orphaned(watch: &str, free: bool) {
 }
 
 /// ^C is for meio, which says then what is to be.
-fn ignore_signals() {
+pub fn ignore_signals() {
     use nix::sys::signal::{SigHandler, Signal};
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
         let _ = crate::sys::signal::set_handler(signal, SigHandler::SigIgn);

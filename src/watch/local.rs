@@ -8,6 +8,7 @@ use super::status::{Board, Role, State, Status, Wish};
 use crate::dump::{self, Ended, Go, Series, Steer};
 use crate::error::{Context, Error, Kind, Result};
 use crate::progress::Report;
+use crate::sys::manager::Manager;
 use crate::sys::signal;
 use nix::fcntl::{Flock, FlockArg};
 use std::fs::{self, File};
@@ -54,10 +55,11 @@ pub struct Outcome {
 }
 
 /// Who asks over the control socket, and signals.
-struct Wishes(Arc<Board>);
+struct Wishes(Arc<Board>, Manager);
 
 impl Steer for Wishes {
     fn wish(&self) -> Option<Go> {
+        self.1.lives();
         let go = |epoch: bool| if epoch { Go::Now } else { Go::Over };
         let signal = signal::passed().map(|signal| go(signal == libc::SIGUSR1)).last();
         self.0.wished().map(|wish| go(wish == Wish::Epoch)).or(signal)
@@ -97,7 +99,7 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     let board = Arc::new(Board::new(status));
     let control = Control::open(&store, &options.name, board.clone(), options.control_group.as_deref())?;
     let (pattern, first) = dump::in_folder(folder);
-    let wishes = Wishes(board.clone());
+    let wishes = Wishes(board.clone(), Manager::of_environment());
     let series = Series { every: options.every, count: None, pattern, first, keep: Some(options.keep), steer: Some(&wishes) };
     let mut outcome = Outcome::default();
     signal::pass();
@@ -107,6 +109,9 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
         board.note(|status| status.state = State::Saved);
         options.begun.store(true, Ordering::Relaxed);
         outcome.images += 1;
+        if outcome.images == 1 {
+            wishes.1.ready();
+        }
         outcome.bytes += made.image_bytes;
         outcome.longest = outcome.longest.max(made.pause);
         if n > first {
@@ -121,6 +126,7 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
         report.standing(&format!("images: {}; the last stop took {:.1?}", outcome.images, made.pause));
     };
     let done = dump::run_series(&options.dump, &series, report, each);
+    wishes.1.stopping();
     let done = match done {
         Err(e) if e.kind == Kind::Interrupted => Ok(Ended::Complete),
         done => done.map(|(_, ended)| ended),

@@ -1,28 +1,37 @@
 //! What the primary does: the machine with all that it hears on a thread of its own, since it must answer in time, and the tree
 //! on this one, since ptrace binds a tree to a thread.
 
+mod court;
+
+pub use court::{Witness, contact};
+
 use super::again::{self, Calls, Found, Standing, Whom};
 use super::beat::{Beats, Came};
 use super::bell::Bell;
-use super::clean;
 use super::control::Control;
 use super::copies::{Copies, Known};
 use super::fence::Fence;
 use super::frame;
 use super::gate::{Gate, Held};
+use super::history::{Entry, History};
 use super::lease::Lease;
 use super::record::{Back, Claim, Record, Store};
-use super::say::{Seen, Steady, tell};
-use super::setup::{EPOCH, Epoch, OVER, WORD};
+use super::say::Seen;
+use super::setup::{EPOCH, Epoch, OVER, PACKETS, WHY, WORD};
 use super::start::Start;
-use super::state::{Action, Event, Frame, Guarantee, Limits, Mark, Path, Primary, Said, Word};
-use super::status::{Board, State, Wish};
-use crate::dump::{self, moving::Moving};
+use super::state::{Action, Event, Frame, Hand, Limits, Mark, Path, Primary, Said, Word};
+use super::status::{Board, Role, State};
+use super::switch::{Course, Still, are_down};
+use super::tree::{Order, Tree};
+use super::witness::Client;
+use crate::dump;
 use crate::error::{Error, Result};
 use crate::migrate::address::Address;
 use crate::migrate::plan::pack;
 use crate::migrate::record::Member;
 use crate::progress::{Report, phase};
+use crate::resource::thread::serde_bytes_vec::Bytes;
+use crate::sys::manager::Manager;
 use crate::sys::signal;
 use crate::transport::{self, Destination, How, Peer, Sender as Streams};
 use std::collections::VecDeque;
@@ -53,6 +62,10 @@ pub struct Options {
     pub limits: Limits,
     /// The command that ends the standby's host at the primary, and the primary's at the standby.
     pub fence: Option<String>,
+    /// Who says which of the two hosts may go on.
+    pub witness: Option<Witness>,
+    /// The command that is told of what happens, on each of the hosts.
+    pub on_event: Option<String>,
     /// The group whose members may ask and command.
     pub control_group: Option<String>,
     /// Set when nothing stands in the way any more.
@@ -78,24 +91,10 @@ pub struct Outcome {
     pub demoted: bool,
     /// The tree has ended.
     pub ended: bool,
+    /// It runs at the standby, as was wanted, and was ended here.
+    pub switched: bool,
     /// What is different.
     pub warnings: Vec<String>,
-}
-
-/// What the thread with the machine wants of the one with the tree.
-enum Order {
-    Capture(Mark),
-    Demote,
-    Say(Said, Seen),
-    /// The standby has had one more epoch.
-    Whole(Mark),
-    /// Copies up to this epoch are not needed any more.
-    Discard(Mark),
-    /// From now on images go over these streams of a link of this number, to somebody who has so many of them already.
-    Link(u64, Streams, Option<u64>),
-    /// Something that is to be known.
-    Tell(String),
-    End(Result<()>),
 }
 
 /// Watches the tree until that is over: asked for by a signal, by the tree's own end, or since nobody is left to watch for.
@@ -103,9 +102,10 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     signal::catch();
     let begun = Instant::now();
     let mut phases = Vec::new();
-    let start = Start::look(options, begun, report, &mut phases)?;
+    let mut start = Start::look(options, begun, report, &mut phases)?;
     let control = Control::of(options, &start.store)?;
     let board = control.board();
+    let mut witness = court::look(options, &mut start, &board)?;
     let resumes = start.resumed.is_some();
     // Who goes on asks when all is in place that holds what it is not to say.
     let peer = match resumes {
@@ -124,17 +124,23 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
         Some(Found::Taken { .. }) => return Err(Error::link("the standby has taken over what has not begun")),
         None => start.first.generation.unwrap_or_default(),
     };
+    court::begin(options, witness.as_mut().filter(|_| !resumes), generation)?;
     let (events, from_tree) = channel();
     let (orders, to_tree) = channel();
+    let (packets, came) = channel();
     let (wishes, rings) = (events.clone(), bell.clone());
     board.granted_by(move |wish| {
-        let _ = wishes.send(if wish == Wish::Over { Event::Over } else { Event::Wanted });
+        let _ = wishes.send(wish.event());
         rings.ring();
     });
     let (record, machine) = start.machine(generation);
     let Start { store, claim, tree: _tree, lease, ask, first, .. } = start;
     // From here on a signal ends the watch, not what is just being done.
     signal::pass();
+    let complaints = orders.clone();
+    let complain = move |text: &str| drop(complaints.send(Order::Tell(text.to_owned())));
+    let history = History::begin(&store, &options.name, Role::Primary, options.on_event.clone(), complain)?;
+    let manager = Arc::new(Manager::of_environment());
     let copies = Copies::default();
     let root = Member::of(options.dump.pid)?;
     let mut end = End {
@@ -148,6 +154,7 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
         known: copies.known(),
         link: 0,
         calls: Calls::new(ask, options.limits.again),
+        witness,
         whom: Whom { generation: Some(generation), ..first },
         tree: root,
         limits: options.limits,
@@ -159,6 +166,10 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
         events: from_tree,
         orders,
         complaint: None,
+        course: Course::default(),
+        packets: came,
+        history,
+        manager: manager.clone(),
         board: board.clone(),
         _claim: claim,
     };
@@ -166,6 +177,7 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
         options,
         copies,
         moving: None,
+        still: Still::new(packets),
         events,
         bell,
         orders: to_tree,
@@ -182,11 +194,17 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
         outcome.warnings.iter().for_each(|warning| report.warning(warning));
         // It is used before anything else is done: the machine begins with a link.
         let sender = end.meet(*standing)?;
+        end.history.note(end.about(Entry::new(Role::Primary, "begun", format!("process {} is watched", root.pid))));
         tree.copies.link(end.link, sender, None);
     }
+    if resumes {
+        end.history.note(end.about(Entry::new(Role::Primary, "resumed", "the meio of this watch was killed")));
+    }
     options.begun.store(true, Ordering::Relaxed);
+    manager.ready();
     let thread = std::thread::Builder::new().name("watch".into()).spawn(move || end.run())?;
     let done = tree.serve(&mut outcome, report);
+    manager.stopping();
     let ended = thread.join().map_err(|_| Error::other("the watch has failed"));
     outcome.held = gate.held();
     // Who has asked for the end hears of it when nothing is left.
@@ -196,148 +214,6 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     board.end(ended.clone().map(|()| unheard.into_iter().collect()));
     done.and(ended)?;
     Ok(outcome)
-}
-
-/// The tree's side.
-struct Tree<'o> {
-    options: &'o Options,
-    copies: Copies,
-    moving: Option<Moving<'o>>,
-    events: Sender<Event>,
-    /// Of who takes the events.
-    bell: Bell,
-    orders: Receiver<Order>,
-    gate: Gate,
-    board: Arc<Board>,
-    root: Member,
-    /// It was said that the tree has ended.
-    ended: bool,
-    /// How often it was asked to end.
-    asked: u32,
-    /// When it was said last how things stand.
-    shown: Option<Instant>,
-}
-
-impl Tree<'_> {
-    fn tell(&self, event: Event) {
-        let _ = self.events.send(event);
-        self.bell.ring();
-    }
-
-    fn serve(mut self, outcome: &mut Outcome, report: &mut dyn Report) -> Result<()> {
-        const STEP: Duration = Duration::from_millis(50);
-        let mut failed = None;
-        loop {
-            for signal in signal::passed().chain(signal::take()) {
-                let wanted = signal == libc::SIGUSR1;
-                self.asked += u32::from(!wanted);
-                self.tell(if wanted { Event::Wanted } else { Event::Over });
-            }
-            match self.orders.recv_timeout(STEP) {
-                Ok(Order::Capture(mark)) => match self.capture(mark, outcome, report) {
-                    Ok(()) => {
-                        self.gate.captured(mark);
-                        self.tell(Event::Captured(mark));
-                    }
-                    // Nothing is wrong with the tree.
-                    Err(_) if !self.copies.has_streams() => {
-                        self.tell(Event::Failed);
-                        self.tell(Event::Anew);
-                    }
-                    Err(e) => {
-                        outcome.ended = dump::ended(self.options.dump.pid);
-                        if !outcome.ended {
-                            failed.get_or_insert(e);
-                        }
-                        self.tell(Event::Failed);
-                        self.tell(Event::Over);
-                    }
-                },
-                Ok(Order::Demote) => {
-                    self.moving = None;
-                    self.stop(report);
-                    self.gate.lose();
-                    outcome.demoted = true;
-                    self.tell(Event::Demoted);
-                }
-                Ok(Order::Say(said, seen)) => {
-                    tell(said, outcome, report);
-                    seen.tell(report);
-                    if let Some(held) = self.gate.held().filter(|held| held.waits.count() > 0) {
-                        report.note(&held.to_string());
-                    }
-                }
-                Ok(Order::Whole(mark)) => {
-                    self.copies.forget(mark);
-                    outcome.epochs += 1;
-                    self.show(outcome, report);
-                }
-                Ok(Order::Discard(mark)) => self.copies.forget(mark),
-                Ok(Order::Link(link, streams, images)) => {
-                    if !self.copies.link(link, streams, images) {
-                        self.tell(Event::Anew);
-                    }
-                    self.tell(Event::Linked);
-                }
-                Ok(Order::Tell(text)) => report.warning(&text),
-                Ok(Order::End(done)) => return failed.filter(|_| self.asked == 0 && !outcome.demoted).map_or(done, Err),
-                // Without a standby nobody looks at the tree.
-                Err(std::sync::mpsc::RecvTimeoutError::Timeout) if !self.ended && !self.root.lives() => {
-                    (self.ended, outcome.ended) = (true, true);
-                    self.tell(Event::Over);
-                }
-                Err(std::sync::mpsc::RecvTimeoutError::Timeout) => {}
-                Err(_) => return Err(Error::other("the watch has failed")),
-            }
-        }
-    }
-
-    /// An image of what has changed, on its way to the standby.
-    fn capture(&mut self, mark: Mark, outcome: &mut Outcome, report: &mut dyn Report) -> Result<()> {
-        if mark.number == 1 {
-            self.moving = None;
-            let mut moving = Moving::begin(&self.options.dump, false, report)?;
-            let gate = self.gate.clone();
-            moving.steadily(move || gate.stands());
-            self.moving = Some(moving);
-            // Whoever looks at a tree wants to be interrupted.
-            signal::pass();
-        }
-        let moving = self.moving.as_mut().ok_or_else(|| Error::other("there is nothing to go on from"))?;
-        let mut steady = Steady(report);
-        let report: &mut dyn Report = if mark.number > 1 { &mut steady } else { steady.0 };
-        self.board.begins(mark);
-        let made = self.copies.item(mark, |pipe| moving.round(pipe, report))?;
-        let stop = made.pause.max(made.stops.unwrap_or_default());
-        outcome.bytes += made.image_bytes;
-        self.board.copied(mark, stop, made.image_bytes);
-        outcome.longest = outcome.longest.max(stop);
-        if mark.number > 1 {
-            outcome.stops.push(stop);
-        }
-        Ok(())
-    }
-
-    /// How things stand, now and then.
-    fn show(&mut self, outcome: &Outcome, report: &mut dyn Report) {
-        const OFTEN: Duration = Duration::from_secs(1);
-        if self.shown.is_some_and(|shown| shown.elapsed() < OFTEN) {
-            return;
-        }
-        self.shown = Some(Instant::now());
-        let stop = outcome.stops.last().copied().unwrap_or_default();
-        let held = self.gate.held().map_or(String::new(), |held| format!("; {held}"));
-        report.standing(&format!("epochs that {} has: {}; the last stop took {stop:.1?}{held}", outcome.host, outcome.epochs));
-    }
-
-    /// Somebody else answers: it stands still, and is there to be looked at.
-    fn stop(&self, report: &mut dyn Report) {
-        let holds = self.options.limits.guarantee == Guarantee::Hold;
-        let stopped = clean::stop(self.options.dump.pid, self.options.dump.freeze_timeout, holds);
-        if let Err(e) = stopped {
-            report.warning(&format!("the tree could not be stopped here: {}", e.message));
-        }
-    }
 }
 
 /// The machine's side.
@@ -351,6 +227,7 @@ struct End {
     beats: Option<Beats>,
     known: Known,
     calls: Calls,
+    witness: Option<Client>,
     whom: Whom,
     tree: Member,
     limits: Limits,
@@ -368,6 +245,13 @@ struct End {
     stale: u64,
     /// Why nobody could be called, as far as that was said.
     complaint: Option<String>,
+    /// Of a switch-over.
+    course: Course,
+    /// What came for the tree since it stands still.
+    packets: Receiver<Vec<Bytes>>,
+    history: History,
+    /// Who has started this meio, if that wants to know.
+    manager: Arc<Manager>,
     _claim: Claim,
 }
 
@@ -375,7 +259,9 @@ impl End {
     fn run(mut self) {
         let done = self.feed();
         if done.is_ok() && !self.machine.is_demoted() {
-            self.see_off();
+            if !self.machine.has_switched() {
+                self.see_off();
+            }
             let _ = self.store.forget(&self.record.name);
         }
         let _ = self.orders.send(Order::End(done));
@@ -409,6 +295,8 @@ impl End {
     /// What has happened; waits a moment for something.
     fn next(&mut self) -> Option<Event> {
         const STEP: Duration = Duration::from_millis(2);
+        self.forward();
+        self.manager.lives();
         match self.events.try_recv() {
             // Another one may have been lost meanwhile.
             Ok(Event::Linked) if self.peer.is_none() || !self.known.uses(self.link) => return None,
@@ -432,7 +320,7 @@ impl End {
         {
             return self.unlink(&why);
         }
-        if let Some(event) = self.answer() {
+        if let Some(event) = self.ruling().or_else(|| self.answer()) {
             return Some(event);
         }
         let due = self.machine.wake().is_some_and(|wake| wake <= self.begun.elapsed());
@@ -446,11 +334,26 @@ impl End {
         // What has come is heard first: it may be what keeps the other one from being lost.
         match peer.link.receive(Some(if due { Duration::ZERO } else { STEP })) {
             Ok(came) if came.kind == WORD => frame::read(&came.payload).map(|heard| Event::Heard(Path::Link, heard)),
+            Ok(came) if came.kind == WHY => {
+                self.course.why(&came.payload);
+                None
+            }
             Ok(came) => (came.kind == OVER).then_some(Event::Over),
             Err(_) => match peer.link.failure() {
                 Some(why) => self.unlink(&why),
                 None => due.then_some(Event::Tick),
             },
+        }
+    }
+
+    /// What comes for a tree that stands still is wanted where it will run.
+    fn forward(&self) {
+        const TOGETHER: usize = 64;
+        let generation = self.machine.generation();
+        for some in self.packets.try_iter().collect::<Vec<_>>().iter().flat_map(|all| all.chunks(TOGETHER)) {
+            if let (Some(peer), Ok(payload)) = (&self.peer, pack(&some)) {
+                let _ = peer.link.send(&transport::Frame { kind: PACKETS, generation, payload });
+            }
         }
     }
 
@@ -476,7 +379,8 @@ impl End {
         let standing = match self.calls.answer()? {
             Ok(Found::Standby(standing)) => standing,
             Ok(Found::Taken { generation, instance }) => {
-                let word = Word::Standby { whole: Mark::default(), ready: true, left: false, full: false, echo: 0 };
+                let (whole, hand) = (Mark::default(), Hand::Nothing);
+                let word = Word::Standby { whole, ready: true, left: false, full: false, echo: 0, hand };
                 return Some(Event::Heard(Path::Link, Frame { generation, instance, sequence: 0, word }));
             }
             Err(e) => {
@@ -508,7 +412,8 @@ impl End {
             self.whom.token = Some(token.clone());
             let (tree, limits, host) = (self.tree, self.limits, peer.hello.host.clone());
             self.record.about.other.clone_from(&host);
-            self.record.back = Some(Back { tree, limits, host, instance, token });
+            let witness = self.calls.witness();
+            self.record.back = Some(Back { tree, limits, host, instance, token, witness });
             self.store.write(&self.record)?;
         }
         let (host, generation) = (peer.hello.host.clone(), self.machine.generation());
@@ -523,14 +428,28 @@ impl End {
     fn perform(&mut self, action: Action) -> Result<Option<Event>> {
         let generation = self.machine.generation();
         let send = |peer: &Peer, kind, payload| drop(peer.link.send(&transport::Frame { kind, generation, payload }));
+        if let Action::Send(_, Frame { word: Word::Primary { go: true, .. }, .. }) = action {
+            self.course.starts();
+        }
         match action {
             Action::Send(Path::Link, word) => self.peer.iter().for_each(|peer| send(peer, WORD, frame::write(&word).to_vec())),
             Action::Send(Path::Beat, word) => drop(self.beats.as_mut().map_or(Ok(false), |beats| beats.send(&word))?),
+            Action::Ask(generation) => self.witness.iter_mut().for_each(|witness| witness.ask(generation)),
             Action::Record(activation) => {
-                self.record.activation = Some(activation);
+                (self.record.activation, self.whom.generation) = (Some(activation), Some(generation));
                 return Ok(Some(Event::Recorded(self.store.write(&self.record).is_ok())));
             }
             Action::Capture(mark) => drop(self.orders.send(Order::Capture(mark))),
+            Action::Last(mark) => {
+                self.course.begins(mark);
+                let _ = self.orders.send(Order::Last(mark));
+            }
+            Action::Thaw => drop(self.orders.send(Order::Thaw)),
+            Action::Finish => {
+                let host = self.record.back.as_ref().map_or("", |back| &back.host);
+                self.board.switch_ends(Ok(self.course.ends(host, generation)));
+                let _ = self.orders.send(Order::Finish);
+            }
             Action::Ship { mark, ready } => {
                 if let (Some(peer), Some(image)) = (&self.peer, self.known.image(mark)) {
                     send(peer, EPOCH, pack(&Epoch { generation, mark, ready, image })?);
@@ -551,7 +470,13 @@ impl End {
                 self.lease.free()?;
                 self.gate.open()?;
             }
-            Action::Hide => self.lease.hide()?,
+            Action::Hide => {
+                self.lease.hide()?;
+                if self.machine.is_yielding() {
+                    self.course.copied();
+                    are_down(&self.record.about.addresses);
+                }
+            }
             Action::Show => self.board.heard(),
             Action::Demote => {
                 self.lease.hide()?;
@@ -564,6 +489,22 @@ impl End {
             Action::Say(said) => {
                 self.board.said(said);
                 self.note();
+                let mut reason = None;
+                let failure = match said {
+                    Said::Stayed => Some(self.course.stays(self.peer.is_some())),
+                    Said::Unsure => Some(self.course.unsure(&self.record.about.other)),
+                    _ => None,
+                };
+                if let Some(e) = failure {
+                    reason = Some(e.message.clone());
+                    self.board.switch_ends(Err(e));
+                }
+                self.history.said(said, |entry| {
+                    self.manager.status(&format!("{}: {}", entry.event, entry.reason));
+                    let switched = self.board.switched().1.and_then(Result::ok).filter(|_| said == Said::Switched).unwrap_or_default();
+                    let frozen = Some(switched.frozen_ms).filter(|_| said == Said::Switched);
+                    Entry { reason: reason.unwrap_or(entry.reason.clone()), ..self.about(entry) }.took(frozen, &switched.steps)
+                });
                 let stale = self.machine.stale() + self.beats.as_ref().map_or(0, |beats| beats.dropped().all());
                 let fresh = stale - std::mem::replace(&mut self.stale, stale);
                 let seen = Seen { jitter: self.machine.jitter(), interval: self.machine.interval(), stale: fresh };
@@ -572,6 +513,12 @@ impl End {
             _ => {}
         }
         Ok(None)
+    }
+
+    /// With what is known of how things stand.
+    fn about(&self, entry: Entry) -> Entry {
+        let other = Some(self.record.about.other.clone()).filter(|other| !other.is_empty());
+        Entry { other, generation: self.machine.generation(), epoch: self.board.epoch(), ..entry }
     }
 
     /// What people may ask for.

@@ -5,6 +5,7 @@
 //! One that cannot be read decides nothing: its watch does not begin.
 
 use super::state::{Activation, Limits};
+use super::witness::Contact;
 use crate::error::{Context, Error, Kind, Result};
 use crate::migrate::address::Address;
 use crate::migrate::record::Member;
@@ -58,6 +59,9 @@ pub struct Back {
     pub instance: u64,
     /// and what it is to be told by who comes back.
     pub token: String,
+    /// What leads to the witness.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub witness: Option<Contact>,
 }
 
 /// What a watch has made or taken on a host.
@@ -130,11 +134,22 @@ fn relatives(pid: i32) -> Vec<i32> {
     all
 }
 
+impl Record {
+    /// Who answers, as is seen now: what was about to be taken over was if its tree lives.
+    pub fn settled(&self) -> Option<Activation> {
+        match self.activation {
+            Some(Activation::Taking(generation)) if self.about.tree.is_some_and(|tree| tree.lives()) => Some(Activation::Taken(generation)),
+            other => other,
+        }
+    }
+}
+
 impl Activation {
     /// The highest generation that this speaks of.
     pub fn generation(&self) -> u64 {
         match *self {
-            Activation::Primary { generation, .. } | Activation::Taken(generation) | Activation::Demoted(generation) => generation,
+            Activation::Primary { generation, .. } => generation,
+            Activation::Taken(generation) | Activation::Taking(generation) | Activation::Demoted(generation) => generation,
         }
     }
 }
@@ -145,14 +160,22 @@ pub fn is_name(name: &str) -> bool {
     (1..=64).contains(&name.len()) && name.chars().all(fine) && !name.starts_with(['.', '-'])
 }
 
+/// Where this user's meio keeps what outlives the run of the machine.
+///
+/// # Errors
+/// When nothing in the environment says so.
+pub fn state_folder() -> Result<PathBuf> {
+    let state = || std::env::var_os("XDG_STATE_HOME").map(PathBuf::from).filter(|p| p.is_absolute());
+    let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/state"));
+    let above = if nix::unistd::geteuid().is_root() { Some(PathBuf::from("/var/lib")) } else { state().or_else(home) };
+    let above = above.ok_or_else(|| Error::other("neither XDG_STATE_HOME nor HOME says where records are to be kept"))?;
+    Ok(above.join("meio"))
+}
+
 impl Store {
     /// The folder of this user, made when it is not there.
     pub fn open() -> Result<Self> {
-        let state = || std::env::var_os("XDG_STATE_HOME").map(PathBuf::from).filter(|p| p.is_absolute());
-        let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/state"));
-        let above = if nix::unistd::geteuid().is_root() { Some(PathBuf::from("/var/lib")) } else { state().or_else(home) };
-        let above = above.ok_or_else(|| Error::other("neither XDG_STATE_HOME nor HOME says where records are to be kept"))?;
-        Store::at(above.join("meio/watch"))
+        Store::at(state_folder()?.join("watch"))
     }
 
     /// That folder.

@@ -32,7 +32,7 @@ pub fn find(options: &Options, there: Option<&Record>) -> Result<Option<Resumed>
     };
     let (generation, instance) = match record.activation {
         Some(Activation::Primary { generation, instance }) => (generation, instance),
-        Some(Activation::Demoted(generation) | Activation::Taken(generation)) => {
+        Some(Activation::Demoted(generation) | Activation::Taken(generation) | Activation::Taking(generation)) => {
             let what = format!("{} has taken over the watch {}, with generation {generation}", back.host, record.name);
             let help = format!("what stands still here may be ended; meio check --unlock {} has it heard again", record.name);
             return Err(Error::other(what).help(help));

@@ -1,6 +1,7 @@
 //! What the two ends say to each other before the watch begins, and what frames of the link carry then.
 
 use super::state::{Limits, Mark};
+use super::witness::Contact;
 use crate::migrate::plan::{Details, Plan};
 use serde::{Deserialize, Serialize};
 
@@ -13,6 +14,10 @@ pub const EPOCH: u16 = 0x112;
 
 /// Kind of those by which somebody at the standby has asked for the end of the watch.
 pub const OVER: u16 = 0x113;
+/// Kind of those that carry packets which came for the tree where it stands still, from the IP header on.
+pub const PACKETS: u16 = 0x114;
+/// Kind of those that say, in words, why the standby could not take over as it was asked to.
+pub const WHY: u16 = 0x115;
 
 /// The words of the beginning, in their order.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -67,6 +72,11 @@ pub enum Setup {
         limits: Limits,
         /// The command that ends the primary's host.
         fence: Option<String>,
+        /// What leads to the witness.
+        #[serde(default)]
+        witness: Option<Contact>,
+        /// The command that is told of what happens.
+        on_event: Option<String>,
     },
 }
 

@@ -3,10 +3,13 @@
 //! fail, captures that hang. Each world comes from a number and can be seen again by it: `WORLD=number`. `WORLDS=n` sets how many
 //! there are.
 
+mod court;
 mod effects;
 mod faults;
 mod flaws;
 mod parts;
+mod properties;
+mod switch;
 mod world;
 
 use super::state::{Guarantee, Limits, OnLoss};
@@ -47,6 +50,7 @@ fn choices() -> impl Iterator<Item = Limits> {
         [OnLoss::Hold, OnLoss::Continue]
             .into_iter()
             .flat_map(move |on_loss| [false, true].map(|fence| Limits { guarantee, on_loss, fence, ..Limits::default() }))
+            .flat_map(|limits| [false, true].map(|witness| Limits { witness, ..limits }))
     });
     all.collect::<Vec<_>>().into_iter()
 }
@@ -68,7 +72,7 @@ fn with_one_fault_somebody_answers() {
     for limits in choices() {
         for first in (500..900).step_by(if worlds() > 100_000 { 1 } else { 97 }) {
             for fault in Fault::ALL {
-                let world = World::lasting(first, limits, (first, fault));
+                let world = World::lasting(first, limits, &[(first, fault)]);
                 if let Some(wrong) = world.wrong {
                     panic!("{}\n{fault:?}, {limits:?}: {wrong}", world.told.join("\n"));
                 }
@@ -78,10 +82,10 @@ fn with_one_fault_somebody_answers() {
     }
     let ended = |fault: Fault, end| assert!(ends.contains(&(format!("{fault:?}"), end)), "{fault:?} never ends so: {end}; {ends:?}");
     use Fault::*;
-    let moving = [KillPrimary, KillPrimaryHost, StopPrimary, CutAll, CutToStandby, CutToPrimary, Wedge];
+    let moving = [KillPrimary, KillPrimaryHost, StopPrimary, CutAll, CutToStandby, CutToPrimary, Wedge, Yield];
     moving.into_iter().for_each(|fault| ended(fault, "taken over"));
-    let staying = [KillStandby, StopStandby, CutLink, CutBeats, BreakLink, SlowStandby, DiskFails];
-    staying.into_iter().for_each(|fault| ended(fault, "stayed"));
+    let staying = [KillStandby, StopStandby, CutLink, CutBeats, BreakLink, SlowStandby, DiskFails, Pause];
+    staying.into_iter().chain(Fault::WITNESS).for_each(|fault| ended(fault, "stayed"));
     ended(Over, "unwatched");
 }
 
@@ -112,7 +116,7 @@ fn at_every_step() {
 
 /// Every flaw is found.
 fn found(flaw: Flaw) -> String {
-    const ENOUGH: u64 = 20_000;
+    const ENOUGH: u64 = 100_000;
     let wrong = (0..ENOUGH).find_map(|seed| World::live(seed, Some(flaw), None, &[]).wrong.map(|wrong| format!("world {seed}: {wrong}")));
     wrong.unwrap_or_else(|| panic!("{flaw:?} is not found"))
 }

@@ -4,7 +4,7 @@ use super::again::{Ask, Whom};
 use super::beat::Key;
 use super::fit;
 use super::lease::Lease;
-use super::protect::Options;
+use super::protect::{self, Options};
 use super::record::{About, Claim, Record, Store, TreeClaim};
 use super::resume::{self, Resumed};
 use super::state::{Activation, Guarantee, Primary};
@@ -73,7 +73,9 @@ impl Start {
                 (watch, Whom { least, fresh: true, ..Whom::default() })
             }
         };
-        let ask = Ask { options: options.clone(), plan, watch };
+        let known = resumed.as_ref().and_then(|resumed| resumed.back.witness.as_ref());
+        let witness = protect::contact(options, known, report)?;
+        let ask = Ask { options: options.clone(), plan, watch, witness };
         Ok(Start { store, claim, tree, lease, ask, first, resumed })
     }
 

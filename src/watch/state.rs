@@ -18,6 +18,19 @@
 //!  hears g+1: Demote         ◀── g+1 ──
 //! ```
 //!
+//! When a user wants it to be taken over, nobody waits for silence:
+//!
+//! ```text
+//!  an epoch more; Last n; Hide
+//!  Ship n                    ── n, last n ──▶   whole: Block, Place, Raise, Restore; nothing of it runs
+//!  Release what was held        ◀── set ──      from here on it waits for a word, or for silence
+//!  never thaws by itself     ── go ──▶          record Taking (g+1), Tell, Open, Run, record Taken
+//!  Finish: ended here          ◀── g+1, runs ──
+//! ```
+//!
+//! Until it says `go` the primary may give up: the tree goes on here, held and without its address, until the standby has said that it
+//! has nothing any more to take over from. After that only the standby can say that it does not run there.
+//!
 //! * What the standby could take over from is never older than what was released: an epoch's output goes out on the word that it
 //!   is whole there. So a primary that is cut off gives nothing away, whatever it computes, and a late word does no harm.
 //! * With [`Guarantee::Hot`] output goes out at once while the primary holds a *lease*: the standby takes over a time-out after
@@ -27,6 +40,11 @@
 //!   is what lets the primary run free: it was said after the standby had dropped the clone that it had.
 //! * A primary that hears nothing says nothing: if its standby is there after all, it is to take over.
 //! * Words are states, not steps: any of them may be lost, late or heard twice.
+//! * With a *witness*, each generation belongs to one end. A standby asks for g+1 before it has anything on record; a primary that
+//!   hears nothing of its standby, or is not heard, asks for the same g+1 before it goes on alone, and is g+1 then: what stands by for
+//!   g cannot take over any more. A primary that lives has a lease on g there, which a standby waits for. An answer may be lost:
+//!   to be granted twice is to be granted once, and who is told of a generation that he has asked for and never heard of acts
+//!   on it then. Without an answer nobody goes on who would not without a witness.
 
 mod notice;
 mod pace;
@@ -81,6 +99,10 @@ pub enum Word {
         wedged: bool,
         /// The watch is over: never take over.
         over: bool,
+        /// The tree stands still after this epoch of the series: it is to be taken over from exactly that one. 0: it runs.
+        last: u64,
+        /// It never runs here again unless the standby says that it does not there: who has everything rebuilt lets it run.
+        go: bool,
     },
     /// A standby; with a higher generation than the primary's it has taken over.
     Standby {
@@ -94,7 +116,23 @@ pub enum Word {
         full: bool,
         /// Sequence of the newest frame of a primary that it takes for a sign of life.
         echo: u64,
+        /// How far it is with what it was asked to take over.
+        hand: Hand,
     },
+}
+
+/// How far a standby is that was asked to take over.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Hand {
+    /// It was not, or has only begun.
+    #[default]
+    Nothing,
+    /// Everything is rebuilt, and waits for the primary's word.
+    Set,
+    /// It runs.
+    Runs,
+    /// It could not, and has nothing any more of what it had.
+    Cannot,
 }
 
 /// What clients may rely on.
@@ -134,6 +172,9 @@ pub struct Limits {
     pub on_loss: OnLoss,
     /// There is a command that ends the other host.
     pub fence: bool,
+    /// A third party says who may go on.
+    #[serde(default)]
+    pub witness: bool,
     /// Time between two beats.
     pub beat: Duration,
     /// After this silence on both paths the other one is taken for lost.
@@ -157,6 +198,7 @@ impl Default for Limits {
             guarantee: Guarantee::Hold,
             on_loss: OnLoss::Hold,
             fence: false,
+            witness: false,
             beat: ms(100),
             timeout: ms(1000),
             interval: ms(50),
@@ -169,10 +211,36 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// How long output may go out after a frame was sent that the standby has heard.
-    fn lease(&self) -> Duration {
+    /// How long output may go out after a frame was sent that the standby has heard; how long a witness prefers who has asked.
+    pub fn lease(&self) -> Duration {
         self.timeout * 3 / 4
     }
+}
+
+/// Whose a generation is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Whose {
+    /// This end's.
+    Mine,
+    /// The other end's.
+    Peers,
+    /// Of another watch of the same name.
+    Strangers,
+    /// Nobody has had one.
+    Nobodys,
+}
+
+/// What a witness says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ruling {
+    /// What was asked for is this end's.
+    pub granted: bool,
+    /// The highest generation,
+    pub generation: u64,
+    /// and whose it is.
+    pub whose: Whose,
+    /// How long it will not grant the next one to anybody else.
+    pub left: Duration,
 }
 
 /// What has happened.
@@ -194,6 +262,10 @@ pub enum Event {
     Gone,
     /// What came of [`Action::Fence`]: whether the other host is known to be off.
     Fenced(bool),
+    /// What came of [`Action::Ask`],
+    Ruled(Ruling),
+    /// or that nothing has.
+    Unruled,
     /// What came of [`Action::Record`]: whether it is durable.
     Recorded(bool),
     /// What was asked for last came to nothing.
@@ -209,6 +281,14 @@ pub enum Event {
     Over,
     /// Primary: the answer to [`Action::Demote`].
     Demoted,
+    /// Primary: the standby is to take over now.
+    Yield,
+    /// Primary: nothing is to be copied for a while, and nothing to wait.
+    Pause,
+    /// Primary: it is to be protected again.
+    Resume,
+    /// Primary: the answer to [`Action::Finish`].
+    Finished,
 
     /// Standby: an epoch is here as a whole.
     Whole {
@@ -251,6 +331,8 @@ pub enum Activation {
     },
     /// With this generation a standby has taken over.
     Taken(u64),
+    /// With this generation it was about to, as it was asked to. Where the tree does not live it has not.
+    Taking(u64),
     /// Nobody here does: this higher generation was heard.
     Demoted(u64),
 }
@@ -262,6 +344,8 @@ pub enum Action {
     Send(Path, Frame),
     /// Both: have the other host ended. Answer: `Fenced`.
     Fence,
+    /// Both: ask the witness for this generation; what was asked before is not waited for any more. Answer: `Ruled`, `Unruled`.
+    Ask(u64),
     /// Both: make this durable. Answer: `Recorded`.
     Record(Activation),
     /// Both: this is to be known.
@@ -297,6 +381,12 @@ pub enum Action {
     Show,
     /// Primary: freeze the tree, give up its address, let nothing out any more. Answer: `Demoted`.
     Demote,
+    /// Primary: copy what has changed, and keep the tree still. Answer: `Captured`; `Failed` when it goes on.
+    Last(Mark),
+    /// Primary: what stands still since [`Action::Last`] goes on here. What it says is held, and its address down, as before.
+    Thaw,
+    /// Primary: the tree runs at the standby, as was wanted: end it here, without a word to anybody. Answer: `Finished`.
+    Finish,
 
     /// Standby: keep this epoch, bring the clone up to it.
     Keep(Mark),
@@ -306,6 +396,8 @@ pub enum Action {
     Block,
     /// Standby: as it was before [`Action::Block`].
     Unblock,
+    /// Standby: nothing is left of what was done since [`Action::Block`]; what was planted is ended.
+    Undo,
     /// Standby: bring the clone to exactly this epoch. Answer: `Placed`, `Failed`.
     Place(Mark),
     /// Standby: rebuild what is left, sockets in repair. Answer: `Restored`, `Failed`.
@@ -343,6 +435,12 @@ pub enum Said {
     BothPaths,
     /// The primary is lost.
     TakingOver,
+    /// The witness does not let it be taken over,
+    Refused,
+    /// since the primary goes on without this one,
+    Outdated,
+    /// or says nothing.
+    Unruled,
     /// Somebody else has the address.
     Taken,
     /// It runs here now.
@@ -351,6 +449,16 @@ pub enum Said {
     Failed,
     /// Somebody else has taken over.
     Demoted,
+    /// A user wants it to be unprotected for a while.
+    Paused,
+    /// It stands still, and the standby is to take over.
+    Yielding,
+    /// It was not taken over, and goes on here.
+    Stayed,
+    /// The standby was told to let it run, and is not heard any more.
+    Unsure,
+    /// The standby has taken over, as was wanted.
+    Switched,
     /// The watch is over.
     Over,
 }

@@ -2,7 +2,8 @@
 //! ([`super::control`]) is told.
 
 use super::gate::Gate;
-use super::state::{Mark, Path, Said};
+use super::state::{Event, Mark, Path, Said};
+use super::switch::Switched;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -30,6 +31,8 @@ pub enum State {
     Starting,
     /// Primary: nobody can take over.
     Unprotected,
+    /// Primary: nobody can take over, since a user wants it so for a while.
+    Paused,
     /// Primary: the standby can take over.
     Protected,
     /// Primary: nothing is heard of the standby, and nobody answers here.
@@ -115,8 +118,20 @@ pub struct Status {
     pub unheeded: u64,
     /// The one of the two paths that is silent: `link` or `heartbeats`.
     pub silent: Option<String>,
+    /// Who says which of the two hosts may go on, where somebody does.
+    pub witness: Option<Witness>,
     /// What would be lost if the host died on which the tree runs.
     pub loses: String,
+}
+
+/// What is known of a witness.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Witness {
+    /// Where it is.
+    pub at: String,
+    /// What is wrong with it, in words.
+    pub trouble: Option<String>,
 }
 
 /// Milliseconds with three decimals.
@@ -151,6 +166,7 @@ impl Status {
             (_, State::Silent) => "nobody knows here: its meio does not answer".to_owned(),
             (Role::Series, _) => "everything: no image is complete yet".to_owned(),
             (_, State::Running) => "everything: it has taken over, and nobody stands by for it".to_owned(),
+            (_, State::Paused) => "everything: it is paused, and nobody can take over".to_owned(),
             _ => "everything: nobody can take over".to_owned(),
         }
     }
@@ -169,6 +185,25 @@ pub enum Wish {
     Epoch,
     /// Its end.
     Over,
+    /// That the standby takes over.
+    Switch,
+    /// That nothing is copied for a while,
+    Pause,
+    /// and that it is again.
+    Resume,
+}
+
+impl Wish {
+    /// What it is to a primary.
+    pub fn event(self) -> Event {
+        match self {
+            Wish::Epoch => Event::Wanted,
+            Wish::Over => Event::Over,
+            Wish::Switch => Event::Yield,
+            Wish::Pause => Event::Pause,
+            Wish::Resume => Event::Resume,
+        }
+    }
 }
 
 /// Whom it is told.
@@ -190,6 +225,10 @@ struct Inner {
     grant: Option<Grant>,
     wish: Option<Wish>,
     ended: Option<Ended>,
+    /// What the other host was called by the user.
+    called: String,
+    /// How many switch-overs have ended, and how the last one has.
+    switched: (u64, Option<Result<Switched, crate::error::Error>>),
 }
 
 /// Where it is noted.
@@ -282,16 +321,24 @@ impl Board {
         match said {
             Said::Protected => status.state = if standby { State::Ready } else { State::Protected },
             Said::Unprotected => status.state = State::Unprotected,
+            Said::Paused => status.state = State::Paused,
             Said::Cut => status.state = State::Cut,
             Said::AtRisk => status.state = State::AtRisk,
             Said::Demoted => status.state = State::Stopped,
             Said::TakingOver | Said::Taken => status.state = State::TakingOver,
+            Said::Refused | Said::Unruled => status.state = State::Ready,
+            // What is here is of no use.
+            Said::Outdated => status.state = State::Starting,
             Said::TakenOver => status.state = State::Running,
             Said::Failed => status.state = State::Failed,
             Said::OnePath(path) => status.silent = Some(if path == Path::Link { "link" } else { "heartbeats" }.to_owned()),
             Said::BothPaths => status.silent = None,
             Said::Full => status.state = State::Unprotected,
-            Said::Slow | Said::Over => {}
+            Said::Yielding => status.state = State::TakingOver,
+            Said::Stayed if status.state == State::TakingOver => status.state = State::Starting,
+            Said::Unsure => status.state = State::Cut,
+            Said::Switched => status.state = State::Stopped,
+            Said::Stayed | Said::Slow | Said::Over => {}
         }
     }
 
@@ -342,6 +389,28 @@ impl Board {
     /// The last epoch that is whole.
     pub fn epoch(&self) -> Option<Mark> {
         self.inner().status.epoch
+    }
+
+    /// The other host was called so.
+    pub fn other_is(&self, name: &str) {
+        self.inner().called = name.to_owned();
+    }
+
+    /// Whether somebody means the other host.
+    pub fn is_other(&self, name: &str) -> bool {
+        let inner = self.inner();
+        inner.called == name || inner.status.other.as_deref() == Some(name)
+    }
+
+    /// This is what came of a switch-over.
+    pub fn switch_ends(&self, how: Result<Switched, crate::error::Error>) {
+        let mut inner = self.inner();
+        inner.switched = (inner.switched.0 + 1, Some(how));
+    }
+
+    /// How many have ended, and how the last one has.
+    pub fn switched(&self) -> (u64, Option<Result<Switched, crate::error::Error>>) {
+        self.inner().switched.clone()
     }
 
     /// It is over; what was said first counts.

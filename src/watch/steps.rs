@@ -1,5 +1,7 @@
 //! How long each step of a take-over took, from the last word of the primary on.
 
+use super::state::Action;
+use super::switch::ms;
 use std::fmt;
 use std::time::{Duration, Instant};
 
@@ -33,10 +35,30 @@ impl Steps {
         self.parts.extend_from_slice(parts);
     }
 
+    /// All of them, in milliseconds.
+    pub fn all(&self) -> Vec<(String, f64)> {
+        let first = std::iter::once(("detect".to_owned(), ms(self.silence)));
+        first.chain(self.took.iter().map(|(name, took)| ((*name).to_owned(), ms(*took)))).collect()
+    }
+
     /// Since it began.
     pub fn total(&self) -> Duration {
         self.begun.elapsed()
     }
+}
+
+/// What a step of a take-over is called.
+pub fn step(action: Action) -> Option<&'static str> {
+    Some(match action {
+        Action::Block => "block",
+        Action::Record(_) => "record",
+        Action::Place(_) => "place",
+        Action::Probe => "probe",
+        Action::Raise => "address",
+        Action::Tell => "neighbours",
+        Action::Open => "open",
+        _ => return None,
+    })
 }
 
 impl fmt::Display for Steps {

@@ -8,14 +8,14 @@ use serde_json::Value;
 use std::path::Path;
 
 /// `meio` on a host: exit code and all that it says.
-fn meio(host: &Host, arguments: &[&str]) -> (i32, String) {
+pub fn meio(host: &Host, arguments: &[&str]) -> (i32, String) {
     let done = host.command(Path::new(crate::MEIO)).args(arguments).output().expect("it starts");
     let text = [done.stdout, done.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
     (done.status.code().expect("an exit code"), text)
 }
 
 /// The one watch that a host knows of.
-fn status(host: &Host) -> Value {
+pub fn status(host: &Host) -> Value {
     let (code, text) = meio(host, &["status", "--json"]);
     assert_eq!(code, 0, "{text}");
     let value: Value = serde_json::from_str(&text).expect("JSON");
@@ -24,7 +24,7 @@ fn status(host: &Host) -> Value {
 }
 
 /// The same once it stands so; a machine that was busy for long may have had the standby begin anew.
-fn standing(host: &Host, state: &str) -> Value {
+pub fn standing(host: &Host, state: &str) -> Value {
     let mut one = Value::Null;
     let stands = until(SOON, || {
         one = status(host);
@@ -40,7 +40,7 @@ fn epoch(of: &Value) -> (Option<u64>, Option<u64>) {
 }
 
 /// Nothing of a watch is on a host.
-fn is_clean(host: &Host) -> bool {
+pub fn is_clean(host: &Host) -> bool {
     const LIST: &str = "ls -A /var/lib/meio/watch /run/meio 2>&1; nft list tables";
     let left = host.command(Path::new("bash")).args(["-c", LIST]).output().expect("bash starts").stdout;
     let left = String::from_utf8_lossy(&left).into_owned();

@@ -16,7 +16,7 @@ const LONG: Duration = Duration::from_secs(60);
 const COUNT: &str = "import sys, time\nn = 0\nwhile True:\n    n += 1\n    open(sys.argv[1], 'w').write(str(n))\n    time.sleep(0.01)\n";
 
 /// Records and capsules of the test's own.
-fn lab(name: &str) -> Lab {
+pub fn own(name: &str) -> Lab {
     fs::create_dir_all("/run/meio").expect("folder");
     for place in ["/var/lib", "/run/meio"] {
         let flags = nix::mount::MsFlags::empty();
@@ -59,7 +59,7 @@ fn count(path: &Path) -> u64 {
 crate::alone! {
     /// The power is cut while the newest image is only half there.
     fn it_comes_back_from_the_newest_image_that_is_whole() {
-        let lab = lab("watch-dir");
+        let lab = own("watch-dir");
         let file = lab.path("count");
         let mut running = lab.spawn(Path::new("python3"), &["-I", "-S", "-c", COUNT, file.to_str().expect("path")]);
         assert!(until(SOON, || count(&file) > 10), "it does not count: {}", lab.log());
@@ -105,7 +105,7 @@ crate::alone! {
 
     /// A program that is started, and watched until it ends.
     fn a_command_and_its_end() {
-        let lab = lab("watch-command");
+        let lab = own("watch-command");
         let wait = format!("until [ -e {}.go ]; do sleep 0.05; done; exit 7", lab.path("x").display());
         let mut meio = begin(&lab, &["--name", "work", "--json", "--", "sh", "-c", &wait]);
         assert!(until(LONG, || newest(&lab, "work") >= 2), "{}", said(&lab));

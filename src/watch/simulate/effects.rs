@@ -1,7 +1,7 @@
 //! What comes of things that take their time.
 
-use super::super::state::{Action, Activation, Event, Frame, Mark, Path, Word};
-use super::parts::{Flaw, Gate, What, Who};
+use super::super::state::{Action, Activation, Event, Frame, Hand, Mark, Path, Word};
+use super::parts::{Fault, Flaw, Gate, What, Who};
 use super::world::{MS, World};
 
 impl World {
@@ -18,7 +18,7 @@ impl World {
         }
         if self.flaw == Some(Flaw::TakesEpochsLate) && self.placed.is_some() {
             self.fabricated += 1;
-            let word = Word::Standby { whole: mark, ready, left: false, full: false, echo: 0 };
+            let word = Word::Standby { whole: mark, ready, left: false, full: false, echo: 0, hand: Hand::Nothing };
             let frame = Frame { generation, instance: self.instance, sequence: (1 << 40) + self.fabricated, word };
             self.step(Who::Primary, Event::Heard(Path::Link, frame));
         }
@@ -33,16 +33,25 @@ impl World {
                     return Some(Event::Recorded(false));
                 }
                 match activation {
-                    Activation::Taken(_) if self.flaw == Some(Flaw::NoRecord) => {}
-                    Activation::Taken(_) => self.standby_record = Some(activation),
+                    Activation::Taken(_) | Activation::Taking(_) if self.flaw == Some(Flaw::NoRecord) => {}
+                    Activation::Taken(_) | Activation::Taking(_) => self.standby_record = Some(activation),
                     _ => self.primary_record = Some(activation),
+                }
+                if let (Some(Activation::Primary { generation, .. }), Some(Activation::Taken(taken))) =
+                    (self.primary_record, self.standby_record)
+                    && self.limits.witness
+                    && generation == taken
+                {
+                    self.wrong("two have the same generation");
                 }
                 Event::Recorded(true)
             }
-            Action::Capture(mark) => {
+            Action::Capture(mark) | Action::Last(mark) => {
                 if !self.tree {
                     return Some(Event::Failed);
                 }
+                // What is to go on by then goes on.
+                self.frozen = matches!(action, Action::Last(_)) && self.thawed != Some(mark);
                 self.captured.insert(mark, self.age);
                 Event::Captured(mark)
             }
@@ -52,10 +61,11 @@ impl World {
                     let slow = if self.slow { MS * (50 + self.dice.below(400)) as u32 } else { self.short() };
                     let at = (self.now + slow).max(self.queue[Who::Standby as usize]);
                     self.queue[Who::Standby as usize] = at;
+                    let generation = self.primary.as_ref().map_or(1, |p| p.machine.generation());
                     if self.flaw == Some(Flaw::EarlyWord) {
-                        self.step(Who::Standby, Event::Whole { generation: 1, mark, ready });
+                        self.step(Who::Standby, Event::Whole { generation, mark, ready });
                     }
-                    let epoch = What::Epoch { link: self.link, generation: 1, mark, ready, age };
+                    let epoch = What::Epoch { link: self.link, generation, mark, ready, age };
                     if self.flaw != Some(Flaw::GapsAreFine) || !self.dice.chance(30) {
                         self.at(at - self.now, epoch);
                     }
@@ -66,6 +76,10 @@ impl World {
                 self.gate = Gate::Shut;
                 self.address = false;
                 Event::Demoted
+            }
+            Action::Finish => {
+                (self.tree, self.address) = (false, false);
+                Event::Finished
             }
             Action::Fence => self.fence(who),
             other => return self.take_over(other),
@@ -90,7 +104,7 @@ impl World {
             Action::Open => Event::Unblocked,
             Action::Run => {
                 self.runs = self.placed.or(Some(0));
-                if !self.was_to_be_taken_over() {
+                if !self.was_to_be_taken_over() && !self.faults.contains(&Fault::Yield) {
                     self.wrong("taken over although the primary could be heard");
                 }
                 Event::Runs

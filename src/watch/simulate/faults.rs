@@ -1,8 +1,9 @@
 //! What befalls a world.
 
-use super::super::state::{Activation, Event, Path, Primary};
+use super::super::state::{Activation, Event, Path, Primary, Standby};
 use super::parts::{Fault, Flaw, Gate, Process, What, Who};
 use super::world::{MS, World};
+use std::collections::BTreeMap;
 
 impl World {
     pub(super) fn any_fault(&mut self) {
@@ -34,6 +35,9 @@ impl World {
             Fault::Wedge => self.wedged = true,
             Fault::SlowStandby => (self.slow, self.full) = (true, self.steps.is_multiple_of(2)),
             Fault::DiskFails => self.disk_fails = true,
+            Fault::KillWitness | Fault::AnewWitness | Fault::WitnessDisk | Fault::CutWitnessHere | Fault::CutWitnessThere => {
+                self.befall_witness(fault);
+            }
             Fault::Over => {
                 if self.flaw == Some(Flaw::LeavesAtOnce) && self.primary.is_some() && self.gate != Gate::Shut {
                     self.gate = Gate::Free;
@@ -41,6 +45,8 @@ impl World {
                 }
                 self.step(Who::Primary, Event::Over);
             }
+            Fault::Yield => self.step(Who::Primary, Event::Yield),
+            Fault::Pause => self.step(Who::Primary, Event::Pause),
         }
         if self.cut[Path::Link as usize] != [false; 2] || fault == Fault::BreakLink {
             self.break_link();
@@ -60,8 +66,10 @@ impl World {
             Fault::CutLink => self.cut[Path::Link as usize] = [false; 2],
             Fault::CutBeats => self.cut[Path::Beat as usize] = [false; 2],
             Fault::Wedge => self.unwedge(),
+            Fault::Pause => self.step(Who::Primary, Event::Resume),
             Fault::SlowStandby => (self.slow, self.full) = (false, false),
             Fault::DiskFails => self.disk_fails = false,
+            witness if Fault::WITNESS.contains(&witness) => self.heal_witness(fault),
             // Whoever started it starts it again.
             Fault::KillStandby | Fault::KillStandbyHost => self.new_standby(),
             _ => {}
@@ -81,10 +89,16 @@ impl World {
         };
         let Some(number) = number else { return };
         if who == Who::Primary {
+            // What stood still since it was held does not any more.
+            self.frozen = false;
             let delay = self.short();
             self.at(delay, What::Guardian { number });
         }
         self.break_link();
+        // The primary calls whoever is there.
+        if said && who == Who::Standby && self.lasting && self.faults.contains(&Fault::Yield) {
+            self.at(100 * MS, What::Called);
+        }
         if said {
             let delay = self.short();
             self.at(delay, What::Gone { of: who, number });
@@ -124,6 +138,25 @@ impl World {
             self.step(Who::Primary, Event::Start);
             self.relink();
         }
+    }
+
+    /// A new process at the standby's host.
+    pub(super) fn new_standby(&mut self) {
+        if self.standby.as_ref().is_some_and(|s| !s.ended) {
+            return;
+        }
+        let generation = match self.standby_record {
+            Some(Activation::Taken(g) | Activation::Demoted(g)) => g,
+            Some(Activation::Taking(g)) if self.runs.is_some() && self.flaw != Some(Flaw::NeverLooks) => g,
+            // Of who calls it.
+            _ => self.primary.as_ref().map_or(1, |p| p.machine.generation()),
+        };
+        self.instance += 1;
+        self.count += 1;
+        (self.images, self.ready, self.placed) = (BTreeMap::new(), false, None);
+        self.standby = Some(Process::new(self.count, Standby::begin(generation, self.instance, self.limits)));
+        self.step(Who::Standby, Event::Start);
+        self.relink();
     }
 
     /// The other host is ended, if its switch can be reached.

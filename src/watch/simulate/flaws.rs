@@ -21,4 +21,10 @@ flaws! {
     one_path_that_is_enough: OnePathIsEnough,
     a_watch_that_ends_too_early: LeavesAtOnce,
     a_fence_that_need_not_work: FenceNeedNotWork,
+    a_primary_that_takes_a_silent_witness_for_leave: SilenceIsLeave,
+    a_standby_that_takes_a_silent_witness_for_a_grant: SilenceIsGrant,
+    a_witness_that_grants_to_both: GrantsToBoth,
+    a_witness_that_forgets: WitnessForgets,
+    a_witness_that_tells_without_writing: TellsWithoutWriting,
+    a_witness_without_leases: NoWitnessLease,
 }

@@ -1,6 +1,7 @@
 //! What a world is made of.
 
 use super::super::state::{Action, Event, Frame, Mark, Path};
+use super::court::Matter;
 use std::time::Duration;
 
 /// What is broken on purpose.
@@ -38,6 +39,22 @@ pub enum Flaw {
     LeavesAtOnce,
     /// A fence that failed counts.
     FenceNeedNotWork,
+    /// A witness that does not answer lets the primary go on,
+    SilenceIsLeave,
+    /// or the standby take over.
+    SilenceIsGrant,
+    /// A witness grants whatever nobody has a higher one than.
+    GrantsToBoth,
+    /// A witness that was killed knows nothing any more.
+    WitnessForgets,
+    /// It says what it does not write.
+    TellsWithoutWriting,
+    /// It does not know leases.
+    NoWitnessLease,
+    /// A standby that has everything rebuilt does not wait for a word.
+    NeverWaits,
+    /// Another standby does not look whether it runs already what was about to.
+    NeverLooks,
 }
 
 /// What befalls a world.
@@ -61,11 +78,22 @@ pub enum Fault {
     /// Or it has no room for what comes.
     SlowStandby,
     DiskFails,
+    KillWitness,
+    AnewWitness,
+    /// From the primary, one way or both,
+    CutWitnessHere,
+    /// or from the standby.
+    CutWitnessThere,
+    WitnessDisk,
     Over,
+    /// A user wants it to be taken over,
+    Yield,
+    /// or not to be protected for a while.
+    Pause,
 }
 
 impl Fault {
-    pub const ALL: [Fault; 18] = [
+    pub const ALL: [Fault; 25] = [
         Fault::KillPrimary,
         Fault::KillPrimaryHost,
         Fault::StopPrimary,
@@ -83,8 +111,18 @@ impl Fault {
         Fault::Wedge,
         Fault::SlowStandby,
         Fault::DiskFails,
+        Fault::KillWitness,
+        Fault::AnewWitness,
+        Fault::CutWitnessHere,
+        Fault::CutWitnessThere,
+        Fault::WitnessDisk,
         Fault::Over,
+        Fault::Yield,
+        Fault::Pause,
     ];
+    /// Those that befall the witness alone.
+    pub const WITNESS: [Fault; 5] =
+        [Fault::KillWitness, Fault::AnewWitness, Fault::CutWitnessHere, Fault::CutWitnessThere, Fault::WitnessDisk];
 }
 
 /// One of the two ends.
@@ -171,6 +209,9 @@ pub enum What {
     Guardian {
         number: u64,
     },
+    Court(Matter),
+    /// Who stands by was called, and answers.
+    Called,
     Heal {
         fault: Fault,
     },

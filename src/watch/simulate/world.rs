@@ -1,6 +1,7 @@
 //! One world: two hosts with their disks and processes, the tree and its output, and the paths between them.
 
-use super::super::state::{Action, Activation, Event, Frame, Guarantee, Limits, Mark, OnLoss, Path, Primary, Said, Standby, Word};
+use super::super::state::{Action, Activation, Event, Frame, Guarantee, Hand, Limits, Mark, OnLoss, Path, Primary, Said, Standby, Word};
+use super::court::Court;
 use super::parts::{Due, Gate, Process, What, Who};
 pub use super::parts::{Fault, Flaw};
 use crate::migrate::simulate::Dice;
@@ -39,6 +40,14 @@ pub struct World {
     pub(super) primary_record: Option<Activation>,
     /// The tree is there, at the primary's host.
     pub(super) tree: bool,
+    /// It stands still there, as was wanted.
+    pub(super) frozen: bool,
+    /// The epoch after which it goes on, whenever that is copied.
+    pub(super) thawed: Option<Mark>,
+    /// The epoch that was to be the last.
+    last: Option<Mark>,
+    /// What the standby had begun before this is nothing any more.
+    undone: u64,
     /// Grows whenever the tree runs: each age puts something out.
     pub(super) age: u64,
     pub(super) gate: Gate,
@@ -48,7 +57,7 @@ pub struct World {
     pub(super) address: bool,
     pub(super) captured: BTreeMap<Mark, u64>,
     /// Output up to this age has left the host.
-    released: u64,
+    pub(super) released: u64,
     /// A user has it so that two may answer.
     pub(super) risk: bool,
 
@@ -64,7 +73,7 @@ pub struct World {
     /// It could, when the primary was lost.
     pub(super) was_ready: bool,
     /// The watch is over, since a user wants it so.
-    left: bool,
+    pub(super) left: bool,
 
     pub(super) link: u64,
     pub(super) linked: bool,
@@ -79,6 +88,7 @@ pub struct World {
     pub(super) wedged: bool,
     pub(super) largest: u64,
     pub(super) fabricated: u64,
+    pub(super) court: Court,
 }
 
 impl World {
@@ -87,8 +97,8 @@ impl World {
     }
 
     /// One in which nothing is mended.
-    pub fn lasting(seed: u64, limits: Limits, fault: (u64, Fault)) -> World {
-        World::lived(seed, None, Some(limits), &[fault], true)
+    pub fn lasting(seed: u64, limits: Limits, timely: &[(u64, Fault)]) -> World {
+        World::lived(seed, None, Some(limits), timely, true)
     }
 
     fn lived(seed: u64, flaw: Option<Flaw>, limits: Option<Limits>, timely: &[(u64, Fault)], lasting: bool) -> World {
@@ -108,6 +118,7 @@ impl World {
             guarantee: if dice.chance(650) { Guarantee::Hold } else { Guarantee::Hot },
             on_loss: if dice.chance(700) { OnLoss::Hold } else { OnLoss::Continue },
             fence: dice.chance(250),
+            witness: dice.chance(400),
             ..Limits::default()
         };
         let chaos = if limits.is_some() { 0 } else { 1 + dice.below(6) };
@@ -137,6 +148,11 @@ impl World {
         }
     }
 
+    /// Whether the tree is there where it was.
+    pub fn is_left(&self) -> bool {
+        self.tree
+    }
+
     pub(super) fn tell(&mut self, text: impl FnOnce(&Self) -> String) {
         if self.tells {
             let line = format!("{:>8.1} ms  {}", self.now.as_secs_f64() * 1e3, text(self));
@@ -160,6 +176,9 @@ impl World {
     }
 
     fn run(&mut self) {
+        if self.limits.witness {
+            self.open_court();
+        }
         self.count += 1;
         self.primary = Some(Process::new(self.count, Primary::begin(1, self.limits)));
         self.step(Who::Primary, Event::Start);
@@ -182,6 +201,7 @@ impl World {
     fn mend(&mut self) {
         self.cut = [[false; 2]; 2];
         (self.slow, self.full, self.disk_fails, self.wedged) = (false, false, false, false);
+        self.mend_witness();
         if self.standby.as_ref().is_none_or(|s| s.ended) {
             self.new_standby();
         }
@@ -193,9 +213,13 @@ impl World {
 
     fn go_on(&mut self, until: Duration) {
         while self.wrong.is_none() && self.due.peek().is_some_and(|Reverse(due)| due.0 <= until) {
-            let Some(Reverse(Due(at, _, what))) = self.due.pop() else { return };
+            let Some(Reverse(Due(at, count, what))) = self.due.pop() else { return };
             self.now = self.now.max(at);
-            self.happen(what);
+            let undone =
+                count <= self.undone && matches!(what, What::Effect { who: Who::Standby, .. } | What::Done { who: Who::Standby, .. });
+            if !undone {
+                self.happen(what);
+            }
             self.steps += 1;
             let now = self.steps;
             for (_, fault) in self.timely.clone().into_iter().filter(|t| t.0 == now) {
@@ -207,95 +231,8 @@ impl World {
             self.check();
         }
         self.now = self.now.max(until);
-    }
-
-    /// The tree works, and what may go out does.
-    fn live_on(&mut self) {
-        if self.tree && self.gate != Gate::Shut {
-            self.age += 1;
-        }
-        if self.answers_here() && self.gate != Gate::Held {
-            self.released = self.age;
-        }
-    }
-
-    /// Something new gets out at the primary's host.
-    fn answers_here(&self) -> bool {
-        let leased = |until| self.now < until || self.flaw == Some(Flaw::NoLease);
-        self.tree && (self.gate == Gate::Free || matches!(self.gate, Gate::Leased(until) if leased(until)))
-    }
-
-    /// Whether clients are served, by whom ever.
-    fn serves(&self) -> bool {
-        let protected = self.gate == Gate::Held && self.primary.as_ref().is_some_and(|p| !p.ended);
-        self.runs.is_some() || self.answers_here() || self.tree && protected
-    }
-
-    /// What holds at every moment.
-    fn check(&mut self) {
-        let Some(base) = self.runs else { return };
-        if self.risk {
-            return;
-        }
-        if self.limits.guarantee == Guarantee::Hold && self.released > base {
-            self.wrong("a client was told what nobody knows any more, or two answer");
-        }
-        if self.limits.guarantee == Guarantee::Hot && self.answers_here() {
-            self.wrong("two answer");
-        }
-    }
-
-    /// What holds in the end.
-    fn judge(&mut self, released: u64) {
-        if self.wrong.is_some() {
-            return;
-        }
-        if self.runs.is_some()
-            && !self.lasting
-            && self.standby.is_some()
-            && self.primary.is_some()
-            && self.tree
-            && self.gate != Gate::Shut
-            && !self.left
-        {
-            self.wrong("who was overtaken does not give in");
-        }
-        let served = self.runs.is_some() || self.released > released;
-        // What was the tree is gone: with its host before anybody could take over, or with two.
-        let lost = !self.tree || self.gate == Gate::Shut;
-        let silent =
-            self.lasting && self.faults.contains(&Fault::KillStandbyHost) && self.limits.on_loss == OnLoss::Hold && !self.limits.fence;
-        let excused = silent || lost && (self.faults.len() > 1 || !self.was_ready);
-        if !served && !excused {
-            self.wrong("nobody answers");
-        }
-    }
-
-    /// Something has befallen the primary, or both paths.
-    pub(super) fn was_to_be_taken_over(&self) -> bool {
-        let cut = |fault: &Fault| matches!(fault, Fault::CutLink | Fault::CutBeats | Fault::BreakLink);
-        let harmless = |fault: &Fault| {
-            let standby = [Fault::StopStandby, Fault::SlowStandby, Fault::AnewStandby, Fault::KillStandby, Fault::KillStandbyHost];
-            standby.contains(fault) || cut(fault)
-        };
-        !self.faults.iter().all(harmless) || self.faults.iter().filter(|fault| cut(fault)).count() > 1
-    }
-
-    /// A new process at the standby's host.
-    pub(super) fn new_standby(&mut self) {
-        if self.standby.as_ref().is_some_and(|s| !s.ended) {
-            return;
-        }
-        let generation = match self.standby_record {
-            Some(Activation::Taken(g) | Activation::Demoted(g)) => g,
-            _ => 1,
-        };
-        self.instance += 1;
-        self.count += 1;
-        (self.images, self.ready, self.placed) = (BTreeMap::new(), false, None);
-        self.standby = Some(Process::new(self.count, Standby::begin(generation, self.instance, self.limits)));
-        self.step(Who::Standby, Event::Start);
-        self.relink();
+        // Also where nobody does anything any more.
+        self.live_on();
     }
 
     /// A link, where there can be one.
@@ -309,6 +246,11 @@ impl World {
         self.queue = [self.now; 2];
         self.step(Who::Primary, Event::Linked);
         self.step(Who::Standby, Event::Linked);
+    }
+
+    /// One thing befalls a switch-over, and nothing else: no link with more under way than can be kept, no datagram of seconds ago.
+    fn single(&self) -> bool {
+        self.lasting && self.timely.iter().any(|(_, fault)| *fault == Fault::Yield)
     }
 
     pub(super) fn break_link(&mut self) {
@@ -365,13 +307,17 @@ impl World {
                     self.left |= self.gate == Gate::Free;
                     self.primary.iter_mut().for_each(|p| p.ended = true);
                 }
-                Who::Standby => self.standby.iter_mut().for_each(|s| s.ended = true),
+                Who::Standby => {
+                    self.standby.iter_mut().for_each(|s| s.ended = true);
+                    self.ended_itself();
+                }
             },
+            Action::Ask(generation) => self.ask(who, number, generation),
             Action::Hold if self.flaw == Some(Flaw::LateHold) && self.limits.guarantee == Guarantee::Hold => self.late_hold = true,
             Action::Hold if self.gate != Gate::Shut => {
                 self.gate = if self.limits.guarantee == Guarantee::Hold { Gate::Held } else { Gate::Leased(self.now) }
             }
-            Action::Free if self.gate != Gate::Shut => self.gate = Gate::Free,
+            Action::Free if self.gate != Gate::Shut => (self.gate, self.address) = (Gate::Free, true),
             Action::Lease(until) if matches!(self.gate, Gate::Leased(_)) => {
                 let longer = if self.flaw == Some(Flaw::LongLease) { self.limits.timeout * 2 } else { Duration::ZERO };
                 self.gate = Gate::Leased(until + longer);
@@ -379,19 +325,29 @@ impl World {
             Action::Release(mark) => self.release(mark),
             Action::Discard(_) => {}
             Action::Relink => self.break_link(),
-            Action::Hide => self.address = false,
+            Action::Hide => {
+                self.address = false;
+                if let Gate::Leased(until) = &mut self.gate {
+                    *until = self.now;
+                }
+            }
+            Action::Thaw => (self.frozen, self.thawed) = (false, self.last),
             Action::Show => self.address = true,
             Action::Keep(_) => {}
             Action::Drop if self.flaw == Some(Flaw::KeepsOldSeries) => {}
             Action::Drop => (self.images, self.ready) = (BTreeMap::new(), false),
             Action::Unblock => {}
+            Action::Undo => (self.placed, self.undone) = (None, self.count),
             slow => {
                 let delay = match slow {
                     Action::Capture(mark) if mark.number == 1 => MS * self.dice.below(1500) as u32,
                     Action::Fence => MS * self.dice.below(800) as u32,
                     _ => self.short(),
                 };
-                let wedged = self.wedged && matches!(slow, Action::Capture(_));
+                if let Action::Last(mark) = slow {
+                    self.last = Some(mark);
+                }
+                let wedged = self.wedged && matches!(slow, Action::Capture(_) | Action::Last(_));
                 if !wedged {
                     self.at(delay, What::Effect { who, number, action });
                 }
@@ -416,20 +372,27 @@ impl World {
         let to = who.other();
         let frame = match (self.flaw, who, frame.word) {
             // The standby looks at no series, and says what the primary wants to hear.
-            (Some(Flaw::KeepsOldSeries), Who::Primary, Word::Primary { series, wedged, over }) => {
+            (Some(Flaw::KeepsOldSeries), Who::Primary, Word::Primary { series, wedged, over, last, go }) => {
                 self.fabricated = series;
-                Frame { word: Word::Primary { series: series.min(1), wedged, over }, ..frame }
+                Frame { word: Word::Primary { series: series.min(1), wedged, over, last, go }, ..frame }
             }
-            (Some(Flaw::KeepsOldSeries), Who::Standby, Word::Standby { whole, ready, left, full, echo })
+            (Some(Flaw::KeepsOldSeries), Who::Standby, Word::Standby { whole, ready, left, full, echo, hand })
                 if whole.series < self.fabricated =>
             {
                 let whole = Mark { series: self.fabricated, number: 0 };
-                Frame { word: Word::Standby { whole, ready, left, full, echo }, ..frame }
+                Frame { word: Word::Standby { whole, ready, left, full, echo, hand }, ..frame }
             }
             (Some(Flaw::NoGeneration), Who::Standby, _) => Frame { generation: 1, ..frame },
             (Some(Flaw::OnePathIsEnough), Who::Primary, _) if path == Path::Beat => return,
             _ => frame,
         };
+        if let (Some(Flaw::NeverWaits), Word::Standby { whole, hand: Hand::Set, echo, .. }) = (self.flaw, frame.word)
+            && self.standby.as_ref().is_some_and(|s| !s.machine.is_decided())
+        {
+            let word = Word::Primary { series: whole.series, wedged: false, over: false, last: whole.number, go: true };
+            let heard = Frame { word, instance: 0, sequence: echo + 1, ..frame };
+            self.at(MS / 10, What::Deliver { path, to: who, frame: heard });
+        }
         if self.cut[path as usize][to as usize] || path == Path::Link && !self.linked {
             return;
         }
@@ -443,7 +406,7 @@ impl World {
             Path::Beat => {
                 let copies = if self.dice.chance(20) { 2 } else { u64::from(!self.dice.chance(20)) };
                 for _ in 0..copies {
-                    let late = if self.dice.chance(5) { MS * self.dice.below(4000) as u32 } else { Duration::ZERO };
+                    let late = if self.dice.chance(5) && !self.single() { MS * self.dice.below(4000) as u32 } else { Duration::ZERO };
                     let delay = self.short() + late;
                     self.at(delay, What::Deliver { path, to, frame });
                 }
@@ -452,7 +415,7 @@ impl World {
     }
 
     /// Whether this process is still there; what is for one that is stopped waits.
-    fn present(&mut self, who: Who, number: u64, what: &What) -> bool {
+    pub(super) fn present(&mut self, who: Who, number: u64, what: &What) -> bool {
         let (there, until) = match who {
             Who::Primary => self.primary.as_ref().map_or((0, Duration::ZERO), |p| (p.number, p.stopped)),
             Who::Standby => self.standby.as_ref().map_or((0, Duration::ZERO), |s| (s.number, s.stopped)),
@@ -498,7 +461,7 @@ impl World {
                 if link == self.link && self.linked {
                     self.linked = false;
                     self.step(Who::Primary, Event::LinkLost);
-                    if self.dice.chance(300) {
+                    if self.dice.chance(300) && !self.single() {
                         // What was under way was too much to be kept.
                         self.step(Who::Primary, Event::Anew);
                     }
@@ -557,6 +520,8 @@ impl World {
                     self.address = false;
                 }
             }
+            What::Court(matter) => self.court(matter),
+            What::Called => self.new_standby(),
             What::Heal { fault } => self.heal(fault),
             What::Fault => self.any_fault(),
         }

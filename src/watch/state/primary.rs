@@ -1,8 +1,11 @@
 //! The end where the tree runs.
 
+mod hand;
+mod loss;
+
 use super::notice::Notice;
 use super::pace::Pace;
-use super::{Action, Activation, Event, Frame, Limits, Mark, OnLoss, Path, Said, Word};
+use super::{Action, Activation, Event, Frame, Hand, Limits, Mark, Path, Said, Word};
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -13,10 +16,21 @@ enum Phase {
     Watching,
     /// Nothing gets out, and nothing is said: whoever is there may take over.
     Cut,
+    /// The witness is asked whether it may go on alone. `lost`: nothing is heard of the standby; `cut`: that was said before.
+    Asking {
+        lost: bool,
+        cut: bool,
+    },
     Fencing,
     /// The watch ends as soon as the standby knows.
     Leaving,
     Demoting,
+    /// The tree stands still, and the standby gets ready to take over.
+    Yielding,
+    /// It was told to let it run.
+    Yielded,
+    /// It runs there.
+    Finishing,
     Over,
 }
 
@@ -53,6 +67,10 @@ pub struct Primary {
     sent: VecDeque<(u64, Duration)>,
     /// Before this no standby can have taken over.
     safe: Duration,
+    /// When the newest frame was said that the standby has heard, or when it was to hear the first.
+    echoed: Duration,
+    /// It goes on alone although the standby may live.
+    risk: bool,
     beat: Duration,
     series: u64,
     /// The standby has said that it is at this series.
@@ -85,6 +103,9 @@ pub struct Primary {
     /// Frames that were not heeded.
     stale: u64,
     demoted: bool,
+    yields: hand::Yields,
+    /// Nothing is copied until somebody wants it.
+    paused: bool,
 }
 
 impl Primary {
@@ -101,6 +122,8 @@ impl Primary {
             sequence: 0,
             sent: VecDeque::new(),
             safe: Duration::ZERO,
+            echoed: Duration::ZERO,
+            risk: false,
             beat: Duration::ZERO,
             series: 1,
             confirmed: false,
@@ -121,6 +144,8 @@ impl Primary {
             refused: 0,
             stale: 0,
             demoted: false,
+            yields: hand::Yields::default(),
+            paused: false,
         }
     }
 
@@ -177,10 +202,13 @@ impl Primary {
         if self.phase == Phase::Over {
             return out;
         }
-        if self.notice.look(now) && self.phase == Phase::Watching && !self.free {
-            // It was away: whether another one has taken over meanwhile is yet to be heard.
-            self.phase = Phase::Cut;
-            out.push(Action::Hide);
+        if self.notice.look(now) {
+            self.echoed = now;
+            if self.phase == Phase::Watching && !self.free {
+                // It was away: whether another one has taken over meanwhile is yet to be heard.
+                self.phase = Phase::Cut;
+                out.push(Action::Hide);
+            }
         }
         match event {
             Event::Start if self.phase == Phase::New => {
@@ -189,13 +217,16 @@ impl Primary {
             }
             Event::Heard(path, frame) => self.hear(path, frame, now, &mut out),
             Event::Linked => (self.linked, self.made) = (true, now),
-            Event::Anew if self.phase != Phase::Demoting => self.new_series(&mut out),
+            Event::Anew => self.anew(&mut out),
             Event::LinkLost => {
                 (self.linked, self.shipping) = (false, None);
+                self.doubt();
                 self.flight.iter_mut().for_each(|flying| flying.sent = false);
             }
             Event::Gone => self.gone(now, &mut out),
             Event::Fenced(done) => self.fenced(done, now, &mut out),
+            Event::Ruled(ruling) => self.ruled(ruling, now, &mut out),
+            Event::Unruled => self.unruled(now, &mut out),
             Event::Recorded(done) => self.recorded(done, now, &mut out),
             Event::Wanted => self.waiting = true,
             Event::Captured(_) | Event::Failed => self.captured(event, now, &mut out),
@@ -204,6 +235,13 @@ impl Primary {
                 self.flight.iter_mut().filter(|flying| flying.mark == mark).for_each(|flying| flying.sent = true);
             }
             Event::Over => self.leave(&mut out),
+            Event::Yield => self.wanted(now, &mut out),
+            Event::Pause => self.pause(&mut out),
+            Event::Resume if self.paused => {
+                self.paused = false;
+                out.push(Action::Say(Said::Unprotected));
+            }
+            Event::Finished if self.phase == Phase::Finishing => out.push(Action::Record(Activation::Demoted(self.generation))),
             Event::Demoted if self.phase == Phase::Demoting => out.push(Action::Record(Activation::Demoted(self.generation))),
             _ => {}
         }
@@ -218,7 +256,7 @@ impl Primary {
     fn recorded(&mut self, done: bool, now: Duration, out: &mut Vec<Action>) {
         match self.phase {
             Phase::Recording if done => {
-                self.phase = Phase::Watching;
+                (self.phase, self.echoed) = (Phase::Watching, now);
                 if self.free {
                     out.push(Action::Say(Said::Unprotected));
                 } else {
@@ -228,6 +266,7 @@ impl Primary {
             }
             Phase::Recording => self.over(Said::Over, out),
             Phase::Demoting => self.over(Said::Demoted, out),
+            Phase::Finishing => self.over(Said::Switched, out),
             _ => {}
         }
     }
@@ -238,14 +277,16 @@ impl Primary {
     }
 
     fn hear(&mut self, path: Path, frame: Frame, now: Duration, out: &mut Vec<Action>) {
+        if self.phase == Phase::Finishing {
+            return;
+        }
         if frame.generation > self.generation {
-            if self.phase != Phase::Demoting {
-                (self.phase, self.generation, self.demoted) = (Phase::Demoting, frame.generation, true);
-                out.push(Action::Demote);
+            if !self.ends_here(&frame, out) {
+                self.demote(frame.generation, out);
             }
             return;
         }
-        let Word::Standby { whole, left, full, echo, .. } = frame.word else {
+        let Word::Standby { whole, left, full, echo, hand, .. } = frame.word else {
             self.stale += 1;
             return;
         };
@@ -255,7 +296,7 @@ impl Primary {
         }
         if frame.instance > self.known {
             if self.known != 0 {
-                self.new_series(out);
+                self.anew_for_another(out);
             }
             self.known = frame.instance;
             self.notice.meet();
@@ -264,16 +305,18 @@ impl Primary {
         if !self.notice.is_newest(frame.instance, frame.sequence) {
             return;
         }
-        if self.phase == Phase::Cut {
+        if matches!(self.phase, Phase::Cut | Phase::Asking { lost: true, .. }) {
             self.phase = Phase::Watching;
-            self.beat = now;
+            (self.beat, self.echoed) = (now, now);
             out.push(Action::Show);
+            self.heard_again(out);
         }
         if let Some((_, said)) = self.sent.iter().find(|(sequence, _)| *sequence == echo) {
+            self.echoed = self.echoed.max(*said);
             let until = *said + self.limits.lease();
-            if until > self.safe {
+            if until > self.safe && self.phase != Phase::Yielded {
                 self.safe = until;
-                if !self.free {
+                if !self.free && !self.yields.hidden {
                     out.push(Action::Lease(until));
                 }
             }
@@ -287,17 +330,19 @@ impl Primary {
             return;
         }
         // It was said after it had given up what it had, and this series never comes back.
-        if full {
-            return self.full(now, out);
+        if full || hand == Hand::Cannot {
+            self.thaw(out);
+            return self.full(full, now, out);
         }
         if !self.guarded {
-            self.confirmed = true;
+            (self.confirmed, self.risk) = (true, false);
             if !self.free {
                 self.run_free(out);
-                out.push(Action::Say(Said::Unprotected));
+                out.push(self.unprotected());
             }
         }
         self.whole(whole, now, out);
+        self.hear_hand(whole, hand, echo, now, out);
     }
 
     /// This epoch and those before it are whole at the standby.
@@ -336,6 +381,7 @@ impl Primary {
     fn run_free(&mut self, out: &mut Vec<Action>) {
         if !self.free {
             self.free = true;
+            self.yields.hidden = false;
             out.push(Action::Free);
         }
     }
@@ -352,61 +398,29 @@ impl Primary {
         self.beat = Duration::ZERO;
     }
 
-    /// The standby has no room: it is asked again later, each time after twice as long.
-    fn full(&mut self, now: Duration, out: &mut Vec<Action>) {
+    /// The standby has nothing any more. One that has no room is asked again later, each time after twice as long.
+    fn full(&mut self, full: bool, now: Duration, out: &mut Vec<Action>) {
         const LONGEST: u32 = 64;
         self.new_series(out);
         self.run_free(out);
+        if !full {
+            return out.push(self.unprotected());
+        }
         self.refused = (self.refused * 2).clamp(4, LONGEST);
         self.not_before = now + self.limits.again * self.refused;
         out.extend([Action::Say(Said::Full), Action::Say(Said::Unprotected)]);
     }
 
-    /// It goes on without a standby.
-    fn alone(&mut self, risk: bool, out: &mut Vec<Action>) {
-        if self.phase == Phase::Cut {
-            out.push(Action::Show);
-        }
-        self.new_series(out);
-        self.run_free(out);
-        out.push(Action::Say(if risk { Said::AtRisk } else { Said::Unprotected }));
-        if self.phase == Phase::Leaving {
-            return self.over(Said::Over, out);
-        }
-        self.phase = Phase::Watching;
-        self.beat = Duration::ZERO;
-    }
-
-    /// The standby's process has ended. That it had not taken over before is known if it has heard of this end lately.
-    fn gone(&mut self, now: Duration, out: &mut Vec<Action>) {
-        let concerned = matches!(self.phase, Phase::Watching | Phase::Cut | Phase::Leaving);
-        if concerned && !self.free && now < self.safe {
-            self.alone(false, out);
-        }
-    }
-
-    fn fenced(&mut self, done: bool, now: Duration, out: &mut Vec<Action>) {
-        if self.phase != Phase::Fencing {
-            return;
-        }
-        if done {
-            self.alone(false, out);
-        } else {
-            self.phase = Phase::Cut;
-            self.not_before = now + self.limits.again;
-            out.extend([Action::Hide, Action::Say(Said::Cut)]);
-        }
-    }
-
     /// The watch is to end. Asked for twice it ends whatever the standby does.
     fn leave(&mut self, out: &mut Vec<Action>) {
+        self.leave_hand(out);
         match self.phase {
             Phase::Watching | Phase::Recording if self.free => self.over(Said::Over, out),
             Phase::Watching => {
                 self.phase = Phase::Leaving;
                 self.beat = Duration::ZERO;
             }
-            Phase::Leaving | Phase::Cut => {
+            Phase::Leaving | Phase::Cut | Phase::Asking { .. } => {
                 self.alone(true, out);
                 self.over(Said::Over, out);
             }
@@ -420,6 +434,7 @@ impl Primary {
                 self.capturing = None;
                 if mark.series == self.series {
                     self.flight.push_back(flying);
+                    self.captured_last(now, out);
                 } else {
                     out.push(Action::Discard(mark));
                 }
@@ -430,48 +445,9 @@ impl Primary {
                 if flying.mark.series == self.series {
                     self.number -= 1;
                 }
+                self.failed_last(out);
             }
             _ => {}
-        }
-    }
-
-    /// What silence means.
-    fn judge(&mut self, now: Duration, out: &mut Vec<Action>) {
-        if matches!(self.phase, Phase::Watching) {
-            out.extend(self.notice.change(now).map(|silent| Action::Say(silent.map_or(Said::BothPaths, Said::OnePath))));
-        }
-        if self.is_mute(now) {
-            self.made = now;
-            out.push(Action::Relink);
-        }
-        if self.free || !matches!(self.phase, Phase::Watching | Phase::Cut) {
-            return;
-        }
-        if self.notice.lost(now) {
-            match (self.limits.fence, self.limits.on_loss) {
-                (true, _) if now >= self.not_before => {
-                    self.phase = Phase::Fencing;
-                    out.push(Action::Fence);
-                }
-                (false, OnLoss::Continue) => self.alone(true, out),
-                _ if self.phase == Phase::Watching => {
-                    self.phase = Phase::Cut;
-                    out.extend([Action::Hide, Action::Say(Said::Cut)]);
-                }
-                _ => {}
-            }
-            return;
-        }
-        // It lives, and epochs do not get there: without its clone it cannot take over, and all may go out.
-        let cut = self.notice.since(Path::Link, now) >= 2 * self.limits.timeout;
-        let stuck = self.is_stuck(self.limits.wedge, now);
-        if self.guarded && (cut || stuck) && self.phase == Phase::Watching {
-            self.new_series(out);
-            self.not_before = now + self.limits.again;
-            if stuck && self.linked {
-                self.made = now;
-                out.push(Action::Relink);
-            }
         }
     }
 
@@ -495,7 +471,7 @@ impl Primary {
     }
 
     fn may_capture(&self) -> bool {
-        let here = self.phase == Phase::Watching && self.linked && !self.quiet && self.confirmed;
+        let here = self.phase == Phase::Watching && self.linked && !self.quiet && self.confirmed && !self.paused;
         // Without a bound on what a round leaves over, rounds follow each other; each waits for the one before.
         let room = if self.guarded { PIPELINE } else { 1 };
         here && self.capturing.is_none() && self.flight.len() < room
@@ -508,11 +484,11 @@ impl Primary {
 
     fn work(&mut self, now: Duration, out: &mut Vec<Action>) {
         self.quiet = self.notice.silent(Path::Link, now);
+        self.work_hand(now, out);
         if self.may_capture() && now >= self.due() {
             let ready = self.guarded || self.number > 0 && (self.settled || self.number >= ROUNDS);
             if ready && !self.guarded {
-                self.guarded = true;
-                self.free = false;
+                (self.guarded, self.free, self.echoed) = (true, false, now);
                 out.extend([Action::Hold, Action::Lease(now + self.limits.lease())]);
             }
             self.number += 1;
@@ -532,11 +508,16 @@ impl Primary {
 
     fn say(&mut self, now: Duration, out: &mut Vec<Action>) {
         self.beat = now + self.limits.beat;
-        if !matches!(self.phase, Phase::Watching | Phase::Leaving) {
+        if !matches!(self.phase, Phase::Watching | Phase::Leaving | Phase::Yielding | Phase::Yielded) {
             return;
         }
-        let wedged = self.capturing.is_some_and(|flying| now.saturating_sub(flying.begun) >= self.limits.wedge);
-        let word = Word::Primary { series: self.series, wedged, over: self.phase == Phase::Leaving };
+        let wedged = self.is_wedged(now);
+        if self.limits.witness && !wedged {
+            // Whoever renews the lease is told what has become of it.
+            out.push(Action::Ask(self.generation + u64::from(self.risk)));
+        }
+        let (last, go) = (self.last(), self.phase == Phase::Yielded);
+        let word = Word::Primary { series: self.series, wedged, over: self.phase == Phase::Leaving, last, go };
         for path in [Path::Link, Path::Beat] {
             self.sequence += 1;
             self.sent.push_back((self.sequence, now));

@@ -1,13 +1,17 @@
 //! The end that waits to take over.
 
+mod hand;
+
 use super::notice::Notice;
-use super::{Action, Activation, Event, Frame, Guarantee, Limits, Mark, Path, Said, Word};
+use super::{Action, Activation, Event, Frame, Guarantee, Hand, Limits, Mark, Path, Ruling, Said, Whose, Word};
 use std::time::Duration;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     New,
     Standing,
+    /// The witness is asked.
+    Asking,
     Fencing,
     Blocking,
     Recording,
@@ -19,6 +23,10 @@ enum Phase {
     Opening,
     Letting,
     Running,
+    /// Everything is rebuilt, as it was asked to: it waits for a word, or for silence.
+    Set,
+    /// There was silence, and the other host is to be ended first.
+    SetFencing,
     /// What is planted could not be let run; nobody else may.
     Failed,
     /// The watch is over: it never takes over.
@@ -47,9 +55,19 @@ pub struct Standby {
     full: bool,
     /// The primary's process has ended.
     gone: bool,
+    /// Its host was ended: what it has said before and comes late is nothing any more.
+    off: bool,
     /// When what did not work is tried again.
     again: Option<Duration>,
+    /// Why it was not taken over, as far as that was said.
+    told: Option<Said>,
     stale: u64,
+    /// The epoch after which the primary's tree stands still, as it said last.
+    last: Option<Mark>,
+    /// The one that is being taken over from since the primary has asked for it.
+    planned: Option<Mark>,
+    /// That came to nothing, and took what was here along.
+    cannot: bool,
 }
 
 impl Standby {
@@ -70,8 +88,13 @@ impl Standby {
             ready: false,
             full: false,
             gone: false,
+            off: false,
             again: None,
+            told: None,
             stale: 0,
+            last: None,
+            planned: None,
+            cannot: false,
         }
     }
 
@@ -125,8 +148,13 @@ impl Standby {
             Event::Whole { generation, mark, ready } => self.epoch(generation, mark, ready, now, &mut out),
             Event::Gone => self.gone = true,
             Event::Fenced(done) if self.phase == Phase::Fencing => self.fenced(done, now, &mut out),
+            Event::Ruled(ruling) if self.phase == Phase::Asking => self.ruled(Some(ruling), now, &mut out),
+            Event::Unruled if self.phase == Phase::Asking => self.ruled(None, now, &mut out),
+            Event::Fenced(done) if self.phase == Phase::SetFencing => self.fenced_when_set(done, now, &mut out),
             Event::Full => self.full(now, &mut out),
+            Event::Failed if self.planned.is_some() => self.cannot(now, &mut out),
             Event::Failed => self.failed(&mut out),
+            _ if self.planned.is_some() => self.advance_planned(event, now, &mut out),
             _ => self.advance(event, now, &mut out),
         }
         self.judge(now, &mut out);
@@ -137,40 +165,45 @@ impl Standby {
     }
 
     fn hear(&mut self, path: Path, frame: Frame, now: Duration, out: &mut Vec<Action>) {
-        let Word::Primary { series, wedged, over } = frame.word else {
+        let Word::Primary { series, wedged, over, last, go } = frame.word else {
             self.stale += 1;
             return;
         };
-        if frame.generation < self.generation || frame.instance < self.known {
+        if frame.generation < self.generation || frame.instance < self.known + u64::from(self.off) {
             self.stale += 1;
             return;
         }
         if frame.generation > self.generation {
-            // Of a watch that is not this one.
-            if self.phase == Phase::Standing {
+            // Of a watch that is not this one, or of a primary that goes on without this one.
+            if matches!(self.phase, Phase::Standing | Phase::Asking) {
                 self.phase = Phase::Over;
                 out.extend([Action::Drop, Action::End]);
             }
             return;
         }
         if frame.instance > self.known {
-            self.known = frame.instance;
+            (self.known, self.off) = (frame.instance, false);
             self.notice.meet();
         }
         let newest = self.notice.is_newest(frame.instance, frame.sequence);
         // A primary that beats and gets no further is as good as none.
         if !wedged {
             self.notice.hear(path, frame.sequence, now);
-            self.echo = self.echo.max(frame.sequence);
+            if !self.is_decided() {
+                self.echo = self.echo.max(frame.sequence);
+            }
             self.gone = false;
         }
         if !newest || wedged {
             return;
         }
-        if self.phase == Phase::Blocking {
+        self.told = None;
+        // What the witness has granted is told to the primary, which gives in: there is no way back.
+        if self.phase == Phase::Blocking && self.planned.is_none() && !self.limits.witness {
             self.phase = Phase::Standing;
             out.push(Action::Unblock);
         }
+        self.hear_hand(Mark { series, number: last }, go, out);
         if self.phase == Phase::Standing && series > self.whole.series {
             self.adopt(series, out);
         }
@@ -185,7 +218,7 @@ impl Standby {
     /// What is here belongs to a series that is over.
     fn adopt(&mut self, series: u64, out: &mut Vec<Action>) {
         self.whole = Mark { series, number: 0 };
-        (self.ready, self.full) = (false, false);
+        (self.ready, self.full, self.cannot) = (false, false, false);
         self.beat = Duration::ZERO;
         out.push(Action::Drop);
     }
@@ -202,7 +235,7 @@ impl Standby {
     }
 
     fn epoch(&mut self, generation: u64, mark: Mark, ready: bool, now: Duration, out: &mut Vec<Action>) {
-        if generation != self.generation || !matches!(self.phase, Phase::Standing | Phase::Fencing) {
+        if generation != self.generation || !matches!(self.phase, Phase::Standing | Phase::Asking | Phase::Fencing) {
             self.stale += 1;
             return;
         }
@@ -213,7 +246,7 @@ impl Standby {
             self.stale += 1;
             return;
         }
-        if mark.number == self.whole.number + 1 && !self.full {
+        if mark.number == self.whole.number + 1 && !self.full && !self.cannot {
             self.whole = mark;
             self.notice.touch(Path::Link, now);
             if ready && !self.ready {
@@ -231,6 +264,7 @@ impl Standby {
         if self.phase == Phase::Probing && again {
             out.push(Action::Probe);
         }
+        self.judge_planned(now, out);
         if self.phase != Phase::Standing || !self.ready {
             return;
         }
@@ -238,16 +272,43 @@ impl Standby {
         // What a primary left behind that has ended may answer until its lease is over.
         let gone = self.gone && self.limits.guarantee == Guarantee::Hold;
         if (self.notice.lost(now) || gone) && self.again.is_none() {
-            out.push(Action::Say(Said::TakingOver));
-            let (phase, action) = if self.limits.fence { (Phase::Fencing, Action::Fence) } else { (Phase::Blocking, Action::Block) };
-            self.phase = phase;
-            out.push(action);
+            if self.limits.witness {
+                self.phase = Phase::Asking;
+                out.push(Action::Ask(self.generation + 1));
+            } else {
+                self.take_over(out);
+            }
+        }
+    }
+
+    fn take_over(&mut self, out: &mut Vec<Action>) {
+        out.push(Action::Say(Said::TakingOver));
+        let (phase, action) = if self.limits.fence { (Phase::Fencing, Action::Fence) } else { (Phase::Blocking, Action::Block) };
+        self.phase = phase;
+        out.push(action);
+    }
+
+    /// What the witness says, if it says anything.
+    fn ruled(&mut self, ruling: Option<Ruling>, now: Duration, out: &mut Vec<Action>) {
+        if ruling.is_some_and(|r| r.granted && r.whose == Whose::Mine && r.generation == self.generation + 1) {
+            return self.take_over(out);
+        }
+        self.phase = Phase::Standing;
+        let left = ruling.map_or(Duration::ZERO, |ruling| ruling.left);
+        self.again = Some(now + if left.is_zero() { self.limits.again } else { left.min(self.limits.again) });
+        let said = match ruling {
+            Some(ruling) if ruling.generation > self.generation => Said::Outdated,
+            Some(_) => Said::Refused,
+            None => Said::Unruled,
+        };
+        if self.told.replace(said) != Some(said) {
+            out.push(Action::Say(said));
         }
     }
 
     fn fenced(&mut self, done: bool, now: Duration, out: &mut Vec<Action>) {
         if done {
-            self.phase = Phase::Blocking;
+            (self.phase, self.off) = (Phase::Blocking, true);
             out.push(Action::Block);
         } else {
             self.phase = Phase::Standing;
@@ -305,8 +366,12 @@ impl Standby {
         if matches!(self.phase, Phase::New | Phase::Over) {
             return;
         }
-        let word =
-            Word::Standby { whole: self.whole, ready: self.ready, left: self.phase == Phase::Left, full: self.full, echo: self.echo };
+        if self.limits.witness && self.phase == Phase::Running {
+            // Nobody is to begin another watch of that name meanwhile.
+            out.push(Action::Ask(self.generation));
+        }
+        let (left, hand) = (self.phase == Phase::Left, self.hand());
+        let word = Word::Standby { whole: self.whole, ready: self.ready, left, full: self.full, echo: self.echo, hand };
         for path in [Path::Link, Path::Beat] {
             self.sequence += 1;
             let frame = Frame { generation: self.generation, instance: self.instance, sequence: self.sequence, word };
