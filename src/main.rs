@@ -41,9 +41,9 @@
 //! # Deliberately absent
 //!
 //! No async runtime and no thread for each tracee (ptrace binds a tracee to one thread, so one loop serves all). No
-//! code blob with its own libc inside the tracee: logic stays in ordinary Rust outside. No configuration file, no
-//! daemon, no plug-ins. No options at restore that repeat what the dump knew. No table of kernel versions: features
-//! are probed, never guessed.
+//! code blob with its own libc inside the tracee: logic stays in ordinary Rust outside. No configuration but the
+//! options of a watch, no daemon, no plug-ins. No options at restore that repeat what the dump knew. No table of kernel
+//! versions: features are probed, never guessed.
 
 mod capsule;
 mod check;
