@@ -338,7 +338,7 @@ impl Board {
             Said::Stayed if status.state == State::TakingOver => status.state = State::Starting,
             Said::Unsure => status.state = State::Cut,
             Said::Switched => status.state = State::Stopped,
-            Said::Stayed | Said::Slow | Said::Over => {}
+            Said::Stayed | Said::Slow | Said::Over | Said::Replaced => {}
         }
     }
 
