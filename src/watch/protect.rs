@@ -260,8 +260,9 @@ struct End {
 impl End {
     fn run(mut self) {
         let done = self.feed();
-        if done.is_ok() && !self.machine.is_demoted() {
-            if !self.machine.has_switched() {
+        // Who was overtaken is to know it when it is started again, unless a user has it forgotten.
+        if done.is_ok() && (!self.machine.is_demoted() || self.board.is_over()) {
+            if !self.machine.has_switched() && !self.machine.is_demoted() {
                 self.see_off();
             }
             let _ = self.store.forget(&self.record.name);
