@@ -251,6 +251,7 @@ refuse\t'A tree that has such is refused'"
 complete -c meio -n "__fish_meio_using_subcommand watch" -l color -d 'When to colour; auto means on a terminal, unless NO_COLOR is set' -r -f -a "auto\t''
 always\t''
 never\t''"
+complete -c meio -n "__fish_meio_using_subcommand watch" -l keep-demoted -d 'Leave the tree standing still here when the standby has taken over, in place of ending it'
 complete -c meio -n "__fish_meio_using_subcommand watch" -l pid-namespace -d 'Let it have its pids in a fresh pid namespace there'
 complete -c meio -n "__fish_meio_using_subcommand watch" -l check-config -d 'Only look whether that file, with the command line, is fine: all that is wrong is said at once'
 complete -c meio -n "__fish_meio_using_subcommand watch" -s v -l verbose -d 'Say more: each phase with its time, and notes'

@@ -1,5 +1,6 @@
 //! Trees that outlive their host.
 
+mod comeback;
 mod control;
 mod counter;
 mod faults;

@@ -43,7 +43,11 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 ///
 /// A link that is lost is made again: with the standby that is there, which goes on with what it has, or with a new one, which
 /// gets everything while the tree runs. Until then nobody stands by, which is said, and the tree goes on as --on-standby-loss has it.
-/// Where meio itself was killed, the same command goes on with the watch, and the tree stands still if the standby has taken over.
+/// Where meio itself was killed, the same command goes on with the watch.
+///
+/// When the standby has taken over, and this host or the way to it comes back, the tree stands still here as soon as that is known,
+/// and is ended when it is heard that it runs there: without a word to its clients, and nothing of it is left. --keep-demoted leaves
+/// it standing still, to be looked at.
 ///
 /// SIGUSR1 has an epoch begin at once, as meio checkpoint does; meio status says how things stand. Ends when the tree does, on meio
 /// unwatch, or on ^C: then the tree goes on here, and nobody stands by.
@@ -57,7 +61,7 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 ///
 /// With --json the last line has "epochs", "bytes", "stop_ms" (the longest stop), "median_stop_ms" and "p99_stop_ms" (the first copy
 /// left out), "held" (packets that waited, how long, and how many were lost for want of room; null where none had to), "source"
-/// ("running", "ended", "stopped" when the standby has taken over, or "switched" when that was wanted), "host" (null with --dir), "exit_code" (of a command that has
+/// ("running", "ended", "replaced" when the standby has taken over, "stopped" when the tree stands still here then, or "switched" when that was wanted), "host" (null with --dir), "exit_code" (of a command that has
 /// ended) and "warnings".
 #[derive(clap::Args)]
 #[command(
@@ -117,6 +121,9 @@ pub struct Watch {
     /// The group whose members may ask how it stands, and command it [default: meio, if there is one]
     #[arg(long, value_name = "GROUP")]
     control_group: Option<String>,
+    /// Leave the tree standing still here when the standby has taken over, in place of ending it
+    #[arg(long, conflicts_with = "dir")]
+    keep_demoted: bool,
     /// Let it have its pids in a fresh pid namespace there
     #[arg(long)]
     pid_namespace: bool,
@@ -305,8 +312,9 @@ impl Watch {
         let beat = usual.beat.min(self.timeout / 5);
         let interval_min = usual.interval_min.min(interval);
         let (fence, witness) = (self.fence.is_some(), self.witness.is_some());
+        let (timeout, keep_demoted) = (self.timeout, self.keep_demoted);
         let limits =
-            Limits { guarantee, on_loss, fence, witness, beat, timeout: self.timeout, interval, interval_min, interval_max, ..usual };
+            Limits { guarantee, on_loss, fence, witness, keep_demoted, beat, timeout, interval, interval_min, interval_max, ..usual };
         (limits, wrong)
     }
 
@@ -360,6 +368,7 @@ struct Outcome {
     stops: Vec<Duration>,
     held: Option<Held>,
     demoted: bool,
+    replaced: bool,
     ended: bool,
     switched: bool,
     code: Option<i32>,
@@ -368,8 +377,8 @@ struct Outcome {
 
 impl From<protect::Outcome> for Outcome {
     fn from(o: protect::Outcome) -> Self {
-        let protect::Outcome { host, epochs, bytes, longest, stops, held, demoted, ended, switched, warnings } = o;
-        Outcome { host: Some(host), epochs, bytes, longest, stops, held, demoted, ended, switched, code: None, warnings }
+        let protect::Outcome { host, epochs, bytes, longest, stops, held, demoted, replaced, ended, switched, warnings } = o;
+        Outcome { host: Some(host), epochs, bytes, longest, stops, held, demoted, replaced, ended, switched, code: None, warnings }
     }
 }
 
@@ -399,11 +408,22 @@ fn result(o: &Outcome) -> serde_json::Value {
         "median_stop_ms": figures::ms(median(o)),
         "p99_stop_ms": figures::ms(stop(o, 0.99)),
         "held": o.held.as_ref().map(held),
-        "source": if o.switched { "switched" } else if o.demoted { "stopped" } else if o.ended { "ended" } else { "running" },
+        "source": source(o),
         "host": o.host,
         "exit_code": o.code,
         "warnings": o.warnings,
     })
+}
+
+/// What has become of the tree here.
+fn source(o: &Outcome) -> &'static str {
+    match () {
+        () if o.switched => "switched",
+        () if o.replaced => "replaced",
+        () if o.demoted => "stopped",
+        () if o.ended => "ended",
+        () => "running",
+    }
 }
 
 fn held(held: &Held) -> serde_json::Value {
@@ -430,6 +450,7 @@ fn closing(o: &Outcome) -> String {
     let code = o.code.map_or_else(String::new, |code| format!(" with exit code {code}"));
     match host {
         Some(host) if o.switched => format!("it runs on {host}, as was wanted, and nothing of it is left here; {what}"),
+        Some(host) if o.replaced => format!("{host} has taken over, and nothing of it is left here; {what}"),
         Some(host) if o.demoted => format!("{host} has taken over: the tree stands still here; {what}"),
         _ if o.ended => format!("the watch is over, and the tree has ended{code}; {what}"),
         Some(_) => format!("the watch is over, the tree goes on here, and nobody stands by; {what}"),

@@ -195,7 +195,8 @@ pub struct Leftover {
 }
 
 impl Leftover {
-    fn of(tree: &Tree) -> Self {
+    /// Of a tree.
+    pub fn of(tree: &Tree) -> Self {
         let root = tree.processes.first().and_then(|root| root.places.of(&tree.namespaces, Kind::Ipc));
         let elsewhere = tree.system_v_elsewhere.iter().map(|e| (e.namespace, &e.objects));
         let here = std::iter::once((root, &tree.system_v)).chain(elsewhere).find(|(namespace, _)| namespace.is_none());

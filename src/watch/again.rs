@@ -66,6 +66,8 @@ pub enum Found {
         generation: u64,
         /// Which process.
         instance: u64,
+        /// It runs there already.
+        runs: bool,
     },
 }
 
@@ -116,10 +118,10 @@ pub fn agree(ask: &Ask, whom: &Whom, mut peer: Peer) -> Result<Found> {
     let frame = peer.link.receive(Some(PATIENCE))?;
     let taken = |theirs| whom.generation.is_some_and(|own| theirs > own);
     let (generation, instance, images, port, token, warnings) = match unpack(&frame.payload)? {
-        Setup::Answer { generation, instance, .. } | Setup::Going { generation, instance, .. } if taken(generation) => {
-            return Ok(Found::Taken { generation, instance });
+        Setup::Answer { generation, instance, runs, .. } | Setup::Going { generation, instance, runs, .. } if taken(generation) => {
+            return Ok(Found::Taken { generation, instance, runs });
         }
-        Setup::Answer { details, generation, instance, port, token } => {
+        Setup::Answer { details, generation, instance, port, token, .. } => {
             let Details { refusals, warnings, .. } = details;
             if !refusals.is_empty() {
                 let what = format!("process {} cannot live on {}", options.dump.pid, options.standby.host);

@@ -48,6 +48,7 @@ pub fn run() -> Result<()> {
     let claim = store.claim(&name)?;
     let there = store.read(&name)?;
     let instance = there.as_ref().map_or(0, |record| record.instance).max(known) + 1;
+    let runs = there.as_ref().is_some_and(Record::runs);
     let before = there.and_then(|record| record.settled());
     // What was about to be taken over and does not live was not.
     let generation = before.map_or(0, |a| a.generation() - u64::from(matches!(a, Activation::Taking(_))));
@@ -70,7 +71,7 @@ pub fn run() -> Result<()> {
     let details = fit::check(&plan)?;
     let refused = !details.refusals.is_empty();
     let visits = Visits::begin()?;
-    let answer = Setup::Answer { details, generation, instance, port: beats.port()?, token: visits.token().to_owned() };
+    let answer = Setup::Answer { details, generation, instance, port: beats.port()?, token: visits.token().to_owned(), runs };
     peer.link.send(&transport::Frame { kind: SETUP, generation: 0, payload: pack(&answer)? })?;
     if refused {
         return Ok(());
@@ -358,7 +359,8 @@ impl Agent {
             && let Some((peer, asked)) = self.visitor.take()
         {
             self.coming.clear();
-            self.visits.answer(peer, asked, (self.machine.generation(), self.record.instance), self.spool.whole());
+            let own = (self.machine.generation(), self.record.instance);
+            self.visits.answer(peer, asked, own, self.spool.whole(), self.root.is_some());
         }
         Ok(())
     }

@@ -5,9 +5,10 @@ use super::record::{Record, Store};
 use super::start::free;
 use super::state::Activation;
 use super::status::{Role, State, Status};
+use crate::dump::{self, moving::Leftover};
 use crate::error::{Error, Kind, Result};
 use crate::migrate::address::Probe;
-use crate::migrate::frozen::{announce, silence};
+use crate::migrate::frozen::{self, announce, silence};
 use crate::migrate::record::Member;
 use crate::netlock::kept::{self, Owner};
 use crate::progress::Report;
@@ -196,4 +197,16 @@ pub fn stop(pid: i32, patience: Duration, holds: bool) -> Result<()> {
     }
     frozen.release();
     stopped
+}
+
+/// Ends a tree here that stands still, and runs elsewhere. `holds`: its connections live there, and nobody hears of the end here.
+///
+/// # Errors
+/// When a process cannot be held; then nothing was ended.
+pub fn end(options: &dump::Options, holds: bool) -> Result<()> {
+    // What cannot be looked at any more leaves nothing that is known.
+    let leftover = dump::preflight(options.pid, &options.decisions).map(|look| Leftover::of(&look.tree));
+    frozen::end(freeze(options.pid, options.freeze_timeout)?, holds)?;
+    leftover.unwrap_or_default().remove();
+    Ok(())
 }

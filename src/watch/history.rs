@@ -83,6 +83,7 @@ impl Entry {
             Said::Taken => ("address-taken", "somebody else has the address, and is waited for"),
             Said::Failed => ("failed", "it could not be taken over"),
             Said::Demoted => ("demoted", "another host has taken over: the tree stands still here"),
+            Said::Replaced => ("replaced", "it runs on the other host: what stood still here was ended"),
             Said::Yielding => ("yielding", "a user wants the standby to take over"),
             Said::Stayed => ("stayed", "the standby has not taken over as was wanted: it goes on here"),
             Said::Unsure => ("unsure", "the standby was told to let it run, and is not heard: it stands still here"),

@@ -19,7 +19,7 @@ use super::record::{Back, Claim, Record, Store};
 use super::say::Seen;
 use super::setup::{EPOCH, Epoch, OVER, PACKETS, WHY, WORD};
 use super::start::Start;
-use super::state::{Action, Event, Frame, Hand, Limits, Mark, Path, Primary, Said, Word};
+use super::state::{Action, Activation, Event, Frame, Hand, Limits, Mark, Path, Primary, Said, Word};
 use super::status::{Board, Role, State};
 use super::switch::{Course, Still, are_down};
 use super::tree::{Order, Tree};
@@ -89,6 +89,8 @@ pub struct Outcome {
     pub held: Option<Held>,
     /// Somebody else has taken over: the tree stands still here.
     pub demoted: bool,
+    /// It runs there, and was ended here.
+    pub replaced: bool,
     /// The tree has ended.
     pub ended: bool,
     /// It runs at the standby, as was wanted, and was ended here.
@@ -258,8 +260,9 @@ struct End {
 impl End {
     fn run(mut self) {
         let done = self.feed();
-        if done.is_ok() && !self.machine.is_demoted() {
-            if !self.machine.has_switched() {
+        // Who was overtaken is to know it when it is started again, unless a user has it forgotten.
+        if done.is_ok() && (!self.machine.is_demoted() || self.board.is_over()) {
+            if !self.machine.has_switched() && !self.machine.is_demoted() {
                 self.see_off();
             }
             let _ = self.store.forget(&self.record.name);
@@ -377,9 +380,11 @@ impl End {
     /// Somebody who was called has answered.
     fn answer(&mut self) -> Option<Event> {
         let standing = match self.calls.answer()? {
+            // It is not known there that it was taken over: nobody here can say that it was not.
+            Ok(Found::Standby(_)) if self.machine.is_demoted() => return None,
             Ok(Found::Standby(standing)) => standing,
-            Ok(Found::Taken { generation, instance }) => {
-                let (whole, hand) = (Mark::default(), Hand::Nothing);
+            Ok(Found::Taken { generation, instance, runs }) => {
+                let (whole, hand) = (Mark::default(), if runs { Hand::Runs } else { Hand::Nothing });
                 let word = Word::Standby { whole, ready: true, left: false, full: false, echo: 0, hand };
                 return Some(Event::Heard(Path::Link, Frame { generation, instance, sequence: 0, word }));
             }
@@ -436,7 +441,11 @@ impl End {
             Action::Send(Path::Beat, word) => drop(self.beats.as_mut().map_or(Ok(false), |beats| beats.send(&word))?),
             Action::Ask(generation) => self.witness.iter_mut().for_each(|witness| witness.ask(generation)),
             Action::Record(activation) => {
-                (self.record.activation, self.whom.generation) = (Some(activation), Some(generation));
+                self.record.activation = Some(activation);
+                // Who is overtaken asks as the one that it was.
+                if matches!(activation, Activation::Primary { .. }) {
+                    self.whom.generation = Some(generation);
+                }
                 return Ok(Some(Event::Recorded(self.store.write(&self.record).is_ok())));
             }
             Action::Capture(mark) => drop(self.orders.send(Order::Capture(mark))),
@@ -482,6 +491,7 @@ impl End {
                 self.lease.hide()?;
                 let _ = self.orders.send(Order::Demote);
             }
+            Action::Reap => drop(self.orders.send(Order::Reap)),
             Action::Fence => {
                 self.fencing =
                     self.fence.as_ref().map(|command| Fence::run(command, self.record.back.as_ref().map_or("", |back| &back.host)))

@@ -142,6 +142,11 @@ impl Record {
             other => other,
         }
     }
+
+    /// It was taken over, and lives here.
+    pub fn runs(&self) -> bool {
+        matches!(self.settled(), Some(Activation::Taken(_))) && self.about.tree.is_some_and(|tree| tree.lives())
+    }
 }
 
 impl Activation {

@@ -53,6 +53,7 @@ pub fn tell(said: Said, outcome: &mut Outcome, report: &mut dyn Report) {
         Said::Cut => warn("nothing is heard of the standby: nobody answers here until it is known what has become of it"),
         Said::AtRisk => warn("it goes on alone, since that was wanted: if the standby lives, two answer"),
         Said::Demoted => warn("the standby has taken over: the tree stands still here"),
+        Said::Replaced => report.note("it runs there: what stood still here was ended"),
         Said::Paused => report.note("paused: if this host is lost, it ends"),
         Said::Yielding => report.note("it stands still: the standby takes over, as was wanted"),
         Said::Stayed => report.warning("the standby has not taken over as was wanted: it goes on here"),

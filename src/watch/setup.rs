@@ -52,6 +52,9 @@ pub enum Setup {
         port: u16,
         /// What is to be said to come back when the link is lost.
         token: String,
+        /// It was taken over here, and runs.
+        #[serde(default)]
+        runs: bool,
     },
     /// Standby, the one that has been there before: it goes on with what it has.
     Going {
@@ -63,6 +66,9 @@ pub enum Setup {
         images: u64,
         /// Where it hears heartbeats that a fresh primary has given a key for.
         port: u16,
+        /// It was taken over here, and runs.
+        #[serde(default)]
+        runs: bool,
     },
     /// Primary: it begins.
     Begin {

@@ -63,6 +63,10 @@ impl Start {
         let plan = phase(report, phases, "check", |_| fit::plan(options, resumed.is_some()))?;
         say_what_is_written(&plan, report);
         let (watch, first) = match &resumed {
+            // Who has taken over has a higher one than it had here.
+            Some(resumed) if resumed.demoted => {
+                (resumed.watch, Whom { generation: Some(resumed.generation - 1), ..Whom::back(&resumed.back) })
+            }
             Some(resumed) => {
                 report.warning("the meio of this watch was killed: what was held is lost, and nobody answers until the standby is asked");
                 (resumed.watch, Whom { generation: Some(resumed.generation), ..Whom::back(&resumed.back) })
@@ -88,10 +92,11 @@ impl Start {
     pub fn machine(&self, generation: u64) -> (Record, Primary) {
         let Ask { options, watch, .. } = &self.ask;
         let instance = self.resumed.as_ref().map_or(0, |resumed| resumed.instance);
+        let overtaken = self.resumed.as_ref().filter(|resumed| resumed.demoted).map(|resumed| resumed.generation);
         let record = Record {
             name: options.name.clone(),
             watch: *watch,
-            activation: Some(Activation::Primary { generation, instance }),
+            activation: Some(overtaken.map_or(Activation::Primary { generation, instance }, Activation::Demoted)),
             instance,
             back: self.resumed.as_ref().map(|resumed| resumed.back.clone()),
             about: About {
@@ -102,9 +107,10 @@ impl Start {
                 standby: false,
             },
         };
-        let machine = match self.resumed {
-            Some(_) => Primary::resume(generation, instance, options.limits),
-            None => Primary::begin(generation, options.limits),
+        let machine = match (overtaken, &self.resumed) {
+            (Some(theirs), _) => Primary::overtaken(theirs, instance, options.limits),
+            (None, Some(_)) => Primary::resume(generation, instance, options.limits),
+            (None, None) => Primary::begin(generation, options.limits),
         };
         (record, machine)
     }

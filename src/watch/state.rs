@@ -16,6 +16,7 @@
 //!                                               record Taken (generation g+1): from here on g is over
 //!                                               Place, Probe, Raise, Restore, Tell, Open, Run
 //!  hears g+1: Demote         ◀── g+1 ──
+//!  Reap: ended here          ◀── g+1, runs ──
 //! ```
 //!
 //! When a user wants it to be taken over, nobody waits for silence:
@@ -39,6 +40,8 @@
 //! * A *series* begins with a copy of everything. The word of a standby that it is at a series and has nothing to take over from
 //!   is what lets the primary run free: it was said after the standby had dropped the clone that it had.
 //! * A primary that hears nothing says nothing: if its standby is there after all, it is to take over.
+//! * A primary that is overtaken has its tree stand still at once, and ends it when the standby says that it runs there. From a
+//!   witness, or a standby that has only begun to take over, it knows too little for that: what fails there may be all there is.
 //! * Words are states, not steps: any of them may be lost, late or heard twice.
 //! * With a *witness*, each generation belongs to one end. A standby asks for g+1 before it has anything on record; a primary that
 //!   hears nothing of its standby, or is not heard, asks for the same g+1 before it goes on alone, and is g+1 then: what stands by for
@@ -129,7 +132,7 @@ pub enum Hand {
     Nothing,
     /// Everything is rebuilt, and waits for the primary's word.
     Set,
-    /// It runs.
+    /// It runs there.
     Runs,
     /// It could not, and has nothing any more of what it had.
     Cannot,
@@ -175,6 +178,9 @@ pub struct Limits {
     /// A third party says who may go on.
     #[serde(default)]
     pub witness: bool,
+    /// A tree that runs elsewhere is kept here, standing still.
+    #[serde(default)]
+    pub keep_demoted: bool,
     /// Time between two beats.
     pub beat: Duration,
     /// After this silence on both paths the other one is taken for lost.
@@ -199,6 +205,7 @@ impl Default for Limits {
             on_loss: OnLoss::Hold,
             fence: false,
             witness: false,
+            keep_demoted: false,
             beat: ms(100),
             timeout: ms(1000),
             interval: ms(50),
@@ -287,7 +294,7 @@ pub enum Event {
     Pause,
     /// Primary: it is to be protected again.
     Resume,
-    /// Primary: the answer to [`Action::Finish`].
+    /// Primary: the answer to [`Action::Finish`] and [`Action::Reap`].
     Finished,
 
     /// Standby: an epoch is here as a whole.
@@ -381,6 +388,9 @@ pub enum Action {
     Show,
     /// Primary: freeze the tree, give up its address, let nothing out any more. Answer: `Demoted`.
     Demote,
+    /// Primary: what stands still since [`Action::Demote`] runs elsewhere: end it here, without a word to anybody. Answer: `Finished`,
+    /// `Failed`.
+    Reap,
     /// Primary: copy what has changed, and keep the tree still. Answer: `Captured`; `Failed` when it goes on.
     Last(Mark),
     /// Primary: what stands still since [`Action::Last`] goes on here. What it says is held, and its address down, as before.
@@ -449,6 +459,8 @@ pub enum Said {
     Failed,
     /// Somebody else has taken over.
     Demoted,
+    /// It runs there, and what stood still here was ended.
+    Replaced,
     /// A user wants it to be unprotected for a while.
     Paused,
     /// It stands still, and the standby is to take over.

@@ -225,6 +225,8 @@ struct Inner {
     grant: Option<Grant>,
     wish: Option<Wish>,
     ended: Option<Ended>,
+    /// Its end was wished for.
+    over: bool,
     /// What the other host was called by the user.
     called: String,
     /// How many switch-overs have ended, and how the last one has.
@@ -338,7 +340,7 @@ impl Board {
             Said::Stayed if status.state == State::TakingOver => status.state = State::Starting,
             Said::Unsure => status.state = State::Cut,
             Said::Switched => status.state = State::Stopped,
-            Said::Stayed | Said::Slow | Said::Over => {}
+            Said::Stayed | Said::Slow | Said::Over | Said::Replaced => {}
         }
     }
 
@@ -368,12 +370,18 @@ impl Board {
     /// Tells a wish to who can grant it.
     pub fn wish(&self, wish: Wish) {
         let mut inner = self.inner();
+        inner.over |= wish == Wish::Over;
         match &inner.grant {
             Some(grant) => grant(wish),
             // The end is not forgotten over an epoch.
             None if inner.wish != Some(Wish::Over) => inner.wish = Some(wish),
             None => {}
         }
+    }
+
+    /// Whether its end was ever wished for.
+    pub fn is_over(&self) -> bool {
+        self.inner().over
     }
 
     /// A wish that nobody has granted yet.

@@ -31,6 +31,8 @@ pub enum Order {
     Thaw,
     /// or ends here.
     Finish,
+    /// What stands still since [`Order::Demote`] runs elsewhere, and ends here.
+    Reap,
     /// This is to be known.
     Say(Said, Seen),
     /// The standby has had one more epoch.
@@ -142,6 +144,10 @@ impl Tree<'_> {
                     outcome.demoted = true;
                     self.tell(Event::Demoted);
                 }
+                Ok(Order::Reap) => {
+                    outcome.replaced = self.reap(report);
+                    self.tell(if outcome.replaced { Event::Finished } else { Event::Failed });
+                }
                 Ok(Order::Say(said, seen)) => {
                     tell(said, outcome, report);
                     seen.tell(report);
@@ -164,7 +170,9 @@ impl Tree<'_> {
                 Ok(Order::Tell(text)) => report.warning(&text),
                 Ok(Order::End(done)) => return failed.filter(|_| self.asked == 0 && !outcome.demoted).map_or(done, Err),
                 // Without a standby nobody looks at the tree.
-                Err(std::sync::mpsc::RecvTimeoutError::Timeout) if !self.ended && !outcome.switched && !self.root.lives() => {
+                Err(std::sync::mpsc::RecvTimeoutError::Timeout)
+                    if !self.ended && !outcome.switched && !outcome.replaced && !self.root.lives() =>
+                {
                     (self.ended, outcome.ended) = (true, true);
                     self.tell(Event::Over);
                 }
@@ -221,5 +229,15 @@ impl Tree<'_> {
         if let Err(e) = stopped {
             report.warning(&format!("the tree could not be stopped here: {}", e.message));
         }
+    }
+
+    /// It runs there, and ends here. Says whether it has.
+    fn reap(&self, report: &mut dyn Report) -> bool {
+        let holds = self.options.limits.guarantee == Guarantee::Hold;
+        let ended = if self.root.lives() { clean::end(&self.options.dump, holds) } else { Ok(()) };
+        if let Err(e) = &ended {
+            report.warning(&format!("the tree stands still here, and could not be ended: {}", e.message));
+        }
+        ended.is_ok()
     }
 }

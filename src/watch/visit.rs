@@ -106,8 +106,9 @@ impl Visits {
         self.answering.is_some_and(|since| since.elapsed() < 2 * PATIENCE)
     }
 
-    /// Answers: this generation and process, with so many images. What comes of it is [`News::Open`], if anything does.
-    pub fn answer(&mut self, mut peer: Peer, asked: Asked, (generation, instance): (u64, u64), images: u64) {
+    /// Answers: this generation and process, with so many images, or that it runs here. What comes of it is [`News::Open`], if anything
+    /// does.
+    pub fn answer(&mut self, mut peer: Peer, asked: Asked, (generation, instance): (u64, u64), images: u64, runs: bool) {
         self.count += 1;
         self.answering = Some(Instant::now());
         let (visit, tell) = (self.count, self.tell.clone());
@@ -115,7 +116,7 @@ impl Visits {
             let at = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0));
             let beats = if asked.fresh { Some(Beats::listen(&asked.key, at)?) } else { None };
             let port = beats.as_ref().map_or(Ok(0), Beats::port)?;
-            let going = Setup::Going { generation, instance, images, port };
+            let going = Setup::Going { generation, instance, images, port, runs };
             peer.link.send(&Frame { kind: SETUP, generation, payload: pack(&going)? })?;
             // Who was overtaken has nothing more to say.
             if generation == asked.generation {

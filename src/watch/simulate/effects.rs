@@ -81,6 +81,13 @@ impl World {
                 (self.tree, self.address) = (false, false);
                 Event::Finished
             }
+            Action::Reap => {
+                if self.ran.is_none() && self.tree {
+                    self.wrong("what runs nowhere else was ended");
+                }
+                self.tree = false;
+                Event::Finished
+            }
             Action::Fence => self.fence(who),
             other => return self.take_over(other),
         })
@@ -104,6 +111,7 @@ impl World {
             Action::Open => Event::Unblocked,
             Action::Run => {
                 self.runs = self.placed.or(Some(0));
+                self.ran = self.standby.as_ref().map(|s| s.number);
                 if !self.was_to_be_taken_over() && !self.faults.contains(&Fault::Yield) {
                     self.wrong("taken over although the primary could be heard");
                 }

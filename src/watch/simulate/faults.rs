@@ -130,11 +130,16 @@ impl World {
     /// Another meio finds the tree and the record.
     pub(super) fn new_primary(&mut self) {
         self.kill(Who::Primary, false);
-        if let (true, Some(Activation::Primary { generation, instance })) = (self.tree, self.primary_record) {
+        let machine = match self.primary_record.filter(|_| self.tree) {
+            Some(Activation::Primary { generation, instance }) => Some(Primary::resume(generation, instance + 1, self.limits)),
+            Some(Activation::Demoted(generation)) => Some(Primary::overtaken(generation, 1, self.limits)),
+            _ => None,
+        };
+        if let Some(machine) = machine {
+            self.address = !machine.is_demoted();
             self.count += 1;
-            self.primary = Some(Process::new(self.count, Primary::resume(generation, instance + 1, self.limits)));
+            self.primary = Some(Process::new(self.count, machine));
             self.linked = false;
-            self.address = true;
             self.step(Who::Primary, Event::Start);
             self.relink();
         }

@@ -14,6 +14,7 @@ flaws! {
     a_standby_that_takes_epochs_when_it_has_decided: TakesEpochsLate,
     a_clone_that_is_not_dropped: KeepsOldSeries,
     a_generation_that_is_not_heeded: NoGeneration,
+    a_tree_that_is_ended_too_soon: EndsTooSoon,
     epochs_with_gaps: GapsAreFine,
     a_lease_that_does_not_end: NoLease,
     a_lease_that_is_too_long: LongLease,

@@ -25,6 +25,8 @@ pub enum Flaw {
     KeepsOldSeries,
     /// A higher generation is not heeded.
     NoGeneration,
+    /// What was overtaken is ended before it runs elsewhere.
+    EndsTooSoon,
     /// An epoch of which a part is missing is taken for whole.
     GapsAreFine,
     /// The lease does not end by itself.

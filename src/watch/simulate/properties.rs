@@ -56,6 +56,11 @@ impl World {
         {
             self.wrong("who was overtaken does not give in");
         }
+        // Both are there, and the one hears of the other.
+        let hears = self.primary.as_ref().is_some_and(|p| !p.ended) && self.standby.as_ref().is_some_and(|s| self.ran == Some(s.number));
+        if self.runs.is_some() && !self.lasting && self.tree && hears && !self.left {
+            self.wrong("what runs elsewhere is not ended here");
+        }
         let served = self.runs.is_some() || self.released > released;
         // What was the tree is gone: with its host before anybody could take over, or with two.
         let lost = !self.tree || self.gate == Gate::Shut;

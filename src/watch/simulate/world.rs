@@ -70,6 +70,8 @@ pub struct World {
     pub(super) placed: Option<u64>,
     /// It runs there; of which age it was when it began.
     pub runs: Option<u64>,
+    /// The process that has let it run there.
+    pub(super) ran: Option<u64>,
     /// It could, when the primary was lost.
     pub(super) was_ready: bool,
     /// The watch is over, since a user wants it so.
@@ -381,6 +383,9 @@ impl World {
             {
                 let whole = Mark { series: self.fabricated, number: 0 };
                 Frame { word: Word::Standby { whole, ready, left, full, echo, hand }, ..frame }
+            }
+            (Some(Flaw::EndsTooSoon), Who::Standby, Word::Standby { whole, ready, left, full, echo, .. }) if frame.generation > 1 => {
+                Frame { word: Word::Standby { whole, ready, left, full, echo, hand: Hand::Runs }, ..frame }
             }
             (Some(Flaw::NoGeneration), Who::Standby, _) => Frame { generation: 1, ..frame },
             (Some(Flaw::OnePathIsEnough), Who::Primary, _) if path == Path::Beat => return,

@@ -25,6 +25,10 @@ enum Phase {
     /// The watch ends as soon as the standby knows.
     Leaving,
     Demoting,
+    /// Another one has taken over, and whether it runs there is yet to be heard.
+    Demoted,
+    /// It does: it is being ended here.
+    Reaping,
     /// The tree stands still, and the standby gets ready to take over.
     Yielding,
     /// It was told to let it run.
@@ -103,6 +107,8 @@ pub struct Primary {
     /// Frames that were not heeded.
     stale: u64,
     demoted: bool,
+    /// It runs where it was taken over.
+    replaced: bool,
     yields: hand::Yields,
     /// Nothing is copied until somebody wants it.
     paused: bool,
@@ -144,6 +150,7 @@ impl Primary {
             refused: 0,
             stale: 0,
             demoted: false,
+            replaced: false,
             yields: hand::Yields::default(),
             paused: false,
         }
@@ -155,6 +162,11 @@ impl Primary {
         let first = instance << 32;
         let begun = Primary::begin(generation, limits);
         Primary { instance, sequence: first, series: first + 1, free: false, linked: false, ..begun }
+    }
+
+    /// Of one that was demoted before its meio died: `generation` has taken over, and the tree stands still, or is about to.
+    pub fn overtaken(generation: u64, instance: u64, limits: Limits) -> Self {
+        Primary { demoted: true, ..Primary::resume(generation, instance, limits) }
     }
 
     /// Frames that were not heeded: from a lower generation, an earlier standby, or not a standby's at all.
@@ -211,6 +223,10 @@ impl Primary {
             }
         }
         match event {
+            Event::Start if self.phase == Phase::New && self.demoted => {
+                self.phase = Phase::Demoting;
+                out.push(Action::Demote);
+            }
             Event::Start if self.phase == Phase::New => {
                 self.phase = Phase::Recording;
                 out.push(Action::Record(Activation::Primary { generation: self.generation, instance: self.instance }));
@@ -229,6 +245,7 @@ impl Primary {
             Event::Unruled => self.unruled(now, &mut out),
             Event::Recorded(done) => self.recorded(done, now, &mut out),
             Event::Wanted => self.waiting = true,
+            Event::Failed if self.phase == Phase::Reaping => self.give_up(&mut out),
             Event::Captured(_) | Event::Failed => self.captured(event, now, &mut out),
             Event::Sent(mark) if self.shipping == Some(mark) => {
                 self.shipping = None;
@@ -242,6 +259,7 @@ impl Primary {
                 out.push(Action::Say(Said::Unprotected));
             }
             Event::Finished if self.phase == Phase::Finishing => out.push(Action::Record(Activation::Demoted(self.generation))),
+            Event::Finished if self.phase == Phase::Reaping => self.over(Said::Replaced, &mut out),
             Event::Demoted if self.phase == Phase::Demoting => out.push(Action::Record(Activation::Demoted(self.generation))),
             _ => {}
         }
@@ -265,7 +283,7 @@ impl Primary {
                 }
             }
             Phase::Recording => self.over(Said::Over, out),
-            Phase::Demoting => self.over(Said::Demoted, out),
+            Phase::Demoting => self.stopped(out),
             Phase::Finishing => self.over(Said::Switched, out),
             _ => {}
         }
@@ -280,9 +298,13 @@ impl Primary {
         if self.phase == Phase::Finishing {
             return;
         }
+        if self.demoted {
+            return self.hear_of_it(&frame, out);
+        }
         if frame.generation > self.generation {
             if !self.ends_here(&frame, out) {
                 self.demote(frame.generation, out);
+                self.hear_of_it(&frame, out);
             }
             return;
         }
@@ -424,6 +446,7 @@ impl Primary {
                 self.alone(true, out);
                 self.over(Said::Over, out);
             }
+            Phase::Demoted => self.give_up(out),
             _ => {}
         }
     }
@@ -485,6 +508,9 @@ impl Primary {
     fn work(&mut self, now: Duration, out: &mut Vec<Action>) {
         self.quiet = self.notice.silent(Path::Link, now);
         self.work_hand(now, out);
+        if self.demoted {
+            return;
+        }
         if self.may_capture() && now >= self.due() {
             let ready = self.guarded || self.number > 0 && (self.settled || self.number >= ROUNDS);
             if ready && !self.guarded {

@@ -111,7 +111,8 @@ impl Primary {
     pub(super) fn anew(&mut self, out: &mut Vec<Action>) {
         match self.phase {
             Phase::Yielding => self.doubt(),
-            Phase::Yielded | Phase::Finishing | Phase::Demoting => {}
+            Phase::Yielded | Phase::Finishing => {}
+            _ if self.demoted => {}
             _ => self.new_series(out),
         }
     }

@@ -1,7 +1,7 @@
 //! What a primary does that hears nothing of its standby, or of which it is said that it is overtaken.
 
 use super::super::{OnLoss, Ruling, Whose};
-use super::{Action, Activation, Duration, Path, Phase, Primary, Said};
+use super::{Action, Activation, Duration, Frame, Hand, Path, Phase, Primary, Said, Word};
 
 impl Primary {
     /// It goes on without a standby.
@@ -48,6 +48,37 @@ impl Primary {
             (self.phase, self.generation, self.demoted) = (Phase::Demoting, generation, true);
             out.push(Action::Demote);
         }
+    }
+
+    /// After that: a standby that has only begun to take over may fail yet, and then what stands still here is all there is.
+    pub(super) fn hear_of_it(&mut self, frame: &Frame, out: &mut Vec<Action>) {
+        if frame.generation >= self.generation && matches!(frame.word, Word::Standby { hand: Hand::Runs, .. }) {
+            (self.generation, self.replaced) = (frame.generation, true);
+            self.reap(out);
+        }
+    }
+
+    /// It stands still, and that is on record.
+    pub(super) fn stopped(&mut self, out: &mut Vec<Action>) {
+        if self.limits.keep_demoted {
+            return self.over(Said::Demoted, out);
+        }
+        self.phase = Phase::Demoted;
+        out.push(Action::Say(Said::Demoted));
+        self.reap(out);
+    }
+
+    fn reap(&mut self, out: &mut Vec<Action>) {
+        if self.phase == Phase::Demoted && self.replaced {
+            self.phase = Phase::Reaping;
+            out.push(Action::Reap);
+        }
+    }
+
+    /// What stands still is left so.
+    pub(super) fn give_up(&mut self, out: &mut Vec<Action>) {
+        self.phase = Phase::Over;
+        out.push(Action::End);
     }
 
     /// The witness has answered: to who has asked whether it may go on alone, or renews its lease.

@@ -19,7 +19,7 @@ impl Standby {
     /// How far it is.
     pub(super) fn hand(&self) -> Hand {
         match self.phase {
-            Phase::Running if self.planned.is_some() => Hand::Runs,
+            Phase::Running => Hand::Runs,
             Phase::Set | Phase::SetFencing => Hand::Set,
             _ if self.is_decided() && self.planned.is_some() => Hand::Set,
             _ if self.cannot => Hand::Cannot,

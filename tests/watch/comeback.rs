@@ -1,0 +1,120 @@
+//! A primary that was cut off, and comes back after another host has taken over.
+
+use super::control::meio;
+use super::links::{cut_all, heal};
+use super::{Counter, SLOW, Watched, has_address, noted, oldest, redis};
+use crate::lab::hosts::{Host, Hosts};
+use crate::lab::{Lab, SOON, until};
+use serde_json::Value;
+use std::path::Path;
+
+/// Watched, with a client that counts, and all is protected.
+fn guarded(lab: &Lab, more: &[&str]) -> (Hosts, i32, Watched, Counter) {
+    let (hosts, pid) = redis(lab);
+    let watched = Watched::with(lab, &hosts, pid, &[SLOW, &["--name", "web"], more].concat());
+    let counter = Counter::begin();
+    assert!(counter.go_on(50), "{}\n{}", watched.said(), noted(&hosts));
+    assert!(until(SOON, || watched.is_protected()), "{}", watched.said());
+    (hosts, pid, watched, counter)
+}
+
+/// What has happened on a host, in words.
+fn events(host: &Host) -> Vec<String> {
+    let (code, said) = meio(host, &["history", "web", "--json"]);
+    assert_eq!(code, 0, "{said}");
+    let all = serde_json::from_str::<Value>(&said).expect("JSON");
+    all["events"].as_array().expect("events").iter().filter_map(|event| event["event"].as_str().map(str::to_owned)).collect()
+}
+
+fn ends(watched: &mut Watched) -> i32 {
+    assert!(until(SOON, || watched.meio.try_wait().is_ok_and(|done| done.is_some())), "it does not end: {}", watched.said());
+    watched.meio.wait().expect("it has ended").code().expect("an exit code")
+}
+
+/// Whether nothing that a watch makes is left in the way of packets.
+fn is_open(host: &Host) -> bool {
+    !host.command(Path::new(crate::MEIO)).args(["check", "--unlock", "web"]).output().expect("it starts").status.success()
+}
+
+crate::alone! {
+    /// The cable of the primary's host is pulled, and put back in when the other one has taken over: what stood still there is ended
+    /// without a word to the client, whose connection goes on.
+    fn a_cable_that_is_put_back_in() {
+        let lab = Lab::new("comeback-cable");
+        let (hosts, pid, mut watched, counter) = guarded(&lab, &["--json"]);
+        hosts.wire(0, false);
+        assert!(counter.go_on(50), "nobody takes over: {}\n{}", watched.said(), noted(&hosts));
+        // Nobody has told it anything yet: it waits, and its tree is there.
+        assert!(hosts.hosts[0].lives(pid) && !has_address(&hosts.hosts[0]), "{}", watched.said());
+        hosts.wire(0, true);
+        assert_eq!(ends(&mut watched), 3, "{}", watched.said());
+        assert!(!hosts.hosts[0].lives(pid) && !has_address(&hosts.hosts[0]) && is_open(&hosts.hosts[0]), "{}", watched.said());
+        assert!(hosts.hosts[1].runs(pid) && has_address(&hosts.hosts[1]), "{}", noted(&hosts));
+        assert!(watched.said().contains(r#""source":"replaced""#), "{}", watched.said());
+        assert!(counter.go_on(50), "it does not go on: {}", noted(&hosts));
+        counter.end();
+        let told = events(&hosts.hosts[0]);
+        assert!(told.ends_with(&["cut".to_owned(), "demoted".to_owned(), "replaced".to_owned()]), "{told:?}");
+        // Who would begin it there once more is told so, until that is forgotten.
+        let mut again = Watched::start(&lab, &hosts, pid, &["--name", "web"]);
+        assert!(ends(&mut again) == 1 && again.said().contains("host2 has taken over the watch web"), "{}", again.said());
+        assert_eq!(meio(&hosts.hosts[0], &["unwatch", "web"]).0, 0);
+        assert_eq!(meio(&hosts.hosts[0], &["status", "web"]).0, 10);
+    }
+
+    /// As it was asked to it leaves the tree where it is.
+    fn a_tree_that_is_to_be_looked_at() {
+        let lab = Lab::new("comeback-keep");
+        let (hosts, pid, mut watched, counter) = guarded(&lab, &["--keep-demoted"]);
+        hosts.wire(0, false);
+        assert!(counter.go_on(50), "nobody takes over: {}\n{}", watched.said(), noted(&hosts));
+        hosts.wire(0, true);
+        assert_eq!(ends(&mut watched), 3, "{}", watched.said());
+        assert!(hosts.hosts[0].lives(pid) && !hosts.hosts[0].runs(pid) && !has_address(&hosts.hosts[0]), "{}", watched.said());
+        assert!(counter.go_on(50), "it does not go on: {}", noted(&hosts));
+        counter.end();
+    }
+
+    /// A meio that was killed while its tree stood still for the other host ends it when it is started again, and not before it has
+    /// heard that it runs there.
+    fn a_meio_that_is_killed_before_it_knows() {
+        let lab = Lab::new("comeback-killed");
+        let (hosts, pid, mut watched, counter) = guarded(&lab, &[]);
+        hosts.hosts[0].plain("kill", &["-KILL", &oldest(&hosts.hosts[0])]);
+        let _ = watched.meio.wait();
+        assert!(counter.go_on(50), "nobody takes over: {}\n{}", watched.said(), noted(&hosts));
+        assert!(hosts.hosts[0].lives(pid));
+        [(0, 1), (1, 0)].into_iter().for_each(|(from, to)| cut_all(&hosts, from, to));
+        let mut watched = Watched::start(&lab, &hosts, pid, &[SLOW, &["--name", "web"]].concat());
+        assert!(until(SOON, || watched.said().contains("nobody stands by")), "{}", watched.said());
+        assert!(hosts.hosts[0].lives(pid) && !has_address(&hosts.hosts[0]), "{}", watched.said());
+        [0, 1].into_iter().for_each(|from| heal(&hosts, from));
+        assert_eq!(ends(&mut watched), 3, "{}", watched.said());
+        assert!(!hosts.hosts[0].lives(pid) && hosts.hosts[1].runs(pid) && is_open(&hosts.hosts[0]), "{}", watched.said());
+        assert!(counter.go_on(50), "it does not go on: {}", noted(&hosts));
+        counter.end();
+    }
+
+    /// What the other host has begun to take over and cannot bring back is not ended where it is.
+    fn a_standby_that_cannot() {
+        let lab = Lab::new("comeback-cannot");
+        let (hosts, pid, mut watched, counter) = guarded(&lab, &[]);
+        // Somebody there has its pid from now on.
+        let taken = format!("echo {} > /proc/sys/kernel/ns_last_pid && exec setsid --fork sleep 1000 > /dev/null 2>&1", pid - 1);
+        let taken = || hosts.hosts[1].plain("bash", &["-c", &taken]);
+        assert!(until(SOON, || { taken(); hosts.hosts[1].lives(pid) }), "the pid is free");
+        hosts.wire(0, false);
+        assert!(until(SOON, || noted(&hosts).contains("it could not be brought back")), "{}", noted(&hosts));
+        hosts.wire(0, true);
+        assert!(until(SOON, || watched.said().contains("the standby has taken over")), "{}\n{}", watched.said(), noted(&hosts));
+        std::thread::sleep(std::time::Duration::from_secs(3));
+        assert!(watched.meio.try_wait().is_ok_and(|done| done.is_none()), "{}", watched.said());
+        assert!(hosts.hosts[0].lives(pid) && !hosts.hosts[0].runs(pid) && !has_address(&hosts.hosts[0]), "{}", watched.said());
+        assert_eq!(meio(&hosts.hosts[0], &["unwatch", "web"]).0, 0);
+        assert_eq!(ends(&mut watched), 3, "{}", watched.said());
+        assert!(hosts.hosts[0].lives(pid), "{}", watched.said());
+        assert!(!has_address(&hosts.hosts[1]), "{}", noted(&hosts));
+        // Its client waits for an answer that nobody gives.
+        drop(counter);
+    }
+}
