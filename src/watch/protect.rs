@@ -435,6 +435,7 @@ impl End {
             Action::Send(Path::Link, word) => self.peer.iter().for_each(|peer| send(peer, WORD, frame::write(&word).to_vec())),
             Action::Send(Path::Beat, word) => drop(self.beats.as_mut().map_or(Ok(false), |beats| beats.send(&word))?),
             Action::Ask(generation) => self.witness.iter_mut().for_each(|witness| witness.ask(generation)),
+            Action::Cede(generation) => self.witness.iter_mut().for_each(|witness| witness.cede(generation)),
             Action::Record(activation) => {
                 (self.record.activation, self.whom.generation) = (Some(activation), Some(generation));
                 return Ok(Some(Event::Recorded(self.store.write(&self.record).is_ok())));
