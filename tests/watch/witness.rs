@@ -308,7 +308,7 @@ crate::alone! {
         assert!(until(SOON, || !standing(here, "protected")["witness"]["trouble"].is_null()), "{}", watched.said());
         let (code, said) = meio(here, &["switchover", "web"]);
         assert!(code == 1 && said.contains("the witness 10.99.0.3:26346, which has to let it, does not answer"), "{said}");
-        assert!(yielded() == 1 && is_here() && counter.go_on(20), "{}", watched.said());
+        assert!(yielded() == 1 && until(SOON, is_here) && counter.go_on(20), "{}", watched.said());
         // It is asked again, and lets it.
         let mut witness = witness(&lab, &hosts);
         assert!(until(SOON, || standing(here, "protected")["witness"]["trouble"].is_null()), "{}", watched.said());
