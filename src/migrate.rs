@@ -45,6 +45,6 @@ const MOVE: u16 = 0x100;
 /// Kind of those that carry a [`plan::Remark`].
 const REMARK: u16 = 0x101;
 /// Kind of the one that asks for a [`room::Room`], and of the answer.
-const ROOM: u16 = 0x102;
+const ROOM: u16 = 0x103;
 /// Kind of those that ask for a block of pages, or carry it: see [`pull`].
 const PAGES: u16 = crate::transport::BESIDE;

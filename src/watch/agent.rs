@@ -443,9 +443,6 @@ impl Agent {
                         _ => self.steps = Some(Steps::begin(silence)),
                     }
                 }
-                if let (Said::Refused | Said::Unruled, true, Some(witness)) = (said, self.machine.is_planned(), &self.witness) {
-                    self.say_why(&format!("the witness {} did not let it", witness.at()));
-                }
                 self.history.said(said, |entry| self.about(said, entry));
                 let jitter = self.machine.jitter().map_or(String::new(), |most| format!("; heartbeats are up to {most:.1?} off"));
                 let dropped = self.machine.stale() + self.beats.dropped().all();

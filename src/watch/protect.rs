@@ -282,6 +282,11 @@ impl End {
         let mut events = VecDeque::from([Event::Start]);
         loop {
             let Some(next) = events.pop_front().or_else(|| self.next()) else { continue };
+            // The standby says so by the frame itself, which may come by either path.
+            if let (Event::Heard(_, Frame { word: Word::Standby { hand: Hand::Refused, .. }, .. }), Some(witness)) = (&next, &self.witness)
+            {
+                self.course.why(format!("the witness {} did not let it", witness.at()).as_bytes());
+            }
             let actions = self.machine.step(next, self.begun.elapsed());
             for action in actions {
                 if action == Action::End {
