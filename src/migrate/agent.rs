@@ -14,7 +14,7 @@ use super::pull::{Near, Told as Pulled};
 use super::record::{self, Member, Store};
 use super::spool::Spool;
 use super::state::{Action, Event, Life, Limits, Recorded, Target, Verdict};
-use super::{MOVE, REMARK, frozen, local};
+use super::{MOVE, REMARK, ROOM, frozen, local, room};
 use crate::error::{Error, Refusal, Result};
 use crate::image::{Absent, Left, Owner};
 use crate::netlock;
@@ -206,6 +206,10 @@ impl Agent {
                 Ok(()) => Event::Tick,
                 Err(e) => Event::Failed(in_full(&e)),
             },
+            Ok(frame) if frame.kind == ROOM => {
+                let _ = room::answer(&self.peer.link); // that the link is lost is heard soon enough
+                Event::Tick
+            }
             Ok(frame) => {
                 match unpack(&frame.payload) {
                     Ok(Remark::Last(n)) if frame.kind == REMARK => self.last = Some(n),

@@ -237,7 +237,7 @@ impl Agent {
                     return Ok(next);
                 }
             }
-            let over = self.root.is_some_and(|root| !root.lives());
+            let over = self.machine.is_over() || self.root.is_some_and(|root| !root.lives());
             let comes = self.visitor.is_some() || self.visits.is_answering();
             let idle = self.peer.is_none() && !comes && self.machine.is_idle();
             self.grant();
@@ -400,7 +400,7 @@ impl Agent {
                 return Ok(None);
             }
             Action::Ask(wanted) => {
-                if wanted > generation {
+                if wanted > generation && !self.machine.is_planned() {
                     self.steps = Some(Steps::begin(self.machine.silence(self.begun.elapsed())));
                 }
                 self.witness.iter_mut().for_each(|witness| witness.ask(wanted));
@@ -441,7 +441,7 @@ impl Agent {
                 if said == Said::TakingOver {
                     let silence = if self.machine.is_planned() { Duration::ZERO } else { self.machine.silence(self.begun.elapsed()) };
                     match &mut self.steps {
-                        Some(steps) if self.witness.is_some() => steps.done("witness", steps.total()),
+                        Some(steps) if self.witness.is_some() && !self.machine.is_planned() => steps.done("witness", steps.total()),
                         _ => self.steps = Some(Steps::begin(silence)),
                     }
                 }

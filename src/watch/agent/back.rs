@@ -46,14 +46,19 @@ impl Agent {
                 self.lock = None;
                 self.note(&format!("it could not be brought back: {}", in_full(&e)));
                 self.failure = Some(in_full(&e));
-                if self.machine.is_planned()
-                    && let Some(peer) = &self.peer
-                {
-                    let (generation, payload) = (self.machine.generation(), in_full(&e).into_bytes());
-                    let _ = peer.link.send(&transport::Frame { kind: WHY, generation, payload });
+                if self.machine.is_planned() {
+                    self.say_why(&in_full(&e));
                 }
                 self.events.push_back(Event::Failed);
             }
+        }
+    }
+
+    /// The primary's user is told why it could not be taken over as he wanted.
+    pub(super) fn say_why(&self, why: &str) {
+        if let Some(peer) = &self.peer {
+            let (generation, payload) = (self.machine.generation(), why.as_bytes().to_vec());
+            let _ = peer.link.send(&transport::Frame { kind: WHY, generation, payload });
         }
     }
 
