@@ -28,6 +28,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
 use table::Held;
 
 /// Packets with this mark (`SO_MARK` of meio's own raw sockets) pass every lock.
@@ -264,6 +265,7 @@ impl NetLock {
     /// sent it would take it for lost, and send it again.
     fn pass_on<T>(&self, work: impl FnOnce() -> T) -> T {
         let Some(queue) = self.queue.as_ref().filter(|_| !self.locked.is_empty()) else { return work() };
+        const INSTANT: Duration = Duration::from_micros(10);
         let (ready, done) = (AtomicBool::new(false), AtomicBool::new(false));
         // Accepting nothing would be an error, for which the kernel keeps a message.
         let accept = || queue.state().and_then(|state| if state.held > 0 { queue.accept() } else { Ok(()) });
@@ -277,7 +279,7 @@ impl NetLock {
             // Without it there is nothing worse than a few segments twice.
             if std::thread::Builder::new().spawn_scoped(scope, let_in).is_ok() {
                 while !ready.load(Ordering::Relaxed) {
-                    std::thread::yield_now();
+                    std::thread::sleep(INSTANT);
                 }
             }
             let did = work();

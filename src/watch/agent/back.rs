@@ -8,6 +8,7 @@ use crate::migrate::record::Member;
 use crate::netlock;
 use crate::progress::Report;
 use crate::restore::{self, Input};
+use crate::sys::priority::Urgent;
 use crate::transport;
 use crate::watch::setup::WHY;
 use crate::watch::state::{Event, Guarantee};
@@ -65,6 +66,7 @@ impl Agent {
         let (_, image) = self.kept.ok_or_else(|| Error::other("there is nothing to take over from"))?;
         let mut begun = Instant::now();
         let known = self.spool.take(image)?;
+        let _urgent = Urgent::begin();
         let holds = self.guarantee == Guarantee::Hold;
         let mut options = restore::Options {
             input: Input::Known(Arc::new(known)),
