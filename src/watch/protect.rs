@@ -286,7 +286,8 @@ impl End {
         loop {
             let Some(next) = events.pop_front().or_else(|| self.next()) else { continue };
             // The standby says so by the frame itself, which may come by either path.
-            if let (Event::Heard(_, Frame { word: Word::Standby { hand: Hand::Refused, .. }, .. }), Some(witness)) = (&next, &self.witness)
+            if let Event::Heard(_, Frame { word: Word::Standby { hand: Hand::Refused, .. }, .. }) = &next
+                && let Some(witness) = self.witness.as_ref().filter(|_| self.machine.is_yielding())
             {
                 self.course.why(format!("the witness {} did not let it", witness.at()).as_bytes());
             }

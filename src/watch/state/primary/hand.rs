@@ -185,14 +185,18 @@ impl Primary {
             Phase::Yielding if now.saturating_sub(since) >= self.limits.timeout => {
                 self.yields.doubt.get_or_insert(self.sequence + 1);
             }
-            Phase::Yielded if lost && self.limits.witness => {
-                if !self.yields.asked && now >= self.not_before {
-                    self.yields.asked = true;
-                    out.push(Action::Ask(self.generation + 1));
-                }
-            }
-            Phase::Yielded if lost => self.unknown(true, out),
+            Phase::Yielded if lost => self.unheard_still(now, out),
             _ => {}
+        }
+    }
+
+    /// The standby was told to let it run, and is not heard: a witness may know whether it ever will.
+    fn unheard_still(&mut self, now: Duration, out: &mut Vec<Action>) {
+        if !self.limits.witness {
+            self.unknown(true, out);
+        } else if !self.yields.asked && now >= self.not_before {
+            self.yields.asked = true;
+            out.push(Action::Ask(self.generation + 1));
         }
     }
 
