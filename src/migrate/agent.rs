@@ -382,7 +382,7 @@ impl Agent {
             let mut near = Near::new()?;
             let pages = near.stream.take().ok_or_else(|| Error::other("pages have no way"))?;
             let applier = Applier::new(&plan.files.folders, stage.clone());
-            let lazily = plan.memory > LAZY_FROM;
+            let lazily = (plan.memory > LAZY_FROM).then_some(plan.memory);
             let (have, waker) = (self.have.clone(), peer.link.waker());
             let have = move |n| {
                 have.store(n, Ordering::Release);

@@ -26,7 +26,7 @@ impl Room {
     pub fn own() -> Room {
         let text = read::read_machine("loadavg").unwrap_or_default();
         let load = String::from_utf8_lossy(&text).split(' ').next().and_then(|first| first.parse().ok()).unwrap_or_default();
-        let processors = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
+        let processors = crate::sys::priority::processors() as u32;
         Room { memory: room::available(), load, processors }
     }
 }

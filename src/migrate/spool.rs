@@ -62,14 +62,14 @@ fn locked(mutex: &Mutex<State>) -> MutexGuard<'_, State> {
 }
 
 impl Spool {
-    /// A new one in `parent`, filled by what `receiver` brings; `have` is told the number of each image that has come. `lazily`: pages
-    /// will be brought one by one.
+    /// A new one in `parent`, filled by what `receiver` brings; `have` is told the number of each image that has come. `lazily`: so
+    /// many bytes of pages will be brought one by one.
     pub fn begin(
         parent: &Path,
         id: &Id,
         receiver: Receiver,
         others: Option<Others>,
-        lazily: bool,
+        lazily: Option<u64>,
         have: impl Fn(u64) + Send + 'static,
     ) -> Result<Spool> {
         // Else they start when the first image is looked at, and cannot be started any more when it is brought back.
@@ -82,7 +82,9 @@ impl Spool {
         let state = Arc::new((Mutex::new(State::default()), Condvar::new()));
         let goes_on = Arc::new(AtomicBool::new(true));
         let (theirs, place) = (state.clone(), folder.clone());
-        let pages = lazily.then(|| Pages { flat: None, goes_on: goes_on.clone() });
+        // All pages are there beside the first image. Where that is too much they are looked for in the images.
+        let free = nix::sys::statvfs::statvfs(parent).map_or(0, |s| s.blocks_available() * s.fragment_size());
+        let pages = lazily.filter(|bytes| free / 2 > *bytes).map(|_| Pages { flat: None, goes_on: goes_on.clone() });
         let work = move || {
             let work = std::panic::AssertUnwindSafe(|| fill(receiver, others, (&place, pages), (&theirs, &have)));
             let done = std::panic::catch_unwind(work).unwrap_or_else(|_| Err(Error::other("taking images has failed")));

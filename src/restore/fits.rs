@@ -79,13 +79,12 @@ fn room(tree: &Tree, needs: Needs<'_>) -> Vec<Refusal> {
         let reason = format!("it has {} MiB of memory, and {} MiB are free here", mib(needs.memory), mib(free));
         refusals.push(refuse("memory".into(), reason, "end something on the target, or choose another one"));
     }
-    // Images are packed as a rule; this is what they are at worst, and then all pages beside the first of them.
-    let wanted = needs.memory.saturating_mul(2);
+    // Images are packed as a rule; this is what they are at worst.
     let free = nix::sys::statvfs::statvfs(needs.spool).map(|s| s.blocks_available() * s.fragment_size());
     if let Ok(free) = free
-        && free < wanted
+        && free < needs.memory
     {
-        let reason = format!("its images may need {} MiB, and {} MiB are free there", mib(wanted), mib(free));
+        let reason = format!("its images may need {} MiB, and {} MiB are free there", mib(needs.memory), mib(free));
         refusals.push(refuse(format!("folder {}", needs.spool.display()), reason, "make room there, or name another folder with --spool"));
     }
     refusals

@@ -154,7 +154,7 @@ pub fn remaining(held: &mut Held, known: &mut Deadlines) -> Result<Option<Waitin
 /// The same of a call that was made by the program itself; and whether it was seen when it began to wait.
 fn given_in_arguments(held: &Held, regs: &Registers) -> Result<(Option<Waiting>, bool)> {
     let number = regs.orig_rax;
-    let Some(time_out) = time_out(number, &regs) else {
+    let Some(time_out) = time_out(number, regs) else {
         // An absolute deadline: made again, the call finds it in its arguments.
         let again = regs.rax as i64 == ERESTART_RESTARTBLOCK;
         return Ok((again.then_some(Waiting { number, remaining_ns: None }), true));

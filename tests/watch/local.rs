@@ -26,7 +26,7 @@ def polls(): select.poll().poll(8000)
 def waits(): libc.syscall(202, (ctypes.c_int * 1)(0), 0, 0, (ctypes.c_long * 2)(8, 0))
 def run(work):
     work()
-    with lock: open(prefix + '.woken', 'a').write(work.__name__ + '\n')
+    with lock: open(prefix + '.woken', 'a').write(work.__name__ + chr(10))
 threads = [threading.Thread(target=run, args=(work,)) for work in (asleep, polls, waits)]
 for t in threads: t.start()
 open(prefix + '.ready', 'w').close()
