@@ -22,6 +22,7 @@ use crate::sys::namespace::{self, Kind as Namespace};
 use crate::sys::netlink::Socket;
 use crate::sys::nfqueue::Queue;
 use crate::sys::nft::{self, Batch};
+use crate::sys::priority;
 use kept::Owner;
 use std::collections::HashSet;
 use std::io;
@@ -273,11 +274,13 @@ impl NetLock {
             let let_in = || {
                 while !done.load(Ordering::Relaxed) && accept().is_ok() {
                     ready.store(true, Ordering::Relaxed);
+                    std::thread::sleep(INSTANT);
                 }
                 ready.store(true, Ordering::Relaxed);
             };
             // Without it there is nothing worse than a few segments twice.
-            if std::thread::Builder::new().spawn_scoped(scope, let_in).is_ok() {
+            // Whoever is urgent waits for it.
+            if priority::inherited(|| std::thread::Builder::new().spawn_scoped(scope, let_in)).is_ok() {
                 while !ready.load(Ordering::Relaxed) {
                     std::thread::sleep(INSTANT);
                 }
