@@ -264,7 +264,8 @@ fn deadline_of_restarted(held: &mut Held) -> Result<Option<Waiting>> {
             candidates = Some(new);
             continue;
         };
-        let again = |t: &timer_list::HrTimer| seen.iter().any(|s| (s.softexpires_ns, s.expires_ns) == (t.softexpires_ns, t.expires_ns));
+        // That of poll(2) may end the later the more of its time is left, so only the earlier end is the same each time.
+        let again = |t: &timer_list::HrTimer| seen.iter().any(|s| s.softexpires_ns == t.softexpires_ns);
         let (mut both, once): (Vec<_>, Vec<_>) = new.into_iter().partition(again);
         if both.len() == 1 || (seen.is_empty() && once.is_empty()) {
             own = both.pop();
