@@ -393,7 +393,7 @@ impl End<'_> {
         // The kernel takes its time to let go of what has watched the tree: later.
         let count = moving.count();
         self.moving = Some(moving);
-        let (made, standing) = sent?;
+        let ((made, standing), _) = sent?;
         self.standing = Some(standing);
         self.outcome.phases.extend(made.phases.iter().map(|(name, took)| (format!("last image: {name}"), *took)));
         self.outcome.rounds = count;

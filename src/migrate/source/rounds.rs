@@ -28,7 +28,7 @@ impl End<'_> {
             let round = self.round(&mut moving, report)?;
             self.outcome.stops = self.outcome.stops.max(round.stop);
             self.files(report, |carry, peer, bulk, _| carry.round(peer, bulk, false))?;
-            pace.note(round.bytes, round.took, round.stop + self.carry.took);
+            pace.note(&Round { stop: round.stop + self.carry.took, ..round });
             report.note(&format!(
                 "round {}: {} KiB sent in {:.1} ms; if it were the last, nobody would run for about {:.0} ms",
                 moving.count(),
@@ -61,10 +61,12 @@ impl End<'_> {
         report.started(name);
         let made = bulk.item(|pipe| moving.round(pipe, report));
         report.ended(name, begun.elapsed());
-        let made = made.map_err(|e| self.explain(e))?;
+        let (made, sending) = made.map_err(|e| self.explain(e))?;
         self.outcome.bytes += made.image_bytes;
+        let sent = Instant::now();
         self.caught_up(moving.count(), report)?;
-        Ok(Round { bytes: made.image_bytes, took: begun.elapsed(), stop: made.pause.max(made.stops.unwrap_or_default()) })
+        let stop = made.pause.max(made.stops.unwrap_or_default());
+        Ok(Round { bytes: made.image_bytes, took: begun.elapsed(), sending: sending + sent.elapsed(), stop })
     }
 
     /// Waits until the target has so many images: much is under way when a link holds much, and who stands still would wait for all
