@@ -66,7 +66,9 @@ pub fn watch(bench: &Bench, rounds: usize) {
 
 fn print(rows: &[Rows], bench: &Bench, rounds: usize) {
     println!("| what | target | here | |\n|---|---|---|---|");
-    for Figure { what, target, here, holds } in rows.iter().flat_map(|rows| rows(bench, rounds)) {
+    let wanted = |n: usize| bench.row.is_none_or(|row| row == n + 1);
+    let rows = rows.iter().enumerate().filter(|(n, _)| wanted(*n));
+    for Figure { what, target, here, holds } in rows.flat_map(|(_, rows)| rows(bench, rounds)) {
         let holds = holds.map_or("", |holds| if holds { "holds" } else { "**missed**" });
         println!("| {what} | {target} | {here} | {holds} |");
     }
