@@ -5,21 +5,23 @@ use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
 use std::time::{Duration, Instant};
 
-/// What a stop costs each task itself: it is woken, and goes to sleep again.
-const STOP: Duration = Duration::from_micros(30);
+/// What an epoch costs each task itself: it is woken, and goes to sleep again.
+const STOP: Duration = Duration::from_micros(250);
 /// Where output waits, nothing that anybody knows of is lost with what a tree does that hardly runs: less than one part of so many.
 const HARDLY: u32 = 100;
 /// How often a tree that did hardly anything is looked at.
 const OFTEN: Duration = Duration::from_millis(50);
 
-/// The processor time of a tree since its last epoch began.
+/// The processor time of a tree between its epochs.
 pub struct Pulse {
     guarantee: Guarantee,
     processes: Vec<i32>,
     clocks: Vec<ClockId>,
-    tasks: u32,
-    begun: Instant,
-    before: Option<Duration>,
+    /// When the last epoch began,
+    begun: Option<Duration>,
+    /// and when it was over, if it took no longer than one takes by itself.
+    settled: Option<Duration>,
+    since: Instant,
     looked: Instant,
     idle: bool,
 }
@@ -28,25 +30,25 @@ impl Pulse {
     /// Of a tree that is to be watched with this guarantee.
     pub fn new(guarantee: Guarantee) -> Pulse {
         let now = Instant::now();
-        Pulse { guarantee, processes: Vec::new(), clocks: Vec::new(), tasks: 0, begun: now, before: None, looked: now, idle: false }
+        Pulse { guarantee, processes: Vec::new(), clocks: Vec::new(), begun: None, settled: None, since: now, looked: now, idle: false }
     }
 
     /// An epoch begins: whether the tree did hardly anything since the one before.
     pub fn begin(&mut self) -> bool {
-        self.idle = self.is_idle();
-        (self.begun, self.looked, self.before) = (Instant::now(), Instant::now(), self.time());
+        (self.idle, self.begun, self.looked) = (self.is_idle(), self.time(), Instant::now());
         self.idle
     }
 
-    /// What the epoch has shown: the processes, and how many tasks they have.
+    /// The epoch is over, and has shown these processes, which have so many tasks.
     pub fn note(&mut self, processes: &[i32], tasks: u32) {
-        self.tasks = tasks;
         if self.processes != processes {
             self.processes = processes.to_vec();
             self.clocks = processes.iter().filter_map(|&pid| ClockId::pid_cpu_clock_id(Pid::from_raw(pid)).ok()).collect();
             // Whoever has just been born is about to do something.
-            self.before = None;
+            self.begun = None;
         }
+        let by_itself = |now: Duration| self.begun.is_some_and(|begun| now.saturating_sub(begun) <= STOP * tasks);
+        (self.settled, self.since) = (self.time().filter(|&now| by_itself(now)), Instant::now());
     }
 
     /// Whether it does something after all, once.
@@ -60,9 +62,10 @@ impl Pulse {
     }
 
     fn is_idle(&self) -> bool {
-        let (Some(before), Some(now)) = (self.before, self.time()) else { return false };
-        let hardly = if self.guarantee == Guarantee::Hold { self.begun.elapsed() / HARDLY } else { Duration::ZERO };
-        now.saturating_sub(before) <= STOP * self.tasks + hardly
+        let (Some(settled), Some(now)) = (self.settled, self.time()) else { return false };
+        // It is on no processor but to do something.
+        let hardly = if self.guarantee == Guarantee::Hold { self.since.elapsed() / HARDLY } else { Duration::ZERO };
+        now.saturating_sub(settled) <= hardly
     }
 
     /// Of all processes; `None` when one of them has ended.
@@ -96,12 +99,15 @@ mod tests {
             assert!(!pulse.begin(), "nothing is known yet");
             pulse.note(&[child.id() as i32], 1);
             assert!(!pulse.begin(), "it is new");
+            pulse.note(&[child.id() as i32], 1);
             std::thread::sleep(OFTEN * 2);
             assert!(pulse.begin() && !pulse.quickens());
         }
         let mut pulse = Pulse::new(Guarantee::Hot);
-        pulse.note(&[child.id() as i32], 1);
-        let _ = pulse.begin();
+        for _ in 0..2 {
+            let _ = pulse.begin();
+            pulse.note(&[child.id() as i32], 1);
+        }
         assert!(pulse.begin());
         drop(child.stdin.take());
         let begun = Instant::now();
@@ -110,7 +116,7 @@ mod tests {
             std::thread::sleep(OFTEN / 5);
         }
         assert!(!pulse.quickens(), "once");
-        assert!(!pulse.begin());
+        assert!(!pulse.begin(), "it runs");
         child.kill().and_then(|()| child.wait()).expect("it ends");
         assert!(!pulse.begin(), "it has ended");
     }
