@@ -1,0 +1,97 @@
+//! The host that has taken over becomes the primary: whoever ran it before comes back, and stands by for it from then on.
+//!
+//! It is called, since that host is the one that can log in here: a process of its own takes the tree over from the one that has
+//! stood by, which ends.
+
+use super::again::{Here, Reach};
+use super::control::{self, Ask};
+use super::protect::{self, Options};
+use super::record::{Record, Store};
+use super::setup::{Returns, SETUP, Setup};
+use super::state::Activation;
+use crate::dump::{self, Output, Track};
+use crate::error::{Error, Result};
+use crate::migrate::plan::pack;
+use crate::progress::Report;
+use crate::transport::{Destination, Door, Frame, How, Peer, called_from};
+use std::time::Duration;
+
+/// For the one that has stood by to end.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Protects what runs here, with the help of who has called.
+///
+/// # Errors
+/// What keeps it from that: the tree goes on, and nobody stands by.
+pub fn serve(peer: Peer, returns: Returns) -> Result<()> {
+    let store = Store::open()?;
+    let say = |setup: &Setup| peer.link.send(&Frame { kind: SETUP, generation: 0, payload: pack(setup)? });
+    let claimed = store.is_claimed(&returns.name)?;
+    let Some(record) = store.read(&returns.name)?.filter(|record| runs(record, &returns)) else {
+        return say(&Setup::Nobody { soon: claimed });
+    };
+    if claimed {
+        match (record.settled(), &record.door) {
+            (Some(Activation::Primary { .. }), Some(token)) => return say(&Setup::There { token: token.clone() }),
+            (Some(Activation::Taken(_)), _) => drop(control::ask(&store, &returns.name, Ask::Handover, PATIENCE)?),
+            _ => return say(&Setup::Nobody { soon: true }),
+        }
+    }
+    let Some(tree) = record.about.tree else { return say(&Setup::Nobody { soon: false }) };
+    let mut noted = Noted(store, returns.name.clone());
+    let host = called_from().map_or_else(|| peer.hello.host.clone(), |address| address.to_string());
+    let here = Here { peer, witness: returns.witness, door: Door::new()? };
+    let options = Options {
+        name: returns.name,
+        dump: dump::Options {
+            pid: tree.pid,
+            capsule: returns.capsule,
+            output: Output::Stdout,
+            kill: false,
+            level: returns.level,
+            freeze_timeout: returns.freeze_timeout,
+            decisions: returns.decisions,
+            live: Some(dump::MAX_PAUSE),
+            track: Track::Auto,
+            parent: None,
+        },
+        standby: Destination { user: None, host, port: None },
+        how: How::default(),
+        addresses: returns.addresses,
+        pid_namespace: returns.pid_namespace,
+        spool: returns.spool,
+        limits: returns.limits,
+        fence: returns.fence,
+        witness: None,
+        on_event: returns.on_event,
+        control_group: None,
+        begun: Default::default(),
+    };
+    let done = protect::run_over(&options, Reach::Calls(Box::new(here)), &mut noted);
+    if let Err(e) = &done {
+        noted.warning(&format!("it cannot be protected by who has come back: {e}"));
+    }
+    done.map(drop)
+}
+
+/// It lives here, and who has come back knows of nothing newer.
+fn runs(record: &Record, returns: &Returns) -> bool {
+    let own = matches!(record.settled(), Some(Activation::Taken(_) | Activation::Primary { .. }));
+    let generation = record.activation.map_or(0, |activation| activation.generation());
+    own && generation >= returns.generation && record.about.tree.is_some_and(|tree| tree.lives())
+}
+
+/// Nobody looks at it but who reads what is noted of the watch.
+struct Noted(Store, String);
+
+impl Report for Noted {
+    fn warning(&mut self, text: &str) {
+        self.0.note(&self.1, text);
+    }
+    fn last_words(&mut self, e: &Error) {
+        self.0.note(&self.1, &e.to_string());
+    }
+    fn note(&mut self, text: &str) {
+        self.0.note(&self.1, text);
+    }
+}
