@@ -76,6 +76,7 @@ install: $(MEIO)
 	install -m 644 man/*.1 $(DESTDIR)$(PREFIX)/share/man/man1
 	install -m 644 man/*.5 $(DESTDIR)$(PREFIX)/share/man/man5
 	install -D -m 644 contrib/systemd/meio-watch@.service $(DESTDIR)$(PREFIX)/lib/systemd/system/meio-watch@.service
+	install -D -m 644 contrib/systemd/meio-witness.service $(DESTDIR)$(PREFIX)/lib/systemd/system/meio-witness.service
 	install -D -m 644 completions/meio.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/meio
 	install -D -m 644 completions/_meio $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_meio
 	install -D -m 644 completions/meio.fish $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/meio.fish

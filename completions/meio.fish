@@ -47,6 +47,7 @@ complete -c meio -n "__fish_meio_needs_command" -f -a "status" -d 'Show how the 
 complete -c meio -n "__fish_meio_needs_command" -f -a "history" -d 'Tell what has become of a watch on this host'
 complete -c meio -n "__fish_meio_needs_command" -f -a "checkpoint" -d 'Have an epoch begin now, and wait until the standby has it as a whole'
 complete -c meio -n "__fish_meio_needs_command" -f -a "switchover" -d 'Have the standby take over now, without any loss'
+complete -c meio -n "__fish_meio_needs_command" -f -a "drain" -d 'Have everything that is protected here, or runs here in capsules, go to other machines'
 complete -c meio -n "__fish_meio_needs_command" -f -a "pause" -d 'Have a watched tree unprotected for a while'
 complete -c meio -n "__fish_meio_needs_command" -f -a "resume" -d 'Have a watched tree protected again that was paused'
 complete -c meio -n "__fish_meio_needs_command" -f -a "unwatch" -d 'End a watch'
@@ -251,6 +252,7 @@ refuse\t'A tree that has such is refused'"
 complete -c meio -n "__fish_meio_using_subcommand watch" -l color -d 'When to colour; auto means on a terminal, unless NO_COLOR is set' -r -f -a "auto\t''
 always\t''
 never\t''"
+complete -c meio -n "__fish_meio_using_subcommand watch" -l keep-demoted -d 'Leave the tree standing still here when the standby has taken over, in place of ending it'
 complete -c meio -n "__fish_meio_using_subcommand watch" -l pid-namespace -d 'Let it have its pids in a fresh pid namespace there'
 complete -c meio -n "__fish_meio_using_subcommand watch" -l check-config -d 'Only look whether that file, with the command line, is fine: all that is wrong is said at once'
 complete -c meio -n "__fish_meio_using_subcommand watch" -s v -l verbose -d 'Say more: each phase with its time, and notes'
@@ -287,6 +289,32 @@ complete -c meio -n "__fish_meio_using_subcommand switchover" -s v -l verbose -d
 complete -c meio -n "__fish_meio_using_subcommand switchover" -s q -l quiet -d 'Say less: no progress; results, warnings and errors only'
 complete -c meio -n "__fish_meio_using_subcommand switchover" -l json -d 'Write one JSON object a line to standard output'
 complete -c meio -n "__fish_meio_using_subcommand switchover" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c meio -n "__fish_meio_using_subcommand drain" -l to -d 'Where capsules may go; may be given more than once' -r
+complete -c meio -n "__fish_meio_using_subcommand drain" -l copy-files -d 'Send files that capsules have open or mapped, and their current directories, where they are not there' -r -f -a "missing\t'Those that are not there'
+written\t'Those, and in place of what is there those that the tree has open for writing'"
+complete -c meio -n "__fish_meio_using_subcommand drain" -l shared-files -d 'Files in this folder are the same ones there, although that cannot be seen: neither compared nor sent' -r -f -a "(__fish_complete_directories)"
+complete -c meio -n "__fish_meio_using_subcommand drain" -l ssh -d 'Log in with this command instead of meio\'s own client, such as \'ssh -J bastion\'' -r
+complete -c meio -n "__fish_meio_using_subcommand drain" -l identity -d 'Private key to log in with [default: those of the agent, then ~/.ssh/id_*]' -r -F
+complete -c meio -n "__fish_meio_using_subcommand drain" -l known-hosts -d 'Keys of known hosts [default: ~/.ssh/known_hosts and /etc/ssh/ssh_known_hosts]' -r -F
+complete -c meio -n "__fish_meio_using_subcommand drain" -l remote-path -d 'The meio of the other machine' -r
+complete -c meio -n "__fish_meio_using_subcommand drain" -l streams -d 'How many streams carry memory' -r
+complete -c meio -n "__fish_meio_using_subcommand drain" -l direct -d 'Whether these are encrypted connections of their own, where the other machine can be reached, or go through SSH' -r -f -a "auto\t'Connections of their own, else through SSH'
+never\t'Through SSH'"
+complete -c meio -n "__fish_meio_using_subcommand drain" -l bandwidth -d 'How many bytes a second may be sent, such as 50M' -r
+complete -c meio -n "__fish_meio_using_subcommand drain" -l connect-timeout -d 'How long the other machine may take to answer at first' -r
+complete -c meio -n "__fish_meio_using_subcommand drain" -l external -d 'Keep it by name only; its other side lives outside, and is looked for again at the restore' -r
+complete -c meio -n "__fish_meio_using_subcommand drain" -l ignore -d 'Leave it out of the image; a descriptor comes back as one of /dev/null' -r
+complete -c meio -n "__fish_meio_using_subcommand drain" -l tcp -d 'What becomes of TCP connections with somebody outside of the tree' -r -f -a "keep\t'They go on where they were'
+close\t'They come back broken off, and the program finds ECONNRESET; with --kill the other ends see the program end'
+refuse\t'A tree that has such is refused'"
+complete -c meio -n "__fish_meio_using_subcommand drain" -l color -d 'When to colour; auto means on a terminal, unless NO_COLOR is set' -r -f -a "auto\t''
+always\t''
+never\t''"
+complete -c meio -n "__fish_meio_using_subcommand drain" -l dry-run -d 'Only say what would go where, and what would stay'
+complete -c meio -n "__fish_meio_using_subcommand drain" -s v -l verbose -d 'Say more: each phase with its time, and notes'
+complete -c meio -n "__fish_meio_using_subcommand drain" -s q -l quiet -d 'Say less: no progress; results, warnings and errors only'
+complete -c meio -n "__fish_meio_using_subcommand drain" -l json -d 'Write one JSON object a line to standard output'
+complete -c meio -n "__fish_meio_using_subcommand drain" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c meio -n "__fish_meio_using_subcommand pause" -l color -d 'When to colour; auto means on a terminal, unless NO_COLOR is set' -r -f -a "auto\t''
 always\t''
 never\t''"

@@ -5,7 +5,7 @@ pub mod roster;
 
 use crate::error::{Context, Error, Kind, Result};
 use crate::sys::capsule::{Capsule, init_program, start};
-use crate::sys::{file, signal, task};
+use crate::sys::{file, ptrace, signal, task};
 use network::Network;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
@@ -161,10 +161,14 @@ impl Running {
         Ok(code)
     }
 
-    /// How it has ended, if it has; to be asked of one that nobody serves. `None` as long as it runs, and when somebody else has
-    /// taken notice of its end.
+    /// How it has ended, if it has, also in the middle of a stop; to be asked of one that nobody serves. `None` as long as it runs.
     pub fn ended(&self) -> Option<i32> {
-        let code = match waitpid(Pid::from_raw(self.entry.pid), Some(WaitPidFlag::WNOHANG)) {
+        let pid = Pid::from_raw(self.entry.pid);
+        let told = match waitpid(pid, Some(WaitPidFlag::WNOHANG)) {
+            Err(Errno::ECHILD) => ptrace::end_of(pid.as_raw()).ok_or(Errno::ECHILD).and_then(|status| WaitStatus::from_raw(pid, status)),
+            told => told,
+        };
+        let code = match told {
             Ok(WaitStatus::Exited(_, code)) => code,
             Ok(WaitStatus::Signaled(_, signal, _)) => 128 + signal as i32,
             _ => return None,

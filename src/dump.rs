@@ -55,6 +55,8 @@ use write::Write;
 
 /// Bytes of memory that are not worth a look before the stop.
 const LITTLE: u64 = 4 << 20;
+/// Bytes that are copied in a moment, in which nothing else on the machine comes first.
+const SHORT: u64 = 64 << 20;
 
 /// The longest stop that is allowed where nothing else is said.
 pub const MAX_PAUSE: Duration = Duration::from_millis(20);
@@ -327,7 +329,9 @@ impl<'o> Session<'o> {
         }
         signal::check_interrupted()?;
 
-        let Still { stopped, frozen, mut captured, locks } = self.hold_still(report, &mut phases)?;
+        let Still { stopped, frozen, mut captured, locks, urgent } = self.hold_still(report, &mut phases)?;
+        // What takes long leaves room for others.
+        let mut urgent = (captured.bytes <= SHORT).then_some(urgent);
         let glance = std::mem::take(&mut captured.capture.recall.glance);
         let rest = if self.leave { Rest::of(&mut captured) } else { Rest::default() };
         self.base = stopped.elapsed();
@@ -353,6 +357,7 @@ impl<'o> Session<'o> {
                     }
                     opened = locks.as_mut().map(Locks::open);
                     pause = Some(stopped.elapsed());
+                    urgent = None;
                     if let Some(locks) = locks.take_if(|_| self.lasting.is_none()) {
                         locks.let_go();
                     }
@@ -360,6 +365,7 @@ impl<'o> Session<'o> {
                 glance.end();
             })
         });
+        drop(urgent);
         let summary = match written {
             Ok(summary) => summary,
             Err(e) => {

@@ -13,6 +13,7 @@
 //!
 //! ```text
 //! cli          parses, prints, colours, exits; one file a command
+//!   drain      everything goes to other machines, one after the other
 //!   watch      the screenplay that goes on when a machine is lost; who answers is two pure state machines
 //!   migrate    the screenplay that is played on two machines; who may run is a pure state machine
 //!   dump, restore, check, postmortem      screenplays: short lists of named, timed phases
@@ -48,6 +49,7 @@
 mod capsule;
 mod check;
 mod cli;
+mod drain;
 mod dump;
 mod error;
 mod image;

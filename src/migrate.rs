@@ -7,7 +7,7 @@
 //! state      who may run: two pure machines; simulate breaks everything around them
 //!   message    what they say to each other; record: what is durable of that; frozen: a tree that stands still without meio
 //! files      what the tree has open or mapped, and its data
-//! address    what moves along; local: what cannot
+//! address    what moves along; local: what cannot; room: how much is left of a machine
 //! ```
 //!
 //! Who may run is decided by [`state`], which does nothing by itself; [`source`] does what it says and tells it what came of
@@ -26,6 +26,7 @@ mod preflight;
 mod pull;
 pub mod record;
 mod resume;
+pub mod room;
 pub mod rounds;
 #[cfg(test)]
 pub mod simulate;
@@ -43,5 +44,7 @@ pub use state::Wish;
 const MOVE: u16 = 0x100;
 /// Kind of those that carry a [`plan::Remark`].
 const REMARK: u16 = 0x101;
+/// Kind of the one that asks for a [`room::Room`], and of the answer.
+const ROOM: u16 = 0x103;
 /// Kind of those that ask for a block of pages, or carry it: see [`pull`].
 const PAGES: u16 = crate::transport::BESIDE;

@@ -7,6 +7,7 @@ mod closing;
 mod commands;
 mod datagrams;
 mod demo;
+mod drain;
 mod fixtures;
 mod foreign;
 mod generated;

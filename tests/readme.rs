@@ -78,6 +78,32 @@ fn every_kind_is_shown_by_a_test() {
     }
 }
 
+/// Each row of the table of failures names the tests that show it, by module and function: they are there.
+#[test]
+fn every_failure_is_shown_by_a_test() {
+    let readme = text_of("README.md");
+    let (_, table) = readme.split_once("<!-- failures: ").expect("the mark before the table");
+    let (table, _) = table.split_once("<!-- end of failures -->").expect("the mark behind the table");
+    let rows: Vec<&str> = table.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| what fails ")).collect();
+    assert!(rows.len() >= 25, "{} rows", rows.len());
+    let root = std::path::Path::new(super::ROOT);
+    for row in rows {
+        let cells: Vec<&str> = row.trim_matches('|').split(" | ").map(str::trim).collect();
+        let [fails, _, sees, lost, shown] = cells[..] else { panic!("five columns: {row}") };
+        assert!(![fails, sees, lost].contains(&""), "{row}");
+        let tests: Vec<&str> = shown.split(", ").map(|name| name.trim_matches('`')).collect();
+        for test in tests {
+            let (module, function) = test.rsplit_once("::").unwrap_or_else(|| panic!("module and function: {test}"));
+            // What is tested from outside, or beside what it tests.
+            let path = module.replace("::", "/");
+            let file = [format!("tests/{path}.rs"), format!("src/watch/{path}.rs")].into_iter().find(|file| root.join(file).exists());
+            let file = file.unwrap_or_else(|| panic!("there is no module {module}: {row}"));
+            let text = text_of(&file);
+            assert!(text.lines().any(|line| line.trim_start().starts_with(&format!("fn {function}("))), "there is no test {test}");
+        }
+    }
+}
+
 #[test]
 fn the_readmes_commands_exist() {
     let readme = text_of("README.md");

@@ -121,8 +121,9 @@ fn uses(source: &Source) -> Vec<String> {
 }
 
 /// The layers from the top; each may use what stands below it, and `error` and `progress`.
-const LAYERS: [&[&str]; 11] = [
+const LAYERS: [&[&str]; 12] = [
     &["main", "cli"],
+    &["drain"],
     &["watch"],
     &["migrate"],
     &["dump", "restore", "check", "postmortem"],

@@ -16,7 +16,7 @@ mod witness;
 
 use crate::lab::hosts::{Host, Hosts, SERVICE, VIP};
 use crate::lab::{Lab, SOON, until};
-use counter::Counter;
+pub use counter::Counter;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
@@ -45,7 +45,7 @@ fn two(lab: &Lab) -> Hosts {
 }
 
 /// More of them.
-fn machines(lab: &Lab, count: usize) -> Hosts {
+pub fn machines(lab: &Lab, count: usize) -> Hosts {
     let hosts = Hosts::new(lab, count);
     for host in &hosts.hosts {
         host.plain("mount", &["-t", "tmpfs", "lib", "/var/lib"]);
@@ -60,7 +60,7 @@ fn redis(lab: &Lab) -> (Hosts, i32) {
 }
 
 /// The same of these.
-fn redis_on(lab: &Lab, hosts: Hosts) -> (Hosts, i32) {
+pub fn redis_on(lab: &Lab, hosts: Hosts) -> (Hosts, i32) {
     let folder = lab.path("").display().to_string();
     let arguments = ["--port", "6379", "--save", "", "--appendonly", "no", "--dir", &folder, "--protected-mode", "no", "--logfile", ""];
     let pid = hosts.hosts[0].start(lab, "redis-server", &arguments);
@@ -73,12 +73,12 @@ fn oldest(host: &Host) -> String {
     host.plain("pgrep", &["-o", "-x", "meio"]).trim().to_owned()
 }
 
-fn has_address(host: &Host) -> bool {
+pub fn has_address(host: &Host) -> bool {
     host.plain("ip", &["-o", "address"]).contains(&format!(" {SERVICE}/"))
 }
 
 /// What the standby has noted.
-fn noted(hosts: &Hosts) -> String {
+pub fn noted(hosts: &Hosts) -> String {
     let done = hosts.hosts[1].command(Path::new("bash")).args(["-c", "cat /var/lib/meio/watch/*; ps axo pid,stat,args"]).output();
     String::from_utf8_lossy(&done.expect("nsenter starts").stdout).into_owned()
 }
@@ -101,8 +101,9 @@ const PROTECTED: &str = "protected: if this host is lost, it goes on";
 const SLOW: &[&str] = &["--timeout", "2500ms"];
 
 /// Watched from the first host by the second.
-struct Watched {
-    meio: Child,
+pub struct Watched {
+    /// The meio on the first host.
+    pub meio: Child,
     said: PathBuf,
     out: PathBuf,
 }
@@ -112,7 +113,8 @@ impl Watched {
         Watched::with(lab, hosts, pid, &[&["--guarantee", "hot"], more].concat())
     }
 
-    fn with(lab: &Lab, hosts: &Hosts, pid: i32, more: &[&str]) -> Watched {
+    /// It begins, and is protected.
+    pub fn with(lab: &Lab, hosts: &Hosts, pid: i32, more: &[&str]) -> Watched {
         let watched = Watched::start(lab, hosts, pid, more);
         assert!(until(SOON, || watched.said().contains(PROTECTED)), "{}\n{}\n{}", watched.said(), noted(hosts), lab.log());
         watched
@@ -131,12 +133,13 @@ impl Watched {
     }
 
     /// Whether the standby could take over, as far as it was said.
-    fn is_protected(&self) -> bool {
+    pub fn is_protected(&self) -> bool {
         let said = self.said();
         said.rfind("protected: if this host is lost").is_some_and(|at| said[at..].starts_with(PROTECTED))
     }
 
-    fn said(&self) -> String {
+    /// All that it has said.
+    pub fn said(&self) -> String {
         let text = |path| fs::read_to_string(path).unwrap_or_default();
         text(&self.said) + &text(&self.out)
     }

@@ -41,11 +41,24 @@ const ROWS: &[Rows] = &[
     watch::pages,
     watch::small,
     watch::large,
+    watch::more::guarantees,
+    watch::more::half,
+    watch::more::idle,
+    watch::more::stalls,
 ];
 /// Those of moves between machines.
 const MOVES: &[Rows] = &[migrate::redis, migrate::idle, migrate::throughput];
 /// Those of trees that outlive their host.
-const WATCH: &[Rows] = &[watch::cost, watch::pages, watch::small, watch::large];
+const WATCH: &[Rows] = &[
+    watch::cost,
+    watch::pages,
+    watch::small,
+    watch::large,
+    watch::more::guarantees,
+    watch::more::half,
+    watch::more::idle,
+    watch::more::stalls,
+];
 
 /// Measures and prints all of them, medians of `rounds`.
 pub fn table(bench: &Bench, rounds: usize) {

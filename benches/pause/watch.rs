@@ -1,58 +1,25 @@
 //! Trees that outlive their host: what being watched costs, and how soon the standby goes on.
 
+#[path = "watch/load.rs"]
+mod load;
+#[path = "watch/more.rs"]
+pub mod more;
+
 use super::figures::Figure;
 use super::{Bench, MEIO, median, ms};
 use crate::lab::hosts::{Host, Hosts, SERVICE, VIP};
 use crate::lab::{Lab, SOON, until};
+use load::{Load, Random, WHILE, at, connect, set};
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// Bytes of a value: with what redis needs for it, a page.
-const VALUE: usize = 3900;
-/// How long figures of what goes on all the time are taken.
-const WHILE: Duration = Duration::from_secs(8);
 /// Time-out of the watches whose host is lost.
 const TIMEOUT: &str = "500ms";
 const PROTECTED: &str = "protected: if this host is lost, it goes on";
-
-fn connect() -> TcpStream {
-    let stream = TcpStream::connect(format!("{SERVICE}:6379")).expect("redis answers");
-    stream.set_nodelay(true).expect("an option");
-    stream.set_read_timeout(Some(Duration::from_secs(60))).expect("an option");
-    stream
-}
-
-/// Numbers without any order.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    fn fill(&mut self, value: &mut [u8]) {
-        value.chunks_mut(8).for_each(|part| part.copy_from_slice(&self.next().to_le_bytes()[..part.len()]));
-    }
-}
-
-fn set(random: &mut Random, key: u64, out: &mut Vec<u8>) {
-    let key = format!("key:{key:08}");
-    out.extend_from_slice(format!("*3\r\n$3\r\nSET\r\n${}\r\n{key}\r\n${VALUE}\r\n", key.len()).as_bytes());
-    let at = out.len();
-    out.resize(at + VALUE, 0);
-    random.fill(&mut out[at..]);
-    out.extend_from_slice(b"\r\n");
-}
 
 /// A redis with so many MiB of random values at the service's address on the first host.
 struct Redis {
@@ -117,65 +84,6 @@ impl Watched {
         let text = fs::read_to_string(lab.path("watch.out")).expect("what it said");
         text.lines().last().and_then(|line| serde_json::from_str(line).ok()).unwrap_or_else(|| panic!("{text}"))
     }
-}
-
-/// Clients that each wait for one answer before they ask again: nine of ten read.
-struct Load {
-    over: Arc<AtomicBool>,
-    counts: Arc<AtomicBool>,
-    threads: Vec<JoinHandle<Vec<f64>>>,
-}
-
-impl Load {
-    fn begin(clients: u64, keys: u64) -> Load {
-        let (over, counts) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
-        let client = |n: u64| {
-            let (over, counts) = (over.clone(), counts.clone());
-            std::thread::spawn(move || {
-                let mut random = Random(n + 7);
-                let mut stream = connect();
-                let mut lines = BufReader::new(stream.try_clone().expect("a descriptor"));
-                let (mut waits, mut out, mut line) = (Vec::new(), Vec::new(), Vec::new());
-                while !over.load(Ordering::Relaxed) {
-                    out.clear();
-                    let key = random.next() % keys;
-                    let reads = !random.next().is_multiple_of(10);
-                    if reads {
-                        out.extend_from_slice(format!("GET key:{key:08}\r\n").as_bytes());
-                    } else {
-                        set(&mut random, key, &mut out);
-                    }
-                    let begun = Instant::now();
-                    stream.write_all(&out).expect("sent");
-                    line.clear();
-                    lines.read_until(b'\n', &mut line).expect("an answer");
-                    if reads {
-                        lines.read_exact(&mut [0; VALUE + 2]).expect("a value");
-                    }
-                    if counts.load(Ordering::Relaxed) {
-                        waits.push(begun.elapsed().as_secs_f64() * 1e3);
-                    }
-                }
-                waits
-            })
-        };
-        let threads = (0..clients).map(client).collect();
-        Load { over, counts, threads }
-    }
-
-    /// What all had to wait, shortest first, within a while.
-    fn end(self) -> Vec<f64> {
-        self.counts.store(true, Ordering::Relaxed);
-        std::thread::sleep(WHILE);
-        self.over.store(true, Ordering::Relaxed);
-        let mut all: Vec<f64> = self.threads.into_iter().flat_map(|t| t.join().expect("a client")).collect();
-        all.sort_by(f64::total_cmp);
-        all
-    }
-}
-
-fn at(sorted: &[f64], part: f64) -> f64 {
-    sorted.get((sorted.len() as f64 * part) as usize).copied().unwrap_or(f64::NAN)
 }
 
 /// What the meios of a host need.
@@ -253,13 +161,19 @@ pub fn cost(_: &Bench, _: usize) -> Vec<Figure> {
     ]
 }
 
-/// 5,000 pages a second, from nobody but a program that writes.
-pub fn pages(bench: &Bench, _: usize) -> Vec<Figure> {
-    const MIB: u64 = 512;
+/// The program that writes.
+fn writer(bench: &Bench) -> PathBuf {
     let program = bench.folder.path().join("writer");
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/writer.c");
     let made = std::process::Command::new("cc").args(["-O2", "-Wall", "-o"]).arg(&program).arg(source).status();
     assert!(made.expect("cc starts").success(), "writer does not compile");
+    program
+}
+
+/// 5,000 pages a second, from nobody but a program that writes.
+pub fn pages(bench: &Bench, _: usize) -> Vec<Figure> {
+    const MIB: u64 = 512;
+    let program = writer(bench);
     let lab = Lab::new("bench-writer");
     let hosts = Hosts::new(&lab, 2);
     hosts.hosts.iter().for_each(|host| drop(host.plain("mount", &["-t", "tmpfs", "lib", "/var/lib"])));
@@ -297,9 +211,10 @@ struct TakeOver {
     steps: String,
 }
 
-fn take_over(mib: u64) -> TakeOver {
+fn take_over(mib: u64, timeout: &str) -> TakeOver {
     let mut redis = Redis::start(mib);
-    let Watched(mut meio) = redis.watch(&["--timeout", TIMEOUT]);
+    let timeout: &[&str] = if timeout.is_empty() { &[] } else { &["--timeout", timeout] };
+    let Watched(mut meio) = redis.watch(timeout);
     // Values are written meanwhile, so that what the standby has is not one copy in a piece.
     let _ = Load::begin(8, redis.keys).end();
     let mut stream = connect();
@@ -329,7 +244,7 @@ fn take_over(mib: u64) -> TakeOver {
 }
 
 fn lost(mib: u64, size: &str, wished: f64, rounds: usize) -> Vec<Figure> {
-    let mut all: Vec<TakeOver> = (0..rounds.min(5)).map(|_| take_over(mib)).collect();
+    let mut all: Vec<TakeOver> = (0..rounds.min(5)).map(|_| take_over(mib, TIMEOUT)).collect();
     all.sort_by(|a, b| a.took.total_cmp(&b.took));
     let took = median(all.iter().map(|t| t.took).collect());
     let stall = median(all.iter().map(|t| t.stall).collect());

@@ -158,7 +158,8 @@ pub fn json_error(e: &Error, to_stderr: bool) {
     json_line("error", error_value(e), to_stderr);
 }
 
-fn error_value(e: &Error) -> Value {
+/// A failure as an object: code, message, help, refusals.
+pub fn error_value(e: &Error) -> Value {
     let refusals: Vec<&Refusal> = e.refusals.iter().collect();
     json!({"code": e.kind.code(), "message": e.message, "help": help(e), "refusals": refusals})
 }

@@ -123,11 +123,21 @@ enum OnTimeout {
 
 /// See [`Copying`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Which {
+pub enum Which {
     /// Those that are not there
     Missing,
     /// Those, and in place of what is there those that the tree has open for writing
     Written,
+}
+
+impl Which {
+    /// For the screenplay.
+    pub fn copying(self) -> Copying {
+        match self {
+            Which::Missing => Copying::Missing,
+            Which::Written => Copying::Written,
+        }
+    }
 }
 
 impl Migrate {
@@ -164,11 +174,7 @@ impl Migrate {
             addresses: self.vip.clone(),
             spool: self.spool.clone(),
             files: Choice {
-                copying: match self.copy_files {
-                    None => Copying::Nothing,
-                    Some(Which::Missing) => Copying::Missing,
-                    Some(Which::Written) => Copying::Written,
-                },
+                copying: self.copy_files.map_or(Copying::Nothing, Which::copying),
                 folders: self.with_data.clone(),
                 shared: self.shared_files.clone(),
             },

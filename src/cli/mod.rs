@@ -7,6 +7,7 @@ mod console;
 mod core;
 mod decide;
 mod demo;
+mod drain;
 mod drawing;
 mod dump;
 mod figures;
@@ -86,6 +87,7 @@ enum Command {
     History(history::History),
     Checkpoint(status::Checkpoint),
     Switchover(switchover::Switchover),
+    Drain(drain::Drain),
     Pause(status::Pause),
     Resume(status::Resume),
     Unwatch(status::Unwatch),
@@ -148,6 +150,7 @@ pub fn main() -> ExitCode {
         Command::History(c) => c.run(&console),
         Command::Checkpoint(c) => c.run(&console),
         Command::Switchover(c) => c.run(&console),
+        Command::Drain(c) => c.run(&console),
         Command::Pause(c) => c.run(&console),
         Command::Resume(c) => c.run(&console),
         Command::Unwatch(c) => c.run(&console),

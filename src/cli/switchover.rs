@@ -20,6 +20,9 @@ use std::time::Duration;
 /// If anything comes in between until the standby is told to let it run, it goes on here, as before. If the standby is lost
 /// just then, it stands still here (exit code 16): when the standby is heard again, that has the say; meio unwatch has it go on here.
 ///
+/// With a witness the standby asks it before it lets the tree run. Does it not answer, the tree goes on here; while it is known not to
+/// answer, this says so, and nothing is touched.
+///
 /// Nobody stands by for it on the other host: end the watch there with meio unwatch, and begin one from there with meio watch.
 ///
 /// With --json the line has "name", "host" (where it runs now), "generation", "epoch" ({series, number}), "frozen_ms" (for how long

@@ -4,6 +4,7 @@ use super::Console;
 use super::console::line;
 use super::drawing::Drawing;
 use crate::error::Result;
+use crate::sys::manager::Manager;
 use crate::sys::signal;
 use crate::watch::witness::{PORT, Server, Store, text};
 use serde_json::json;
@@ -27,7 +28,9 @@ use std::process::ExitCode;
 /// lives has had time to be heard again. Its folder (/var/lib/meio/witness, or ~/.local/state/meio/witness for who is not
 /// root) must not be taken away, or an older copy be put in its place, while watches ask it.
 ///
-/// One witness serves many services. It needs no privilege. It ends on ^C or SIGTERM.
+/// One witness serves many services. It needs no privilege. It ends on ^C or SIGTERM. meio-witness.service has systemd keep one, as a user
+/// of its own; what root has --add make in its folder belongs to that user, too. It tells a service manager (sd_notify(3)) that it
+/// listens, how many services it knows, and that it lives.
 ///
 /// With --json --add the line has "name" and "key".
 #[derive(clap::Args)]
@@ -76,7 +79,7 @@ impl Witness {
             line(true, &format!("the witness listens on {}; services: {}", server.at()?, server.services()));
         }
         let mut drawing = Drawing::new(*console);
-        let done = server.serve(&mut drawing);
+        let done = server.serve(&Manager::of_environment(), &mut drawing);
         drawing.finish(&[]);
         done?;
         if console.json {

@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::progress::{Report, phase};
 use crate::resource::socket::choice::{self, Choice};
 use crate::resource::socket::listen;
+use crate::sys::priority::Urgent;
 use crate::sys::signal;
 use crate::tracee::freeze::{Frozen, freeze};
 use std::time::{Duration, Instant};
@@ -16,6 +17,8 @@ pub(super) struct Still {
     pub(super) frozen: Frozen,
     pub(super) captured: tree::Captured,
     pub(super) locks: Locks,
+    /// Until it goes on.
+    pub(super) urgent: Urgent,
 }
 
 impl Session<'_> {
@@ -38,6 +41,7 @@ impl Session<'_> {
                 let before = self.lasting.as_mut().and_then(Option::take).unwrap_or_default();
                 phase(report, phases, "network lock", |_| before.again(&processes(options.pid), &self.network, self.manner))?
             };
+            let urgent = Urgent::begin();
             let stopped = Instant::now();
             let mut frozen = phase(report, phases, "freeze", |report| {
                 let frozen = freeze(options.pid, options.freeze_timeout)?;
@@ -72,7 +76,7 @@ impl Session<'_> {
                     report.note(&format!("connections and ports that are locked: {}", locks.len()));
                     locks.remarks().for_each(|remark| report.note(remark));
                 }
-                return Ok(Still { stopped, frozen, captured, locks });
+                return Ok(Still { stopped, frozen, captured, locks, urgent });
             }
             self.network.extend(&captured.capture.network);
             self.recall = std::mem::take(&mut captured.capture.recall);
@@ -84,6 +88,7 @@ impl Session<'_> {
             if let Some(lasting) = &mut self.lasting {
                 *lasting = Some(locks);
             }
+            drop(urgent);
             if !covered {
                 continue;
             }

@@ -207,6 +207,7 @@ pub fn capture(frozen: &mut Frozen, decisions: &Decisions, recall: Recall, mut t
         let born = |pid| read::parsed(pid, "stat", stat::parse).map_or(0, |s| s.start_time);
         quiet.keep(frozen.processes.iter().map(|p| (p.pid, born(p.pid))));
     }
+    capture.recall.deadlines.keep(&frozen.processes.iter().flat_map(|p| &p.threads).map(|held| held.tid).collect());
     let again = capture.recall.quiet.is_some();
     capture.recall.connections.look(frozen.processes.iter().map(|p| p.pid), again);
     capture.system_v = system_v::Listed::of(frozen.processes.iter().map(|p| p.pid))?;

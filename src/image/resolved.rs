@@ -202,6 +202,11 @@ impl Resolved {
         self.images.len() + usize::from(self.elsewhere.is_some())
     }
 
+    /// The number of the youngest image.
+    pub fn youngest(&self) -> Option<u32> {
+        (self.images.len() as u32).checked_sub(1)
+    }
+
     /// How many blocks one of them has.
     pub fn blocks(&self, image: u32) -> usize {
         match self.images.get(image as usize) {

@@ -14,7 +14,7 @@ use super::pull::{Near, Told as Pulled};
 use super::record::{self, Member, Store};
 use super::spool::Spool;
 use super::state::{Action, Event, Life, Limits, Recorded, Target, Verdict};
-use super::{MOVE, REMARK, frozen, local};
+use super::{MOVE, REMARK, ROOM, frozen, local, room};
 use crate::error::{Error, Refusal, Result};
 use crate::image::{Absent, Left, Owner};
 use crate::netlock;
@@ -22,6 +22,7 @@ use crate::resource::Tree;
 use crate::resource::thread::serde_bytes_vec::Bytes;
 use crate::restore::fits::{Needs, fits};
 use crate::restore::{self, Input, SharedLock};
+use crate::sys::priority::Urgent;
 use crate::sys::proc::read;
 use crate::sys::signal;
 use crate::sys::wire::Wire;
@@ -30,6 +31,7 @@ use arrival::Arrival;
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
@@ -49,6 +51,8 @@ pub fn run() -> Result<()> {
         id: None,
         plan: None,
         spool: None,
+        have: Arc::default(),
+        have_told: 0,
         last: None,
         left: Vec::new(),
         near: None,
@@ -110,6 +114,9 @@ struct Agent {
     id: Option<Id>,
     plan: Option<Plan>,
     spool: Option<Spool>,
+    /// How many images have come, and how many the source knows of.
+    have: Arc<AtomicU64>,
+    have_told: u64,
     /// Number of the last image.
     last: Option<u64>,
     /// What is not in it.
@@ -168,6 +175,11 @@ impl Agent {
                 self.events.push_back(Event::Interrupted);
                 continue;
             }
+            let have = self.have.load(Ordering::Acquire);
+            if have > self.have_told {
+                self.have_told = have;
+                self.remark(&Remark::Have(have));
+            }
             // What ends the streams is said before the source finds that they have ended.
             if let Some(e) = self.spool.as_ref().and_then(Spool::failure).filter(|_| self.planted.is_empty() && !self.told) {
                 self.told = true;
@@ -194,6 +206,10 @@ impl Agent {
                 Ok(()) => Event::Tick,
                 Err(e) => Event::Failed(in_full(&e)),
             },
+            Ok(frame) if frame.kind == ROOM => {
+                let _ = room::answer(&self.peer.link); // that the link is lost is heard soon enough
+                Event::Tick
+            }
             Ok(frame) => {
                 match unpack(&frame.payload) {
                     Ok(Remark::Last(n)) if frame.kind == REMARK => self.last = Some(n),
@@ -366,7 +382,13 @@ impl Agent {
             let mut near = Near::new()?;
             let pages = near.stream.take().ok_or_else(|| Error::other("pages have no way"))?;
             let applier = Applier::new(&plan.files.folders, stage.clone());
-            Ok((Spool::begin(&plan.spool, &id, peer.receiver()?, Some((applier, pages)))?, near))
+            let lazily = (plan.memory > LAZY_FROM).then_some(plan.memory);
+            let (have, waker) = (self.have.clone(), peer.link.waker());
+            let have = move |n| {
+                have.store(n, Ordering::Release);
+                waker.wake();
+            };
+            Ok((Spool::begin(&plan.spool, &id, peer.receiver()?, Some((applier, pages)), lazily, have)?, near))
         };
         match begin() {
             Ok((spool, near)) => (self.spool, self.near) = (Some(spool), Some(near)),
@@ -421,6 +443,7 @@ impl Agent {
         let spool = self.spool.as_mut().ok_or_else(|| Error::other("no images came"))?;
         let begun = Instant::now();
         let (image, parent) = spool.wait(last, Limits::default().ready)?;
+        let _urgent = Urgent::begin();
         told.phase("image", begun);
         let begun = Instant::now();
         locked(&self.stage).as_mut().map_or(Ok(()), Stage::take_places)?;

@@ -55,6 +55,8 @@ pub enum Remark {
     Left(Vec<(i32, Vec<(u64, u32)>)>),
     /// The image of this number is the last one, and stands for a tree that stands still.
     Last(u64),
+    /// The image of this number has come, with all before it.
+    Have(u64),
     /// Something is different there.
     Warning(String),
     /// Something that only a curious user wants to know.

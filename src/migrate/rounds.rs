@@ -5,7 +5,7 @@ use crate::transport::Sender;
 use nix::fcntl::{FcntlArg, fcntl};
 use std::fs::File;
 use std::io::{Read, Write};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Bytes that a pipe holds at most.
 const PIPE: i32 = 1 << 20;
@@ -30,26 +30,30 @@ impl Bulk {
         self.sender.finish()
     }
 
-    /// Sends what `make` writes into a pipe as one item.
-    pub fn item<T>(&mut self, make: impl FnOnce(File) -> Result<T>) -> Result<T> {
+    /// Sends what `make` writes into a pipe as one item, and tells what it has made and how long the streams took.
+    pub fn item<T>(&mut self, make: impl FnOnce(File) -> Result<T>) -> Result<(T, Duration)> {
         let (from, into) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).context(|| "making a pipe")?;
         let _ = fcntl(&into, FcntlArg::F_SETPIPE_SZ(PIPE));
         let mut from = File::from(from);
         let sender = &mut self.sender;
         std::thread::scope(|scope| {
-            let carrier = scope.spawn(move || -> Result<()> {
+            let carrier = scope.spawn(move || -> Result<Duration> {
                 let mut buffer = vec![0; PIPE as usize];
+                let mut taken = Duration::ZERO;
                 loop {
-                    match from.read(&mut buffer)? {
-                        0 => return sender.end_item().map(drop),
+                    let n = from.read(&mut buffer)?;
+                    let begun = Instant::now();
+                    match n {
+                        0 => return sender.end_item().map(|_| taken + begun.elapsed()),
                         n => sender.write_all(&buffer[..n]).map_err(Error::from)?,
                     }
+                    taken += begun.elapsed();
                 }
             });
             let made = make(File::from(into));
             let carried = carrier.join().unwrap_or_else(|_| Err(Error::other("sending an image has failed")));
             // What was not carried was not made either, but says less about why.
-            carried.and(made)
+            carried.and_then(|taken| Ok((made?, taken)))
         })
     }
 }
@@ -59,8 +63,10 @@ impl Bulk {
 pub struct Round {
     /// Bytes that were sent.
     pub bytes: u64,
-    /// How long it took.
+    /// How long it took, until the target had it.
     pub took: Duration,
+    /// As much of that as went to the streams and the target.
+    pub sending: Duration,
     /// The longest stop in it.
     pub stop: Duration,
 }
@@ -71,19 +77,21 @@ pub struct Pace {
     /// Bytes a second.
     speed: f64,
     rounds: Vec<u64>,
-    last: Duration,
     stop: Duration,
 }
 
 impl Pace {
     /// Notes a round.
-    pub fn note(&mut self, bytes: u64, took: Duration, stop: Duration) {
-        // A small one tells little about the link.
-        if bytes > 1 << 20 || self.speed == 0.0 {
-            self.speed = bytes as f64 / took.as_secs_f64().max(1e-6);
+    pub fn note(&mut self, round: &Round) {
+        let speed = |time: Duration| round.bytes as f64 / time.as_secs_f64().max(1e-6);
+        // A small one tells little about the link: what else there is to do in a round takes longer than its bytes.
+        if round.bytes > 1 << 20 {
+            self.speed = speed(round.took);
+        } else if self.speed == 0.0 {
+            self.speed = speed(round.sending);
         }
-        (self.last, self.stop) = (took, stop);
-        self.rounds.push(bytes);
+        self.stop = round.stop;
+        self.rounds.push(round.bytes);
     }
 
     /// How long nobody would run if the next round were the last one: as much is written in its time as in that of the last.
@@ -108,7 +116,8 @@ mod tests {
 
     fn pace(rounds: &[u64]) -> Pace {
         let mut pace = Pace::default();
-        rounds.iter().for_each(|&mib| pace.note(mib << 20, Duration::from_millis(mib), Duration::from_millis(3)));
+        let (sending, stop) = (Duration::ZERO, Duration::from_millis(3));
+        rounds.iter().for_each(|&mib| pace.note(&Round { bytes: mib << 20, took: Duration::from_millis(mib), sending, stop }));
         pace
     }
 
@@ -116,6 +125,20 @@ mod tests {
     fn what_is_left_is_foreseen() {
         let downtime = pace(&[1000, 100]).downtime();
         assert!((143..=144).contains(&downtime.as_millis()), "{downtime:?}");
+    }
+
+    /// A tree that is small and slow to look through is no slow link.
+    #[test]
+    fn small_rounds_take_long_for_other_reasons() {
+        let [took, sending, stop] = [200, 4, 10].map(Duration::from_millis);
+        let mut pace = Pace::default();
+        pace.note(&Round { bytes: 150 << 10, took, sending, stop });
+        pace.note(&Round { bytes: 20 << 10, took, sending, stop });
+        assert!(pace.downtime() < Duration::from_millis(52), "{:?}", pace.downtime());
+        // Unless the link is.
+        let mut pace = Pace::default();
+        pace.note(&Round { bytes: 150 << 10, took, sending: took, stop });
+        assert!(pace.downtime() > Duration::from_millis(240), "{:?}", pace.downtime());
     }
 
     #[test]

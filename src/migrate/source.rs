@@ -1,6 +1,7 @@
 //! What the source does.
 
 mod leave;
+mod rounds;
 
 use super::address::{Address, Taken};
 use super::feed::Feed;
@@ -11,7 +12,7 @@ use super::outcome::{Ended, Outcome};
 use super::plan::{Details, Remark, pack, unpack};
 use super::preflight::{fresh_id, limits, plan, refuse};
 use super::record::{Claim, Member, Record, Store};
-use super::rounds::{Bulk, Pace};
+use super::rounds::Bulk;
 use super::state::{Action, Event, Mark, Outcome as Verdict, Recorded, Source};
 use super::{MOVE, REMARK};
 use crate::dump;
@@ -121,6 +122,7 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
         carry: Carry::new(options.dump.pid, super::record::boot()?, plan.files, seen),
         taken: Vec::new(),
         forwarded: 0,
+        have: 0,
         error: None,
         outcome,
     };
@@ -156,6 +158,8 @@ struct End<'o> {
     taken: Vec<(Address, Taken)>,
     /// Packets that were sent after the tree.
     forwarded: u64,
+    /// The last image that the target is known to have.
+    have: u64,
     /// What failed first, in full.
     error: Option<Error>,
     outcome: Outcome,
@@ -262,6 +266,7 @@ impl End<'_> {
             Remark::Note(text) => report.note(&format!("target: {text}")),
             Remark::Phase(name, took) => self.outcome.phases.push((format!("target: {name}"), Duration::from_micros(took))),
             Remark::Root(pid) => self.outcome.root_pid = Some(pid),
+            Remark::Have(n) => self.have = n,
             Remark::Last(_) | Remark::Left(_) | Remark::Packets(_) => {}
         }
     }
@@ -360,63 +365,6 @@ impl End<'_> {
         done
     }
 
-    /// Copies while the tree runs, until what is left is expected to fit.
-    fn rounds(&mut self, report: &mut dyn Report) -> Result<()> {
-        self.phase("streams", report, |end, _| {
-            end.peer.open_bulk()?;
-            end.bulk = Some(Bulk::new(end.peer.sender()?));
-            Ok(())
-        })?;
-        self.files(report, |carry, peer, bulk, report| carry.begin(peer, bulk, report))?;
-        let mut moving = Moving::begin(&self.options.dump, self.leave, report)?;
-        let begun = Instant::now();
-        let mut pace = Pace::default();
-        while !self.leave {
-            let round = self.round(&mut moving, report)?;
-            self.outcome.stops = self.outcome.stops.max(round.stop);
-            self.files(report, |carry, peer, bulk, _| carry.round(peer, bulk, false))?;
-            pace.note(round.bytes, round.took, round.stop + self.carry.took);
-            report.note(&format!(
-                "round {}: {} KiB sent in {:.1} ms; if it were the last, nobody would run for about {:.0} ms",
-                moving.count(),
-                round.bytes >> 10,
-                round.took.as_secs_f64() * 1e3,
-                pace.downtime().as_secs_f64() * 1e3
-            ));
-            if moving.count() > 1 && pace.downtime() <= self.options.max_downtime {
-                break;
-            }
-            let late = begun.elapsed() >= self.options.timeout;
-            if late || pace.restless() {
-                self.out_of_hope(&pace, late, report)?;
-                break;
-            }
-            // Whoever gives up is heard between two rounds.
-            while let Some(frame) = self.peer.link.try_receive()? {
-                if frame.kind == REMARK {
-                    self.remark(unpack(&frame.payload)?, report);
-                } else if let Message::Abort { why } = unpack::<Frame>(&frame.payload)?.message {
-                    return Err(Error::other(format!("the target gave up: {why}")));
-                }
-            }
-            signal::check_interrupted()?;
-        }
-        self.moving = Some(moving);
-        Ok(())
-    }
-
-    fn round(&mut self, moving: &mut Moving<'_>, report: &mut dyn Report) -> Result<super::rounds::Round> {
-        let bulk = self.bulk.as_mut().ok_or_else(|| Error::other("there are no streams"))?;
-        let begun = Instant::now();
-        let name = if moving.count() == 0 { "first copy" } else { "rounds" };
-        report.started(name);
-        let made = bulk.item(|pipe| moving.round(pipe, report));
-        report.ended(name, begun.elapsed());
-        let made = made.map_err(|e| self.explain(e))?;
-        self.outcome.bytes += made.image_bytes;
-        Ok(super::rounds::Round { bytes: made.image_bytes, took: begun.elapsed(), stop: made.pause.max(made.stops.unwrap_or_default()) })
-    }
-
     /// That a pipe is broken says only that the link is, or that the target takes no more.
     fn explain(&mut self, e: Error) -> Error {
         files::why(&mut self.peer, e)
@@ -434,28 +382,6 @@ impl End<'_> {
         done.map(drop)
     }
 
-    fn out_of_hope(&mut self, pace: &Pace, late: bool, report: &mut dyn Report) -> Result<()> {
-        let foreseen = format!("nobody would run for about {:.0} ms", pace.downtime().as_secs_f64() * 1e3);
-        let why = match late {
-            true => format!("the time for copying is over, and {foreseen}"),
-            false => format!("the tree writes its memory about as fast as it can be sent: {foreseen}"),
-        };
-        match self.options.policy {
-            Policy::Force => {
-                report.warning(&why);
-                Ok(())
-            }
-            Policy::Lazy => {
-                report.note(&format!("{why}: what is left follows when it runs there"));
-                self.leave = true;
-                Ok(())
-            }
-            Policy::Cancel => {
-                Err(Error::other(why).help("allow more with --max-downtime, or move it all the same with --on-timeout force or lazy"))
-            }
-        }
-    }
-
     /// The last image, of a tree that stands still from now on; its addresses are nobody's.
     fn freeze(&mut self, report: &mut dyn Report) -> Result<()> {
         let mut moving = self.moving.take().ok_or_else(|| Error::other("nothing was copied yet"))?;
@@ -467,7 +393,7 @@ impl End<'_> {
         // The kernel takes its time to let go of what has watched the tree: later.
         let count = moving.count();
         self.moving = Some(moving);
-        let (made, standing) = sent?;
+        let ((made, standing), _) = sent?;
         self.standing = Some(standing);
         self.outcome.phases.extend(made.phases.iter().map(|(name, took)| (format!("last image: {name}"), *took)));
         self.outcome.rounds = count;

@@ -1,13 +1,16 @@
 //! Images as they come, until they are not needed any more: in a folder that nobody else can read, and that goes with meio.
+//!
+//! Where pages will be brought when the tree runs already they are put together while it still runs at the source: each once and
+//! decompressed ([`Flat`]), so that who waits for one waits for no other, and for no decompression.
 
 use super::files::Applier;
 use super::message::Id;
 use super::{pull, record};
 use crate::dump::moving::name;
 use crate::error::{Context, Error, Kind, Result};
-use crate::image::{Reader, Resolved};
+use crate::image::{Flat, Reader, Resolved};
 use crate::resource::{Manifest, Tree};
-use crate::sys::arch;
+use crate::sys::{arch, file};
 use crate::transport::Receiver;
 use nix::fcntl::{Flock, FlockArg};
 use std::fs::{self, File};
@@ -15,6 +18,7 @@ use std::io::{Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -35,6 +39,8 @@ pub struct Spool {
     /// As long as somebody has it, it is not swept.
     _lock: Flock<File>,
     state: Arc<(Mutex<State>, Condvar)>,
+    /// More images are to come, which may build upon those that are there.
+    goes_on: Arc<AtomicBool>,
 }
 
 #[derive(Default)]
@@ -56,8 +62,16 @@ fn locked(mutex: &Mutex<State>) -> MutexGuard<'_, State> {
 }
 
 impl Spool {
-    /// A new one in `parent`, filled by what `receiver` brings.
-    pub fn begin(parent: &Path, id: &Id, receiver: Receiver, others: Option<Others>) -> Result<Spool> {
+    /// A new one in `parent`, filled by what `receiver` brings; `have` is told the number of each image that has come. `lazily`: so
+    /// many bytes of pages will be brought one by one.
+    pub fn begin(
+        parent: &Path,
+        id: &Id,
+        receiver: Receiver,
+        others: Option<Others>,
+        lazily: Option<u64>,
+        have: impl Fn(u64) + Send + 'static,
+    ) -> Result<Spool> {
         // Else they start when the first image is looked at, and cannot be started any more when it is brought back.
         crate::sys::workers::start()?;
         sweep(parent);
@@ -66,14 +80,19 @@ impl Spool {
         let doing = || folder.display().to_string();
         let lock = Flock::lock(File::open(&folder).context(doing)?, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| e).context(doing)?;
         let state = Arc::new((Mutex::new(State::default()), Condvar::new()));
+        let goes_on = Arc::new(AtomicBool::new(true));
         let (theirs, place) = (state.clone(), folder.clone());
+        // All pages are there beside the first image. Where that is too much they are looked for in the images.
+        let free = nix::sys::statvfs::statvfs(parent).map_or(0, |s| s.blocks_available() * s.fragment_size());
+        let pages = lazily.filter(|bytes| free / 2 > *bytes).map(|_| Pages { flat: None, goes_on: goes_on.clone() });
         let work = move || {
-            let ended = fill(receiver, others, &place, &theirs).err();
-            locked(&theirs.0).ended = Some(ended);
+            let work = std::panic::AssertUnwindSafe(|| fill(receiver, others, (&place, pages), (&theirs, &have)));
+            let done = std::panic::catch_unwind(work).unwrap_or_else(|_| Err(Error::other("taking images has failed")));
+            locked(&theirs.0).ended = Some(done.err());
             theirs.1.notify_all();
         };
         std::thread::Builder::new().name("spool".into()).spawn(work).context(|| "cannot start a thread")?;
-        Ok(Spool { folder, state, _lock: lock })
+        Ok(Spool { folder, state, goes_on, _lock: lock })
     }
 
     /// Waits until the image of this number is there with all before it: its path, and where the pages of the one before are.
@@ -89,6 +108,7 @@ impl Spool {
             };
             state = self.state.1.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
+        self.goes_on.store(false, Ordering::Release);
         let known = [state.resolved.take(), state.before.take()].into_iter().flatten();
         let resolved = known.filter(|(of, _)| of + 1 == n).map(|(_, resolved)| resolved).next();
         Ok((self.folder.join(name(n)), resolved))
@@ -131,7 +151,12 @@ fn sweep(parent: &Path) {
     }
 }
 
-fn fill(mut receiver: Receiver, mut others: Option<Others>, folder: &Path, state: &(Mutex<State>, Condvar)) -> Result<()> {
+fn fill(
+    mut receiver: Receiver,
+    mut others: Option<Others>,
+    (folder, mut pages): (&Path, Option<Pages>),
+    (state, have): (&(Mutex<State>, Condvar), &dyn Fn(u64)),
+) -> Result<()> {
     let mut buffer = vec![0; PIECE];
     let mut n = 0;
     while let Some(mut item) = receiver.next_item()? {
@@ -156,6 +181,10 @@ fn fill(mut receiver: Receiver, mut others: Option<Others>, folder: &Path, state
         }
         n += 1;
         let path = folder.join(name(n));
+        // All of it is with the others.
+        if pages.as_ref().is_some_and(|pages| pages.flat.is_some()) {
+            let _ = fs::remove_file(folder.join(name(n - 1)));
+        }
         let mut file = File::options().write(true).create_new(true).mode(0o600).open(&path).context(|| path.display())?;
         file.write_all(&begin).context(|| format!("writing {}", path.display()))?;
         loop {
@@ -171,14 +200,50 @@ fn fill(mut receiver: Receiver, mut others: Option<Others>, folder: &Path, state
         // While the next one is on its way.
         let before = locked(&state.0).resolved.as_ref().filter(|(of, _)| of + 1 == n).map(|(_, resolved)| resolved.clone());
         if n == 1 || before.is_some() {
-            let resolved = resolve(&path, folder, before.as_deref()).context(|| format!("image {n}"))?;
+            let resolved = match &mut pages {
+                Some(pages) => pages.bring_in(&path, folder),
+                None => resolve(&path, folder, before.as_deref()).map(|resolved| Some(Arc::new(resolved))),
+            };
+            let resolved = resolved.context(|| format!("image {n}"))?;
             let mut state = locked(&state.0);
-            if state.whole == n {
-                state.before = state.resolved.replace((n, Arc::new(resolved)));
+            if let Some(resolved) = resolved.filter(|_| state.whole == n) {
+                state.before = state.resolved.replace((n, resolved));
             }
         }
+        have(n);
     }
     Ok(())
+}
+
+/// All pages, each once.
+struct Pages {
+    flat: Option<Flat>,
+    goes_on: Arc<AtomicBool>,
+}
+
+impl Pages {
+    /// Brings in those of an image, unless it is the last one.
+    fn bring_in(&mut self, path: &Path, folder: &Path) -> Result<Option<Arc<Resolved>>> {
+        let flat = match &mut self.flat {
+            Some(flat) => flat,
+            None => {
+                let path = folder.join("pages");
+                let mut options = File::options();
+                let file = options.read(true).write(true).create_new(true).mode(0o600).open(&path).context(|| path.display())?;
+                self.flat.insert(Flat::new(file, give_back))
+            }
+        };
+        let mut reader = Reader::from_file(File::open(path)?, arch::MACHINE)?.beside(folder.to_owned());
+        let _: Manifest = reader.manifest()?;
+        let _: Tree = reader.tree()?;
+        let whole = flat.bring_in(&mut reader, path, &self.goes_on)?;
+        Ok(flat.now().filter(|_| whole).cloned())
+    }
+}
+
+/// Where that is not possible the room is used again all the same.
+fn give_back(file: &File, from: u64, bytes: u64) {
+    let _ = file::punch(file, from, bytes);
 }
 
 /// Finds out where the pages of an image are.

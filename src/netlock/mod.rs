@@ -22,12 +22,14 @@ use crate::sys::namespace::{self, Kind as Namespace};
 use crate::sys::netlink::Socket;
 use crate::sys::nfqueue::Queue;
 use crate::sys::nft::{self, Batch};
+use crate::sys::priority;
 use kept::Owner;
 use std::collections::HashSet;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
 use table::Held;
 
 /// Packets with this mark (`SO_MARK` of meio's own raw sockets) pass every lock.
@@ -264,6 +266,7 @@ impl NetLock {
     /// sent it would take it for lost, and send it again.
     fn pass_on<T>(&self, work: impl FnOnce() -> T) -> T {
         let Some(queue) = self.queue.as_ref().filter(|_| !self.locked.is_empty()) else { return work() };
+        const INSTANT: Duration = Duration::from_micros(10);
         let (ready, done) = (AtomicBool::new(false), AtomicBool::new(false));
         // Accepting nothing would be an error, for which the kernel keeps a message.
         let accept = || queue.state().and_then(|state| if state.held > 0 { queue.accept() } else { Ok(()) });
@@ -271,13 +274,15 @@ impl NetLock {
             let let_in = || {
                 while !done.load(Ordering::Relaxed) && accept().is_ok() {
                     ready.store(true, Ordering::Relaxed);
+                    std::thread::sleep(INSTANT);
                 }
                 ready.store(true, Ordering::Relaxed);
             };
             // Without it there is nothing worse than a few segments twice.
-            if std::thread::Builder::new().spawn_scoped(scope, let_in).is_ok() {
+            // Whoever is urgent waits for it.
+            if priority::inherited(|| std::thread::Builder::new().spawn_scoped(scope, let_in)).is_ok() {
                 while !ready.load(Ordering::Relaxed) {
-                    std::thread::yield_now();
+                    std::thread::sleep(INSTANT);
                 }
             }
             let did = work();

@@ -82,8 +82,15 @@ pub fn refuse_outsiders(tree: &HashSet<i32>, own: i32, capture: &mut Capture) {
     let outside = |f: &OpenFile| if let FileKind::Outside(o) = &f.kind { Some(o.id.clone()) } else { None };
     let by_name: BTreeSet<String> = capture.files.iter().filter_map(outside).collect();
     outsiders.extend(by_name.iter().map(|link| (link.clone(), Vec::new())));
-    if outsiders.is_empty() {
+    // All processes of the machine are looked through for that. Of a tree that is copied again and again, once for each pipe: they
+    // are handed on by name only to who is told of it.
+    let again = capture.standing && capture.recall.quiet.is_some();
+    if outsiders.is_empty() || again && by_name.is_empty() && outsiders.keys().all(|link| capture.recall.pipes.contains(link)) {
         return;
+    }
+    if again {
+        let nobody = outsiders.keys().cloned().collect();
+        capture.recall.pipes = nobody;
     }
     let all = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     let others = all.filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok()).filter(|p| !tree.contains(p) && *p != own);
@@ -104,6 +111,9 @@ pub fn refuse_outsiders(tree: &HashSet<i32>, own: i32, capture: &mut Capture) {
         let held = capture.files.iter().zip(&capture.holders).filter(|(f, _)| f.link == link).map(|(_, h)| *h);
         let held: Vec<(i32, i32)> = held.collect();
         let Some(&(holder, fd)) = held.first() else { continue };
+        if !pids.is_empty() {
+            capture.recall.pipes.remove(&link);
+        }
         let (reason, advice) = match (pids.as_slice(), by_name.contains(&link)) {
             ([], true) => ("nobody outside of the tree holds the pipe".to_owned(), format!("leave --external {link} away")),
             ([], false) | (_, true) => continue,

@@ -2,7 +2,8 @@
 //! sign that it is still true: here a file that has the same number, size and time.
 
 use crate::tracee::foothold::Known;
-use std::collections::HashMap;
+use crate::tracee::wait_time::Deadlines;
+use std::collections::{BTreeSet, HashMap};
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -21,6 +22,10 @@ pub struct Recall {
     pub quiet: Option<super::quiet::Quiet>,
     /// Options of connections.
     pub connections: super::socket::steady::Connections,
+    /// Pipes that nobody outside of the tree held when that was looked for.
+    pub pipes: BTreeSet<String>,
+    /// Until when interrupted tasks wait.
+    pub deadlines: Deadlines,
     build_ids: HashMap<Content, Option<Vec<u8>>>,
 }
 

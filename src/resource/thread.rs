@@ -107,7 +107,7 @@ impl Thread {
         refuse_task(held.pid, held.tid, &status, capture);
         let meaningless = Volley::meaningless(status.sig_cgt, status.sig_blk | held.sigmask);
         held.hush = status.ns_pid.last().copied().zip(meaningless);
-        let waiting = wait_time::remaining(held)?;
+        let waiting = wait_time::remaining(held, &mut capture.recall.deadlines)?;
         let unblocked = (status.sig_pnd | status.shd_pnd) & !status.sig_blk;
         let waiting = settle_call(held, waiting, unblocked != 0 || !held.deferred.is_empty());
         Ok(Thread {

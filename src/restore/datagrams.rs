@@ -186,7 +186,8 @@ fn put_in(fd: BorrowedFd<'_>, wire: &Wire, udp: &Udp, received: &Received, port:
             if sent.is_err() || now.1 != before.1 || begin.elapsed() > patience {
                 return Ok(false);
             }
-            std::thread::yield_now();
+            // Whoever is urgent would keep from the processor whom he waits for.
+            std::thread::sleep(Duration::from_micros(5));
         }
     }
     Ok(true)

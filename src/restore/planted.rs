@@ -28,8 +28,8 @@ use crate::sys::proc::{read, status};
 use crate::sys::{ptrace, signal, task};
 use crate::tracee::stub::{Script, Stub};
 use std::collections::HashMap;
-use std::path::PathBuf;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// All tasks of the tree, stopped, on their way from stubs to what they were.
 pub struct Planted<'t> {
@@ -258,29 +258,39 @@ impl<'t> Planted<'t> {
     }
 }
 
-/// Ends all tracees and takes their reports.
+/// Ends all tracees and takes their reports. Their numbers are free again then: some are somebody else's children, who takes notice a
+/// little later, and may bring the tree back once more.
 pub fn end_all() {
+    const SOON: Duration = Duration::from_secs(1);
+    const MOMENT: Duration = Duration::from_micros(200);
+    let mut ended = Vec::new();
     loop {
         match ptrace::poll(-1) {
-            Ok(Some((_, ptrace::Status::Ended(_)))) => {}
-            Ok(Some((tid, _))) => {
-                let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(tid), nix::sys::signal::SIGKILL);
-            }
+            Ok(Some((tid, ptrace::Status::Ended(_)))) => ended.push(tid),
+            Ok(Some((tid, _))) => end(tid),
             Ok(None) => {
-                // Those that stand still have reported long ago: ask /proc whom we trace.
-                let own = std::process::id() as i32;
-                let mine = task::tracees(own);
+                // Those that stand still have reported long ago: ask /proc whom we trace. One that has ended is asked for its report
+                // until it has given it.
+                let mine = task::tracees(std::process::id() as i32);
                 if mine.is_empty() {
-                    return;
+                    break;
                 }
-                for pid in mine {
-                    let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL);
-                }
-                std::thread::sleep(Duration::from_micros(200));
+                mine.into_iter().for_each(end);
+                std::thread::sleep(MOMENT);
             }
-            Err(_) => return,
+            Err(_) => break,
         }
     }
+    let begun = Instant::now();
+    let exists = |tid: &i32| Path::new(&format!("/proc/{tid}")).exists();
+    // An init that never takes notice is not waited for.
+    while ended.iter().any(exists) && begun.elapsed() < SOON {
+        std::thread::sleep(MOMENT);
+    }
+}
+
+fn end(tid: i32) {
+    let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(tid), nix::sys::signal::SIGKILL);
 }
 
 /// Makes current directories that had been removed, for the moment in which they are entered.

@@ -56,6 +56,11 @@ impl Manager {
         }
     }
 
+    /// How often it wants to hear that meio lives.
+    pub fn every(&self) -> Option<Duration> {
+        self.every
+    }
+
     /// Everything that was to be begun is.
     pub fn ready(&self) {
         self.tell("READY=1");

@@ -32,6 +32,7 @@ pub mod nfqueue;
 pub mod nft;
 pub mod notify;
 pub mod pagemap;
+pub mod priority;
 pub mod proc;
 pub mod ptrace;
 pub mod pty;

@@ -2,7 +2,9 @@
 
 use super::arch::Registers;
 use nix::errno::Errno;
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use std::{mem, ptr};
 
@@ -219,6 +221,26 @@ pub fn syscall_user_dispatch(tid: i32) -> Result<bool, Errno> {
     Ok(configuration[0] != 0)
 }
 
+/// Ends that were told to who waits for a tracee. Of a child of the same process nobody else will ever be told.
+static ENDED: Mutex<VecDeque<(i32, i32)>> = Mutex::new(VecDeque::new());
+
+fn taken(tid: i32, status: i32) -> Status {
+    const MOST: usize = 64;
+    let decoded = decode(status);
+    if let Status::Ended(status) = decoded {
+        let mut ended = ENDED.lock().unwrap_or_else(PoisonError::into_inner);
+        ended.truncate(MOST - 1);
+        ended.push_front((tid, status));
+    }
+    decoded
+}
+
+/// The raw status of wait(2) of a child that has ended while it was traced: waiting for it finds nobody any more.
+pub fn end_of(pid: i32) -> Option<i32> {
+    let ended = ENDED.lock().unwrap_or_else(PoisonError::into_inner);
+    ended.iter().find(|(tid, _)| *tid == pid).map(|(_, status)| *status)
+}
+
 fn decode(status: i32) -> Status {
     if !libc::WIFSTOPPED(status) {
         return if libc::WIFEXITED(status) || libc::WIFSIGNALED(status) { Status::Ended(status) } else { Status::Other };
@@ -282,7 +304,7 @@ fn wait_undisturbed(tid: i32) -> Result<Status, Errno> {
         let mut status = 0;
         // SAFETY: `status` outlives the call.
         match Errno::result(unsafe { libc::waitpid(tid, &raw mut status, libc::__WALL) }) {
-            Ok(_) => return Ok(decode(status)),
+            Ok(_) => return Ok(taken(tid, status)),
             Err(Errno::EINTR) => {}
             Err(e) => return Err(e),
         }
@@ -310,6 +332,6 @@ pub fn poll(tid: i32) -> Result<Option<(i32, Status)>, Errno> {
     // SAFETY: `status` outlives the call.
     match Errno::result(unsafe { libc::waitpid(tid, &raw mut status, libc::__WALL | libc::WNOHANG) })? {
         0 => Ok(None),
-        who => Ok(Some((who, decode(status)))),
+        who => Ok(Some((who, taken(who, status)))),
     }
 }

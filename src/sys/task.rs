@@ -265,12 +265,12 @@ pub fn securebits() -> u32 {
     (unsafe { libc::prctl(libc::PR_GET_SECUREBITS, 0, 0, 0, 0) }).max(0) as u32
 }
 
-/// Processes that `tracer` traces, found in /proc.
+/// Processes that `tracer` traces, found in /proc; also those that have ended, until it has taken their reports.
 pub fn tracees(tracer: i32) -> Vec<i32> {
     use super::proc::{read, status};
     let all = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     all.filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok())
-        .filter(|&pid| read::parsed(pid, "status", status::parse).is_ok_and(|s| s.tracer_pid == tracer && s.state != b'Z'))
+        .filter(|&pid| read::parsed(pid, "status", status::parse).is_ok_and(|s| s.tracer_pid == tracer))
         .collect()
 }
 

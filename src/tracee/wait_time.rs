@@ -6,15 +6,18 @@
 //! The scheduler tells: `se.exec_start` in `/proc/TID/sched` is the instant at which a sleeping task was
 //! last switched out. A task that is in `restart_syscall(2)` was interrupted before, so its instant
 //! says nothing; it is let go alone for an instant, and the timer that thereby appears in `/proc/timer_list` is its deadline.
+//! That is dear: what was found out once is [remembered](Deadlines) for as long as the task has done nothing but sleep.
 
 use super::Held;
 use super::inject::ERESTART_RESTARTBLOCK;
 use crate::error::Result;
 use crate::resource::thread::Waiting;
+use crate::sys::arch::Registers;
 use crate::sys::proc::{read, sched, stat, syscall, timer_list};
 use crate::sys::ptrace::{self, Status};
 use crate::sys::{clock, memory};
 use nix::errno::Errno;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 /// A task that was seen to sleep in a call before it was stopped.
@@ -35,7 +38,7 @@ enum TimeOut {
 }
 
 /// The relative time-out of a call that the kernel does not write back itself.
-fn time_out(number: u64, regs: &crate::sys::arch::Registers) -> Option<TimeOut> {
+fn time_out(number: u64, regs: &Registers) -> Option<TimeOut> {
     const FUTEX_CMD_MASK: u64 = 0x7f;
     match number as i64 {
         libc::SYS_poll => Some(TimeOut::Milliseconds(regs.rdx)),
@@ -71,7 +74,8 @@ pub fn observe(pid: i32, tid: i32) -> Option<Blocked> {
         // processor for a while after it was let go.
         let wchan = read::read_task(pid, tid, "wchan").ok()?;
         let number = number_by_sleep(&wchan, args[0])?;
-        return Some(Blocked { number, since_ns: 0, switches: 0 });
+        let switches = voluntary_switches(pid, tid).unwrap_or(0);
+        return Some(Blocked { number, since_ns: 0, switches });
     }
     if !timed(nr) {
         return None;
@@ -82,30 +86,89 @@ pub fn observe(pid: i32, tid: i32) -> Option<Blocked> {
     Some(Blocked { number: nr as u64, since_ns, switches: s.nr_voluntary_switches? })
 }
 
+fn voluntary_switches(pid: i32, tid: i32) -> Option<u64> {
+    sched::parse(&read::read_task(pid, tid, "sched").ok()?).nr_voluntary_switches
+}
+
+/// Until when tasks wait that were interrupted in a call with a time-out, as it was found out at their last stop.
+#[derive(Debug, Default)]
+pub struct Deadlines(HashMap<i32, Deadline>);
+
+#[derive(Debug, Clone, Copy)]
+struct Deadline {
+    number: u64,
+    /// `CLOCK_MONOTONIC` in nanoseconds; `None` for never.
+    at_ns: Option<u64>,
+    /// How often it had given its processor away when it stood still.
+    switches: u64,
+}
+
+impl Deadlines {
+    /// Of a stopped task that is in restart_syscall(2): since its last stop it has fallen asleep, which is one switch, and the
+    /// stop is another one. Any other call would have been one more, or would not have been interrupted.
+    fn still(&self, held: &Held) -> Option<Deadline> {
+        let known = self.0.get(&held.tid)?;
+        let seen = held.waiting.filter(|seen| seen.switches == known.switches + 1)?;
+        (voluntary_switches(held.pid, held.tid)? <= seen.switches + 1).then_some(*known)
+    }
+
+    fn note(&mut self, held: &Held, waiting: Option<&Waiting>) {
+        self.0.remove(&held.tid);
+        if let (Some(waiting), Some(switches)) = (waiting, voluntary_switches(held.pid, held.tid)) {
+            let at_ns = waiting.remaining_ns.map(|left| clock::monotonic_ns().saturating_add(left));
+            self.0.insert(held.tid, Deadline { number: waiting.number, at_ns, switches });
+        }
+    }
+
+    /// Forgets all other tasks.
+    pub fn keep(&mut self, tids: &HashSet<i32>) {
+        self.0.retain(|tid, _| tids.contains(tid));
+    }
+}
+
 /// What a stopped task waits for and how long still. `None` when it is in no such call.
-pub fn remaining(held: &mut Held) -> Result<Option<Waiting>> {
+pub fn remaining(held: &mut Held, known: &mut Deadlines) -> Result<Option<Waiting>> {
     let regs = held.registers;
     if (regs.orig_rax as i64) < 0 {
         return Ok(None);
     }
     if regs.orig_rax as i64 == libc::SYS_restart_syscall && regs.rax as i64 == ERESTART_RESTARTBLOCK {
-        return deadline_of_restarted(held);
+        let waiting = match known.still(held) {
+            Some(Deadline { number, at_ns, .. }) => {
+                Some(Waiting { number, remaining_ns: at_ns.map(|at| at.saturating_sub(clock::monotonic_ns())) })
+            }
+            None => deadline_of_restarted(held)?,
+        };
+        // What could not be found out is looked for again.
+        let found = |w: &&Waiting| w.remaining_ns.is_some() || time_out(w.number, &held.registers).is_none();
+        known.note(held, waiting.as_ref().filter(found));
+        return Ok(waiting);
     }
+    let (waiting, exact) = given_in_arguments(held, &regs)?;
+    // What is not interrupted in this way is made again with its arguments, and is told by them the next time.
+    let restarts = exact && regs.rax as i64 == ERESTART_RESTARTBLOCK;
+    known.note(held, waiting.as_ref().filter(|_| restarts));
+    Ok(waiting)
+}
+
+/// The same of a call that was made by the program itself; and whether it was seen when it began to wait.
+fn given_in_arguments(held: &Held, regs: &Registers) -> Result<(Option<Waiting>, bool)> {
     let number = regs.orig_rax;
-    let Some(time_out) = time_out(number, &regs) else {
+    let Some(time_out) = time_out(number, regs) else {
         // An absolute deadline: made again, the call finds it in its arguments.
         let again = regs.rax as i64 == ERESTART_RESTARTBLOCK;
-        return Ok(again.then_some(Waiting { number, remaining_ns: None }));
+        return Ok((again.then_some(Waiting { number, remaining_ns: None }), true));
     };
     let Some(total) = total_ns(held.pid, &time_out)? else {
-        return Ok(Some(Waiting { number, remaining_ns: None }));
+        return Ok((Some(Waiting { number, remaining_ns: None }), true));
     };
     // Only the sleep that was seen: one more voluntary switch is the stop itself.
     let elapsed = held.waiting.filter(|b| b.number == number).and_then(|b| {
         let now = sched::parse(&read::read_task(held.pid, held.tid, "sched").ok()?);
         (now.nr_voluntary_switches? <= b.switches + 1).then(|| clock::monotonic_ns().saturating_sub(b.since_ns))
     });
-    Ok(Some(Waiting { number, remaining_ns: Some(total.saturating_sub(elapsed.unwrap_or(0))) }))
+    let remaining_ns = Some(total.saturating_sub(elapsed.unwrap_or(0)));
+    Ok((Some(Waiting { number, remaining_ns }), elapsed.is_some()))
 }
 
 fn total_ns(pid: i32, time_out: &TimeOut) -> Result<Option<u64>> {
@@ -201,7 +264,8 @@ fn deadline_of_restarted(held: &mut Held) -> Result<Option<Waiting>> {
             candidates = Some(new);
             continue;
         };
-        let again = |t: &timer_list::HrTimer| seen.iter().any(|s| (s.softexpires_ns, s.expires_ns) == (t.softexpires_ns, t.expires_ns));
+        // That of poll(2) may end the later the more of its time is left, so only the earlier end is the same each time.
+        let again = |t: &timer_list::HrTimer| seen.iter().any(|s| s.softexpires_ns == t.softexpires_ns);
         let (mut both, once): (Vec<_>, Vec<_>) = new.into_iter().partition(again);
         if both.len() == 1 || (seen.is_empty() && once.is_empty()) {
             own = both.pop();
@@ -252,11 +316,7 @@ fn fall_asleep(held: &mut Held) -> Result<(Vec<u8>, bool)> {
         if (wchan.len() > 1 && !wchan.starts_with(b"ptrace")) || Instant::now() >= until {
             return Ok((wchan, false));
         }
-        if begin.elapsed() < Duration::from_millis(1) {
-            std::thread::yield_now();
-        } else {
-            std::thread::sleep(Duration::from_micros(100));
-        }
+        std::thread::sleep(Duration::from_micros(if begin.elapsed() < Duration::from_millis(1) { 5 } else { 100 }));
     }
 }
 

@@ -285,7 +285,7 @@ impl Agent<'_> {
                     return Ok(next);
                 }
             }
-            let over = self.root.is_some_and(|root| !root.lives());
+            let over = self.machine.is_over() || self.root.is_some_and(|root| !root.lives());
             let comes = self.visitor.is_some() || self.visits.is_answering();
             let nothing = if self.caller.is_some() { self.machine.has_left() } else { self.machine.is_idle() };
             let idle = self.peer.is_none() && !comes && nothing;
@@ -468,7 +468,7 @@ impl Agent<'_> {
                 return Ok(None);
             }
             Action::Ask(wanted) => {
-                if wanted > generation {
+                if wanted > generation && !self.machine.is_planned() {
                     self.steps = Some(Steps::begin(self.machine.silence(self.begun.elapsed())));
                 }
                 self.witness.iter_mut().for_each(|witness| witness.ask(wanted));
@@ -512,7 +512,7 @@ impl Agent<'_> {
                 if said == Said::TakingOver {
                     let silence = if self.machine.is_planned() { Duration::ZERO } else { self.machine.silence(self.begun.elapsed()) };
                     match &mut self.steps {
-                        Some(steps) if self.witness.is_some() => steps.done("witness", steps.total()),
+                        Some(steps) if self.witness.is_some() && !self.machine.is_planned() => steps.done("witness", steps.total()),
                         _ => self.steps = Some(Steps::begin(silence)),
                     }
                 }

@@ -211,6 +211,30 @@ fn may_pause(status: &Status) -> Result<()> {
     }
 }
 
+/// Whether the standby of a watch could take over now.
+///
+/// # Errors
+/// Why it could not.
+pub fn may_take_over(status: &Status) -> Result<()> {
+    let (name, other) = (&status.name, status.other.clone().unwrap_or_default());
+    if status.role == Role::Series {
+        return Err(Error::other(format!("nobody stands by for {name}: its images are kept in a folder")));
+    }
+    if status.role == Role::Standby {
+        return Err(Error::other(format!("this is the standby of {name}")).help(format!("on {other}: meio switchover {name}")));
+    }
+    if let Some(witness) = &status.witness
+        && let Some(trouble) = &witness.trouble
+    {
+        let what = format!("{other} could not take over {name} now: the witness {}, which has to let it, {trouble}", witness.at);
+        return Err(Error::other(what).help("meio status says when it is there again"));
+    }
+    match status.state {
+        State::Protected => Ok(()),
+        _ => Err(Error::other(format!("{other} could not take over {name} now")).help("meio status says how it stands")),
+    }
+}
+
 fn answer(mut stream: &UnixStream, value: Value) -> bool {
     let text = format!("{value}\n");
     // A unix socket has room for it, or its owner does not listen.
@@ -364,23 +388,10 @@ impl Server {
     /// Whether the standby could take over now, and is the one that is meant.
     fn may_switch(&self, status: &Status, to: Option<&str>) -> Result<()> {
         let (name, other) = (&status.name, status.other.clone().unwrap_or_default());
-        if status.role == Role::Series {
-            return Err(Error::other(format!("nobody stands by for {name}: its images are kept in a folder")));
-        }
-        if status.role == Role::Standby {
-            return Err(Error::other(format!("this is the standby of {name}")).help(format!("on {other}: meio switchover {name}")));
-        }
-        if let Some(to) = to.filter(|to| !self.board.is_other(to)) {
+        if let (Role::Primary, Some(to)) = (status.role, to.filter(|to| !self.board.is_other(to))) {
             return Err(Error::new(Kind::Usage, format!("{to} does not stand by for {name}")).help(format!("{other} does")));
         }
-        if status.witness.is_some() {
-            let what = format!("{name} has a witness, which gives nobody a generation while this host has one");
-            return Err(Error::other(what).help("watch it without --witness for the switch-over: meio unwatch, then meio watch again"));
-        }
-        if status.state != State::Protected {
-            return Err(Error::other(format!("{other} could not take over {name} now")).help("meio status says how it stands"));
-        }
-        Ok(())
+        may_take_over(status)
     }
 
     /// The answer, or what is still to be waited for.

@@ -8,7 +8,7 @@ pub const LENGTH: usize = 64;
 const PRIMARY: u8 = 1;
 const STANDBY: u8 = 2;
 /// As their numbers stand in the flags of a standby, above the others.
-const HANDS: [Hand; 4] = [Hand::Nothing, Hand::Set, Hand::Runs, Hand::Cannot];
+const HANDS: [Hand; 5] = [Hand::Nothing, Hand::Set, Hand::Runs, Hand::Cannot, Hand::Refused];
 /// Where.
 const HAND: u8 = 3;
 
@@ -38,7 +38,7 @@ pub fn read(bytes: &[u8]) -> Option<Frame> {
     let &[generation, instance, sequence, series, number, echo, spare] = numbers else { return None };
     let value = u64::from_le_bytes;
     let flags = head[1];
-    if head[2..] != [0; 6] || flags > 0b11111 || value(spare) != 0 {
+    if head[2..] != [0; 6] || value(spare) != 0 {
         return None;
     }
     let word = match head[0] {
@@ -49,7 +49,7 @@ pub fn read(bytes: &[u8]) -> Option<Frame> {
         STANDBY => {
             let whole = Mark { series: value(series), number: value(number) };
             let (ready, left, full) = (flags & 1 != 0, flags & 2 != 0, flags & 4 != 0);
-            Word::Standby { whole, ready, left, full, echo: value(echo), hand: HANDS[(flags >> HAND) as usize] }
+            Word::Standby { whole, ready, left, full, echo: value(echo), hand: *HANDS.get(usize::from(flags >> HAND))? }
         }
         _ => return None,
     };
@@ -65,7 +65,7 @@ pub mod tests {
         let frame = |word| Frame { generation: n + 1, instance: n + 2, sequence: n + 3, word };
         let whole = Mark { series: n + 4, number: n + 5 };
         let full = n.is_multiple_of(5);
-        let hand = HANDS[(n % 4) as usize];
+        let hand = HANDS[(n % 5) as usize];
         let standby = Word::Standby { whole, ready: n.is_multiple_of(2), left: n.is_multiple_of(3), full, echo: u64::MAX - n, hand };
         let (wedged, over, go) = (n.is_multiple_of(2), n.is_multiple_of(3), n.is_multiple_of(7));
         [frame(Word::Primary { series: n + 4, wedged, over, last: n % 6, go }), frame(standby)]
@@ -96,7 +96,7 @@ pub mod tests {
                 state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
                 *byte = (state >> 33) as u8;
             }
-            let head = [random[0] % 3, random[1] % 33, 0, 0, 0, 0, 0, 0];
+            let head = [random[0] % 3, random[1] % 49, 0, 0, 0, 0, 0, 0];
             random[..8].copy_from_slice(&head);
             random[LENGTH - 8..].fill(0);
             assert!(read(&random).is_none_or(|frame| write(&frame) == random));

@@ -299,6 +299,12 @@ impl End {
         let mut events = VecDeque::from([Event::Start]);
         loop {
             let Some(next) = events.pop_front().or_else(|| self.next()) else { continue };
+            // The standby says so by the frame itself, which may come by either path.
+            if let Event::Heard(_, Frame { word: Word::Standby { hand: Hand::Refused, .. }, .. }) = &next
+                && let Some(witness) = self.witness.as_ref().filter(|_| self.machine.is_yielding())
+            {
+                self.course.why(format!("the witness {} did not let it", witness.at()).as_bytes());
+            }
             let actions = self.machine.step(next, self.begun.elapsed());
             for action in actions {
                 if action == Action::End {
@@ -457,6 +463,7 @@ impl End {
             Action::Send(Path::Link, word) => self.peer.iter().for_each(|peer| send(peer, WORD, frame::write(&word).to_vec())),
             Action::Send(Path::Beat, word) => drop(self.beats.as_mut().map_or(Ok(false), |beats| beats.send(&word))?),
             Action::Ask(generation) => self.witness.iter_mut().for_each(|witness| witness.ask(generation)),
+            Action::Cede(generation) => self.witness.iter_mut().for_each(|witness| witness.cede(generation)),
             Action::Record(activation) => {
                 self.record.activation = Some(activation);
                 // Who is overtaken asks as the one that it was.

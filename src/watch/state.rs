@@ -29,6 +29,11 @@
 //!  Finish: ended here          ◀── g+1, runs ──
 //! ```
 //!
+//! Where there is a witness, the primary lets go of its lease there when it stands still, and who has heard `go` asks for g+1 before it has
+//! anything on record, as it does after silence. If that is not granted it says so, and the tree goes on at the primary: as with
+//! what was given up there nothing gets out until the standby has nothing any more. A primary that does not hear the standby after it
+//! has said `go` asks for g+1 itself: with that it knows that nobody runs it there, nor ever will.
+//!
 //! Until it says `go` the primary may give up: the tree goes on here, held and without its address, until the standby has said that it
 //! has nothing any more to take over from. After that only the standby can say that it does not run there.
 //!
@@ -136,6 +141,8 @@ pub enum Hand {
     Runs,
     /// It could not, and has nothing any more of what it had.
     Cannot,
+    /// Everything is rebuilt, and the witness does not say that it may run: another word is needed, or the tree goes on where it was.
+    Refused,
 }
 
 /// What clients may rely on.
@@ -353,6 +360,9 @@ pub enum Action {
     Fence,
     /// Both: ask the witness for this generation; what was asked before is not waited for any more. Answer: `Ruled`, `Unruled`.
     Ask(u64),
+    /// Primary: tell the witness that this generation is still its own, and that the standby may have the next one at once. Answer
+    /// as for `Ask`.
+    Cede(u64),
     /// Both: make this durable. Answer: `Recorded`.
     Record(Activation),
     /// Both: this is to be known.

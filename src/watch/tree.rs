@@ -170,7 +170,9 @@ impl Tree<'_> {
                 Ok(Order::Tell(text)) => report.warning(&text),
                 Ok(Order::End(done)) => return failed.filter(|_| self.asked == 0 && !outcome.demoted).map_or(done, Err),
                 // Without a standby nobody looks at the tree.
-                Err(std::sync::mpsc::RecvTimeoutError::Timeout) if !self.ended && !outcome.switched && !outcome.replaced && !self.root.lives() => {
+                Err(std::sync::mpsc::RecvTimeoutError::Timeout)
+                    if !self.ended && !outcome.switched && !outcome.replaced && !self.root.lives() =>
+                {
                     (self.ended, outcome.ended) = (true, true);
                     self.tell(Event::Over);
                 }

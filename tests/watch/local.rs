@@ -7,13 +7,31 @@ use serde_json::Value;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// For several images, each on its disk before the next one.
 const LONG: Duration = Duration::from_secs(60);
 
 /// Counts into a file.
 const COUNT: &str = "import sys, time\nn = 0\nwhile True:\n    n += 1\n    open(sys.argv[1], 'w').write(str(n))\n    time.sleep(0.01)\n";
+
+/// How long those sleep that are copied meanwhile.
+const SLEPT: Duration = Duration::from_secs(8);
+/// Three calls with a time-out that only the kernel knows when they were interrupted.
+const SLEEP: &str = "
+import ctypes, os, select, sys, threading
+libc, lock, prefix = ctypes.CDLL(None), threading.Lock(), sys.argv[1]
+def asleep(): libc.nanosleep((ctypes.c_long * 2)(8, 0), None)
+def polls(): select.poll().poll(8000)
+def waits(): libc.syscall(202, (ctypes.c_int * 1)(0), 0, 0, (ctypes.c_long * 2)(8, 0))
+def run(work):
+    work()
+    with lock: open(prefix + '.woken', 'a').write(work.__name__ + chr(10))
+threads = [threading.Thread(target=run, args=(work,)) for work in (asleep, polls, waits)]
+for t in threads: t.start()
+open(prefix + '.ready', 'w').close()
+for t in threads: t.join()
+";
 
 /// Records and capsules of the test's own.
 pub fn own(name: &str) -> Lab {
@@ -101,6 +119,32 @@ crate::alone! {
         let back = Pid::from_raw(pid.parse().expect("a pid"));
         kill(back, Signal::SIGKILL).expect("it runs");
         assert!(until(SOON, || observe::state(back.as_raw()).is_none_or(|state| state == 'Z')));
+    }
+
+    /// How long a call has still to wait is found out once, and holds for all images after that.
+    fn who_sleeps_through_many_images_wakes_in_time() {
+        let lab = own("watch-sleepers");
+        let prefix = lab.path("x").display().to_string();
+        let mut running = lab.spawn(Path::new("python3"), &["-I", "-S", "-c", SLEEP, &prefix]);
+        assert!(until(SOON, || lab.path("x.ready").exists()), "{}", lab.log());
+        let begun = Instant::now();
+        let pid = running.pid.to_string();
+        let mut meio = begin(&lab, &["--name", "job", &pid]);
+        assert!(until(SLEPT / 2, || newest(&lab, "job") >= 8), "{}", said(&lab));
+        // From here on no image is made any more, however long the kernel takes to end it.
+        let before = begun.elapsed();
+        kill(Pid::from_raw(meio.id() as i32), Signal::SIGKILL).expect("kill");
+        meio.wait().expect("it ends");
+        running.kill();
+        assert!(!lab.path("x.woken").exists());
+        let back = lab.run(lab.meio(&["restore", "-d", &lab.path("kept").display().to_string()]));
+        assert!(matches!(back.code, 0 | 3), "{back:?}");
+        let again = Instant::now();
+        assert!(until(LONG, || fs::read_to_string(lab.path("x.woken")).is_ok_and(|text| text.lines().count() == 3)), "{}", lab.log());
+        let slept = before + again.elapsed();
+        // The last image is somewhat older than the end, and this machine may be busy.
+        const BUSY: Duration = Duration::from_millis(1500);
+        assert!(slept + BUSY / 3 > SLEPT && slept < SLEPT + BUSY, "slept for {slept:?}, {before:?} of them before");
     }
 
     /// A program that is started, and watched until it ends.

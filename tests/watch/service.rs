@@ -41,29 +41,79 @@ fn a_file_of_options_is_looked_at() {
     assert!(code == 2 && said.contains("no file to be looked at"), "{said}");
 }
 
-/// What it has meio do is what meio takes, and systemd has nothing against it.
-#[test]
-fn the_unit_is_one() {
-    let lab = Lab::new("watch-unit");
-    let text = fs::read_to_string(std::path::Path::new(crate::ROOT).join("contrib/systemd/meio-watch@.service")).expect("the unit");
+/// What a unit has meio do is what meio takes, and systemd has nothing against it; where it is, as far as there is a systemd here.
+fn is_unit(lab: &Lab, command: &str, file: &str, instance: &str) -> Option<String> {
+    let text = fs::read_to_string(std::path::Path::new(crate::ROOT).join("contrib/systemd").join(file)).expect("the unit");
     for line in text.lines().filter(|line| line.starts_with("Exec")) {
-        let (_, command) = line.split_once("=meio watch ").expect("a command");
-        let options: Vec<String> = command.split(' ').filter(|word| word.starts_with("--")).map(str::to_owned).collect();
-        let help = meio(&["watch", "--help"]).1;
-        assert!(options.len() >= 3 && options.iter().all(|option| help.contains(option.as_str())), "{line}");
+        let (_, arguments) = line.split_once(&format!("=meio {command} ")).expect("a command");
+        let options: Vec<String> = arguments.split(' ').filter(|word| word.starts_with("--")).map(str::to_owned).collect();
+        let help = meio(&[command, "--help"]).1;
+        assert!(options.len() >= 2 && options.iter().all(|option| help.contains(option.as_str())), "{line}");
     }
     let settings = text.lines().filter(|line| !line.starts_with(['#', '[']) && !line.is_empty());
     assert!(settings.clone().count() > 20 && settings.clone().any(|line| line == "Type=notify"));
+    // It is put where the other one is.
+    let makefile = fs::read_to_string(std::path::Path::new(crate::ROOT).join("Makefile")).expect("the Makefile");
+    assert!(makefile.contains(&format!("contrib/systemd/{file} $(DESTDIR)$(PREFIX)/lib/systemd/system/{file}\n")), "{file}");
     if Command::new("systemd-analyze").arg("--version").output().is_err() {
-        return;
+        return None;
     }
-    fs::write(lab.path("meio-watch@.service"), text.replace("=meio watch", &format!("={} watch", crate::MEIO))).expect("a unit");
-    let unit = lab.path("meio-watch@web.service").display().to_string();
-    std::os::unix::fs::symlink(lab.path("meio-watch@.service"), &unit).expect("an instance");
+    fs::write(lab.path(file), text.replace(&format!("=meio {command}"), &format!("={} {command}", crate::MEIO))).expect("a unit");
+    let unit = lab.path(instance).display().to_string();
+    if file != instance {
+        std::os::unix::fs::symlink(lab.path(file), &unit).expect("an instance");
+    }
     let done = Command::new("systemd-analyze").args(["verify", "--man=no", &unit]).output().expect("it starts");
     let said = String::from_utf8_lossy(&done.stderr).into_owned();
-    let about: Vec<&str> = said.lines().filter(|line| line.contains("meio-watch")).collect();
+    let about: Vec<&str> = said.lines().filter(|line| line.contains(&format!("meio-{command}"))).collect();
     assert!(about.is_empty(), "{said}");
+    Some(unit)
+}
+
+#[test]
+fn the_unit_is_one() {
+    is_unit(&Lab::new("watch-unit"), "watch", "meio-watch@.service", "meio-watch@web.service");
+}
+
+/// The witness's likewise; and it leaves next to nothing that it could do.
+#[test]
+fn the_witnesss_unit_is_one() {
+    let lab = Lab::new("witness-unit");
+    let Some(unit) = is_unit(&lab, "witness", "meio-witness.service", "meio-witness.service") else { return };
+    // Out of 100: systemd's own word for less than 20 is "OK".
+    let done = Command::new("systemd-analyze").args(["security", "--offline=yes", "--threshold=20", "--no-pager", &unit]).output();
+    let done = done.expect("it starts");
+    let said = String::from_utf8_lossy(&[done.stdout, done.stderr].concat()).into_owned();
+    assert!(done.status.success() && said.contains("meio-witness.service"), "{said}");
+}
+
+/// A witness tells its service manager that it listens, what it knows, and that it lives; and that it ends.
+#[test]
+fn a_witness_tells_its_service_manager() {
+    let lab = Lab::new("witness-notify");
+    let socket = UnixDatagram::bind(lab.path("notify")).expect("a socket");
+    socket.set_read_timeout(Some(Duration::from_secs(30))).expect("option");
+    let folder = lab.path("folder").display().to_string();
+    let mut witness = Command::new(crate::MEIO);
+    witness.args(["witness", "--quiet", "--listen", "127.0.0.1:0", "--dir", &folder]);
+    witness.env("NOTIFY_SOCKET", lab.path("notify")).env("WATCHDOG_USEC", "300000");
+    let mut witness = witness.stdin(Stdio::null()).spawn().expect("it starts");
+    let hear = || {
+        let mut bytes = [0; 200];
+        let length = socket.recv(&mut bytes).expect("it says something");
+        String::from_utf8_lossy(&bytes[..length]).into_owned()
+    };
+    let mut said = vec![hear()];
+    assert_eq!(said, ["READY=1"]);
+    while said.iter().filter(|word| *word == "WATCHDOG=1").count() < 3 || !said.iter().any(|word| word == "STATUS=services: 0") {
+        said.push(hear());
+        assert!(said.len() < 200, "{said:?}");
+    }
+    assert_eq!(meio(&["witness", "--dir", &folder, "--add", "web"]).0, 0);
+    while hear() != "STATUS=services: 1" {}
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(witness.id() as i32), nix::sys::signal::Signal::SIGTERM).expect("it is there");
+    while hear() != "STOPPING=1" {}
+    assert!(witness.wait().expect("it ends").success());
 }
 
 crate::alone! {

@@ -15,7 +15,7 @@ fn is_on(pid: i32, here: &Host, there: &Host) -> bool {
 }
 
 /// What a host tells of the watch.
-fn history(host: &Host) -> Vec<Value> {
+pub fn history(host: &Host) -> Vec<Value> {
     let (code, said) = meio(host, &["history", "web", "--json"]);
     assert_eq!(code, 0, "{said}");
     serde_json::from_str::<Value>(&said).expect("JSON")["events"].as_array().expect("events").clone()

@@ -1,6 +1,8 @@
 //! A third host says which of two may go on.
 
+use super::control::{meio, standing};
 use super::links::{cut_all, heal};
+use super::switch::history;
 use super::{Counter, PROTECTED, SLOW, Watched, count, has_address, machines, noted, redis_on};
 use crate::lab::hosts::Hosts;
 use crate::lab::{Lab, SOON, until};
@@ -261,6 +263,60 @@ crate::alone! {
         counter.end();
         // Whichever of them has asked first then.
         assert_ne!(has_address(&hosts.hosts[0]), has_address(&hosts.hosts[1]));
+        kill(&hosts, &mut witness);
+    }
+
+    /// By hand, with the leave of the witness: its lease is given back and not waited for, and the generation is the standby's.
+    fn switched_over_by_hand() {
+        let lab = Lab::new("witness-switch");
+        let (hosts, pid, mut witness, mut watched, counter) = guarded(&lab, |_| {});
+        let [here, there] = [&hosts.hosts[0], &hosts.hosts[1]];
+        standing(here, "protected");
+        let (code, said) = meio(here, &["switchover", "web", "--json", "--to", &there.address]);
+        assert_eq!(code, 0, "{said}\n{}\n{}", watched.said(), noted(&hosts));
+        let done: serde_json::Value = serde_json::from_str(&said).expect("JSON");
+        println!("\nhold: switch-over with a witness: {} {}", done["frozen_ms"], done["steps"]);
+        // A lease would have been 1875 ms.
+        assert!(done["generation"] == 2 && done["frozen_ms"].as_f64().is_some_and(|ms| ms < 1500.0), "{done}");
+        assert!(counter.go_on(50), "{}\n{}", watched.said(), noted(&hosts));
+        counter.end();
+        let ended = watched.meio.wait().expect("it ends");
+        assert!(matches!(ended.code(), Some(0 | 3)) && watched.said().contains("as was wanted, and nothing of it is left here"), "{}", watched.said());
+        assert!(!here.lives(pid) && there.runs(pid) && !has_address(here) && has_address(there), "{}", noted(&hosts));
+        let one = standing(there, "running");
+        assert!(one["generation"] == 2 && one["witness"]["trouble"].is_null(), "{one}");
+        let told = fs::read_to_string(lab.path("witness.err")).expect("it says something");
+        assert!(told.contains("web: generation 2 is the Standby's"), "{told}");
+        kill(&hosts, &mut witness);
+    }
+
+    /// Without the witness nobody is switched over to: when it has just been lost the tree stands still for a moment, and goes on here;
+    /// when that is known it is not even touched.
+    fn not_switched_over_without_the_witness() {
+        let lab = Lab::new("witness-no-switch");
+        let (hosts, pid, mut killed, watched, counter) = guarded(&lab, |_| {});
+        let [here, there] = [&hosts.hosts[0], &hosts.hosts[1]];
+        let is_here = || here.runs(pid) && has_address(here) && !has_address(there) && !there.lives(pid);
+        let yielded = || history(here).iter().filter(|event| event["event"] == "yielding").count();
+        standing(here, "protected");
+        kill(&hosts, &mut killed);
+        let (code, said) = meio(here, &["switchover", "web"]);
+        assert!(code == 1 && said.contains("the witness 10.99.0.3:26346 did not let it"), "{code}: {said}\n{}\n{}", watched.said(), noted(&hosts));
+        assert!(counter.go_on(50), "it does not go on: {}\n{}", watched.said(), noted(&hosts));
+        assert!(until(SOON, is_here), "{}\n{}", watched.said(), noted(&hosts));
+        assert_eq!(yielded(), 1);
+        assert!(until(SOON, || !standing(here, "protected")["witness"]["trouble"].is_null()), "{}", watched.said());
+        let (code, said) = meio(here, &["switchover", "web"]);
+        assert!(code == 1 && said.contains("the witness 10.99.0.3:26346, which has to let it, does not answer"), "{said}");
+        assert!(yielded() == 1 && until(SOON, is_here) && counter.go_on(20), "{}", watched.said());
+        // It is asked again, and lets it.
+        let mut witness = witness(&lab, &hosts);
+        assert!(until(SOON, || standing(here, "protected")["witness"]["trouble"].is_null()), "{}", watched.said());
+        let (code, said) = meio(here, &["switchover", "web"]);
+        assert_eq!(code, 0, "{said}\n{}\n{}", watched.said(), noted(&hosts));
+        assert!(counter.go_on(50), "{}\n{}", watched.said(), noted(&hosts));
+        counter.end();
+        assert!(until(SOON, || there.runs(pid) && has_address(there) && !has_address(here)), "{}", noted(&hosts));
         kill(&hosts, &mut witness);
     }
 

@@ -96,7 +96,7 @@ impl Carry {
         let mut own = None;
         let made = bulk.item(|pipe| files.round(pipe, last).inspect_err(|e| own = Some(e.clone())));
         // What cannot be read here comes to the other end as changes that have no end.
-        let round = made.map_err(|e| own.filter(|own| !is_carried(own)).unwrap_or_else(|| why(peer, e)))?;
+        let (round, _) = made.map_err(|e| own.filter(|own| !is_carried(own)).unwrap_or_else(|| why(peer, e)))?;
         self.sets += 1;
         say(peer, &Word::Applied(self.sets))?;
         while !matches!(hear(peer, &mut self.remarks)?, Word::Done(n) if n == self.sets) {}

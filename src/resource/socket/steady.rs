@@ -129,7 +129,7 @@ pub fn prepare(tree: &HashSet<i32>, capture: &mut Capture) -> Result<()> {
             tcp::prepare(fd.as_fd(), &socket.inet, &mut known)?;
         }
     }
-    let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(4));
+    let threads = crate::sys::priority::processors().min(4);
     let share = found.len().div_ceil(threads);
     std::thread::scope(|scope| {
         let (known, files) = (&known, &capture.files);

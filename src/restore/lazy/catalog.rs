@@ -50,6 +50,9 @@ pub struct First {
     pub zero: Vec<(Owner, u64, u32)>,
 }
 
+/// Pages of the youngest image that are there at once: what was written last is touched first.
+const HOT: u64 = 1024;
+
 /// What a block is wanted for.
 const NOTHING: u32 = u32::MAX;
 const FIRST: u32 = u32::MAX - 1;
@@ -63,6 +66,11 @@ pub fn split(resolved: &Resolved, later: &Later) -> Result<(Catalog, First)> {
     };
     let mut owners: Vec<(Owner, &[Place])> = resolved.owners().collect();
     owners.sort_unstable_by_key(|o| o.0);
+    // Of one that stands alone nothing is known but that it is all.
+    let youngest = resolved.youngest().filter(|&n| n > 0);
+    let is_youngest = |place: &Place| place.at.is_some_and(|at| Some(at.image) == youngest);
+    let hot: u64 = owners.iter().flat_map(|o| o.1).filter(|p| is_youngest(p)).map(|p| u64::from(p.pages)).sum();
+    let youngest = youngest.filter(|_| hot <= HOT);
     let mut numbers: Vec<Vec<u32>> = (0..resolved.images()).map(|n| vec![NOTHING; resolved.blocks(n as u32)]).collect();
     let mut first = First::default();
     let mut count = 0;
@@ -70,6 +78,7 @@ pub fn split(resolved: &Resolved, later: &Later) -> Result<(Catalog, First)> {
         cut(places, ranges(owner), &mut |place, comes_later| match place.at {
             Some(At { image, block, .. }) => {
                 let number = &mut numbers[image as usize][block as usize];
+                let comes_later = comes_later && youngest != Some(image);
                 *number = if comes_later && *number != FIRST { LATER } else { FIRST };
                 count += 1;
             }

@@ -13,6 +13,7 @@ use super::stop;
 use crate::error::{Context, Error, Result};
 use crate::image::PAGE;
 use crate::sys::missing::{Message, Missing};
+use crate::sys::priority::Urgent;
 use crate::sys::server::{Handles, Link};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -116,6 +117,8 @@ pub fn serve(catalog: &Catalog, spaces: Vec<Incomplete>, link: &Link, handles: H
         failure: Mutex::new(None),
     };
     let started = std::thread::scope(|scope| {
+        // Whoever waits for a page does so behind nobody else.
+        let _urgent = Urgent::begin();
         let mut begun = false;
         let begin = || {
             let fetch = || {

@@ -158,7 +158,7 @@ impl Ahead {
     /// Begins to read about these processes, which will be entered in this order. Where another thread is of no use, nothing is
     /// known ahead.
     pub fn of(wanted: Vec<Wanted>) -> Ahead {
-        let few = wanted.len() < 2 || std::thread::available_parallelism().is_ok_and(|n| n.get() < 2);
+        let few = wanted.len() < 2 || crate::sys::priority::processors() < 2;
         let shared = Arc::new(Shared { wanted, state: Mutex::default(), moved: Condvar::new() });
         let theirs = shared.clone();
         let start = || std::thread::Builder::new().name("ahead".into()).spawn(move || theirs.read()).ok();

@@ -201,7 +201,7 @@ pub fn fd_infos(pid: i32) -> Result<Vec<(i32, FdInfo)>> {
         Ok(infos)
     };
     // Only then: it takes ten files to tell how many processors there are for meio.
-    let threads = if fds.len() < MANY { 1 } else { std::thread::available_parallelism().map_or(1, |n| n.get().min(4)) };
+    let threads = if fds.len() < MANY { 1 } else { crate::sys::priority::processors().min(4) };
     if threads < 2 {
         return read(&fds);
     }

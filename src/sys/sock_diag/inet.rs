@@ -73,11 +73,29 @@ fn request(family: i32, protocol: u8, info: bool, states: u32, id: &[u8]) -> Vec
 fn list(protocol: u8, info: bool, states: u32) -> io::Result<Vec<Entry>> {
     let netlink = Socket::sock_diag()?;
     let mut found = Vec::new();
+    if protocol == TCP && both_families(&netlink, info, states, &mut |message| found.extend(entry(protocol, message)))? {
+        return Ok(found);
+    }
     for family in [libc::AF_INET, libc::AF_INET6] {
         let request = request(family, protocol, info, states, &[]);
         netlink.each(SOCK_DIAG_BY_FAMILY, &request, |message| found.extend(entry(protocol, message)))?;
     }
     Ok(found)
+}
+
+/// The same of TCP by a request that is older than families in requests (`TCPDIAG_GETSOCK`, `struct inet_diag_req`), and so asks
+/// for both at once: the kernel looks at all of its hash table for each request, which has a quarter of a million chains on a
+/// machine of 24 GiB. False where the kernel does not know it any more.
+fn both_families(netlink: &Socket, info: bool, states: u32, each: &mut dyn FnMut(&[u8])) -> io::Result<bool> {
+    const TCPDIAG_GETSOCK: u16 = 18;
+    let mut request = vec![0, 0, 0, u8::from(info) << (INFO - 1)];
+    request.resize(52, 0);
+    request.extend(states.to_ne_bytes());
+    request.extend([0; 4]);
+    match netlink.each(TCPDIAG_GETSOCK, &request, each) {
+        Err(e) if matches!(e.raw_os_error().map(Errno::from_raw), Some(Errno::EINVAL | Errno::EOPNOTSUPP | Errno::ENOENT)) => Ok(false),
+        listed => listed.map(|()| true),
+    }
 }
 
 /// All TCP sockets that are in one of `states` (a bit for each number of a state).

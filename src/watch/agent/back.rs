@@ -8,6 +8,7 @@ use crate::migrate::record::Member;
 use crate::netlock;
 use crate::progress::Report;
 use crate::restore::{self, Input};
+use crate::sys::priority::Urgent;
 use crate::transport;
 use crate::watch::setup::WHY;
 use crate::watch::state::{Event, Guarantee};
@@ -45,14 +46,19 @@ impl Agent<'_> {
                 self.lock = None;
                 self.note(&format!("it could not be brought back: {}", in_full(&e)));
                 self.failure = Some(in_full(&e));
-                if self.machine.is_planned()
-                    && let Some(peer) = &self.peer
-                {
-                    let (generation, payload) = (self.machine.generation(), in_full(&e).into_bytes());
-                    let _ = peer.link.send(&transport::Frame { kind: WHY, generation, payload });
+                if self.machine.is_planned() {
+                    self.say_why(&in_full(&e));
                 }
                 self.events.push_back(Event::Failed);
             }
+        }
+    }
+
+    /// The primary's user is told why it could not be taken over as he wanted.
+    pub(super) fn say_why(&self, why: &str) {
+        if let Some(peer) = &self.peer {
+            let (generation, payload) = (self.machine.generation(), why.as_bytes().to_vec());
+            let _ = peer.link.send(&transport::Frame { kind: WHY, generation, payload });
         }
     }
 
@@ -60,6 +66,7 @@ impl Agent<'_> {
         let (_, image) = self.kept.ok_or_else(|| Error::other("there is nothing to take over from"))?;
         let mut begun = Instant::now();
         let known = self.spool.take(image)?;
+        let _urgent = Urgent::begin();
         let holds = self.guarantee == Guarantee::Hold;
         let mut options = restore::Options {
             input: Input::Known(Arc::new(known)),

@@ -17,6 +17,8 @@ const PATIENCE: Duration = Duration::from_millis(500);
 struct Asked {
     number: u64,
     generation: u64,
+    /// With a lease.
+    leases: bool,
     until: Duration,
 }
 
@@ -39,7 +41,7 @@ pub struct Court {
 #[derive(Debug, Clone, Copy)]
 pub enum Matter {
     /// A question gets there.
-    Asked { who: Who, number: u64, asked: u64, generation: u64 },
+    Asked { who: Who, number: u64, asked: u64, generation: u64, leases: bool },
     /// An answer gets back.
     Answered { who: Who, number: u64, asked: u64, ruling: Ruling },
     /// It is asked again, or not waited for any more.
@@ -56,18 +58,18 @@ impl World {
     /// The primary has its generation there before the watch begins.
     pub(super) fn open_court(&mut self) {
         self.court.ledger = Some(Ledger::default());
-        self.judgement(Who::Primary, 1);
+        self.judgement(Who::Primary, 1, true);
     }
 
-    pub(super) fn ask(&mut self, who: Who, number: u64, generation: u64) {
+    pub(super) fn ask(&mut self, who: Who, number: u64, generation: u64, leases: bool) {
         self.court.count += 1;
-        let asked = self.court.count;
-        self.court.asked[who as usize] = Some(Asked { number: asked, generation, until: self.now + PATIENCE });
-        self.question(who, number, asked, generation);
+        let of = Asked { number: self.court.count, generation, leases, until: self.now + PATIENCE };
+        self.court.asked[who as usize] = Some(of);
+        self.question(who, number, of);
     }
 
-    fn question(&mut self, who: Who, number: u64, asked: u64, generation: u64) {
-        self.on_the_way(self.court.cut[who as usize][0], Matter::Asked { who, number, asked, generation });
+    fn question(&mut self, who: Who, number: u64, Asked { number: asked, generation, leases, .. }: Asked) {
+        self.on_the_way(self.court.cut[who as usize][0], Matter::Asked { who, number, asked, generation, leases });
         self.at(AGAIN, What::Court(Matter::Again { who, number, asked }));
     }
 
@@ -82,9 +84,9 @@ impl World {
     }
 
     /// The witness answers; `None`: there is none.
-    fn judgement(&mut self, who: Who, generation: u64) -> Option<Ruling> {
+    fn judgement(&mut self, who: Who, generation: u64, leases: bool) -> Option<Ruling> {
         let (flaw, now) = (self.flaw, self.now + self.court.ahead);
-        let lease = if flaw == Some(Flaw::NoWitnessLease) { Duration::ZERO } else { self.limits.timeout * 3 / 4 };
+        let lease = if flaw == Some(Flaw::NoWitnessLease) || !leases { Duration::ZERO } else { self.limits.lease() };
         let ledger = self.court.ledger.as_mut()?;
         let own = Holder { watch: 1, role: role(who) };
         let mut answer = ledger.ask(NAME, &Question { who: own, generation, lease }, now);
@@ -112,8 +114,8 @@ impl World {
 
     pub(super) fn court(&mut self, matter: Matter) {
         match matter {
-            Matter::Asked { who, number, asked, generation } => {
-                if let Some(ruling) = self.judgement(who, generation) {
+            Matter::Asked { who, number, asked, generation, leases } => {
+                if let Some(ruling) = self.judgement(who, generation, leases) {
                     self.tell(|_| format!("Witness: {who:?} asks for {generation}: {ruling:?}"));
                     self.on_the_way(self.court.cut[who as usize][1], Matter::Answered { who, number, asked, ruling });
                 }
@@ -131,7 +133,7 @@ impl World {
                     return;
                 }
                 if self.now < of.until {
-                    return self.question(who, number, asked, of.generation);
+                    return self.question(who, number, of);
                 }
                 self.court.asked[who as usize] = None;
                 let taken = match who {
@@ -139,7 +141,9 @@ impl World {
                     Who::Standby => Flaw::SilenceIsGrant,
                 };
                 let granted = Ruling { granted: true, generation: of.generation, whose: Whose::Mine, left: Duration::ZERO };
-                self.step(who, if self.flaw == Some(taken) { Event::Ruled(granted) } else { Event::Unruled });
+                let go = self.flaw == Some(Flaw::GoIsGrant)
+                    && self.standby.as_ref().is_some_and(|s| who == Who::Standby && s.machine.is_planned());
+                self.step(who, if self.flaw == Some(taken) || go { Event::Ruled(granted) } else { Event::Unruled });
             }
             Matter::Begin => self.begin_again(),
         }
@@ -208,7 +212,7 @@ impl World {
         self.court.ledger = Some(Ledger::new(self.court.durable.clone(), now));
         if self.flaw == Some(Flaw::WitnessForgets) {
             self.court.ledger = Some(Ledger::default());
-            self.judgement(Who::Primary, 1);
+            self.judgement(Who::Primary, 1, true);
         }
     }
 }

@@ -37,7 +37,7 @@ impl World {
                     Activation::Taken(_) | Activation::Taking(_) => self.standby_record = Some(activation),
                     _ => self.primary_record = Some(activation),
                 }
-                if let (Some(Activation::Primary { generation, .. }), Some(Activation::Taken(taken))) =
+                if let (Some(Activation::Primary { generation, .. }), Some(Activation::Taken(taken) | Activation::Taking(taken))) =
                     (self.primary_record, self.standby_record)
                     && self.limits.witness
                     && generation == taken

@@ -53,6 +53,8 @@ pub enum Flaw {
     TellsWithoutWriting,
     /// It does not know leases.
     NoWitnessLease,
+    /// A standby that is to let it run needs no witness that answers.
+    GoIsGrant,
     /// A standby that has everything rebuilt does not wait for a word.
     NeverWaits,
     /// Another standby does not look whether it runs already what was about to.

@@ -85,12 +85,7 @@ impl World {
         let parted = |fault: &Fault| known && matches!(fault, Fault::CutAll | Fault::CutToStandby | Fault::CutToPrimary);
         let harmless = |fault: &Fault| {
             let standby = [Fault::StopStandby, Fault::SlowStandby, Fault::AnewStandby, Fault::KillStandby, Fault::KillStandbyHost];
-            standby.contains(fault)
-                || Fault::WITNESS.contains(fault)
-                || cut(fault)
-                || parted(fault)
-                || *fault == Fault::Pause
-                || known && *fault == Fault::Yield
+            standby.contains(fault) || Fault::WITNESS.contains(fault) || cut(fault) || parted(fault) || *fault == Fault::Pause
         };
         !self.faults.iter().all(harmless) || !known && self.faults.iter().filter(|fault| cut(fault)).count() > 1
     }

@@ -25,10 +25,8 @@ fn what_is_wanted_happens() {
     for (seed, limits) in (0..40).flat_map(|seed| choices().map(move |limits| (seed, limits))) {
         let world = World::live(seed, None, Some(limits), &[(600 + seed, Fault::Yield)]);
         let told = world.told.join("\n");
-        // Where a witness would have to be asked it is not done.
-        let end = if limits.witness { "stayed" } else { "taken over" };
-        assert_eq!((world.wrong.as_deref(), world.end()), (None, end), "{told}\nworld {seed} {limits:?}");
-        assert_eq!(world.is_left(), limits.witness, "where the tree was: world {seed} {limits:?}");
+        assert_eq!((world.wrong.as_deref(), world.end()), (None, "taken over"), "{told}\nworld {seed} {limits:?}");
+        assert!(!world.is_left(), "it is where it was: {told}\nworld {seed} {limits:?}");
     }
 }
 
@@ -65,23 +63,49 @@ fn nothing_lost_and_never_two() {
     });
 }
 
-/// What is broken on purpose is seen.
-fn found(flaw: Flaw) {
-    let limits: Vec<_> = choices().filter(|limits| !limits.witness).collect();
+/// What is broken on purpose is seen, with these faults at some step of a switch-over.
+fn found(flaw: Flaw, witness: bool, faults: &[Fault]) {
+    let limits: Vec<_> = choices().filter(|limits| limits.witness == witness).collect();
     let found = (BEGINS.start..BEGINS.end).any(|first| {
-        let kills = (first + 1..first + LONG).map(|then| (then, Fault::KillStandby));
-        let mut all = kills.flat_map(|kill| limits.iter().map(move |limits| (kill, *limits)));
-        all.any(|(kill, limits)| World::live(first, Some(flaw), Some(limits), &[(first, Fault::Yield), kill]).wrong.is_some())
+        let mut all = (first + 1..first + LONG).flat_map(|then| limits.iter().map(move |limits| (then, *limits)));
+        all.any(|(then, limits)| {
+            let timely: Vec<_> = std::iter::once((first, Fault::Yield)).chain(faults.iter().map(|fault| (then, *fault))).collect();
+            World::live(first, Some(flaw), Some(limits), &timely).wrong.is_some()
+        })
     });
     assert!(found, "{flaw:?} is not found");
 }
 
 #[test]
 fn a_standby_that_does_not_wait() {
-    found(Flaw::NeverWaits);
+    found(Flaw::NeverWaits, false, &[Fault::KillStandby]);
 }
 
 #[test]
 fn a_standby_that_does_not_look() {
-    found(Flaw::NeverLooks);
+    found(Flaw::NeverLooks, false, &[Fault::KillStandby]);
+}
+
+#[test]
+fn a_standby_that_needs_no_witness() {
+    found(Flaw::GoIsGrant, true, &[Fault::CutAll, Fault::CutWitnessThere]);
+}
+
+/// What becomes of it when the witness cannot be asked any more as soon as it is wanted.
+#[test]
+fn without_the_witness_it_goes_on_where_it_was() {
+    for (seed, limits) in (0..10).flat_map(|seed| choices().filter(|limits| limits.witness).map(move |limits| (seed, limits))) {
+        for fault in [Fault::KillWitness, Fault::CutWitnessThere, Fault::WitnessDisk] {
+            let world = World::lasting(seed, limits, &[(600 + seed, Fault::Yield), (600 + seed, fault)]);
+            let told = world.told.join("\n");
+            // One way of the standby to it may have been left: to it, and then it knows who was let.
+            let ends: &[&str] = if fault == Fault::CutWitnessThere { &["stayed", "taken over"] } else { &["stayed"] };
+            assert!(
+                world.wrong.is_none() && ends.contains(&world.end()) && world.serves(),
+                "{:?}, {}: {told}\nworld {seed} {limits:?}",
+                world.wrong,
+                world.end()
+            );
+        }
+    }
 }

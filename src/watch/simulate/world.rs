@@ -314,7 +314,8 @@ impl World {
                     self.ended_itself();
                 }
             },
-            Action::Ask(generation) => self.ask(who, number, generation),
+            Action::Ask(generation) => self.ask(who, number, generation, true),
+            Action::Cede(generation) => self.ask(who, number, generation, false),
             Action::Hold if self.flaw == Some(Flaw::LateHold) && self.limits.guarantee == Guarantee::Hold => self.late_hold = true,
             Action::Hold if self.gate != Gate::Shut => {
                 self.gate = if self.limits.guarantee == Guarantee::Hold { Gate::Held } else { Gate::Leased(self.now) }

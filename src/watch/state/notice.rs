@@ -115,6 +115,10 @@ impl Notice {
 
     /// A sign of life that says nothing about jitter.
     pub fn touch(&mut self, path: Path, now: Duration) {
+        // Who is heard for the first time on one path has not been silent on the other.
+        if !self.met() {
+            self.ears.iter_mut().for_each(|ear| ear.at = ear.at.max(now));
+        }
         let ear = self.ear(path);
         (ear.heard, ear.at) = (true, now.max(ear.at));
     }
@@ -146,7 +150,9 @@ impl Notice {
 
     /// A path whose silence is new (`Some(Some)`), or that both are there again.
     pub fn change(&mut self, now: Duration) -> Option<Option<Path>> {
-        let silent = match (self.silent(Path::Link, now), self.silent(Path::Beat, now)) {
+        // One that was not heard yet is given the same time.
+        let quiet = |path| self.since(path, now) >= self.timeout;
+        let silent = match (quiet(Path::Link), quiet(Path::Beat)) {
             (true, false) => Some(Path::Link),
             (false, true) => Some(Path::Beat),
             (true, true) => return None,
@@ -182,6 +188,17 @@ mod tests {
         assert_eq!(notice.change(1450 * MS), None);
         notice.hear(Path::Link, 3, 1450 * MS);
         assert_eq!(notice.change(1451 * MS), Some(None));
+    }
+
+    #[test]
+    fn a_path_that_was_not_heard_yet_is_not_called_silent_at_once() {
+        let mut notice = Notice::new(100 * MS, 1000 * MS);
+        notice.hear(Path::Link, 1, 5000 * MS);
+        assert_eq!(notice.change(5001 * MS), None);
+        notice.hear(Path::Link, 3, 5900 * MS);
+        assert_eq!(notice.change(6000 * MS), Some(Some(Path::Beat)));
+        notice.hear(Path::Beat, 4, 6001 * MS);
+        assert_eq!(notice.change(6002 * MS), Some(None));
     }
 
     #[test]

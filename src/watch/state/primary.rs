@@ -538,7 +538,7 @@ impl Primary {
             return;
         }
         let wedged = self.is_wedged(now);
-        if self.limits.witness && !wedged {
+        if self.limits.witness && !wedged && !self.is_yielding() {
             // Whoever renews the lease is told what has become of it.
             out.push(Action::Ask(self.generation + u64::from(self.risk)));
         }

@@ -25,6 +25,8 @@ enum Phase {
     Running,
     /// Everything is rebuilt, as it was asked to: it waits for a word, or for silence.
     Set,
+    /// There was one of them, and the witness is asked.
+    SetAsking,
     /// There was silence, and the other host is to be ended first.
     SetFencing,
     /// What is planted could not be let run; nobody else may.
@@ -68,6 +70,10 @@ pub struct Standby {
     planned: Option<Mark>,
     /// That came to nothing, and took what was here along.
     cannot: bool,
+    /// The primary's word to let it run, on which nothing was done yet.
+    go: bool,
+    /// The witness did not let it, when it was to.
+    refused: bool,
 }
 
 impl Standby {
@@ -95,6 +101,8 @@ impl Standby {
             last: None,
             planned: None,
             cannot: false,
+            go: false,
+            refused: false,
         }
     }
 
@@ -106,6 +114,11 @@ impl Standby {
     /// Of the frames that are sent.
     pub fn generation(&self) -> u64 {
         self.generation
+    }
+
+    /// It does nothing any more, whatever happens.
+    pub fn is_over(&self) -> bool {
+        self.phase == Phase::Over
     }
 
     /// It has nothing to take over from, and nothing to do.
@@ -160,6 +173,8 @@ impl Standby {
             Event::Fenced(done) if self.phase == Phase::Fencing => self.fenced(done, now, &mut out),
             Event::Ruled(ruling) if self.phase == Phase::Asking => self.ruled(Some(ruling), now, &mut out),
             Event::Unruled if self.phase == Phase::Asking => self.ruled(None, now, &mut out),
+            Event::Ruled(ruling) if self.phase == Phase::SetAsking => self.ruled_when_set(Some(ruling), now, &mut out),
+            Event::Unruled if self.phase == Phase::SetAsking => self.ruled_when_set(None, now, &mut out),
             Event::Fenced(done) if self.phase == Phase::SetFencing => self.fenced_when_set(done, now, &mut out),
             Event::Full => self.full(now, &mut out),
             Event::Failed if self.planned.is_some() => self.cannot(now, &mut out),
@@ -185,6 +200,9 @@ impl Standby {
         }
         if frame.generation > self.generation {
             // Of a watch that is not this one, or of a primary that goes on without this one.
+            if self.may_give_up() {
+                self.give_up(out);
+            }
             if matches!(self.phase, Phase::Standing | Phase::Asking) {
                 self.phase = Phase::Over;
                 out.extend([Action::Drop, Action::End]);
@@ -300,10 +318,20 @@ impl Standby {
 
     /// What the witness says, if it says anything.
     fn ruled(&mut self, ruling: Option<Ruling>, now: Duration, out: &mut Vec<Action>) {
-        if ruling.is_some_and(|r| r.granted && r.whose == Whose::Mine && r.generation == self.generation + 1) {
+        if self.is_granted(ruling) {
             return self.take_over(out);
         }
         self.phase = Phase::Standing;
+        self.not_granted(ruling, now, out);
+    }
+
+    /// The next generation is this one's.
+    fn is_granted(&self, ruling: Option<Ruling>) -> bool {
+        ruling.is_some_and(|r| r.granted && r.whose == Whose::Mine && r.generation == self.generation + 1)
+    }
+
+    /// It is asked again some time.
+    fn not_granted(&mut self, ruling: Option<Ruling>, now: Duration, out: &mut Vec<Action>) {
         let left = ruling.map_or(Duration::ZERO, |ruling| ruling.left);
         self.again = Some(now + if left.is_zero() { self.limits.again } else { left.min(self.limits.again) });
         let said = match ruling {

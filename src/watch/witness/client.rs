@@ -73,6 +73,8 @@ pub enum Said {
 /// What is being asked.
 struct Asked {
     generation: u64,
+    /// For how long nobody else may have the next one.
+    lease: Duration,
     /// Somebody waits for what comes of it.
     tells: bool,
     begun: Instant,
@@ -154,19 +156,24 @@ impl Client {
 
     /// Asks for a generation; what was asked before is forgotten. What comes of it: [`Client::hear`].
     pub fn ask(&mut self, generation: u64) {
-        self.begin(generation, true);
+        self.begin(generation, self.lease, true);
     }
 
-    fn begin(&mut self, generation: u64, tells: bool) {
+    /// The same for one that is its own, with a lease that ends at once: the other end may have the next one.
+    pub fn cede(&mut self, generation: u64) {
+        self.begin(generation, Duration::ZERO, true);
+    }
+
+    fn begin(&mut self, generation: u64, lease: Duration, tells: bool) {
         let now = Instant::now();
-        self.asked = Some(Asked { generation, tells, begun: now, sent: now, numbers: Vec::new() });
+        self.asked = Some(Asked { generation, lease, tells, begun: now, sent: now, numbers: Vec::new() });
         self.send(now);
     }
 
     fn send(&mut self, now: Instant) {
         let Some(asked) = &mut self.asked else { return };
         (asked.sent, self.sent) = (now, now);
-        let question = Question { who: self.who, generation: asked.generation, lease: self.lease };
+        let question = Question { who: self.who, generation: asked.generation, lease: asked.lease };
         let Ok(number) = random() else { return };
         if asked.numbers.len() >= REMEMBERED {
             asked.numbers.remove(0);
@@ -215,7 +222,7 @@ impl Client {
         }
         let Some(asked) = &self.asked else {
             if now - self.sent >= LOOK {
-                self.begin(0, false);
+                self.begin(0, Duration::ZERO, false);
             }
             return None;
         };

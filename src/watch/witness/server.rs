@@ -8,6 +8,7 @@ use super::store::{Claim, Store};
 use super::{Id, LENGTH, Reply, Ticket, Way, head, id, random, read_question, write_reply};
 use crate::error::{Context, Error, Result};
 use crate::progress::Report;
+use crate::sys::manager::Manager;
 use crate::sys::signal;
 use crate::watch::beat::Key;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -122,20 +123,28 @@ impl Server {
         self.count
     }
 
-    /// Answers until a signal comes.
+    /// Answers until a signal comes. `manager`: who has started meio, and hears how things stand.
     ///
     /// # Errors
     /// When its socket fails.
-    pub fn serve(&mut self, report: &mut dyn Report) -> Result<()> {
+    pub fn serve(&mut self, manager: &Manager, report: &mut dyn Report) -> Result<()> {
         const LOOK: Duration = Duration::from_secs(1);
+        let wait = manager.every().map_or(LOOK, |every| every.min(LOOK));
+        let mut known = None;
+        manager.ready();
         while signal::take().is_none() {
-            self.turn(LOOK, report)?;
+            manager.lives();
+            if known.replace(self.services()) != Some(self.services()) {
+                manager.status(&format!("services: {}", self.services()));
+            }
+            self.turn(wait, report)?;
             if self.looked.elapsed() >= LOOK
                 && let Err(e) = self.look()
             {
                 self.complain(&e, report);
             }
         }
+        manager.stopping();
         Ok(())
     }
 

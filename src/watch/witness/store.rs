@@ -14,7 +14,7 @@ use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::PathBuf;
 use std::time::SystemTime;
 
@@ -124,8 +124,19 @@ impl Store {
         }
         let key = Key::make()?;
         let line = text(&key) + "\n";
-        durable::replace(&path, &path.with_extension("draft"), line.as_bytes()).context(|| format!("writing {}", path.display()))?;
+        let draft = path.with_extension("draft");
+        let written = match self.owner()? {
+            Some(owner) => durable::replace_for(&path, &draft, line.as_bytes(), owner),
+            None => durable::replace(&path, &draft, line.as_bytes()),
+        };
+        written.context(|| format!("writing {}", path.display()))?;
         Ok(key)
+    }
+
+    /// Whose what root puts there is to be: the witness's, which is the user whose folder it is, and is to read it.
+    fn owner(&self) -> Result<Option<(u32, u32)>> {
+        let keys = fs::metadata(self.0.join(KEYS)).context(|| self.0.display())?;
+        Ok(Some((keys.uid(), keys.gid())).filter(|(uid, _)| *uid != 0 && nix::unistd::geteuid().is_root()))
     }
 
     /// Takes the key of a service away: nobody can ask for it any more.
@@ -264,6 +275,21 @@ mod tests {
         for wrong in ["", "x", "meio-witness-key-1:", &text(&key)[1..], &format!("{}0", text(&key)), &"ä".repeat(40)] {
             assert!(super::key(wrong).is_err(), "{wrong:?}");
         }
+    }
+
+    /// Root's keys are the witness's, who is somebody else.
+    #[test]
+    fn a_key_is_its_owners() {
+        let (_folder, store) = store();
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        std::os::unix::fs::chown(store.0.join(KEYS), Some(61234), Some(61235)).expect("root may");
+        fs::write(store.0.join("keys/web.draft"), "left by one that was killed").expect("a file");
+        let key = store.add("web").expect("a key");
+        let meta = fs::metadata(store.0.join("keys/web.key")).expect("it is there");
+        assert_eq!((meta.uid(), meta.gid(), meta.mode() & 0o777), (61234, 61235, 0o600));
+        assert_eq!(store.keys().expect("keys")["web"].bytes(), key.bytes());
     }
 
     #[test]

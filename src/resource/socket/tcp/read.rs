@@ -11,6 +11,7 @@ use crate::resource::socket::inet::{self, Inet, LevelOption};
 use crate::resource::socket::steady;
 use crate::sys::file::{self, FileOwner};
 use crate::sys::namespace::{Kind, places, within};
+use crate::sys::priority::{inherited, processors};
 use crate::sys::task::Files;
 use crate::sys::tcp::{self, Info, Queue, Repair};
 use crate::sys::{apart, socket};
@@ -57,7 +58,7 @@ pub fn complete(capture: &mut Capture) -> Result<Vec<(FileId, FileOwner)>> {
             prepare(capture.duplicate(job.holder)?.as_fd(), &job.tcp.inet, &mut known)?;
         }
     }
-    let readers = std::thread::available_parallelism().map_or(1, |n| n.get().min(READERS));
+    let readers = processors().min(READERS);
     let share = if jobs.len() < MANY { jobs.len() } else { jobs.len().div_ceil(readers) };
     let done: Result<Vec<()>> = std::thread::scope(|scope| {
         let known = &known;
@@ -102,7 +103,7 @@ fn read_all(jobs: &mut [Job], known: &inet::Known) -> Result<()> {
     let meio = nix::unistd::getpid();
     let mut open: InRepair = None;
     let mut files: Option<Files> = None;
-    let done = apart::run(0, || {
+    let work = || {
         for job in jobs {
             // Nobody wants to know any more.
             if nix::unistd::getppid() != meio {
@@ -125,7 +126,8 @@ fn read_all(jobs: &mut [Job], known: &inet::Known) -> Result<()> {
             };
             job.told = Some(own.map_err(Error::from).and_then(read));
         }
-    });
+    };
+    let done = inherited(|| apart::run(0, work));
     // Its end must not be that of a connection, too.
     if let (Err(Errno::ECANCELED), Some(((pid, fd), reuse))) = (&done, open) {
         leave(Files::of(pid).get(fd)?.as_fd(), reuse)?;

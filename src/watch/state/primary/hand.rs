@@ -1,7 +1,7 @@
 //! The primary's part in what a user wants: that the standby takes over, from his wish until the tree is ended here, or goes on; or
 //! that it is unprotected for a while.
 
-use super::super::OnLoss;
+use super::super::{OnLoss, Ruling, Whose};
 use super::{Action, Flying, Frame, Hand, Mark, Phase, Primary, Said, Word};
 use std::time::Duration;
 
@@ -18,6 +18,8 @@ pub(super) struct Yields {
     doubt: Option<u64>,
     /// That nothing is known was said.
     unsure: bool,
+    /// The witness is asked whether the standby can let it run, which was told to and is not heard.
+    asked: bool,
 }
 
 impl Primary {
@@ -36,8 +38,7 @@ impl Primary {
         if self.yields.wanted.is_some() || self.is_yielding() {
             return;
         }
-        // The standby would have to win its generation first, which the witness does not give while this end holds it.
-        if self.limits.witness || self.phase != Phase::Watching || !self.protected || !self.linked || self.quiet {
+        if self.phase != Phase::Watching || !self.protected || !self.linked || self.quiet {
             return out.push(Action::Say(Said::Stayed));
         }
         self.yields.wanted = Some((now, Mark { series: self.series, number: self.number }));
@@ -57,7 +58,7 @@ impl Primary {
             let mark = Mark { series: self.series, number: self.number };
             self.capturing = Some(Flying { mark, ready: true, begun: now, sent: false });
             self.phase = Phase::Yielding;
-            (self.yields.wanted, self.yields.last, self.yields.doubt, self.yields.unsure) = (None, Some((now, mark)), None, false);
+            self.yields = Yields { last: Some((now, mark)), hidden: self.yields.hidden, ..Yields::default() };
             self.pace.begin(now);
             out.extend([Action::Say(Said::Yielding), Action::Last(mark)]);
         }
@@ -74,6 +75,10 @@ impl Primary {
         if self.phase == Phase::Yielding {
             (self.yields.hidden, self.beat) = (true, now);
             out.push(Action::Hide);
+            // From now on it is not renewed.
+            if self.limits.witness {
+                out.push(Action::Cede(self.generation));
+            }
         }
     }
 
@@ -134,6 +139,10 @@ impl Primary {
 
     /// What the standby says of it.
     pub(super) fn hear_hand(&mut self, whole: Mark, hand: Hand, echo: u64, now: Duration, out: &mut Vec<Action>) {
+        // It was told to, and the witness does not let it: if that is not its last word, what goes on here is held until it is heard.
+        if self.phase == Phase::Yielded && hand == Hand::Refused {
+            return self.withdraw(out);
+        }
         if self.phase != Phase::Yielding {
             return;
         }
@@ -176,12 +185,44 @@ impl Primary {
             Phase::Yielding if now.saturating_sub(since) >= self.limits.timeout => {
                 self.yields.doubt.get_or_insert(self.sequence + 1);
             }
-            Phase::Yielded if lost && self.limits.on_loss == OnLoss::Continue => self.alone(true, out),
-            Phase::Yielded if lost && !self.yields.unsure => {
-                self.yields.unsure = true;
-                out.push(Action::Say(Said::Unsure));
-            }
+            Phase::Yielded if lost => self.unheard_still(now, out),
             _ => {}
+        }
+    }
+
+    /// The standby was told to let it run, and is not heard: a witness may know whether it ever will.
+    fn unheard_still(&mut self, now: Duration, out: &mut Vec<Action>) {
+        if !self.limits.witness {
+            self.unknown(true, out);
+        } else if !self.yields.asked && now >= self.not_before {
+            self.yields.asked = true;
+            out.push(Action::Ask(self.generation + 1));
+        }
+    }
+
+    /// The standby was told to let it run, and nobody says what has become of that. `risk`: one may go on in spite of it.
+    fn unknown(&mut self, risk: bool, out: &mut Vec<Action>) {
+        if risk && self.limits.on_loss == OnLoss::Continue {
+            self.alone(true, out);
+        } else if !self.yields.unsure {
+            self.yields.unsure = true;
+            out.push(Action::Say(Said::Unsure));
+        }
+    }
+
+    /// What the witness says to who stands still, if it says anything.
+    pub(super) fn ruled_still(&mut self, ruling: Option<Ruling>, now: Duration, out: &mut Vec<Action>) {
+        if self.phase != Phase::Yielded || !std::mem::take(&mut self.yields.asked) {
+            return;
+        }
+        self.not_before = now + self.limits.again;
+        match ruling.filter(|ruling| ruling.generation > self.generation) {
+            // Who stands by can never let it run.
+            Some(Ruling { whose: Whose::Mine, generation, .. }) => self.own(generation, out),
+            Some(Ruling { whose: Whose::Strangers, generation, .. }) => self.demote(generation, out),
+            // It may run there: with this generation, which it has.
+            Some(_) => self.unknown(false, out),
+            None => self.unknown(true, out),
         }
     }
 

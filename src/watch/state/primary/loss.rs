@@ -84,7 +84,7 @@ impl Primary {
     /// The witness has answered: to who has asked whether it may go on alone, or renews its lease.
     pub(super) fn ruled(&mut self, ruling: Ruling, now: Duration, out: &mut Vec<Action>) {
         if !matches!(self.phase, Phase::Watching | Phase::Cut | Phase::Asking { .. } | Phase::Leaving) {
-            return;
+            return self.ruled_still(Some(ruling), now, out);
         }
         match ruling.whose {
             // It cannot make it durable, or has granted what is this one's already.
@@ -101,7 +101,7 @@ impl Primary {
     }
 
     /// This generation is its own: who stands by for a lower one cannot take over any more.
-    fn own(&mut self, generation: u64, out: &mut Vec<Action>) {
+    pub(super) fn own(&mut self, generation: u64, out: &mut Vec<Action>) {
         self.generation = generation;
         // That it is not on record here does no harm: the witness has it, and tells whoever comes back with a lower one.
         out.push(Action::Record(Activation::Primary { generation, instance: self.instance }));
@@ -110,7 +110,7 @@ impl Primary {
 
     /// The witness does not say that it may go on alone.
     pub(super) fn unruled(&mut self, now: Duration, out: &mut Vec<Action>) {
-        let Phase::Asking { lost, cut } = self.phase else { return };
+        let Phase::Asking { lost, cut } = self.phase else { return self.ruled_still(None, now, out) };
         self.phase = if cut { Phase::Cut } else { Phase::Watching };
         self.not_before = now + self.limits.again;
         if lost {

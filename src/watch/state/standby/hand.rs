@@ -1,7 +1,7 @@
 //! The standby's part in a take-over that a user wants: everything is rebuilt before anything is on record, and given up again
 //! when the primary wants it back.
 
-use super::{Action, Activation, Event, Guarantee, Hand, Mark, Phase, Said, Standby};
+use super::{Action, Activation, Event, Guarantee, Hand, Mark, Phase, Ruling, Said, Standby};
 use std::time::Duration;
 
 impl Standby {
@@ -20,7 +20,8 @@ impl Standby {
     pub(super) fn hand(&self) -> Hand {
         match self.phase {
             Phase::Running => Hand::Runs,
-            Phase::Set | Phase::SetFencing => Hand::Set,
+            Phase::Set | Phase::SetAsking if self.refused => Hand::Refused,
+            Phase::Set | Phase::SetAsking | Phase::SetFencing => Hand::Set,
             _ if self.is_decided() && self.planned.is_some() => Hand::Set,
             _ if self.cannot => Hand::Cannot,
             _ => Hand::Nothing,
@@ -30,21 +31,24 @@ impl Standby {
     /// What the primary says of it, in its newest frame. `last`: of which epoch, 0 for none.
     pub(super) fn hear_hand(&mut self, last: Mark, go: bool, out: &mut Vec<Action>) {
         self.last = Some(last).filter(|last| last.number != 0);
-        if self.planned.is_some()
-            && self.planned != self.last
-            && !self.is_decided()
-            && !matches!(self.phase, Phase::Running | Phase::SetFencing)
-        {
+        if self.planned != self.last && self.may_give_up() {
             self.give_up(out);
         }
-        if go && self.phase == Phase::Set {
+        self.go = go;
+        if go && self.phase == Phase::Set && !self.limits.witness {
             self.decide(out);
         }
     }
 
+    /// What was begun since the primary asked for it can be left.
+    pub(super) fn may_give_up(&self) -> bool {
+        self.planned.is_some() && !self.is_decided() && !matches!(self.phase, Phase::Running | Phase::SetFencing)
+    }
+
     /// Nothing is left here of it.
-    fn give_up(&mut self, out: &mut Vec<Action>) {
+    pub(super) fn give_up(&mut self, out: &mut Vec<Action>) {
         self.phase = Phase::Standing;
+        (self.go, self.refused) = (false, false);
         (self.planned, self.ready, self.whole.number) = (None, false, 0);
         out.extend([Action::Undo, Action::Drop]);
     }
@@ -59,7 +63,7 @@ impl Standby {
     }
 
     fn decide(&mut self, out: &mut Vec<Action>) {
-        self.phase = Phase::Recording;
+        (self.phase, self.refused) = (Phase::Recording, false);
         out.push(Action::Record(Activation::Taking(self.generation + 1)));
     }
 
@@ -71,17 +75,57 @@ impl Standby {
                 out.extend([Action::Say(Said::TakingOver), Action::Block]);
             }
             Phase::Set => {
-                let gone = self.gone && self.limits.guarantee == Guarantee::Hold;
-                match self.notice.lost(now) || gone {
-                    true if !self.limits.fence => self.decide(out),
-                    true if self.again.is_none() => {
-                        self.phase = Phase::SetFencing;
-                        out.push(Action::Fence);
+                let alone = self.is_alone(now);
+                if self.limits.witness {
+                    if (alone || self.go) && self.again.is_none() {
+                        self.phase = Phase::SetAsking;
+                        out.push(Action::Ask(self.generation + 1));
                     }
-                    _ => {}
+                } else if alone {
+                    self.left_alone(out);
                 }
             }
             _ => {}
+        }
+    }
+
+    /// Nothing is heard of the primary.
+    fn is_alone(&self, now: Duration) -> bool {
+        self.notice.lost(now) || self.gone && self.limits.guarantee == Guarantee::Hold
+    }
+
+    /// The primary did not say that it may run, and is lost.
+    fn left_alone(&mut self, out: &mut Vec<Action>) {
+        if !self.limits.fence {
+            self.decide(out);
+        } else if self.again.is_none() {
+            self.phase = Phase::SetFencing;
+            out.push(Action::Fence);
+        }
+    }
+
+    /// What the witness says, if it says anything. A primary that has said `go` and hears that it was not granted has it go on there.
+    pub(super) fn ruled_when_set(&mut self, ruling: Option<Ruling>, now: Duration, out: &mut Vec<Action>) {
+        self.phase = Phase::Set;
+        let go = self.go;
+        if !self.is_granted(ruling) {
+            // Who has let go of his lease may be heard there only now.
+            let soon = ruling.is_some_and(|ruling| !ruling.left.is_zero() && ruling.generation == self.generation);
+            if go && !soon {
+                (self.go, self.refused, self.beat) = (false, true, now);
+            }
+            // The primary goes on without this one.
+            if ruling.is_some_and(|ruling| ruling.generation > self.generation) {
+                self.give_up(out);
+            }
+            return self.not_granted(ruling, now, out);
+        }
+        // With the word of a primary that will not let it run there is nobody to be ended.
+        if go {
+            return self.decide(out);
+        }
+        if self.is_alone(now) {
+            self.left_alone(out);
         }
     }
 

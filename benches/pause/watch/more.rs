@@ -1,0 +1,114 @@
+//! What being watched costs where the machine is not the limit, or much is under way; and how long clients wait.
+
+use super::load::{Load, Manner, at};
+use super::{Redis, Watched, take_over};
+use crate::figures::Figure;
+use crate::lab::hosts::Hosts;
+use crate::lab::{Lab, SOON, until};
+use crate::{Bench, median, ms};
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+/// As `redis-benchmark -c 200 -P 32` has it.
+const MUCH: Manner = Manner { clients: 200, depth: 32, small: Some(3), keys: 100_000 };
+
+fn a_second(waits: &[f64]) -> f64 {
+    waits.len() as f64 / super::WHILE.as_secs_f64()
+}
+
+fn part(what: &str, least: f64, here: f64, alone: f64) -> Figure {
+    let holds = here >= least * alone;
+    Figure::new(
+        what,
+        &format!("{:.0} %", least * 100.0),
+        format!("{:.0} % ({here:.0} of {alone:.0} a second)", here / alone * 100.0),
+        Some(holds),
+    )
+}
+
+/// Both guarantees, with one request of each client under way and with many.
+pub fn guarantees(_: &Bench, _: usize) -> Vec<Figure> {
+    let redis = Redis::start(256);
+    let one = || Load::begin(50, redis.keys).end();
+    let much = || Load::like(MUCH).end();
+    let (alone, alone_much) = (one(), a_second(&much()));
+    let while_watched = |more: &[&str], one: &dyn Fn() -> Vec<f64>| {
+        let watched = redis.watch(&[more, &["--timeout", "10s"]].concat());
+        let figures = (one(), a_second(&much()));
+        watched.end(&redis.lab, &redis.hosts);
+        figures
+    };
+    let (hot, hot_much) = while_watched(&["--guarantee", "hot"], &one);
+    let (_, hold_much) = while_watched(&[], &Vec::new);
+    let added = at(&hot, 0.5) - at(&alone, 0.5);
+    vec![
+        Figure::new("`watch --guarantee hot`, 50 clients: an answer comes later by, median", "0.2 ms", ms(added), Some(added <= 0.2)),
+        part("the same: answers a second, of those unwatched", 0.65, a_second(&hot), a_second(&alone)),
+        part("the same, 200 clients with 32 requests under way each", 0.65, hot_much, alone_much),
+        part("the same with `hold`", 0.4, hold_much, alone_much),
+    ]
+}
+
+/// The same of a redis that may use half a processor.
+pub fn half(_: &Bench, _: usize) -> Vec<Figure> {
+    let redis = Redis::start(256);
+    let script = format!(
+        "if [ -d /sys/fs/cgroup/cpu ]; then g=/sys/fs/cgroup/cpu/meio-bench-$$; mkdir $g && echo 50000 > $g/cpu.cfs_quota_us
+else g=/sys/fs/cgroup/meio-bench-$$; mkdir $g && echo '50000 100000' > $g/cpu.max; fi && echo {} > $g/cgroup.procs && echo $g",
+        redis.pid
+    );
+    let group = redis.hosts.hosts[0].plain("sh", &["-c", &script]).trim().to_owned();
+    let much = || a_second(&Load::like(MUCH).end());
+    let alone = much();
+    let while_watched = |more: &[&str]| {
+        let watched = redis.watch(&[more, &["--timeout", "10s"]].concat());
+        let rate = much();
+        watched.end(&redis.lab, &redis.hosts);
+        rate
+    };
+    let hold = while_watched(&[]);
+    let hot = while_watched(&["--guarantee", "hot"]);
+    drop(redis);
+    let _ = fs::remove_dir(group);
+    vec![
+        part("`watch` of a redis that has half a processor, 200 clients with 32 requests under way each: `hold`", 0.75, hold, alone),
+        part("the same: `hot`", 0.9, hot, alone),
+    ]
+}
+
+/// A tree that does nothing.
+pub fn idle(bench: &Bench, _: usize) -> Vec<Figure> {
+    let program = super::writer(bench);
+    let lab = Lab::new("bench-still");
+    let hosts = Hosts::new(&lab, 2);
+    hosts.hosts.iter().for_each(|host| drop(host.plain("mount", &["-t", "tmpfs", "lib", "/var/lib"])));
+    let [ready, board] = ["ready", "board"].map(|name| lab.path(name).display().to_string());
+    fs::write(&board, [0; 4096]).expect("a board");
+    // Twenty pages in two hundred thousand seconds.
+    let pid = hosts.hosts[0].start(&lab, &program.display().to_string(), &[&ready, &board, "1024", "0.0001"]);
+    assert!(until(SOON, || Path::new(&ready).exists()), "it does not get ready: {}", lab.log());
+    let watched = Watched::begin(&lab, &hosts, pid, &["--timeout", "10s", "--guarantee", "hot"]);
+    std::thread::sleep(Duration::from_secs(3));
+    let share = super::share(&hosts);
+    std::thread::sleep(super::WHILE);
+    let [here, there, _] = share();
+    watched.end(&lab, &hosts);
+    vec![Figure::new(
+        "`watch`, 1 GiB that nobody writes to: of a core, primary's meio; and standby's",
+        "2 %",
+        format!("{here:.1} %; {there:.1} %"),
+        Some(here <= 2.0),
+    )]
+}
+
+/// How long a client waits for its next answer when the host is lost, by time-out.
+pub fn stalls(_: &Bench, rounds: usize) -> Vec<Figure> {
+    let of = |(timeout, wished): (&str, f64)| {
+        let all: Vec<f64> = (0..rounds.min(3)).map(|_| take_over(256, timeout).stall).collect();
+        let stall = median(all);
+        let name = if timeout.is_empty() { "the usual time-out".to_owned() } else { format!("`--timeout {timeout}`") };
+        Figure::new(&format!("`watch`, the host is lost: a client waits, {name}, median"), &ms(wished), ms(stall), Some(stall <= wished))
+    };
+    [("", 1500.0), ("200ms", 700.0), ("100ms", 250.0)].map(of).into()
+}
