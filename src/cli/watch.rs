@@ -10,8 +10,7 @@ use crate::migrate::address::Address;
 use crate::progress::Report;
 use crate::resource::socket::choice::Choice;
 use crate::transport::Destination;
-use crate::watch::agent::Stood;
-use crate::watch::comeback;
+use crate::watch::comeback::{self, Stood};
 use crate::watch::gate::Held;
 use crate::watch::local;
 use crate::watch::protect::{self, Options, Witness};
@@ -48,8 +47,11 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 /// Where meio itself was killed, the same command goes on with the watch.
 ///
 /// When the standby has taken over, and this host or the way to it comes back, the tree stands still here as soon as that is known,
-/// and is ended when it is heard that it runs there: without a word to its clients, and nothing of it is left. --keep-demoted leaves
-/// it standing still, to be looked at.
+/// and is ended when it is heard that it runs there: without a word to its clients, and nothing of it is left. Then this host stands
+/// by for it, as the other one did before: it calls that one, which protects what it runs with the options that are given here. The same
+/// command does so after this host has booted again; it starts nothing while it is not known who runs it. Where the other host does
+/// not have it any more either, meio unwatch forgets that. --keep-demoted leaves the tree standing still, to be looked at, and nobody
+/// stands by.
 ///
 /// SIGUSR1 has an epoch begin at once, as meio checkpoint does; meio status says how things stand. Ends when the tree does, on meio
 /// unwatch, or on ^C: then the tree goes on here, and nobody stands by.
@@ -63,7 +65,7 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 ///
 /// With --json the last line has "epochs", "bytes", "stop_ms" (the longest stop), "median_stop_ms" and "p99_stop_ms" (the first copy
 /// left out), "held" (packets that waited, how long, and how many were lost for want of room; null where none had to), "source"
-/// ("running", "ended", "replaced" when the standby has taken over, "stopped" when the tree stands still here then, or "switched" when that was wanted), "host" (null with --dir), "exit_code" (of a command that has
+/// ("running" or "ended", also where it was taken over here again, "replaced" when the standby has taken over, "stopped" when the tree stands still here then, or "switched" when that was wanted), "host" (null with --dir), "exit_code" (of a command that has
 /// ended) and "warnings".
 #[derive(clap::Args)]
 #[command(
@@ -227,7 +229,14 @@ impl Watch {
         Ok(comeback::come_back(&options, report)?.map(Outcome::from))
     }
 
-    fn options(&self, name: String, dump: dump::Options, standby: &Destination, limits: Limits, begun: &Arc<AtomicBool>) -> Result<Options> {
+    fn options(
+        &self,
+        name: String,
+        dump: dump::Options,
+        standby: &Destination,
+        limits: Limits,
+        begun: &Arc<AtomicBool>,
+    ) -> Result<Options> {
         Ok(Options {
             name,
             dump,
@@ -434,6 +443,7 @@ fn result(o: &Outcome) -> serde_json::Value {
 /// What has become of the tree here.
 fn source(o: &Outcome) -> &'static str {
     match () {
+        () if o.stood == Some(Stood::Runs) => "running",
         () if o.stood == Some(Stood::Ran) => "ended",
         () if o.stood.is_some() => "replaced",
         () if o.switched => "switched",
@@ -478,7 +488,8 @@ fn closing(o: &Outcome) -> String {
     let code = o.code.map_or_else(String::new, |code| format!(" with exit code {code}"));
     match host {
         Some(host) if o.switched => format!("it runs on {host}, as was wanted, and nothing of it is left here; {what}"),
-        Some(_) if o.stood == Some(Stood::Ran) => "it was taken over here again, and that is over".to_owned(),
+        Some(_) if o.stood == Some(Stood::Runs) => "it was taken over here again, goes on, and nobody stands by".to_owned(),
+        Some(_) if o.stood == Some(Stood::Ran) => "it was taken over here again, and has ended".to_owned(),
         Some(host) if o.stood.is_some() => format!("{host} runs it, and nobody stands by for it here any more"),
         Some(host) if o.replaced => format!("{host} has taken over, and nothing of it is left here; {what}"),
         Some(host) if o.demoted => format!("{host} has taken over: the tree stands still here; {what}"),

@@ -5,7 +5,7 @@ mod back;
 
 use super::beat::{Beats, Came, Key};
 use super::clone::Clone;
-use super::comeback::Caller;
+use super::comeback::{Caller, Stood};
 use super::control::Control;
 use super::fence::Fence;
 use super::history::{Entry, History};
@@ -51,17 +51,6 @@ pub fn run() -> Result<()> {
     }
 }
 
-/// How it has ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stood {
-    /// The watch is over, and nothing of it is left here.
-    Over,
-    /// It was taken over here, and has ended or is not looked at any more.
-    Ran,
-    /// Who runs it begins anew.
-    Anew,
-}
-
 /// The same over a link on which this was asked. `caller`: it calls who runs it when that is lost.
 ///
 /// # Errors
@@ -96,12 +85,14 @@ pub fn begin(mut peer: Peer, asked: Setup, caller: Option<Caller>, report: &mut 
     let record = Record { name, watch, activation, instance, back: None, door: None, about };
     let beats = Beats::listen(&Key::of(key), SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)))?;
     let details = fit::check(&plan)?;
-    let refused = !details.refusals.is_empty();
+    let refusals = details.refusals.clone();
     let visits = Visits::begin()?;
     let answer = Setup::Answer { details, generation, instance, port: beats.port()?, token: visits.token().to_owned(), runs };
     peer.link.send(&transport::Frame { kind: SETUP, generation: 0, payload: pack(&answer)? })?;
-    if refused {
-        return Ok(Stood::Over);
+    match (refusals.is_empty(), &caller) {
+        (true, _) => {}
+        (false, None) => return Ok(Stood::Over),
+        (false, Some(_)) => return Err(Error::refused(&format!("{} cannot live here", record.name), refusals)),
     }
     restore::make_room(&plan.tree)?;
     let lock = SharedLock::prepare().ok(); // else it is tried again when it is needed
@@ -168,6 +159,7 @@ pub fn begin(mut peer: Peer, asked: Setup, caller: Option<Caller>, report: &mut 
     let stood = agent.stand();
     let board = control.board();
     let ended = match agent.root {
+        Some(root) if root.lives() => Stood::Runs,
         Some(_) => Stood::Ran,
         None if agent.anew => Stood::Anew,
         None => Stood::Over,
@@ -290,11 +282,16 @@ impl Agent<'_> {
             let nothing = if self.caller.is_some() { self.machine.has_left() } else { self.machine.is_idle() };
             let idle = self.peer.is_none() && !comes && nothing;
             self.grant();
-            if over || idle || self.over || self.handed || self.anew || signal::take().is_some_and(|_| self.root.is_none()) {
+            if over || idle || self.over || self.handed || self.anew || self.interrupted() {
                 return Ok(Next::End);
             }
             self.hear()?;
         }
+    }
+
+    /// What runs is not for who has started an agent over ssh to end.
+    fn interrupted(&self) -> bool {
+        signal::take().is_some_and(|_| self.root.is_none() || self.caller.is_some())
     }
 
     /// The end of the watch is the primary's to grant, where there is one.
@@ -424,6 +421,7 @@ impl Agent<'_> {
         const LEAST: Duration = Duration::from_secs(1);
         let now = self.begun.elapsed();
         let Some(caller) = &mut self.caller else { return };
+        caller.lives();
         let quiet = self.machine.quiet(now) >= 2 * self.timeout.max(LEAST);
         let due = self.peer.is_none() && self.visitor.is_none() && !self.visits.is_answering();
         if due {

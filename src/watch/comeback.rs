@@ -3,7 +3,7 @@
 //! As that host may not be able to log in here it is called, and called again when the link is lost; the frames are the same as
 //! when it calls.
 
-use super::agent::{self, Stood};
+use super::agent;
 use super::control::Control;
 use super::protect::{self, Options, Outcome};
 use super::record::{Record, Store};
@@ -16,6 +16,7 @@ use super::witness::Contact;
 use crate::error::{Error, Kind, Result};
 use crate::migrate::plan::{pack, unpack};
 use crate::progress::{Report, Silent};
+use crate::sys::manager::Manager;
 use crate::sys::signal;
 use crate::transport::{self, Destination, Frame, How, Peer};
 use std::sync::mpsc;
@@ -24,6 +25,19 @@ use std::time::{Duration, Instant};
 
 /// For what the other end may take to answer.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How it has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stood {
+    /// The watch is over, and nothing of it is left here.
+    Over,
+    /// It was taken over here, and goes on, though nobody looks at it any more,
+    Runs,
+    /// or has ended.
+    Ran,
+    /// Who runs it begins anew.
+    Anew,
+}
 
 /// Whether this host has run what is watched under a name, and another one does now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,10 +92,13 @@ pub struct Caller {
     tell: mpsc::Sender<Result<(Peer, Setup)>>,
     at_work: bool,
     not_before: Instant,
+    /// Who has started this meio, if that wants to know.
+    manager: Arc<Manager>,
 }
 
 impl Caller {
-    fn new(options: &Options, witness: Option<Contact>) -> Caller {
+    /// Nobody is called before this `pause` is over.
+    fn new(options: &Options, witness: Option<Contact>, manager: &Arc<Manager>, pause: Duration) -> Caller {
         /// Who lives answers by then; who does not is to be called again soon.
         const LIMIT: Duration = Duration::from_secs(5);
         let (tell, answers) = mpsc::channel();
@@ -105,7 +122,13 @@ impl Caller {
         };
         let how = How { timeout: options.how.timeout.min(LIMIT), ..options.how.clone() };
         let (to, again) = (options.standby.clone(), options.limits.again);
-        Caller { to, how, again, returns, token: Arc::default(), answers, tell, at_work: false, not_before: Instant::now() }
+        let (not_before, manager) = (Instant::now() + pause, manager.clone());
+        Caller { to, how, again, returns, token: Arc::default(), answers, tell, at_work: false, not_before, manager }
+    }
+
+    /// To be called over and over: who has started this meio hears that it lives.
+    pub fn lives(&self) {
+        self.manager.lives();
     }
 
     /// Calls, unless that is being done or was a moment ago: as who knows of this generation, this process, which runs it or not.
@@ -149,8 +172,8 @@ fn call(to: &Destination, how: &How, token: &Mutex<Option<String>>, returns: &Re
         peer.link.send(&Frame { kind: SETUP, generation: 0, payload: pack(&Setup::Returns(Box::new(returns.clone())))? })?;
         match unpack(&peer.link.receive(Some(PATIENCE))?.payload)? {
             Setup::There { token } => *locked() = Some(token),
-            Setup::Nobody { soon: false } => return Err(Error::new(Kind::NotFound, format!("{to} does not run {}", returns.name))),
-            Setup::Nobody { soon: true } => return Err(Error::link(format!("{to} stands by for {}, and does not run it yet", returns.name))),
+            Setup::Nobody => return Err(Error::new(Kind::NotFound, format!("{to} does not run {}", returns.name))),
+            Setup::NotYet { why } => return Err(Error::link(format!("{to} cannot be stood by for yet: {}", why))),
             setup @ Setup::Ask { .. } => return Ok((peer, setup)),
             _ => return Err(Error::link(format!("{to} says something else than was asked"))),
         }
@@ -162,14 +185,27 @@ fn call(to: &Destination, how: &How, token: &Mutex<Option<String>>, returns: &Re
 fn stand_by(options: &Options, store: &Store, report: &mut dyn Report) -> Result<Stood> {
     let known = store.read(&options.name)?.and_then(|record| record.back?.witness);
     let witness = protect::contact(options, known.as_ref(), report)?;
+    let manager = Arc::new(Manager::of_environment());
+    manager.ready();
+    let (mut complaint, mut pause) = (None, Duration::ZERO);
     loop {
-        let mut caller = Caller::new(options, witness.clone());
+        let mut caller = Caller::new(options, witness.clone(), &manager, pause);
         let Some((peer, asked)) = wait(options, store, &mut caller, report)? else { return Ok(Stood::Over) };
-        report.note(&format!("{} runs it now: this host stands by for it", peer.hello.host));
-        match agent::begin(peer, asked, Some(caller), report)? {
-            Stood::Anew => {}
-            stood => return Ok(stood),
+        let host = peer.hello.host.clone();
+        manager.status(&format!("{host} runs it: this host stands by"));
+        match agent::begin(peer, asked, Some(caller), report) {
+            Ok(Stood::Anew) => report.note(&format!("{host} has begun anew: it is called again")),
+            Err(e) if matches!(e.kind, Kind::LinkFailed | Kind::Unsupported) => {
+                let reasons = e.refusals.iter().map(|refusal| format!("; {}: {}", refusal.object, refusal.reason));
+                let text = std::iter::once(e.message.clone()).chain(reasons).collect::<String>();
+                if complaint.as_ref() != Some(&text) {
+                    report.warning(&format!("this host does not stand by yet: {text}"));
+                    complaint = Some(text);
+                }
+            }
+            stood => return stood,
         }
+        pause = options.limits.again;
     }
 }
 
@@ -191,6 +227,7 @@ fn wait(options: &Options, store: &Store, caller: &mut Caller, report: &mut dyn 
     let board = control.board();
     let mut complaint = None;
     loop {
+        caller.lives();
         caller.call(generation, instance, false);
         match caller.answer() {
             Some(Ok(came)) => return Ok(Some(came)),

@@ -5,10 +5,10 @@ mod court;
 
 pub use court::{Witness, contact};
 
-use super::agent::Stood;
 use super::again::{self, Calls, Found, Reach, Standing, Whom};
 use super::beat::{Beats, Came};
 use super::bell::Bell;
+use super::comeback::Stood;
 use super::control::Control;
 use super::copies::{Copies, Known};
 use super::fence::Fence;
@@ -220,7 +220,10 @@ pub fn run_over(options: &Options, reach: Reach, report: &mut dyn Report) -> Res
     manager.ready();
     let thread = std::thread::Builder::new().name("watch".into()).spawn(move || end.run())?;
     let done = tree.serve(&mut outcome, report);
-    manager.stopping();
+    // What runs elsewhere is stood by for next.
+    if !outcome.replaced {
+        manager.stopping();
+    }
     let ended = thread.join().map_err(|_| Error::other("the watch has failed"));
     outcome.held = gate.held();
     // Who has asked for the end hears of it when nothing is left.

@@ -77,9 +77,11 @@ pub enum Setup {
     /// A former primary, or one that stands by since then: it calls whoever runs it now.
     Returns(Box<Returns>),
     /// The answer where nobody runs it there.
-    Nobody {
-        /// Somebody may soon: it is stood by for there.
-        soon: bool,
+    Nobody,
+    /// The answer where it cannot be protected yet: it is to be asked again.
+    NotYet {
+        /// What is waited for, in words.
+        why: String,
     },
     /// The answer where another process has it: what is to be said to come to that one.
     There {

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::migrate::plan::pack;
 use crate::progress::Report;
 use crate::transport::{Destination, Door, Frame, How, Peer, called_from};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// For the one that has stood by to end.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -26,18 +26,24 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub fn serve(peer: Peer, returns: Returns) -> Result<()> {
     let store = Store::open()?;
     let say = |setup: &Setup| peer.link.send(&Frame { kind: SETUP, generation: 0, payload: pack(setup)? });
+    let not_yet = |why: &str| say(&Setup::NotYet { why: why.to_owned() });
     let claimed = store.is_claimed(&returns.name)?;
     let Some(record) = store.read(&returns.name)?.filter(|record| runs(record, &returns)) else {
-        return say(&Setup::Nobody { soon: claimed });
+        return if claimed { not_yet("it stands by there, and does not run it") } else { say(&Setup::Nobody) };
     };
-    if claimed {
-        match (record.settled(), &record.door) {
-            (Some(Activation::Primary { .. }), Some(token)) => return say(&Setup::There { token: token.clone() }),
-            (Some(Activation::Taken(_)), _) => drop(control::ask(&store, &returns.name, Ask::Handover, PATIENCE)?),
-            _ => return say(&Setup::Nobody { soon: true }),
-        }
+    let Some(tree) = record.about.tree else { return say(&Setup::Nobody) };
+    match (claimed, record.settled(), &record.door) {
+        (true, Some(Activation::Primary { .. }), Some(token)) => return say(&Setup::There { token: token.clone() }),
+        (true, Some(Activation::Taken(_)), _) | (false, ..) => {}
+        _ => return not_yet("another meio is at work on it there"),
     }
-    let Some(tree) = record.about.tree else { return say(&Setup::Nobody { soon: false }) };
+    // What runs there keeps who answers for it until another one can.
+    if let Some(why) = hindrance(tree.pid, &returns)? {
+        return not_yet(&why);
+    }
+    if claimed {
+        control::ask(&store, &returns.name, Ask::Handover, PATIENCE)?;
+    }
     let mut noted = Noted(store, returns.name.clone());
     let host = called_from().map_or_else(|| peer.hello.host.clone(), |address| address.to_string());
     let here = Here { peer, witness: returns.witness, door: Door::new()? };
@@ -72,6 +78,21 @@ pub fn serve(peer: Peer, returns: Returns) -> Result<()> {
         noted.warning(&format!("it cannot be protected by who has come back: {e}"));
     }
     done.map(drop)
+}
+
+/// What keeps the tree from being watched, after a while for all of its memory to be here.
+fn hindrance(pid: i32, returns: &Returns) -> Result<Option<String>> {
+    const MOMENT: Duration = Duration::from_secs(20);
+    const LOOK: Duration = Duration::from_millis(50);
+    let until = Instant::now() + MOMENT;
+    loop {
+        let look = dump::preflight(pid, &returns.decisions)?;
+        match look.refusals.iter().find(|refusal| !refusal.transient) {
+            None => return Ok(None),
+            Some(_) if Instant::now() < until => std::thread::sleep(LOOK),
+            Some(refusal) => return Ok(Some(format!("{}: {}", refusal.object, refusal.reason))),
+        }
+    }
 }
 
 /// It lives here, and who has come back knows of nothing newer.
