@@ -235,7 +235,9 @@ impl Porch {
         const SOON: Duration = Duration::from_secs(5);
         let mut peer = visitor.agree()?;
         let came = peer.link.receive(Some(SOON))?;
-        let Setup::Returns(returns) = unpack(&came.payload)? else { return Err(Error::link("who comes says something else than what it wants")) };
+        let Setup::Returns(returns) = unpack(&came.payload)? else {
+            return Err(Error::link("who comes says something else than what it wants"));
+        };
         let Some(whom) = self.wait() else { return Ok(None) };
         let Returns { generation, instance, runs, .. } = *returns;
         if whom.generation.is_some_and(|own| generation > own) {

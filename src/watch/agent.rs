@@ -159,6 +159,7 @@ pub fn begin(mut peer: Peer, asked: Setup, caller: Option<Caller>, report: &mut 
     let stood = agent.stand();
     let board = control.board();
     let ended = match agent.root {
+        Some(root) if root.lives() && agent.handed => Stood::Leads,
         Some(root) if root.lives() => Stood::Runs,
         Some(_) => Stood::Ran,
         None if agent.anew => Stood::Anew,
@@ -297,7 +298,8 @@ impl Agent<'_> {
     /// The end of the watch is the primary's to grant, where there is one.
     fn grant(&mut self) {
         let wished = self.board.wished();
-        self.handed |= wished == Some(Wish::Handover) && self.root.is_some();
+        let alone = self.caller.as_ref().is_some_and(Caller::found_nobody);
+        self.handed |= (alone || wished == Some(Wish::Handover)) && self.root.is_some();
         let asked = wished == Some(Wish::Over);
         match &self.peer {
             Some(peer) if asked && self.root.is_none() => {

@@ -11,14 +11,17 @@ use super::setup::{Returns, SETUP, Setup};
 use super::start::free;
 use super::state::Activation;
 use super::status::{Board, Role, Status, Wish};
+use super::turn;
 use super::visit::Asked;
 use super::witness::Contact;
+use crate::dump;
 use crate::error::{Error, Kind, Result};
 use crate::migrate::plan::{pack, unpack};
 use crate::progress::{Report, Silent};
 use crate::sys::manager::Manager;
 use crate::sys::signal;
 use crate::transport::{self, Destination, Frame, How, Peer};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -35,6 +38,8 @@ pub enum Stood {
     Runs,
     /// or has ended.
     Ran,
+    /// It goes on here, and the host that ran it before is there again without it.
+    Leads,
     /// Who runs it begins anew.
     Anew,
 }
@@ -73,10 +78,48 @@ pub fn watch(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
 /// When this host cannot stand by, or a signal has ended the wait for the other one.
 pub fn come_back(options: &Options, report: &mut dyn Report) -> Result<Option<Outcome>> {
     let store = Store::open()?;
-    let Some(due) = due(store.read(&options.name)?.as_ref()) else { return Ok(None) };
-    match stand_by(options, &store, report) {
-        Err(e) if e.kind == Kind::NotFound && due == Due::Perhaps => Ok(None),
-        stood => stood.map(|stood| Some(Outcome { host: options.standby.host.clone(), stood: Some(stood), ..Outcome::default() })),
+    let Some(mut known) = due(store.read(&options.name)?.as_ref()) else { return Ok(None) };
+    loop {
+        let stood = match stand_by(options, &store, report) {
+            Err(e) if e.kind == Kind::NotFound && known == Due::Perhaps => return Ok(None),
+            stood => stood?,
+        };
+        let led = if stood == Stood::Leads { lead(options, &store, report)? } else { None };
+        match led {
+            Some(outcome) if outcome.replaced => known = Due::Surely,
+            Some(outcome) => return Ok(Some(outcome)),
+            None => {
+                let stood = if stood == Stood::Leads { Stood::Ran } else { stood };
+                return Ok(Some(Outcome { host: options.standby.host.clone(), stood: Some(stood), ..Outcome::default() }));
+            }
+        }
+    }
+}
+
+/// Protects what was taken over here, as it was before: with the other host as its standby. `None`: it has ended meanwhile, or a user
+/// has it forgotten.
+fn lead(options: &Options, store: &Store, report: &mut dyn Report) -> Result<Option<Outcome>> {
+    let mut complaint = None;
+    loop {
+        let runs = store.read(&options.name)?.filter(Record::runs);
+        let Some(tree) = runs.and_then(|record| record.about.tree) else { return Ok(None) };
+        let begun = Arc::<AtomicBool>::default();
+        let dump = dump::Options { pid: tree.pid, ..options.dump.clone() };
+        let hindrance = turn::hindrance(tree.pid, &dump.decisions)?;
+        let wanted = Options { dump, begun: begun.clone(), ..options.clone() };
+        let failed = match hindrance {
+            Some(why) => why,
+            None => match protect::run(&wanted, report) {
+                Err(e) if !begun.load(Ordering::Relaxed) && e.kind != Kind::Interrupted => e.message,
+                done => return done.map(Some),
+            },
+        };
+        if complaint.as_ref() != Some(&failed) {
+            report.warning(&format!("nobody stands by for what was taken over here: {failed}"));
+            complaint = Some(failed);
+        }
+        std::thread::sleep(options.limits.again);
+        signal::check_interrupted()?;
     }
 }
 
@@ -92,6 +135,8 @@ pub struct Caller {
     tell: mpsc::Sender<Result<(Peer, Setup)>>,
     at_work: bool,
     not_before: Instant,
+    /// Whoever was called last knows nothing of it.
+    nobody: bool,
     /// Who has started this meio, if that wants to know.
     manager: Arc<Manager>,
 }
@@ -123,7 +168,7 @@ impl Caller {
         let how = How { timeout: options.how.timeout.min(LIMIT), ..options.how.clone() };
         let (to, again) = (options.standby.clone(), options.limits.again);
         let (not_before, manager) = (Instant::now() + pause, manager.clone());
-        Caller { to, how, again, returns, token: Arc::default(), answers, tell, at_work: false, not_before, manager }
+        Caller { to, how, again, returns, token: Arc::default(), answers, tell, at_work: false, not_before, nobody: false, manager }
     }
 
     /// To be called over and over: who has started this meio hears that it lives.
@@ -149,7 +194,13 @@ impl Caller {
     pub fn answer(&mut self) -> Option<Result<(Peer, Setup)>> {
         let answer = self.answers.try_recv().ok()?;
         self.at_work = false;
+        self.nobody = answer.as_ref().is_err_and(|e| e.kind == Kind::NotFound);
         Some(answer)
+    }
+
+    /// Whether the host that was called last is there, and has nothing of it.
+    pub fn found_nobody(&self) -> bool {
+        self.nobody
     }
 
     /// The same of one that this end has met before.

@@ -51,11 +51,16 @@ fn in_order(told: &[String], wanted: &[&str]) -> bool {
 
 /// All is protected again, the other way round: the first host stands by for the second one, and nothing of the tree is left there.
 fn turned(hosts: &Hosts, watched: &Watched, pid: i32) {
-    let both = || stands(&hosts.hosts[1], "primary", "protected") && stands(&hosts.hosts[0], "standby", "ready");
+    protected_on(1, hosts, watched, pid);
+}
+
+/// This host runs it, and the other one stands by.
+fn protected_on(here: usize, hosts: &Hosts, watched: &Watched, pid: i32) {
+    let [one, other] = [&hosts.hosts[here], &hosts.hosts[1 - here]];
+    let both = || stands(one, "primary", "protected") && stands(other, "standby", "ready");
     assert!(until(SOON, both), "{}\n{}", watched.said(), noted(hosts));
-    let [first, second] = [&hosts.hosts[0], &hosts.hosts[1]];
-    assert!(!first.lives(pid) && !has_address(first) && is_open(first), "{}", watched.said());
-    assert!(second.runs(pid) && has_address(second), "{}", noted(hosts));
+    assert!(!other.lives(pid) && !has_address(other) && is_open(other), "{}\n{}", watched.said(), noted(hosts));
+    assert!(one.runs(pid) && has_address(one), "{}\n{}", watched.said(), noted(hosts));
 }
 
 /// The second host is lost, too: the first one goes on, and every answer holds that was given by either.
@@ -151,6 +156,29 @@ crate::alone! {
         let watched = Watched::start(&lab, &hosts, pid, &[SLOW, &["--name", "web"]].concat());
         turned(&hosts, &watched, pid);
         lose_the_second(&mut hosts, &watched, counter, pid);
+    }
+
+    /// To and fro, by cables that are pulled and a meio that is killed: whoever runs it is protected by the other one again, without a hand.
+    fn to_and_fro() {
+        let lab = Lab::new("comeback-fro");
+        let (mut hosts, pid, watched, counter) = guarded(&lab, &[]);
+        for (here, killed) in [(0, false), (1, false), (0, false), (1, true)] {
+            let there = 1 - here;
+            if killed {
+                hosts.hosts[here].plain("pkill", &["-KILL", "-x", "meio"]);
+            } else {
+                hosts.wire(here, false);
+            }
+            assert!(counter.go_on(50), "nobody takes over: {}\n{}", watched.said(), noted(&hosts));
+            hosts.wire(here, true);
+            protected_on(there, &hosts, &watched, pid);
+            assert!(counter.go_on(50), "it does not go on: {}\n{}", watched.said(), noted(&hosts));
+        }
+        hosts.wire(0, false);
+        hosts.hosts[0].fail();
+        assert!(counter.go_on(50), "it does not go on: {}", noted(&hosts));
+        counter.end();
+        assert!(hosts.hosts[1].runs(pid) && has_address(&hosts.hosts[1]), "{}", noted(&hosts));
     }
 
     /// What the other host has begun to take over and cannot bring back is not ended where it is.
