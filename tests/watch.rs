@@ -300,7 +300,7 @@ crate::alone! {
         cable("up");
         let stands = || comeback::stands(&hosts.hosts[1], "primary", "protected") && comeback::stands(&hosts.hosts[0], "standby", "ready");
         assert!(until(SOON, stands), "{}\n{}", watched.said(), noted(&hosts));
-        assert!(!has_address(&hosts.hosts[0]) && !hosts.hosts[0].lives(pid) && hosts.hosts[1].runs(pid));
+        assert!(!has_address(&hosts.hosts[0]) && !hosts.hosts[0].lives(pid) && until(SOON, || hosts.hosts[1].runs(pid)));
         assert!(count().is_some_and(|n| n > 1000));
     }
 

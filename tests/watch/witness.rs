@@ -153,7 +153,7 @@ crate::alone! {
         hosts.wire(0, true);
         let both = || stands(&hosts.hosts[1], "primary", "protected") && stands(&hosts.hosts[0], "standby", "ready");
         assert!(until(SOON, both), "{}\n{}", watched.said(), noted(&hosts));
-        assert!(!hosts.hosts[0].lives(pid) && hosts.hosts[1].runs(pid) && !has_address(&hosts.hosts[0]) && has_address(&hosts.hosts[1]));
+        assert!(!hosts.hosts[0].lives(pid) && until(SOON, || hosts.hosts[1].runs(pid)) && !has_address(&hosts.hosts[0]) && has_address(&hosts.hosts[1]));
         kill(&hosts, &mut witness);
     }
 
