@@ -168,7 +168,8 @@ crate::alone! {
         for (here, killed) in [(0, false), (1, false), (0, false), (1, true)] {
             let there = 1 - here;
             if killed {
-                hosts.hosts[here].plain("pkill", &["-KILL", "-x", "meio"]);
+                // Not the child of it that takes the address away.
+                hosts.hosts[here].plain("pkill", &["-KILL", "-o", "-f", "meio agent --watch"]);
             } else {
                 hosts.wire(here, false);
             }
