@@ -47,11 +47,11 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 /// Where meio itself was killed, the same command goes on with the watch.
 ///
 /// When the standby has taken over, and this host or the way to it comes back, the tree stands still here as soon as that is known,
-/// and is ended when it is heard that it runs there: without a word to its clients, and nothing of it is left. Then this host stands
-/// by for it, as the other one did before: it calls that one, which protects what it runs with the options that are given here. The same
-/// command does so after this host has booted again; it starts nothing while it is not known who runs it. Where the other host does
-/// not have it any more either, meio unwatch forgets that. --keep-demoted leaves the tree standing still, to be looked at, and nobody
-/// stands by.
+/// and is ended when it is heard that it runs there: without a word to its clients, and nothing of it is left. Then this host
+/// stands by for it, as the other one did before: it calls that one, which protects what it runs with the options that are given
+/// here. When it has taken over again, and the other one is back, that one stands by again. The same command does so after this
+/// host has booted again; it starts nothing while it is not known who runs it. Where the other host does not have it any more
+/// either, meio unwatch forgets that. --keep-demoted leaves the tree standing still, to be looked at, and nobody stands by.
 ///
 /// SIGUSR1 has an epoch begin at once, as meio checkpoint does; meio status says how things stand. Ends when the tree does, on meio
 /// unwatch, or on ^C: then the tree goes on here, and nobody stands by.

@@ -159,7 +159,7 @@ pub fn begin(mut peer: Peer, asked: Setup, caller: Option<Caller>, report: &mut 
     let stood = agent.stand();
     let board = control.board();
     let ended = match agent.root {
-        Some(root) if root.lives() && agent.handed => Stood::Leads,
+        Some(root) if root.lives() && agent.handed && agent.caller.as_ref().is_some_and(Caller::found_nobody) => Stood::Leads,
         Some(root) if root.lives() => Stood::Runs,
         Some(_) => Stood::Ran,
         None if agent.anew => Stood::Anew,

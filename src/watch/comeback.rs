@@ -78,13 +78,14 @@ pub fn watch(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
 /// When this host cannot stand by, or a signal has ended the wait for the other one.
 pub fn come_back(options: &Options, report: &mut dyn Report) -> Result<Option<Outcome>> {
     let store = Store::open()?;
+    let manager = Arc::new(Manager::of_environment());
     let Some(mut known) = due(store.read(&options.name)?.as_ref()) else { return Ok(None) };
     loop {
-        let stood = match stand_by(options, &store, report) {
+        let stood = match stand_by(options, &store, &manager, report) {
             Err(e) if e.kind == Kind::NotFound && known == Due::Perhaps => return Ok(None),
             stood => stood?,
         };
-        let led = if stood == Stood::Leads { lead(options, &store, report)? } else { None };
+        let led = if stood == Stood::Leads { lead(options, &store, &manager, report)? } else { None };
         match led {
             Some(outcome) if outcome.replaced => known = Due::Surely,
             Some(outcome) => return Ok(Some(outcome)),
@@ -98,9 +99,10 @@ pub fn come_back(options: &Options, report: &mut dyn Report) -> Result<Option<Ou
 
 /// Protects what was taken over here, as it was before: with the other host as its standby. `None`: it has ended meanwhile, or a user
 /// has it forgotten.
-fn lead(options: &Options, store: &Store, report: &mut dyn Report) -> Result<Option<Outcome>> {
+fn lead(options: &Options, store: &Store, manager: &Manager, report: &mut dyn Report) -> Result<Option<Outcome>> {
     let mut complaint = None;
     loop {
+        manager.lives();
         let runs = store.read(&options.name)?.filter(Record::runs);
         let Some(tree) = runs.and_then(|record| record.about.tree) else { return Ok(None) };
         let begun = Arc::<AtomicBool>::default();
@@ -233,14 +235,13 @@ fn call(to: &Destination, how: &How, token: &Mutex<Option<String>>, returns: &Re
 }
 
 /// Stands by for what runs at the other host, until that is over or it was taken over here and has ended.
-fn stand_by(options: &Options, store: &Store, report: &mut dyn Report) -> Result<Stood> {
+fn stand_by(options: &Options, store: &Store, manager: &Arc<Manager>, report: &mut dyn Report) -> Result<Stood> {
     let known = store.read(&options.name)?.and_then(|record| record.back?.witness);
     let witness = protect::contact(options, known.as_ref(), report)?;
-    let manager = Arc::new(Manager::of_environment());
     manager.ready();
     let (mut complaint, mut pause) = (None, Duration::ZERO);
     loop {
-        let mut caller = Caller::new(options, witness.clone(), &manager, pause);
+        let mut caller = Caller::new(options, witness.clone(), manager, pause);
         let Some((peer, asked)) = wait(options, store, &mut caller, report)? else { return Ok(Stood::Over) };
         let host = peer.hello.host.clone();
         manager.status(&format!("{host} runs it: this host stands by"));

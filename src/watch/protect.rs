@@ -123,7 +123,11 @@ pub fn run_over(options: &Options, reach: Reach, report: &mut dyn Report) -> Res
     let resumes = start.resumed.is_some();
     // Who goes on asks when all is in place that holds what it is not to say.
     let peer = match (resumes, here) {
-        (true, _) => None,
+        // Who has called comes to the door then.
+        (true, here) => {
+            drop(here);
+            None
+        }
         (false, Some(peer)) => Some(peer),
         (false, None) => Some(phase(report, &mut phases, "connect", |report| again::connect(options, &start.first, report))?),
     };

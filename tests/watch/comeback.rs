@@ -161,28 +161,43 @@ crate::alone! {
         lose_the_second(&mut hosts, &watched, counter, pid);
     }
 
-    /// To and fro, by cables that are pulled and a meio that is killed: whoever runs it is protected by the other one again, without a hand.
+    /// To and fro, by cables that are pulled: whoever runs it is protected by the other one again, without a hand.
     fn to_and_fro() {
         let lab = Lab::new("comeback-fro");
         let (mut hosts, pid, watched, counter) = guarded(&lab, &[]);
-        for (here, killed) in [(0, false), (1, false), (0, false), (1, true)] {
-            let there = 1 - here;
-            if killed {
-                // Not the child of it that takes the address away.
-                hosts.hosts[here].plain("pkill", &["-KILL", "-o", "-f", "meio agent --watch"]);
-            } else {
-                hosts.wire(here, false);
-            }
+        for here in [0, 1, 0] {
+            hosts.wire(here, false);
             assert!(counter.go_on(50), "nobody takes over: {}\n{}", watched.said(), noted(&hosts));
             hosts.wire(here, true);
-            protected_on(there, &hosts, &watched, pid);
+            protected_on(1 - here, &hosts, &watched, pid);
             assert!(counter.go_on(50), "it does not go on: {}\n{}", watched.said(), noted(&hosts));
         }
+        lose_the_second(&mut hosts, &watched, counter, pid);
+    }
+
+    /// The meio is killed that has no supervisor, of the host that has taken over: it is begun again by the one that stands by, or that
+    /// takes over, and ends what is mute there.
+    fn a_meio_that_is_killed_where_it_was_taken_over() {
+        let lab = Lab::new("comeback-mute");
+        let (hosts, pid, watched, counter) = guarded(&lab, &[]);
         hosts.wire(0, false);
-        hosts.hosts[0].fail();
-        assert!(counter.go_on(50), "it does not go on: {}", noted(&hosts));
+        assert!(counter.go_on(50), "nobody takes over: {}\n{}", watched.said(), noted(&hosts));
+        hosts.wire(0, true);
+        for _ in 0..2 {
+            protected_on(1, &hosts, &watched, pid);
+            assert!(counter.go_on(50), "it does not go on: {}\n{}", watched.said(), noted(&hosts));
+            // Not the child of it that takes the address away.
+            hosts.hosts[1].plain("pkill", &["-KILL", "-o", "-f", "meio agent --watch"]);
+            assert!(counter.go_on(50), "it does not go on: {}\n{}", watched.said(), noted(&hosts));
+            let protects = |host: usize| stands(&hosts.hosts[host], "primary", "protected") && stands(&hosts.hosts[1 - host], "standby", "ready");
+            assert!(until(SOON, || protects(0) || protects(1)), "{}\n{}", watched.said(), noted(&hosts));
+            if protects(0) {
+                protected_on(0, &hosts, &watched, pid);
+                break;
+            }
+        }
+        assert!(counter.go_on(50), "it does not go on: {}\n{}", watched.said(), noted(&hosts));
         counter.end();
-        assert!(hosts.hosts[1].runs(pid) && has_address(&hosts.hosts[1]), "{}", noted(&hosts));
     }
 
     /// What the other host has begun to take over and cannot bring back is not ended where it is.
