@@ -27,6 +27,7 @@ pub struct Moving<'o> {
     locks: Option<Locks>,
     /// How many were made.
     count: u64,
+    processes: Vec<i32>,
 }
 
 /// File name of an image of a move, by its number from 1.
@@ -48,7 +49,7 @@ impl<'o> Moving<'o> {
         // To take a table away empties all queues of its network namespace, that of the next image's lock, too.
         session.lasting = Some(None);
         session.manner = Manner::Copy;
-        Ok(Moving { session, before: None, locks: None, count: 0 })
+        Ok(Moving { session, before: None, locks: None, count: 0, processes: Vec::new() })
     }
 
     /// There will be no last image; `stands` is told whenever the tree stands still and nothing comes in, before anything of it is
@@ -89,18 +90,24 @@ impl<'o> Moving<'o> {
     fn image(&mut self, pipe: File, then: Then, report: &mut dyn Report) -> Result<Made> {
         self.session.begun = Instant::now();
         let parent = self.before.take().map(|(id, hash, birth)| Heritage::named((id, hash), birth, &name(self.count)));
-        let made = self.session.image(&Output::Pipe(Arc::new(pipe)), parent, then, report)?;
+        let mut made = self.session.image(&Output::Pipe(Arc::new(pipe)), parent, then, report)?;
         self.count += 1;
         if let Some(tracking) = &mut self.session.tracking {
             tracking.saved();
         }
         self.before = Some((made.id, made.hash, made.birth.clone()));
+        self.processes = std::mem::take(&mut made.processes);
         Ok(made)
     }
 
     /// How many images were made.
     pub fn count(&self) -> u64 {
         self.count
+    }
+
+    /// The pids of those that the last one has.
+    pub fn processes(&self) -> &[i32] {
+        &self.processes
     }
 }
 

@@ -16,6 +16,7 @@ use super::frame;
 use super::gate::{Gate, Held};
 use super::history::{Entry, History};
 use super::lease::Lease;
+use super::pulse::Pulse;
 use super::record::{Back, Claim, Record, Store};
 use super::say::Seen;
 use super::setup::{EPOCH, Epoch, OVER, PACKETS, WHY, WORD};
@@ -206,6 +207,7 @@ pub fn run_over(options: &Options, reach: Reach, report: &mut dyn Report) -> Res
         root,
         ended: false,
         asked: 0,
+        pulse: Pulse::new(options.limits.guarantee),
         shown: None,
     };
     if let Some(Found::Standby(standing)) = found {

@@ -190,7 +190,8 @@ crate::alone! {
             hosts.hosts[1].plain("pkill", &["-KILL", "-o", "-f", "meio agent --watch"]);
             assert!(counter.go_on(50), "it does not go on: {}\n{}", watched.said(), noted(&hosts));
             let protects = |host: usize| stands(&hosts.hosts[host], "primary", "protected") && stands(&hosts.hosts[1 - host], "standby", "ready");
-            assert!(until(SOON, || protects(0) || protects(1)), "{}\n{}", watched.said(), noted(&hosts));
+            // Whoever has called just then waits for a minute.
+            assert!(until(4 * SOON, || protects(0) || protects(1)), "{}\n{}", watched.said(), noted(&hosts));
             if protects(0) {
                 protected_on(0, &hosts, &watched, pid);
                 break;
