@@ -4,17 +4,14 @@
 //! stood by, which ends.
 
 use super::again::{Here, Reach};
-use super::clean;
 use super::control::{self, Ask};
 use super::protect::{self, Options};
-use super::record::{About, Record, Store};
+use super::record::{Record, Store};
 use super::setup::{Returns, SETUP, Setup};
-use super::start::free;
 use super::state::Activation;
 use crate::dump::{self, Output, Track};
 use crate::error::{Error, Result};
 use crate::migrate::plan::pack;
-use crate::netlock::kept::{self, Owner};
 use crate::progress::Report;
 use crate::resource::capture::Decisions;
 use crate::transport::{Destination, Door, Frame, How, Peer, called_from};
@@ -32,11 +29,7 @@ pub fn serve(peer: Peer, returns: Returns) -> Result<()> {
     let say = |setup: &Setup| peer.link.send(&Frame { kind: SETUP, generation: 0, payload: pack(setup)? });
     let not_yet = |why: &str| say(&Setup::NotYet { why: why.to_owned() });
     let claimed = store.is_claimed(&returns.name)?;
-    let there = store.read(&returns.name)?;
-    if !claimed && let Some(record) = there.as_ref().filter(|record| is_overtaken(record, &returns)) {
-        end(&store, record, &returns)?;
-    }
-    let Some(record) = there.filter(|record| runs(record, &returns)) else {
+    let Some(record) = store.read(&returns.name)?.filter(|record| runs(record, &returns)) else {
         return if claimed { not_yet("it stands by there, and does not run it") } else { say(&Setup::Nobody) };
     };
     let Some(tree) = record.about.tree else { return say(&Setup::Nobody) };
@@ -109,28 +102,6 @@ fn copied(pid: i32, returns: &Returns) -> dump::Options {
         track: Track::Auto,
         parent: None,
     }
-}
-
-/// It ran here, mute since its meio was killed, and runs where the call comes from.
-fn is_overtaken(record: &Record, returns: &Returns) -> bool {
-    let own = matches!(record.settled(), Some(Activation::Primary { .. } | Activation::Demoted(_)));
-    let generation = record.activation.map_or(0, |activation| activation.generation());
-    let newer =
-        generation < returns.generation || generation == returns.generation && matches!(record.activation, Some(Activation::Demoted(_)));
-    own && newer && returns.runs && !returns.limits.keep_demoted && record.about.tree.is_some_and(|tree| tree.lives())
-}
-
-/// Ends it, as the meio would have done that watched it.
-fn end(store: &Store, record: &Record, returns: &Returns) -> Result<()> {
-    let Some(tree) = record.about.tree else { return Ok(()) };
-    let _claim = free(store, &record.name)?;
-    clean::stop(tree.pid, returns.freeze_timeout, record.about.holds)?;
-    clean::end(&copied(tree.pid, returns), record.about.holds)?;
-    kept::release(None, &Owner::Watch(record.name.clone()))?;
-    store.forget_tree(tree.pid);
-    store.note(&record.name, "it runs on the other host: what was left of it here was ended");
-    let about = About { tree: None, ..record.about.clone() };
-    store.write(&Record { activation: Some(Activation::Demoted(returns.generation)), back: None, door: None, about, ..record.clone() })
 }
 
 /// It lives here, and who has come back knows of nothing newer.

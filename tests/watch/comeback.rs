@@ -175,32 +175,6 @@ crate::alone! {
         lose_the_second(&mut hosts, &watched, counter, pid);
     }
 
-    /// The meio is killed that has no supervisor, of the host that has taken over: it is begun again by the one that stands by, or that
-    /// takes over, and ends what is mute there.
-    fn a_meio_that_is_killed_where_it_was_taken_over() {
-        let lab = Lab::new("comeback-mute");
-        let (hosts, pid, watched, counter) = guarded(&lab, &[]);
-        hosts.wire(0, false);
-        assert!(counter.go_on(50), "nobody takes over: {}\n{}", watched.said(), noted(&hosts));
-        hosts.wire(0, true);
-        for _ in 0..2 {
-            protected_on(1, &hosts, &watched, pid);
-            assert!(counter.go_on(50), "it does not go on: {}\n{}", watched.said(), noted(&hosts));
-            // Not the child of it that takes the address away.
-            hosts.hosts[1].plain("pkill", &["-KILL", "-o", "-f", "meio agent --watch"]);
-            assert!(counter.go_on(50), "it does not go on: {}\n{}", watched.said(), noted(&hosts));
-            let protects = |host: usize| stands(&hosts.hosts[host], "primary", "protected") && stands(&hosts.hosts[1 - host], "standby", "ready");
-            // Whoever has called just then waits for a minute.
-            assert!(until(4 * SOON, || protects(0) || protects(1)), "{}\n{}", watched.said(), noted(&hosts));
-            if protects(0) {
-                protected_on(0, &hosts, &watched, pid);
-                break;
-            }
-        }
-        assert!(counter.go_on(50), "it does not go on: {}\n{}", watched.said(), noted(&hosts));
-        counter.end();
-    }
-
     /// What the other host has begun to take over and cannot bring back is not ended where it is.
     fn a_standby_that_cannot() {
         let lab = Lab::new("comeback-cannot");
