@@ -11,6 +11,7 @@
 //!   witness    a third party that says who may go on, where there is one
 //! state      who answers: two pure machines; simulate breaks everything around them
 //!   notice     silence on two paths, and jitter; pace: when an epoch begins
+//! comeback   a former primary that stands by for who has taken over; turn: that one becomes the primary
 //! local      images in a folder, where there is no standby
 //! switch     the primary's part in a take-over that a user wants; raised: the addresses at a standby that takes over
 //! steps      how long each step of a take-over took; history: what has become of a watch, and who is told
@@ -60,6 +61,7 @@ mod beat;
 mod bell;
 pub mod clean;
 mod clone;
+pub mod comeback;
 pub mod control;
 mod copies;
 mod fence;
@@ -84,5 +86,6 @@ pub mod status;
 mod steps;
 pub mod switch;
 mod tree;
+mod turn;
 mod visit;
 pub mod witness;

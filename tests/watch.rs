@@ -274,7 +274,7 @@ crate::alone! {
         let lab = Lab::new("watch-stopped");
         let (hosts, pid) = redis(&lab);
         (0..1000).for_each(|_| assert!(count().is_some()));
-        let mut watched = Watched::begin(&lab, &hosts, pid, &[]);
+        let mut watched = Watched::begin(&lab, &hosts, pid, &["--keep-demoted"]);
         let meio = oldest(&hosts.hosts[0]);
         hosts.hosts[0].plain("kill", &["-STOP", &meio]);
         assert!(until(SOON, || !has_address(&hosts.hosts[0])), "the address is kept");
@@ -291,21 +291,22 @@ crate::alone! {
         assert!(count().is_some());
     }
 
-    /// Both go on hearing nothing of each other: only one of them has the address.
+    /// Both go on hearing nothing of each other: only one of them has the address, and the other one stands by when it is heard again.
     fn a_cable_that_is_pulled() {
         let lab = Lab::new("watch-cable");
         let (hosts, pid) = redis(&lab);
         (0..1000).for_each(|_| assert!(count().is_some()));
-        let mut watched = Watched::begin(&lab, &hosts, pid, &[]);
+        let watched = Watched::begin(&lab, &hosts, pid, &["--name", "web"]);
         let cable = |state| assert!(std::process::Command::new("ip").args(["link", "set", "host1", state]).status().expect("ip").success());
         cable("down");
         assert!(until(Duration::from_secs(60), || has_address(&hosts.hosts[1])), "nobody takes over: {}", noted(&hosts));
         assert!(!has_address(&hosts.hosts[0]), "two have the address");
         assert!(until(SOON, || count().is_some_and(|n| n > 1000)), "nobody answers: {}", noted(&hosts));
         cable("up");
-        let done = watched.meio.wait().expect("it ends");
-        assert_eq!(done.code(), Some(3), "{}", watched.said());
-        assert!(!has_address(&hosts.hosts[0]) && !hosts.hosts[0].runs(pid) && hosts.hosts[1].runs(pid));
+        let stands = || comeback::stands(&hosts.hosts[1], "primary", "protected") && comeback::stands(&hosts.hosts[0], "standby", "ready");
+        assert!(until(SOON, stands), "{}\n{}", watched.said(), noted(&hosts));
+        assert!(!has_address(&hosts.hosts[0]) && !hosts.hosts[0].lives(pid) && until(SOON, || hosts.hosts[1].runs(pid)));
+        assert!(count().is_some_and(|n| n > 1000));
     }
 
     /// What is asked to end ends, and the tree goes on where it was.

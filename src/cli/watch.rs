@@ -10,6 +10,7 @@ use crate::migrate::address::Address;
 use crate::progress::Report;
 use crate::resource::socket::choice::Choice;
 use crate::transport::Destination;
+use crate::watch::comeback::{self, Stood};
 use crate::watch::gate::Held;
 use crate::watch::local;
 use crate::watch::protect::{self, Options, Witness};
@@ -46,8 +47,11 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 /// Where meio itself was killed, the same command goes on with the watch.
 ///
 /// When the standby has taken over, and this host or the way to it comes back, the tree stands still here as soon as that is known,
-/// and is ended when it is heard that it runs there: without a word to its clients, and nothing of it is left. --keep-demoted leaves
-/// it standing still, to be looked at.
+/// and is ended when it is heard that it runs there: without a word to its clients, and nothing of it is left. Then this host
+/// stands by for it, as the other one did before: it calls that one, which protects what it runs with the options that are given
+/// here. When it has taken over again, and the other one is back, that one stands by again. The same command does so after this
+/// host has booted again; it starts nothing while it is not known who runs it. Where the other host does not have it any more
+/// either, meio unwatch forgets that. --keep-demoted leaves the tree standing still, to be looked at, and nobody stands by.
 ///
 /// SIGUSR1 has an epoch begin at once, as meio checkpoint does; meio status says how things stand. Ends when the tree does, on meio
 /// unwatch, or on ^C: then the tree goes on here, and nobody stands by.
@@ -65,7 +69,7 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 ///
 /// With --json the last line has "epochs", "bytes", "stop_ms" (the longest stop), "median_stop_ms" and "p99_stop_ms" (the first copy
 /// left out), "held" (packets that waited, how long, and how many were lost for want of room; null where none had to), "source"
-/// ("running", "ended", "replaced" when the standby has taken over, "stopped" when the tree stands still here then, or "switched" when that was wanted), "host" (null with --dir), "exit_code" (of a command that has
+/// ("running" or "ended", also where it was taken over here again, "replaced" when the standby has taken over, "stopped" when the tree stands still here then, or "switched" when that was wanted), "host" (null with --dir), "exit_code" (of a command that has
 /// ended) and "warnings".
 #[derive(clap::Args)]
 #[command(
@@ -191,6 +195,12 @@ impl Watch {
         if let Some(text) = self.parted().filter(|_| !console.quiet && !console.json) {
             line(true, text);
         }
+        let begun = Arc::new(AtomicBool::new(false));
+        let mut drawing = Drawing::new(*console);
+        if let Some(outcome) = self.come_back(limits, &begun, &mut drawing)? {
+            drawing.finish(&outcome.warnings);
+            return Ok(told(&outcome, console));
+        }
         let started = match self.command.as_slice() {
             [] => None,
             command => {
@@ -199,8 +209,6 @@ impl Watch {
                 Some(capsule::run(&options)?)
             }
         };
-        let begun = Arc::new(AtomicBool::new(false));
-        let mut drawing = Drawing::new(*console);
         let done = self.serve(started.as_ref(), limits, &begun, &mut drawing);
         let outcome = match (done, started) {
             (Ok(outcome), started) => Outcome { code: started.filter(|_| outcome.ended).and_then(|capsule| capsule.ended()), ..outcome },
@@ -212,12 +220,42 @@ impl Watch {
             (Err(e), _) => return Err(e),
         };
         drawing.finish(&outcome.warnings);
-        if console.json {
-            console.json("result", result(&outcome));
-        } else {
-            console.result(&closing(&outcome));
-        }
-        Ok(outcome.code.map_or_else(|| super::done(&outcome.warnings), |code| ExitCode::from(code as u8)))
+        Ok(told(&outcome, console))
+    }
+
+    /// Stands by for what another host has taken over, where that is on record here: then nothing is started.
+    fn come_back(&self, limits: Limits, begun: &Arc<AtomicBool>, report: &mut dyn Report) -> Result<Option<Outcome>> {
+        let capsule = self.target.as_ref().and_then(Target::capsule).map(str::to_owned);
+        let pid = self.target.as_ref().and_then(|target| target.pid().ok());
+        let name = self.name.clone().or(capsule.clone()).or(pid.map(|pid| pid.to_string()));
+        let (Some(name), Some(standby), false) = (name, &self.standby, self.keep_demoted) else { return Ok(None) };
+        let options = self.options(name, self.dump(pid.unwrap_or_default(), capsule), standby, limits, begun)?;
+        Ok(comeback::come_back(&options, report)?.map(Outcome::from))
+    }
+
+    fn options(
+        &self,
+        name: String,
+        dump: dump::Options,
+        standby: &Destination,
+        limits: Limits,
+        begun: &Arc<AtomicBool>,
+    ) -> Result<Options> {
+        Ok(Options {
+            name,
+            dump,
+            standby: standby.clone(),
+            how: self.way.how(),
+            addresses: self.vip.clone(),
+            pid_namespace: self.pid_namespace,
+            spool: self.spool.clone().unwrap_or_default(),
+            limits,
+            fence: self.fence.clone(),
+            witness: self.witness()?,
+            on_event: self.on_event.clone(),
+            control_group: self.control_group.clone(),
+            begun: begun.clone(),
+        })
     }
 
     fn serve(&self, started: Option<&Running>, limits: Limits, begun: &Arc<AtomicBool>, report: &mut dyn Report) -> Result<Outcome> {
@@ -231,29 +269,15 @@ impl Watch {
         };
         let dump = self.dump(pid, capsule.clone());
         let name = self.name.clone().or(capsule).unwrap_or_else(|| pid.to_string());
-        let (control_group, begun) = (self.control_group.clone(), begun.clone());
         match (&self.dir, &self.standby) {
             (Some(folder), _) => {
                 let (folder, every, keep) = (folder.clone(), limits.interval, self.keep);
+                let (control_group, begun) = (self.control_group.clone(), begun.clone());
                 local::run(&local::Options { name, dump, folder, every, keep, control_group, begun }, report).map(Outcome::from)
             }
             (None, Some(standby)) => {
-                let options = Options {
-                    name,
-                    dump,
-                    standby: standby.clone(),
-                    how: self.way.how(),
-                    addresses: self.vip.clone(),
-                    pid_namespace: self.pid_namespace,
-                    spool: self.spool.clone().unwrap_or_default(),
-                    limits,
-                    fence: self.fence.clone(),
-                    witness: self.witness()?,
-                    on_event: self.on_event.clone(),
-                    control_group,
-                    begun,
-                };
-                protect::run(&options, report).map(Outcome::from)
+                let options = self.options(name, dump, standby, limits, begun)?;
+                comeback::watch(&options, report).map(Outcome::from)
             }
             (None, None) => Err(Error::new(Kind::Usage, "neither a standby nor a folder is named")),
         }
@@ -373,6 +397,7 @@ struct Outcome {
     held: Option<Held>,
     demoted: bool,
     replaced: bool,
+    stood: Option<Stood>,
     ended: bool,
     switched: bool,
     code: Option<i32>,
@@ -381,8 +406,8 @@ struct Outcome {
 
 impl From<protect::Outcome> for Outcome {
     fn from(o: protect::Outcome) -> Self {
-        let protect::Outcome { host, epochs, bytes, longest, stops, held, demoted, replaced, ended, switched, warnings } = o;
-        Outcome { host: Some(host), epochs, bytes, longest, stops, held, demoted, replaced, ended, switched, code: None, warnings }
+        let protect::Outcome { host, epochs, bytes, longest, stops, held, demoted, replaced, ended, switched, stood, warnings } = o;
+        Outcome { host: Some(host), epochs, bytes, longest, stops, held, demoted, replaced, stood, ended, switched, code: None, warnings }
     }
 }
 
@@ -422,6 +447,9 @@ fn result(o: &Outcome) -> serde_json::Value {
 /// What has become of the tree here.
 fn source(o: &Outcome) -> &'static str {
     match () {
+        () if o.stood == Some(Stood::Runs) => "running",
+        () if o.stood == Some(Stood::Ran) => "ended",
+        () if o.stood.is_some() => "replaced",
         () if o.switched => "switched",
         () if o.replaced => "replaced",
         () if o.demoted => "stopped",
@@ -441,6 +469,16 @@ fn held(held: &Held) -> serde_json::Value {
     })
 }
 
+/// Tells how it has ended.
+fn told(outcome: &Outcome, console: &Console) -> ExitCode {
+    if console.json {
+        console.json("result", result(outcome));
+    } else {
+        console.result(&closing(outcome));
+    }
+    outcome.code.map_or_else(|| super::done(&outcome.warnings), |code| ExitCode::from(code as u8))
+}
+
 fn closing(o: &Outcome) -> String {
     let host = o.host.as_deref();
     let epochs = if host.is_some() { figures::count(o.epochs, "epoch", "epochs") } else { figures::count(o.epochs, "image", "images") };
@@ -454,6 +492,9 @@ fn closing(o: &Outcome) -> String {
     let code = o.code.map_or_else(String::new, |code| format!(" with exit code {code}"));
     match host {
         Some(host) if o.switched => format!("it runs on {host}, as was wanted, and nothing of it is left here; {what}"),
+        Some(_) if o.stood == Some(Stood::Runs) => "it was taken over here again, goes on, and nobody stands by".to_owned(),
+        Some(_) if o.stood == Some(Stood::Ran) => "it was taken over here again, and has ended".to_owned(),
+        Some(host) if o.stood.is_some() => format!("{host} runs it, and nobody stands by for it here any more"),
         Some(host) if o.replaced => format!("{host} has taken over, and nothing of it is left here; {what}"),
         Some(host) if o.demoted => format!("{host} has taken over: the tree stands still here; {what}"),
         _ if o.ended => format!("the watch is over, and the tree has ended{code}; {what}"),

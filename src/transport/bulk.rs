@@ -62,8 +62,10 @@ struct Open {
 /// The streams of a peer.
 pub struct Bulk {
     stop: Arc<Stop>,
-    sender: Option<Sender>,
-    receiver: Option<Receiver>,
+    /// Until somebody sends or receives on them.
+    streams: Option<Vec<Stream>>,
+    /// No more bytes a second are sent, at the source.
+    bandwidth: Option<u64>,
     /// Whether they go beside ssh.
     direct: bool,
     /// Who came to the port and had another key.
@@ -101,20 +103,25 @@ impl Peer {
         Ok(())
     }
 
-    /// The source's end of the streams, once.
+    /// The end of the streams that sends, once: the source's, or the target's where it was agreed so.
     ///
     /// # Errors
-    /// When there is none, or somebody has it.
+    /// When there are none, or somebody has them; when the kernel gives no threads.
     pub fn sender(&mut self) -> Result<Sender> {
-        self.bulk.as_mut().and_then(|b| b.sender.take()).ok_or_else(|| Error::other("there are no streams to send on"))
+        let bandwidth = self.bulk.as_ref().and_then(|b| b.bandwidth);
+        Sender::new(self.streams()?, bandwidth)
     }
 
-    /// The target's end of the streams, once.
+    /// The one that receives, once: the other one.
     ///
     /// # Errors
-    /// When there is none, or somebody has it.
+    /// When there are none, or somebody has them; when the kernel gives no threads.
     pub fn receiver(&mut self) -> Result<Receiver> {
-        self.bulk.as_mut().and_then(|b| b.receiver.take()).ok_or_else(|| Error::other("there are no streams to receive from"))
+        Receiver::new(self.streams()?)
+    }
+
+    fn streams(&mut self) -> Result<Vec<Stream>> {
+        self.bulk.as_mut().and_then(|b| b.streams.take()).ok_or_else(|| Error::other("there are no streams that nobody has"))
     }
 
     /// Whether the streams go beside ssh; none before they are open.
@@ -161,8 +168,7 @@ fn ask(link: &mut Link, way: &Way, how: &How, stop: Arc<Stop>) -> Result<Bulk> {
     if let Some(why) = open.failed {
         return Err(Error::link(format!("the target cannot open streams: {}", super::pump::plain(why.as_bytes()))));
     }
-    let sender = Some(Sender::new(streams, how.bandwidth)?);
-    Ok(Bulk { stop, sender, receiver: None, direct, strangers: open.strangers, carriers, _lent: Vec::new() })
+    Ok(Bulk { stop, streams: Some(streams), bandwidth: how.bandwidth, direct, strangers: open.strangers, carriers, _lent: Vec::new() })
 }
 
 /// Direct connections, or none at all. Who is reached and is not the target ends the attempt: the target might count
@@ -241,8 +247,12 @@ fn offer(link: &mut Link, stop: Arc<Stop>) -> Result<Bulk> {
     let failed = taken.as_ref().err().map(|e| e.message.clone());
     say(link, OPEN, &Open { strangers: taken.as_ref().map_or(0, |t| t.1), failed })?;
     let (streams, strangers, lent) = taken?;
-    let receiver = Some(Receiver::new(streams)?);
-    Ok(Bulk { stop, sender: None, receiver, direct: go.direct, strangers, carriers: Vec::new(), _lent: lent })
+    Ok(Bulk { stop, streams: Some(streams), bandwidth: None, direct: go.direct, strangers, carriers: Vec::new(), _lent: lent })
+}
+
+/// The address that the source's ssh has come from, as far as that is known: see `reached_at`.
+pub fn called_from() -> Option<IpAddr> {
+    std::env::var("SSH_CONNECTION").ok()?.split(' ').next()?.parse().ok()
 }
 
 /// The address that the source's ssh has come to: sshd says it in the environment, ssh(1).

@@ -38,6 +38,7 @@ mod port;
 mod pump;
 
 pub use agree::Hello;
+pub use bulk::called_from;
 pub use door::{Door, Visitor, again};
 pub use drain::{Speed, drain, measure};
 pub use flow::{Receiver, Sender};

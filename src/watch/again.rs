@@ -8,15 +8,15 @@
 use super::beat::{Beats, Key};
 use super::protect::Options;
 use super::record::Back;
-use super::setup::{SETUP, Setup};
+use super::setup::{Returns, SETUP, Setup};
 use super::witness::Contact;
 use crate::error::{Error, Kind, Result};
 use crate::migrate::plan::{Details, Plan, pack, unpack};
 use crate::progress::{Report, Silent};
-use crate::transport::{self, Peer, Sender};
+use crate::transport::{self, Door, Peer, Sender, Visitor};
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::sync::Arc;
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 /// For what the standby may take to answer.
@@ -54,6 +54,24 @@ impl Whom {
     pub fn back(back: &Back) -> Whom {
         Whom { instance: back.instance, token: Some(back.token.clone()), fresh: true, ..Whom::default() }
     }
+}
+
+/// How who stands by is reached.
+pub enum Reach {
+    /// It is called.
+    Called,
+    /// It calls.
+    Calls(Box<Here>),
+}
+
+/// One that has called.
+pub struct Here {
+    /// The link that it has made.
+    pub peer: Peer,
+    /// What leads to the witness.
+    pub witness: Option<Contact>,
+    /// Where it comes when that is lost.
+    pub door: Door,
 }
 
 /// Who has answered.
@@ -172,16 +190,91 @@ pub struct Calls {
     tell: mpsc::Sender<Result<Found>>,
     at_work: bool,
     not_before: Instant,
+    /// Where they come who call by themselves.
+    porch: Option<Arc<Porch>>,
+}
+
+/// Where who calls waits until somebody has time for him.
+#[derive(Default)]
+struct Porch {
+    /// Who is wanted, while nobody stands by.
+    wanted: Mutex<Option<Whom>>,
+    knocks: AtomicBool,
+    ends: AtomicBool,
+}
+
+impl Porch {
+    /// Who is wanted, when it is known that nobody stands by any more.
+    fn wait(&self) -> Option<Whom> {
+        const STEP: Duration = Duration::from_millis(5);
+        const MOST: u32 = 2000;
+        self.knocks.store(true, Ordering::Relaxed);
+        let wanted = (0..MOST).find_map(|_| {
+            let wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if wanted.is_none() && !self.ends.load(Ordering::Relaxed) {
+                std::thread::sleep(STEP);
+            }
+            wanted
+        });
+        self.knocks.store(false, Ordering::Relaxed);
+        wanted
+    }
+
+    fn serve(&self, door: &Door, ask: &Ask, tell: &mpsc::Sender<Result<Found>>) {
+        const LOOK: Duration = Duration::from_secs(1);
+        while !self.ends.load(Ordering::Relaxed) {
+            match door.next(LOOK) {
+                Ok(Some(visitor)) => drop(self.meet(ask, visitor).map(|found| found.map(|found| tell.send(Ok(found))))),
+                Ok(None) => {}
+                Err(_) => std::thread::sleep(LOOK),
+            }
+        }
+    }
+
+    fn meet(&self, ask: &Ask, visitor: Visitor) -> Result<Option<Found>> {
+        const SOON: Duration = Duration::from_secs(5);
+        let mut peer = visitor.agree()?;
+        let came = peer.link.receive(Some(SOON))?;
+        let Setup::Returns(returns) = unpack(&came.payload)? else {
+            return Err(Error::link("who comes says something else than what it wants"));
+        };
+        let Some(whom) = self.wait() else { return Ok(None) };
+        let Returns { generation, instance, runs, .. } = *returns;
+        if whom.generation.is_some_and(|own| generation > own) {
+            return Ok(Some(Found::Taken { generation, instance, runs }));
+        }
+        agree(ask, &whom, peer).map(Some)
+    }
+}
+
+impl Drop for Calls {
+    fn drop(&mut self) {
+        self.porch.iter().for_each(|porch| porch.ends.store(true, Ordering::Relaxed));
+    }
 }
 
 impl Calls {
-    /// Nobody is called yet. After this time it is tried again.
-    pub fn new(mut ask: Ask, again: Duration) -> Calls {
+    /// Nobody is called yet. After this time it is tried again; who calls by himself comes to the `door`.
+    ///
+    /// # Errors
+    /// When the kernel gives no thread.
+    pub fn new(mut ask: Ask, again: Duration, door: Option<Door>) -> Result<Calls> {
         /// Who lives answers by then; who does not is to be called again soon.
         const LIMIT: Duration = Duration::from_secs(5);
         ask.options.how.timeout = ask.options.how.timeout.min(LIMIT);
         let (tell, answers) = mpsc::channel();
-        Calls { ask: Arc::new(ask), again, answers, tell, at_work: false, not_before: Instant::now() }
+        let ask = Arc::new(ask);
+        let porch = door.as_ref().map(|_| Arc::<Porch>::default());
+        if let (Some(door), Some(porch)) = (door, &porch) {
+            let (porch, ask, tell) = (porch.clone(), ask.clone(), tell.clone());
+            std::thread::Builder::new().name("door".into()).spawn(move || porch.serve(&door, &ask, &tell))?;
+        }
+        Ok(Calls { ask, again, answers, tell, at_work: false, not_before: Instant::now(), porch })
+    }
+
+    /// Somebody calls, although somebody stands by.
+    pub fn knocks(&self) -> bool {
+        self.porch.as_ref().is_some_and(|porch| porch.knocks.load(Ordering::Relaxed))
     }
 
     /// What leads to the witness.
@@ -191,6 +284,10 @@ impl Calls {
 
     /// Calls, unless that is being done or was a moment ago.
     pub fn call(&mut self, whom: &Whom) {
+        if let Some(porch) = &self.porch {
+            *porch.wanted.lock().unwrap_or_else(PoisonError::into_inner) = Some(whom.clone());
+            return;
+        }
         if self.at_work || Instant::now() < self.not_before {
             return;
         }

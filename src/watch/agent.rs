@@ -1,9 +1,11 @@
-//! What the standby does: `meio agent --watch`, which the primary starts, and which stays when that is gone.
+//! What the standby does: `meio agent --watch`, which the primary starts, and which stays when that is gone; or a former primary that
+//! has come back ([`super::comeback`]).
 
 mod back;
 
 use super::beat::{Beats, Came, Key};
 use super::clone::Clone;
+use super::comeback::{Caller, Stood};
 use super::control::Control;
 use super::fence::Fence;
 use super::history::{Entry, History};
@@ -15,13 +17,15 @@ use super::status::{Board, Role, Status, Wish};
 use super::steps::{Steps, step};
 use super::visit::{Asked, News, Opened, Visits};
 use super::witness::{Client, Role as Whose};
-use super::{fit, frame};
+use super::{fit, frame, turn};
 use crate::error::{Error, Result};
 use crate::migrate::plan::{Plan, pack, unpack};
 use crate::migrate::record::Member;
+use crate::progress::{Report, Silent};
 use crate::restore::{self, SharedLock};
 use crate::sys::signal;
 use crate::transport::{self, Peer};
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -41,7 +45,19 @@ pub fn run() -> Result<()> {
     signal::catch();
     let mut peer = transport::accept()?;
     let asked = peer.link.receive(Some(PATIENCE))?;
-    let Setup::Ask { name, watch, plan, key, known, .. } = unpack(&asked.payload)? else {
+    match unpack(&asked.payload)? {
+        Setup::Returns(returns) => turn::serve(peer, *returns),
+        asked => begin(peer, asked, None, &mut Silent).map(drop),
+    }
+}
+
+/// The same over a link on which this was asked. `caller`: it calls who runs it when that is lost.
+///
+/// # Errors
+/// As [`run`].
+pub fn begin(mut peer: Peer, asked: Setup, caller: Option<Caller>, report: &mut dyn Report) -> Result<Stood> {
+    signal::catch();
+    let Setup::Ask { name, watch, plan, key, known, .. } = asked else {
         return Err(Error::link("the primary says something else than what a watch begins with"));
     };
     let store = Store::open()?;
@@ -66,15 +82,17 @@ pub fn run() -> Result<()> {
         Activation::Primary { generation, .. } => Activation::Demoted(generation),
         other => other,
     });
-    let record = Record { name, watch, activation, instance, back: None, about };
+    let record = Record { name, watch, activation, instance, back: None, door: None, about };
     let beats = Beats::listen(&Key::of(key), SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)))?;
     let details = fit::check(&plan)?;
-    let refused = !details.refusals.is_empty();
+    let refusals = details.refusals.clone();
     let visits = Visits::begin()?;
     let answer = Setup::Answer { details, generation, instance, port: beats.port()?, token: visits.token().to_owned(), runs };
     peer.link.send(&transport::Frame { kind: SETUP, generation: 0, payload: pack(&answer)? })?;
-    if refused {
-        return Ok(());
+    match (refusals.is_empty(), &caller) {
+        (true, _) => {}
+        (false, None) => return Ok(Stood::Over),
+        (false, Some(_)) => return Err(Error::refused(&format!("{} cannot live here", record.name), refusals)),
     }
     restore::make_room(&plan.tree)?;
     let lock = SharedLock::prepare().ok(); // else it is tried again when it is needed
@@ -103,9 +121,14 @@ pub fn run() -> Result<()> {
         begun: Instant::now(),
         primary: peer.hello.host.clone(),
         peer: Some(peer),
+        linked: Instant::now(),
         beats,
         visits,
         visitor: None,
+        caller,
+        anew: false,
+        handed: false,
+        report: RefCell::new(report),
         guarantee: limits.guarantee,
         lock,
         plan: *plan,
@@ -135,10 +158,17 @@ pub fn run() -> Result<()> {
     };
     let stood = agent.stand();
     let board = control.board();
+    let ended = match agent.root {
+        Some(root) if root.lives() && agent.handed && agent.caller.as_ref().is_some_and(Caller::found_nobody) => Stood::Leads,
+        Some(root) if root.lives() => Stood::Runs,
+        Some(_) => Stood::Ran,
+        None if agent.anew => Stood::Anew,
+        None => Stood::Over,
+    };
     let Agent { spool, .. } = agent;
     drop(spool);
     board.end(stood.clone().map(|()| Vec::new()));
-    stood
+    stood.map(|()| ended)
 }
 
 /// Why feeding the machine came to an end.
@@ -155,17 +185,27 @@ enum Next {
 }
 
 /// The standby at work.
-struct Agent {
+struct Agent<'r> {
     machine: Standby,
     begun: Instant,
     /// What the primary's host calls itself.
     primary: String,
     /// The link to it, where there is one.
     peer: Option<Peer>,
+    /// When that was made.
+    linked: Instant,
     beats: Beats,
     visits: Visits,
     /// Somebody who has come back, and waits for an answer.
     visitor: Option<(Peer, Asked)>,
+    /// Who calls the primary when the link is lost, where that does not.
+    caller: Option<Caller>,
+    /// The primary has begun another watch.
+    anew: bool,
+    /// Another process goes on with what runs here.
+    handed: bool,
+    /// Whoever looks at this process.
+    report: RefCell<&'r mut dyn Report>,
     guarantee: Guarantee,
     /// Over what the tree hears and says, until it runs.
     lock: Option<SharedLock>,
@@ -210,7 +250,7 @@ struct Agent {
     _claim: Claim,
 }
 
-impl Agent {
+impl Agent<'_> {
     fn stand(&mut self) -> Result<()> {
         loop {
             let next = self.drive().inspect_err(|e| self.store.note(&self.record.name, &format!("the standby fails: {e}")))?;
@@ -218,8 +258,9 @@ impl Agent {
                 Next::Restore => self.bring_back(),
                 Next::Run | Next::Undo => {}
                 Next::End => {
-                    // What was taken over stays on record.
-                    return if self.root.is_some() && !self.over { Ok(()) } else { self.store.forget(&self.record.name) };
+                    // What was taken over stays on record, and that it was by somebody else.
+                    let stays = self.root.is_some() || self.caller.is_some() && !self.machine.has_left();
+                    return if stays && !self.over { Ok(()) } else { self.store.forget(&self.record.name) };
                 }
             }
         }
@@ -239,18 +280,27 @@ impl Agent {
             }
             let over = self.machine.is_over() || self.root.is_some_and(|root| !root.lives());
             let comes = self.visitor.is_some() || self.visits.is_answering();
-            let idle = self.peer.is_none() && !comes && self.machine.is_idle();
+            let nothing = if self.caller.is_some() { self.machine.has_left() } else { self.machine.is_idle() };
+            let idle = self.peer.is_none() && !comes && nothing;
             self.grant();
-            if over || idle || self.over || signal::take().is_some_and(|_| self.root.is_none()) {
+            if over || idle || self.over || self.handed || self.anew || self.interrupted() {
                 return Ok(Next::End);
             }
             self.hear()?;
         }
     }
 
+    /// What runs is not for who has started an agent over ssh to end.
+    fn interrupted(&self) -> bool {
+        signal::take().is_some_and(|_| self.root.is_none() || self.caller.is_some())
+    }
+
     /// The end of the watch is the primary's to grant, where there is one.
     fn grant(&mut self) {
-        let asked = self.board.wished() == Some(Wish::Over);
+        let wished = self.board.wished();
+        let alone = self.caller.as_ref().is_some_and(Caller::found_nobody);
+        self.handed |= (alone || wished == Some(Wish::Handover)) && self.root.is_some();
+        let asked = wished == Some(Wish::Over);
         match &self.peer {
             Some(peer) if asked && self.root.is_none() => {
                 let _ = peer.link.send(&transport::Frame { kind: OVER, generation: self.machine.generation(), payload: Vec::new() });
@@ -330,8 +380,11 @@ impl Agent {
 
     /// A primary that comes back is told what is here as soon as nothing more can come by the link that it had.
     fn visited(&mut self) -> Result<()> {
-        match self.visits.news() {
-            Some(News::Asks(visitor)) if visitor.1.watch == self.record.watch => {
+        self.call();
+        let called = self.caller.as_mut().and_then(Caller::visitor).map(|came| News::Asks(Box::new(came)));
+        match self.visits.news().or(called) {
+            Some(News::Asks(visitor)) if visitor.1.watch != self.record.watch => self.anew |= self.caller.is_some(),
+            Some(News::Asks(visitor)) => {
                 self.unlink();
                 if visitor.1.generation > self.machine.generation() {
                     // It has gone on without this one.
@@ -346,7 +399,7 @@ impl Agent {
                 let Opened { peer, receiver, beats } = *opened;
                 self.spool.wakes(peer.link.waker());
                 self.spool.go_on(receiver)?;
-                self.peer = Some(peer);
+                (self.peer, self.linked) = (Some(peer), Instant::now());
                 if let Some(beats) = beats {
                     self.beats = beats;
                 }
@@ -363,6 +416,21 @@ impl Agent {
             self.visits.answer(peer, asked, own, self.spool.whole(), self.root.is_some());
         }
         Ok(())
+    }
+
+    /// Where it is this end that calls it looks itself whether the link carries something, and says what has become of it here.
+    fn call(&mut self) {
+        const LEAST: Duration = Duration::from_secs(1);
+        let now = self.begun.elapsed();
+        let Some(caller) = &mut self.caller else { return };
+        caller.lives();
+        let quiet = self.machine.quiet(now) >= 2 * self.timeout.max(LEAST);
+        let due = self.peer.is_none() && self.visitor.is_none() && !self.visits.is_answering();
+        if due {
+            caller.call(self.machine.generation(), self.record.instance, self.root.is_some());
+        } else if quiet && self.peer.is_some() && self.linked.elapsed() >= 2 * self.timeout.max(LEAST) {
+            self.unlink();
+        }
     }
 
     fn perform(&mut self, action: Action) -> Result<Option<Next>> {
@@ -434,7 +502,10 @@ impl Agent {
             // Its connections stay locked until it runs: by the restore, which opens the lock then.
             Action::Open => Event::Unblocked,
             Action::Run => return Ok(Some(Next::Run)),
-            Action::End => return Ok(Some(Next::End)),
+            Action::End => {
+                self.anew |= self.caller.is_some();
+                return Ok(Some(Next::End));
+            }
             Action::Say(said) => {
                 self.board.said(said);
                 self.board.note(|status| status.generation = generation);
@@ -476,6 +547,7 @@ impl Agent {
 
     fn note(&self, text: &str) {
         self.store.note(&self.record.name, text);
+        self.report.borrow_mut().note(text);
     }
 
     fn is_address_free(&mut self) -> bool {

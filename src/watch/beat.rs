@@ -69,7 +69,7 @@ struct Cipher {
 pub enum Came {
     /// A frame of the other end.
     Frame(Frame),
-    /// Its host says that nobody listens there.
+    /// The host that has been heard says that nobody listens there any more.
     Refused,
     /// Nothing, at the moment.
     Nothing,
@@ -80,6 +80,8 @@ pub struct Beats {
     end: End,
     socket: UdpSocket,
     peer: Option<SocketAddr>,
+    /// Something of the other end has come.
+    heard: bool,
     cipher: Cipher,
 }
 
@@ -207,7 +209,7 @@ impl Beats {
 
     fn bind(key: &Key, end: End, at: SocketAddr) -> Result<Beats> {
         let socket = UdpSocket::bind(at).and_then(|socket| socket.set_nonblocking(true).map(|()| socket));
-        Ok(Beats { end, socket: socket.context(|| "a socket for heartbeats")?, peer: None, cipher: Cipher::new(key, end)? })
+        Ok(Beats { end, socket: socket.context(|| "a socket for heartbeats")?, peer: None, heard: false, cipher: Cipher::new(key, end)? })
     }
 
     /// Where it listens.
@@ -243,11 +245,12 @@ impl Beats {
         for _ in 0..MOST {
             let (length, from) = match self.socket.recv_from(&mut datagram) {
                 Ok(came) => came,
-                Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => return Came::Refused,
+                // A firewall says so, too, or a host on the way.
+                Err(e) if e.kind() == io::ErrorKind::ConnectionRefused && self.heard => return Came::Refused,
                 Err(_) => return Came::Nothing,
             };
             if let Some(frame) = self.cipher.open(&mut datagram[..length]) {
-                self.peer = Some(from);
+                (self.peer, self.heard) = (Some(from), true);
                 return Came::Frame(frame);
             }
         }

@@ -59,6 +59,8 @@ pub enum Ask {
     Switchover,
     /// That nothing is copied, and nothing waits, for a while.
     Pause,
+    /// Of the one that has taken over: its end, since another process goes on with it here.
+    Handover,
     /// That it is protected again.
     Resume,
 }
@@ -88,6 +90,8 @@ enum Waits {
     Epoch(Option<Mark>),
     /// The end, which is asked for again then.
     End(Instant),
+    /// The end of this process, and of nothing else.
+    Handover,
     /// What comes of a switch-over after so many.
     Switch(u64),
     /// That nobody can take over any more.
@@ -339,6 +343,11 @@ impl Server {
         let status = self.board.status();
         match request.what {
             Ask::Status => Ok(Ok(json!({"v": VERSION, "status": status}))),
+            Ask::Handover if status.role == Role::Standby && status.state == State::Running => {
+                self.board.wish(Wish::Handover);
+                Ok(Err(Waits::Handover))
+            }
+            Ask::Handover => Err(Error::other(format!("{} was not taken over here", status.name))),
             Ask::Checkpoint if status.role == Role::Standby => {
                 let other = status.other.unwrap_or_default();
                 Err(Error::other("this is the standby").help(format!("on {other}: meio checkpoint {}", status.name)))
@@ -395,7 +404,7 @@ impl Server {
             return Ok(how.map_or_else(|e| failure(&e), |switched| json!({"v": VERSION, "switched": switched})));
         }
         match (waits, self.board.ended()) {
-            (Waits::End(_), Some(Ok(warnings))) => Ok(json!({"v": VERSION, "ended": {"warnings": warnings}})),
+            (Waits::End(_) | Waits::Handover, Some(Ok(warnings))) => Ok(json!({"v": VERSION, "ended": {"warnings": warnings}})),
             (_, Some(Err(e))) => Ok(failure(&e)),
             (Waits::Pause, None) if self.board.status().state == State::Paused => Ok(json!({"v": VERSION, "paused": true})),
             (Waits::Switch(_) | Waits::Pause, None) => Err(waits),
@@ -408,7 +417,7 @@ impl Server {
                 self.board.wish(Wish::Over);
                 Err(Waits::End(Instant::now()))
             }
-            (Waits::End(_), None) => Err(waits),
+            (Waits::End(_) | Waits::Handover, None) => Err(waits),
         }
     }
 }

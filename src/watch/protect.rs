@@ -5,9 +5,10 @@ mod court;
 
 pub use court::{Witness, contact};
 
-use super::again::{self, Calls, Found, Standing, Whom};
+use super::again::{self, Calls, Found, Reach, Standing, Whom};
 use super::beat::{Beats, Came};
 use super::bell::Bell;
+use super::comeback::Stood;
 use super::control::Control;
 use super::copies::{Copies, Known};
 use super::fence::Fence;
@@ -96,24 +97,40 @@ pub struct Outcome {
     pub ended: bool,
     /// It runs at the standby, as was wanted, and was ended here.
     pub switched: bool,
+    /// This host has come back, and stood by: how that has ended.
+    pub stood: Option<Stood>,
     /// What is different.
     pub warnings: Vec<String>,
 }
 
 /// Watches the tree until that is over: asked for by a signal, by the tree's own end, or since nobody is left to watch for.
 pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
+    run_over(options, Reach::Called, report)
+}
+
+/// The same, with a standby that is reached so.
+pub fn run_over(options: &Options, reach: Reach, report: &mut dyn Report) -> Result<Outcome> {
     signal::catch();
     let begun = Instant::now();
     let mut phases = Vec::new();
-    let mut start = Start::look(options, begun, report, &mut phases)?;
+    let (here, known, door) = match reach {
+        Reach::Called => (None, None, None),
+        Reach::Calls(here) => (Some(here.peer), here.witness, Some(here.door)),
+    };
+    let mut start = Start::look(options, begun, known, report, &mut phases)?;
     let control = Control::of(options, &start.store)?;
     let board = control.board();
-    let mut witness = court::look(options, &mut start, &board)?;
+    let mut witness = court::look(options, &mut start, &board, door.is_some())?;
     let resumes = start.resumed.is_some();
     // Who goes on asks when all is in place that holds what it is not to say.
-    let peer = match resumes {
-        true => None,
-        false => Some(phase(report, &mut phases, "connect", |report| again::connect(options, &start.first, report))?),
+    let peer = match (resumes, here) {
+        // Who has called comes to the door then.
+        (true, here) => {
+            drop(here);
+            None
+        }
+        (false, Some(peer)) => Some(peer),
+        (false, None) => Some(phase(report, &mut phases, "connect", |report| again::connect(options, &start.first, report))?),
     };
     let bell = Bell::default();
     let came = bell.clone();
@@ -136,7 +153,8 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
         let _ = wishes.send(wish.event());
         rings.ring();
     });
-    let (record, machine) = start.machine(generation);
+    let (mut record, machine) = start.machine(generation);
+    record.door = door.as_ref().map(|door| door.token().to_owned());
     let Start { store, claim, tree: _tree, lease, ask, first, .. } = start;
     // From here on a signal ends the watch, not what is just being done.
     signal::pass();
@@ -156,7 +174,7 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
         beats: None,
         known: copies.known(),
         link: 0,
-        calls: Calls::new(ask, options.limits.again),
+        calls: Calls::new(ask, options.limits.again, door)?,
         witness,
         whom: Whom { generation: Some(generation), ..first },
         tree: root,
@@ -208,7 +226,10 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     manager.ready();
     let thread = std::thread::Builder::new().name("watch".into()).spawn(move || end.run())?;
     let done = tree.serve(&mut outcome, report);
-    manager.stopping();
+    // What runs elsewhere is stood by for next.
+    if !outcome.replaced {
+        manager.stopping();
+    }
     let ended = thread.join().map_err(|_| Error::other("the watch has failed"));
     outcome.held = gate.held();
     // Who has asked for the end hears of it when nothing is left.
@@ -313,6 +334,9 @@ impl End {
             Ok(Event::Linked) if self.peer.is_none() || !self.known.uses(self.link) => return None,
             Ok(event) => return Some(event),
             Err(_) => {}
+        }
+        if self.peer.is_some() && self.calls.knocks() {
+            return self.unlink(&Error::link("it has called again"));
         }
         if self.gate.has_news() {
             return Some(Event::Wanted);

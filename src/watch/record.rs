@@ -40,6 +40,9 @@ pub struct Record {
     /// At the primary: what another meio must know that goes on where one was killed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub back: Option<Back>,
+    /// At a primary that is called by its standby: what that is to say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub door: Option<String>,
     /// What is to be known to clean up behind a meio that was killed.
     #[serde(default, skip_serializing_if = "About::is_nothing")]
     pub about: About,
@@ -395,7 +398,7 @@ mod tests {
 
     fn record(generation: u64, instance: u64) -> Record {
         let activation = Some(Activation::Primary { generation, instance });
-        Record { name: "web".into(), watch: 7, activation, instance, back: None, about: About::default() }
+        Record { name: "web".into(), watch: 7, activation, instance, back: None, door: None, about: About::default() }
     }
 
     #[test]

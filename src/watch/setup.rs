@@ -2,8 +2,12 @@
 
 use super::state::{Limits, Mark};
 use super::witness::Contact;
+use crate::migrate::address::Address;
 use crate::migrate::plan::{Details, Plan};
+use crate::resource::capture::Decisions;
 use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+use std::time::Duration;
 
 /// Kind of the frames of the link that carry a [`Setup`].
 pub const SETUP: u16 = 0x110;
@@ -70,6 +74,20 @@ pub enum Setup {
         #[serde(default)]
         runs: bool,
     },
+    /// A former primary, or one that stands by since then: it calls whoever runs it now.
+    Returns(Box<Returns>),
+    /// The answer where nobody runs it there.
+    Nobody,
+    /// The answer where it cannot be protected yet: it is to be asked again.
+    NotYet {
+        /// What is waited for, in words.
+        why: String,
+    },
+    /// The answer where another process has it: what is to be said to come to that one.
+    There {
+        /// See [`crate::transport::Door`].
+        token: String,
+    },
     /// Primary: it begins.
     Begin {
         /// Higher than all on record.
@@ -84,6 +102,42 @@ pub enum Setup {
         /// The command that is told of what happens.
         on_event: Option<String>,
     },
+}
+
+/// Who stands by where the tree ran before, or runs now: with all that is to be known to protect it by that host.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Returns {
+    /// Name of the watch.
+    pub name: String,
+    /// The highest generation that it has heard of.
+    pub generation: u64,
+    /// Which process for this watch it is; 0 where there is none yet.
+    pub instance: u64,
+    /// It has taken over, with that generation, and runs there.
+    pub runs: bool,
+    /// Addresses that go with the tree.
+    pub addresses: Vec<Address>,
+    /// It is to live in a pid namespace of its own where it goes on.
+    pub pid_namespace: bool,
+    /// Where the standby keeps its copy; empty for memory.
+    pub spool: PathBuf,
+    /// What the user chose.
+    pub limits: Limits,
+    /// The command that ends the other host.
+    pub fence: Option<String>,
+    /// What leads to the witness.
+    pub witness: Option<Contact>,
+    /// The command that is told of what happens.
+    pub on_event: Option<String>,
+    /// Name of the capsule that it is.
+    pub capsule: Option<String>,
+    /// zstd level of the pages; `None` for raw ones.
+    pub level: Option<i32>,
+    /// How long to wait for every task to stop.
+    pub freeze_timeout: Duration,
+    /// What was decided about things that would be refused.
+    pub decisions: Decisions,
 }
 
 /// An epoch was given to the streams as a whole.

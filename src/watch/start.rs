@@ -8,6 +8,7 @@ use super::protect::{self, Options};
 use super::record::{About, Claim, Record, Store, TreeClaim};
 use super::resume::{self, Resumed};
 use super::state::{Activation, Guarantee, Primary};
+use super::witness::Contact;
 use crate::error::Result;
 use crate::migrate::files::wanted;
 use crate::migrate::plan::Plan;
@@ -47,11 +48,17 @@ pub struct Start {
 }
 
 impl Start {
-    /// Call this early: see [`Lease::take`].
+    /// Call this early: see [`Lease::take`]. `contact`: what leads to the witness, where that is known.
     ///
     /// # Errors
     /// With what stands in the way here.
-    pub fn look(options: &Options, begun: Instant, report: &mut dyn Report, phases: &mut Vec<(&'static str, Duration)>) -> Result<Start> {
+    pub fn look(
+        options: &Options,
+        begun: Instant,
+        contact: Option<Contact>,
+        report: &mut dyn Report,
+        phases: &mut Vec<(&'static str, Duration)>,
+    ) -> Result<Start> {
         let store = Store::open()?;
         drop(free(&store, &options.name)?);
         let there = store.read(&options.name)?;
@@ -78,7 +85,10 @@ impl Start {
             }
         };
         let known = resumed.as_ref().and_then(|resumed| resumed.back.witness.as_ref());
-        let witness = protect::contact(options, known, report)?;
+        let witness = match contact {
+            None => protect::contact(options, known, report)?,
+            known => known,
+        };
         let ask = Ask { options: options.clone(), plan, watch, witness };
         Ok(Start { store, claim, tree, lease, ask, first, resumed })
     }
@@ -99,6 +109,7 @@ impl Start {
             activation: Some(overtaken.map_or(Activation::Primary { generation, instance }, Activation::Demoted)),
             instance,
             back: self.resumed.as_ref().map(|resumed| resumed.back.clone()),
+            door: None,
             about: About {
                 tree: Member::of(options.dump.pid).ok(),
                 addresses: options.addresses.clone(),

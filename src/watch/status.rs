@@ -185,6 +185,8 @@ pub enum Wish {
     Epoch,
     /// Its end.
     Over,
+    /// The end of who has taken over, whose tree goes on in other hands.
+    Handover,
     /// That the standby takes over.
     Switch,
     /// That nothing is copied for a while,
@@ -197,6 +199,8 @@ impl Wish {
     /// What it is to a primary.
     pub fn event(self) -> Event {
         match self {
+            // One that it is never asked for.
+            Wish::Handover => Event::Tick,
             Wish::Epoch => Event::Wanted,
             Wish::Over => Event::Over,
             Wish::Switch => Event::Yield,

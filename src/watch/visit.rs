@@ -139,8 +139,18 @@ impl Drop for Visits {
 fn ask(visitor: Visitor) -> Result<(Peer, Asked)> {
     let mut peer = visitor.agree()?;
     let asked = peer.link.receive(Some(PATIENCE))?;
-    let Setup::Ask { watch, key, generation, fresh, .. } = unpack(&asked.payload)? else {
-        return Err(Error::link("who comes back says something else than what a watch begins with"));
-    };
-    Ok((peer, Asked { watch, generation, fresh, key: Key::of(key) }))
+    Asked::of(unpack(&asked.payload)?).map(|asked| (peer, asked))
+}
+
+impl Asked {
+    /// What was said first.
+    ///
+    /// # Errors
+    /// When that is something else.
+    pub fn of(setup: Setup) -> Result<Asked> {
+        let Setup::Ask { watch, key, generation, fresh, .. } = setup else {
+            return Err(Error::link("who comes back says something else than what a watch begins with"));
+        };
+        Ok(Asked { watch, generation, fresh, key: Key::of(key) })
+    }
 }

@@ -3,7 +3,7 @@
 use super::control::meio;
 use super::links::{cut_all, heal};
 use super::{Counter, SLOW, Watched, has_address, noted, oldest, redis};
-use crate::lab::hosts::{Host, Hosts};
+use crate::lab::hosts::{Host, Hosts, SERVICE};
 use crate::lab::{Lab, SOON, until};
 use serde_json::Value;
 use std::path::Path;
@@ -36,30 +36,76 @@ fn is_open(host: &Host) -> bool {
     !host.command(Path::new(crate::MEIO)).args(["check", "--unlock", "web"]).output().expect("it starts").status.success()
 }
 
+/// What a host is for the watch, and how that stands there.
+pub fn stands(host: &Host, role: &str, state: &str) -> bool {
+    let (_, said) = meio(host, &["status", "web", "--json"]);
+    let all: Value = serde_json::from_str(&said).unwrap_or_default();
+    all["watches"][0]["role"] == role && all["watches"][0]["state"] == state
+}
+
+/// Whether all of these have happened, in their order.
+fn in_order(told: &[String], wanted: &[&str]) -> bool {
+    let mut rest = told.iter();
+    wanted.iter().all(|one| rest.any(|event| event == one))
+}
+
+/// All is protected again, the other way round: the first host stands by for the second one, and nothing of the tree is left there.
+fn turned(hosts: &Hosts, watched: &Watched, pid: i32) {
+    protected_on(1, hosts, watched, pid);
+}
+
+/// This host runs it, and the other one stands by.
+fn protected_on(here: usize, hosts: &Hosts, watched: &Watched, pid: i32) {
+    let [one, other] = [&hosts.hosts[here], &hosts.hosts[1 - here]];
+    let both = || stands(one, "primary", "protected") && stands(other, "standby", "ready");
+    assert!(until(SOON, both), "{}\n{}", watched.said(), noted(hosts));
+    assert!(!other.lives(pid), "{}\n{}", watched.said(), noted(hosts));
+    assert!(!has_address(other), "{}\n{}", watched.said(), noted(hosts));
+    assert!(is_open(other), "{}\n{}", watched.said(), noted(hosts));
+    // Now and then it is looked at.
+    assert!(until(SOON, || one.runs(pid)) && has_address(one), "{}\n{}", watched.said(), noted(hosts));
+}
+
+/// The second host is lost, too: the first one goes on, and every answer holds that was given by either.
+fn lose_the_second(hosts: &mut Hosts, watched: &Watched, counter: Counter, pid: i32) {
+    assert!(counter.go_on(50), "it does not go on: {}\n{}", watched.said(), noted(hosts));
+    assert!(until(SOON, || stands(&hosts.hosts[1], "primary", "protected")), "{}\n{}", watched.said(), noted(hosts));
+    hosts.wire(1, false);
+    hosts.hosts[1].fail();
+    assert!(counter.go_on(50), "it does not go on: {}", watched.said());
+    counter.end();
+    assert!(hosts.hosts[0].runs(pid) && has_address(&hosts.hosts[0]), "{}", watched.said());
+    let told = events(&hosts.hosts[0]);
+    assert!(in_order(&told, &["standing-by", "ready", "taking-over", "taken-over"]), "{told:?}");
+}
+
+/// Nothing but its disk outlives the loss of its power.
+fn lose_power(host: &Host) {
+    let all = format!("kill -KILL -1; ip address del {SERVICE}/24 dev eth0; nft flush ruleset; true");
+    host.plain("bash", &["-c", &all]);
+}
+
 crate::alone! {
     /// The cable of the primary's host is pulled, and put back in when the other one has taken over: what stood still there is ended
-    /// without a word to the client, whose connection goes on.
+    /// without a word to the client, whose connection goes on, and all is protected again without a hand. Then the other one is lost.
     fn a_cable_that_is_put_back_in() {
         let lab = Lab::new("comeback-cable");
-        let (hosts, pid, mut watched, counter) = guarded(&lab, &["--json"]);
+        let (mut hosts, pid, mut watched, counter) = guarded(&lab, &[]);
         hosts.wire(0, false);
         assert!(counter.go_on(50), "nobody takes over: {}\n{}", watched.said(), noted(&hosts));
         // Nobody has told it anything yet: it waits, and its tree is there.
         assert!(hosts.hosts[0].lives(pid) && !has_address(&hosts.hosts[0]), "{}", watched.said());
         hosts.wire(0, true);
-        assert_eq!(ends(&mut watched), 3, "{}", watched.said());
-        assert!(!hosts.hosts[0].lives(pid) && !has_address(&hosts.hosts[0]) && is_open(&hosts.hosts[0]), "{}", watched.said());
-        assert!(hosts.hosts[1].runs(pid) && has_address(&hosts.hosts[1]), "{}", noted(&hosts));
-        assert!(watched.said().contains(r#""source":"replaced""#), "{}", watched.said());
-        assert!(counter.go_on(50), "it does not go on: {}", noted(&hosts));
-        counter.end();
+        turned(&hosts, &watched, pid);
         let told = events(&hosts.hosts[0]);
-        assert!(told.ends_with(&["cut".to_owned(), "demoted".to_owned(), "replaced".to_owned()]), "{told:?}");
-        // Who would begin it there once more is told so, until that is forgotten.
-        let mut again = Watched::start(&lab, &hosts, pid, &["--name", "web"]);
-        assert!(ends(&mut again) == 1 && again.said().contains("host2 has taken over the watch web"), "{}", again.said());
+        let expected = ["cut", "demoted", "replaced", "standing-by", "ready"];
+        assert!(in_order(&told, &expected), "{told:?}");
+        let told = events(&hosts.hosts[1]);
+        assert!(in_order(&told, &["taken-over", "begun", "protected"]), "{told:?}");
+        lose_the_second(&mut hosts, &watched, counter, pid);
         assert_eq!(meio(&hosts.hosts[0], &["unwatch", "web"]).0, 0);
-        assert_eq!(meio(&hosts.hosts[0], &["status", "web"]).0, 10);
+        assert_eq!(ends(&mut watched), 3, "{}", watched.said());
+        assert!(hosts.hosts[0].runs(pid) && has_address(&hosts.hosts[0]));
     }
 
     /// As it was asked to it leaves the tree where it is.
@@ -79,20 +125,54 @@ crate::alone! {
     /// heard that it runs there.
     fn a_meio_that_is_killed_before_it_knows() {
         let lab = Lab::new("comeback-killed");
-        let (hosts, pid, mut watched, counter) = guarded(&lab, &[]);
+        let (mut hosts, pid, mut watched, counter) = guarded(&lab, &[]);
         hosts.hosts[0].plain("kill", &["-KILL", &oldest(&hosts.hosts[0])]);
         let _ = watched.meio.wait();
         assert!(counter.go_on(50), "nobody takes over: {}\n{}", watched.said(), noted(&hosts));
         assert!(hosts.hosts[0].lives(pid));
         [(0, 1), (1, 0)].into_iter().for_each(|(from, to)| cut_all(&hosts, from, to));
-        let mut watched = Watched::start(&lab, &hosts, pid, &[SLOW, &["--name", "web"]].concat());
+        let watched = Watched::start(&lab, &hosts, pid, &[SLOW, &["--name", "web"]].concat());
         assert!(until(SOON, || watched.said().contains("nobody stands by")), "{}", watched.said());
         assert!(hosts.hosts[0].lives(pid) && !has_address(&hosts.hosts[0]), "{}", watched.said());
         [0, 1].into_iter().for_each(|from| heal(&hosts, from));
-        assert_eq!(ends(&mut watched), 3, "{}", watched.said());
-        assert!(!hosts.hosts[0].lives(pid) && hosts.hosts[1].runs(pid) && is_open(&hosts.hosts[0]), "{}", watched.said());
-        assert!(counter.go_on(50), "it does not go on: {}", noted(&hosts));
-        counter.end();
+        turned(&hosts, &watched, pid);
+        lose_the_second(&mut hosts, &watched, counter, pid);
+    }
+
+    /// The primary's host loses its power, and boots again: the same command stands by for the other one.
+    fn a_host_that_boots_again() {
+        let lab = Lab::new("comeback-boot");
+        let (mut hosts, pid, mut watched, counter) = guarded(&lab, &[]);
+        hosts.wire(0, false);
+        lose_power(&hosts.hosts[0]);
+        let _ = watched.meio.wait();
+        assert!(counter.go_on(50), "nobody takes over: {}\n{}", watched.said(), noted(&hosts));
+        // While the other one is not heard nothing is begun.
+        let watched = Watched::start(&lab, &hosts, pid, &[SLOW, &["--name", "web"]].concat());
+        assert!(until(SOON, || watched.said().contains("it is not known who runs it")), "{}", watched.said());
+        assert!(stands(&hosts.hosts[0], "standby", "starting"), "{}", watched.said());
+        hosts.wire(0, true);
+        turned(&hosts, &watched, pid);
+        // It is started again as the standby that it is.
+        hosts.hosts[0].plain("kill", &["-KILL", &oldest(&hosts.hosts[0])]);
+        assert!(until(SOON, || stands(&hosts.hosts[1], "primary", "unprotected")), "{}", noted(&hosts));
+        let watched = Watched::start(&lab, &hosts, pid, &[SLOW, &["--name", "web"]].concat());
+        turned(&hosts, &watched, pid);
+        lose_the_second(&mut hosts, &watched, counter, pid);
+    }
+
+    /// To and fro, by cables that are pulled: whoever runs it is protected by the other one again, without a hand.
+    fn to_and_fro() {
+        let lab = Lab::new("comeback-fro");
+        let (mut hosts, pid, watched, counter) = guarded(&lab, &[]);
+        for here in [0, 1, 0] {
+            hosts.wire(here, false);
+            assert!(counter.go_on(50), "nobody takes over: {}\n{}", watched.said(), noted(&hosts));
+            hosts.wire(here, true);
+            protected_on(1 - here, &hosts, &watched, pid);
+            assert!(counter.go_on(50), "it does not go on: {}\n{}", watched.said(), noted(&hosts));
+        }
+        lose_the_second(&mut hosts, &watched, counter, pid);
     }
 
     /// What the other host has begun to take over and cannot bring back is not ended where it is.

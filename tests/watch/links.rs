@@ -148,11 +148,11 @@ crate::alone! {
         assert!(!unlocked.expect("it starts").status.success(), "a lock was left");
     }
 
-    /// The same after the standby has taken over: the tree stands still, and nobody hears of it.
+    /// The same after the standby has taken over: the tree stands still, as it was asked to, and nobody hears of it.
     fn a_meio_that_is_started_too_late() {
         let lab = Lab::new("watch-late");
         let (hosts, pid) = redis(&lab);
-        let choices = ["--timeout", "2s", "--name", "late"];
+        let choices = ["--timeout", "2s", "--name", "late", "--keep-demoted"];
         let mut watched = Watched::with(&lab, &hosts, pid, &choices);
         let counter = Counter::begin();
         assert!(counter.go_on(20), "{}\n{}", watched.said(), noted(&hosts));

@@ -1,5 +1,6 @@
 //! A third host says which of two may go on.
 
+use super::comeback::stands;
 use super::control::{meio, standing};
 use super::links::{cut_all, heal};
 use super::switch::history;
@@ -141,18 +142,18 @@ crate::alone! {
         kill(&hosts, &mut witness);
     }
 
-    /// The primary is cut off from everybody: the standby takes over, and the primary gives in when it comes back.
+    /// The primary is cut off from everybody: the standby takes over, and the primary gives in when it comes back, and stands by.
     fn a_cable_that_is_pulled() {
         let lab = Lab::new("witness-cable");
-        let (hosts, pid, mut witness, mut watched, counter) = guarded(&lab, |_| {});
+        let (hosts, pid, mut witness, watched, counter) = guarded(&lab, |_| {});
         hosts.wire(0, false);
         assert!(counter.go_on(50), "nobody takes over: {}\n{}", watched.said(), noted(&hosts));
         counter.finish().unwrap_or_else(|e| panic!("{e}: {}\n{}", watched.said(), noted(&hosts)));
         assert!(!has_address(&hosts.hosts[0]) && has_address(&hosts.hosts[1]));
         hosts.wire(0, true);
-        let done = watched.meio.wait().expect("it ends");
-        assert_eq!(done.code(), Some(3), "{}", watched.said());
-        assert!(!hosts.hosts[0].runs(pid) && hosts.hosts[1].runs(pid));
+        let both = || stands(&hosts.hosts[1], "primary", "protected") && stands(&hosts.hosts[0], "standby", "ready");
+        assert!(until(SOON, both), "{}\n{}", watched.said(), noted(&hosts));
+        assert!(!hosts.hosts[0].lives(pid) && until(SOON, || hosts.hosts[1].runs(pid)) && !has_address(&hosts.hosts[0]) && has_address(&hosts.hosts[1]));
         kill(&hosts, &mut witness);
     }
 

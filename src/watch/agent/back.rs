@@ -15,7 +15,7 @@ use crate::watch::state::{Event, Guarantee};
 use std::sync::Arc;
 use std::time::Instant;
 
-impl Agent {
+impl Agent<'_> {
     /// Rebuilds everything, and lets it run when the machine says so.
     pub(super) fn bring_back(&mut self) {
         let mut told = Told::default();

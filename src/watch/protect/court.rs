@@ -4,7 +4,6 @@ use super::{End, Options, Order};
 use crate::error::{Error, Result};
 use crate::progress::Report;
 use crate::transport::{self, Destination};
-use crate::watch::again::Whom;
 use crate::watch::start::Start;
 use crate::watch::state::Event;
 use crate::watch::status::Board;
@@ -50,17 +49,22 @@ pub fn contact(options: &Options, known: Option<&Contact>, report: &mut dyn Repo
     Contact::new(at, &String::from_utf8_lossy(&said)).map(Some).map_err(help)
 }
 
-/// Asks for the last generation of a watch that begins: its own is to be higher.
+/// Asks for the last generation of a watch that begins: its own is to be higher. `called`: it goes on from one that was taken over.
 ///
 /// # Errors
 /// When the witness does not answer: a watch begins with all that it is to have.
-pub fn look(options: &Options, start: &mut Start, board: &Board) -> Result<Option<Client>> {
+pub fn look(options: &Options, start: &mut Start, board: &Board, called: bool) -> Result<Option<Client>> {
     let Some(contact) = &start.ask.witness else { return Ok(None) };
     let mut client = Client::new(contact, start.ask.watch, Role::Primary, options.limits.lease())?;
     board.note(|status| status.witness = Some(client.status()));
     if start.resumed.is_none() {
-        let Whom { least, .. } = start.first;
-        start.first.least = least.max(client.wait(0, &options.addresses)?.generation);
+        let mut last = client.wait(0, &options.addresses)?;
+        // Who has taken over here has just ended, and its lease goes on for a while.
+        while !last.left.is_zero() && called && last.left <= options.limits.lease() {
+            std::thread::sleep(last.left + Duration::from_millis(1));
+            last = client.wait(0, &options.addresses)?;
+        }
+        start.first.least = start.first.least.max(last.generation);
     }
     Ok(Some(client))
 }

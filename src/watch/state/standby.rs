@@ -132,6 +132,11 @@ impl Standby {
         let _ = self.notice.look(now);
     }
 
+    /// The watch is over.
+    pub fn has_left(&self) -> bool {
+        self.phase == Phase::Left
+    }
+
     /// See [`Notice::jitter`].
     pub fn jitter(&self) -> Option<Duration> {
         self.notice.jitter()
@@ -140,6 +145,11 @@ impl Standby {
     /// How long the primary has been silent on both paths.
     pub fn silence(&self, now: Duration) -> Duration {
         self.notice.since(Path::Link, now).min(self.notice.since(Path::Beat, now))
+    }
+
+    /// How long nothing has come of it by the link.
+    pub fn quiet(&self, now: Duration) -> Duration {
+        self.notice.since(Path::Link, now)
     }
 
     /// When it wants to be told the time.
