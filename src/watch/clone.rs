@@ -10,6 +10,7 @@
 
 use crate::error::{Context, Error, Result};
 use crate::image::{Flat, PAGE, Reader, Resolved};
+use crate::resource::Tree;
 use crate::restore::Known;
 use crate::sys::{arch, file, room};
 use crate::transport::{Receiver, Waker};
@@ -209,7 +210,8 @@ impl Clone {
         for (number, file) in state.waiting.iter().filter(|(number, _)| *number <= image) {
             let name = name(*number);
             let mut reader = Reader::from_file(file.try_clone()?, arch::MACHINE).context(|| name.display().to_string())?;
-            let (manifest, tree) = (reader.manifest()?, reader.tree()?);
+            let (manifest, mut tree): (_, Tree) = (reader.manifest()?, reader.tree()?);
+            tree.complete(last.as_ref().map(|known| &known.tree))?;
             let parent = last.as_ref().map(|known| &*known.resolved);
             let resolved = Resolved::read(&mut reader, &name, parent)?;
             last = Some(Known { manifest, tree, id: reader.id(), resolved: Arc::new(resolved) });
@@ -373,7 +375,8 @@ impl Shared {
             None => flat.insert(Flat::new(self.place.file()?, give_back)),
         };
         let mut reader = Reader::from_file(file, arch::MACHINE).context(|| name.display().to_string())?;
-        let (manifest, tree) = (reader.manifest()?, reader.tree()?);
+        let (manifest, mut tree): (_, Tree) = (reader.manifest()?, reader.tree()?);
+        tree.complete(self.state().latest.as_ref().map(|(_, known)| &known.tree))?;
         if !flat.bring_in(&mut reader, &name, &self.goes_on)? {
             return Ok(None);
         }
