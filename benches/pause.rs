@@ -47,6 +47,8 @@ struct Plan {
     moves: usize,
     sizes: Vec<u64>,
     only: Option<Part>,
+    /// Which measurement of a part of the figures, from 1; all of them without it.
+    row: Option<usize>,
 }
 
 /// A part of the tables.
@@ -72,7 +74,7 @@ fn main() {
             .expect("unshare(1) of util-linux starts");
         std::process::exit(status.code().unwrap_or(1));
     }
-    let bench = Bench::new(plan.moves);
+    let bench = Bench::new(plan.moves, plan.row);
     println!("{}\n", machine());
     let wanted = |part| plan.only.is_none_or(|only| only == part);
     if wanted(Part::Figures) {
@@ -98,7 +100,7 @@ fn main() {
 }
 
 fn plan() -> Plan {
-    let mut plan = Plan { rounds: 5, moves: 10, sizes: Vec::new(), only: None };
+    let mut plan = Plan { rounds: 5, moves: 10, sizes: Vec::new(), only: None, row: None };
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let mut number = || arguments.next().and_then(|n| n.parse().ok()).filter(|&n| n > 0).expect("a number");
@@ -108,6 +110,7 @@ fn plan() -> Plan {
                 plan.moves = plan.rounds;
             }
             "--mib" => plan.sizes.push(number()),
+            "--row" => plan.row = Some(number() as usize),
             "--figures" => plan.only = Some(Part::Figures),
             "--small" => plan.only = Some(Part::Small),
             "--watch" => plan.only = Some(Part::Watch),
@@ -156,10 +159,11 @@ struct Bench {
     program: PathBuf,
     mixed: PathBuf,
     moves: usize,
+    row: Option<usize>,
 }
 
 impl Bench {
-    fn new(moves: usize) -> Bench {
+    fn new(moves: usize, row: Option<usize>) -> Bench {
         let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("folder");
         let compile = |name: &str, source: &str| {
             let program = folder.path().join(name);
@@ -170,7 +174,7 @@ impl Bench {
         };
         let program = compile("memory", "benches/memory.c");
         let mixed = compile("mixed", "fixtures/programs/mixed.c");
-        Bench { folder, program, mixed, moves }
+        Bench { folder, program, mixed, moves, row }
     }
 
     /// memcpy into touched memory, memcpy into fresh memory, first touch.

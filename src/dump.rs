@@ -226,6 +226,8 @@ struct Made {
     id: [u8; 16],
     hash: image::Hash,
     birth: Birth,
+    /// Pids, those of zombies excepted.
+    processes: Vec<i32>,
     /// The tree, when it was to be held.
     held: Option<Standstill>,
     /// What was left out.
@@ -422,8 +424,9 @@ impl<'o> Session<'o> {
             phases,
             warnings: std::mem::take(&mut captured.warnings),
         };
+        let processes = captured.tree.processes.iter().filter(|p| !p.threads.is_empty()).map(|p| p.pid).collect();
         let held = standing.map(|(frozen, locks)| Standstill { since: stopped, frozen, captured, locks });
-        Ok(Made { outcome, id, hash: summary.hash, birth, held, rest })
+        Ok(Made { outcome, id, hash: summary.hash, birth, processes, held, rest })
     }
 }
 

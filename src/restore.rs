@@ -328,10 +328,12 @@ fn bring_back(
     report.clear();
     let session = foreground::Session::begin(&terminals, &tree, planted.front(), options.detach);
     pool.queues.keep();
+    let nudges = pool.nudges(&tree);
     drop(pool);
     terminals.let_go();
     planted.release();
     lazy.iter_mut().for_each(Lazy::go);
+    nudges.send();
     let total = begin.elapsed();
     let tend = || lazy.iter_mut().for_each(Lazy::tend);
     let exit = if options.detach { None } else { Some(session.serve(root, terminals, tend)?) };

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! protect    what the primary does; tree: the thread that has the tree; lease: its address, in the hands of a child of meio; gate: what leaves it, and waits
-//!   again      calls the standby, and calls it again; copies: images on their way, and kept; start: what it
+//!   again      calls the standby, and calls it again; pulse: whether the tree does anything; copies: images on their way, and kept; start: what it
 //!              begins with; resume: after a meio that was killed; say: what people are told
 //! agent      what the standby does; clone: what it keeps; visit: a primary that comes back
 //!   fit        whether it can be; setup: what they say to each other before; frame: what they say then, as bytes
@@ -70,6 +70,7 @@ pub mod history;
 mod lease;
 pub mod local;
 pub mod protect;
+mod pulse;
 mod raised;
 pub mod record;
 mod resume;

@@ -74,6 +74,11 @@ fn oldest(host: &Host) -> String {
     host.plain("pgrep", &["-o", "-x", "meio"]).trim().to_owned()
 }
 
+/// All of them there, in the order in which they were started.
+fn meios(host: &Host) -> Vec<String> {
+    host.plain("pgrep", &["-x", "meio"]).lines().map(str::to_owned).collect()
+}
+
 pub fn has_address(host: &Host) -> bool {
     host.plain("ip", &["-o", "address"]).contains(&format!(" {SERVICE}/"))
 }

@@ -24,8 +24,8 @@ impl Figure {
 /// Gives one row or several that are measured together.
 type Rows = fn(&Bench, usize) -> Vec<Figure>;
 
-/// What measures them.
-const ROWS: &[Rows] = &[
+/// What measures those of one machine.
+const LOCAL: &[Rows] = &[
     full::incompressible,
     full::mixed,
     live::while_it_runs,
@@ -34,17 +34,6 @@ const ROWS: &[Rows] = &[
     small::commands,
     many::processes,
     peer::criu,
-    migrate::redis,
-    migrate::idle,
-    migrate::throughput,
-    watch::cost,
-    watch::pages,
-    watch::small,
-    watch::large,
-    watch::more::guarantees,
-    watch::more::half,
-    watch::more::idle,
-    watch::more::stalls,
 ];
 /// Those of moves between machines.
 const MOVES: &[Rows] = &[migrate::redis, migrate::idle, migrate::throughput];
@@ -62,7 +51,7 @@ const WATCH: &[Rows] = &[
 
 /// Measures and prints all of them, medians of `rounds`.
 pub fn table(bench: &Bench, rounds: usize) {
-    print(ROWS, bench, rounds);
+    print(&[LOCAL, MOVES, WATCH].concat(), bench, rounds);
 }
 
 /// The same of moves between machines only.
@@ -77,7 +66,9 @@ pub fn watch(bench: &Bench, rounds: usize) {
 
 fn print(rows: &[Rows], bench: &Bench, rounds: usize) {
     println!("| what | target | here | |\n|---|---|---|---|");
-    for Figure { what, target, here, holds } in rows.iter().flat_map(|rows| rows(bench, rounds)) {
+    let wanted = |n: usize| bench.row.is_none_or(|row| row == n + 1);
+    let rows = rows.iter().enumerate().filter(|(n, _)| wanted(*n));
+    for Figure { what, target, here, holds } in rows.flat_map(|(_, rows)| rows(bench, rounds)) {
         let holds = holds.map_or("", |holds| if holds { "holds" } else { "**missed**" });
         println!("| {what} | {target} | {here} | {holds} |");
     }

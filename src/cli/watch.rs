@@ -52,6 +52,10 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 /// SIGUSR1 has an epoch begin at once, as meio checkpoint does; meio status says how things stand. Ends when the tree does, on meio
 /// unwatch, or on ^C: then the tree goes on here, and nobody stands by.
 ///
+/// A tree that does hardly anything is copied less and less often, up to --interval-max: one that does nothing at all, or with hold one
+/// that runs for less than a hundredth of the time. It is looked at twenty times a second, and output that waits has it copied at once,
+/// as always.
+///
 /// With a command in place of a pid that is started in a capsule of its own, as by meio run --detach, and watched; when it ends, so
 /// does meio, with its exit code, or 128 and the number of the signal that ended it.
 ///
@@ -92,7 +96,7 @@ pub struct Watch {
     /// Time between the beginnings of two epochs [default: 50ms; with --dir 10s]
     #[arg(long, value_name = "TIME", value_parser = figures::parse_time)]
     interval: Option<Duration>,
-    /// The same, where the link does not carry more
+    /// The same, where the link does not carry more or the tree does hardly anything
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = figures::parse_time)]
     interval_max: Duration,
     /// After this silence on both paths the other host is taken for lost

@@ -27,6 +27,7 @@ pub struct Moving<'o> {
     locks: Option<Locks>,
     /// How many were made.
     count: u64,
+    processes: Vec<i32>,
 }
 
 /// File name of an image of a move, by its number from 1.
@@ -48,7 +49,7 @@ impl<'o> Moving<'o> {
         // To take a table away empties all queues of its network namespace, that of the next image's lock, too.
         session.lasting = Some(None);
         session.manner = Manner::Copy;
-        Ok(Moving { session, before: None, locks: None, count: 0 })
+        Ok(Moving { session, before: None, locks: None, count: 0, processes: Vec::new() })
     }
 
     /// There will be no last image; `stands` is told whenever the tree stands still and nothing comes in, before anything of it is
@@ -91,18 +92,24 @@ impl<'o> Moving<'o> {
         let parent = self.before.take().map(|(id, hash, birth)| Heritage::named((id, hash), birth, &name(self.count)));
         // Whoever stands by keeps the tree of the image before.
         self.session.recall.files.follow(parent.is_some() && self.session.stands.is_some());
-        let made = self.session.image(&Output::Pipe(Arc::new(pipe)), parent, then, report)?;
+        let mut made = self.session.image(&Output::Pipe(Arc::new(pipe)), parent, then, report)?;
         self.count += 1;
         if let Some(tracking) = &mut self.session.tracking {
             tracking.saved();
         }
         self.before = Some((made.id, made.hash, made.birth.clone()));
+        self.processes = std::mem::take(&mut made.processes);
         Ok(made)
     }
 
     /// How many images were made.
     pub fn count(&self) -> u64 {
         self.count
+    }
+
+    /// The pids of those that the last one has.
+    pub fn processes(&self) -> &[i32] {
+        &self.processes
     }
 }
 

@@ -7,6 +7,8 @@ use super::kept::{self, Owner};
 use super::*;
 use crate::sys::namespace::fresh_network;
 use crate::sys::socket;
+use crate::sys::tcp::{self, Queue, Repair};
+use crate::sys::wire::Wire;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsFd;
@@ -203,6 +205,33 @@ fn nothing_is_lost() {
         });
         assert!(begun.elapsed() < Duration::from_secs(30), "something was lost and not sent again for {:?}", begun.elapsed());
     });
+}
+
+/// Whoever was not answered for long says it again when it is told that it was not heard, rather than by its timer.
+#[test]
+fn who_was_not_heard_is_told() {
+    let ms = Duration::from_millis;
+    for ip in [V4, V6] {
+        network(|| {
+            let (tree, mut peer) = pair(ip);
+            tcp::repair(tree.as_fd(), Repair::On).and_then(|()| tcp::choose(tree.as_fd(), Queue::Received)).expect("repair");
+            let missed = tcp::sequence(tree.as_fd()).expect("a number");
+            tcp::repair(tree.as_fd(), Repair::Off).expect("it goes on");
+            let wire = Wire::new(PASS).expect("raw sockets");
+            let mut lock = NetLock::prepare(None, Manner::Drop).expect("a lock");
+            lock.add(&[flow(&tree)]).expect("added");
+            let begun = Instant::now();
+            peer.write_all(b"lost").expect("write");
+            // It is said again after 0.2, 0.6 and 1.4 s.
+            std::thread::sleep(ms(800).saturating_sub(begun.elapsed()));
+            lock.open().expect("opened");
+            for _ in 0..4 {
+                wire.unreachable(tree.local_addr().expect("name"), peer.local_addr().expect("name"), missed).expect("told");
+            }
+            assert_eq!(next(&tree, 4), b"lost");
+            assert!(begun.elapsed() < ms(1300), "{:?}", begun.elapsed());
+        });
+    }
 }
 
 #[test]

@@ -8,7 +8,7 @@ use super::queues::Queues;
 use super::raw;
 use super::sockets::Sockets;
 use super::sockets::listen::Listeners;
-use super::sockets::tcp::Connections;
+use super::sockets::tcp::{Connections, Nudges};
 use super::terminal::Terminals;
 use crate::error::{Context, Error, Kind, Result};
 use crate::resource::descriptor::{FileKind, OpenFile};
@@ -195,6 +195,11 @@ impl Pool {
     /// They may be heard.
     pub fn speak(&self, tree: &Tree) -> Result<Vec<String>> {
         self.connections.speak(tree, &|id| self.files.get(&id).map(AsFd::as_fd))
+    }
+
+    /// What is left to be said when the tree runs.
+    pub fn nudges(&mut self, tree: &Tree) -> Nudges {
+        self.connections.nudges(tree)
     }
 
     /// They end without a word.

@@ -13,6 +13,8 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 /// Mark of the packets that a network lock of meio lets pass.
 pub const PASS: u32 = 0x6d65_696f;
 
+/// "Destination unreachable" of ICMP (RFC 792) and ICMPv6 (RFC 4443), and the code for "host" of the one and "no route" of the other.
+const UNREACHABLE: [[u8; 2]; 2] = [[3, 1], [1, 0]];
 /// `IPPROTO_UDPLITE`.
 const UDPLITE: u8 = 136;
 /// Hops that are left; the most there can be, which is what `IP_MINTTL` asks for at most.
@@ -111,6 +113,30 @@ impl Wire {
     pub fn udp(&self, from: SocketAddr, to: SocketAddr, lite: bool, ttl: u8, tos: u8, data: &[u8]) -> Result<(), Errno> {
         let protocol = if lite { UDPLITE } else { libc::IPPROTO_UDP as u8 };
         self.send(from, to, protocol, ttl, tos, |head| datagram(head, lite, data))
+    }
+
+    /// Tells `to`, which may be anywhere, that the segment with this number that it has sent to `from` did not get there.
+    ///
+    /// # Errors
+    /// As of [`Wire::tcp`]; those of the route there.
+    pub fn unreachable(&self, from: SocketAddr, to: SocketAddr, seq: u32) -> Result<(), Errno> {
+        let lost = Head { from: plain(to), to: plain(from), protocol: libc::IPPROTO_TCP as u8 };
+        // Eight bytes of it, as both say at least.
+        let begin = [lost.ports(), seq.to_be_bytes().to_vec()].concat();
+        let v6 = usize::from(lost.from.is_ipv6());
+        let protocol = [libc::IPPROTO_ICMP, libc::IPPROTO_ICMPV6][v6] as u8;
+        self.send(from, to, protocol, HOPS, 0, |head| {
+            let mut quoted = lost.packet(HOPS, 0, &begin)?;
+            if v6 == 0 {
+                let sum = !fold(&quoted[..20], 0);
+                quoted[10..12].copy_from_slice(&sum.to_be_bytes());
+            }
+            let mut bytes = [&UNREACHABLE[v6][..], &[0; 6], &quoted].concat();
+            // That of IPv6 is also over the addresses.
+            let sum = if v6 == 1 { head.checksum(&bytes)? } else { !fold(&bytes, 0) };
+            bytes[2..4].copy_from_slice(&sum.to_be_bytes());
+            Ok(bytes)
+        })
     }
 
     /// Puts a whole packet in, from the IP header on, that came from somewhere else.

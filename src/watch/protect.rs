@@ -15,6 +15,7 @@ use super::frame;
 use super::gate::{Gate, Held};
 use super::history::{Entry, History};
 use super::lease::Lease;
+use super::pulse::Pulse;
 use super::record::{Back, Claim, Record, Store};
 use super::say::Seen;
 use super::setup::{EPOCH, Epoch, OVER, PACKETS, WHY, WORD};
@@ -188,6 +189,7 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
         root,
         ended: false,
         asked: 0,
+        pulse: Pulse::new(options.limits.guarantee),
         shown: None,
     };
     if let Some(Found::Standby(standing)) = found {

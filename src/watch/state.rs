@@ -291,6 +291,8 @@ pub enum Event {
     Sent(Mark),
     /// Primary: somebody waits for an epoch.
     Wanted,
+    /// Primary: whether the tree did hardly anything since the last epoch.
+    Idle(bool),
     /// Primary: the tree has ended, or is not to be watched any more.
     Over,
     /// Primary: the answer to [`Action::Demote`].

@@ -5,6 +5,7 @@ use super::clean;
 use super::copies::Copies;
 use super::gate::Gate;
 use super::protect::{Options, Outcome};
+use super::pulse::Pulse;
 use super::say::{Seen, Steady, tell};
 use super::state::{Event, Guarantee, Mark, Said};
 use super::status::Board;
@@ -67,6 +68,8 @@ pub struct Tree<'o> {
     pub gate: Gate,
     /// How things stand.
     pub board: Arc<Board>,
+    /// Whether it does anything.
+    pub pulse: Pulse,
     /// Its root.
     pub root: Member,
     /// It was said that the tree has ended.
@@ -97,6 +100,9 @@ impl Tree<'_> {
                 self.tell(if wanted { Event::Wanted } else { Event::Over });
             }
             self.still.forward();
+            if self.pulse.quickens() {
+                self.tell(Event::Idle(false));
+            }
             match self.orders.recv_timeout(self.still.step(STEP)) {
                 Ok(Order::Capture(mark)) => match self.capture(mark, false, outcome, report) {
                     Ok(()) => {
@@ -193,13 +199,17 @@ impl Tree<'_> {
             // Whoever looks at a tree wants to be interrupted.
             signal::pass();
         }
-        let moving = self.moving.as_mut().ok_or_else(|| Error::other("there is nothing to go on from"))?;
+        let nothing = || Error::other("there is nothing to go on from");
         let mut steady = Steady(report);
         let report: &mut dyn Report = if mark.number > 1 { &mut steady } else { steady.0 };
         self.board.begins(mark);
+        let idle = self.pulse.begin();
+        self.tell(Event::Idle(idle));
+        let moving = self.moving.as_mut().ok_or_else(nothing)?;
         let still = &mut self.still;
         let make = |pipe| if last { still.stop(moving, pipe, report) } else { moving.round(pipe, report) };
         let made = self.copies.item(mark, make)?;
+        self.pulse.note(moving.processes(), made.tasks);
         let stop = made.pause.max(made.stops.unwrap_or_default());
         outcome.bytes += made.image_bytes;
         self.board.copied(mark, stop, made.image_bytes);

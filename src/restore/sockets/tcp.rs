@@ -2,6 +2,9 @@
 //! anything of the tree runs; they go to work together, last of all.
 
 mod ends;
+mod nudge;
+
+pub use nudge::Nudges;
 
 use crate::error::{Context, Error, Refusal, Result};
 use crate::resource::Tree;
@@ -254,6 +257,11 @@ impl Connections {
     pub fn speak(&self, tree: &Tree, file: Files<'_, '_>) -> Result<Vec<String>> {
         let out: HashSet<FileId> = choice::outside(&tree.files).into_iter().collect();
         self.each(tree, file, |fd, (id, tcp), _, _| speak(fd, tcp, self.wires.get(&tcp.inet.network), out.contains(&id)))
+    }
+
+    /// What is left to be said when the tree runs.
+    pub fn nudges(&mut self, tree: &Tree) -> Nudges {
+        Nudges::new(tree, std::mem::take(&mut self.wires))
     }
 
     /// Takes them back into repair: they end with those who hold them, and nobody is told.

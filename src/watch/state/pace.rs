@@ -10,13 +10,22 @@ pub struct Pace {
     least: Duration,
     most: Duration,
     now: Duration,
+    /// Longer while the tree does nothing; zero where it does something.
+    rest: Duration,
     /// When the last one began.
     begun: Option<Duration>,
 }
 
 impl Pace {
     pub fn new(limits: &Limits) -> Self {
-        Pace { usual: limits.interval, least: limits.interval_min, most: limits.interval_max, now: limits.interval, begun: None }
+        Pace {
+            usual: limits.interval,
+            least: limits.interval_min,
+            most: limits.interval_max,
+            now: limits.interval,
+            rest: Duration::ZERO,
+            begun: None,
+        }
     }
 
     /// An epoch begins.
@@ -31,14 +40,24 @@ impl Pace {
         self.now = if carried > self.now { carried } else { self.now - (self.now - carried) / 4 };
     }
 
+    /// Whether the tree did hardly anything since the last one: there is no use in looking often then.
+    pub fn idle(&mut self, idle: bool) {
+        self.rest = if idle { (self.rest.max(self.usual) * 2).min(self.most) } else { Duration::ZERO };
+    }
+
     /// When the next one is due. `hurry`: somebody waits, and no other one is on its way.
     pub fn due(&self, hurry: bool) -> Duration {
         let Some(begun) = self.begun else { return Duration::ZERO };
-        begun + if hurry { self.least } else { self.now }
+        begun + if hurry { self.least } else { self.interval() }
     }
 
     /// The interval.
     pub fn interval(&self) -> Duration {
+        self.now.max(self.rest)
+    }
+
+    /// What the link carries.
+    pub fn carried(&self) -> Duration {
         self.now
     }
 }
@@ -61,5 +80,18 @@ mod tests {
         assert_eq!(pace.due(true), ms(105));
         (0..40).for_each(|_| pace.note(ms(3)));
         assert!(pace.interval() < ms(51), "{:?}", pace.interval());
+    }
+
+    #[test]
+    fn who_does_nothing_is_looked_at_less_often() {
+        let ms = Duration::from_millis;
+        let mut pace = Pace::new(&Limits::default());
+        pace.begin(ms(100));
+        pace.idle(true);
+        assert_eq!((pace.due(false), pace.due(true)), (ms(200), ms(105)));
+        (0..9).for_each(|_| pace.idle(true));
+        assert_eq!((pace.interval(), pace.carried()), (ms(1000), ms(50)));
+        pace.idle(false);
+        assert_eq!(pace.due(false), ms(150));
     }
 }

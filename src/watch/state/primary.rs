@@ -245,6 +245,7 @@ impl Primary {
             Event::Unruled => self.unruled(now, &mut out),
             Event::Recorded(done) => self.recorded(done, now, &mut out),
             Event::Wanted => self.waiting = true,
+            Event::Idle(idle) => self.pace.idle(idle),
             Event::Failed if self.phase == Phase::Reaping => self.give_up(&mut out),
             Event::Captured(_) | Event::Failed => self.captured(event, now, &mut out),
             Event::Sent(mark) if self.shipping == Some(mark) => {
@@ -392,7 +393,7 @@ impl Primary {
 
     /// That epochs are further apart than was wished is said when it begins.
     fn slow(&mut self, out: &mut Vec<Action>) {
-        let (now, wished) = (self.pace.interval(), self.limits.interval);
+        let (now, wished) = (self.pace.carried(), self.limits.interval);
         if !self.slow && now >= wished * 4 {
             self.slow = true;
             out.push(Action::Say(Said::Slow));
