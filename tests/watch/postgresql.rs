@@ -87,10 +87,13 @@ crate::alone! {
                 hosts.wire(0, false);
                 hosts.hosts[0].fail();
                 let _ = watched.meio.wait();
-                let taken = until(WORK, || has_address(&hosts.hosts[1]));
-                assert!(taken, "nobody takes over: {}\n{}\n{}", watched.said(), noted(&hosts), lab.log());
-                let told = noted(&hosts);
-                println!("\nhold: postgresql: {}", told.lines().find(|line| line.contains("taken over in")).unwrap_or_default());
+                let mut told = String::new();
+                let taken = until(WORK, || {
+                    told = noted(&hosts);
+                    told.contains("taken over in ")
+                });
+                assert!(taken && has_address(&hosts.hosts[1]), "nobody takes over: {}\n{told}\n{}", watched.said(), lab.log());
+                println!("\nhold: postgresql: {}", told.lines().find(|line| line.contains("taken over in ")).unwrap_or_default());
             }
         });
         let said = load.end(&lab);
