@@ -222,7 +222,7 @@ complete -c meio -n "__fish_meio_using_subcommand watch" -l guarantee -d 'What c
 hot\t'Somebody answers: what clients were told since the last epoch may be forgotten'"
 complete -c meio -n "__fish_meio_using_subcommand watch" -l vip -d 'An address that goes with the tree' -r
 complete -c meio -n "__fish_meio_using_subcommand watch" -l interval -d 'Time between the beginnings of two epochs [default: 50ms; with --dir 10s]' -r
-complete -c meio -n "__fish_meio_using_subcommand watch" -l interval-max -d 'The same, where the link does not carry more' -r
+complete -c meio -n "__fish_meio_using_subcommand watch" -l interval-max -d 'The same, where the link does not carry more or the tree does hardly anything' -r
 complete -c meio -n "__fish_meio_using_subcommand watch" -l timeout -d 'After this silence on both paths the other host is taken for lost' -r
 complete -c meio -n "__fish_meio_using_subcommand watch" -l on-standby-loss -d 'What to do here when nothing is heard of the standby, and it is not known whether it takes over' -r -f -a "hold\t'Nobody answers here until that is known'
 continue\t'It goes on, at the risk that two answer'"
