@@ -8,6 +8,7 @@ mod fences;
 mod links;
 mod local;
 mod packets;
+mod postgresql;
 mod programs;
 mod room;
 mod service;

@@ -90,6 +90,8 @@ impl<'o> Moving<'o> {
     fn image(&mut self, pipe: File, then: Then, report: &mut dyn Report) -> Result<Made> {
         self.session.begun = Instant::now();
         let parent = self.before.take().map(|(id, hash, birth)| Heritage::named((id, hash), birth, &name(self.count)));
+        // Whoever stands by keeps the tree of the image before.
+        self.session.recall.files.follow(parent.is_some() && self.session.stands.is_some());
         let mut made = self.session.image(&Output::Pipe(Arc::new(pipe)), parent, then, report)?;
         self.count += 1;
         if let Some(tracking) = &mut self.session.tracking {

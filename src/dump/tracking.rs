@@ -7,6 +7,7 @@ use super::spans::Spans;
 use crate::error::Result;
 use crate::image::{Owner, PAGE};
 use crate::resource::memory::{AddressSpace, Backing};
+use crate::resource::mount::Stamp;
 use crate::sys::proc::maps::Vma;
 use crate::tracee::foothold::Known;
 use crate::tracee::freeze;
@@ -20,8 +21,8 @@ use std::os::unix::fs::MetadataExt;
 #[derive(Debug, Default)]
 struct Named {
     processes: HashMap<i32, Spans>,
-    /// By device and inode.
-    objects: HashMap<(u64, u64), Spans>,
+    /// By device and inode; with that by which it can be told that it is as it was.
+    objects: HashMap<(u64, u64), (Spans, Option<Stamp>)>,
 }
 
 /// Watches the memory of a tree.
@@ -34,6 +35,8 @@ pub struct Tracking {
     named: Named,
     /// Device and inode of each object, by number.
     objects: Vec<Option<(u64, u64)>>,
+    /// Files that are mapped.
+    mapped: HashSet<(u64, u64)>,
     /// What has been copied while the tree ran.
     pub laid: Option<Laid>,
     /// The part of it that the image is made of.
@@ -52,6 +55,7 @@ impl Tracking {
             before: None,
             named: Named::default(),
             objects: Vec::new(),
+            mapped: HashSet::new(),
             laid: None,
             wanted: HashMap::new(),
             running: HashSet::new(),
@@ -166,9 +170,13 @@ impl Tracking {
         self.tracker.retain(&all);
     }
 
-    /// Begins with the objects of a tree that stands still.
-    pub fn begin_objects(&mut self) {
+    /// Begins with the objects of a tree that stands still. `mapped`: files that are, and that may be written to unseen. `calm`: none
+    /// others were since the last look.
+    pub fn begin_objects(&mut self, mapped: &HashSet<(u64, u64)>, calm: bool) {
         self.objects.clear();
+        self.mapped.clone_from(mapped);
+        let known = self.before.iter_mut().flat_map(|before| &mut before.objects);
+        known.filter(|(identity, _)| !calm || mapped.contains(identity)).for_each(|(_, known)| known.1 = None);
     }
 
     /// The next object is copied whole each time.
@@ -177,15 +185,20 @@ impl Tracking {
     }
 
     /// Looks at the next object of a tree that stands still; adds what is to be copied of it.
-    pub fn object(&mut self, number: u32, file: &File, size: u64, jobs: &mut Vec<Job>) -> Result<()> {
+    pub fn object(&mut self, number: u32, (file, stamp): (&File, Option<Stamp>), size: u64, jobs: &mut Vec<Job>) -> Result<()> {
         let meta = file.metadata()?;
         let identity = (meta.dev(), meta.ino());
         self.objects.push(Some(identity));
-        let mut pages = Pages::default();
-        self.tracker.object(Of::Object(identity.0, identity.1), file, size, &mut pages)?;
-        let (changed, kept) = (Spans::of(pages.changed), Spans::of(pages.kept));
-        let nothing = Spans::default();
-        let before = self.before.as_ref().and_then(|before| before.objects.get(&identity)).unwrap_or(&nothing);
+        let stamp = stamp.filter(|_| !self.mapped.contains(&identity));
+        let (nothing, unknown) = (Spans::default(), (Spans::default(), None));
+        let (before, known) = self.before.as_ref().and_then(|before| before.objects.get(&identity)).unwrap_or(&unknown);
+        let (changed, kept) = if stamp.is_some() && stamp == *known {
+            (Spans::default(), before.clone())
+        } else {
+            let mut pages = Pages::default();
+            self.tracker.object(Of::Object(identity.0, identity.1), file, size, &mut pages)?;
+            (Spans::of(pages.changed), Spans::of(pages.kept))
+        };
         let of = Of::Object(identity.0, identity.1);
         let from_laid = kept.and(self.laid.as_ref().and_then(|laid| laid.of(of)).unwrap_or(&nothing));
         let inherited = kept.without(&from_laid).and(before);
@@ -194,7 +207,7 @@ impl Tracking {
         let owner = Owner::Object(number);
         cut(owner, From::Object(number as usize), false, read.ranges(), jobs);
         cut(owner, From::Parent, false, inherited.ranges(), jobs);
-        self.named.objects.insert(identity, changed.or(&kept));
+        self.named.objects.insert(identity, (changed.or(&kept), stamp));
         Ok(())
     }
 

@@ -210,6 +210,7 @@ pub fn capture(frozen: &mut Frozen, decisions: &Decisions, recall: Recall, mut t
     capture.recall.deadlines.keep(&frozen.processes.iter().flat_map(|p| &p.threads).map(|held| held.tid).collect());
     let again = capture.recall.quiet.is_some();
     capture.recall.connections.look(frozen.processes.iter().map(|p| p.pid), again);
+    capture.recall.files.look(frozen.processes.iter().map(|p| p.pid), again);
     capture.system_v = system_v::Listed::of(frozen.processes.iter().map(|p| p.pid))?;
     let mut processes = Vec::new();
     let mut jobs = Vec::new();
@@ -242,12 +243,15 @@ pub fn capture(frozen: &mut Frozen, decisions: &Decisions, recall: Recall, mut t
     pty::finish(&tree, &mut capture)?;
     mqueue::finish(&tree, &processes, &mut capture)?;
     warnings.append(&mut capture.warnings);
-    tracking.iter_mut().for_each(|tracking| tracking.begin_objects());
+    let mapped = if capture.recall.files.is_used() { capture.mapped_files(&processes) } else { HashSet::new() };
+    let calm = capture.recall.files.calm();
+    capture.recall.files.forget(&mapped);
+    tracking.iter_mut().for_each(|tracking| tracking.begin_objects(&mapped, calm));
     for (number, source) in capture.sources.iter().enumerate() {
         // Those of several ipc namespaces are told apart by nothing.
         let own = !matches!(capture.objects[number].origin, Origin::SystemV { .. });
         if let Some(tracking) = tracking.as_mut().filter(|_| own) {
-            tracking.object(number as u32, &source.file, capture.objects[number].size, &mut jobs)?;
+            tracking.object(number as u32, (&source.file, source.stamp), capture.objects[number].size, &mut jobs)?;
             continue;
         }
         let ranges = file::data_ranges(&source.file, capture.objects[number].size).context(|| "looking for data in shared memory")?;

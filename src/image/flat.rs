@@ -111,6 +111,12 @@ impl Flat {
         self.now.as_ref()
     }
 
+    /// Bytes of pages that it has.
+    pub fn taken(&self) -> u64 {
+        let free: u64 = self.room.free.values().map(|pages| u64::from(*pages)).sum();
+        (u64::from(self.room.end) - free) * PAGE as u64
+    }
+
     /// Bytes that the file reaches to.
     #[cfg(test)]
     pub fn bytes(&self) -> u64 {

@@ -4,8 +4,8 @@ use super::Tree;
 use super::graph::{Graph, How};
 use super::socket::choice::Choice;
 use super::{
-    descriptor::FileId, descriptor::OpenFile, memory::MappedFile, memory::ObjectId, namespace::Table, path::FilePath, pipe::Pipe,
-    shared::Object, shared::Origin, system_v::Listed, terminal::TerminalState,
+    descriptor::FileId, descriptor::OpenFile, memory::Backing, memory::MappedFile, memory::ObjectId, namespace::Table, path::FilePath,
+    pipe::Pipe, process::Process, shared::Object, shared::Origin, system_v::Listed, terminal::TerminalState,
 };
 use crate::error::{Context, Refusal};
 use crate::sys::task::{self, Files};
@@ -21,6 +21,8 @@ use std::rc::Rc;
 pub struct Source {
     /// Open for reading.
     pub file: File,
+    /// Of one whose content is the same as long as this is.
+    pub stamp: Option<super::mount::Stamp>,
 }
 
 /// What the user decided about things that would be refused, each written `KIND:ID`; recorded in the image.
@@ -262,6 +264,17 @@ impl Capture {
         self.sockets.set(self.sockets.get() + time);
     }
 
+    /// Device and inode of all files that these processes have mapped.
+    pub fn mapped_files(&self, processes: &[Process]) -> HashSet<(u64, u64)> {
+        let device = |(major, minor)| nix::sys::stat::makedev(u64::from(major), u64::from(minor));
+        let named = self.mapped_alike.keys().map(|(_, number, inode, _)| (device(*number), *inode));
+        let mappings = processes.iter().filter_map(|p| p.memory.as_ref()).flat_map(|space| &space.mappings);
+        let objects: HashSet<ObjectId> =
+            mappings.filter_map(|m| if let Backing::Object { object, .. } = m.backing { Some(object) } else { None }).collect();
+        let others = self.object_index.iter().filter(|(_, id)| objects.contains(id)).map(|(identity, _)| *identity);
+        named.chain(others).collect()
+    }
+
     /// The object behind (device, inode); `open` is asked for its content the first time.
     pub fn object(
         &mut self,
@@ -274,7 +287,7 @@ impl Capture {
         let (origin, file) = open()?;
         let id = self.objects.len() as ObjectId;
         self.objects.push(Object { id, origin, size: file.metadata()?.len() });
-        self.sources.push(Source { file });
+        self.sources.push(Source { file, stamp: None });
         self.object_index.insert(identity, id);
         Ok(id)
     }

@@ -125,6 +125,22 @@ pub struct Tree {
 }
 
 impl Tree {
+    /// Completes the tree of an image of a series by that of the image before, whose files in memory it may name.
+    ///
+    /// # Errors
+    /// When something is not there.
+    pub fn complete(&mut self, before: Option<&Tree>) -> crate::error::Result<()> {
+        let there = |place: mount::Place| match &before?.namespaces.get(place.namespace as usize)?.content {
+            namespace::Content::Mounts(saved) => saved.content(place),
+            _ => None,
+        };
+        let whole = self.namespaces.iter_mut().all(|namespace| match &mut namespace.content {
+            namespace::Content::Mounts(saved) => saved.complete(there),
+            _ => true,
+        });
+        if whole { Ok(()) } else { Err(crate::error::Error::image("the image names files that the one before does not have")) }
+    }
+
     /// Gives every process, thread, group and session another number: what meio saw becomes what the tree sees. Each
     /// kind that keeps such a number has its line here; the numbers of timers and the like are those of the base, too.
     pub fn renumber(&mut self, number: impl Fn(i32) -> i32) {

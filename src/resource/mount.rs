@@ -8,6 +8,7 @@ mod contents;
 mod propagation;
 mod rebuild;
 mod shared;
+mod steady;
 #[cfg(test)]
 mod tests;
 
@@ -17,13 +18,15 @@ use crate::error::{Context, Result};
 use crate::sys::mount;
 use crate::sys::proc::mountinfo::{self, Mount as Line};
 use crate::sys::proc::read;
-use contents::{Inode, Reader};
+pub use contents::Place;
+use contents::{Content, Inode, Reader};
 use propagation::Groups;
 use serde::{Deserialize, Serialize};
 pub use shared::Seen;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+pub use steady::{Files, Stamp};
 
 /// What is mounted in a mount namespace.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -110,6 +113,21 @@ pub struct FileSystem {
     /// The pid namespace that it shows (proc), when that is nested in the tree's own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pids: Option<u32>,
+}
+
+impl Saved {
+    /// What is in an inode of it, by the numbers of the file system and the inode.
+    pub fn content(&self, place: Place) -> Option<&Content> {
+        Some(&self.own.get(place.own as usize)?.inodes.get(place.inode as usize)?.content)
+    }
+
+    /// Has what is in files that are as they were before told by `before`. Whether it could tell all of it.
+    pub fn complete<'b>(&mut self, before: impl Fn(Place) -> Option<&'b Content>) -> bool {
+        self.own.iter_mut().flat_map(|own| &mut own.inodes).all(|inode| match inode.content {
+            Content::Before(place) => before(place).map(|content| inode.content = content.clone()).is_some(),
+            _ => true,
+        })
+    }
 }
 
 /// A mount namespace as a capture sees it.
@@ -431,7 +449,7 @@ fn read_contents(
         }
     }
     for (own, device) in devices.iter().enumerate().filter(|(own, _)| saved.own[*own].shared.is_none()).collect::<Vec<_>>() {
-        let mut reader = Reader::new(number, view, ids);
+        let mut reader = Reader::new((number, own as u32), view, ids);
         let mut roots: Vec<&(&Line, OwnedFd)> = mounts.iter().filter(|(l, _)| l.dev == *device).collect();
         roots.sort_by_key(|(l, _)| (l.root.len(), l.id));
         for (line, mount) in roots {

@@ -7,7 +7,7 @@ use crate::error::{Error, Refusal, Result};
 use crate::resource::path::FilePath;
 use crate::resource::{Manifest, Tree};
 use crate::sys::arch;
-use crate::sys::proc::read;
+use crate::sys::room::available;
 use std::collections::HashSet;
 use std::net::IpAddr;
 use std::path::Path;
@@ -75,7 +75,8 @@ fn room(tree: &Tree, needs: Needs<'_>) -> Vec<Refusal> {
         |object: String, reason: String, advice: &str| Refusal { pid, object, reason, advice: advice.to_owned(), ..Refusal::default() };
     let mut refusals = Vec::new();
     let mib = |bytes: u64| bytes.div_ceil(1 << 20);
-    if let Some(free) = available_memory().filter(|&free| free < needs.memory) {
+    let free = available();
+    if free < needs.memory {
         let reason = format!("it has {} MiB of memory, and {} MiB are free here", mib(needs.memory), mib(free));
         refusals.push(refuse("memory".into(), reason, "end something on the target, or choose another one"));
     }
@@ -88,12 +89,4 @@ fn room(tree: &Tree, needs: Needs<'_>) -> Vec<Refusal> {
         refusals.push(refuse(format!("folder {}", needs.spool.display()), reason, "make room there, or name another folder with --spool"));
     }
     refusals
-}
-
-/// Bytes that programs can have without others being swapped out (proc_meminfo(5), `MemAvailable`).
-fn available_memory() -> Option<u64> {
-    let text = read::read_machine("meminfo").ok()?;
-    let line = text.split(|b| *b == b'\n').find_map(|line| line.strip_prefix(b"MemAvailable:"))?;
-    let kib: u64 = std::str::from_utf8(line).ok()?.split_whitespace().next()?.parse().ok()?;
-    Some(kib << 10)
 }

@@ -5,6 +5,12 @@ use std::path::{Path, PathBuf};
 
 const PAGE: u64 = 4096;
 
+/// Files of a control group: the most that it may take, what it has, and what of `memory.stat` it would give back first: pages of
+/// files, which the kernel counts as well (shared memory and tmpfs are not among these).
+type Names = [&'static str; 4];
+const V2: Names = ["memory.max", "memory.current", "active_file", "inactive_file"];
+const V1: Names = ["memory.limit_in_bytes", "memory.usage_in_bytes", "total_active_file", "total_inactive_file"];
+
 /// Bytes that can be taken without anybody being short of memory, by the machine and by the control groups that meio is
 /// in.
 pub fn available() -> u64 {
@@ -13,25 +19,24 @@ pub fn available() -> u64 {
     groups.lines().fold(machine, |least, line| {
         let mut fields = line.splitn(3, ':').skip(1);
         least.min(match (fields.next(), fields.next()) {
-            (Some(""), Some(group)) => left_in_groups("/sys/fs/cgroup", group, ["memory.max", "memory.current"]),
-            (Some("memory"), Some(group)) => {
-                left_in_groups("/sys/fs/cgroup/memory", group, ["memory.limit_in_bytes", "memory.usage_in_bytes"])
-            }
+            (Some(""), Some(group)) => left_in_groups("/sys/fs/cgroup", group, V2),
+            (Some("memory"), Some(group)) => left_in_groups("/sys/fs/cgroup/memory", group, V1),
             _ => u64::MAX,
         })
     })
 }
 
-/// The least that is left in a control group and those above it, by the files for the most that they may take and for what
-/// they have.
-fn left_in_groups(root: impl AsRef<Path>, group: &str, [most, current]: [&str; 2]) -> u64 {
+/// The least that is left in a control group and those above it. In a container the root that is seen is a group, too.
+fn left_in_groups(root: impl AsRef<Path>, group: &str, [most, current, active, inactive]: Names) -> u64 {
     let root = root.as_ref();
     let mut folder = root.join(group.trim_start_matches('/'));
     let mut least = u64::MAX;
-    while folder != root && folder.starts_with(root) {
+    while folder.starts_with(root) {
         let number = |name: &str| fs::read_to_string(folder.join(name)).ok()?.trim().parse::<u64>().ok();
         if let (Some(most), Some(current)) = (number(most), number(current)) {
-            least = least.min(most.saturating_sub(current));
+            let text = fs::read_to_string(folder.join("memory.stat")).unwrap_or_default();
+            let files: u64 = [active, inactive].iter().filter_map(|name| field(&text, name)).sum();
+            least = least.min(most.saturating_sub(current.saturating_sub(files)));
         }
         folder = folder.parent().map_or_else(PathBuf::new, Path::to_owned);
     }
@@ -78,12 +83,18 @@ mod tests {
         put("a", "1000\n", "400\n");
         put("a/b", "max\n", "300\n");
         put("a/b/c", "900\n", "100\n");
-        let left = |group: &str| left_in_groups(root.path(), group, ["memory.max", "memory.current"]);
+        let left = |group: &str| left_in_groups(root.path(), group, V2);
         assert_eq!(left("/a/b/c"), 600);
         assert_eq!(left("/"), u64::MAX);
         put("a/b/c", "100\n", "150\n");
         assert_eq!(left("/a/b/c"), 0);
         assert_eq!(left("/../elsewhere"), u64::MAX);
+        // What files have in memory is given back; a file system in memory keeps it.
+        fs::write(root.path().join("a/b/c/memory.stat"), "file 140\nshmem 60\ninactive_file 50\nactive_file 30\n").unwrap();
+        assert_eq!(left("/a/b/c"), 30);
+        // A container sees its own group as the root.
+        put(".", "500\n", "480\n");
+        assert_eq!((left("/"), left("/a/b/c"), left("/a")), (20, 20, 20));
     }
 
     #[test]

@@ -5,10 +5,12 @@
 //! brings its pages in, while the next one comes. No more than [`MOST`] wait: who sends waits with them.
 //!
 //! Where there is no room for what comes it is let go by, with all that builds upon it, and [`Clone::short`] says so; what was
-//! there stays as long as nobody gives it up.
+//! there stays as long as nobody gives it up. There must be memory for the tree itself beside what is kept of it, too: it is brought
+//! to life while all of that is still there, and who ran out of memory only then would have promised too much.
 
 use crate::error::{Context, Error, Result};
-use crate::image::{Flat, Reader, Resolved};
+use crate::image::{Flat, PAGE, Reader, Resolved};
+use crate::resource::Tree;
 use crate::restore::Known;
 use crate::sys::{arch, file, room};
 use crate::transport::{Receiver, Waker};
@@ -87,17 +89,18 @@ impl Keeping {
         }
     }
 
-    /// Whether so many bytes more can be kept. A file system says so itself.
-    fn has_room(&self, bytes: u64) -> Result<()> {
-        let there = match self {
-            Keeping::Memory => room::available(),
-            Keeping::Folder(_) => return Ok(()),
+    /// Whether so many bytes more can be kept, and so many brought to life. A file system says itself what it has room for.
+    fn has_room(&self, kept: u64, life: u64) -> Result<()> {
+        let (kept, help) = match self {
+            Keeping::Memory => (kept, "end something on the standby, or keep the copy on a disk: --spool FOLDER"),
+            Keeping::Folder(_) => (0, "end something on the standby"),
         };
-        if there >= bytes.saturating_add(OTHERS) {
+        let (needed, there) = (kept.saturating_add(life), room::available());
+        if needed == 0 || there >= needed.saturating_add(OTHERS) {
             return Ok(());
         }
-        Err(Error::other(format!("{} MiB of memory are free here, and that is too little", there >> 20))
-            .help("end something on the standby, or keep the copy on a disk: --spool FOLDER"))
+        let [there, needed] = [there, needed.saturating_add(OTHERS)].map(|bytes| bytes >> 20);
+        Err(Error::other(format!("{there} MiB of memory are free here, and {needed} MiB are needed")).help(help))
     }
 }
 
@@ -207,7 +210,8 @@ impl Clone {
         for (number, file) in state.waiting.iter().filter(|(number, _)| *number <= image) {
             let name = name(*number);
             let mut reader = Reader::from_file(file.try_clone()?, arch::MACHINE).context(|| name.display().to_string())?;
-            let (manifest, tree) = (reader.manifest()?, reader.tree()?);
+            let (manifest, mut tree): (_, Tree) = (reader.manifest()?, reader.tree()?);
+            tree.complete(last.as_ref().map(|known| &known.tree))?;
             let parent = last.as_ref().map(|known| &*known.resolved);
             let resolved = Resolved::read(&mut reader, &name, parent)?;
             last = Some(Known { manifest, tree, id: reader.id(), resolved: Arc::new(resolved) });
@@ -272,6 +276,11 @@ impl Shared {
             let number = state.whole + 1;
             let link = came.and_then(|file| {
                 let link = Reader::from_file(file.try_clone()?, arch::MACHINE)?.link()?;
+                if link.is_none() {
+                    // Known before it is said that this can be taken over from.
+                    let bytes = extent(&file)?;
+                    self.place.has_room(bytes, bytes)?;
+                }
                 Ok((file, link.is_some()))
             });
             match (link, state.series) {
@@ -307,7 +316,7 @@ impl Shared {
             }
             length += read as u64;
             if looked == 0 || length > looked + OFTEN {
-                self.place.has_room(OFTEN).map_err(Short::Here)?;
+                self.place.has_room(OFTEN, 0).map_err(Short::Here)?;
                 looked = length;
             }
             let put = file.as_mut().map_or(Ok(()), |file| file.write_all(&buffer[..read]));
@@ -360,19 +369,29 @@ impl Shared {
 
     fn bring(&self, flat: &mut Option<Flat>, number: u64, file: File) -> Result<Option<Known>> {
         let name = name(number);
-        self.place.has_room(file.metadata()?.len())?;
+        self.place.has_room(file.metadata()?.len(), 0)?;
         let flat = match flat {
             Some(flat) => flat,
             None => flat.insert(Flat::new(self.place.file()?, give_back)),
         };
         let mut reader = Reader::from_file(file, arch::MACHINE).context(|| name.display().to_string())?;
-        let (manifest, tree) = (reader.manifest()?, reader.tree()?);
+        let (manifest, mut tree): (_, Tree) = (reader.manifest()?, reader.tree()?);
+        tree.complete(self.state().latest.as_ref().map(|(_, known)| &known.tree))?;
         if !flat.bring_in(&mut reader, &name, &self.goes_on)? {
             return Ok(None);
         }
+        self.place.has_room(0, flat.taken())?;
         let resolved = flat.now().cloned().ok_or_else(|| Error::other("nothing was brought in"))?;
         Ok(Some(Known { manifest, tree, id: reader.id(), resolved }))
     }
+}
+
+/// Bytes of memory that an image has which stands alone, but for pages of zeros.
+fn extent(file: &File) -> Result<u64> {
+    let mut reader = Reader::from_file(file.try_clone()?, arch::MACHINE)?;
+    let resolved = Resolved::read(&mut reader, Path::new("image"), None)?;
+    let places = resolved.owners().flat_map(|(_, places)| places).filter(|place| place.at.is_some());
+    Ok(places.map(|place| u64::from(place.pages) * PAGE as u64).sum())
 }
 
 /// Where that is not possible the room is used again all the same.

@@ -2,13 +2,14 @@
 
 use super::protect::Options;
 use crate::dump;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Refusal, Result};
 use crate::migrate::address::Probe;
 use crate::migrate::files;
 use crate::migrate::local;
 use crate::migrate::plan::{Details, Plan};
 use crate::resource::Manifest;
 use crate::restore::fits::{Needs, fits};
+use crate::sys::room;
 use std::net::IpAddr;
 
 /// The tree as it is seen while it runs.
@@ -53,5 +54,21 @@ pub fn check(plan: &Plan) -> Result<Details> {
     let mut details = Details { refusals: found.refusals, warnings: found.warnings, ..Details::default() };
     details.refusals.extend(plan.addresses.iter().filter_map(|a| local::cannot_have(a, &plan.neighbours, Probe::QUICK)));
     details.refusals.extend(local::not_allowed(plan));
+    details.refusals.extend(twice(plan, room::available()));
     Ok(details)
+}
+
+/// A copy in memory is there until all of the tree has been brought back from it. Who has no room for the tree alone was told so.
+fn twice(plan: &Plan, free: u64) -> Option<Refusal> {
+    let both = plan.memory.saturating_mul(2);
+    let short = plan.spool.as_os_str().is_empty() && (plan.memory..both).contains(&free);
+    let reason =
+        format!("a copy and the tree brought back from it take {} MiB, and {} MiB are free here", both.div_ceil(1 << 20), free >> 20);
+    short.then(|| Refusal {
+        pid: plan.manifest.root_pid,
+        object: "memory".into(),
+        reason,
+        advice: "end something on the standby, or keep the copy on a disk: --spool FOLDER".into(),
+        ..Refusal::default()
+    })
 }

@@ -135,10 +135,15 @@ fn zstd() -> PathBuf {
     manifest.with_file_name("zstd").join("lib")
 }
 
+/// Where the programs of postgresql are.
+pub fn postgresql() -> PathBuf {
+    let bin = std::fs::read_dir("/usr/lib/postgresql").expect("postgresql is not installed");
+    bin.flatten().map(|e| e.path().join("bin")).find(|b| b.join("postgres").exists()).expect("postgres")
+}
+
 /// Makes a new database cluster in the folder `data`: what its server is to be run by, and where its programs are.
 pub fn cluster(lab: &Lab) -> (Vec<&'static str>, PathBuf) {
-    let bin = std::fs::read_dir("/usr/lib/postgresql").expect("postgresql is not installed");
-    let bin = bin.flatten().map(|e| e.path().join("bin")).find(|b| b.join("postgres").exists()).expect("postgres");
+    let bin = postgresql();
     // It refuses to run as root.
     const USER: u32 = 65534;
     std::fs::set_permissions(lab.path(""), PermissionsExt::from_mode(0o755)).expect("mode");

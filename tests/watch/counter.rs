@@ -29,6 +29,16 @@ impl Way for Connection {
     }
 }
 
+/// The same in the words of memcached, which has a number only after somebody has set it.
+struct Memcached(Connection);
+
+impl Way for Memcached {
+    fn ask(&mut self, request: &str) -> io::Result<String> {
+        let name = request.strip_prefix("INCR ").ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(format!(":{}", self.0.ask(&format!("incr {name} 1"))?))
+    }
+}
+
 /// In datagrams, which may be lost: they are said again until there is an answer to this one.
 struct Datagrams {
     socket: UdpSocket,
@@ -58,19 +68,25 @@ impl Way for Datagrams {
     }
 }
 
-fn connect(address: &str, port: u16) -> io::Result<Box<dyn Way>> {
+fn connect(address: &str, port: u16) -> io::Result<Connection> {
     let stream = TcpStream::connect((address, port))?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_nodelay(true)?;
-    Ok(Box::new(Connection(BufReader::new(stream))))
+    Ok(Connection(BufReader::new(stream)))
 }
 
-fn datagrams(port: u16) -> io::Result<Box<dyn Way>> {
+fn memcached(port: u16) -> io::Result<Memcached> {
+    let mut connection = connect(SERVICE, port)?;
+    let said = connection.ask("set one 0 0 1\r\n0")?;
+    if said.trim() == "STORED" { Ok(Memcached(connection)) } else { Err(io::Error::other(said)) }
+}
+
+fn datagrams(port: u16) -> io::Result<Datagrams> {
     const AGAIN: Duration = Duration::from_millis(200);
     let socket = UdpSocket::bind("0.0.0.0:0")?;
     socket.connect((SERVICE, port))?;
     socket.set_read_timeout(Some(AGAIN))?;
-    Ok(Box::new(Datagrams { socket, sequence: 0 }))
+    Ok(Datagrams { socket, sequence: 0 })
 }
 
 /// One that does.
@@ -96,7 +112,12 @@ impl Counter {
         Counter::over(move || datagrams(port), "one")
     }
 
-    fn over(connect: impl FnOnce() -> io::Result<Box<dyn Way>> + Send + 'static, what: &'static str) -> Counter {
+    /// Over one connection to memcached.
+    pub fn to_memcached(port: u16) -> Counter {
+        Counter::over(move || memcached(port), "one")
+    }
+
+    fn over<W: Way>(connect: impl FnOnce() -> io::Result<W> + Send + 'static, what: &'static str) -> Counter {
         let (stop, answers) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let (until, told) = (stop.clone(), answers.clone());
         let count = move || {

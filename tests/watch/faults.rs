@@ -1,12 +1,15 @@
 //! Faults at random instants under a client that counts, over one connection or by datagrams: whatever happens, no answer that it
-//! was given is ever taken back, and in the end somebody answers. `FAULTS` says how many (a slice of three without it), `SEED` with
+//! was given is ever taken back, and in the end somebody answers. `FAULTS` says how many (a slice of five without it), `SEED` with
 //! which one they begin.
 
 use super::links::{cut, cut_all, cut_ports, heal};
 use super::{Counter, Watched, has_address, noted, oldest, redis, two};
 use crate::lab::hosts::{Hosts, SERVICE};
 use crate::lab::{Lab, SOON, compile, until};
+use crate::programs::installed;
 use std::collections::BTreeMap;
+use std::fs;
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -51,11 +54,19 @@ enum Service {
     Threads,
     /// The same, by datagrams to a ninth.
     Datagrams,
+    /// An interpreter, and an event loop on epoll(7) and a pair of sockets.
+    Asyncio,
+    /// Threads that hand connections to each other, and clocks of their own.
+    Memcached,
 }
 
-const SERVICES: [Service; 3] = [Service::Redis, Service::Threads, Service::Datagrams];
-/// Where the one with threads answers.
+const SERVICES: [Service; 5] = [Service::Redis, Service::Threads, Service::Datagrams, Service::Asyncio, Service::Memcached];
+/// Where those answer that have no port of their own.
 const PORT: u16 = 2600;
+/// Where memcached does.
+const MEMCACHED: u16 = 11211;
+/// Counts for many, each over a connection of its own.
+const ASYNCIO: &str = include_str!("count.py");
 
 impl Service {
     /// Two hosts, the first of which has it.
@@ -64,17 +75,32 @@ impl Service {
             return redis(lab);
         }
         let hosts = two(lab);
-        let (program, prefix) = (compile("keyvalue").display().to_string(), lab.path("x").display().to_string());
-        let pid = hosts.hosts[0].start(lab, &program, &[&prefix, SERVICE, &PORT.to_string(), "8"]);
-        assert!(until(SOON, || lab.path("x.ready").exists()), "it does not get ready: {}", lab.log());
+        let (port, memcached) = (PORT.to_string(), MEMCACHED.to_string());
+        let prefix = lab.path("x").display().to_string();
+        let start = |program: &str, arguments: &[&str]| hosts.hosts[0].start(lab, program, arguments);
+        let pid = match self {
+            Service::Asyncio => {
+                fs::write(lab.path("count.py"), ASYNCIO).expect("script");
+                start(&installed("python3").display().to_string(), &["count.py", SERVICE, &port])
+            }
+            Service::Memcached => start("memcached", &["-u", "root", "-l", SERVICE, "-p", &memcached, "-U", "0", "-m", "16", "-t", "4"]),
+            _ => start(&compile("keyvalue").display().to_string(), &[&prefix, SERVICE, &port, "8"]),
+        };
+        let is_up = || match self {
+            Service::Asyncio => TcpStream::connect((SERVICE, PORT)).is_ok(),
+            Service::Memcached => TcpStream::connect((SERVICE, MEMCACHED)).is_ok(),
+            _ => lab.path("x.ready").exists(),
+        };
+        assert!(until(SOON, is_up), "it does not get ready: {}", lab.log());
         (hosts, pid)
     }
 
     fn count(self) -> Counter {
         match self {
             Service::Redis => Counter::begin(),
-            Service::Threads => Counter::to(SERVICE, PORT, "one"),
+            Service::Threads | Service::Asyncio => Counter::to(SERVICE, PORT, "one"),
             Service::Datagrams => Counter::by_datagrams(PORT),
+            Service::Memcached => Counter::to_memcached(MEMCACHED),
         }
     }
 }
@@ -216,12 +242,12 @@ crate::alone! {
     /// See above.
     fn random_faults() {
         let number = |name: &str| std::env::var(name).ok().and_then(|n| n.parse::<u64>().ok());
-        let (rounds, seed) = (number("FAULTS").unwrap_or(3), number("SEED").unwrap_or(0));
+        let (rounds, seed) = (number("FAULTS").unwrap_or(5), number("SEED").unwrap_or(0));
         let mut table: BTreeMap<Fault, Vec<Came>> = BTreeMap::new();
         let mut failed = Vec::new();
         for n in seed..seed + rounds {
             let fault = ALL[(n % ALL.len() as u64) as usize];
-            // Each of them meets each fault, and a slice of three all of them.
+            // Each of them meets each fault, and a slice of five has all of them.
             let service = SERVICES[((n + n / ALL.len() as u64) % SERVICES.len() as u64) as usize];
             match std::panic::catch_unwind(|| round(n, fault, service)) {
                 Ok(came) => table.entry(fault).or_default().push(came),

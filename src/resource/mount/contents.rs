@@ -1,5 +1,6 @@
 //! What is in a file system that only memory holds: every inode with its names, owner, times, attributes and bytes.
 
+use super::steady::Inside;
 use super::{Ids, View, below, join};
 use crate::error::{Context, Error, Result};
 use crate::resource::capture::Capture;
@@ -72,11 +73,26 @@ pub enum Content {
         /// Which object.
         object: ObjectId,
     },
+    /// A file with the content that another has in the image which this one builds upon.
+    Before(Place),
+}
+
+/// Where an inode is in a tree: the number of its mount namespace, of the file system there, and its own in that.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Place {
+    /// Index into [`crate::resource::Tree::namespaces`].
+    pub namespace: u32,
+    /// Index into [`super::Saved::own`].
+    pub own: u32,
+    /// Index into [`super::FileSystem::inodes`].
+    pub inode: u32,
 }
 
 /// Reads one file system.
 pub struct Reader<'a> {
-    namespace: u32,
+    /// Numbers of the namespace, and of the file system there.
+    number: (u32, u32),
     view: &'a View,
     ids: &'a Ids,
     inodes: Vec<Inode>,
@@ -85,8 +101,8 @@ pub struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     /// A reader for a file system of this namespace.
-    pub fn new(namespace: u32, view: &'a View, ids: &'a Ids) -> Self {
-        Reader { namespace, view, ids, inodes: Vec::new(), known: HashMap::new() }
+    pub fn new(number: (u32, u32), view: &'a View, ids: &'a Ids) -> Self {
+        Reader { number, view, ids, inodes: Vec::new(), known: HashMap::new() }
     }
 
     /// Reads what a mount shows. What was read through another mount already is not read again.
@@ -133,13 +149,12 @@ impl<'a> Reader<'a> {
         } else {
             (0, 0)
         };
-        let content = match meta.mode() & libc::S_IFMT {
-            libc::S_IFLNK => Content::Link(FilePath::from(std::fs::read_link(here)?.as_os_str().as_bytes())),
-            libc::S_IFREG => self.file(here, meta, line, folder, capture)?,
-            _ => Content::Nothing,
+        let place = Place { namespace: self.number.0, own: self.number.1, inode: self.inodes.len() as u32 };
+        let known = capture.recall.files.inside(meta, place);
+        let (attributes, content) = match known {
+            Some(known) => known,
+            None => self.inside((&name, place), here, meta, (line, folder), capture)?,
         };
-        let attributes = xattr::all(here).context(|| format!("reading attributes of {name}"))?;
-        let attributes = attributes.into_iter().filter(|(n, _)| n != b"security.selinux");
         self.known.insert(meta.ino(), self.inodes.len());
         self.inodes.push(Inode {
             names: vec![name],
@@ -148,10 +163,34 @@ impl<'a> Reader<'a> {
             device,
             accessed: (meta.atime(), meta.atime_nsec()),
             modified: (meta.mtime(), meta.mtime_nsec()),
-            attributes: attributes.map(|(name, value)| (FilePath::from(name.as_slice()), Bytes(value))).collect(),
+            attributes,
             content,
         });
         Ok(true)
+    }
+
+    fn inside(
+        &self,
+        (name, place): (&FilePath, Place),
+        here: &Path,
+        meta: &Metadata,
+        (line, folder): (&Line, &Path),
+        capture: &mut Capture,
+    ) -> Result<Inside> {
+        let content = match meta.mode() & libc::S_IFMT {
+            libc::S_IFLNK => Content::Link(FilePath::from(std::fs::read_link(here)?.as_os_str().as_bytes())),
+            libc::S_IFREG => self.file(here, meta, line, folder, capture)?,
+            _ => Content::Nothing,
+        };
+        let attributes = xattr::all(here).context(|| format!("reading attributes of {name}"))?;
+        let attributes = attributes.into_iter().filter(|(n, _)| n != b"security.selinux");
+        let inside = (attributes.map(|(name, value)| (FilePath::from(name.as_slice()), Bytes(value))).collect(), content);
+        match inside.1 {
+            // What is in an object is not known by this.
+            Content::Object { object, .. } => capture.sources[object as usize].stamp = capture.recall.files.stamp(meta),
+            _ => capture.recall.files.note(meta, &inside, place),
+        }
+        Ok(inside)
     }
 
     fn file(&self, here: &Path, meta: &Metadata, line: &Line, folder: &Path, capture: &mut Capture) -> Result<Content> {
@@ -163,7 +202,7 @@ impl<'a> Reader<'a> {
         let seen = std::fs::symlink_metadata(self.view.path(&path)).is_ok_and(|m| (m.dev(), m.ino()) == (meta.dev(), meta.ino()));
         if seen && ranges.iter().map(|r| r.1).sum::<u64>() > INLINE {
             let times = [(meta.atime(), meta.atime_nsec()), (meta.mtime(), meta.mtime_nsec())];
-            let origin = Origin::Mounted { namespace: self.namespace, path, times };
+            let origin = Origin::Mounted { namespace: self.number.0, path, times };
             let object = capture.object((meta.dev(), meta.ino()), || Ok((origin, file)))?;
             return Ok(Content::Object { size, object });
         }

@@ -230,3 +230,37 @@ fn a_root_of_its_own() {
     });
     same(&unread(before), &unread(after));
 }
+
+/// What the image before has is named, as long as it is as it was, and found there again.
+#[test]
+fn what_is_as_it_was_is_only_named() {
+    if !root() {
+        return;
+    }
+    let shell = Shell::new("-m", "mount -t tmpfs box /mnt; echo one > /mnt/one; echo two > /mnt/two");
+    std::thread::sleep(std::time::Duration::from_millis(150));
+    let mut recall = crate::resource::recall::Recall::default();
+    let mut saved: Vec<Saved> = Vec::new();
+    let mut named = Vec::new();
+    for n in 0..4 {
+        let mut capture = Capture { recall, ..Capture::default() };
+        capture.recall.files.follow(n > 0);
+        capture.recall.files.look(std::iter::once(shell.pid()), true);
+        let calm = capture.recall.files.calm();
+        let ids = Ids::of([Vec::new(), Vec::new()]);
+        let mut now = super::capture(shell.pid(), 0, true, &ids, &mut Seen::default(), &mut capture).unwrap();
+        let inodes = now.own.iter().flat_map(|own| &own.inodes);
+        named.push((calm, inodes.filter(|inode| matches!(inode.content, Content::Before(_))).count()));
+        assert!(now.complete(|place| saved.last()?.content(place)));
+        saved.push(now);
+        recall = capture.recall;
+        if n == 2 {
+            std::fs::write(format!("/proc/{}/root/mnt/two", shell.pid()), "2\n").unwrap();
+        }
+    }
+    // Not where the kernel does not count calls.
+    assert!(named[..2] == [(false, 0); 2] && (!named[2].0 || named[2..] == [(true, 2), (true, 1)]), "{named:?}");
+    assert!(saved[0] == saved[1] && saved[1] == saved[2] && saved[2] != saved[3]);
+    let text = |saved: &Saved| format!("{:?}", saved.own[0].inodes);
+    assert!(text(&saved[3]).len() < text(&saved[0]).len() && !text(&saved[3]).contains("Before"));
+}

@@ -1,7 +1,7 @@
 """Keeps a postgresql busy through psql, which finds it by the environment, and counts along: number of clients.
 
 Each client has its inserts acknowledged one by one; one more has a transaction open all the time, and one reads long
-answers more slowly than they could come, so that the server always waits for it.
+answers more slowly than they could come, so that the server always waits for it (not where a further argument is given).
 """
 import subprocess, sys, time
 import record
@@ -64,5 +64,5 @@ def read_slowly():
 first = Psql()
 first.ask("create table acknowledged (client int, line int); create table kept (pid int, line text); select 'made';", "made")
 first.end()
-works = [(transaction,), (read_slowly,)] + [(client, number) for number in range(int(sys.argv[1]))]
+works = [(transaction,)] + [(read_slowly,)] * (len(sys.argv) < 3) + [(client, number) for number in range(int(sys.argv[1]))]
 record.together(works)

@@ -45,6 +45,7 @@ fn a_series_comes_to_one() {
     }
     // Room is used again.
     assert!(flat.bytes() <= (most as u64 + 4096) * STEP, "{} bytes for {most} pages", flat.bytes());
+    assert!(flat.taken() <= model.pages.len() as u64 * STEP, "{} bytes for {} pages", flat.taken(), model.pages.len());
     // One that builds upon another is refused, and changes nothing.
     let path = folder.put("stranger.meio", &bytes(3, &second(), Some(&folder.put("v1-base.meio", &bytes(0, &first(), None).0))).0);
     let mut reader = Reader::from_file(std::fs::File::open(&path).unwrap(), MACHINE).unwrap();
