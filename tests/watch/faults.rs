@@ -2,6 +2,7 @@
 //! was given is ever taken back, and in the end somebody answers. `FAULTS` says how many (a slice of five without it), `SEED` with
 //! which one they begin.
 
+use super::control::standing;
 use super::links::{cut, cut_all, cut_ports, heal};
 use super::{Counter, Watched, has_address, noted, oldest, redis, two};
 use crate::lab::hosts::{Hosts, SERVICE};
@@ -223,9 +224,13 @@ fn round(number: u64, fault: Fault, service: Service) -> Came {
     };
     assert!(until(SOON, || one(&hosts)), "{:?}: {}", there(&hosts), all(&watched, &hosts));
     let taken = there(&hosts).1;
-    if taken {
-        assert!(lost || ends(&mut watched), "{}", all(&watched, &hosts));
-    } else {
+    if taken && fault == Fault::KillMeio {
+        assert!(ends(&mut watched), "{}", all(&watched, &hosts));
+    } else if taken && !lost {
+        // What stood still there has been ended, and that host stands by.
+        standing(&hosts.hosts[1], "protected");
+        assert!(!hosts.hosts[0].runs(pid) && until(SOON, || one(&hosts)), "{}", all(&watched, &hosts));
+    } else if !taken {
         // What was lost has come back. Without a watch nothing of it is left.
         assert!(until(SOON, || watched.is_protected()), "{}", all(&watched, &hosts));
         hosts.hosts[0].plain("kill", &["-INT", &oldest(&hosts.hosts[0])]);
