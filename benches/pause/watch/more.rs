@@ -54,8 +54,8 @@ pub fn guarantees(_: &Bench, _: usize) -> Vec<Figure> {
 pub fn half(_: &Bench, _: usize) -> Vec<Figure> {
     let redis = Redis::start(256);
     let script = format!(
-        "if [ -d /sys/fs/cgroup/cpu ]; then g=/sys/fs/cgroup/cpu/meio-bench-$$; mkdir $g && echo 50000 > $g/cpu.cfs_quota_us
-else g=/sys/fs/cgroup/meio-bench-$$; mkdir $g && echo '50000 100000' > $g/cpu.max; fi && echo {} > $g/cgroup.procs && echo $g",
+        "if [ -d /sys/fs/cgroup/cpu ]; then g=/sys/fs/cgroup/cpu/meio-bench-$$; mkdir -p $g && echo 50000 > $g/cpu.cfs_quota_us
+else g=/sys/fs/cgroup/meio-bench-$$; mkdir -p $g && echo '50000 100000' > $g/cpu.max; fi && echo {} > $g/cgroup.procs && echo $g",
         redis.pid
     );
     let group = redis.hosts.hosts[0].plain("sh", &["-c", &script]).trim().to_owned();
@@ -89,7 +89,8 @@ pub fn idle(bench: &Bench, _: usize) -> Vec<Figure> {
     let pid = hosts.hosts[0].start(&lab, &program.display().to_string(), &[&ready, &board, "1024", "0.0001"]);
     assert!(until(SOON, || Path::new(&ready).exists()), "it does not get ready: {}", lab.log());
     let watched = Watched::begin(&lab, &hosts, pid, &["--timeout", "10s", "--guarantee", "hot"]);
-    std::thread::sleep(Duration::from_secs(3));
+    // The first copy is over by then, and it has been seen that nothing happens.
+    std::thread::sleep(Duration::from_secs(10));
     let share = super::share(&hosts);
     std::thread::sleep(super::WHILE);
     let [here, there, _] = share();
