@@ -327,6 +327,8 @@ impl End {
     /// What has happened; waits a moment for something.
     fn next(&mut self) -> Option<Event> {
         const STEP: Duration = Duration::from_millis(2);
+        /// Heartbeats wait so long to be looked at; whatever else happens wakes who waits for the link.
+        const BEATS: Duration = Duration::from_millis(8);
         self.forward();
         self.manager.lives();
         match self.events.try_recv() {
@@ -367,7 +369,10 @@ impl End {
             return due.then_some(Event::Tick);
         };
         // What has come is heard first: it may be what keeps the other one from being lost.
-        match peer.link.receive(Some(if due { Duration::ZERO } else { STEP })) {
+        // What comes for a tree that stands still does not, either.
+        let most = if self.machine.is_yielding() { STEP } else { BEATS };
+        let wait = self.machine.wake().map_or(most, |wake| wake.saturating_sub(self.begun.elapsed()).min(most));
+        match peer.link.receive(Some(wait)) {
             Ok(came) if came.kind == WORD => frame::read(&came.payload).map(|heard| Event::Heard(Path::Link, heard)),
             Ok(came) if came.kind == WHY => {
                 self.course.why(&came.payload);
