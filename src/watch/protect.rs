@@ -11,9 +11,10 @@ use super::bell::Bell;
 use super::comeback::Stood;
 use super::control::Control;
 use super::copies::{Copies, Known};
+use super::ear::Ear;
 use super::fence::Fence;
 use super::frame;
-use super::gate::{Gate, Held};
+use super::gate::{Gate, Held, News};
 use super::history::{Entry, History};
 use super::lease::Lease;
 use super::pulse::Pulse;
@@ -34,6 +35,7 @@ use crate::migrate::record::Member;
 use crate::progress::{Report, phase};
 use crate::resource::thread::serde_bytes_vec::Bytes;
 use crate::sys::manager::Manager;
+use crate::sys::priority::Urgent;
 use crate::sys::signal;
 use crate::transport::{self, Destination, How, Peer, Sender as Streams};
 use std::collections::VecDeque;
@@ -172,6 +174,7 @@ pub fn run_over(options: &Options, reach: Reach, report: &mut dyn Report) -> Res
         begun,
         peer: None,
         beats: None,
+        ear: None,
         known: copies.known(),
         link: 0,
         calls: Calls::new(ask, options.limits.again, door)?,
@@ -250,6 +253,7 @@ struct End {
     /// Its number.
     link: u64,
     beats: Option<Beats>,
+    ear: Option<Ear>,
     known: Known,
     calls: Calls,
     witness: Option<Client>,
@@ -282,6 +286,8 @@ struct End {
 
 impl End {
     fn run(mut self) {
+        // What it does takes little time, and behind a busy tree all clients would wait for it.
+        let _urgent = Urgent::begin();
         let done = self.feed();
         // Who was overtaken is to know it when it is started again, unless a user has it forgotten.
         if done.is_ok() && (!self.machine.is_demoted() || self.board.is_over()) {
@@ -327,7 +333,8 @@ impl End {
     /// What has happened; waits a moment for something.
     fn next(&mut self) -> Option<Event> {
         const STEP: Duration = Duration::from_millis(2);
-        /// Heartbeats wait so long to be looked at; whatever else happens wakes who waits for the link.
+        const SOON: Duration = Duration::from_micros(200);
+        /// What does not wake who waits for the link is looked at so often.
         const BEATS: Duration = Duration::from_millis(8);
         self.forward();
         self.manager.lives();
@@ -340,7 +347,8 @@ impl End {
         if self.peer.is_some() && self.calls.knocks() {
             return self.unlink(&Error::link("it has called again"));
         }
-        if self.gate.has_news() {
+        let news = self.gate.news();
+        if news == News::Waits {
             return Some(Event::Wanted);
         }
         match self.beats.as_mut().map_or(Came::Nothing, Beats::receive) {
@@ -370,7 +378,11 @@ impl End {
         };
         // What has come is heard first: it may be what keeps the other one from being lost.
         // What comes for a tree that stands still does not, either.
-        let most = if self.machine.is_yielding() { STEP } else { BEATS };
+        let most = match (news, self.machine.is_yielding()) {
+            (News::Gathers, _) => SOON,
+            (_, true) => STEP,
+            _ => BEATS,
+        };
         let wait = self.machine.wake().map_or(most, |wake| wake.saturating_sub(self.begun.elapsed()).min(most));
         match peer.link.receive(Some(wait)) {
             Ok(came) if came.kind == WORD => frame::read(&came.payload).map(|heard| Event::Heard(Path::Link, heard)),
@@ -448,7 +460,10 @@ impl End {
     fn meet(&mut self, standing: Standing) -> Result<Streams> {
         let Standing { peer, sender, instance, beats, token, .. } = standing;
         self.whom.instance = instance;
-        self.beats = beats.or(self.beats.take());
+        if let Some(beats) = beats {
+            self.ear = Some(Ear::listen(&beats, self.bell.clone())?);
+            self.beats = Some(beats);
+        }
         self.whom.fresh = self.beats.is_none();
         if let Some(token) = token {
             self.whom.token = Some(token.clone());
