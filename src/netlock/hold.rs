@@ -56,7 +56,7 @@ struct Shared {
 /// What comes close together is looked at together.
 const TOGETHER: Duration = Duration::from_micros(300);
 /// Who asks for an epoch as soon as the first one waits leaves out all who are a little later: nothing comes any more after this,
-const QUIET: Duration = Duration::from_micros(400);
+const QUIET: Duration = Duration::from_micros(500);
 /// and nobody waits longer for others.
 const LONGEST: Duration = Duration::from_millis(3);
 /// So few packets are somebody alone, who waits for nobody if they were as few the last time.
@@ -217,7 +217,7 @@ impl Hold {
         let first = waits.coming.iter().find(|(number, ..)| is_after(*number, mark));
         let (Some((_, _, first)), Some((newest, _, last))) = (first, waits.coming.back()) else { return News::Nothing };
         // Who was answered just now asks again.
-        let since = waits.gone.map_or(*first, |gone| gone.max(*first));
+        let [since, last] = [*first, *last].map(|at| waits.gone.map_or(at, |gone| gone.max(at)));
         let usual = self.shared.usual.load(Ordering::Relaxed);
         let all = (1..=FEW).contains(&usual) && newest.wrapping_sub(self.shared.marked.load(Ordering::Relaxed)) >= usual;
         if all || last.elapsed() >= QUIET || since.elapsed() >= LONGEST { News::Waits } else { News::Gathers }
