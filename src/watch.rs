@@ -78,6 +78,7 @@ mod clone;
 pub mod comeback;
 pub mod control;
 mod copies;
+mod ear;
 mod fence;
 mod fit;
 mod frame;

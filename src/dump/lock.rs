@@ -22,6 +22,10 @@ pub struct Locks {
     networks: Vec<Network>,
     /// Inodes of the tree's sockets as far as they are known.
     own: HashSet<u64>,
+    /// When everything was listed last.
+    listed: Option<Instant>,
+    /// There were half-open connections then.
+    half_open: bool,
 }
 
 /// One network namespace.
@@ -67,7 +71,7 @@ impl Locks {
             lock.expect(&flows)?;
             networks.push(Network { identity, fd, lock, known: sockets.iter().map(|s| s.inode).collect(), ports: ports(&flows).collect() });
         }
-        Ok(Locks { networks, own: inodes.clone() })
+        Ok(Locks { networks, own: inodes.clone(), listed: None, half_open: false })
     }
 
     /// The same of locks that were opened, which stay where they are: to take a table away empties all queues of its network
@@ -76,6 +80,12 @@ impl Locks {
         let elsewhere = |pid: &i32| read::namespace(*pid, "net").is_ok_and(|n| self.networks.iter().all(|known| known.identity != n));
         if self.networks.is_empty() || pids.iter().any(elsewhere) {
             return Locks::prepare(pids, inodes, manner);
+        }
+        // What has come since then is few, and is added when the tree stands still.
+        const LATELY: Duration = Duration::from_secs(1);
+        if self.listed.is_some_and(|listed| listed.elapsed() < LATELY) {
+            self.own.extend(inodes);
+            return Ok(self);
         }
         for network in &mut self.networks {
             let sockets = list(network.fd.as_ref())?;
@@ -90,18 +100,34 @@ impl Locks {
 
     /// Locks what the tree has, which stands still now.
     pub fn close(&mut self, pids: &[i32]) -> Result<()> {
-        let lists = self.networks.iter().map(|network| list(network.fd.as_ref())).collect::<Result<Vec<_>>>()?;
-        // To ask what every descriptor of the tree leads to is dear; mostly there is nothing new that could be its.
-        let is_new = |(network, list): (&Network, &Vec<Entry>)| list.iter().any(|s| !network.known.contains(&s.inode));
-        if self.networks.iter().zip(&lists).any(is_new) {
-            self.own = held(pids);
-        }
-        for (network, list) in self.networks.iter_mut().zip(&lists) {
-            let flows = flows(list, &self.own);
-            network.ports.extend(ports(&flows));
-            network.lock.add(&flows)?;
+        const MOST: usize = 4;
+        // Mostly that is all: what is listed then is what there is until it is opened.
+        self.networks.iter_mut().try_for_each(|network| network.lock.shut())?;
+        for _ in 0..MOST {
+            let lists = self.networks.iter().map(|network| list(network.fd.as_ref())).collect::<Result<Vec<_>>>()?;
+            // To ask what every descriptor of the tree leads to is dear; mostly there is nothing new that could be its.
+            let is_new = |(network, list): (&Network, &Vec<Entry>)| list.iter().any(|s| !network.known.contains(&s.inode));
+            if self.networks.iter().zip(&lists).any(is_new) {
+                self.own = held(pids);
+            }
+            let mut more = false;
+            for (network, list) in self.networks.iter_mut().zip(&lists) {
+                let flows = flows(list, &self.own);
+                network.ports.extend(ports(&flows));
+                network.known = list.iter().map(|s| s.inode).collect();
+                more |= network.lock.add(&flows)?;
+            }
+            (self.listed, self.half_open) = (Some(Instant::now()), more || lists.iter().flatten().any(Entry::is_half_open));
+            if !more {
+                break;
+            }
         }
         Ok(())
+    }
+
+    /// Whether there may be half-open connections, whoever's, in the networks that are locked.
+    pub fn has_half_open(&self) -> bool {
+        self.half_open
     }
 
     /// Whether all these sockets were known to be the tree's when it was locked.

@@ -62,7 +62,8 @@ impl Session<'_> {
             if refusals == 0 && (covered || tried == TRIES) {
                 if covered && listen::any(&captured.tree) {
                     let lost = phase(report, phases, "waiting connections", |_| {
-                        listen::complete(&mut captured.tree, &captured.capture, &mut |mute| locks.mute(mute))
+                        let half_open = locks.has_half_open();
+                        listen::complete(&mut captured.tree, &captured.capture, half_open, &mut |mute| locks.mute(mute))
                     })?;
                     captured.warnings.extend(lost);
                 } else if !covered {

@@ -218,10 +218,12 @@ pub fn capture(frozen: &mut Frozen, decisions: &Decisions, recall: Recall, mut t
     let ahead = Ahead::of(frozen.processes.iter().filter(|p| !p.threads.is_empty()).map(|p| wanted(p, &capture)).collect());
     let tree: HashSet<i32> = frozen.processes.iter().map(|p| p.pid).collect();
     let mut asked: VecDeque<(i32, Asked<'_>)> = VecDeque::new();
-    for process in &mut frozen.processes {
+    let count = frozen.processes.len();
+    for (n, process) in frozen.processes.iter_mut().enumerate() {
         let (pid, ended) = (process.pid, process.threads.is_empty());
         let entered = ahead.enter(pid);
-        let captured = capture_process(process, &mut capture, tracking.as_deref_mut(), &mut jobs, &mut warnings);
+        let last = n + 1 == count;
+        let captured = capture_process(process, last, &mut capture, tracking.as_deref_mut(), &mut jobs, &mut warnings);
         drop(entered);
         match captured {
             // It had ended, and somebody outside of the tree has taken notice since.
@@ -318,8 +320,10 @@ fn numbers(processes: &mut [Process], capture: &Capture) -> Result<Numbers> {
     Ok(numbers)
 }
 
+/// `last`: all others were looked at.
 fn capture_process<'f>(
     frozen: &'f mut freeze::Process,
+    last: bool,
     capture: &mut Capture,
     tracking: Option<&mut Tracking>,
     jobs: &mut Vec<Job>,
@@ -333,6 +337,9 @@ fn capture_process<'f>(
     let places = namespace::survey(pid, Look::Still, capture)?;
     let (space, vmas) = memory::survey(pid, capture)?;
     let descriptors = descriptor::survey(pid, capture)?;
+    if last {
+        descriptor::begin_reading(capture)?;
+    }
     system_v::survey(pid, capture)?;
     let fs = Fs::capture(pid, capture)?;
     if !capture.refusals.is_empty() {

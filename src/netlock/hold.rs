@@ -11,6 +11,7 @@ use crate::error::{Context, Error, Kind, Result};
 use crate::sys::netlink::Socket;
 use crate::sys::nfqueue::{Queue, State, is_after};
 use crate::sys::nft::{self, Batch, Hook, Rule, Unserved, register};
+use crate::sys::priority::Urgent;
 use crate::sys::wire;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::collections::VecDeque;
@@ -41,13 +42,35 @@ pub struct Hold {
 
 struct Shared {
     queue: Queue,
-    /// Number of the newest packet that has come.
-    newest: AtomicU32,
-    /// Of the newest one that was let out.
+    /// Number of the newest packet that was let out.
     let_out: AtomicU32,
+    /// The last mark,
+    marked: AtomicU32,
+    /// and how many packets there were before it, since the one before.
+    usual: AtomicU32,
     closed: AtomicBool,
     ends: AtomicBool,
     waits: Mutex<Waits>,
+}
+
+/// What comes close together is looked at together.
+const TOGETHER: Duration = Duration::from_micros(300);
+/// Who asks for an epoch as soon as the first one waits leaves out all who are a little later: nothing comes any more after this,
+const QUIET: Duration = Duration::from_micros(400);
+/// and nobody waits longer for others.
+const LONGEST: Duration = Duration::from_millis(3);
+/// So few packets are somebody alone, who waits for nobody if they were as few the last time.
+const FEW: u32 = 4;
+
+/// What has come to wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum News {
+    /// Nothing.
+    Nothing,
+    /// Something, and more comes: ask again soon.
+    Gathers,
+    /// Nothing more comes, or somebody has waited for others for long.
+    Waits,
 }
 
 /// How long packets have waited.
@@ -55,6 +78,8 @@ struct Shared {
 pub struct Waits {
     /// Those that wait: the number of the last of some that came together, how many, and when.
     coming: VecDeque<(u32, u64, Instant)>,
+    /// When some were let out last.
+    gone: Option<Instant>,
     /// How many waited how long, in steps; the last one is for all that is longer.
     counts: Vec<u64>,
     longest: Duration,
@@ -67,7 +92,7 @@ const STEPS: usize = 20_000;
 
 impl Default for Waits {
     fn default() -> Self {
-        Waits { coming: VecDeque::new(), counts: vec![0; STEPS], longest: Duration::ZERO }
+        Waits { coming: VecDeque::new(), gone: None, counts: vec![0; STEPS], longest: Duration::ZERO }
     }
 }
 
@@ -77,6 +102,7 @@ impl Waits {
     }
 
     fn go(&mut self, last: u32, now: Instant) {
+        self.gone = Some(now);
         let gone = self.coming.iter().take_while(|(number, ..)| !is_after(*number, last)).count();
         for (_, count, came) in self.coming.drain(..gone) {
             let waited = now.saturating_duration_since(came);
@@ -148,8 +174,9 @@ impl Hold {
         let held = make(Held::Queued(number)).or_else(|_| make(Held::ByTarget(number))).map_err(|e| cannot(&e)).context(doing)?;
         let shared = Arc::new(Shared {
             queue,
-            newest: AtomicU32::new(0),
             let_out: AtomicU32::new(0),
+            marked: AtomicU32::new(0),
+            usual: AtomicU32::new(0),
             closed: AtomicBool::new(closed),
             ends: AtomicBool::new(false),
             waits: Mutex::default(),
@@ -175,12 +202,25 @@ impl Hold {
 
     /// A mark behind all that waits now.
     pub fn mark(&self) -> Result<u32> {
-        self.shared.queue.state().map(|state| state.seen).context(|| "looking at what is held")
+        let mark = self.shared.queue.state().context(|| "looking at what is held")?.seen;
+        let before = self.shared.marked.swap(mark, Ordering::Relaxed);
+        self.shared.usual.store(mark.wrapping_sub(before), Ordering::Relaxed);
+        Ok(mark)
     }
 
-    /// Whether something has come after this mark.
-    pub fn waits_after(&self, mark: u32) -> bool {
-        self.shared.closed.load(Ordering::Relaxed) && is_after(self.shared.newest.load(Ordering::Relaxed), mark)
+    /// Whether something has come after this mark, and nothing else is to be expected soon.
+    pub fn waits_after(&self, mark: u32) -> News {
+        if !self.shared.closed.load(Ordering::Relaxed) {
+            return News::Nothing;
+        }
+        let waits = locked(&self.shared.waits);
+        let first = waits.coming.iter().find(|(number, ..)| is_after(*number, mark));
+        let (Some((_, _, first)), Some((newest, _, last))) = (first, waits.coming.back()) else { return News::Nothing };
+        // Who was answered just now asks again.
+        let since = waits.gone.map_or(*first, |gone| gone.max(*first));
+        let usual = self.shared.usual.load(Ordering::Relaxed);
+        let all = (1..=FEW).contains(&usual) && newest.wrapping_sub(self.shared.marked.load(Ordering::Relaxed)) >= usual;
+        if all || last.elapsed() >= QUIET || since.elapsed() >= LONGEST { News::Waits } else { News::Gathers }
     }
 
     /// Lets out what was there at this mark.
@@ -252,8 +292,8 @@ impl Shared {
     /// Takes notices while there is a hold, lest there be no room for them.
     fn read(&self, came: &dyn Fn()) {
         const LOOK: u16 = 100;
-        // What comes close together is looked at together.
-        const TOGETHER: Duration = Duration::from_micros(300);
+        // Behind the tree and its clients it would hear of them too late.
+        let _urgent = Urgent::begin();
         let mut buffer = [0; 8 << 10];
         while !self.ends.load(Ordering::Relaxed) {
             let ready = poll(&mut [PollFd::new(self.queue.as_fd(), PollFlags::POLLIN)], PollTimeout::from(LOOK));
@@ -264,7 +304,6 @@ impl Shared {
             let taken = self.queue.notices(&mut buffer, |number| (count, newest) = (count + 1, number));
             if count > 0 {
                 locked(&self.waits).come(newest, count, now);
-                self.newest.store(newest, Ordering::Relaxed);
                 came();
             }
             if taken.is_err() {

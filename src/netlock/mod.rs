@@ -73,7 +73,9 @@ pub struct NetLock {
     owned: bool,
     /// All that is in its sets.
     expected: HashSet<Flow>,
-    locked: Vec<Flow>,
+    locked: HashSet<Flow>,
+    /// What is in its sets is held.
+    closed: bool,
     held: Held,
     /// What goes out is lost.
     mute: bool,
@@ -127,7 +129,8 @@ impl NetLock {
             name,
             owned: true,
             expected: HashSet::new(),
-            locked: Vec::new(),
+            locked: HashSet::new(),
+            closed: false,
             held: Held::Dropped,
             mute: manner == Manner::Deaf,
             opened: false,
@@ -171,12 +174,28 @@ impl NetLock {
     }
 
     /// Locks these flows, and from now on holds what belongs to any flow of this lock. Either all or none of them. Of flows
-    /// that [`NetLock::expect`] knows already nothing is left to do. One that was opened is closed again.
-    pub fn add(&mut self, flows: &[Flow]) -> Result<()> {
-        let mut batch = Batch::default();
+    /// that [`NetLock::expect`] knows already nothing is left to do. One that was opened is closed again. Says whether there were
+    /// others.
+    pub fn add(&mut self, flows: &[Flow]) -> Result<bool> {
         let new: Vec<Flow> = flows.iter().filter(|f| !self.expected.contains(f)).copied().collect();
-        table::lock(&mut batch, &self.name, &new);
-        let closes = self.locked.is_empty() && !flows.is_empty();
+        self.close(&new, !flows.is_empty())?;
+        self.locked.extend(flows);
+        Ok(!new.is_empty())
+    }
+
+    /// From now on holds what belongs to any flow that [`NetLock::expect`] knows; which of them are locked is said later.
+    pub fn shut(&mut self) -> Result<()> {
+        self.close(&[], !self.expected.is_empty())
+    }
+
+    /// Adds flows, and closes it if it `closes` and is not closed yet.
+    fn close(&mut self, new: &[Flow], closes: bool) -> Result<()> {
+        let closes = closes && !self.closed;
+        if !closes && new.is_empty() {
+            return Ok(());
+        }
+        let mut batch = Batch::default();
+        table::lock(&mut batch, &self.name, new);
         match (closes, self.opened) {
             (true, true) => table::again(&mut batch, &self.name, self.both()),
             (true, false) => table::close(&mut batch, &self.name),
@@ -184,8 +203,8 @@ impl NetLock {
         }
         batch.commit(&self.socket).map_err(refused).context(|| "locking connections")?;
         self.opened &= !closes;
+        self.closed |= closes;
         self.expected.extend(new);
-        self.locked.extend_from_slice(flows);
         Ok(())
     }
 
@@ -218,7 +237,7 @@ impl NetLock {
     pub fn mute(&mut self, mute: bool) -> Result<()> {
         let mut batch = Batch::default();
         self.mute = mute;
-        if !self.locked.is_empty() {
+        if self.closed {
             table::outward(&mut batch, &self.name, self.both()[1]);
         }
         batch.commit(&self.socket).map_err(refused).context(|| "changing the network lock")
@@ -250,7 +269,8 @@ impl NetLock {
         self.pass_on(|| batch.commit(&self.socket)).context(doing)?;
         // Base chains may only go when nothing is held any more: the kernel drops what waits in queues with them.
         while self.let_in(&mut opened).context(doing)? {}
-        self.opened |= !self.locked.is_empty();
+        self.opened |= self.closed;
+        self.closed = false;
         self.locked.clear();
         let before = std::mem::replace(&mut self.before, (opened.packets, opened.lost));
         // Notices and copies of what has gone only take up room.
@@ -265,7 +285,7 @@ impl NetLock {
     /// Does something that lets later packets pass; what comes until then is let in at once, lest those overtake it: whoever
     /// sent it would take it for lost, and send it again.
     fn pass_on<T>(&self, work: impl FnOnce() -> T) -> T {
-        let Some(queue) = self.queue.as_ref().filter(|_| !self.locked.is_empty()) else { return work() };
+        let Some(queue) = self.queue.as_ref().filter(|_| self.closed) else { return work() };
         const INSTANT: Duration = Duration::from_micros(10);
         let (ready, done) = (AtomicBool::new(false), AtomicBool::new(false));
         // Accepting nothing would be an error, for which the kernel keeps a message.
@@ -309,17 +329,18 @@ impl NetLock {
         let table = nft::Table { name: owner.table(), flags: 0, comment: Some(owner.comment(self.locked.len())) };
         table::build(&mut batch, &table, [Held::Dropped; 2]);
         table::close(&mut batch, &table.name);
-        table::lock(&mut batch, &table.name, &self.locked);
+        table::lock(&mut batch, &table.name, &self.locked.iter().copied().collect::<Vec<_>>());
         batch.delete_table(&self.name);
         batch.commit(&self.socket).map_err(refused).context(|| "keeping the network lock")?;
         self.locked.clear();
+        self.closed = false;
         Ok(())
     }
 }
 
 impl Drop for NetLock {
     fn drop(&mut self) {
-        if !self.locked.is_empty() {
+        if self.closed {
             let _ = self.open();
         }
         if !self.owned {

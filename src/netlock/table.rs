@@ -11,6 +11,9 @@ use std::net::{IpAddr, SocketAddr};
 pub const HELD: &str = "held";
 /// and that of those that go out.
 const SENT: &str = "sent";
+/// Where they wait. The rule for that is made once: for one with a target of iptables the kernel waits until all that was taken
+/// away before has gone, which takes milliseconds.
+const WAIT: &str = "wait";
 /// Before whatever the user has, address translation included: packets are seen as the sockets see them.
 const PRIORITY: i32 = -400;
 
@@ -33,6 +36,14 @@ impl Held {
             Held::Dropped => rule.verdict(nft::DROP),
             Held::Queued(queue) => rule.queue(queue, unserved),
             Held::ByTarget(queue) => rule.queue_target(queue, unserved),
+        }
+    }
+
+    /// What does the same in a table that has [`WAIT`].
+    fn lead(self) -> Rule {
+        match self {
+            Held::Dropped => self.rule(Unserved::Passes),
+            Held::Queued(_) | Held::ByTarget(_) => Rule::new().goto(WAIT),
         }
     }
 }
@@ -121,6 +132,10 @@ pub fn build(batch: &mut Batch, table: &nft::Table, held: [Held; 2]) {
     }
     batch.chain(name, HELD, None);
     batch.chain(name, SENT, None);
+    batch.chain(name, WAIT, None);
+    if let Some(queue) = held.iter().find(|held| **held != Held::Dropped) {
+        batch.rule(name, WAIT, &queue.rule(Unserved::Passes));
+    }
     again(batch, name, held);
     for (chain, number) in CHAINS {
         batch.chain(name, chain, Some(Hook { number, priority: PRIORITY }));
@@ -131,14 +146,14 @@ pub fn build(batch: &mut Batch, table: &nft::Table, held: [Held; 2]) {
 
 /// What comes in, and what goes out, is held again, after [`open`].
 pub fn again(batch: &mut Batch, table: &str, [inward, outward]: [Held; 2]) {
-    batch.rule(table, HELD, &inward.rule(Unserved::Passes));
-    batch.rule(table, SENT, &outward.rule(Unserved::Passes));
+    batch.rule(table, HELD, &inward.lead());
+    batch.rule(table, SENT, &outward.lead());
 }
 
 /// From now on this becomes of what goes out.
 pub fn outward(batch: &mut Batch, table: &str, held: Held) {
     batch.flush_chain(table, SENT);
-    batch.rule(table, SENT, &held.rule(Unserved::Passes));
+    batch.rule(table, SENT, &held.lead());
 }
 
 /// Nothing is held any more.

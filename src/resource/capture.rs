@@ -110,6 +110,8 @@ pub struct Capture {
     pub new_sockets: HashMap<(i32, i32), super::socket::options::New>,
     /// Network namespaces of internet sockets, and what new ones are like there.
     pub inet: super::socket::inet::Known,
+    /// Connections that are being read.
+    pub reading: Option<super::socket::tcp::Reading>,
     /// Multicast groups that somebody has joined, by network namespace.
     pub groups: HashMap<Option<u32>, Rc<Vec<super::socket::multicast::Joined>>>,
     /// Cookies of core scheduling.

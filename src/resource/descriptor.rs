@@ -247,6 +247,11 @@ pub fn survey(pid: i32, capture: &mut Capture) -> Result<Vec<Descriptor>> {
     Ok(table)
 }
 
+/// Begins to read what takes its time, where all descriptors are known: [`find_unheld`] ends that.
+pub fn begin_reading(capture: &mut Capture) -> Result<()> {
+    socket::tcp::begin(capture)
+}
+
 /// Finds the open files that no process has a descriptor of: those in messages that nobody has received.
 pub fn find_unheld(capture: &mut Capture) -> Result<()> {
     let begin = Instant::now();

@@ -27,7 +27,7 @@ impl SharedLock {
     /// Locks what a tree hears and says, before it is there.
     pub fn block(&self, tree: &Tree) -> Result<()> {
         let flows = flows(tree, None);
-        if flows.is_empty() { Ok(()) } else { self.locked().add(&flows) }
+        if flows.is_empty() { Ok(()) } else { self.locked().add(&flows).map(drop) }
     }
 
     fn locked(&self) -> MutexGuard<'_, NetLock> {

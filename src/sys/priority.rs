@@ -60,6 +60,18 @@ fn set(policy: i32, priority: i32) -> bool {
     unsafe { libc::sched_setscheduler(0, policy, &raw const param) == 0 }
 }
 
+/// From now on whoever wakes may run instead of the calling thread after a tenth of a millisecond: it has much to do, and nobody waits
+/// for it. Its share stays the same (`sched_attr.sched_runtime`, Linux 6.12; no difference before).
+pub fn yields_soon() {
+    const SLICE: u64 = 100_000;
+    // SAFETY: a structure of numbers, for which zero will do.
+    let mut attributes: libc::sched_attr = unsafe { std::mem::zeroed() };
+    (attributes.size, attributes.sched_runtime) = (size_of::<libc::sched_attr>() as u32, SLICE);
+    (attributes.sched_policy, attributes.sched_flags) = (libc::SCHED_BATCH as u32, libc::SCHED_FLAG_RESET_ON_FORK as u64);
+    // SAFETY: the structure outlives the call.
+    unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) };
+}
+
 /// Processors that may be used: what the standard library finds out anew each time, from files.
 pub fn processors() -> usize {
     static COUNT: std::sync::OnceLock<usize> = std::sync::OnceLock::new();

@@ -25,6 +25,7 @@ use crate::migrate::plan::{Plan, pack, unpack};
 use crate::migrate::record::Member;
 use crate::progress::{Report, Silent};
 use crate::restore::{self, SharedLock};
+use crate::sys::priority::Urgent;
 use crate::sys::signal;
 use crate::transport::{self, Peer};
 use std::cell::RefCell;
@@ -284,6 +285,8 @@ struct Agent<'r> {
 
 impl Agent<'_> {
     fn stand(&mut self) -> Result<()> {
+        // The primary's clients wait for its word.
+        let _urgent = Urgent::begin();
         loop {
             let next = self.drive().inspect_err(|e| self.store.note(&self.record.name, &format!("the standby fails: {e}")))?;
             match next {

@@ -12,7 +12,7 @@ use crate::error::{Context, Error, Result};
 use crate::image::{Flat, PAGE, Reader, Resolved};
 use crate::resource::Tree;
 use crate::restore::Known;
-use crate::sys::{arch, file, room};
+use crate::sys::{arch, file, priority, room};
 use crate::transport::{Receiver, Waker};
 use std::collections::VecDeque;
 use std::fs::File;
@@ -326,6 +326,7 @@ impl Shared {
 
     /// Brings in those that are whole, as soon as nothing older is wanted.
     fn bring_in(&self) {
+        priority::yields_soon();
         loop {
             let mut state = self.state();
             let next = loop {

@@ -3,6 +3,7 @@
 use super::state::{Guarantee, Mark};
 use crate::error::Result;
 use crate::migrate::address::Address;
+pub use crate::netlock::hold::News;
 use crate::netlock::hold::{Hold, Waits};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -22,7 +23,7 @@ struct Marks {
     last: u32,
     /// Epochs of which it is not known that they are whole, with their marks.
     epochs: VecDeque<(Mark, u32)>,
-    /// It was said that something waits for the next epoch.
+    /// It was said that something waits for the next epoch, or that is being copied.
     told: bool,
 }
 
@@ -73,7 +74,7 @@ impl Gate {
 
     /// The tree stands still: what it has said until now is of the epoch that is about to be copied, what it says later is not.
     pub fn stands(&self) -> Result<()> {
-        self.with(|hold, marks| hold.mark().map(|mark| marks.last = mark))
+        self.with(|hold, marks| hold.mark().map(|mark| (marks.last, marks.told) = (mark, true)))
     }
 
     /// That epoch was copied.
@@ -85,12 +86,16 @@ impl Gate {
         });
     }
 
-    /// Whether something has come to wait for the next epoch, which is said once for each.
-    pub fn has_news(&self) -> bool {
-        let Some(inner) = &self.0 else { return false };
+    /// Whether something has come to wait for the next epoch; that it does is said once for each. There is none while another one
+    /// is copied, or on its way: who waits for that asks for more when it is there.
+    pub fn news(&self) -> News {
+        let Some(inner) = &self.0 else { return News::Nothing };
         let mut marks = locked(&inner.marks);
-        let news = !marks.told && inner.hold.waits_after(marks.last);
-        marks.told |= news;
+        if marks.told || !marks.epochs.is_empty() {
+            return News::Nothing;
+        }
+        let news = inner.hold.waits_after(marks.last);
+        marks.told = news == News::Waits;
         news
     }
 

@@ -34,6 +34,7 @@ use crate::migrate::record::Member;
 use crate::progress::{Report, phase};
 use crate::resource::thread::serde_bytes_vec::Bytes;
 use crate::sys::manager::Manager;
+use crate::sys::priority::Urgent;
 use crate::sys::signal;
 use crate::transport::{self, Destination, How, Peer};
 use others::Other;
@@ -294,6 +295,8 @@ struct End {
 
 impl End {
     fn run(mut self) {
+        // What it does takes little time, and behind a busy tree all clients would wait for it.
+        let _urgent = Urgent::begin();
         let done = self.feed();
         // Who was overtaken is to know it when it is started again, unless a user has it forgotten.
         if done.is_ok() && (!self.machine.is_demoted() || self.board.is_over()) {

@@ -33,6 +33,34 @@ open(prefix + '.ready', 'w').close()
 for t in threads: t.join()
 ";
 
+/// A listening socket and connections, all of whose options are known by then, are given some in between: they are in the images
+/// that come after.
+const OPTIONS: &str = "
+import os, socket, sys, time
+prefix, T, S = sys.argv[1], socket.IPPROTO_TCP, socket.SOL_SOCKET
+def say(name, text):
+    open(prefix + '.part', 'w').write(text)
+    os.rename(prefix + '.part', prefix + '.' + name)
+def wait(name):
+    while not os.path.exists(prefix + '.' + name): time.sleep(0.01)
+listener = socket.create_server(('127.0.0.1', 0))
+pairs = [(socket.create_connection(listener.getsockname()), listener.accept()[0]) for _ in range(10)]
+all = [listener] + [s for pair in pairs for s in pair]
+names = [(T, socket.TCP_NODELAY), (S, socket.SO_KEEPALIVE), (T, socket.TCP_KEEPIDLE), (T, socket.TCP_DEFER_ACCEPT), (S, socket.SO_MARK)]
+seen = lambda: [[s.getsockopt(*name) for name in names] for s in all]
+say('ready', '')
+wait('set')
+listener.setsockopt(T, socket.TCP_DEFER_ACCEPT, 7)
+for n, s in enumerate(all): s.setsockopt(*names[n % 3], 55)
+all[5].setsockopt(S, socket.SO_MARK, 9)
+before = seen()
+say('done', '')
+wait('go')
+for a, b in pairs: a.send(b'there'), b.send(b'back')
+heard = [(a.recv(9), b.recv(9)) for a, b in pairs]
+say('result', 'ok' if seen() == before and set(heard) == {(b'back', b'there')} else f'{before} became {seen()}, {heard}')
+";
+
 /// Records and capsules of the test's own.
 pub fn own(name: &str) -> Lab {
     fs::create_dir_all("/run/meio").expect("folder");
@@ -145,6 +173,27 @@ crate::alone! {
         // The last image is somewhat older than the end, and this machine may be busy.
         const BUSY: Duration = Duration::from_millis(1500);
         assert!(slept + BUSY / 3 > SLEPT && slept < SLEPT + BUSY, "slept for {slept:?}, {before:?} of them before");
+    }
+
+    fn options_that_are_set_between_two_images() {
+        let lab = own("watch-options");
+        let prefix = lab.path("x").display().to_string();
+        let mut running = lab.spawn(Path::new("python3"), &["-I", "-S", "-c", OPTIONS, &prefix]);
+        assert!(until(SOON, || lab.path("x.ready").exists()), "{}", lab.log());
+        let mut meio = begin(&lab, &["--name", "job", &running.pid.to_string()]);
+        assert!(until(LONG, || newest(&lab, "job") >= 4), "{}", said(&lab));
+        fs::write(lab.path("x.set"), "").expect("a file");
+        assert!(until(SOON, || lab.path("x.done").exists()), "{}", lab.log());
+        let now = newest(&lab, "job");
+        assert!(until(LONG, || newest(&lab, "job") >= now + 3), "{}", said(&lab));
+        kill(Pid::from_raw(meio.id() as i32), Signal::SIGKILL).expect("kill");
+        meio.wait().expect("it ends");
+        running.kill();
+        let back = lab.run(lab.meio(&["restore", "-d", &lab.path("kept").display().to_string()]));
+        assert!(matches!(back.code, 0 | 3), "{back:?}");
+        fs::write(lab.path("x.go"), "").expect("a file");
+        assert!(until(SOON, || lab.path("x.result").exists()), "{}", lab.log());
+        assert_eq!(fs::read_to_string(lab.path("x.result")).expect("a result"), "ok");
     }
 
     /// A program that is started, and watched until it ends.

@@ -1,7 +1,7 @@
 //! What leaves some addresses waits.
 
 use super::{PATIENCE, V4, heard, network, next, pair, rules, sh, soon_gone};
-use crate::netlock::hold::{Hold, shut};
+use crate::netlock::hold::{Hold, News, shut};
 use crate::netlock::kept::{self, Owner};
 use std::io::Write;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -43,7 +43,7 @@ fn what_leaves_waits_for_its_mark() {
         to.set_read_timeout(Some(super::LONG)).expect("option");
         udp.send_to(b"datagram", to.local_addr().expect("name")).expect("sent");
         assert!(to.recv(&mut [0; 9]).is_err() && hold.state().held >= 2);
-        while !hold.waits_after(mark) {
+        while hold.waits_after(mark) != News::Waits {
             std::thread::yield_now();
         }
         hold.release(mark).expect("released");

@@ -19,6 +19,7 @@ use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 
 /// A listening TCP or MPTCP socket.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -109,6 +110,24 @@ pub fn is(fd: BorrowedFd<'_>, protocol: i32) -> bool {
 /// Saves a listening socket as far as it tells of itself; nothing in it changes.
 pub fn capture(found: &Found, fd: BorrowedFd<'_>, capture: &mut Capture) -> Result<Option<FileKind>> {
     let Some(inet) = Inet::identify(found, fd, capture)? else { return Ok(None) };
+    let inode = found.meta.ino();
+    let mut listening = match capture.recall.connections.listening(inode).filter(|_| capture.standing) {
+        Some(known) => {
+            let Inet { options, more, filter, .. } = known.inet;
+            Listening { inet: Inet { options, more, filter, ..inet }, options: known.options, ..Listening::default() }
+        }
+        None => match asked(inet, found, fd, capture)? {
+            Some(asked) => asked,
+            None => return Ok(None),
+        },
+    };
+    listening.backlog = diag::backlog(fd)?.1;
+    capture.recall.connections.remember_listening(inode, &listening);
+    Ok(Some(FileKind::Listening(Box::new(listening))))
+}
+
+/// With all options. `None` after a refusal.
+fn asked(inet: Inet, found: &Found, fd: BorrowedFd<'_>, capture: &mut Capture) -> Result<Option<Listening>> {
     let mut listening = Listening { inet, ..Listening::default() };
     match listening.inet.ask(fd, &mut capture.inet) {
         Err(_) if socket::filter(fd) == Err(Errno::EACCES) => {
@@ -124,8 +143,7 @@ pub fn capture(found: &Found, fd: BorrowedFd<'_>, capture: &mut Capture) -> Resu
         Entry::Vacant(place) => place.insert(inet::answers(inet::another(fd, &listening.inet)?.as_fd(), KNOWN)),
     };
     listening.options = inet::differing(fd, KNOWN, new);
-    listening.backlog = diag::backlog(fd)?.1;
-    Ok(Some(FileKind::Listening(Box::new(listening))))
+    Ok(Some(listening))
 }
 
 fn listening(capture: &Capture, id: FileId) -> Option<&Listening> {
@@ -238,11 +256,11 @@ pub fn any(tree: &Tree) -> bool {
 
 /// Adds to the listening sockets of a tree what waits at them. The tree must stand still, and a network lock must keep away what
 /// arrives. Each connection is taken and put back, by a child that meio's end does not end; what the kernel says to that as the
-/// connection's end is kept from its peer by `mute`, who would take it for an answer. Returned is what is not kept.
+/// connection's end is kept from its peer by `mute`, who would take it for an answer. `half_open`: whether there may be connections that have only begun. Returned is what is not kept.
 ///
 /// # Errors
 /// When something could not be put back.
-pub fn complete(tree: &mut Tree, capture: &Capture, mute: &mut dyn FnMut(bool) -> Result<()>) -> Result<Vec<String>> {
+pub fn complete(tree: &mut Tree, capture: &Capture, half_open: bool, mute: &mut dyn FnMut(bool) -> Result<()>) -> Result<Vec<String>> {
     let mut by_network: BTreeMap<Option<u32>, Vec<FileId>> = BTreeMap::new();
     for file in &tree.files {
         if let FileKind::Listening(listening) = &file.kind
@@ -256,7 +274,7 @@ pub fn complete(tree: &mut Tree, capture: &Capture, mute: &mut dyn FnMut(bool) -
         let seats = ids.iter().map(|&id| Seat::of(duplicate(capture, id)?)).collect::<Result<Vec<_>>>()?;
         let Some(like) = seats.first().map(|seat| seat.fd.try_clone()).transpose()? else { continue };
         let waits = |seat: &Seat| diag::backlog(seat.fd.as_fd()).is_ok_and(|(waits, _)| waits > 0);
-        if !seats.iter().any(waits) && inside(&like, network, || exchange::half_open(&seats))??.is_empty() {
+        if !seats.iter().any(waits) && (!half_open || inside(&like, network, || exchange::half_open(&seats))??.is_empty()) {
             continue;
         }
         // Of those that wait this has been asked; there may be half-open ones only.

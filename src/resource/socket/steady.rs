@@ -2,9 +2,11 @@
 //!
 //! There are about eighty options to ask for, and only a system call of somebody who has the socket changes any of them. The kernel
 //! counts these calls ([`crate::sys::calls`]) from before the running tree is asked: where there was none, only what changes by
-//! itself is asked again. Of the descriptor itself proc_pid_fdinfo(5) says which socket it leads to.
+//! itself is asked again. Of the descriptor itself proc_pid_fdinfo(5) says which socket it leads to. A tree that is looked at again
+//! and again is counted from the first time that it stands still on, however few its connections are by then.
 
 use super::inet::Inet;
+use super::listen::Listening;
 use super::tcp::{self, Tcp};
 use crate::error::Result;
 use crate::resource::capture::Capture;
@@ -22,6 +24,9 @@ const MANY: usize = 64;
 /// Tasks that are counted: each takes a descriptor.
 const MOST_TASKS: usize = 1024;
 
+/// What a socket answers to one question.
+pub type Answer = Option<Vec<u8>>;
+
 /// What is known of connections.
 #[derive(Debug, Default)]
 pub struct Connections {
@@ -29,12 +34,28 @@ pub struct Connections {
     counted: HashSet<i32>,
     /// When all tasks were counted, as proc_pid_stat(5) has it.
     since: u64,
-    /// By inode; with the network namespace, `None` for meio's.
-    known: HashMap<u64, (Option<(u64, u64)>, Tcp)>,
+    /// By inode.
+    known: HashMap<u64, Known>,
     /// Mount and device of all open sockets.
     mount: Option<(i32, u64)>,
-    /// Files whose options were known, in order.
-    taken: Vec<FileId>,
+    /// Files whose options were known, in order, each with what a new socket says of `TCP_QUICKACK`.
+    taken: Vec<(FileId, Answer)>,
+    /// Those that listen, by inode, and whether they were there the last time.
+    listening: HashMap<u64, (Listening, bool)>,
+    /// It was tried in vain to have calls counted.
+    uncounted: bool,
+}
+
+/// What is known of one.
+#[derive(Debug)]
+struct Known {
+    /// Its network namespace, `None` for meio's.
+    network: Option<(u64, u64)>,
+    tcp: Tcp,
+    /// What a new socket says of `TCP_QUICKACK`.
+    quick: Answer,
+    /// It was there when the tree was looked at last: numbers of inodes are used again.
+    seen: bool,
 }
 
 impl Connections {
@@ -43,25 +64,47 @@ impl Connections {
         self.taken.clear();
         if self.counters.is_empty() {
             self.known.clear();
+            self.listening.clear();
+            if again && !self.uncounted && !self.watch(&pids.collect()) {
+                (self.counters, self.uncounted) = (Vec::new(), true);
+            }
             return;
         }
+        self.known.retain(|_, known| std::mem::take(&mut known.seen));
+        self.listening.retain(|_, (_, seen)| std::mem::take(seen));
         // Somebody born since is counted with whom it was born of.
         let young = |pid| read::parsed(pid, "stat", stat::parse).is_ok_and(|s| s.start_time > self.since);
         let all = pids.into_iter().all(|pid| self.counted.contains(&pid) || young(pid));
         let still = self.counters.iter_mut().map(Counters::still).fold(all, |all, still| all && still);
         if !still {
             self.known.clear();
+            self.listening.clear();
         }
         if !all || !again {
             // While anybody is counted all calls take longer, meio's too; and the kernel waits before it takes a counter away.
             let done = std::mem::take(&mut self.counters);
+            self.counted.clear();
             let _ = std::thread::Builder::new().spawn(move || drop(done));
         }
     }
 
-    /// Whether the options of a file were known.
-    pub fn took(&self, id: FileId) -> bool {
-        self.taken.binary_search(&id).is_ok()
+    /// Whether the options of a file were known; with what a new socket says of `TCP_QUICKACK`, which changes by itself.
+    pub fn took(&self, id: FileId) -> Option<&Answer> {
+        self.taken.binary_search_by_key(&id, |(id, _)| *id).ok().map(|at| &self.taken[at].1)
+    }
+
+    /// What is known of a listening socket, by its inode.
+    pub fn listening(&mut self, inode: u64) -> Option<Listening> {
+        let (listening, seen) = self.listening.get_mut(&inode)?;
+        *seen = true;
+        Some(listening.clone())
+    }
+
+    /// Keeps in mind what one was asked for.
+    pub fn remember_listening(&mut self, inode: u64, listening: &Listening) {
+        if !self.counters.is_empty() {
+            self.listening.insert(inode, (listening.clone(), true));
+        }
     }
 
     /// Has the calls of all tasks counted: whether that is possible.
@@ -168,16 +211,18 @@ fn inode(file: &OpenFile) -> Option<u64> {
 pub fn remember(tcp: &Tcp, id: FileId, capture: &mut Capture) {
     let connections = &mut capture.recall.connections;
     // Lengths of buffers are always among them.
-    if connections.counters.is_empty() || tcp.inet.peer.is_none() || tcp.inet.options.is_empty() || connections.took(id) {
+    if connections.counters.is_empty() || tcp.inet.peer.is_none() || tcp.inet.options.is_empty() || connections.took(id).is_some() {
         return;
     }
     let network = match tcp.inet.network.map(|number| capture.namespaces.identity(number)) {
         Some(None) => return,
         network => network.flatten(),
     };
+    connections.mount = connections.mount.or(capture.socket_mount);
     if let Some(inode) = inode(&capture.files[id as usize]) {
+        let quick = tcp::quick(&tcp.inet, &capture.inet).cloned().flatten();
         let tcp = Tcp { inet: tcp.inet.clone(), options: tcp.options.clone(), ..Tcp::default() };
-        connections.known.insert(inode, (network, tcp));
+        connections.known.insert(inode, Known { network, tcp, quick, seen: true });
     }
 }
 
@@ -190,15 +235,17 @@ pub fn take(holder: (i32, i32), info: &FdInfo, capture: &mut Capture) -> Option<
     if !plain || !capture.standing || !capture.decisions.is_empty() || !capture.lost.is_empty() || capture.file_index.contains_key(&key) {
         return None;
     }
-    let network = match connections.known.get(&inode)?.0 {
+    let known = connections.known.get_mut(&inode)?;
+    let network = match known.network {
         Some(identity) => Some(capture.namespaces.known(identity)?),
         None => None,
     };
-    let known =
-        if connections.counters.is_empty() { connections.known.remove(&inode)?.1 } else { connections.known.get(&inode)?.1.clone() };
-    let tcp = Tcp { inet: Inet { network, ..known.inet }, ..known };
+    known.seen = true;
+    let quick = known.quick.clone();
+    let tcp = if connections.counters.is_empty() { std::mem::take(&mut known.tcp) } else { known.tcp.clone() };
+    let tcp = Tcp { inet: Inet { network, ..tcp.inet }, ..tcp };
     let id = capture.files.len() as FileId;
-    connections.taken.push(id);
+    connections.taken.push((id, quick));
     capture.network.insert(inode);
     capture.files.push(OpenFile {
         id,

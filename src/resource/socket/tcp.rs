@@ -2,7 +2,7 @@
 
 mod read;
 
-pub use read::{complete, options, prepare};
+pub use read::{Reading, begin, complete, options, prepare, quick};
 
 use super::choice::Choice;
 use super::inet::{self, Inet, LevelOption};

@@ -3,7 +3,7 @@
 use super::{LISTEN, SOCK_DIAG_BY_FAMILY};
 use crate::sys::netlink::{Socket, attributes, u16_at, u32_at};
 use crate::sys::socket;
-use crate::sys::tcp::{CLOSING, FIN_WAIT1, LAST_ACK};
+use crate::sys::tcp::{CLOSING, FIN_WAIT1, LAST_ACK, SYN_RECV};
 use nix::errno::Errno;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
@@ -44,6 +44,13 @@ pub struct Entry {
     pub signed: bool,
     /// `struct tcp_info`, where it was asked for.
     pub info: Vec<u8>,
+}
+
+impl Entry {
+    /// It has sent a SYN to a listening socket, and nothing else yet.
+    pub fn is_half_open(&self) -> bool {
+        self.state == SYN_RECV
+    }
 }
 
 /// Of a listening socket: how many connections wait to be accepted, and how many may (`TCP_INFO`, tcp(7)).
@@ -205,7 +212,7 @@ fn entry(protocol: u8, message: &[u8]) -> Option<Entry> {
 mod tests {
     use super::*;
     use crate::sys::namespace::fresh_network;
-    use crate::sys::tcp::{ESTABLISHED, SYN_RECV};
+    use crate::sys::tcp::ESTABLISHED;
     use std::net::{TcpListener, TcpStream, UdpSocket};
     use std::os::fd::AsRawFd;
     use std::os::unix::fs::MetadataExt;

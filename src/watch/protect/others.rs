@@ -9,7 +9,9 @@ use crate::transport::{self, Door, Peer, Sender as Streams};
 use crate::watch::again::{self, Ask, Calls, Found, Reply};
 use crate::watch::beat::{Beats, Came, Key};
 use crate::watch::comeback;
+use crate::watch::ear::Ear;
 use crate::watch::frame;
+use crate::watch::gate::News;
 use crate::watch::history::Entry;
 use crate::watch::record::Back;
 use crate::watch::setup::{EPOCH, Epoch, OVER, PACKETS, Seat, WHY, WORD};
@@ -27,6 +29,7 @@ pub struct Other {
     /// Its number.
     pub link: u64,
     pub beats: Option<Beats>,
+    ear: Option<Ear>,
     calls: Calls,
     pub whom: Whom,
     /// What its machine calls itself.
@@ -122,7 +125,7 @@ pub fn new(asks: Vec<Ask>, (host, whom): (&str, &Whom), again: Duration, mut doo
     let other = |ask: Ask| -> Result<Other> {
         let calls = Calls::new(ask, again, door.take())?;
         let (host, whom) = (host.to_owned(), whom.clone());
-        Ok(Other { peer: None, link: 0, beats: None, calls, whom, host, complaint: None })
+        Ok(Other { peer: None, link: 0, beats: None, ear: None, calls, whom, host, complaint: None })
     };
     asks.into_iter().map(other).collect()
 }
@@ -149,7 +152,8 @@ impl End {
     /// What has happened; waits a moment for something.
     pub(super) fn next(&mut self) -> Option<Event> {
         const STEP: Duration = Duration::from_millis(2);
-        /// Heartbeats wait so long to be looked at; whatever else happens wakes who waits for the link.
+        const SOON: Duration = Duration::from_micros(200);
+        /// What does not wake who waits for the link is looked at so often.
         const BEATS: Duration = Duration::from_millis(8);
         if let Some(event) = self.more.pop_front() {
             return Some(event);
@@ -168,7 +172,8 @@ impl End {
             Ok((None, event)) => return Some(event),
             Err(_) => {}
         }
-        if self.gate.has_news() {
+        let news = self.gate.news();
+        if news == News::Waits {
             return Some(Event::Wanted);
         }
         for of in 0..self.others.len() {
@@ -201,7 +206,11 @@ impl End {
         }
         // What has come is heard first: it may be what keeps the other one from being lost.
         // What comes for a tree that stands still does not, either.
-        let most = if self.machine.is_yielding() { STEP } else { BEATS };
+        let most = match (news, self.machine.is_yielding()) {
+            (News::Gathers, _) => SOON,
+            (_, true) => STEP,
+            _ => BEATS,
+        };
         let wait = self.machine.wake().map_or(most, |wake| wake.saturating_sub(self.begun.elapsed()).min(most));
         if !self.is_several() {
             return self.receive(0, wait).unwrap_or(due.then_some(Event::Tick));
@@ -328,7 +337,10 @@ impl End {
         let several = self.is_several();
         let other = &mut self.others[of];
         other.whom.instance = instance;
-        other.beats = beats.or(other.beats.take());
+        if let Some(beats) = beats {
+            other.ear = Some(Ear::listen(&beats, self.bell.clone())?);
+            other.beats = Some(beats);
+        }
         other.whom.fresh = other.beats.is_none();
         other.host.clone_from(&peer.hello.host);
         other.calls.met(&peer.hello.host);

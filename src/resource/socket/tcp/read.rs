@@ -8,7 +8,7 @@ use crate::error::{Context, Error, Result};
 use crate::resource::capture::Capture;
 use crate::resource::descriptor::{FileId, FileKind};
 use crate::resource::socket::inet::{self, Inet, LevelOption};
-use crate::resource::socket::steady;
+use crate::resource::socket::steady::{self, Answer};
 use crate::sys::file::{self, FileOwner};
 use crate::sys::namespace::{Kind, places, within};
 use crate::sys::priority::{inherited, processors};
@@ -18,17 +18,19 @@ use crate::sys::{apart, socket};
 use nix::errno::Errno;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::thread::JoinHandle;
 
 /// A connection that is in repair, for whoever has to end that.
 type InRepair = Option<((i32, i32), i32)>;
 
 /// One socket that is to be read.
+#[derive(Debug)]
 struct Job {
     id: FileId,
     holder: (i32, i32),
     tcp: Tcp,
-    /// Its options are known.
-    steady: bool,
+    /// Its options are known, and what a new one says of `TCP_QUICKACK`.
+    steady: Option<Answer>,
     owner: Option<FileOwner>,
     told: Option<Result<Option<Obstacle>>>,
 }
@@ -37,27 +39,74 @@ struct Job {
 const READERS: usize = 4;
 /// Below that one of them is as fast.
 const MANY: usize = 64;
+/// Below that it takes longer to have a thread.
+const FEW: usize = 8;
 
-/// Reads all connections. The tree must stand still, and nothing may arrive. Answers with the owners of those that were only read
-/// here.
-pub fn complete(capture: &mut Capture) -> Result<Vec<(FileId, FileOwner)>> {
+/// Connections that are being read by a thread of their own.
+#[derive(Debug)]
+pub struct Reading {
+    thread: Option<JoinHandle<Read>>,
+    /// So many files were looked through for them.
+    files: usize,
+}
+
+/// What was read.
+type Read = (Vec<Job>, inet::Known, Result<()>);
+
+impl Reading {
+    fn end(&mut self) -> Option<Read> {
+        Some(self.thread.take()?.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    }
+}
+
+impl Drop for Reading {
+    /// A connection in repair is no use to a tree that runs.
+    fn drop(&mut self) {
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Begins to read the connections that have been found, while the caller looks at something else. The tree must stand still until
+/// they are [complete], and nothing may arrive.
+///
+/// # Errors
+/// When it cannot be found out what new sockets are like.
+pub fn begin(capture: &mut Capture) -> Result<()> {
+    let found = capture.files.iter().filter(|file| matches!(file.kind, FileKind::Tcp(_))).count();
+    if found < FEW || processors() < 2 || !capture.refusals.is_empty() {
+        return Ok(());
+    }
+    let files = capture.files.len();
+    let (jobs, known) = (jobs(capture, 0)?, std::mem::take(&mut capture.inet));
+    // Whoever is urgent waits for it.
+    let thread = inherited(|| std::thread::Builder::new().name("sockets".into()).spawn(move || read(jobs, known)));
+    capture.reading = Some(Reading { thread: Some(thread.context(|| "reading TCP connections")?), files });
+    Ok(())
+}
+
+/// The connections among the files from this one on. What new sockets like them are like is known then.
+fn jobs(capture: &mut Capture, from: usize) -> Result<Vec<Job>> {
     let mut jobs = Vec::new();
-    for (file, holder) in capture.files.iter_mut().zip(&capture.holders) {
+    for (file, holder) in capture.files.iter_mut().zip(&capture.holders).skip(from) {
         if let FileKind::Tcp(tcp) = &mut file.kind {
-            let (tcp, steady) = (std::mem::take(&mut **tcp), capture.recall.connections.took(file.id));
+            let (tcp, steady) = (std::mem::take(&mut **tcp), capture.recall.connections.took(file.id).cloned());
             jobs.push(Job { id: file.id, holder: *holder, tcp, steady, owner: None, told: None });
         }
     }
-    let mut owners = Vec::new();
-    if jobs.is_empty() {
-        return Ok(owners);
-    }
     let mut known = std::mem::take(&mut capture.inet);
-    for job in &jobs {
+    for job in jobs.iter().filter(|job| job.steady.is_none()) {
         if !known.protocols.contains_key(&job.tcp.inet.key()) {
             prepare(capture.duplicate(job.holder)?.as_fd(), &job.tcp.inet, &mut known)?;
         }
     }
+    capture.inet = known;
+    Ok(jobs)
+}
+
+/// Reads some, by several children where they are many.
+fn read(mut jobs: Vec<Job>, known: inet::Known) -> Read {
     let readers = processors().min(READERS);
     let share = if jobs.len() < MANY { jobs.len() } else { jobs.len().div_ceil(readers) };
     let done: Result<Vec<()>> = std::thread::scope(|scope| {
@@ -68,13 +117,33 @@ pub fn complete(capture: &mut Capture) -> Result<Vec<(FileId, FileOwner)>> {
         let reading: Vec<_> = jobs.chunks_mut(share).map(|share| scope.spawn(|| read_all(share, known))).collect();
         reading.into_iter().map(|r| r.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
     });
-    capture.inet = known;
-    done?;
-    match jobs.iter().filter(|job| job.steady).count() {
+    (jobs, known, done.map(drop))
+}
+
+/// Reads all connections that are not read yet. The tree must stand still, and nothing may arrive. Answers with the owners of
+/// those that were only read here.
+pub fn complete(capture: &mut Capture) -> Result<Vec<(FileId, FileOwner)>> {
+    let mut all = Vec::new();
+    let mut from = 0;
+    if let Some(mut reading) = capture.reading.take()
+        && let Some((jobs, known, done)) = reading.end()
+    {
+        (from, capture.inet, all) = (reading.files, known, jobs);
+        done?;
+    }
+    let rest = jobs(capture, from)?;
+    if !rest.is_empty() {
+        let (jobs, known, done) = read(rest, std::mem::take(&mut capture.inet));
+        capture.inet = known;
+        all.extend(jobs);
+        done?;
+    }
+    match all.iter().filter(|job| job.steady.is_some()).count() {
         0 => {}
         n => capture.notes.push(format!("connections whose options were known before: {n}")),
     }
-    for job in jobs {
+    let mut owners = Vec::new();
+    for job in all {
         let (holder, what) = (job.holder, job.tcp.called());
         capture.warnings.extend(job.tcp.notices());
         owners.extend(job.owner.map(|owner| (job.id, owner)));
@@ -115,14 +184,14 @@ fn read_all(jobs: &mut [Job], known: &inet::Known) -> Result<()> {
             }
             let Some(own) = files.as_ref().map(|f| f.get(fd)) else { break };
             let read = |own: OwnedFd| -> Result<Option<Obstacle>> {
-                match job.steady {
-                    true => job.owner = Some(change(own.as_fd(), &mut job.tcp, known)?),
-                    false => options(own.as_fd(), &mut job.tcp, known)?,
+                match &job.steady {
+                    Some(quick) => job.owner = Some(change(own.as_fd(), &mut job.tcp, quick)?),
+                    None => options(own.as_fd(), &mut job.tcp, known)?,
                 }
                 if job.tcp.end.is_some() {
                     return Ok(None);
                 }
-                stream(own.as_fd(), &mut job.tcp, (job.holder, &mut open), !job.steady)
+                stream(own.as_fd(), &mut job.tcp, (job.holder, &mut open), job.steady.is_none())
             };
             job.told = Some(own.map_err(Error::from).and_then(read));
         }
@@ -144,14 +213,25 @@ pub fn options(fd: BorrowedFd<'_>, tcp: &mut Tcp, known: &inet::Known) -> Result
     Ok(())
 }
 
-/// Asks for what changes although no option is set: addresses, owners, sizes of buffers, `TCP_QUICKACK`.
-fn change(fd: BorrowedFd<'_>, tcp: &mut Tcp, known: &inet::Known) -> Result<FileOwner> {
+/// Place of `TCP_QUICKACK` among the options.
+fn place_of_quick() -> usize {
+    KNOWN.iter().position(|k| k.1 == libc::TCP_QUICKACK).unwrap_or(KNOWN.len())
+}
+
+/// What a new socket like this one says of `TCP_QUICKACK`, where that is known.
+pub fn quick<'k>(inet: &Inet, known: &'k inet::Known) -> Option<&'k Answer> {
+    known.protocols.get(&inet.key())?.get(place_of_quick())
+}
+
+/// Asks for what changes although no option is set: addresses, owners, sizes of buffers, `TCP_QUICKACK`, of which a new one says
+/// `quick`.
+fn change(fd: BorrowedFd<'_>, tcp: &mut Tcp, quick: &Answer) -> Result<FileOwner> {
     let owner = nix::sys::stat::fstat(fd)?;
     tcp.inet.refresh(fd, (owner.st_uid, owner.st_gid))?;
-    let quick = KNOWN.iter().position(|k| k.1 == libc::TCP_QUICKACK).unwrap_or(KNOWN.len());
-    let new = known.protocols.get(&tcp.inet.key()).and_then(|new| new.get(quick..=quick));
-    let now = new.map(|new| inet::differing(fd, &KNOWN[quick..=quick], new)).unwrap_or_default();
-    let before = |o: &LevelOption| KNOWN[..quick].iter().any(|k| k.1 == o.name);
+    let at = place_of_quick();
+    let asked = KNOWN.get(at..=at).unwrap_or_default();
+    let now = inet::differing(fd, asked, std::slice::from_ref(quick));
+    let before = |o: &LevelOption| KNOWN[..at].iter().any(|k| k.1 == o.name);
     tcp.options.retain(|o| o.name != libc::TCP_QUICKACK);
     let place = tcp.options.iter().take_while(|o| before(o)).count();
     tcp.options.splice(place..place, now);
