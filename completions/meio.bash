@@ -952,7 +952,7 @@ _meio() {
             return 0
             ;;
         meio__subcmd__watch)
-            opts="-v -q -h --standby --dir --keep --name --guarantee --vip --interval --interval-max --timeout --on-standby-loss --fence --witness --witness-key --on-event --control-group --keep-demoted --pid-namespace --compress --spool --freeze-timeout --config --check-config --ssh --identity --known-hosts --remote-path --streams --direct --bandwidth --connect-timeout --external --ignore --tcp --verbose --quiet --json --color --help"
+            opts="-v -q -h --standby --ack --dir --keep --name --guarantee --vip --interval --interval-max --timeout --on-standby-loss --fence --witness --witness-key --on-event --control-group --keep-demoted --pid-namespace --compress --spool --freeze-timeout --config --check-config --ssh --identity --known-hosts --remote-path --streams --direct --bandwidth --connect-timeout --external --ignore --tcp --verbose --quiet --json --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -960,6 +960,10 @@ _meio() {
             case "${prev}" in
                 --standby)
                     COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --ack)
+                    COMPREPLY=($(compgen -W "1 majority all" -- "${cur}"))
                     return 0
                     ;;
                 --dir)

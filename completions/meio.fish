@@ -214,7 +214,10 @@ complete -c meio -n "__fish_meio_using_subcommand migrate" -s v -l verbose -d 'S
 complete -c meio -n "__fish_meio_using_subcommand migrate" -s q -l quiet -d 'Say less: no progress; results, warnings and errors only'
 complete -c meio -n "__fish_meio_using_subcommand migrate" -l json -d 'Write one JSON object a line to standard output'
 complete -c meio -n "__fish_meio_using_subcommand migrate" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c meio -n "__fish_meio_using_subcommand watch" -l standby -d 'Where it goes on if this host is lost' -r
+complete -c meio -n "__fish_meio_using_subcommand watch" -l standby -d 'Where it goes on if this host is lost; more than once for several hosts, the earlier ones preferred' -r
+complete -c meio -n "__fish_meio_using_subcommand watch" -l ack -d 'How many of several standbys must have what is let out' -r -f -a "1\t'One; then all of them must be there for one to take over'
+majority\t'So many that they are more than half of the hosts together with this one'
+all\t'All that are in step, and never fewer than with majority'"
 complete -c meio -n "__fish_meio_using_subcommand watch" -l dir -d 'Keep images of it in this folder instead' -r -f -a "(__fish_complete_directories)"
 complete -c meio -n "__fish_meio_using_subcommand watch" -l keep -d 'How many images are kept at least, with --dir' -r
 complete -c meio -n "__fish_meio_using_subcommand watch" -l name -d 'What the watch is called [default: the capsule\'s name, or the pid]' -r

@@ -7,7 +7,7 @@
 //!              begins with; resume: after a meio that was killed; say: what people are told
 //! agent      what the standby does; clone: what it keeps; visit: a primary that comes back
 //!   fit        whether it can be; setup: what they say to each other before; frame: what they say then, as bytes
-//!   beat       heartbeats beside the link; fence: the command that ends the other host
+//!   beat       heartbeats beside the link; polls: what several standbys say to each other; fence: the command that ends the other host
 //!   witness    a third party that says who may go on, where there is one
 //! state      who answers: two pure machines; simulate breaks everything around them
 //!   notice     silence on two paths, and jitter; pace: when an epoch begins
@@ -50,6 +50,20 @@
 //! and if it had taken over, that is on record there. A primary that was killed comes to the same door: another process, the same
 //! generation, and a series of its own, until whose first word nothing gets out.
 //!
+//! # Several standbys
+//!
+//! The primary has a link to each of them ([`protect`], others), and one image of each epoch, packed once, goes to all
+//! ([`copies`], fan): who is slow falls behind and catches up, and is waited for only where too few others have what is to be let out. What is
+//! known of them goes through [`state::Group`] before the machine hears it. The standbys speak to each other beside all that, with a key
+//! of the primary's making ([`polls`]), from the beginning of the watch until one of them has taken over. The others end then, with that
+//! generation on record, and one of them stands by for it as a former primary does ([`comeback`]): by a call, which is by SSH. From
+//! there on the two are a pair.
+//!
+//! A standby that misses something of a series, since it was begun anew or was too far behind, gets nothing more until a user has
+//! everything copied anew, or too few are left that have it: the clones of the others are not given up for its sake. To fill one
+//! beside the others needs pages that were never sent to it to be read between epochs, each of which then has to reach it, too:
+//! `copies::fan` is where a standby would have pages of its own, [`state::Group`] knows who is in step.
+//!
 //! # What is not here yet, and where it goes
 //!
 //! * A clone whose processes are planted beforehand: [`state::Action::Keep`] is where it is brought up to an epoch,
@@ -72,6 +86,7 @@ pub mod gate;
 pub mod history;
 mod lease;
 pub mod local;
+mod polls;
 pub mod protect;
 mod pulse;
 mod raised;

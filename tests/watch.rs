@@ -12,6 +12,7 @@ mod postgresql;
 mod programs;
 mod room;
 mod service;
+mod several;
 mod switch;
 mod witness;
 

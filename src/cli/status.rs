@@ -25,7 +25,8 @@ use std::time::{Duration, Instant};
 /// "paused", "protected", "cut", "at-risk", "stopped", "ready", "taking-over", "running", "failed", "saved", "left-behind", "silent"), pid,
 /// other (the other host), at, guarantee, generation, epoch ({series, number}), age_ms, lag_ms, interval_ms, pause_ms,
 /// longest_pause_ms, held ({now, packets, median_ms, p99_ms, longest_ms, lost}), jitter_ms, bytes, epochs, unheeded, silent,
-/// witness ({at, trouble}), loses}.
+/// witness ({at, trouble}), loses}; of a watch with several standbys also "standbys", a list of {host, state ("starting", "ready",
+/// "out-of-step", "lost"), epoch}, and "needed", how many of them must be ready for one to take over.
 #[derive(clap::Args)]
 #[command(after_long_help = "Examples:\n  meio status\n  meio status web --watch\n  meio status --json | jq '.watches[].state'")]
 pub struct Status {
@@ -303,6 +304,10 @@ fn whole(console: &Console, one: &Stand) -> Vec<String> {
     }
     if let Some(path) = &one.silent {
         line("silent", format!("nothing comes by the {}", printable(path)));
+    }
+    for (n, standby) in one.standbys.iter().enumerate() {
+        let epoch = standby.epoch.map_or_else(String::new, |epoch| format!(", epoch {} of series {}", epoch.number, epoch.series));
+        line(if n == 0 { "standbys" } else { "" }, format!("{}: {}{epoch}", printable(&standby.host), printable(&standby.state)));
     }
     if let Some(witness) = &one.witness {
         line("witness", format!("{}, which {}", printable(&witness.at), witness.trouble.as_deref().unwrap_or("answers")));

@@ -14,7 +14,7 @@ use crate::watch::comeback::{self, Stood};
 use crate::watch::gate::Held;
 use crate::watch::local;
 use crate::watch::protect::{self, Options, Witness};
-use crate::watch::state::{Guarantee, Limits, OnLoss};
+use crate::watch::state::{Acks, Guarantee, Limits, OnLoss};
 use serde_json::json;
 use std::ffi::OsString;
 use std::sync::Arc;
@@ -41,6 +41,15 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 /// lost and the witness does not answer. Without an answer of the witness the standby never takes over. The witness must be there
 /// when a watch begins; later its loss alone changes nothing. --fence ends the other host before anybody goes on: the standby asks
 /// the witness first and must then succeed with the command, this host uses it only where the witness does not answer.
+///
+/// With --standby more than once all of these hosts have each epoch, which is packed once, and say to each other which of them takes
+/// over: the one that has the newest, the earlier one of several, and only with as many of them as are needed (--ack) to know what
+/// clients were told. They reach each other by UDP, and the one that does not take over by SSH the one that does, with the keys that are
+/// usual there or at the same paths as here: then it stands by for that one. One of them that is lost or slow delays nothing as long as
+/// enough others are there. One that comes back with nothing is out of step until everything is copied anew: meio pause and
+/// meio resume. When two of three hosts are lost nobody takes over before one is back. Several standbys do without --witness and
+/// --fence; meio switchover is not for them; where meio was killed here they take over, and it is not started again; and a former
+/// primary does not stand by again by itself, nor a third host for the one that has taken over.
 ///
 /// A link that is lost is made again: with the standby that is there, which goes on with what it has, or with a new one, which
 /// gets everything while the tree runs. Until then nobody stands by, which is said, and the tree goes on as --on-standby-loss has it.
@@ -73,15 +82,18 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 /// ended) and "warnings".
 #[derive(clap::Args)]
 #[command(
-    after_long_help = "Examples:\n  meio watch --standby root@other --vip 10.0.0.10/24@eth0 1234\n  meio watch --standby root@other --witness root@third --vip 10.0.0.10/24@eth0 1234\n  meio watch --standby root@other --guarantee hot --name job -- ./compute >log 2>&1\n  meio watch --dir /var/lib/job --interval 10s 1234"
+    after_long_help = "Examples:\n  meio watch --standby root@other --vip 10.0.0.10/24@eth0 1234\n  meio watch --standby root@other --standby root@third --vip 10.0.0.10/24@eth0 1234\n  meio watch --standby root@other --witness root@third --vip 10.0.0.10/24@eth0 1234\n  meio watch --standby root@other --guarantee hot --name job -- ./compute >log 2>&1\n  meio watch --dir /var/lib/job --interval 10s 1234"
 )]
 pub struct Watch {
     /// Root of the tree, or the name of a capsule
     #[arg(value_name = "PID|NAME", value_parser = target::parse, required_unless_present = "command")]
     target: Option<Target>,
-    /// Where it goes on if this host is lost
+    /// Where it goes on if this host is lost; more than once for several hosts, the earlier ones preferred
     #[arg(long, value_name = "[USER@]HOST[:PORT]", value_parser = way::destination, required_unless_present = "dir")]
-    standby: Option<Destination>,
+    standby: Vec<Destination>,
+    /// How many of several standbys must have what is let out
+    #[arg(long, value_name = "WHICH", default_value = "majority", conflicts_with = "dir")]
+    ack: Ack,
     /// Keep images of it in this folder instead
     #[arg(long, value_name = "FOLDER", value_hint = clap::ValueHint::DirPath, conflicts_with_all = ["standby", "vip", "guarantee", "fence", "on_event"])]
     dir: Option<PathBuf>,
@@ -172,6 +184,18 @@ enum Promise {
     Hot,
 }
 
+/// See [`Acks`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Ack {
+    /// One; then all of them must be there for one to take over
+    #[value(name = "1")]
+    One,
+    /// So many that they are more than half of the hosts together with this one
+    Majority,
+    /// All that are in step, and never fewer than with majority
+    All,
+}
+
 /// See [`OnLoss`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Loss {
@@ -228,7 +252,7 @@ impl Watch {
         let capsule = self.target.as_ref().and_then(Target::capsule).map(str::to_owned);
         let pid = self.target.as_ref().and_then(|target| target.pid().ok());
         let name = self.name.clone().or(capsule.clone()).or(pid.map(|pid| pid.to_string()));
-        let (Some(name), Some(standby), false) = (name, &self.standby, self.keep_demoted) else { return Ok(None) };
+        let (Some(name), Some(standby), false) = (name, self.standby.first(), self.keep_demoted) else { return Ok(None) };
         let options = self.options(name, self.dump(pid.unwrap_or_default(), capsule), standby, limits, begun)?;
         Ok(comeback::come_back(&options, report)?.map(Outcome::from))
     }
@@ -245,6 +269,7 @@ impl Watch {
             name,
             dump,
             standby: standby.clone(),
+            others: self.standby.iter().skip(1).cloned().collect(),
             how: self.way.how(),
             addresses: self.vip.clone(),
             pid_namespace: self.pid_namespace,
@@ -269,7 +294,7 @@ impl Watch {
         };
         let dump = self.dump(pid, capsule.clone());
         let name = self.name.clone().or(capsule).unwrap_or_else(|| pid.to_string());
-        match (&self.dir, &self.standby) {
+        match (&self.dir, self.standby.first()) {
             (Some(folder), _) => {
                 let (folder, every, keep) = (folder.clone(), limits.interval, self.keep);
                 let (control_group, begun) = (self.control_group.clone(), begun.clone());
@@ -341,9 +366,33 @@ impl Watch {
         let interval_min = usual.interval_min.min(interval);
         let (fence, witness) = (self.fence.is_some(), self.witness.is_some());
         let (timeout, keep_demoted) = (self.timeout, self.keep_demoted);
-        let limits =
-            Limits { guarantee, on_loss, fence, witness, keep_demoted, beat, timeout, interval, interval_min, interval_max, ..usual };
-        (limits, wrong)
+        let acks = match self.ack {
+            Ack::One => Acks::One,
+            Ack::Majority => Acks::Majority,
+            Ack::All => Acks::All,
+        };
+        wrong.extend(self.crowded());
+        let (standbys, acks) = if self.standby.len() > 1 { (self.standby.len(), acks) } else { (1, usual.acks) };
+        let limits = Limits { guarantee, on_loss, fence, witness, keep_demoted, standbys, acks, beat, timeout, ..usual };
+        (Limits { interval, interval_min, interval_max, ..limits }, wrong)
+    }
+
+    /// What does not go together with several standbys.
+    fn crowded(&self) -> Vec<Error> {
+        const MOST: usize = 7;
+        let mut wrong = Vec::new();
+        let hosts: std::collections::BTreeSet<&str> = self.standby.iter().map(|standby| standby.host.as_str()).collect();
+        if hosts.len() < self.standby.len() {
+            wrong.push(Error::new(Kind::Usage, "a standby is named twice").help("each one must be a host of its own"));
+        }
+        if self.standby.len() > MOST {
+            wrong.push(Error::new(Kind::Usage, format!("{MOST} standbys are possible at most")));
+        }
+        if self.standby.len() > 1 && (self.witness.is_some() || self.fence.is_some()) {
+            let what = "several standbys decide among themselves which takes over: without --witness, and without --fence";
+            wrong.push(Error::new(Kind::Usage, what).help("leave it out, or name one standby"));
+        }
+        wrong
     }
 
     fn witness(&self) -> Result<Option<Witness>> {
@@ -354,8 +403,12 @@ impl Watch {
 
     /// What becomes of two hosts that lose each other, where nobody else is asked.
     fn parted(&self) -> Option<&'static str> {
-        if self.standby.is_none() || self.witness.is_some() || self.fence.is_some() {
+        if self.standby.is_empty() || self.witness.is_some() || self.fence.is_some() {
             return None;
+        }
+        if self.standby.len() > 1 {
+            return (self.on_standby_loss == Loss::Continue)
+                .then_some("if this host loses too many of its standbys, both sides may answer (--on-standby-loss continue)");
         }
         Some(match self.on_standby_loss {
             Loss::Hold => {

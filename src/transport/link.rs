@@ -53,6 +53,8 @@ struct State {
     woken: bool,
     /// Others that cannot go on without the link.
     also: Vec<Arc<Stop>>,
+    /// Whom it tells that something has come, or that it has failed.
+    ring: Option<Arc<dyn Fn() + Send + Sync>>,
 }
 
 /// One end of a control link.
@@ -77,6 +79,7 @@ impl Link {
             closed: false,
             woken: false,
             also: Vec::new(),
+            ring: None,
         };
         let shared = Arc::new(Shared {
             state: Mutex::new(state),
@@ -114,6 +117,11 @@ impl Link {
     /// Ends a wait of [`Link::receive`], or the next one, before its time.
     pub fn waker(&self) -> Waker {
         Waker(self.shared.clone())
+    }
+
+    /// Has `ring` called whenever a frame has come, or the link has failed: for who waits for several links at once.
+    pub fn rings(&self, ring: Arc<dyn Fn() + Send + Sync>) {
+        locked(&self.shared.state).ring = Some(ring);
     }
 
     /// The next message if it is there.
@@ -244,9 +252,11 @@ impl Shared {
         let mut state = locked(&self.state);
         let first = state.failed.get_or_insert(e).clone();
         state.also.iter().for_each(|s| s.end_because(&first));
+        let ring = state.ring.clone();
         drop(state);
         self.stop.end();
         self.changed.notify_all();
+        ring.iter().for_each(|ring| ring());
         first
     }
 
@@ -322,7 +332,10 @@ impl Shared {
             }
             state.bytes += frame.payload.len() + HEADER;
             state.waiting.push_back(frame);
+            let ring = state.ring.clone();
+            drop(state);
             self.changed.notify_all();
+            ring.iter().for_each(|ring| ring());
         }
     }
 

@@ -8,7 +8,7 @@
 use super::beat::{Beats, Key};
 use super::protect::Options;
 use super::record::Back;
-use super::setup::{Returns, SETUP, Setup};
+use super::setup::{Returns, SETUP, Seat, Setup};
 use super::witness::Contact;
 use crate::error::{Error, Kind, Result};
 use crate::migrate::plan::{Details, Plan, pack, unpack};
@@ -47,6 +47,8 @@ pub struct Whom {
     pub token: Option<String>,
     /// Nobody here has its key for heartbeats.
     pub fresh: bool,
+    /// What it is told of others who stand by.
+    pub seat: Option<Box<Seat>>,
 }
 
 impl Whom {
@@ -105,8 +107,40 @@ pub struct Standing {
     pub beats: Option<Beats>,
     /// What is to be told to come back to it, where that is new.
     pub token: Option<String>,
+    /// Where it hears other standbys, where that is new.
+    pub polls: Option<SocketAddr>,
     /// What is different there.
     pub warnings: Vec<String>,
+}
+
+/// One that can be used, and waits for a word.
+pub struct Answered {
+    peer: Peer,
+    key: Key,
+    /// The highest on record there.
+    pub generation: u64,
+    instance: u64,
+    images: Option<u64>,
+    port: Option<u16>,
+    token: Option<String>,
+    /// Where it hears other standbys.
+    pub polls: Option<SocketAddr>,
+    warnings: Vec<String>,
+}
+
+/// What was answered.
+pub enum Reply {
+    /// It can be used.
+    Standby(Box<Answered>),
+    /// See [`Found::Taken`].
+    Taken {
+        /// Its own.
+        generation: u64,
+        /// Which process.
+        instance: u64,
+        /// It runs there already.
+        runs: bool,
+    },
 }
 
 /// Logs in and has an agent answer, the one that is there where there is one.
@@ -119,8 +153,22 @@ pub fn connect(options: &Options, whom: &Whom, report: &mut dyn Report) -> Resul
 }
 
 /// Comes to terms with who has answered. Everything that stands in the way is said before anything is touched.
-pub fn agree(ask: &Ask, whom: &Whom, mut peer: Peer) -> Result<Found> {
-    let say = |peer: &Peer, setup: &Setup| peer.link.send(&transport::Frame { kind: SETUP, generation: 0, payload: pack(setup)? });
+pub fn agree(ask: &Ask, whom: &Whom, peer: Peer) -> Result<Found> {
+    Ok(match question(ask, whom, peer)? {
+        Reply::Taken { generation, instance, runs } => Found::Taken { generation, instance, runs },
+        Reply::Standby(answered) => {
+            let generation = whom.generation.unwrap_or(whom.least.max(answered.generation) + 1);
+            Found::Standby(Box::new(answered.begin(ask, whom, generation)?))
+        }
+    })
+}
+
+fn say(peer: &Peer, setup: &Setup) -> Result<()> {
+    peer.link.send(&transport::Frame { kind: SETUP, generation: 0, payload: pack(setup)? })
+}
+
+/// The first half of it: nothing begins there.
+pub fn question(ask: &Ask, whom: &Whom, mut peer: Peer) -> Result<Reply> {
     let options = &ask.options;
     let key = Key::make()?;
     let asked = Setup::Ask {
@@ -131,38 +179,49 @@ pub fn agree(ask: &Ask, whom: &Whom, mut peer: Peer) -> Result<Found> {
         generation: whom.generation.unwrap_or(0),
         known: whom.instance,
         fresh: whom.fresh,
+        several: options.limits.standbys > 1,
     };
     say(&peer, &asked)?;
     let frame = peer.link.receive(Some(PATIENCE))?;
     let taken = |theirs| whom.generation.is_some_and(|own| theirs > own);
-    let (generation, instance, images, port, token, warnings) = match unpack(&frame.payload)? {
+    let (generation, instance, images, port, token, polls, warnings) = match unpack(&frame.payload)? {
         Setup::Answer { generation, instance, runs, .. } | Setup::Going { generation, instance, runs, .. } if taken(generation) => {
-            return Ok(Found::Taken { generation, instance, runs });
+            return Ok(Reply::Taken { generation, instance, runs });
         }
-        Setup::Answer { details, generation, instance, port, token, .. } => {
+        Setup::Answer { details, generation, instance, port, token, polls, .. } => {
             let Details { refusals, warnings, .. } = details;
             if !refusals.is_empty() {
                 let what = format!("process {} cannot live on {}", options.dump.pid, options.standby.host);
                 return Err(Error::refused(&what, refusals));
             }
-            let generation = whom.generation.unwrap_or(whom.least.max(generation) + 1);
-            (generation, instance, None, Some(port), Some(token), warnings)
+            let polls = Some(polls).filter(|polls| *polls > 0).map(|polls| address(&options.standby.host, polls)).transpose()?;
+            (generation, instance, None, Some(port), Some(token), polls, warnings)
         }
         Setup::Going { instance, images, port, .. } => {
             let generation = whom.generation.ok_or_else(|| Error::link("the standby goes on with what has not begun"))?;
-            (generation, instance, Some(images), Some(port).filter(|_| whom.fresh), None, Vec::new())
+            (generation, instance, Some(images), Some(port).filter(|_| whom.fresh), None, None, Vec::new())
         }
         _ => return Err(Error::link("the standby says something else than was asked")),
     };
-    let beats = port.map(|port| beats(options, &key, port)).transpose()?;
-    if images.is_none() {
-        let (limits, witness) = (options.limits, ask.witness.clone());
-        let (fence, on_event) = (options.fence.clone(), options.on_event.clone());
-        say(&peer, &Setup::Begin { generation, limits, fence, witness, on_event })?;
+    Ok(Reply::Standby(Box::new(Answered { peer, key, generation, instance, images, port, token, polls, warnings })))
+}
+
+impl Answered {
+    /// The other half: it stands by for a primary of this generation.
+    pub fn begin(self, ask: &Ask, whom: &Whom, generation: u64) -> Result<Standing> {
+        let Answered { mut peer, key, instance, images, port, token, polls, warnings, .. } = self;
+        let options = &ask.options;
+        let beats = port.map(|port| beats(options, &key, port)).transpose()?;
+        if images.is_none() {
+            let (limits, witness) = (options.limits, ask.witness.clone());
+            let (fence, on_event) = (options.fence.clone(), options.on_event.clone());
+            let seat = whom.seat.clone();
+            say(&peer, &Setup::Begin { generation, limits, fence, witness, on_event, seat })?;
+        }
+        peer.open_bulk()?;
+        let sender = peer.sender()?;
+        Ok(Standing { peer, sender, generation, instance, images, beats, token, polls, warnings })
     }
-    peer.open_bulk()?;
-    let sender = peer.sender()?;
-    Ok(Found::Standby(Box::new(Standing { peer, sender, generation, instance, images, beats, token, warnings })))
 }
 
 /// Heartbeats to there.
@@ -199,6 +258,8 @@ pub struct Calls {
 struct Porch {
     /// Who is wanted, while nobody stands by.
     wanted: Mutex<Option<Whom>>,
+    /// What the host calls itself that came last.
+    host: Mutex<Option<String>>,
     knocks: AtomicBool,
     ends: AtomicBool,
 }
@@ -238,7 +299,15 @@ impl Porch {
         let Setup::Returns(returns) = unpack(&came.payload)? else {
             return Err(Error::link("who comes says something else than what it wants"));
         };
-        let Some(whom) = self.wait() else { return Ok(None) };
+        let known = self.host.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let stranger = known.is_some_and(|known| known != peer.hello.host);
+        // Whoever stands by is not to be lost for another one.
+        let whom = if stranger { self.wanted.lock().unwrap_or_else(PoisonError::into_inner).take() } else { self.wait() };
+        let Some(whom) = whom else {
+            let _ = say(&peer, &Setup::NotYet { why: "another host stands by for it".to_owned() });
+            return Ok(None);
+        };
+        *self.host.lock().unwrap_or_else(PoisonError::into_inner) = Some(peer.hello.host.clone());
         let Returns { generation, instance, runs, .. } = *returns;
         if whom.generation.is_some_and(|own| generation > own) {
             return Ok(Some(Found::Taken { generation, instance, runs }));
@@ -275,6 +344,13 @@ impl Calls {
     /// Somebody calls, although somebody stands by.
     pub fn knocks(&self) -> bool {
         self.porch.as_ref().is_some_and(|porch| porch.knocks.load(Ordering::Relaxed))
+    }
+
+    /// Who stands by: nobody else who calls takes its place as long as it does.
+    pub fn met(&self, host: &str) {
+        if let Some(porch) = &self.porch {
+            *porch.host.lock().unwrap_or_else(PoisonError::into_inner) = Some(host.to_owned());
+        }
     }
 
     /// What leads to the witness.

@@ -2,6 +2,7 @@
 //! has come back ([`super::comeback`]).
 
 mod back;
+mod votes;
 
 use super::beat::{Beats, Came, Key};
 use super::clone::Clone;
@@ -9,15 +10,16 @@ use super::comeback::{Caller, Stood};
 use super::control::Control;
 use super::fence::Fence;
 use super::history::{Entry, History};
+use super::polls::{Ear, Polls};
 use super::raised::{Raised, Waiting};
 use super::record::{About, Claim, Record, Store};
-use super::setup::{EPOCH, Epoch, OVER, PACKETS, SETUP, Setup, WORD};
-use super::state::{self, Action, Activation, Event, Guarantee, Mark, Path, Said, Standby, Word};
+use super::setup::{EPOCH, Epoch, OVER, PACKETS, SETUP, Seat, Setup, WORD};
+use super::state::{self, Action, Activation, Cause, Event, Guarantee, Mark, Path, Said, Standby, Votes, Word};
 use super::status::{Board, Role, Status, Wish};
 use super::steps::{Steps, step};
 use super::visit::{Asked, News, Opened, Visits};
 use super::witness::{Client, Role as Whose};
-use super::{fit, frame, turn};
+use super::{comeback, fit, frame, turn};
 use crate::error::{Error, Result};
 use crate::migrate::plan::{Plan, pack, unpack};
 use crate::migrate::record::Member;
@@ -30,8 +32,9 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
+use votes::{Court, Followed, is_over};
 
 /// For what the other end may take to answer.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -56,14 +59,28 @@ pub fn run() -> Result<()> {
 ///
 /// # Errors
 /// As [`run`].
-pub fn begin(mut peer: Peer, asked: Setup, caller: Option<Caller>, report: &mut dyn Report) -> Result<Stood> {
+pub fn begin(peer: Peer, asked: Setup, caller: Option<Caller>, report: &mut dyn Report) -> Result<Stood> {
+    match stand(peer, asked, caller, report)? {
+        (_, Some((seat, of))) => comeback::follow(&seat, of),
+        (stood, None) => Ok(stood),
+    }
+}
+
+/// The same; with who is to be stood by for next, where another standby has taken over.
+fn stand(mut peer: Peer, asked: Setup, caller: Option<Caller>, report: &mut dyn Report) -> Result<(Stood, Followed)> {
     signal::catch();
-    let Setup::Ask { name, watch, plan, key, known, .. } = asked else {
+    let Setup::Ask { name, watch, plan, key, known, generation: theirs, several, .. } = asked else {
         return Err(Error::link("the primary says something else than what a watch begins with"));
     };
     let store = Store::open()?;
-    let claim = store.claim(&name)?;
+    let claim = match store.claim(&name) {
+        Ok(claim) => claim,
+        Err(_) if is_over(&peer, &store, &name, theirs)? => return Ok((Stood::Over, None)),
+        Err(e) => return Err(e),
+    };
     let there = store.read(&name)?;
+    let before = there.as_ref().filter(|record| several && record.watch == watch);
+    let (again, vote) = (before.is_some(), before.and_then(|record| record.vote));
     let instance = there.as_ref().map_or(0, |record| record.instance).max(known) + 1;
     let runs = there.as_ref().is_some_and(Record::runs);
     let before = there.and_then(|record| record.settled());
@@ -83,23 +100,25 @@ pub fn begin(mut peer: Peer, asked: Setup, caller: Option<Caller>, report: &mut 
         Activation::Primary { generation, .. } => Activation::Demoted(generation),
         other => other,
     });
-    let record = Record { name, watch, activation, instance, back: None, door: None, about };
+    let record = Record { name, watch, activation, instance, vote, back: None, door: None, about };
     let beats = Beats::listen(&Key::of(key), SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)))?;
     let details = fit::check(&plan)?;
     let refusals = details.refusals.clone();
     let visits = Visits::begin()?;
-    let answer = Setup::Answer { details, generation, instance, port: beats.port()?, token: visits.token().to_owned(), runs };
+    let ear = several.then(Ear::open).transpose()?;
+    let (port, polls) = (beats.port()?, ear.as_ref().map_or(Ok(0), Ear::port)?);
+    let answer = Setup::Answer { details, generation, instance, port, token: visits.token().to_owned(), runs, polls };
     peer.link.send(&transport::Frame { kind: SETUP, generation: 0, payload: pack(&answer)? })?;
     match (refusals.is_empty(), &caller) {
         (true, _) => {}
-        (false, None) => return Ok(Stood::Over),
+        (false, None) => return Ok((Stood::Over, None)),
         (false, Some(_)) => return Err(Error::refused(&format!("{} cannot live here", record.name), refusals)),
     }
     restore::make_room(&plan.tree)?;
     let lock = SharedLock::prepare().ok(); // else it is tried again when it is needed
     let raised = Raised::guarded(&plan.addresses)?;
     let begin = peer.link.receive(Some(PATIENCE))?;
-    let Setup::Begin { generation, limits, fence, witness, on_event } = unpack(&begin.payload)? else {
+    let Setup::Begin { generation, limits, fence, witness, on_event, seat } = unpack(&begin.payload)? else {
         return Err(Error::link("the primary does not begin"));
     };
     let witness = witness.map(|contact| Client::new(&contact, watch, Whose::Standby, limits.lease())).transpose()?;
@@ -117,6 +136,15 @@ pub fn begin(mut peer: Peer, asked: Setup, caller: Option<Caller>, report: &mut 
     let begun = Entry::new(Role::Standby, "standing-by", format!("{} has begun a watch", peer.hello.host));
     history.note(Entry { other: Some(peer.hello.host.clone()), generation, ..begun });
     let machine = Standby::begin(generation, instance, limits);
+    let machine = if again { machine.after(vote.is_some()) } else { machine };
+    let court = |(seat, ear): (Box<Seat>, Ear)| -> Result<Court> {
+        let (votes, key) = (Votes::begin(seat.place, instance, vote, limits), Key::of(seat.key));
+        Ok(Court { votes, polls: Polls::new(ear, &key, seat.place, &seat.at)?, seat, overtaken: None })
+    };
+    let court = seat.zip(ear).map(court).transpose()?;
+    if court.is_none() && limits.standbys > 1 {
+        return Err(Error::link("the primary does not say who the others are"));
+    }
     let mut agent = Agent {
         machine,
         begun: Instant::now(),
@@ -147,6 +175,7 @@ pub fn begin(mut peer: Peer, asked: Setup, caller: Option<Caller>, report: &mut 
         fence,
         fencing: None,
         witness,
+        court,
         events: VecDeque::from([Event::Start]),
         board: control.board(),
         over: false,
@@ -166,10 +195,11 @@ pub fn begin(mut peer: Peer, asked: Setup, caller: Option<Caller>, report: &mut 
         None if agent.anew => Stood::Anew,
         None => Stood::Over,
     };
+    let followed = agent.court.as_mut().and_then(|court| court.overtaken.map(|of| (court.seat.clone(), of)));
     let Agent { spool, .. } = agent;
     drop(spool);
     board.end(stood.clone().map(|()| Vec::new()));
-    stood.map(|()| ended)
+    stood.map(|()| (ended, followed))
 }
 
 /// Why feeding the machine came to an end.
@@ -233,6 +263,8 @@ struct Agent<'r> {
     fencing: Option<Fence>,
     /// Who says whether it may be taken over.
     witness: Option<Client>,
+    /// What it has to do with other standbys.
+    court: Option<Court>,
     /// Root of the tree that runs here.
     root: Option<Member>,
     events: VecDeque<Event>,
@@ -262,7 +294,7 @@ impl Agent<'_> {
                 Next::Run | Next::Undo => {}
                 Next::End => {
                     // What was taken over stays on record, and that it was by somebody else.
-                    let stays = self.root.is_some() || self.caller.is_some() && !self.machine.has_left();
+                    let stays = self.root.is_some() || (self.caller.is_some() || self.court.is_some()) && !self.machine.has_left();
                     return if stays && !self.over { Ok(()) } else { self.store.forget(&self.record.name) };
                 }
             }
@@ -283,9 +315,9 @@ impl Agent<'_> {
             }
             let over = self.machine.is_over() || self.root.is_some_and(|root| !root.lives());
             let comes = self.visitor.is_some() || self.visits.is_answering();
-            let nothing = if self.caller.is_some() { self.machine.has_left() } else { self.machine.is_idle() };
-            let idle = self.peer.is_none() && !comes && nothing;
+            let idle = self.peer.is_none() && !comes && self.has_nothing_to_do();
             self.grant();
+            let over = over || self.court.as_ref().is_some_and(|court| court.overtaken.is_some());
             if over || idle || self.over || self.handed || self.anew || self.interrupted() {
                 return Ok(Next::End);
             }
@@ -342,6 +374,7 @@ impl Agent<'_> {
             self.events.push_back(Event::Fenced(done));
         }
         self.ruling();
+        self.polled();
         let whole = self.spool.whole();
         while self.coming.front().is_some_and(|epoch| epoch.image <= whole) {
             let Some(Epoch { generation, mark, ready, image }) = self.coming.pop_front() else { break };
@@ -475,6 +508,7 @@ impl Agent<'_> {
                     self.steps = Some(Steps::begin(self.machine.silence(self.begun.elapsed())));
                 }
                 self.witness.iter_mut().for_each(|witness| witness.ask(wanted));
+                self.vote(Cause::Asked(wanted));
                 return Ok(None);
             }
             Action::Fence => {
@@ -515,7 +549,9 @@ impl Agent<'_> {
                 if said == Said::TakingOver {
                     let silence = if self.machine.is_planned() { Duration::ZERO } else { self.machine.silence(self.begun.elapsed()) };
                     match &mut self.steps {
-                        Some(steps) if self.witness.is_some() && !self.machine.is_planned() => steps.done("witness", steps.total()),
+                        Some(steps) if (self.witness.is_some() || self.court.is_some()) && !self.machine.is_planned() => {
+                            steps.done(if self.court.is_some() { "votes" } else { "witness" }, steps.total())
+                        }
                         _ => self.steps = Some(Steps::begin(silence)),
                     }
                 }
@@ -551,49 +587,5 @@ impl Agent<'_> {
     fn note(&self, text: &str) {
         self.store.note(&self.record.name, text);
         self.report.borrow_mut().note(text);
-    }
-
-    fn is_address_free(&mut self) -> bool {
-        let early = self.early.take().filter(|(begun, _)| begun.elapsed() < 3 * EARLY);
-        early.is_some_and(|(_, free)| free.recv() == Ok(true)) || self.raised.question()()
-    }
-
-    /// Who will have to be asked soon whether he has the address is asked while the primary is not lost for certain: by then it
-    /// has given it up, whatever has become of it.
-    fn look_ahead(&mut self) {
-        let silence = self.machine.silence(self.begun.elapsed());
-        let soon = self.kept.is_some() && self.root.is_none() && (self.timeout..self.timeout + EARLY).contains(&(silence + EARLY));
-        if !soon || self.early.as_ref().is_some_and(|(begun, _)| begun.elapsed() < 3 * EARLY) {
-            return;
-        }
-        let (told, free) = channel();
-        let question = self.raised.question();
-        let look = move || {
-            let _ = told.send(question());
-        };
-        if std::thread::Builder::new().name("probe".into()).spawn(look).is_ok() {
-            self.early = Some((Instant::now(), free));
-        }
-    }
-
-    /// Nothing of it is here yet, and as soon as its address is nobody answers.
-    fn block(&mut self) -> Result<()> {
-        let (_, image) = self.kept.ok_or_else(|| Error::other("there is nothing to take over from"))?;
-        if self.lock.is_none() {
-            self.lock = Some(SharedLock::prepare()?);
-        }
-        let known = self.spool.known(image)?;
-        self.lock.as_ref().map_or(Ok(()), |lock| lock.block(&known.tree))
-    }
-
-    /// Nothing is left of what was done to take over: at once, or when what is planted has been ended.
-    fn undo(&mut self) -> Option<Next> {
-        self.note("it is not to be taken over after all");
-        if self.restoring {
-            return Some(Next::Undo);
-        }
-        self.raised.take_down();
-        self.lock = None;
-        None
     }
 }

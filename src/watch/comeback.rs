@@ -7,11 +7,11 @@ use super::agent;
 use super::control::Control;
 use super::protect::{self, Options, Outcome};
 use super::record::{Record, Store};
-use super::setup::{Returns, SETUP, Setup};
+use super::setup::{Returns, SETUP, Seat, Setup};
 use super::start::free;
-use super::state::Activation;
+use super::state::{Acks, Activation, Limits};
 use super::status::{Board, Role, Status, Wish};
-use super::turn;
+use super::turn::{self, Noted};
 use super::visit::Asked;
 use super::witness::Contact;
 use crate::dump;
@@ -68,6 +68,12 @@ fn due(record: Option<&Record>) -> Option<Due> {
 /// Those of both.
 pub fn watch(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     let outcome = protect::run(options, report)?;
+    if options.limits.standbys > 1 {
+        if outcome.replaced {
+            report.warning("this host does not stand by again by itself, since several others did");
+        }
+        return Ok(outcome);
+    }
     let returned = if outcome.replaced { come_back(options, report)? } else { None };
     Ok(Outcome { stood: returned.and_then(|returned| returned.stood), ..outcome })
 }
@@ -80,6 +86,10 @@ pub fn come_back(options: &Options, report: &mut dyn Report) -> Result<Option<Ou
     let store = Store::open()?;
     let manager = Arc::new(Manager::of_environment());
     let Some(mut known) = due(store.read(&options.name)?.as_ref()) else { return Ok(None) };
+    if options.limits.standbys > 1 {
+        let what = format!("this host ran {} before, and does not know whether one of its standbys does now", options.name);
+        return Err(Error::other(what).help(format!("see there: meio status; if none does, meio unwatch {} here forgets it", options.name)));
+    }
     loop {
         let stood = match stand_by(options, &store, &manager, report) {
             Err(e) if e.kind == Kind::NotFound && known == Due::Perhaps => return Ok(None),
@@ -143,32 +153,36 @@ pub struct Caller {
     manager: Arc<Manager>,
 }
 
+/// What is said to who runs it by one that is to be its only standby.
+pub fn returns(options: &Options, witness: Option<Contact>) -> Returns {
+    let dump = &options.dump;
+    Returns {
+        name: options.name.clone(),
+        generation: 0,
+        instance: 0,
+        runs: false,
+        addresses: options.addresses.clone(),
+        pid_namespace: options.pid_namespace,
+        spool: options.spool.clone(),
+        limits: Limits { standbys: 1, acks: Acks::default(), ..options.limits },
+        fence: options.fence.clone(),
+        witness,
+        on_event: options.on_event.clone(),
+        capsule: dump.capsule.clone(),
+        level: dump.level,
+        freeze_timeout: dump.freeze_timeout,
+        decisions: dump.decisions.clone(),
+    }
+}
+
 impl Caller {
     /// Nobody is called before this `pause` is over.
-    fn new(options: &Options, witness: Option<Contact>, manager: &Arc<Manager>, pause: Duration) -> Caller {
+    fn new(to: &Destination, how: &How, returns: Returns, manager: &Arc<Manager>, pause: Duration) -> Caller {
         /// Who lives answers by then; who does not is to be called again soon.
         const LIMIT: Duration = Duration::from_secs(5);
         let (tell, answers) = mpsc::channel();
-        let dump = &options.dump;
-        let returns = Returns {
-            name: options.name.clone(),
-            generation: 0,
-            instance: 0,
-            runs: false,
-            addresses: options.addresses.clone(),
-            pid_namespace: options.pid_namespace,
-            spool: options.spool.clone(),
-            limits: options.limits,
-            fence: options.fence.clone(),
-            witness,
-            on_event: options.on_event.clone(),
-            capsule: dump.capsule.clone(),
-            level: dump.level,
-            freeze_timeout: dump.freeze_timeout,
-            decisions: dump.decisions.clone(),
-        };
-        let how = How { timeout: options.how.timeout.min(LIMIT), ..options.how.clone() };
-        let (to, again) = (options.standby.clone(), options.limits.again);
+        let how = How { timeout: how.timeout.min(LIMIT), ..how.clone() };
+        let (to, again) = (to.clone(), returns.limits.again);
         let (not_before, manager) = (Instant::now() + pause, manager.clone());
         Caller { to, how, again, returns, token: Arc::default(), answers, tell, at_work: false, not_before, nobody: false, manager }
     }
@@ -239,10 +253,39 @@ fn stand_by(options: &Options, store: &Store, manager: &Arc<Manager>, report: &m
     let known = store.read(&options.name)?.and_then(|record| record.back?.witness);
     let witness = protect::contact(options, known.as_ref(), report)?;
     manager.ready();
+    let returns = returns(options, witness);
+    stand(&(&options.standby, &options.how, returns, options.control_group.as_deref()), store, manager, report)
+}
+
+/// One of several standbys stands by for the one that has taken over, as long as it can log in there.
+///
+/// # Errors
+/// When this host cannot stand by.
+pub fn follow(seat: &Seat, of: usize) -> Result<Stood> {
+    let store = Store::open()?;
+    let manager = Arc::new(Manager::of_environment());
+    let to = Destination::parse(seat.hosts.get(of).map_or("", String::as_str))?;
+    // What the primary logs in with may be here, too; else there is what is usual.
+    let how = How {
+        ssh: seat.ssh.clone(),
+        identity: seat.identity.iter().filter(|file| file.exists()).cloned().collect(),
+        known_hosts: seat.known_hosts.clone().filter(|file| file.exists()),
+        remote_path: seat.remote_path.clone(),
+        ..How::default()
+    };
+    let mut noted = Noted(store.clone(), seat.returns.name.clone());
+    stand(&(&to, &how, seat.returns.clone(), None), &store, &manager, &mut noted)
+}
+
+/// Who is called, how, with which words; and the group that may ask how it stands.
+type Wanted<'w> = (&'w Destination, &'w How, Returns, Option<&'w str>);
+
+fn stand(wanted: &Wanted, store: &Store, manager: &Arc<Manager>, report: &mut dyn Report) -> Result<Stood> {
+    let (to, how, returns, group) = wanted;
     let (mut complaint, mut pause) = (None, Duration::ZERO);
     loop {
-        let mut caller = Caller::new(options, witness.clone(), manager, pause);
-        let Some((peer, asked)) = wait(options, store, &mut caller, report)? else { return Ok(Stood::Over) };
+        let mut caller = Caller::new(to, how, returns.clone(), manager, pause);
+        let Some((peer, asked)) = wait(*group, store, &mut caller, report)? else { return Ok(Stood::Over) };
         let host = peer.hello.host.clone();
         manager.status(&format!("{host} runs it: this host stands by"));
         match agent::begin(peer, asked, Some(caller), report) {
@@ -257,25 +300,26 @@ fn stand_by(options: &Options, store: &Store, manager: &Arc<Manager>, report: &m
             }
             stood => return stood,
         }
-        pause = options.limits.again;
+        pause = returns.limits.again;
     }
 }
 
 /// Waits until whoever runs it answers. `None`: a user has it forgotten.
-fn wait(options: &Options, store: &Store, caller: &mut Caller, report: &mut dyn Report) -> Result<Option<(Peer, Setup)>> {
+fn wait(group: Option<&str>, store: &Store, caller: &mut Caller, report: &mut dyn Report) -> Result<Option<(Peer, Setup)>> {
     const STEP: Duration = Duration::from_millis(20);
-    let _claim = free(store, &options.name)?;
-    let record = store.read(&options.name)?;
+    let name = &caller.returns.name.clone();
+    let _claim = free(store, name)?;
+    let record = store.read(name)?;
     let (generation, instance) = record.map_or((0, 0), |record| (record.activation.map_or(0, |a| a.generation()), record.instance));
     let status = Status {
-        name: options.name.clone(),
+        name: name.clone(),
         role: Role::Standby,
-        other: Some(options.standby.host.clone()),
-        at: options.addresses.iter().map(ToString::to_string).collect(),
+        other: Some(caller.to.host.clone()),
+        at: caller.returns.addresses.iter().map(ToString::to_string).collect(),
         generation,
         ..Status::default()
     };
-    let control = Control::open(store, &options.name, Arc::new(Board::new(status)), options.control_group.as_deref())?;
+    let control = Control::open(store, name, Arc::new(Board::new(status)), group)?;
     let board = control.board();
     let mut complaint = None;
     loop {
@@ -283,7 +327,7 @@ fn wait(options: &Options, store: &Store, caller: &mut Caller, report: &mut dyn 
         caller.call(generation, instance, false);
         match caller.answer() {
             Some(Ok(came)) => return Ok(Some(came)),
-            Some(Err(e)) if e.kind == Kind::NotFound && due(store.read(&options.name)?.as_ref()) == Some(Due::Perhaps) => return Err(e),
+            Some(Err(e)) if e.kind == Kind::NotFound && due(store.read(name)?.as_ref()) == Some(Due::Perhaps) => return Err(e),
             Some(Err(e)) if complaint.as_ref() != Some(&e.message) => {
                 report.warning(&format!("it is not known who runs it: {}", e.message));
                 complaint = Some(e.message);
@@ -291,7 +335,7 @@ fn wait(options: &Options, store: &Store, caller: &mut Caller, report: &mut dyn 
             _ => {}
         }
         if board.wished() == Some(Wish::Over) {
-            store.forget(&options.name)?;
+            store.forget(name)?;
             board.end(Ok(Vec::new()));
             return Ok(None);
         }

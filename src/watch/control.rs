@@ -11,7 +11,7 @@
 use super::protect::Options;
 use super::record::Store;
 use super::state::Mark;
-use super::status::{Board, Role, State, Status, Wish};
+use super::status::{Board, One, Role, State, Status, Wish};
 use crate::error::{Context, Error, Kind, Result};
 use crate::sys::socket;
 use nix::errno::Errno;
@@ -158,11 +158,16 @@ impl Control {
 
     /// The same at the primary, with what is known of it before anything was asked.
     pub fn of(options: &Options, store: &Store) -> Result<Control> {
+        let hosts: Vec<String> = std::iter::once(&options.standby).chain(&options.others).map(|standby| standby.host.clone()).collect();
+        let one = |host: &String| One { host: host.clone(), state: "starting".into(), epoch: None };
+        let standbys = if hosts.len() > 1 { hosts.iter().map(one).collect() } else { Vec::new() };
         let status = Status {
             name: options.name.clone(),
             role: Role::Primary,
             pid: Some(options.dump.pid),
-            other: Some(options.standby.host.clone()),
+            other: Some(hosts.join(", ")),
+            needed: (standbys.len() > 1).then(|| options.limits.votes()),
+            standbys,
             at: options.addresses.iter().map(ToString::to_string).collect(),
             guarantee: Some(options.limits.guarantee.name().to_owned()),
             ..Status::default()
@@ -222,6 +227,11 @@ pub fn may_take_over(status: &Status) -> Result<()> {
     }
     if status.role == Role::Standby {
         return Err(Error::other(format!("this is the standby of {name}")).help(format!("on {other}: meio switchover {name}")));
+    }
+    if status.standbys.len() > 1 {
+        let what = format!("several hosts stand by for {name}, and none of them takes over as long as the primary lives");
+        return Err(Error::new(Kind::Unsupported, what)
+            .help(format!("meio migrate moves it; or watch it with one standby: meio unwatch {name} first")));
     }
     if let Some(witness) = &status.witness
         && let Some(trouble) = &witness.trouble

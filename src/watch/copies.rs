@@ -1,6 +1,10 @@
 //! Images on their way to the standby. Those that it is not known to have are kept, for a link that is made again: one that is too
 //! large for that has everything copied anew.
 
+mod fan;
+
+pub use fan::Fan;
+
 use super::state::Mark;
 use crate::error::{Context, Error, Result};
 use crate::transport::Sender;
@@ -14,6 +18,101 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 const PIPE: i32 = 1 << 20;
 /// Of an image that is kept.
 const MOST: usize = 64 << 20;
+
+/// Images on their way to who stands by, or to several of them.
+pub enum Ways {
+    One(Copies),
+    Several(Fan),
+}
+
+/// What is known of them on both threads.
+#[derive(Clone)]
+pub enum Seen {
+    One(Known),
+    Several(fan::Known),
+}
+
+impl Ways {
+    /// To so many, of whom so many are waited for.
+    pub fn to(count: usize, quorum: usize) -> Ways {
+        if count == 1 { Ways::One(Copies::default()) } else { Ways::Several(Fan::new(count, quorum)) }
+    }
+
+    /// What the other thread is to know.
+    pub fn known(&self) -> Seen {
+        match self {
+            Ways::One(copies) => Seen::One(copies.known()),
+            Ways::Several(fan) => Seen::Several(fan.known()),
+        }
+    }
+
+    /// See [`Copies::item`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn item<T>(&mut self, mark: Mark, make: impl FnOnce(File) -> Result<T>) -> Result<T> {
+        match self {
+            Ways::One(copies) => copies.item(mark, make),
+            Ways::Several(fan) => fan.item(mark, make),
+        }
+    }
+
+    /// Whether there are streams that work.
+    pub fn has_streams(&self) -> bool {
+        match self {
+            Ways::One(copies) => copies.has_streams(),
+            Ways::Several(fan) => fan.has_streams(),
+        }
+    }
+
+    /// See [`Copies::forget`]. Several have what they have at different times, and what is kept for them is bounded otherwise.
+    pub fn forget(&mut self, mark: Mark) {
+        if let Ways::One(copies) = self {
+            copies.forget(mark);
+        }
+    }
+
+    /// Who gets the series that begins.
+    pub fn join(&mut self, joined: &[bool]) {
+        if let Ways::Several(fan) = self {
+            fan.join(joined);
+        }
+    }
+
+    /// See [`Copies::link`].
+    pub fn link(&mut self, of: usize, link: u64, sender: Sender, images: Option<u64>) -> bool {
+        match self {
+            Ways::One(copies) => copies.link(link, sender, images),
+            Ways::Several(fan) => fan.link(of, link, sender, images),
+        }
+    }
+}
+
+impl Seen {
+    /// Which image an epoch is to one of them; `None`: it does not get it.
+    pub fn image(&self, of: usize, mark: Mark) -> Option<u64> {
+        match self {
+            Seen::One(known) => known.image(mark),
+            Seen::Several(known) => known.image(of, mark),
+        }
+    }
+
+    /// Whether the streams of this link are in use.
+    pub fn uses(&self, of: usize, link: u64) -> bool {
+        match self {
+            Seen::One(known) => known.uses(link),
+            Seen::Several(known) => known.uses(of, link),
+        }
+    }
+
+    /// Why the streams of this link are of no use any more.
+    pub fn failure(&self, of: usize, link: u64) -> Option<Error> {
+        match self {
+            Seen::One(known) => known.failure(link),
+            Seen::Several(known) => known.failure(of, link),
+        }
+    }
+}
 
 /// What is known of the images on both threads.
 #[derive(Clone, Default)]

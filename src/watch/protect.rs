@@ -2,27 +2,26 @@
 //! on this one, since ptrace binds a tree to a thread.
 
 mod court;
+mod others;
 
 pub use court::{Witness, contact};
 
-use super::again::{self, Calls, Found, Reach, Standing, Whom};
-use super::beat::{Beats, Came};
+use super::again::{Reach, Standing, Whom};
 use super::bell::Bell;
 use super::comeback::Stood;
 use super::control::Control;
-use super::copies::{Copies, Known};
-use super::ear::Ear;
+use super::copies::{Seen as Known, Ways};
 use super::fence::Fence;
 use super::frame;
-use super::gate::{Gate, Held, News};
+use super::gate::{Gate, Held};
 use super::history::{Entry, History};
 use super::lease::Lease;
 use super::pulse::Pulse;
-use super::record::{Back, Claim, Record, Store};
+use super::record::{Claim, Record, Store};
 use super::say::Seen;
-use super::setup::{EPOCH, Epoch, OVER, PACKETS, WHY, WORD};
+use super::setup::{EPOCH, Epoch, WORD};
 use super::start::Start;
-use super::state::{Action, Activation, Event, Frame, Hand, Limits, Mark, Path, Primary, Said, Word};
+use super::state::{Action, Activation, Event, Frame, Group, Hand, Limits, Mark, Path, Primary, Said, Word};
 use super::status::{Board, Role, State};
 use super::switch::{Course, Still, are_down};
 use super::tree::{Order, Tree};
@@ -37,7 +36,8 @@ use crate::resource::thread::serde_bytes_vec::Bytes;
 use crate::sys::manager::Manager;
 use crate::sys::priority::Urgent;
 use crate::sys::signal;
-use crate::transport::{self, Destination, How, Peer, Sender as Streams};
+use crate::transport::{self, Destination, How, Peer};
+use others::Other;
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -52,8 +52,10 @@ pub struct Options {
     pub name: String,
     /// The tree, and how it is copied.
     pub dump: dump::Options,
-    /// Where it goes on if this host is lost.
+    /// Where it goes on if this host is lost,
     pub standby: Destination,
+    /// or where, in this order.
+    pub others: Vec<Destination>,
     /// On which way.
     pub how: How,
     /// Addresses that go with it.
@@ -125,46 +127,46 @@ pub fn run_over(options: &Options, reach: Reach, report: &mut dyn Report) -> Res
     let mut witness = court::look(options, &mut start, &board, door.is_some())?;
     let resumes = start.resumed.is_some();
     // Who goes on asks when all is in place that holds what it is not to say.
-    let peer = match (resumes, here) {
+    let asks = others::asks(&start.ask);
+    let peers = match (resumes, here) {
         // Who has called comes to the door then.
         (true, here) => {
             drop(here);
-            None
+            Vec::new()
         }
-        (false, Some(peer)) => Some(peer),
-        (false, None) => Some(phase(report, &mut phases, "connect", |report| again::connect(options, &start.first, report))?),
+        (false, Some(peer)) => vec![peer],
+        (false, None) => phase(report, &mut phases, "connect", |report| others::connect(&asks, &start.first, report))?,
     };
     let bell = Bell::default();
     let came = bell.clone();
     let gate = Gate::prepare(options.limits.guarantee, &options.name, &options.addresses, resumes, move || came.ring())?;
     start.lease.holds()?;
     board.holds(gate.clone());
-    let found = peer.map(|peer| phase(report, &mut phases, "standby", |_| again::agree(&start.ask, &start.first, peer))).transpose()?;
+    let found = phase(report, &mut phases, "standby", |_| others::agree(&asks, &start.first, peers))?;
     let mut outcome = Outcome { host: start.host(), ..Outcome::default() };
-    let generation = match &found {
-        Some(Found::Standby(standing)) => standing.generation,
-        Some(Found::Taken { .. }) => return Err(Error::link("the standby has taken over what has not begun")),
-        None => start.first.generation.unwrap_or_default(),
-    };
+    let generation = found.first().map_or(start.first.generation.unwrap_or_default(), |(_, standing)| standing.generation);
     court::begin(options, witness.as_mut().filter(|_| !resumes), generation)?;
     let (events, from_tree) = channel();
     let (orders, to_tree) = channel();
     let (packets, came) = channel();
     let (wishes, rings) = (events.clone(), bell.clone());
     board.granted_by(move |wish| {
-        let _ = wishes.send(wish.event());
+        let _ = wishes.send((None, wish.event()));
         rings.ring();
     });
     let (mut record, machine) = start.machine(generation);
     record.door = door.as_ref().map(|door| door.token().to_owned());
-    let Start { store, claim, tree: _tree, lease, ask, first, .. } = start;
+    let (host, whom) = (start.host(), Whom { generation: Some(generation), ..start.first.clone() });
+    let Start { store, claim, tree: _tree, lease, .. } = start;
     // From here on a signal ends the watch, not what is just being done.
     signal::pass();
     let complaints = orders.clone();
     let complain = move |text: &str| drop(complaints.send(Order::Tell(text.to_owned())));
     let history = History::begin(&store, &options.name, Role::Primary, options.on_event.clone(), complain)?;
     let manager = Arc::new(Manager::of_environment());
-    let copies = Copies::default();
+    let copies = Ways::to(options.limits.standbys, options.limits.quorum());
+    let group = Group::new(options.limits);
+    let others = others::new(asks, (&host, &whom), options.limits.again, door)?;
     let root = Member::of(options.dump.pid)?;
     let mut end = End {
         machine,
@@ -172,14 +174,15 @@ pub fn run_over(options: &Options, reach: Reach, report: &mut dyn Report) -> Res
         fencing: None,
         stale: 0,
         begun,
-        peer: None,
-        beats: None,
-        ear: None,
         known: copies.known(),
-        link: 0,
-        calls: Calls::new(ask, options.limits.again, door)?,
+        others,
+        group,
+        links: 0,
+        more: VecDeque::new(),
+        announced: VecDeque::new(),
+        shown: begun,
+        standing: Vec::new(),
         witness,
-        whom: Whom { generation: Some(generation), ..first },
         tree: root,
         limits: options.limits,
         bell: bell.clone(),
@@ -189,7 +192,6 @@ pub fn run_over(options: &Options, reach: Reach, report: &mut dyn Report) -> Res
         record,
         events: from_tree,
         orders,
-        complaint: None,
         course: Course::default(),
         packets: came,
         history,
@@ -213,14 +215,18 @@ pub fn run_over(options: &Options, reach: Reach, report: &mut dyn Report) -> Res
         pulse: Pulse::new(options.limits.guarantee),
         shown: None,
     };
-    if let Some(Found::Standby(standing)) = found {
-        outcome.host.clone_from(&standing.peer.hello.host);
-        outcome.warnings.clone_from(&standing.warnings);
-        outcome.warnings.iter().for_each(|warning| report.warning(warning));
+    for (of, (whom, standing)) in found.into_iter().enumerate() {
+        standing.warnings.iter().for_each(|warning| report.warning(warning));
+        outcome.warnings.extend(standing.warnings.iter().cloned());
         // It is used before anything else is done: the machine begins with a link.
-        let sender = end.meet(*standing)?;
+        end.others[of].whom.seat = whom.seat;
+        let sender = end.meet(of, standing)?;
+        tree.copies.link(of, end.others[of].link, sender, None);
+        let _ = end.with(of, Event::Linked);
+    }
+    if !resumes {
+        outcome.host = end.hosts();
         end.history.note(end.about(Entry::new(Role::Primary, "begun", format!("process {} is watched", root.pid))));
-        tree.copies.link(end.link, sender, None);
     }
     if resumes {
         end.history.note(end.about(Entry::new(Role::Primary, "resumed", "the meio of this watch was killed")));
@@ -248,16 +254,21 @@ pub fn run_over(options: &Options, reach: Reach, report: &mut dyn Report) -> Res
 struct End {
     machine: Primary,
     begun: Instant,
-    /// The link, where there is one.
-    peer: Option<Peer>,
-    /// Its number.
-    link: u64,
-    beats: Option<Beats>,
-    ear: Option<Ear>,
+    /// Who stands by, in the user's order,
+    others: Vec<Other>,
+    /// and what they are together.
+    group: Group,
+    /// Number of the last link.
+    links: u64,
+    /// What is yet to be told to the machine.
+    more: VecDeque<Event>,
+    /// Epochs that were said to be on their way, to several.
+    announced: VecDeque<(Mark, bool)>,
+    /// When it was looked last how several stand, and how they did.
+    shown: Instant,
+    standing: Vec<&'static str>,
     known: Known,
-    calls: Calls,
     witness: Option<Client>,
-    whom: Whom,
     tree: Member,
     limits: Limits,
     bell: Bell,
@@ -265,15 +276,13 @@ struct End {
     gate: Gate,
     store: Store,
     record: Record,
-    events: Receiver<Event>,
+    events: Receiver<(Option<usize>, Event)>,
     orders: Sender<Order>,
     board: Arc<Board>,
     fence: Option<String>,
     fencing: Option<Fence>,
     /// Frames that were not heeded, as far as that was said.
     stale: u64,
-    /// Why nobody could be called, as far as that was said.
-    complaint: Option<String>,
     /// Of a switch-over.
     course: Course,
     /// What came for the tree since it stands still.
@@ -303,9 +312,10 @@ impl End {
     fn see_off(&mut self) {
         const MOMENT: Duration = Duration::from_secs(2);
         let until = Instant::now() + MOMENT;
-        let Some(peer) = &mut self.peer else { return };
-        while peer.link.failure().is_none() && Instant::now() < until {
-            let _ = peer.link.receive(Some(MOMENT / 100));
+        for peer in self.others.iter_mut().filter_map(|other| other.peer.as_mut()) {
+            while peer.link.failure().is_none() && Instant::now() < until {
+                let _ = peer.link.receive(Some(MOMENT / 100));
+            }
         }
     }
 
@@ -330,158 +340,6 @@ impl End {
         }
     }
 
-    /// What has happened; waits a moment for something.
-    fn next(&mut self) -> Option<Event> {
-        const STEP: Duration = Duration::from_millis(2);
-        const SOON: Duration = Duration::from_micros(200);
-        /// What does not wake who waits for the link is looked at so often.
-        const BEATS: Duration = Duration::from_millis(8);
-        self.forward();
-        self.manager.lives();
-        match self.events.try_recv() {
-            // Another one may have been lost meanwhile.
-            Ok(Event::Linked) if self.peer.is_none() || !self.known.uses(self.link) => return None,
-            Ok(event) => return Some(event),
-            Err(_) => {}
-        }
-        if self.peer.is_some() && self.calls.knocks() {
-            return self.unlink(&Error::link("it has called again"));
-        }
-        let news = self.gate.news();
-        if news == News::Waits {
-            return Some(Event::Wanted);
-        }
-        match self.beats.as_mut().map_or(Came::Nothing, Beats::receive) {
-            Came::Frame(heard) => return Some(Event::Heard(Path::Beat, heard)),
-            Came::Refused if self.peer.is_none() => return Some(Event::Gone),
-            _ => {}
-        }
-        if let Some(done) = self.fencing.as_ref().and_then(Fence::done) {
-            self.fencing = None;
-            return Some(Event::Fenced(done));
-        }
-        if self.peer.is_some()
-            && let Some(why) = self.known.failure(self.link)
-        {
-            return self.unlink(&why);
-        }
-        if let Some(event) = self.ruling().or_else(|| self.answer()) {
-            return Some(event);
-        }
-        let due = self.machine.wake().is_some_and(|wake| wake <= self.begun.elapsed());
-        let Some(peer) = &mut self.peer else {
-            self.calls.call(&self.whom);
-            if !due {
-                std::thread::sleep(STEP);
-            }
-            return due.then_some(Event::Tick);
-        };
-        // What has come is heard first: it may be what keeps the other one from being lost.
-        // What comes for a tree that stands still does not, either.
-        let most = match (news, self.machine.is_yielding()) {
-            (News::Gathers, _) => SOON,
-            (_, true) => STEP,
-            _ => BEATS,
-        };
-        let wait = self.machine.wake().map_or(most, |wake| wake.saturating_sub(self.begun.elapsed()).min(most));
-        match peer.link.receive(Some(wait)) {
-            Ok(came) if came.kind == WORD => frame::read(&came.payload).map(|heard| Event::Heard(Path::Link, heard)),
-            Ok(came) if came.kind == WHY => {
-                self.course.why(&came.payload);
-                None
-            }
-            Ok(came) => (came.kind == OVER).then_some(Event::Over),
-            Err(_) => match peer.link.failure() {
-                Some(why) => self.unlink(&why),
-                None => due.then_some(Event::Tick),
-            },
-        }
-    }
-
-    /// What comes for a tree that stands still is wanted where it will run.
-    fn forward(&self) {
-        const TOGETHER: usize = 64;
-        let generation = self.machine.generation();
-        for some in self.packets.try_iter().collect::<Vec<_>>().iter().flat_map(|all| all.chunks(TOGETHER)) {
-            if let (Some(peer), Ok(payload)) = (&self.peer, pack(&some)) {
-                let _ = peer.link.send(&transport::Frame { kind: PACKETS, generation, payload });
-            }
-        }
-    }
-
-    /// The link is over.
-    fn unlink(&mut self, why: &Error) -> Option<Event> {
-        self.bell.hang(None);
-        let peer = self.peer.take()?;
-        self.tell(&format!("the link to the standby is lost: {}", why.message));
-        // To end it takes its time where nothing gets through.
-        let _ = std::thread::Builder::new().name("unlink".into()).spawn(move || drop(peer));
-        Some(Event::LinkLost)
-    }
-
-    fn tell(&mut self, text: &str) {
-        if self.complaint.as_deref() != Some(text) {
-            self.complaint = Some(text.to_owned());
-            let _ = self.orders.send(Order::Tell(text.to_owned()));
-        }
-    }
-
-    /// Somebody who was called has answered.
-    fn answer(&mut self) -> Option<Event> {
-        let standing = match self.calls.answer()? {
-            // It is not known there that it was taken over: nobody here can say that it was not.
-            Ok(Found::Standby(_)) if self.machine.is_demoted() => return None,
-            Ok(Found::Standby(standing)) => standing,
-            Ok(Found::Taken { generation, instance, runs }) => {
-                let (whole, hand) = (Mark::default(), if runs { Hand::Runs } else { Hand::Nothing });
-                let word = Word::Standby { whole, ready: true, left: false, full: false, echo: 0, hand };
-                return Some(Event::Heard(Path::Link, Frame { generation, instance, sequence: 0, word }));
-            }
-            Err(e) => {
-                self.tell(&format!("nobody stands by: {}", e.message));
-                return None;
-            }
-        };
-        let host = &standing.peer.hello.host;
-        let known = self.record.back.as_ref().map_or(host, |back| &back.host);
-        if known != host && !self.machine.is_free() {
-            self.tell(&format!("nobody stands by: {host} answers, which is not {known}"));
-            return None;
-        }
-        let images = standing.images;
-        match self.meet(*standing) {
-            Ok(streams) => drop(self.orders.send(Order::Link(self.link, streams, images))),
-            Err(e) => self.tell(&format!("nobody stands by: {}", e.message)),
-        }
-        None
-    }
-
-    /// There is somebody who stands by.
-    fn meet(&mut self, standing: Standing) -> Result<Streams> {
-        let Standing { peer, sender, instance, beats, token, .. } = standing;
-        self.whom.instance = instance;
-        if let Some(beats) = beats {
-            self.ear = Some(Ear::listen(&beats, self.bell.clone())?);
-            self.beats = Some(beats);
-        }
-        self.whom.fresh = self.beats.is_none();
-        if let Some(token) = token {
-            self.whom.token = Some(token.clone());
-            let (tree, limits, host) = (self.tree, self.limits, peer.hello.host.clone());
-            self.record.about.other.clone_from(&host);
-            let witness = self.calls.witness();
-            self.record.back = Some(Back { tree, limits, host, instance, token, witness });
-            self.store.write(&self.record)?;
-        }
-        let (host, generation) = (peer.hello.host.clone(), self.machine.generation());
-        self.board.note(|status| (status.other, status.generation) = (Some(host), generation));
-        self.complaint = None;
-        self.link += 1;
-        self.bell.hang(Some(peer.link.waker()));
-        self.peer = Some(peer);
-        Ok(sender)
-    }
-
     fn perform(&mut self, action: Action) -> Result<Option<Event>> {
         let generation = self.machine.generation();
         let send = |peer: &Peer, kind, payload| drop(peer.link.send(&transport::Frame { kind, generation, payload }));
@@ -489,19 +347,31 @@ impl End {
             self.course.starts();
         }
         match action {
-            Action::Send(Path::Link, word) => self.peer.iter().for_each(|peer| send(peer, WORD, frame::write(&word).to_vec())),
-            Action::Send(Path::Beat, word) => drop(self.beats.as_mut().map_or(Ok(false), |beats| beats.send(&word))?),
+            Action::Send(Path::Link, word) => {
+                let peers = self.others.iter().filter_map(|other| other.peer.as_ref());
+                peers.for_each(|peer| send(peer, WORD, frame::write(&word).to_vec()));
+            }
+            Action::Send(Path::Beat, word) => {
+                for beats in self.others.iter_mut().filter_map(|other| other.beats.as_mut()) {
+                    beats.send(&word)?;
+                }
+            }
             Action::Ask(generation) => self.witness.iter_mut().for_each(|witness| witness.ask(generation)),
             Action::Cede(generation) => self.witness.iter_mut().for_each(|witness| witness.cede(generation)),
             Action::Record(activation) => {
                 self.record.activation = Some(activation);
                 // Who is overtaken asks as the one that it was.
                 if matches!(activation, Activation::Primary { .. }) {
-                    self.whom.generation = Some(generation);
+                    self.others.iter_mut().for_each(|other| other.whom.generation = Some(generation));
                 }
                 return Ok(Some(Event::Recorded(self.store.write(&self.record).is_ok())));
             }
-            Action::Capture(mark) => drop(self.orders.send(Order::Capture(mark))),
+            Action::Capture(mark) => {
+                if mark.number == 1 {
+                    self.begins(mark.series);
+                }
+                let _ = self.orders.send(Order::Capture(mark));
+            }
             Action::Last(mark) => {
                 self.course.begins(mark);
                 let _ = self.orders.send(Order::Last(mark));
@@ -513,9 +383,12 @@ impl End {
                 let _ = self.orders.send(Order::Finish);
             }
             Action::Ship { mark, ready } => {
-                if let (Some(peer), Some(image)) = (&self.peer, self.known.image(mark)) {
-                    send(peer, EPOCH, pack(&Epoch { generation, mark, ready, image })?);
+                for (of, other) in self.others.iter().enumerate() {
+                    if let (Some(peer), Some(image)) = (&other.peer, self.known.image(of, mark)) {
+                        send(peer, EPOCH, pack(&Epoch { generation, mark, ready, image })?);
+                    }
                 }
+                self.announce(mark, ready);
                 return Ok(Some(Event::Sent(mark)));
             }
             Action::Hold => self.gate.close()?,
@@ -526,7 +399,7 @@ impl End {
                 let _ = self.orders.send(Order::Whole(mark));
             }
             Action::Discard(mark) => drop(self.orders.send(Order::Discard(mark))),
-            Action::Relink => return Ok(self.unlink(&Error::link("nothing comes over it"))),
+            Action::Relink => self.relink(),
             Action::Lease(until) => self.lease.until(until)?,
             Action::Free => {
                 self.lease.free()?;
@@ -554,7 +427,7 @@ impl End {
                 self.note();
                 let mut reason = None;
                 let failure = match said {
-                    Said::Stayed => Some(self.course.stays(self.peer.is_some())),
+                    Said::Stayed => Some(self.course.stays(self.others.iter().any(|other| other.peer.is_some()))),
                     Said::Unsure => Some(self.course.unsure(&self.record.about.other)),
                     _ => None,
                 };
@@ -568,9 +441,9 @@ impl End {
                     let frozen = Some(switched.frozen_ms).filter(|_| said == Said::Switched);
                     Entry { reason: reason.unwrap_or(entry.reason.clone()), ..self.about(entry) }.took(frozen, &switched.steps)
                 });
-                let stale = self.machine.stale() + self.beats.as_ref().map_or(0, |beats| beats.dropped().all());
+                let stale = self.unheeded();
                 let fresh = stale - std::mem::replace(&mut self.stale, stale);
-                let seen = Seen { jitter: self.machine.jitter(), interval: self.machine.interval(), stale: fresh };
+                let seen = Seen { jitter: self.jitter(), interval: self.machine.interval(), stale: fresh };
                 drop(self.orders.send(Order::Say(said, seen)));
             }
             _ => {}
@@ -590,8 +463,9 @@ impl End {
         self.board.note(|status| {
             status.generation = self.machine.generation();
             status.interval_ms = Some(ms(self.machine.interval()));
-            status.jitter_ms = self.machine.jitter().map(ms);
-            status.unheeded = self.machine.stale() + self.beats.as_ref().map_or(0, |beats| beats.dropped().all());
+            status.jitter_ms = self.jitter().map(ms);
+            status.unheeded = self.unheeded();
+            status.standbys = self.stands();
         });
     }
 }

@@ -4,7 +4,7 @@
 //! A file a watch in `/var/lib/meio/watch` (`$XDG_STATE_HOME/meio/watch`, or `~/.local/state/meio/watch`, for who is not root).
 //! One that cannot be read decides nothing: its watch does not begin.
 
-use super::state::{Activation, Limits};
+use super::state::{Activation, Limits, Vote};
 use super::witness::Contact;
 use crate::error::{Context, Error, Kind, Result};
 use crate::migrate::address::Address;
@@ -37,6 +37,9 @@ pub struct Record {
     pub activation: Option<Activation>,
     /// Of the last process that this host had for it.
     pub instance: u64,
+    /// At one of several standbys: whose its vote is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vote: Option<Vote>,
     /// At the primary: what another meio must know that goes on where one was killed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub back: Option<Back>,
@@ -398,7 +401,7 @@ mod tests {
 
     fn record(generation: u64, instance: u64) -> Record {
         let activation = Some(Activation::Primary { generation, instance });
-        Record { name: "web".into(), watch: 7, activation, instance, back: None, door: None, about: About::default() }
+        Record { name: "web".into(), watch: 7, activation, instance, vote: None, back: None, door: None, about: About::default() }
     }
 
     #[test]

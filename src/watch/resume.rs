@@ -35,6 +35,13 @@ pub fn find(options: &Options, there: Option<&Record>) -> Result<Option<Resumed>
     if !ended && Member::of(options.dump.pid).map_or(true, |tree| tree != back.tree) {
         return Ok(None);
     }
+    if options.limits.standbys.max(back.limits.standbys) > 1
+        && matches!(record.activation, Some(Activation::Primary { .. } | Activation::Demoted(_)))
+    {
+        let what = format!("the meio of the watch {} was killed, and one of {} takes over, or has", record.name, back.host);
+        let help = format!("meio status says which, there; meio unwatch {} here ends what is left of it", record.name);
+        return Err(Error::other(what).help(help));
+    }
     let (generation, instance) = match record.activation {
         Some(Activation::Demoted(generation)) if !ended && !options.limits.keep_demoted => {
             let (watch, instance, back) = (record.watch, record.instance + 1, back.clone());

@@ -6,6 +6,7 @@ use crate::migrate::address::Address;
 use crate::migrate::plan::{Details, Plan};
 use crate::resource::capture::Decisions;
 use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -43,6 +44,9 @@ pub enum Setup {
         known: u64,
         /// This primary has never spoken to who stands by there, if somebody does.
         fresh: bool,
+        /// Others stand by, too.
+        #[serde(default)]
+        several: bool,
     },
     /// Standby: what stands in the way, and who it is.
     Answer {
@@ -59,6 +63,9 @@ pub enum Setup {
         /// It was taken over here, and runs.
         #[serde(default)]
         runs: bool,
+        /// Where it hears other standbys; 0 where there are none.
+        #[serde(default)]
+        polls: u16,
     },
     /// Standby, the one that has been there before: it goes on with what it has.
     Going {
@@ -101,7 +108,34 @@ pub enum Setup {
         witness: Option<Contact>,
         /// The command that is told of what happens.
         on_event: Option<String>,
+        /// What leads to the others who stand by.
+        #[serde(default)]
+        seat: Option<Box<Seat>>,
     },
+}
+
+/// What one of several standbys is told of the others.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Seat {
+    /// Which of them it is, from 0.
+    pub place: usize,
+    /// Of what they say to each other.
+    pub key: [u8; 32],
+    /// Where each of them hears the others,
+    pub at: Vec<SocketAddr>,
+    /// and how the primary logs in there.
+    pub hosts: Vec<String>,
+    /// The system's client and its options.
+    pub ssh: Option<String>,
+    /// Key files,
+    pub identity: Vec<PathBuf>,
+    /// and known hosts, where they are at the primary.
+    pub known_hosts: Option<PathBuf>,
+    /// meio there.
+    pub remote_path: String,
+    /// What it says to the one that has taken over, to stand by for it.
+    pub returns: Returns,
 }
 
 /// Who stands by where the tree ran before, or runs now: with all that is to be known to protect it by that host.

@@ -7,6 +7,7 @@ mod court;
 mod effects;
 mod faults;
 mod flaws;
+mod many;
 mod parts;
 mod properties;
 mod switch;

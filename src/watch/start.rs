@@ -108,6 +108,7 @@ impl Start {
             watch: *watch,
             activation: Some(overtaken.map_or(Activation::Primary { generation, instance }, Activation::Demoted)),
             instance,
+            vote: None,
             back: self.resumed.as_ref().map(|resumed| resumed.back.clone()),
             door: None,
             about: About {

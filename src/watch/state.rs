@@ -53,14 +53,26 @@
 //!   g cannot take over any more. A primary that lives has a lease on g there, which a standby waits for. An answer may be lost:
 //!   to be granted twice is to be granted once, and who is told of a generation that he has asked for and never heard of acts
 //!   on it then. Without an answer nobody goes on who would not without a witness.
+//! * *Several standbys* are to the primary as one ([`Group`]), and are each other's witness ([`Votes`]): a standby asks the others as it
+//!   would ask a witness, and what they say is that one's ruling. With `s` standbys output goes out when [`Limits::quorum`] of them,
+//!   `q`, have its epoch; [`Limits::votes`] of them, `v`, itself counted, let one take over, each for no more than one and only for who has
+//!   as much as its giver; and `q + v > s`, `2 v > s`. By the first one of those who vote has all that was let out (the flexible
+//!   quorums of Howard, Malkhi and Spiegelman, the election restriction of Raft); by the second no two have g+1, which therefore
+//!   need not say whose it is. The primary has no vote: who hears it gives none. With one standby all of this is what it was.
+//!   Other than in Raft who has won goes on alone at once, without anybody's acknowledgement: so a vote is not given back when time
+//!   goes by, but only by who has asked for it and did not win. The loss of one that has won before it runs is a second fault.
 
+mod group;
 mod notice;
 mod pace;
 mod primary;
 mod standby;
+mod votes;
 
+pub use group::Group;
 pub use primary::Primary;
 pub use standby::Standby;
+pub use votes::{Cause, Deed, Poll, Stance, Vote, Votes};
 
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
@@ -173,6 +185,18 @@ pub enum OnLoss {
     Continue,
 }
 
+/// How many of several standbys must have an epoch before what came of it may go out.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Acks {
+    /// One of them.
+    One,
+    /// So many that they are most of the hosts together with the primary.
+    #[default]
+    Majority,
+    /// All that are in step, and never fewer than with [`Acks::Majority`].
+    All,
+}
+
 /// What a user chose.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize, PartialEq, Eq)]
 pub struct Limits {
@@ -188,6 +212,12 @@ pub struct Limits {
     /// A tree that runs elsewhere is kept here, standing still.
     #[serde(default)]
     pub keep_demoted: bool,
+    /// How many stand by.
+    #[serde(default = "one")]
+    pub standbys: usize,
+    /// How many of these are waited for.
+    #[serde(default)]
+    pub acks: Acks,
     /// Time between two beats.
     pub beat: Duration,
     /// After this silence on both paths the other one is taken for lost.
@@ -204,6 +234,10 @@ pub struct Limits {
     pub again: Duration,
 }
 
+fn one() -> usize {
+    1
+}
+
 impl Default for Limits {
     fn default() -> Self {
         let ms = Duration::from_millis;
@@ -213,6 +247,8 @@ impl Default for Limits {
             fence: false,
             witness: false,
             keep_demoted: false,
+            standbys: 1,
+            acks: Acks::Majority,
             beat: ms(100),
             timeout: ms(1000),
             interval: ms(50),
@@ -228,6 +264,23 @@ impl Limits {
     /// How long output may go out after a frame was sent that the standby has heard; how long a witness prefers who has asked.
     pub fn lease(&self) -> Duration {
         self.timeout * 3 / 4
+    }
+
+    /// How many standbys, itself counted, must be for the one that takes over: among any so many is one that has whatever was let out,
+    /// and no two of them can have so many at a time.
+    pub fn votes(&self) -> usize {
+        let most = self.standbys / 2 + 1;
+        if self.acks == Acks::One { self.standbys } else { most }
+    }
+
+    /// How many standbys have an epoch at least before what came of it may go out.
+    pub fn quorum(&self) -> usize {
+        self.standbys - self.votes() + 1
+    }
+
+    /// Somebody else is asked before it is taken over.
+    pub fn asks(&self) -> bool {
+        self.witness || self.standbys > 1
     }
 }
 
@@ -315,8 +368,10 @@ pub enum Event {
         /// One may take over from it.
         ready: bool,
     },
-    /// Standby: there was no room for what came.
+    /// Standby: there was no room for what came. Primary: so many of several standbys had none that too few are left.
     Full,
+    /// Standby: it has given its vote to another one, or has it again.
+    Lent(bool),
     /// Standby: the address is blocked.
     Blocked,
     /// Standby: the last whole epoch is in place.

@@ -118,10 +118,29 @@ pub struct Status {
     pub unheeded: u64,
     /// The one of the two paths that is silent: `link` or `heartbeats`.
     pub silent: Option<String>,
+    /// Each of several standbys, in the user's order; empty where there is one.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub standbys: Vec<One>,
+    /// How many of these must be ready for one of them to take over.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub needed: Option<usize>,
     /// Who says which of the two hosts may go on, where somebody does.
     pub witness: Option<Witness>,
     /// What would be lost if the host died on which the tree runs.
     pub loses: String,
+}
+
+/// One of several standbys.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct One {
+    /// What it calls itself.
+    pub host: String,
+    /// `starting`, `ready` (it has all that was acknowledged to it), `out-of-step` (it misses something, and gets nothing more until all
+    /// is copied anew), or `lost`.
+    pub state: String,
+    /// The last epoch that it has.
+    pub epoch: Option<Mark>,
 }
 
 /// What is known of a witness.
@@ -159,6 +178,12 @@ impl Status {
             (_, State::Protected | State::Ready | State::TakingOver) if hot => {
                 format!("what happened {since}, though clients were told; connections are broken off")
             }
+            (Role::Primary, State::Protected) if self.is_short() => {
+                let (ready, all) = (self.ready(), self.standbys.len());
+                format!(
+                    "nothing that clients were told, but {ready} of {all} standbys are ready, and nobody takes over before as many as have to are"
+                )
+            }
             (_, State::Protected | State::Ready | State::TakingOver) => format!("nothing that clients were told{from}"),
             (_, State::Cut) => "nothing that clients were told, if the standby lives; nobody answers until that is known".to_owned(),
             (_, State::Stopped) => "nothing: another host has taken over, and the tree stands still here".to_owned(),
@@ -169,6 +194,15 @@ impl Status {
             (_, State::Paused) => "everything: it is paused, and nobody can take over".to_owned(),
             _ => "everything: nobody can take over".to_owned(),
         }
+    }
+
+    fn ready(&self) -> usize {
+        self.standbys.iter().filter(|one| one.state == "ready").count()
+    }
+
+    /// Several stand by, and too few of them could choose one that takes over.
+    fn is_short(&self) -> bool {
+        self.needed.is_some_and(|needed| self.ready() < needed)
     }
 
     /// With what is lost in words.

@@ -2,7 +2,7 @@
 
 use super::bell::Bell;
 use super::clean;
-use super::copies::Copies;
+use super::copies::Ways;
 use super::gate::Gate;
 use super::protect::{Options, Outcome};
 use super::pulse::Pulse;
@@ -40,10 +40,15 @@ pub enum Order {
     Whole(Mark),
     /// Copies up to this epoch are not needed any more.
     Discard(Mark),
-    /// From now on images go over these streams of a link of this number, to somebody who has so many of them already.
-    Link(u64, Streams, Option<u64>),
-    /// Something that is to be known.
+    /// From now on images go to the standby at this place over these streams of a link of this number, to somebody who has so many of
+    /// them already.
+    Link(usize, u64, Streams, Option<u64>),
+    /// Which of several standbys get the series that begins.
+    Join(Vec<bool>),
+    /// Something that is to be known,
     Tell(String),
+    /// and by who wants to know much.
+    Note(String),
     /// It is over.
     End(Result<()>),
 }
@@ -53,13 +58,13 @@ pub struct Tree<'o> {
     /// What the user asked for.
     pub options: &'o Options,
     /// Images on their way.
-    pub copies: Copies,
+    pub copies: Ways,
     /// Who makes them.
     pub moving: Option<Moving<'o>>,
     /// It, when it stands still for the standby.
     pub still: Still,
-    /// What has happened.
-    pub events: Sender<Event>,
+    /// What has happened; with the standby at which place, if with one.
+    pub events: Sender<(Option<usize>, Event)>,
     /// Of who takes the events.
     pub bell: Bell,
     /// What is wanted.
@@ -82,7 +87,11 @@ pub struct Tree<'o> {
 
 impl Tree<'_> {
     fn tell(&self, event: Event) {
-        let _ = self.events.send(event);
+        self.tell_of(None, event);
+    }
+
+    fn tell_of(&self, of: Option<usize>, event: Event) {
+        let _ = self.events.send((of, event));
         self.bell.ring();
     }
 
@@ -167,13 +176,15 @@ impl Tree<'_> {
                     self.show(outcome, report);
                 }
                 Ok(Order::Discard(mark)) => self.copies.forget(mark),
-                Ok(Order::Link(link, streams, images)) => {
-                    if !self.copies.link(link, streams, images) {
-                        self.tell(Event::Anew);
+                Ok(Order::Link(of, link, streams, images)) => {
+                    if !self.copies.link(of, link, streams, images) {
+                        self.tell_of(Some(of), Event::Anew);
                     }
-                    self.tell(Event::Linked);
+                    self.tell_of(Some(of), Event::Linked);
                 }
+                Ok(Order::Join(joined)) => self.copies.join(&joined),
                 Ok(Order::Tell(text)) => report.warning(&text),
+                Ok(Order::Note(text)) => report.note(&text),
                 Ok(Order::End(done)) => return failed.filter(|_| self.asked == 0 && !outcome.demoted).map_or(done, Err),
                 // Without a standby nobody looks at the tree.
                 Err(std::sync::mpsc::RecvTimeoutError::Timeout)

@@ -52,6 +52,7 @@ pub fn serve(peer: Peer, returns: Returns) -> Result<()> {
         dump: copied(tree.pid, &returns),
         name: returns.name,
         standby: Destination { user: None, host, port: None },
+        others: Vec::new(),
         how: How::default(),
         addresses: returns.addresses,
         pid_namespace: returns.pid_namespace,
@@ -112,7 +113,7 @@ fn runs(record: &Record, returns: &Returns) -> bool {
 }
 
 /// Nobody looks at it but who reads what is noted of the watch.
-struct Noted(Store, String);
+pub struct Noted(pub Store, pub String);
 
 impl Report for Noted {
     fn warning(&mut self, text: &str) {

@@ -1,18 +1,19 @@
 //! The tree is rebuilt from the last whole epoch, and runs when it may.
 
-use super::{Agent, Next};
+use super::{Agent, EARLY, Next};
 use crate::error::{Error, Result};
 use crate::migrate::agent::Told;
 use crate::migrate::plan::Remark;
 use crate::migrate::record::Member;
 use crate::netlock;
 use crate::progress::Report;
-use crate::restore::{self, Input};
+use crate::restore::{self, Input, SharedLock};
 use crate::sys::priority::Urgent;
 use crate::transport;
 use crate::watch::setup::WHY;
 use crate::watch::state::{Event, Guarantee};
 use std::sync::Arc;
+use std::sync::mpsc::channel;
 use std::time::Instant;
 
 impl Agent<'_> {
@@ -115,6 +116,50 @@ impl Agent<'_> {
             Next::Run => Ok(()),
             _ => Err(Error::other("it is not to be taken over any more")),
         }
+    }
+
+    pub(super) fn is_address_free(&mut self) -> bool {
+        let early = self.early.take().filter(|(begun, _)| begun.elapsed() < 3 * EARLY);
+        early.is_some_and(|(_, free)| free.recv() == Ok(true)) || self.raised.question()()
+    }
+
+    /// Who will have to be asked soon whether he has the address is asked while the primary is not lost for certain: by then it
+    /// has given it up, whatever has become of it.
+    pub(super) fn look_ahead(&mut self) {
+        let silence = self.machine.silence(self.begun.elapsed());
+        let soon = self.kept.is_some() && self.root.is_none() && (self.timeout..self.timeout + EARLY).contains(&(silence + EARLY));
+        if !soon || self.early.as_ref().is_some_and(|(begun, _)| begun.elapsed() < 3 * EARLY) {
+            return;
+        }
+        let (told, free) = channel();
+        let question = self.raised.question();
+        let look = move || {
+            let _ = told.send(question());
+        };
+        if std::thread::Builder::new().name("probe".into()).spawn(look).is_ok() {
+            self.early = Some((Instant::now(), free));
+        }
+    }
+
+    /// Nothing of it is here yet, and as soon as its address is nobody answers.
+    pub(super) fn block(&mut self) -> Result<()> {
+        let (_, image) = self.kept.ok_or_else(|| Error::other("there is nothing to take over from"))?;
+        if self.lock.is_none() {
+            self.lock = Some(SharedLock::prepare()?);
+        }
+        let known = self.spool.known(image)?;
+        self.lock.as_ref().map_or(Ok(()), |lock| lock.block(&known.tree))
+    }
+
+    /// Nothing is left of what was done to take over: at once, or when what is planted has been ended.
+    pub(super) fn undo(&mut self) -> Option<Next> {
+        self.note("it is not to be taken over after all");
+        if self.restoring {
+            return Some(Next::Undo);
+        }
+        self.raised.take_down();
+        self.lock = None;
+        None
     }
 }
 

@@ -224,20 +224,20 @@ pub enum What {
 
 /// When, in which order, what.
 #[derive(Debug)]
-pub struct Due(pub Duration, pub u64, pub What);
+pub struct Due<W = What>(pub Duration, pub u64, pub W);
 
-impl PartialEq for Due {
+impl<W> PartialEq for Due<W> {
     fn eq(&self, other: &Self) -> bool {
         self.1 == other.1
     }
 }
-impl Eq for Due {}
-impl PartialOrd for Due {
+impl<W> Eq for Due<W> {}
+impl<W> PartialOrd for Due<W> {
     fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
         Some(self.cmp(other))
     }
 }
-impl Ord for Due {
+impl<W> Ord for Due<W> {
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
         (self.0, self.1).cmp(&(other.0, other.1))
     }

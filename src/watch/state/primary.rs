@@ -179,6 +179,11 @@ impl Primary {
         self.generation
     }
 
+    /// Which copy of everything it is at.
+    pub fn series(&self) -> u64 {
+        self.series
+    }
+
     /// Output goes out, and nobody can take over.
     pub fn is_free(&self) -> bool {
         self.free && self.phase == Phase::Watching
@@ -234,6 +239,7 @@ impl Primary {
             Event::Heard(path, frame) => self.hear(path, frame, now, &mut out),
             Event::Linked => (self.linked, self.made) = (true, now),
             Event::Anew => self.anew(&mut out),
+            Event::Full => self.no_room(now, &mut out),
             Event::LinkLost => {
                 (self.linked, self.shipping) = (false, None);
                 self.doubt();
@@ -423,15 +429,23 @@ impl Primary {
 
     /// The standby has nothing any more. One that has no room is asked again later, each time after twice as long.
     fn full(&mut self, full: bool, now: Duration, out: &mut Vec<Action>) {
+        if full {
+            self.no_room(now, out);
+        } else {
+            self.new_series(out);
+        }
+        self.run_free(out);
+        out.push(if full { Action::Say(Said::Unprotected) } else { self.unprotected() });
+    }
+
+    /// What was to have everything has no room for it. Others may have enough of it to take over: until they have given that up nothing
+    /// goes out.
+    fn no_room(&mut self, now: Duration, out: &mut Vec<Action>) {
         const LONGEST: u32 = 64;
         self.new_series(out);
-        self.run_free(out);
-        if !full {
-            return out.push(self.unprotected());
-        }
         self.refused = (self.refused * 2).clamp(4, LONGEST);
         self.not_before = now + self.limits.again * self.refused;
-        out.extend([Action::Say(Said::Full), Action::Say(Said::Unprotected)]);
+        out.push(Action::Say(Said::Full));
     }
 
     /// The watch is to end. Asked for twice it ends whatever the standby does.

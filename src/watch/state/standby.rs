@@ -3,7 +3,7 @@
 mod hand;
 
 use super::notice::Notice;
-use super::{Action, Activation, Event, Frame, Guarantee, Hand, Limits, Mark, Path, Ruling, Said, Whose, Word};
+use super::{Action, Activation, Event, Frame, Guarantee, Hand, Limits, Mark, Path, Ruling, Said, Stance, Whose, Word};
 use std::time::Duration;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,6 +74,14 @@ pub struct Standby {
     go: bool,
     /// The witness did not let it, when it was to.
     refused: bool,
+    /// The newest epoch that was ever said to be whole here.
+    said: Mark,
+    /// Another process may have said more of the series that is here.
+    blank: bool,
+    /// Another one stood by here for this watch before this process.
+    after: bool,
+    /// Its vote is another standby's: it hears nothing of the primary until it has it again.
+    lent: bool,
 }
 
 impl Standby {
@@ -103,12 +111,41 @@ impl Standby {
             cannot: false,
             go: false,
             refused: false,
+            said: Mark::default(),
+            blank: true,
+            after: false,
+            lent: false,
+        }
+    }
+
+    /// The same where another process has stood by before, which may have given its vote away.
+    pub fn after(self, lent: bool) -> Self {
+        Standby { after: true, lent, ..self }
+    }
+
+    /// What counts when one of several standbys is to take over.
+    pub fn stance(&mut self, now: Duration) -> Stance {
+        // That this end was away is not the primary's silence.
+        let _ = self.notice.look(now);
+        let gone = self.gone && self.limits.guarantee == Guarantee::Hold;
+        Stance {
+            generation: self.generation,
+            mark: if self.ready { self.whole } else { Mark::default() },
+            said: self.said,
+            lost: self.notice.lost(now) || gone,
+            votes: !self.blank && matches!(self.phase, Phase::Standing | Phase::Asking),
+            runs: self.phase == Phase::Running,
         }
     }
 
     /// Frames and epochs that were not heeded: from a lower generation, or not a primary's at all.
     pub fn stale(&self) -> u64 {
         self.stale
+    }
+
+    /// Somebody else is asked whether it may take over.
+    pub fn is_asking(&self) -> bool {
+        self.phase == Phase::Asking
     }
 
     /// Of the frames that are sent.
@@ -177,6 +214,10 @@ impl Standby {
             Event::Unruled if self.phase == Phase::SetAsking => self.ruled_when_set(None, now, &mut out),
             Event::Fenced(done) if self.phase == Phase::SetFencing => self.fenced_when_set(done, now, &mut out),
             Event::Full => self.full(now, &mut out),
+            Event::Lent(lent) => {
+                self.lent = lent;
+                self.again = Some(now + self.limits.again);
+            }
             Event::Failed if self.planned.is_some() => self.cannot(now, &mut out),
             Event::Failed => self.failed(&mut out),
             _ if self.planned.is_some() => self.advance_planned(event, now, &mut out),
@@ -194,6 +235,11 @@ impl Standby {
             self.stale += 1;
             return;
         };
+        // What it says to have is what the other one takes over from.
+        if self.lent {
+            self.stale += 1;
+            return;
+        }
         if frame.generation < self.generation || frame.instance < self.known + u64::from(self.off) {
             self.stale += 1;
             return;
@@ -227,7 +273,7 @@ impl Standby {
         }
         self.told = None;
         // What the witness has granted is told to the primary, which gives in: there is no way back.
-        if self.phase == Phase::Blocking && self.planned.is_none() && !self.limits.witness {
+        if self.phase == Phase::Blocking && self.planned.is_none() && !self.limits.asks() {
             self.phase = Phase::Standing;
             out.push(Action::Unblock);
         }
@@ -245,7 +291,10 @@ impl Standby {
 
     /// What is here belongs to a series that is over.
     fn adopt(&mut self, series: u64, out: &mut Vec<Action>) {
+        // Who was there before may have had more of the first series that this one hears of.
+        self.blank = self.after && self.whole.series == 0;
         self.whole = Mark { series, number: 0 };
+        self.said = self.said.max(self.whole);
         (self.ready, self.full, self.cannot) = (false, false, false);
         self.beat = Duration::ZERO;
         out.push(Action::Drop);
@@ -263,7 +312,7 @@ impl Standby {
     }
 
     fn epoch(&mut self, generation: u64, mark: Mark, ready: bool, now: Duration, out: &mut Vec<Action>) {
-        if generation != self.generation || !matches!(self.phase, Phase::Standing | Phase::Asking | Phase::Fencing) {
+        if generation != self.generation || self.lent || !matches!(self.phase, Phase::Standing | Phase::Asking | Phase::Fencing) {
             self.stale += 1;
             return;
         }
@@ -275,7 +324,7 @@ impl Standby {
             return;
         }
         if mark.number == self.whole.number + 1 && !self.full && !self.cannot {
-            self.whole = mark;
+            (self.whole, self.said) = (mark, self.said.max(mark));
             self.notice.touch(Path::Link, now);
             if ready && !self.ready {
                 out.push(Action::Say(Said::Protected));
@@ -293,14 +342,14 @@ impl Standby {
             out.push(Action::Probe);
         }
         self.judge_planned(now, out);
-        if self.phase != Phase::Standing || !self.ready {
+        if self.phase != Phase::Standing || !self.ready || self.lent {
             return;
         }
         out.extend(self.notice.change(now).map(|silent| Action::Say(silent.map_or(Said::BothPaths, Said::OnePath))));
         // What a primary left behind that has ended may answer until its lease is over.
         let gone = self.gone && self.limits.guarantee == Guarantee::Hold;
         if (self.notice.lost(now) || gone) && self.again.is_none() {
-            if self.limits.witness {
+            if self.limits.asks() {
                 self.phase = Phase::Asking;
                 out.push(Action::Ask(self.generation + 1));
             } else {

@@ -1,0 +1,135 @@
+//! Worlds with several standbys, which say to each other which of them takes over: they may lose the primary, each other, or only one
+//! way of that; be killed, stopped, lost with their hosts, and begun again with what is on their disks. Each comes from a number
+//! and can be seen again by it: `MANY=number`.
+
+mod effects;
+mod faults;
+mod properties;
+mod world;
+
+use super::super::state::{Acks, Guarantee, Limits, OnLoss};
+use super::worlds;
+use world::{Fault, Flaw, World};
+
+#[test]
+fn nothing_lost_and_never_two() {
+    if let Some(seed) = std::env::var("MANY").ok().and_then(|n| n.parse().ok()) {
+        let world = World::live(seed, None, None, &[]);
+        println!("{}\n{:?} {:?}", world.told.join("\n"), world.faults, world.limits);
+        assert_eq!(world.wrong, None, "world {seed}");
+        return;
+    }
+    let mut ends = std::collections::BTreeMap::<&str, u64>::new();
+    for seed in 0..worlds() {
+        let world = World::live(seed, None, None, &[]);
+        if let Some(wrong) = world.wrong {
+            panic!("{}\nworld {seed}: {wrong}\n{:?} {:?}", world.told.join("\n"), world.faults, world.limits);
+        }
+        *ends.entry(world.end()).or_default() += 1;
+    }
+    println!("{ends:?}");
+    for end in ["taken over", "stayed", "unwatched", "at risk", "lost"] {
+        assert!(ends.get(end).is_some_and(|&n| n * 200 > worlds()), "too few worlds end so: {end}; {ends:?}");
+    }
+}
+
+/// What lets something out and what votes have a standby in common, and no two have votes enough.
+#[test]
+fn whoever_is_asked_knows() {
+    for (standbys, acks) in (1..8).flat_map(|n| [Acks::One, Acks::Majority, Acks::All].map(|acks| (n, acks))) {
+        let limits = Limits { standbys, acks, ..Limits::default() };
+        let (quorum, votes) = (limits.quorum(), limits.votes());
+        assert!(quorum >= 1 && votes <= standbys && quorum + votes > standbys && 2 * votes > standbys, "{limits:?}");
+        // Most of the hosts together with the primary.
+        assert!(acks == Acks::One || standbys == 1 || 2 * (quorum + 1) > standbys + 1, "{limits:?}");
+        assert!(acks != Acks::One || quorum == 1);
+    }
+}
+
+/// All that a user may choose.
+fn choices() -> Vec<Limits> {
+    let mut all = Vec::new();
+    for guarantee in [Guarantee::Hold, Guarantee::Hot] {
+        for (standbys, acks) in [2, 3].into_iter().flat_map(|n| [Acks::One, Acks::Majority, Acks::All].map(|acks| (n, acks))) {
+            let both = [OnLoss::Hold, OnLoss::Continue].map(|on_loss| Limits { guarantee, standbys, acks, on_loss, ..Limits::default() });
+            all.extend(both);
+        }
+    }
+    all
+}
+
+/// Without any fault nobody takes over, and all is protected, however slow or quick things are.
+#[test]
+fn peace_stays() {
+    for (seed, limits) in (0..40).flat_map(|seed| choices().into_iter().map(move |limits| (seed, limits))) {
+        let world = World::live(seed, None, Some(limits), &[]);
+        let told = world.told.join("\n");
+        assert_eq!((world.wrong.as_deref(), world.end(), world.is_ready()), (None, "stayed", true), "{told}\nworld {seed}");
+    }
+}
+
+/// One thing that lasts, when all is protected: somebody answers, although nothing is mended.
+#[test]
+fn with_one_fault_somebody_answers() {
+    let mut ends = std::collections::BTreeSet::new();
+    for limits in choices() {
+        for first in (600..1100).step_by(if worlds() > 100_000 { 1 } else { 97 }) {
+            for fault in Fault::all(limits.standbys) {
+                let world = World::lasting(first, limits, &[(first, fault)]);
+                if let Some(wrong) = world.wrong {
+                    panic!("{}\n{fault:?} at {first}, {limits:?}: {wrong}", world.told.join("\n"));
+                }
+                ends.insert((format!("{fault:?}"), world.end()));
+            }
+        }
+    }
+    let ended = |fault: Fault, end| assert!(ends.contains(&(format!("{fault:?}"), end)), "{fault:?} never ends so: {end}; {ends:?}");
+    use Fault::*;
+    [KillPrimary, KillPrimaryHost, StopPrimary, CutHost(0), Wedge].into_iter().for_each(|fault| ended(fault, "taken over"));
+    let staying = [Kill(1), KillHost(2), Stop(1), Cut(1, 2), Cut(2, 1), CutHost(1), BreakLink(2), Slow(1), Full(2), DiskFails(1), Pause];
+    staying.into_iter().for_each(|fault| ended(fault, "stayed"));
+    ended(Over, "unwatched");
+}
+
+/// One thing at a step of a peaceful life, and then another one a while later.
+#[test]
+fn at_every_step() {
+    let choices = choices();
+    // In turn, so that a slice has all of them.
+    let (step, again, each) = if worlds() > 100_000 { (3, 61, 1) } else { (197, 397, 7) };
+    for first in (1..1100).step_by(step) {
+        for n in 0..Fault::all(3).len() {
+            let limits = choices[(first / step + n) % choices.len()];
+            let all = Fault::all(limits.standbys);
+            let fault = all[n % all.len()];
+            let live = |timely: &[(u64, Fault)]| {
+                let world = World::live(first as u64, None, Some(limits), timely);
+                if let Some(wrong) = world.wrong {
+                    panic!("{}\n{timely:?}, {limits:?}: {wrong}", world.told.join("\n"));
+                }
+            };
+            let first = first as u64;
+            live(&[(first, fault)]);
+            for second in (first + 1..first + 400).step_by(again) {
+                all.iter().skip(n % each).step_by(each).for_each(|&then| live(&[(first, fault), (second, then)]));
+            }
+        }
+    }
+}
+
+/// Every flaw is found.
+fn found(flaw: Flaw) -> String {
+    const ENOUGH: u64 = 200_000;
+    let wrong = (0..ENOUGH).find_map(|seed| World::live(seed, Some(flaw), None, &[]).wrong.map(|wrong| format!("world {seed}: {wrong}")));
+    wrong.unwrap_or_else(|| panic!("{flaw:?} is not found"))
+}
+
+crate::migrate::simulate::flaws! {
+    a_vote_for_who_has_less: AnyMark,
+    votes_that_are_too_few: FewVotes,
+    acknowledgements_that_are_too_few: FewAcks,
+    a_vote_that_is_forgotten: VoteForgotten,
+    a_vote_whose_giver_goes_on: NotDeaf,
+    a_voter_that_does_not_know_what_was_said: Blank,
+    a_vote_of_who_hears_the_primary: VotesAnyway,
+}

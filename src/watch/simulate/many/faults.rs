@@ -1,0 +1,154 @@
+//! What befalls a world.
+
+use super::super::super::state::{Activation, Event, Limits, Standby, Votes};
+use super::super::parts::Process;
+use super::world::{Fault, Flaw, MS, What, World};
+use std::collections::BTreeMap;
+
+impl World {
+    pub(super) fn any_fault(&mut self) {
+        let all = Fault::all(self.limits.standbys);
+        let fault = all[self.dice.below(all.len() as u64) as usize];
+        self.befall(fault);
+    }
+
+    pub(super) fn befall(&mut self, fault: Fault) {
+        self.tell(|_| format!("---- {fault:?}"));
+        self.faults.push(fault);
+        match fault {
+            Fault::KillPrimary => self.kill(0, true),
+            Fault::KillPrimaryHost => self.lose_primary(),
+            Fault::StopPrimary => self.stop(0),
+            Fault::Wedge => self.wedged = true,
+            Fault::Over => self.step(0, Event::Over),
+            Fault::Pause => self.step(0, Event::Pause),
+            Fault::Kill(of) => self.kill(of, true),
+            Fault::KillHost(of) => {
+                self.kill(of, false);
+                self.hosts[of].runs = None;
+            }
+            Fault::Stop(of) => self.stop(of),
+            Fault::Anew(of) => {
+                self.kill(of, true);
+                self.call(of);
+            }
+            Fault::Slow(of) => self.hosts[of].slow = true,
+            Fault::Full(of) => self.hosts[of].full = true,
+            Fault::DiskFails(of) => self.hosts[of].disk_fails = true,
+            Fault::BreakLink(of) => self.break_link(of),
+            Fault::Cut(from, to) => {
+                self.cut.insert((from, to));
+            }
+            Fault::CutHost(host) => {
+                for other in (0..=self.limits.standbys).filter(|other| *other != host) {
+                    self.cut.extend([(host, other), (other, host)]);
+                }
+            }
+        }
+        for of in self.standbys() {
+            if self.cut.contains(&(0, of)) || self.cut.contains(&(of, 0)) {
+                self.break_link(of);
+            }
+        }
+        let most = if self.dice.chance(500) { 900 } else { 6000 };
+        let lasts = MS * self.dice.below(most) as u32;
+        if !self.lasting {
+            self.at(lasts, What::Heal { fault });
+        }
+    }
+
+    pub(super) fn heal(&mut self, fault: Fault) {
+        match fault {
+            Fault::Wedge => {
+                self.wedged = false;
+                self.step(0, Event::Failed);
+            }
+            Fault::Pause => self.step(0, Event::Resume),
+            Fault::Kill(of) | Fault::KillHost(of) => self.call(of),
+            Fault::Slow(of) => self.hosts[of].slow = false,
+            Fault::Full(of) => self.hosts[of].full = false,
+            Fault::DiskFails(of) => self.hosts[of].disk_fails = false,
+            Fault::Cut(from, to) => drop(self.cut.remove(&(from, to))),
+            Fault::CutHost(host) => self.cut.retain(|(from, to)| *from != host && *to != host),
+            _ => {}
+        }
+    }
+
+    pub(super) fn mend(&mut self) {
+        self.cut.clear();
+        if self.wedged {
+            self.heal(Fault::Wedge);
+        }
+        for of in self.standbys() {
+            let host = &mut self.hosts[of];
+            (host.slow, host.full, host.disk_fails) = (false, false, false);
+            self.call(of);
+            self.relink(of);
+        }
+    }
+
+    fn kill(&mut self, who: usize, said: bool) {
+        let number = if who == 0 { self.primary.take().map(|p| p.number) } else { self.hosts[who].process.take().map(|p| p.number) };
+        let Some(number) = number else { return };
+        if who == 0 {
+            let delay = self.short();
+            self.at(delay, What::Guardian { number });
+            self.standbys().for_each(|of| self.break_link(of));
+        } else {
+            self.break_link(who);
+        }
+        if said {
+            let delay = self.short();
+            self.at(delay, What::Gone { of: who, number });
+        }
+    }
+
+    fn lose_primary(&mut self) {
+        self.kill(0, false);
+        self.was_ready |= self.is_ready();
+        (self.tree, self.address) = (false, false);
+    }
+
+    fn stop(&mut self, who: usize) {
+        let until = self.now + MS * self.dice.below(5000) as u32;
+        if who > 0 {
+            self.hosts[who].process.iter_mut().for_each(|p| p.stopped = until);
+        } else if let Some(primary) = &mut self.primary {
+            primary.stopped = until;
+            let number = primary.number;
+            self.at(self.limits.timeout, What::Guardian { number });
+        }
+    }
+
+    /// The primary calls a host where nobody is, if it can.
+    fn call(&mut self, of: usize) {
+        let there = self.hosts[of].process.as_ref().is_some_and(|p| !p.ended) || self.hosts[of].runs.is_some();
+        let cut = self.cut.contains(&(0, of)) || self.cut.contains(&(of, 0));
+        if there || cut || self.primary.as_ref().is_none_or(|p| p.ended) {
+            return;
+        }
+        self.new_standby(of);
+    }
+
+    /// A process there, with what is on its disk.
+    pub(super) fn new_standby(&mut self, of: usize) {
+        let generation = match self.hosts[of].record {
+            Some(Activation::Taken(generation)) => generation,
+            _ => self.primary.as_ref().map_or(1, |p| p.machine.generation()),
+        };
+        self.count += 1;
+        let (number, flaw) = (self.count, self.flaw);
+        let host = &mut self.hosts[of];
+        let before = host.instance > 0;
+        host.instance += 1;
+        (host.images, host.ready, host.placed) = (BTreeMap::new(), false, None);
+        let vote = host.vote.filter(|_| flaw != Some(Flaw::VoteForgotten));
+        let limits = Limits { witness: false, ..self.limits };
+        let machine = Standby::begin(generation, host.instance, limits);
+        let machine = if before && flaw != Some(Flaw::Blank) { machine.after(vote.is_some()) } else { machine };
+        let votes = Votes::begin(of - 1, host.instance, vote, limits);
+        host.process = Some(Process::new(number, (machine, votes)));
+        self.step(of, Event::Start);
+        self.relink(of);
+    }
+}

@@ -1,0 +1,237 @@
+//! Several standbys are to the primary's machine as one: what that says is what so many of them say as have to.
+//!
+//! An epoch is whole when [`Limits::quorum`] standbys have it (with [`Acks::All`] all that are in step), the address is leased from what
+//! so many have heard, and it is there as long as so many are heard. Each of them that has begun the series gets each epoch; one that
+//! misses something of it is *out of step*, and gets nothing more until there is another series. That begins when all who are heard have
+//! given up what they had of the one before. As long as enough are in step
+//! the others go on as they are: nothing that is protected is given up for one that comes back. A single standby is heard as it is.
+
+use super::notice::Notice;
+use super::{Acks, Event, Frame, Hand, Limits, Mark, Path, Word};
+use std::time::Duration;
+
+/// What is known of one of them.
+#[derive(Debug, Clone)]
+struct Member {
+    /// Instance and sequence of the newest frame.
+    newest: (u64, u64),
+    whole: Mark,
+    ready: bool,
+    full: bool,
+    left: bool,
+    echo: u64,
+    /// When what it has heard, and what it has, was last more than before.
+    hears: Duration,
+    moved: Duration,
+    heard: [Option<Duration>; 2],
+    notice: Notice,
+    linked: bool,
+    /// It gets what comes of this series.
+    joined: bool,
+}
+
+/// All of them, in the order of the user's.
+#[derive(Debug, Clone)]
+pub struct Group {
+    limits: Limits,
+    members: Vec<Member>,
+    /// Of the frames that the primary is to hear.
+    sequence: u64,
+    /// What the last of these said.
+    told: (Mark, u64, bool),
+    /// The series that was begun last.
+    begun: u64,
+    stale: u64,
+}
+
+/// What so many of them have at least.
+fn by<T: Ord>(count: usize, all: impl Iterator<Item = T>) -> Option<T> {
+    let mut all: Vec<T> = all.collect();
+    all.sort_by(|a, b| b.cmp(a));
+    all.into_iter().nth(count.saturating_sub(1))
+}
+
+impl Group {
+    /// Nothing is known of any of them.
+    pub fn new(limits: Limits) -> Group {
+        let member = Member {
+            newest: (0, 0),
+            whole: Mark::default(),
+            ready: false,
+            full: false,
+            left: false,
+            echo: 0,
+            hears: Duration::ZERO,
+            moved: Duration::ZERO,
+            heard: [None; 2],
+            notice: Notice::new(limits.beat, limits.timeout),
+            linked: false,
+            joined: false,
+        };
+        Group { limits, members: vec![member; limits.standbys], sequence: 0, told: Default::default(), begun: 0, stale: 0 }
+    }
+
+    fn is_alone(&self) -> bool {
+        self.members.len() == 1
+    }
+
+    /// Frames of processes that were there before.
+    pub fn stale(&self) -> u64 {
+        self.stale
+    }
+
+    /// How far heartbeats of one of them are off.
+    pub fn jitter(&self, of: usize) -> Option<Duration> {
+        self.members[of].notice.jitter()
+    }
+
+    /// Whether one of them could take over, as far as is known, with this series.
+    pub fn is_ready(&self, of: usize, series: u64, now: Duration) -> bool {
+        let member = &self.members[of];
+        member.ready && member.whole.series == series && !member.notice.lost(now)
+    }
+
+    /// Whether nothing is heard of one of them any more.
+    pub fn is_lost(&self, of: usize, now: Duration) -> bool {
+        self.members[of].notice.lost(now)
+    }
+
+    /// Whether nothing comes by the link to one of them.
+    pub fn is_mute(&self, of: usize, now: Duration) -> bool {
+        self.members[of].notice.silent(Path::Link, now)
+    }
+
+    /// The last epoch that one of them has.
+    pub fn whole(&self, of: usize) -> Mark {
+        self.members[of].whole
+    }
+
+    /// Whether one of them gets what comes of this series.
+    pub fn is_joined(&self, of: usize) -> bool {
+        self.is_alone() || self.members[of].joined
+    }
+
+    /// A series begins: who is there gets all of it.
+    pub fn begins(&mut self, series: u64) {
+        self.begun = series;
+        for member in &mut self.members {
+            member.joined = member.linked && !member.left && member.whole.series == series;
+        }
+    }
+
+    fn linked(&self) -> bool {
+        self.members.iter().filter(|member| member.linked).count() >= self.limits.quorum()
+    }
+
+    fn in_step(&self) -> usize {
+        self.members.iter().filter(|member| member.joined).count()
+    }
+
+    /// One of them misses something of the series; what that is to the primary.
+    fn out_of_step(&mut self, of: usize, event: Event) -> Option<Event> {
+        let before = self.in_step();
+        self.members[of].joined = false;
+        (before >= self.limits.quorum() && self.in_step() < self.limits.quorum()).then_some(event)
+    }
+
+    /// What has happened with one of them; what that is to the machine of a primary of this generation, which is at this series.
+    pub fn take(&mut self, of: usize, event: Event, (generation, series): (u64, u64), now: Duration) -> Vec<Event> {
+        if self.is_alone() {
+            return vec![event];
+        }
+        let before = self.linked();
+        match event {
+            Event::Heard(path, frame) => return self.hear(of, path, frame, (generation, series), now),
+            Event::Linked => self.members[of].linked = true,
+            Event::LinkLost => self.members[of].linked = false,
+            Event::Anew => return self.out_of_step(of, Event::Anew).into_iter().collect(),
+            // The others may take over, whatever has become of one.
+            Event::Gone => return Vec::new(),
+            other => return vec![other],
+        }
+        if before == self.linked() { Vec::new() } else { vec![event] }
+    }
+
+    fn hear(&mut self, of: usize, path: Path, frame: Frame, (generation, series): (u64, u64), now: Duration) -> Vec<Event> {
+        let Word::Standby { whole, ready, left, full, echo, .. } = frame.word else { return vec![Event::Heard(path, frame)] };
+        if frame.generation != generation {
+            return vec![Event::Heard(path, frame)];
+        }
+        let mut out = Vec::new();
+        let heard = self.heard(path);
+        let member = &mut self.members[of];
+        if frame.instance < member.newest.0 {
+            self.stale += 1;
+            return out;
+        }
+        let fresh = frame.instance > member.newest.0 && member.newest.0 != 0;
+        if frame.instance > member.newest.0 {
+            member.notice.meet();
+            (member.whole, member.ready, member.left, member.full, member.echo) = Default::default();
+        }
+        member.notice.hear(path, frame.sequence, now);
+        member.heard[path as usize] = Some(now);
+        let newest = (frame.instance, frame.sequence) > member.newest;
+        let mut short = false;
+        if newest {
+            member.newest = (frame.instance, frame.sequence);
+            short = full && !member.full && member.joined;
+            if whole != member.whole {
+                member.moved = now;
+            }
+            if echo > member.echo {
+                (member.hears, member.echo) = (now, echo);
+            }
+            (member.whole, member.ready, member.left, member.full) = (whole, ready, left, full);
+        }
+        if short {
+            out.extend(self.out_of_step(of, Event::Full));
+        } else if fresh {
+            // What it was to have nobody has there any more.
+            out.extend(self.out_of_step(of, Event::Anew));
+        }
+        let told = self.told(series, now);
+        if told != self.told || self.heard(path) > heard {
+            self.told = told;
+            out.push(Event::Heard(path, self.frame(told, generation)));
+        }
+        out
+    }
+
+    /// When enough of them were heard last.
+    fn heard(&self, path: Path) -> Option<Duration> {
+        by(self.limits.quorum(), self.members.iter().map(|member| member.heard[path as usize])).flatten()
+    }
+
+    fn told(&self, series: u64, now: Duration) -> (Mark, u64, bool) {
+        let least = self.limits.quorum();
+        let wholes = || self.members.iter().map(|member| member.whole);
+        let most = by(least, wholes()).unwrap_or_default();
+        let recent = |at: Duration| now.saturating_sub(at) < self.limits.timeout;
+        let whole = match self.limits.acks {
+            // All who are there are to have this one from its beginning.
+            _ if series > self.begun => {
+                let there = |member: &&Member| member.linked && recent(member.hears);
+                by(self.members.iter().filter(there).count().max(least), wholes()).unwrap_or_default()
+            }
+            // Who hears nothing, or gets no further, is not waited for: the others may do without it.
+            Acks::All => {
+                let waits = |member: &&Member| member.joined && recent(member.hears) && (member.whole >= most || recent(member.moved));
+                by(self.members.iter().filter(waits).count().max(least), wholes()).unwrap_or_default()
+            }
+            Acks::One | Acks::Majority => most,
+        };
+        let echo = by(least, self.members.iter().map(|member| member.echo)).unwrap_or_default();
+        let lost = |member: &Member| member.notice.lost(now) || !member.notice.met();
+        let left = self.members.iter().filter(|member| member.left).count() >= least && self.members.iter().all(|m| m.left || lost(m));
+        (whole, echo, left)
+    }
+
+    fn frame(&mut self, (whole, echo, left): (Mark, u64, bool), generation: u64) -> Frame {
+        // Nothing is to be measured by these.
+        const APART: u64 = 4;
+        self.sequence += APART;
+        let word = Word::Standby { whole, ready: true, left, full: false, echo, hand: Hand::Nothing };
+        Frame { generation, instance: 1, sequence: self.sequence, word }
+    }
+}
