@@ -7,6 +7,7 @@ mod court;
 mod effects;
 mod faults;
 mod flaws;
+mod life;
 mod many;
 mod parts;
 mod properties;
@@ -14,6 +15,7 @@ mod switch;
 mod world;
 
 use super::state::{Guarantee, Limits, OnLoss};
+use life::Life;
 use world::{Fault, Flaw, World};
 
 /// How many worlds; `make simulate` lives through more.
@@ -24,25 +26,7 @@ fn worlds() -> u64 {
 
 #[test]
 fn nothing_lost_and_never_two() {
-    if let Some(seed) = std::env::var("WORLD").ok().and_then(|n| n.parse().ok()) {
-        let world = World::live(seed, None, None, &[]);
-        println!("{}\n{:?}", world.told.join("\n"), world.faults);
-        assert_eq!(world.wrong, None, "world {seed}");
-        return;
-    }
-    let mut ends = std::collections::BTreeMap::<&str, u64>::new();
-    for seed in 0..worlds() {
-        let world = World::live(seed, None, None, &[]);
-        if let Some(wrong) = world.wrong {
-            panic!("{}\nworld {seed}: {wrong}\n{:?} {:?}", world.told.join("\n"), world.faults, world.limits);
-        }
-        *ends.entry(world.end()).or_default() += 1;
-    }
-    println!("{ends:?}");
-    // A simulator in which one of these never happens proves nothing about it.
-    for end in ["taken over", "stayed", "unwatched", "at risk", "lost"] {
-        assert!(ends.get(end).is_some_and(|&n| n * 200 > worlds()), "too few worlds end so: {end}; {ends:?}");
-    }
+    life::nothing_lost_and_never_two::<World>(&["taken over", "stayed", "unwatched", "at risk", "lost"]);
 }
 
 /// All that a user may choose.
@@ -117,7 +101,5 @@ fn at_every_step() {
 
 /// Every flaw is found.
 fn found(flaw: Flaw) -> String {
-    const ENOUGH: u64 = 100_000;
-    let wrong = (0..ENOUGH).find_map(|seed| World::live(seed, Some(flaw), None, &[]).wrong.map(|wrong| format!("world {seed}: {wrong}")));
-    wrong.unwrap_or_else(|| panic!("{flaw:?} is not found"))
+    life::found::<World>(flaw, 100_000)
 }

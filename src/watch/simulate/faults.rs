@@ -1,6 +1,7 @@
 //! What befalls a world.
 
 use super::super::state::{Activation, Event, Path, Primary, Standby};
+use super::life::while_it_lasts;
 use super::parts::{Fault, Flaw, Gate, Process, What, Who};
 use super::world::{MS, World};
 use std::collections::BTreeMap;
@@ -51,8 +52,7 @@ impl World {
         if self.cut[Path::Link as usize] != [false; 2] || fault == Fault::BreakLink {
             self.break_link();
         }
-        let most = if self.dice.chance(500) { 900 } else { 6000 };
-        let lasts = MS * self.dice.below(most) as u32;
+        let lasts = while_it_lasts(&mut self.dice);
         if !self.lasting {
             self.at(lasts, What::Heal { fault });
         }

@@ -8,29 +8,13 @@ mod properties;
 mod world;
 
 use super::super::state::{Acks, Guarantee, Limits, OnLoss};
+use super::life::{self, Life};
 use super::worlds;
 use world::{Fault, Flaw, World};
 
 #[test]
 fn nothing_lost_and_never_two() {
-    if let Some(seed) = std::env::var("MANY").ok().and_then(|n| n.parse().ok()) {
-        let world = World::live(seed, None, None, &[]);
-        println!("{}\n{:?} {:?}", world.told.join("\n"), world.faults, world.limits);
-        assert_eq!(world.wrong, None, "world {seed}");
-        return;
-    }
-    let mut ends = std::collections::BTreeMap::<&str, u64>::new();
-    for seed in 0..worlds() {
-        let world = World::live(seed, None, None, &[]);
-        if let Some(wrong) = world.wrong {
-            panic!("{}\nworld {seed}: {wrong}\n{:?} {:?}", world.told.join("\n"), world.faults, world.limits);
-        }
-        *ends.entry(world.end()).or_default() += 1;
-    }
-    println!("{ends:?}");
-    for end in ["taken over", "stayed", "unwatched", "at risk", "lost"] {
-        assert!(ends.get(end).is_some_and(|&n| n * 200 > worlds()), "too few worlds end so: {end}; {ends:?}");
-    }
+    life::nothing_lost_and_never_two::<World>(&["taken over", "stayed", "unwatched", "at risk", "lost"]);
 }
 
 /// What lets something out and what votes have a standby in common, and no two have votes enough.
@@ -119,9 +103,7 @@ fn at_every_step() {
 
 /// Every flaw is found.
 fn found(flaw: Flaw) -> String {
-    const ENOUGH: u64 = 200_000;
-    let wrong = (0..ENOUGH).find_map(|seed| World::live(seed, Some(flaw), None, &[]).wrong.map(|wrong| format!("world {seed}: {wrong}")));
-    wrong.unwrap_or_else(|| panic!("{flaw:?} is not found"))
+    life::found::<World>(flaw, 200_000)
 }
 
 crate::migrate::simulate::flaws! {

@@ -1,6 +1,7 @@
 //! What holds at every moment of a world, and in its end.
 
-use super::super::state::{Guarantee, OnLoss};
+use super::super::state::OnLoss;
+use super::life::contradicted;
 use super::parts::{Fault, Flaw, Gate};
 use super::world::World;
 
@@ -33,11 +34,8 @@ impl World {
         if self.risk {
             return;
         }
-        if self.limits.guarantee == Guarantee::Hold && self.released > base {
-            self.wrong("a client was told what nobody knows any more, or two answer");
-        }
-        if self.limits.guarantee == Guarantee::Hot && self.answers_here() {
-            self.wrong("two answer");
+        if let Some(wrong) = contradicted(&self.limits, base, self.released, self.answers_here()) {
+            self.wrong(wrong);
         }
     }
 

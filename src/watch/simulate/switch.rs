@@ -1,5 +1,6 @@
 //! Worlds in which a user wants it to be taken over, and something goes wrong at any step of that.
 
+use super::life::Life;
 use super::world::{Fault, Flaw, World};
 use super::{choices, worlds};
 

@@ -2,6 +2,7 @@
 
 use super::super::state::{Action, Activation, Event, Frame, Guarantee, Hand, Limits, Mark, OnLoss, Path, Primary, Said, Standby, Word};
 use super::court::Court;
+use super::life::{Ended, Life};
 use super::parts::{Due, Gate, Process, What, Who};
 pub use super::parts::{Fault, Flaw};
 use crate::migrate::simulate::Dice;
@@ -93,28 +94,12 @@ pub struct World {
     pub(super) court: Court,
 }
 
-impl World {
-    pub fn live(seed: u64, flaw: Option<Flaw>, limits: Option<Limits>, timely: &[(u64, Fault)]) -> World {
-        World::lived(seed, flaw, limits, timely, false)
-    }
+impl Life for World {
+    const SEEN: &'static str = "WORLD";
+    type Flaw = Flaw;
+    type Fault = Fault;
 
-    /// One in which nothing is mended.
-    pub fn lasting(seed: u64, limits: Limits, timely: &[(u64, Fault)]) -> World {
-        World::lived(seed, None, Some(limits), timely, true)
-    }
-
-    fn lived(seed: u64, flaw: Option<Flaw>, limits: Option<Limits>, timely: &[(u64, Fault)], lasting: bool) -> World {
-        let lived = |tells| {
-            let mut world = World { lasting, ..World::new(seed, flaw, limits, timely, tells) };
-            world.run();
-            world
-        };
-        let tells = std::env::var("WORLD").is_ok();
-        let world = lived(tells);
-        if world.wrong.is_some() && !tells && flaw.is_none() { lived(true) } else { world }
-    }
-
-    fn new(seed: u64, flaw: Option<Flaw>, limits: Option<Limits>, timely: &[(u64, Fault)], tells: bool) -> World {
+    fn new(seed: u64, flaw: Option<Flaw>, limits: Option<Limits>, timely: &[(u64, Fault)], (tells, lasting): (bool, bool)) -> World {
         let mut dice = Dice::new(seed);
         let any = Limits {
             guarantee: if dice.chance(650) { Guarantee::Hold } else { Guarantee::Hot },
@@ -126,6 +111,7 @@ impl World {
         let chaos = if limits.is_some() { 0 } else { 1 + dice.below(6) };
         World {
             tells,
+            lasting,
             flaw,
             chaos,
             dice,
@@ -139,6 +125,35 @@ impl World {
         }
     }
 
+    fn run(&mut self) {
+        if self.limits.witness {
+            self.open_court();
+        }
+        self.count += 1;
+        self.primary = Some(Process::new(self.count, Primary::begin(1, self.limits)));
+        self.step(Who::Primary, Event::Start);
+        self.new_standby();
+        for _ in 0..self.chaos {
+            let when = MS * self.dice.below(8_000) as u32;
+            self.at(when, What::Fault);
+        }
+        self.go_on(CHAOS);
+        if !self.lasting {
+            self.mend();
+        }
+        self.go_on(20_000 * MS);
+        let released = self.released;
+        self.go_on(22_000 * MS);
+        self.judge(released);
+    }
+
+    fn ended(&self) -> Ended<'_> {
+        let of = format!("{:?} {:?}", self.faults, self.limits);
+        Ended { wrong: self.wrong.as_deref(), told: &self.told, end: self.end(), of }
+    }
+}
+
+impl World {
     /// How it ended.
     pub fn end(&self) -> &'static str {
         match () {
@@ -175,28 +190,6 @@ impl World {
     pub(super) fn short(&mut self) -> Duration {
         let most = if self.dice.chance(30) { 60_000 } else { 4_000 };
         Duration::from_micros(self.dice.below(most))
-    }
-
-    fn run(&mut self) {
-        if self.limits.witness {
-            self.open_court();
-        }
-        self.count += 1;
-        self.primary = Some(Process::new(self.count, Primary::begin(1, self.limits)));
-        self.step(Who::Primary, Event::Start);
-        self.new_standby();
-        for _ in 0..self.chaos {
-            let when = MS * self.dice.below(8_000) as u32;
-            self.at(when, What::Fault);
-        }
-        self.go_on(CHAOS);
-        if !self.lasting {
-            self.mend();
-        }
-        self.go_on(20_000 * MS);
-        let released = self.released;
-        self.go_on(22_000 * MS);
-        self.judge(released);
     }
 
     /// Everything heals.

@@ -1,6 +1,7 @@
 //! What befalls a world.
 
 use super::super::super::state::{Activation, Event, Limits, Standby, Votes};
+use super::super::life::while_it_lasts;
 use super::super::parts::Process;
 use super::world::{Fault, Flaw, MS, What, World};
 use std::collections::BTreeMap;
@@ -50,8 +51,7 @@ impl World {
                 self.break_link(of);
             }
         }
-        let most = if self.dice.chance(500) { 900 } else { 6000 };
-        let lasts = MS * self.dice.below(most) as u32;
+        let lasts = while_it_lasts(&mut self.dice);
         if !self.lasting {
             self.at(lasts, What::Heal { fault });
         }

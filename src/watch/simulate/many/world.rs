@@ -4,6 +4,7 @@ use super::super::super::state::{
     Acks, Action, Activation, Cause, Deed, Event, Frame, Group, Guarantee, Limits, Mark, OnLoss, Path, Poll, Primary, Said, Standby, Vote,
     Votes,
 };
+use super::super::life::{Ended, Life};
 use super::super::parts::{Due, Gate, Process};
 use crate::migrate::simulate::Dice;
 use std::cmp::Reverse;
@@ -200,28 +201,12 @@ pub struct World {
     pub(super) cut: BTreeSet<(usize, usize)>,
 }
 
-impl World {
-    pub fn live(seed: u64, flaw: Option<Flaw>, limits: Option<Limits>, timely: &[(u64, Fault)]) -> World {
-        World::lived(seed, flaw, limits, timely, false)
-    }
+impl Life for World {
+    const SEEN: &'static str = "MANY";
+    type Flaw = Flaw;
+    type Fault = Fault;
 
-    /// One in which nothing is mended.
-    pub fn lasting(seed: u64, limits: Limits, timely: &[(u64, Fault)]) -> World {
-        World::lived(seed, None, Some(limits), timely, true)
-    }
-
-    fn lived(seed: u64, flaw: Option<Flaw>, limits: Option<Limits>, timely: &[(u64, Fault)], lasting: bool) -> World {
-        let lived = |tells| {
-            let mut world = World { lasting, ..World::new(seed, flaw, limits, timely, tells) };
-            world.run();
-            world
-        };
-        let tells = std::env::var("MANY").is_ok();
-        let world = lived(tells);
-        if world.wrong.is_some() && !tells && flaw.is_none() { lived(true) } else { world }
-    }
-
-    fn new(seed: u64, flaw: Option<Flaw>, limits: Option<Limits>, timely: &[(u64, Fault)], tells: bool) -> World {
+    fn new(seed: u64, flaw: Option<Flaw>, limits: Option<Limits>, timely: &[(u64, Fault)], (tells, lasting): (bool, bool)) -> World {
         let mut dice = Dice::new(seed);
         let any = Limits {
             guarantee: if dice.chance(650) { Guarantee::Hold } else { Guarantee::Hot },
@@ -235,6 +220,7 @@ impl World {
         let of_group = Limits { acks: if flaw == Some(Flaw::FewAcks) { Acks::One } else { limits.acks }, ..limits };
         World {
             tells,
+            lasting,
             flaw,
             chaos,
             dice,
@@ -249,6 +235,35 @@ impl World {
         }
     }
 
+    fn run(&mut self) {
+        self.count += 1;
+        self.primary = Some(Process::new(self.count, Primary::begin(1, Limits { witness: false, ..self.limits })));
+        for of in self.standbys() {
+            // The watch begins with all links.
+            self.new_standby(of);
+        }
+        self.step(0, Event::Start);
+        for _ in 0..self.chaos {
+            let when = MS * self.dice.below(8_000) as u32;
+            self.at(when, What::Fault);
+        }
+        self.go_on(CHAOS);
+        if !self.lasting {
+            self.mend();
+        }
+        self.go_on(24_000 * MS);
+        let released = self.released;
+        self.go_on(26_000 * MS);
+        self.judge(released);
+    }
+
+    fn ended(&self) -> Ended<'_> {
+        let of = format!("{:?} {:?}", self.faults, self.limits);
+        Ended { wrong: self.wrong.as_deref(), told: &self.told, end: self.end(), of }
+    }
+}
+
+impl World {
     pub(super) fn standbys(&self) -> std::ops::RangeInclusive<usize> {
         1..=self.limits.standbys
     }
@@ -273,28 +288,6 @@ impl World {
     pub(super) fn short(&mut self) -> Duration {
         let most = if self.dice.chance(30) { 60_000 } else { 4_000 };
         Duration::from_micros(self.dice.below(most))
-    }
-
-    fn run(&mut self) {
-        self.count += 1;
-        self.primary = Some(Process::new(self.count, Primary::begin(1, Limits { witness: false, ..self.limits })));
-        for of in self.standbys() {
-            // The watch begins with all links.
-            self.new_standby(of);
-        }
-        self.step(0, Event::Start);
-        for _ in 0..self.chaos {
-            let when = MS * self.dice.below(8_000) as u32;
-            self.at(when, What::Fault);
-        }
-        self.go_on(CHAOS);
-        if !self.lasting {
-            self.mend();
-        }
-        self.go_on(24_000 * MS);
-        let released = self.released;
-        self.go_on(26_000 * MS);
-        self.judge(released);
     }
 
     fn go_on(&mut self, until: Duration) {
