@@ -6,7 +6,7 @@ mod others;
 
 pub use court::{Witness, contact};
 
-use super::again::{Reach, Standing, Whom};
+use super::again::{self, Reach, Standing, Whom};
 use super::bell::Bell;
 use super::comeback::Stood;
 use super::control::Control;
@@ -19,7 +19,7 @@ use super::lease::Lease;
 use super::pulse::Pulse;
 use super::record::{Claim, Record, Store};
 use super::say::Seen;
-use super::setup::{EPOCH, Epoch, WORD};
+use super::setup::{EPOCH, Epoch, Setup, WORD};
 use super::start::Start;
 use super::state::{Action, Activation, Event, Frame, Group, Hand, Limits, Mark, Path, Primary, Said, Word};
 use super::status::{Board, Role, State};
@@ -131,7 +131,8 @@ pub fn run_over(options: &Options, reach: Reach, report: &mut dyn Report) -> Res
     let peers = match (resumes, here) {
         // Who has called comes to the door then.
         (true, here) => {
-            drop(here);
+            let not_yet = Setup::NotYet { why: "a meio was killed there, and what it has left is taken up".to_owned() };
+            here.iter().for_each(|peer| drop(again::say(peer, &not_yet)));
             Vec::new()
         }
         (false, Some(peer)) => vec![peer],
