@@ -7,6 +7,7 @@ mod faults;
 mod fences;
 mod links;
 mod local;
+mod nodes;
 mod packets;
 mod postgresql;
 mod programs;

@@ -16,6 +16,7 @@ use super::frame;
 use super::gate::{Gate, Held};
 use super::history::{Entry, History};
 use super::lease::Lease;
+use super::nodes;
 use super::pulse::Pulse;
 use super::record::{Claim, Record, Store};
 use super::say::Seen;
@@ -143,6 +144,7 @@ pub fn run_over(options: &Options, reach: Reach, report: &mut dyn Report) -> Res
     let gate = Gate::prepare(options.limits.guarantee, &options.name, &options.addresses, resumes, move || came.ring())?;
     start.lease.holds()?;
     board.holds(gate.clone());
+    board.hosts.begin(nodes::hostname(), options.limits.timeout);
     let found = phase(report, &mut phases, "standby", |_| others::agree(&asks, &start.first, peers))?;
     let mut outcome = Outcome { host: start.host(), ..Outcome::default() };
     let generation = found.first().map_or(start.first.generation.unwrap_or_default(), |(_, standing)| standing.generation);
