@@ -6,6 +6,7 @@ mod counter;
 mod faults;
 mod fences;
 mod links;
+mod load;
 mod local;
 mod nodes;
 mod packets;
