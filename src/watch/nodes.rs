@@ -21,8 +21,9 @@ pub const EACH: Duration = Duration::from_millis(500);
 const MOST: usize = 16;
 /// Longest frame that is read.
 const LONGEST: usize = 8 << 10;
-/// Longest name.
+/// Longest name, and longest word for a state: an answer of the control socket has room for all of them.
 const NAME: usize = 64;
+const WORD: usize = 16;
 /// Epochs whose time is remembered.
 const REMEMBERED: usize = 256;
 /// Who was heard through somebody else is not lost sooner.
@@ -97,8 +98,8 @@ fn before(now: Instant, ms: f64) -> Instant {
     now.checked_sub(ago).unwrap_or(now)
 }
 
-fn short(text: &str) -> String {
-    text.chars().take(NAME).collect()
+fn short(text: &str, most: usize) -> String {
+    text.chars().take(most).map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
 impl Node {
@@ -122,7 +123,7 @@ impl Node {
 
     /// What somebody else has said, with nothing in it that is too long.
     fn checked(self) -> Node {
-        Node { host: short(&self.host), state: short(&self.state), ..self }
+        Node { host: short(&self.host, NAME), state: short(&self.state, WORD), ..self }
     }
 }
 
@@ -178,7 +179,7 @@ impl Hosts {
     /// Others than this host, which calls itself so; who is not heard for so long is lost.
     pub fn begin(&self, own: String, patience: Duration) {
         let mut known = self.known();
-        (known.own, known.patience) = (short(&own), patience);
+        (known.own, known.patience) = (short(&own, NAME), patience);
     }
 
     /// Somebody is there.
@@ -189,7 +190,7 @@ impl Hosts {
             (other.heard, other.node.place) = (now, place);
             return;
         }
-        known.meet(Node { host: short(host), role, state: State::Starting.name().to_owned(), place, ..Node::default() }, now, now);
+        known.meet(Node { host: short(host, NAME), role, state: State::Starting.name().to_owned(), place, ..Node::default() }, now, now);
     }
 
     /// Something was heard of this host so long ago.
@@ -239,7 +240,7 @@ impl Hosts {
             // It speaks of itself, whatever it calls itself in that.
             let own = node.heard_ms.is_none();
             let heard = before(now, node.heard_ms.unwrap_or_default());
-            let node = if own { Node { host: short(from), ..node } } else { node };
+            let node = if own { Node { host: short(from, NAME), ..node } } else { node };
             // What it says of itself counts more than what others do, who have it from there.
             if own || node.host != from {
                 known.meet(node, heard, now);
@@ -341,11 +342,14 @@ mod tests {
         board.hosts.takes("two", &pack(&vec!["x".repeat(LONGEST)]).expect("a frame"));
         assert_eq!(names(&board), ["one"]);
         for n in 0..3 {
-            let node = |m: usize| Node { host: format!("{}{m}", "y".repeat(60 + n)), heard_ms: Some(f64::MAX), ..Node::default() };
+            let name = |m: usize| format!("\x07{m}{}", "\u{1F4A9}".repeat(60 + n));
+            let node = |m: usize| Node { host: name(m), state: "\n".repeat(200), heard_ms: Some(f64::MAX), ..Node::default() };
             board.hosts.takes("two", &pack(&(0..40).map(node).collect::<Vec<_>>()).expect("a frame"));
         }
         let nodes = board.status().nodes;
-        assert!(nodes.len() <= 1 + MOST && nodes.iter().all(|node| node.host.chars().count() <= NAME), "{nodes:?}");
+        assert!(nodes.len() == 1 + MOST && nodes.iter().all(|node| node.host.chars().count() <= NAME), "{nodes:?}");
+        // An answer of the control socket has room for it.
+        assert!(serde_json::to_string(&board.status()).expect("JSON").len() < 14 << 10);
         // Nobody is told of as himself by another.
         let own = Node { host: "one".into(), heard_ms: Some(1.0), ..Node::default() };
         board.hosts.takes("two", &pack(&[own]).expect("a frame"));

@@ -2,8 +2,9 @@
 //! was given is ever taken back, and in the end somebody answers: with one standby, with two of them, and with a witness. `FAULTS` says
 //! how many (a slice of eight without it), `SEED` with which one they begin.
 //!
-//! A clock that jumps is not among them: hosts that are namespaces share the clock of the day with this machine, and a time namespace
-//! shifts only the clocks since boot, and those before anything runs in it. The simulator has such jumps (`watch::simulate`).
+//! A clock that is set anew is not among them: hosts that are namespaces share the clock of the day with this machine, and a time
+//! namespace shifts only the clocks since boot, and those before anything runs in it. Nothing of a watch looks at the clock of the day but
+//! to note it, which `tidy` holds.
 
 mod worlds;
 

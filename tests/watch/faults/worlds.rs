@@ -86,7 +86,10 @@ pub fn several(fault: Fault, (mut hosts, pid): (Hosts, i32), mut watched: Watche
     if here == 0 {
         // Enough of them are there, or are again.
         let name = seen(&hosts.hosts[0])["name"].as_str().expect("a name").to_owned();
-        let enough = || states(&hosts).iter().any(|state| state == "ready") && seen(&hosts.hosts[0])["state"] == "protected";
+        let among = |state: &str| states(&hosts).iter().any(|one| one == state);
+        // The end of a watch waits for who is not known to be lost.
+        let known = || fault != Fault::LoseOne || among("lost");
+        let enough = || known() && among("ready") && seen(&hosts.hosts[0])["state"] == "protected";
         assert!(until(SOON, enough), "{:?} {}", states(&hosts), all(&watched, &hosts));
         assert!(counter.go_on(20), "it does not go on: {}", all(&watched, &hosts));
         let done = hosts.hosts[0].command(Path::new(crate::MEIO)).args(["unwatch", &name]).status().expect("it starts");
