@@ -5,7 +5,7 @@
 //! is decided by it.
 
 use super::state::Mark;
-use super::status::{Board, Role, State, Status};
+use super::status::{Board, Role, State, Status, ms};
 use crate::error::Result;
 use crate::migrate::plan::{pack, unpack};
 use serde::{Deserialize, Serialize};
@@ -84,10 +84,6 @@ pub struct Hosts(Mutex<Known>);
 /// What this host calls itself.
 pub fn hostname() -> String {
     nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
-}
-
-fn ms(d: Duration) -> f64 {
-    (d.as_secs_f64() * 1e6).round() / 1e3
 }
 
 /// A moment that was so long ago.

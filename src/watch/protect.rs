@@ -23,7 +23,7 @@ use super::say::Seen;
 use super::setup::{EPOCH, Epoch, Setup, WORD};
 use super::start::Start;
 use super::state::{Action, Activation, Event, Frame, Group, Hand, Limits, Mark, Path, Primary, Said, Word};
-use super::status::{Board, Role, State};
+use super::status::{Board, Role, State, ms};
 use super::switch::{Course, Still, are_down};
 use super::tree::{Order, Tree};
 use super::witness::Client;
@@ -462,7 +462,6 @@ impl End {
 
     /// What people may ask for.
     fn note(&self) {
-        let ms = |d: Duration| (d.as_secs_f64() * 1e6).round() / 1e3;
         self.board.note(|status| {
             status.generation = self.machine.generation();
             status.interval_ms = Some(ms(self.machine.interval()));

@@ -184,7 +184,7 @@ pub struct Witness {
 }
 
 /// Milliseconds with three decimals.
-fn ms(d: Duration) -> f64 {
+pub fn ms(d: Duration) -> f64 {
     (d.as_secs_f64() * 1e6).round() / 1e3
 }
 

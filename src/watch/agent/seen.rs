@@ -5,6 +5,7 @@ use crate::transport::Frame;
 use crate::watch::history::Entry;
 use crate::watch::nodes::{EACH, NODES};
 use crate::watch::state::Said;
+use crate::watch::status::ms;
 use crate::watch::steps::Steps;
 use std::time::{Duration, Instant};
 
@@ -17,7 +18,7 @@ impl Agent<'_> {
         self.told = Instant::now();
         let silence = self.machine.silence(self.begun.elapsed());
         self.board.hosts.hears(&self.primary, silence);
-        let jitter = self.machine.jitter().map(|most| (most.as_secs_f64() * 1e6).round() / 1e3);
+        let jitter = self.machine.jitter().map(ms);
         let (copied, unheeded) = (self.spool.bytes(), self.machine.stale() + self.beats.dropped().all());
         self.board.note(|status| (status.jitter_ms, status.copy_bytes, status.unheeded) = (jitter, Some(copied), unheeded));
         // Who takes nothing is not to keep this end waiting.
