@@ -3,6 +3,7 @@
 
 use super::lock::Locks;
 use super::parent::Heritage;
+use super::tracking::Tracking;
 use super::{Made, Options, Outcome, Output, Rest, Session, Standstill, Then, kill};
 use crate::error::Result;
 use crate::image;
@@ -57,6 +58,7 @@ impl<'o> Moving<'o> {
     pub fn steadily(&mut self, stands: impl FnMut() -> Result<()> + 'o) {
         self.session.manner = Manner::Hold;
         self.session.stands = Some(Box::new(stands));
+        self.session.tracking.iter_mut().for_each(Tracking::compares);
     }
 
     /// [`Moving::last`] of one whose images were made [steadily](Moving::steadily): packets that come from then on can be taken.

@@ -20,7 +20,7 @@ pub const EACH: Duration = Duration::from_millis(500);
 /// Other hosts that are kept, at most.
 const MOST: usize = 16;
 /// Longest frame that is read.
-const LONGEST: usize = 8 << 10;
+const LONGEST: usize = 16 << 10;
 /// Longest name, and longest word for a state: an answer of the control socket has room for all of them.
 const NAME: usize = 64;
 const WORD: usize = 16;
@@ -339,8 +339,8 @@ mod tests {
         assert_eq!(names(&board), ["one"]);
         for n in 0..3 {
             let name = |m: usize| format!("\x07{m}{}", "\u{1F4A9}".repeat(60 + n));
-            let node = |m: usize| Node { host: name(m), state: "\n".repeat(200), heard_ms: Some(f64::MAX), ..Node::default() };
-            board.hosts.takes("two", &pack(&(0..40).map(node).collect::<Vec<_>>()).expect("a frame"));
+            let node = |m: usize| Node { host: name(m), state: "\n".repeat(20), heard_ms: Some(f64::MAX), ..Node::default() };
+            board.hosts.takes("two", &pack(&(0..20).map(node).collect::<Vec<_>>()).expect("a frame"));
         }
         let nodes = board.status().nodes;
         assert!(nodes.len() == 1 + MOST && nodes.iter().all(|node| node.host.chars().count() <= NAME), "{nodes:?}");

@@ -227,6 +227,7 @@ impl Tree<'_> {
         outcome.longest = outcome.longest.max(stop);
         if mark.number > 1 {
             outcome.stops.push(stop);
+            self.tell(Event::Stood(stop));
         }
         Ok(())
     }

@@ -135,7 +135,7 @@ fn part(record: &Record, returns: &Returns) -> Option<Part> {
     record.about.tree.filter(|tree| tree.lives())?;
     match activation {
         Activation::Taken(generation) | Activation::Primary { generation, .. } if generation >= returns.generation => Some(Part::Runs),
-        Activation::Taken(_) | Activation::Primary { .. } | Activation::Demoted(_) if record.back.is_some() => Some(Part::Overtaken),
+        Activation::Primary { .. } | Activation::Demoted(_) if record.back.is_some() => Some(Part::Overtaken),
         _ => None,
     }
 }
