@@ -13,7 +13,7 @@ SUDO   := sudo
 RUNNER := CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="sudo -E"
 endif
 
-.PHONY: all demo test bench lint install survive trackers invisible moves chains worlds simulate faults kernels clean setup
+.PHONY: all demo test bench lint install survive trackers invisible moves chains worlds simulate faults rolling kernels clean setup
 
 all: $(MEIO)
 
@@ -57,6 +57,10 @@ simulate: setup
 # A watched redis under a client that counts, and 200 faults at random instants; `make test` lives through three.
 faults: setup
 	$(RUNNER) FAULTS=$(or $(FAULTS),200) $(CARGO) test --locked --test meio watch::faults -- --nocapture --test-threads 1
+
+# Twenty switch-overs of a watched redis, to and fro, under clients that check all that they are told; `make test` does five.
+rolling: setup
+	$(RUNNER) ROUNDS=$(or $(ROUNDS),20) $(CARGO) test --locked --test meio watch::switch::to_and_fro_under_load -- --nocapture
 
 # The tests under the kernels of Debian's releases, in virtual machines, and trees taken from each kernel to the others.
 kernels: setup

@@ -26,6 +26,8 @@ mod peer;
 mod small;
 #[path = "pause/watch.rs"]
 mod watch;
+#[path = "pause/witness.rs"]
+mod witness;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};

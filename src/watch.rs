@@ -17,6 +17,7 @@
 //! steps      how long each step of a take-over took; history: what has become of a watch, and who is told
 //! record     what is durable of it, on each host
 //! clean      what was left behind; control: the socket over which people ask and command; status: what they are told
+//!   nodes      what the hosts of a watch tell each other of themselves, for who asks any of them
 //! ```
 //!
 //! Who answers is decided by [`state`], which does nothing by itself; [`protect`] and [`agent`] do what it says and tell it what
@@ -86,6 +87,7 @@ pub mod gate;
 pub mod history;
 mod lease;
 pub mod local;
+pub mod nodes;
 mod polls;
 pub mod protect;
 mod pulse;

@@ -314,6 +314,17 @@ fn nothing_is_left_over() {
     none(complaints);
 }
 
+/// Whoever looks at the clock of the day may see it go back, or on by an hour: nothing that a watch decides hangs on it. It stands
+/// beside what is noted, and one file's time is compared with another's.
+#[test]
+fn clocks_that_are_set_decide_nothing() {
+    const NOTED: [&str; 4] = ["src/watch/history.rs", "src/watch/record.rs", "src/watch/witness/server.rs", "src/watch/witness/store.rs"];
+    let looks = |s: &Source| ["SystemTime", "CLOCK_REALTIME"].iter().any(|name| s.code().contains(name));
+    let all = sources(&["src/watch", "src/transport"]);
+    let found: BTreeSet<&str> = all.iter().filter(|s| !s.is_test() && looks(s)).map(|s| s.path.as_str()).collect();
+    assert_eq!(found, BTreeSet::from(NOTED));
+}
+
 #[test]
 fn every_file_says_what_it_is() {
     let all = sources(&["src", "tests", "benches"]);

@@ -1,6 +1,6 @@
 //! The figures that are aimed at, in one table: what was wished for, and what it is here.
 
-use super::{Bench, full, lazy, live, many, migrate, peer, small, watch};
+use super::{Bench, full, lazy, live, many, migrate, peer, small, watch, witness};
 
 /// One row.
 pub struct Figure {
@@ -47,6 +47,7 @@ const WATCH: &[Rows] = &[
     watch::more::half,
     watch::more::idle,
     watch::more::stalls,
+    witness::leases,
 ];
 
 /// Measures and prints all of them, medians of `rounds`.

@@ -2,12 +2,13 @@
 
 use super::drawing::Drawing;
 use super::figures;
-use super::table::{Side, Table, printable};
+use super::table::{Side, Table, printable, shortened};
 use super::{Console, console::Paint};
 use crate::error::{Error, Kind, Result};
 use crate::sys::signal;
 use crate::watch::clean::{self, Left};
 use crate::watch::control::{self, Ask};
+use crate::watch::nodes::Node;
 use crate::watch::record::{Store, is_name};
 use crate::watch::status::{Role, State, Status as Stand};
 use serde_json::{Value, json};
@@ -21,11 +22,17 @@ use std::time::{Duration, Instant};
 /// who answers and since which generation, the last epoch that is whole and how old it is, how long packets wait, and what would be
 /// lost if the host died on which the tree runs. Those of other users are seen by root, and by the group that may command them.
 ///
+/// Any host of a watch shows all of them, as it has heard of them last, and those that are not heard any more with how long ago that was:
+/// a line for each, with its role and state, generation, last epoch and how old what it has is, what its copy takes, and how far the
+/// heartbeats are off that it hears. Nobody else is asked for that, so it is said at once.
+///
 /// With --json the line has "watches", a list of {name, role ("primary", "standby", "series"), state ("starting", "unprotected",
 /// "paused", "protected", "cut", "at-risk", "stopped", "ready", "taking-over", "running", "failed", "saved", "left-behind", "silent"), pid,
 /// other (the other host), at, guarantee, generation, epoch ({series, number}), age_ms, lag_ms, interval_ms, pause_ms,
 /// longest_pause_ms, held ({now, packets, median_ms, p99_ms, longest_ms, lost}), jitter_ms, bytes, epochs, unheeded, silent,
-/// witness ({at, trouble}), loses}; of a watch with several standbys also "standbys", a list of {host, state ("starting", "ready",
+/// copy_bytes, witness ({at, trouble}), nodes, loses}. "nodes" has all hosts of the watch: {host, role, state (as above, or
+/// "out-of-step"), place (of several standbys), generation, epoch, age_ms, lag_ms, jitter_ms, copy_bytes, heard_ms (how long ago it was
+/// heard; null for this host), lost}. Of a watch with several standbys also "standbys", a list of {host, state ("starting", "ready",
 /// "out-of-step", "lost"), epoch}, and "needed", how many of them must be ready for one to take over.
 #[derive(clap::Args)]
 #[command(after_long_help = "Examples:\n  meio status\n  meio status web --watch\n  meio status --json | jq '.watches[].state'")]
@@ -175,11 +182,6 @@ fn wrapped(text: &str, width: usize) -> Vec<String> {
     lines
 }
 
-fn shortened(text: &str, width: usize) -> String {
-    let text = printable(text);
-    if text.chars().count() <= width { text } else { format!("{}…", text.chars().take(width - 1).collect::<String>()) }
-}
-
 fn role(role: Role) -> &'static str {
     match role {
         Role::Primary => "primary",
@@ -211,39 +213,96 @@ fn time(ms: Option<f64>) -> String {
     ms.map_or_else(|| "-".to_owned(), |ms| figures::time(Duration::from_secs_f64(ms.max(0.0) / 1e3)))
 }
 
-/// All of them, a line each, and what would be lost.
+/// A row of the table, but for the name.
+fn row(node: &Node) -> [String; 8] {
+    let dash = || "-".to_owned();
+    [
+        node.host.clone(),
+        role(node.role).to_owned(),
+        if node.lost { "lost".to_owned() } else { shortened(&node.state.replace('-', " "), 11) },
+        shortened(&node.generation.to_string(), 5),
+        node.epoch.map_or_else(dash, |epoch| shortened(&epoch.number.to_string(), 9)),
+        age(node.age_ms),
+        node.copy_bytes.map_or_else(dash, figures::bytes),
+        age(node.jitter_ms),
+    ]
+}
+
+/// A time in few columns.
+fn age(ms: Option<f64>) -> String {
+    const MINUTE: f64 = 60e3;
+    match ms {
+        Some(ms) if ms >= 9999.0 * 1440.0 * MINUTE => "long".to_owned(),
+        Some(ms) if ms >= 6000.0 * MINUTE => format!("{:.0} d", ms / (1440.0 * MINUTE)),
+        Some(ms) if ms >= 100.0 * MINUTE => format!("{:.0} h", ms / (60.0 * MINUTE)),
+        Some(ms) if ms >= 0.99 * MINUTE => format!("{:.0} min", ms / MINUTE),
+        ms => time(ms),
+    }
+}
+
+/// The hosts of a watch, as far as they are known: at least this one.
+fn hosts(one: &Stand) -> Vec<Node> {
+    if !one.nodes.is_empty() {
+        // As far as this host is the primary it knows more of them than they do themselves.
+        let known = |node: &Node| one.standbys.iter().find(|standby| standby.host == node.host && standby.state == "out-of-step");
+        let state = |node: &Node| known(node).map_or(node.state.clone(), |standby| standby.state.clone());
+        return one.nodes.iter().map(|node| Node { state: state(node), ..node.clone() }).collect();
+    }
+    let Stand { role, generation, epoch, age_ms, jitter_ms, .. } = *one;
+    vec![Node { host: "-".into(), role, state: one.state.name().into(), generation, epoch, age_ms, jitter_ms, ..Node::default() }]
+}
+
+/// All of them, a line for each host, and what would be lost.
 fn table(console: &Console, found: &[Stand]) -> Vec<String> {
     if found.is_empty() {
         return vec!["nothing is watched on this host".to_owned()];
     }
     let mut table = Table::new([
         ("NAME", Side::Left),
+        ("HOST", Side::Left),
         ("ROLE", Side::Left),
         ("STATE", Side::Left),
-        ("OTHER", Side::Left),
         ("GEN", Side::Right),
         ("EPOCH", Side::Right),
         ("AGE", Side::Right),
-        ("HELD", Side::Right),
+        ("COPY", Side::Right),
+        ("JITTER", Side::Right),
     ]);
     for one in found {
-        table.row([
-            shortened(&one.name, 14),
-            role(one.role).to_owned(),
-            state(one.state).0.to_owned(),
-            shortened(one.other.as_deref().unwrap_or("-"), 11),
-            one.generation.to_string(),
-            one.epoch.map_or_else(|| "-".to_owned(), |epoch| epoch.number.to_string()),
-            time(one.age_ms),
-            one.held.as_ref().map_or_else(|| "-".to_owned(), |held| held.now.to_string()),
-        ]);
+        for (n, node) in hosts(one).iter().enumerate() {
+            let [host, role, state, generation, epoch, age, copy, jitter] = row(node);
+            let name = if n == 0 { printable(&one.name) } else { String::new() };
+            table.row([name, printable(&host), role, state, generation, epoch, age, copy, jitter]);
+        }
     }
+    table.fit(&[0, 1], 4, WIDTH);
     let mut lines = table.lines(|head| console.out(head, Paint::Strong));
     lines.push(String::new());
     for one in found {
-        lines.extend(advice(one, &format!("{}: ", shortened(&one.name, 16))));
+        let front = format!("{}: ", shortened(&one.name, 16));
+        lines.extend(advice(one, &front));
+        for node in one.nodes.iter().filter(|node| node.lost) {
+            let text = format!("{front}nothing was heard of {} for {}", shortened(&node.host, 64), time(node.heard_ms));
+            lines.extend(wrapped(&text, WIDTH));
+        }
     }
     lines
+}
+
+/// One host of several, in words.
+fn host(node: &Node) -> String {
+    let heard = match (node.heard_ms, node.lost) {
+        (None, _) => "this host".to_owned(),
+        (heard, true) => format!("lost: nothing was heard of it for {}; before", time(heard)),
+        (heard, false) => format!("heard {} ago", time(heard)),
+    };
+    let epoch = node
+        .epoch
+        .map_or_else(String::new, |epoch| format!(", epoch {} of series {}, {} old", epoch.number, epoch.series, time(node.age_ms)));
+    let copy = node.copy_bytes.map_or_else(String::new, |bytes| format!(", copy {}", figures::bytes(bytes)));
+    let jitter = node.jitter_ms.map_or_else(String::new, |_| format!(", heartbeats up to {} off", time(node.jitter_ms)));
+    let (host, state) = (shortened(&node.host, 40), printable(&node.state).replace('-', " "));
+    format!("{host}: {heard}; {}, {state}, generation {}{epoch}{copy}{jitter}", role(node.role), node.generation)
 }
 
 /// What would be lost, or what is to be done.
@@ -308,6 +367,9 @@ fn whole(console: &Console, one: &Stand) -> Vec<String> {
     for (n, standby) in one.standbys.iter().enumerate() {
         let epoch = standby.epoch.map_or_else(String::new, |epoch| format!(", epoch {} of series {}", epoch.number, epoch.series));
         line(if n == 0 { "standbys" } else { "" }, format!("{}: {}{epoch}", printable(&standby.host), printable(&standby.state)));
+    }
+    for (n, node) in one.nodes.iter().enumerate() {
+        line(if n == 0 { "hosts" } else { "" }, host(node));
     }
     if let Some(witness) = &one.witness {
         line("witness", format!("{}, which {}", printable(&witness.at), witness.trouble.as_deref().unwrap_or("answers")));
@@ -438,10 +500,29 @@ mod tests {
             ..Stand::default()
         };
         let left = Stand { state: State::LeftBehind, ..one.clone() };
+        let node = |host: &str, lost| Node {
+            host: host.into(),
+            role: Role::Standby,
+            state: "taking-over".into(),
+            place: Some(2),
+            generation: u64::MAX,
+            epoch: Some(Mark { series: u64::MAX, number: u64::MAX }),
+            age_ms: Some(59_000.0),
+            lag_ms: Some(59_000.0),
+            jitter_ms: Some(999.0),
+            copy_bytes: Some(1023 << 40),
+            heard_ms: Some(86_400e3),
+            lost,
+        };
+        let nodes = vec![node("a-host.with-a.very.long.name.that-goes-on-and-on-and-on.example.org", false), node("host2", true)];
+        let all = Stand { nodes, ..one.clone() };
         let lines = [table(&console, &[one.clone(), left.clone()]), whole(&console, &one), whole(&console, &left)].concat();
+        let lines = [lines, table(&console, &[all.clone(), one.clone()]), whole(&console, &all)].concat();
         let long: Vec<&String> = lines.iter().filter(|line| line.chars().count() > WIDTH).collect();
         assert!(long.is_empty(), "{long:#?}");
         assert!(lines.iter().any(|line| line.contains("meio unwatch a-name")));
+        assert!(lines.iter().any(|line| line.contains("nothing was heard of host2 for")), "{lines:#?}");
+        assert!(lines.iter().any(|line| line.contains("lost") && line.contains("standby")), "{lines:#?}");
         assert_eq!(table(&console, &[]), ["nothing is watched on this host"]);
     }
 

@@ -163,7 +163,8 @@ pub fn agree(ask: &Ask, whom: &Whom, peer: Peer) -> Result<Found> {
     })
 }
 
-fn say(peer: &Peer, setup: &Setup) -> Result<()> {
+/// Says it before the watch begins.
+pub fn say(peer: &Peer, setup: &Setup) -> Result<()> {
     peer.link.send(&transport::Frame { kind: SETUP, generation: 0, payload: pack(setup)? })
 }
 

@@ -2,6 +2,7 @@
 //! has come back ([`super::comeback`]).
 
 mod back;
+mod seen;
 mod votes;
 
 use super::beat::{Beats, Came, Key};
@@ -10,6 +11,7 @@ use super::comeback::{Caller, Stood};
 use super::control::Control;
 use super::fence::Fence;
 use super::history::{Entry, History};
+use super::nodes::NODES;
 use super::polls::{Ear, Polls};
 use super::raised::{Raised, Waiting};
 use super::record::{About, Claim, Record, Store};
@@ -19,7 +21,7 @@ use super::status::{Board, Role, Status, Wish};
 use super::steps::{Steps, step};
 use super::visit::{Asked, News, Opened, Visits};
 use super::witness::{Client, Role as Whose};
-use super::{comeback, fit, frame, turn};
+use super::{comeback, fit, frame, nodes, turn};
 use crate::error::{Error, Result};
 use crate::migrate::plan::{Plan, pack, unpack};
 use crate::migrate::record::Member;
@@ -94,6 +96,7 @@ fn stand(mut peer: Peer, asked: Setup, caller: Option<Caller>, report: &mut dyn 
         ..Status::default()
     };
     let control = Control::open(&store, &name, Arc::new(Board::new(status)), None)?;
+    control.board().hosts.meets(&peer.hello.host, Role::Primary, None);
     let about = About { tree: None, addresses: plan.addresses.clone(), other: peer.hello.host.clone(), holds: false, standby: true };
     // Whoever answered here before does not any more.
     let activation = before.map(|before| match before {
@@ -130,7 +133,9 @@ fn stand(mut peer: Peer, asked: Setup, caller: Option<Caller>, report: &mut dyn 
     control.board().note(|status| {
         (status.generation, status.guarantee) = (generation, Some(limits.guarantee.name().to_owned()));
         status.witness = witness.as_ref().map(Client::status);
+        status.place = seat.as_ref().map(|seat| seat.place);
     });
+    control.board().hosts.begin(nodes::hostname(), limits.timeout);
     let (log, name) = (store.clone(), record.name.clone());
     let history = History::begin(&store, &record.name, Role::Standby, on_event, move |text| log.note(&name, text))?;
     let begun = Entry::new(Role::Standby, "standing-by", format!("{} has begun a watch", peer.hello.host));
@@ -151,6 +156,7 @@ fn stand(mut peer: Peer, asked: Setup, caller: Option<Caller>, report: &mut dyn 
         primary: peer.hello.host.clone(),
         peer: Some(peer),
         linked: Instant::now(),
+        told: Instant::now(),
         beats,
         visits,
         visitor: None,
@@ -225,6 +231,8 @@ struct Agent<'r> {
     peer: Option<Peer>,
     /// When that was made.
     linked: Instant,
+    /// When it was last said how this end stands.
+    told: Instant,
     beats: Beats,
     visits: Visits,
     /// Somebody who has come back, and waits for an answer.
@@ -358,6 +366,7 @@ impl Agent<'_> {
                         self.waiting.deliver();
                     }
                 }
+                Ok(came) if came.kind == NODES => self.board.hosts.takes(&self.primary, &came.payload),
                 Ok(_) => {}
                 Err(_) if peer.link.failure().is_none() => {}
                 Err(_) => self.unlink(),
@@ -389,6 +398,7 @@ impl Agent<'_> {
             self.events.push_back(Event::Full);
         }
         self.visited()?;
+        self.tell();
         self.look_ahead();
         if self.machine.wake().is_some_and(|wake| wake <= self.begun.elapsed()) {
             self.events.push_back(Event::Tick);
@@ -568,20 +578,6 @@ impl Agent<'_> {
         }
         self.events.push_back(event);
         Ok(None)
-    }
-
-    /// Something that has happened, with what is known of it.
-    fn about(&self, said: Said, entry: Entry) -> Entry {
-        let planned = self.machine.is_planned();
-        let reason = match said {
-            Said::TakingOver if planned => "the primary's user wants it".to_owned(),
-            Said::TakingOver => format!("nothing was heard of the primary for {:.0?}", self.machine.silence(self.begun.elapsed())),
-            Said::Failed => self.failure.clone().unwrap_or(entry.reason),
-            _ => entry.reason,
-        };
-        let steps = self.steps.as_ref().filter(|_| said == Said::TakenOver).map_or(Vec::new(), Steps::all);
-        let (other, generation, epoch) = (Some(self.primary.clone()), self.machine.generation(), self.kept.map(|(mark, _)| mark));
-        Entry { reason, other, generation, epoch: epoch.or(self.board.epoch()), steps, ..entry }
     }
 
     fn note(&self, text: &str) {

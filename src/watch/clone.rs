@@ -20,7 +20,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 /// Images that wait to be brought in, at most.
@@ -43,6 +43,8 @@ struct Shared {
     flat: Mutex<Option<Flat>>,
     /// Nobody wants what is in the flat as it is.
     goes_on: AtomicBool,
+    /// Bytes of pages in it.
+    bytes: AtomicU64,
 }
 
 /// Where pages are kept.
@@ -120,8 +122,14 @@ impl Clone {
         crate::sys::workers::start()?;
         let place = folder.map_or(Keeping::Memory, |folder| Keeping::Folder(folder.to_owned()));
         place.file()?;
-        let shared =
-            Shared { place, state: Mutex::default(), changed: Condvar::new(), flat: Mutex::new(None), goes_on: AtomicBool::new(true) };
+        let shared = Shared {
+            place,
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            flat: Mutex::new(None),
+            goes_on: AtomicBool::new(true),
+            bytes: AtomicU64::new(0),
+        };
         let clone = Clone(Arc::new(shared));
         let own = clone.0.clone();
         start("clone", move || own.bring_in())?;
@@ -163,6 +171,11 @@ impl Clone {
         self.0.state().series.is_some_and(|(first, last)| (first..=last).contains(&image))
     }
 
+    /// Bytes of pages that have been brought in.
+    pub fn bytes(&self) -> u64 {
+        self.0.bytes.load(Ordering::Relaxed)
+    }
+
     /// Why something that came is not here; said once.
     pub fn short(&self) -> Option<Error> {
         self.0.state().short.take()
@@ -179,6 +192,7 @@ impl Clone {
         self.0.goes_on.store(false, Ordering::Release);
         let mut flat = locked(&self.0.flat);
         *flat = None;
+        self.0.bytes.store(0, Ordering::Relaxed);
         let mut state = self.0.state();
         (state.series, state.latest) = (None, None);
         state.waiting.clear();
@@ -407,7 +421,9 @@ impl Shared {
         if !flat.bring_in(&mut reader, &name, goes_on)? {
             return Ok(None);
         }
-        self.place.has_room(0, flat.taken())?;
+        let taken = flat.taken();
+        self.bytes.store(taken, Ordering::Relaxed);
+        self.place.has_room(0, taken)?;
         let resolved = flat.now().cloned().ok_or_else(|| Error::other("nothing was brought in"))?;
         Ok(Some(Known { manifest, tree, id: reader.id(), resolved }))
     }

@@ -211,6 +211,10 @@ impl Caller {
         let answer = self.answers.try_recv().ok()?;
         self.at_work = false;
         self.nobody = answer.as_ref().is_err_and(|e| e.kind == Kind::NotFound);
+        // Something is under way there.
+        if answer.as_ref().is_err_and(|e| e.kind == Kind::Other) {
+            self.not_before = self.not_before.min(Instant::now() + self.again);
+        }
         Some(answer)
     }
 
@@ -240,7 +244,7 @@ fn call(to: &Destination, how: &How, token: &Mutex<Option<String>>, returns: &Re
         match unpack(&peer.link.receive(Some(PATIENCE))?.payload)? {
             Setup::There { token } => *locked() = Some(token),
             Setup::Nobody => return Err(Error::new(Kind::NotFound, format!("{to} does not run {}", returns.name))),
-            Setup::NotYet { why } => return Err(Error::link(format!("{to} cannot be stood by for yet: {}", why))),
+            Setup::NotYet { why } => return Err(Error::other(format!("{to} cannot be stood by for yet: {why}"))),
             setup @ Setup::Ask { .. } => return Ok((peer, setup)),
             _ => return Err(Error::link(format!("{to} says something else than was asked"))),
         }

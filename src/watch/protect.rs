@@ -6,7 +6,7 @@ mod others;
 
 pub use court::{Witness, contact};
 
-use super::again::{Reach, Standing, Whom};
+use super::again::{self, Reach, Standing, Whom};
 use super::bell::Bell;
 use super::comeback::Stood;
 use super::control::Control;
@@ -16,13 +16,14 @@ use super::frame;
 use super::gate::{Gate, Held};
 use super::history::{Entry, History};
 use super::lease::Lease;
+use super::nodes;
 use super::pulse::Pulse;
 use super::record::{Claim, Record, Store};
 use super::say::Seen;
-use super::setup::{EPOCH, Epoch, WORD};
+use super::setup::{EPOCH, Epoch, Setup, WORD};
 use super::start::Start;
 use super::state::{Action, Activation, Event, Frame, Group, Hand, Limits, Mark, Path, Primary, Said, Word};
-use super::status::{Board, Role, State};
+use super::status::{Board, Role, State, ms};
 use super::switch::{Course, Still, are_down};
 use super::tree::{Order, Tree};
 use super::witness::Client;
@@ -131,7 +132,8 @@ pub fn run_over(options: &Options, reach: Reach, report: &mut dyn Report) -> Res
     let peers = match (resumes, here) {
         // Who has called comes to the door then.
         (true, here) => {
-            drop(here);
+            let not_yet = Setup::NotYet { why: "a meio was killed there, and what it has left is taken up".to_owned() };
+            here.iter().for_each(|peer| drop(again::say(peer, &not_yet)));
             Vec::new()
         }
         (false, Some(peer)) => vec![peer],
@@ -142,6 +144,7 @@ pub fn run_over(options: &Options, reach: Reach, report: &mut dyn Report) -> Res
     let gate = Gate::prepare(options.limits.guarantee, &options.name, &options.addresses, resumes, move || came.ring())?;
     start.lease.holds()?;
     board.holds(gate.clone());
+    board.hosts.begin(nodes::hostname(), options.limits.timeout);
     let found = phase(report, &mut phases, "standby", |_| others::agree(&asks, &start.first, peers))?;
     let mut outcome = Outcome { host: start.host(), ..Outcome::default() };
     let generation = found.first().map_or(start.first.generation.unwrap_or_default(), |(_, standing)| standing.generation);
@@ -459,7 +462,6 @@ impl End {
 
     /// What people may ask for.
     fn note(&self) {
-        let ms = |d: Duration| (d.as_secs_f64() * 1e6).round() / 1e3;
         self.board.note(|status| {
             status.generation = self.machine.generation();
             status.interval_ms = Some(ms(self.machine.interval()));

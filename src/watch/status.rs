@@ -2,6 +2,7 @@
 //! ([`super::control`]) is told.
 
 use super::gate::Gate;
+use super::nodes::{Hosts, Node};
 use super::state::{Event, Mark, Path, Said};
 use super::switch::Switched;
 use serde::{Deserialize, Serialize};
@@ -55,6 +56,28 @@ pub enum State {
     LeftBehind,
     /// Somebody is at work and does not answer.
     Silent,
+}
+
+impl State {
+    /// As it is written for machines.
+    pub fn name(self) -> &'static str {
+        match self {
+            State::Starting => "starting",
+            State::Unprotected => "unprotected",
+            State::Paused => "paused",
+            State::Protected => "protected",
+            State::Cut => "cut",
+            State::AtRisk => "at-risk",
+            State::Stopped => "stopped",
+            State::Ready => "ready",
+            State::TakingOver => "taking-over",
+            State::Running => "running",
+            State::Failed => "failed",
+            State::Saved => "saved",
+            State::LeftBehind => "left-behind",
+            State::Silent => "silent",
+        }
+    }
 }
 
 /// What waits for its epoch.
@@ -124,8 +147,15 @@ pub struct Status {
     /// How many of these must be ready for one of them to take over.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub needed: Option<usize>,
+    /// Which of several standbys this is, from 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub place: Option<usize>,
+    /// At a standby: bytes that its copy takes, in memory or in its folder.
+    pub copy_bytes: Option<u64>,
     /// Who says which of the two hosts may go on, where somebody does.
     pub witness: Option<Witness>,
+    /// All hosts of the watch, this one among them; empty for a series, and where nobody is at work.
+    pub nodes: Vec<Node>,
     /// What would be lost if the host died on which the tree runs.
     pub loses: String,
 }
@@ -154,7 +184,7 @@ pub struct Witness {
 }
 
 /// Milliseconds with three decimals.
-fn ms(d: Duration) -> f64 {
+pub fn ms(d: Duration) -> f64 {
     (d.as_secs_f64() * 1e6).round() / 1e3
 }
 
@@ -273,7 +303,11 @@ struct Inner {
 
 /// Where it is noted.
 #[derive(Default)]
-pub struct Board(Mutex<Inner>);
+pub struct Board {
+    inner: Mutex<Inner>,
+    /// What is known of the other hosts.
+    pub hosts: Hosts,
+}
 
 /// Epochs under way whose time is remembered.
 const REMEMBERED: usize = 64;
@@ -281,11 +315,11 @@ const REMEMBERED: usize = 64;
 impl Board {
     /// With what is known from the beginning.
     pub fn new(status: Status) -> Board {
-        Board(Mutex::new(Inner { status, ..Inner::default() }))
+        Board { inner: Mutex::new(Inner { status, ..Inner::default() }), hosts: Hosts::default() }
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Changes what is known.
@@ -306,7 +340,9 @@ impl Board {
     /// It was copied.
     pub fn copied(&self, mark: Mark, stop: Duration, bytes: u64) {
         let mut inner = self.inner();
-        inner.copied.push_back((mark, Instant::now() - stop.min(Duration::from_secs(60))));
+        let at = Instant::now() - stop.min(Duration::from_secs(60));
+        self.hosts.copied(mark, at);
+        inner.copied.push_back((mark, at));
         if inner.copied.len() > REMEMBERED {
             inner.copied.pop_front();
         }
@@ -382,13 +418,20 @@ impl Board {
         }
     }
 
-    /// How things stand now.
-    pub fn status(&self) -> Status {
+    /// How things stand now, but for what waits, and what that means.
+    pub fn bare(&self) -> Status {
         let inner = self.inner();
         let mut status = inner.status.clone();
         status.age_ms = inner.since.map(|since| ms(since.elapsed()));
-        let gate = inner.gate.clone();
         drop(inner);
+        status.nodes = self.hosts.all(&status);
+        status
+    }
+
+    /// How things stand now.
+    pub fn status(&self) -> Status {
+        let mut status = self.bare();
+        let gate = self.inner().gate.clone();
         status.held = gate.and_then(|gate| gate.held()).map(|held| Held {
             now: held.now,
             packets: held.waits.count(),

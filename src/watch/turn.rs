@@ -7,6 +7,7 @@ use super::again::{Here, Reach};
 use super::control::{self, Ask};
 use super::protect::{self, Options};
 use super::record::{Record, Store};
+use super::resume;
 use super::setup::{Returns, SETUP, Setup};
 use super::state::Activation;
 use crate::dump::{self, Output, Track};
@@ -29,17 +30,21 @@ pub fn serve(peer: Peer, returns: Returns) -> Result<()> {
     let say = |setup: &Setup| peer.link.send(&Frame { kind: SETUP, generation: 0, payload: pack(setup)? });
     let not_yet = |why: &str| say(&Setup::NotYet { why: why.to_owned() });
     let claimed = store.is_claimed(&returns.name)?;
-    let Some(record) = store.read(&returns.name)?.filter(|record| runs(record, &returns)) else {
+    let there = store.read(&returns.name)?.and_then(|record| Some((part(&record, &returns)?, record)));
+    let Some((part, record)) = there else {
         return if claimed { not_yet("it stands by there, and does not run it") } else { say(&Setup::Nobody) };
     };
     let Some(tree) = record.about.tree else { return say(&Setup::Nobody) };
     match (claimed, record.settled(), &record.door) {
-        (true, Some(Activation::Primary { .. }), Some(token)) => return say(&Setup::There { token: token.clone() }),
-        (true, Some(Activation::Taken(_)), _) | (false, ..) => {}
+        (true, Some(Activation::Primary { .. } | Activation::Demoted(_)), Some(token)) => {
+            return say(&Setup::There { token: token.clone() });
+        }
+        (true, Some(Activation::Taken(_)), _) if part == Part::Runs => {}
+        (false, ..) => {}
         _ => return not_yet("another meio is at work on it there"),
     }
     // What runs there keeps who answers for it until another one can.
-    if let Some(why) = hindrance(tree.pid, &returns.decisions)? {
+    if let Some(why) = Some(tree).filter(|_| part == Part::Runs).map_or(Ok(None), |tree| hindrance(tree.pid, &returns.decisions))? {
         return not_yet(&why);
     }
     if claimed {
@@ -47,7 +52,7 @@ pub fn serve(peer: Peer, returns: Returns) -> Result<()> {
     }
     let mut noted = Noted(store, returns.name.clone());
     let host = called_from().map_or_else(|| peer.hello.host.clone(), |address| address.to_string());
-    let here = Here { peer, witness: returns.witness.clone(), door: Door::new()? };
+    let (runs, witness) = (returns.runs, returns.witness.clone());
     let options = Options {
         dump: copied(tree.pid, &returns),
         name: returns.name,
@@ -64,6 +69,16 @@ pub fn serve(peer: Peer, returns: Returns) -> Result<()> {
         control_group: None,
         begun: Default::default(),
     };
+    // A tree of which nobody here knows that it was overtaken is ended by who hears so: by the next call, which finds a door.
+    if part == Part::Overtaken {
+        match resume::find(&options, Some(&record)) {
+            Ok(Some(_)) if runs => {}
+            Ok(Some(_)) => return not_yet("the tree is there, too, until it is known that it runs here"),
+            Ok(None) => return not_yet("the tree is there, too, and nothing keeps it silent"),
+            Err(e) => return not_yet(&e.message),
+        }
+    }
+    let here = Here { peer, witness, door: Door::new()? };
     let done = protect::run_over(&options, Reach::Calls(Box::new(here)), &mut noted);
     if let Err(e) = &done {
         noted.warning(&format!("it cannot be protected by who has come back: {e}"));
@@ -105,11 +120,24 @@ fn copied(pid: i32, returns: &Returns) -> dump::Options {
     }
 }
 
-/// It lives here, and who has come back knows of nothing newer.
-fn runs(record: &Record, returns: &Returns) -> bool {
-    let own = matches!(record.settled(), Some(Activation::Taken(_) | Activation::Primary { .. }));
-    let generation = record.activation.map_or(0, |activation| activation.generation());
-    own && generation >= returns.generation && record.about.tree.is_some_and(|tree| tree.lives())
+/// What this host is for who has come back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    /// It runs here, and who has come back knows of nothing newer.
+    Runs,
+    /// It ran here, and has not heard that who calls has taken over.
+    Overtaken,
+}
+
+/// `None`: nothing of it lives here that who has come back has to do with.
+fn part(record: &Record, returns: &Returns) -> Option<Part> {
+    let activation = record.settled()?;
+    record.about.tree.filter(|tree| tree.lives())?;
+    match activation {
+        Activation::Taken(generation) | Activation::Primary { generation, .. } if generation >= returns.generation => Some(Part::Runs),
+        Activation::Primary { .. } | Activation::Demoted(_) if record.back.is_some() => Some(Part::Overtaken),
+        _ => None,
+    }
 }
 
 /// Nobody looks at it but who reads what is noted of the watch.

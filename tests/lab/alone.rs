@@ -13,7 +13,7 @@ const INSIDE: &str = "MEIO_LAB_TEST";
 
 /// No test may take longer, but for those that were asked for everything.
 fn limit() -> Duration {
-    Duration::from_secs(if ["SURVIVE", "CHAINS", "MOVES", "FAULTS"].iter().any(|name| std::env::var_os(name).is_some()) {
+    Duration::from_secs(if ["SURVIVE", "CHAINS", "MOVES", "FAULTS", "ROUNDS"].iter().any(|name| std::env::var_os(name).is_some()) {
         24 * 3600
     } else {
         300

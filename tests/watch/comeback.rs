@@ -161,6 +161,52 @@ crate::alone! {
         lose_the_second(&mut hosts, &watched, counter, pid);
     }
 
+    /// Only the meio of the host that has taken over is killed. One of the two goes on with the tree, and is protected by the other one
+    /// again, where nothing of it is left, without a hand.
+    fn a_meio_that_is_killed_where_it_was_taken_over() {
+        let lab = Lab::new("comeback-mute");
+        let (hosts, pid, watched, counter) = guarded(&lab, &[]);
+        hosts.wire(0, false);
+        assert!(counter.go_on(50), "nobody takes over: {}\n{}", watched.said(), noted(&hosts));
+        hosts.wire(0, true);
+        turned(&hosts, &watched, pid);
+        hosts.hosts[1].plain("kill", &["-KILL", &oldest(&hosts.hosts[1])]);
+        let runs = |here: usize| stands(&hosts.hosts[here], "primary", "protected") && stands(&hosts.hosts[1 - here], "standby", "ready");
+        let mut here = None;
+        let protected = || {
+            here = [0, 1].into_iter().find(|here| runs(*here));
+            here.is_some()
+        };
+        // Who stood by has to notice first.
+        assert!(counter.go_on(50), "nobody goes on: {}\n{}", watched.said(), noted(&hosts));
+        assert!(until(SOON, protected), "nobody stands by: {}\n{}", watched.said(), noted(&hosts));
+        protected_on(here.unwrap_or_default(), &hosts, &watched, pid);
+        assert!(counter.go_on(50), "it does not go on: {}\n{}", watched.said(), noted(&hosts));
+        counter.end();
+    }
+
+    /// The same, and it is not reached before it was taken over from: what stands still there is ended when it is reached again.
+    fn a_meio_that_is_killed_and_not_reached() {
+        let lab = Lab::new("comeback-unreached");
+        let (mut hosts, pid, watched, counter) = guarded(&lab, &[]);
+        hosts.wire(0, false);
+        assert!(counter.go_on(50), "nobody takes over: {}\n{}", watched.said(), noted(&hosts));
+        hosts.wire(0, true);
+        turned(&hosts, &watched, pid);
+        [(0, 1), (1, 0)].into_iter().for_each(|(from, to)| cut_all(&hosts, from, to));
+        hosts.hosts[1].plain("kill", &["-KILL", &oldest(&hosts.hosts[1])]);
+        assert!(counter.go_on(50), "nobody takes over: {}\n{}", watched.said(), noted(&hosts));
+        assert!(has_address(&hosts.hosts[0]) && hosts.hosts[1].lives(pid), "{}\n{}", watched.said(), noted(&hosts));
+        [0, 1].into_iter().for_each(|from| heal(&hosts, from));
+        protected_on(0, &hosts, &watched, pid);
+        // And the other way round once more.
+        hosts.wire(0, false);
+        hosts.hosts[0].fail();
+        assert!(counter.go_on(50), "it does not go on: {}\n{}", watched.said(), noted(&hosts));
+        counter.end();
+        assert!(hosts.hosts[1].runs(pid) && has_address(&hosts.hosts[1]), "{}", noted(&hosts));
+    }
+
     /// To and fro, by cables that are pulled: whoever runs it is protected by the other one again, without a hand.
     fn to_and_fro() {
         let lab = Lab::new("comeback-fro");

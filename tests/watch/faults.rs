@@ -1,10 +1,16 @@
 //! Faults at random instants under a client that counts, over one connection or by datagrams: whatever happens, no answer that it
-//! was given is ever taken back, and in the end somebody answers. `FAULTS` says how many (a slice of five without it), `SEED` with
-//! which one they begin.
+//! was given is ever taken back, and in the end somebody answers: with one standby, with two of them, and with a witness. `FAULTS` says
+//! how many (a slice of eight without it), `SEED` with which one they begin.
+//!
+//! A clock that is set anew is not among them: hosts that are namespaces share the clock of the day with this machine, and a time
+//! namespace shifts only the clocks since boot, and those before anything runs in it. Nothing of a watch looks at the clock of the day but
+//! to note it, which `tidy` holds.
+
+mod worlds;
 
 use super::control::standing;
 use super::links::{cut, cut_all, cut_ports, heal};
-use super::{Counter, Watched, has_address, noted, oldest, redis, two};
+use super::{Counter, Watched, has_address, machines, noted, oldest, redis_on};
 use crate::lab::hosts::{Hosts, SERVICE};
 use crate::lab::{Lab, SOON, compile, until};
 use crate::programs::installed;
@@ -15,6 +21,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+/// What happens, and to whom.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Fault {
     LoseHost,
@@ -29,14 +36,33 @@ enum Fault {
     CutService,
     SlowStandby,
     KillTree,
+    /// The meio of the primary is killed, and started again when its tree, which runs there mute, was taken over.
+    ComeBack,
+    /// With two standbys: the primary's host, one of theirs,
+    LosePrimary,
+    LoseOne,
+    /// all ways between the two, between the primary and one of them, and between it and both.
+    PartStandbys,
+    CutFromOne,
+    CutFromAll,
+    /// With a witness: all ways of the primary to it, to the standby, and to both;
+    PartFromWitness,
+    PartFromStandby,
+    PartFromBoth,
+    /// and that is killed, and started again.
+    KillWitness,
 }
 
-const ALL: [Fault; 12] = [
+/// In the order in which they happen: the first ones are those of every run.
+const ALL: [Fault; 22] = [
     Fault::LoseHost,
     Fault::KillStandby,
     Fault::CutBothWays,
     Fault::KillMeio,
     Fault::StopMeio,
+    Fault::LosePrimary,
+    Fault::CutFromAll,
+    Fault::PartFromBoth,
     Fault::CutLink,
     Fault::CutOneWay,
     Fault::CutOtherWay,
@@ -44,7 +70,36 @@ const ALL: [Fault; 12] = [
     Fault::CutService,
     Fault::SlowStandby,
     Fault::KillTree,
+    Fault::ComeBack,
+    Fault::LoseOne,
+    Fault::PartStandbys,
+    Fault::CutFromOne,
+    Fault::PartFromWitness,
+    Fault::PartFromStandby,
+    Fault::KillWitness,
 ];
+
+/// Who is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum World {
+    /// A primary and its standby,
+    Pair,
+    /// and another one,
+    Several,
+    /// or a witness.
+    Witness,
+}
+
+impl Fault {
+    fn world(self) -> World {
+        use Fault::*;
+        match self {
+            LosePrimary | LoseOne | PartStandbys | CutFromOne | CutFromAll => World::Several,
+            PartFromWitness | PartFromStandby | PartFromBoth | KillWitness => World::Witness,
+            _ => World::Pair,
+        }
+    }
+}
 
 /// Who answers, and how it is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,12 +125,12 @@ const MEMCACHED: u16 = 11211;
 const ASYNCIO: &str = include_str!("count.py");
 
 impl Service {
-    /// Two hosts, the first of which has it.
-    fn start(self, lab: &Lab) -> (Hosts, i32) {
+    /// So many hosts, the first of which has it.
+    fn start(self, lab: &Lab, count: usize) -> (Hosts, i32) {
+        let hosts = machines(lab, count);
         if self == Service::Redis {
-            return redis(lab);
+            return redis_on(lab, hosts);
         }
-        let hosts = two(lab);
         let (port, memcached) = (PORT.to_string(), MEMCACHED.to_string());
         let prefix = lab.path("x").display().to_string();
         let start = |program: &str, arguments: &[&str]| hosts.hosts[0].start(lab, program, arguments);
@@ -136,7 +191,7 @@ fn befall(fault: Fault, hosts: &mut Hosts, watched: &Watched, pid: i32, dice: &m
             hosts.wire(0, false);
             hosts.hosts[0].fail();
         }
-        Fault::KillMeio => signal(hosts, 0, "-KILL", &meio),
+        Fault::KillMeio | Fault::ComeBack => signal(hosts, 0, "-KILL", &meio),
         Fault::KillTree => signal(hosts, 0, "-KILL", &pid.to_string()),
         Fault::KillStandby => drop(hosts.hosts[1].plain("pkill", &["-KILL", "-x", "meio"])),
         Fault::StopMeio => {
@@ -180,6 +235,7 @@ fn befall(fault: Fault, hosts: &mut Hosts, watched: &Watched, pid: i32, dice: &m
                 std::thread::sleep(dice.ms(20, 300));
             }
         }
+        other => worlds::befall(other, hosts, dice),
     }
 }
 
@@ -190,20 +246,33 @@ struct Came {
     longest: Duration,
 }
 
+const NONE: Came = Came { how: "", answers: 0, longest: Duration::ZERO };
+
+/// In the end of a round: what the client saw, all of which must be well.
+fn came(how: &'static str, counter: Counter, all: impl Fn() -> String) -> Came {
+    let gaps = counter.finish().unwrap_or_else(|e| panic!("{e}\n{}", all()));
+    Came { how, answers: gaps.len() + 1, longest: gaps.last().copied().unwrap_or_default() }
+}
+
 fn round(number: u64, fault: Fault, service: Service) -> Came {
     let mut dice = Dice(number.wrapping_mul(0x9e37_79b9_7f4a_7c15) + 1);
     let lab = Lab::new(&format!("watch-fault-{number}"));
-    let (mut hosts, pid) = service.start(&lab);
+    let world = fault.world();
+    let (mut hosts, pid) = service.start(&lab, if world == World::Pair { 2 } else { 3 });
     let name = format!("fault-{number}");
-    let mut watched = Watched::with(&lab, &hosts, pid, &["--timeout", "1500ms", "--name", &name]);
+    let options = [&["--timeout", "1500ms", "--name", &name][..], &worlds::options(world, &lab, &hosts)].concat();
+    let mut watched = Watched::with(&lab, &hosts, pid, &options);
     let counter = service.count();
     let all = |watched: &Watched, hosts: &Hosts| format!("round {number}, {fault:?}, {service:?}:\n{}\n{}", watched.said(), noted(hosts));
     let ends = |watched: &mut Watched| until(SOON, || watched.meio.try_wait().is_ok_and(|done| done.is_some()));
     assert!(counter.go_on(20 + dice.below(100)), "{}", all(&watched, &hosts));
     std::thread::sleep(dice.ms(0, 50));
     assert!(until(SOON, || watched.is_protected()), "{}", all(&watched, &hosts));
+    if world == World::Several {
+        return worlds::several(fault, (hosts, pid), watched, counter, &mut dice);
+    }
     befall(fault, &mut hosts, &watched, pid, &mut dice);
-    let none = |how| Came { how, answers: 0, longest: Duration::ZERO };
+    let none = |how| Came { how, ..NONE };
     if fault == Fault::KillTree {
         // Its own end is none of the host.
         assert!(ends(&mut watched) && !hosts.hosts[1].runs(pid), "{}", all(&watched, &hosts));
@@ -224,8 +293,15 @@ fn round(number: u64, fault: Fault, service: Service) -> Came {
     };
     assert!(until(SOON, || one(&hosts)), "{:?}: {}", there(&hosts), all(&watched, &hosts));
     let taken = there(&hosts).1;
-    if taken && fault == Fault::KillMeio {
+    if taken && matches!(fault, Fault::KillMeio | Fault::ComeBack) {
         assert!(ends(&mut watched), "{}", all(&watched, &hosts));
+        // What is there does not run unseen: it is mute, and ended when its meio hears that it runs elsewhere.
+        if fault == Fault::ComeBack {
+            assert!(hosts.hosts[0].lives(pid), "{}", all(&watched, &hosts));
+            watched = Watched::start(&lab, &hosts, pid, &options);
+            let back = || worlds::serves(&hosts, 1, "primary") && worlds::serves(&hosts, 0, "standby") && !hosts.hosts[0].lives(pid);
+            assert!(until(SOON, back), "{}", all(&watched, &hosts));
+        }
     } else if taken && !lost {
         // What stood still there has been ended, and that host stands by.
         standing(&hosts.hosts[1], "protected");
@@ -239,20 +315,19 @@ fn round(number: u64, fault: Fault, service: Service) -> Came {
         assert!(!left.success(), "a lock was left");
     }
     assert!(counter.go_on(20), "it does not go on: {}", all(&watched, &hosts));
-    let gaps = counter.finish().unwrap_or_else(|e| panic!("{e}\n{}", all(&watched, &hosts)));
-    Came { how: if taken { "taken over" } else { "stayed" }, answers: gaps.len() + 1, longest: gaps.last().copied().unwrap_or_default() }
+    came(if taken { "taken over" } else { "stayed" }, counter, || all(&watched, &hosts))
 }
 
 crate::alone! {
     /// See above.
     fn random_faults() {
         let number = |name: &str| std::env::var(name).ok().and_then(|n| n.parse::<u64>().ok());
-        let (rounds, seed) = (number("FAULTS").unwrap_or(5), number("SEED").unwrap_or(0));
+        let (rounds, seed) = (number("FAULTS").unwrap_or(8), number("SEED").unwrap_or(0));
         let mut table: BTreeMap<Fault, Vec<Came>> = BTreeMap::new();
         let mut failed = Vec::new();
         for n in seed..seed + rounds {
             let fault = ALL[(n % ALL.len() as u64) as usize];
-            // Each of them meets each fault, and a slice of five has all of them.
+            // Each of them meets each fault, and a slice has all of them.
             let service = SERVICES[((n + n / ALL.len() as u64) % SERVICES.len() as u64) as usize];
             match std::panic::catch_unwind(|| round(n, fault, service)) {
                 Ok(came) => table.entry(fault).or_default().push(came),
@@ -260,7 +335,7 @@ crate::alone! {
             }
         }
         println!(
-            "\nfaults: {:<12} {:>6} {:>7} {:>10} {:>6} {:>9} {:>12} {:>10}",
+            "\nfaults: {:<15} {:>6} {:>7} {:>10} {:>6} {:>9} {:>12} {:>10}",
             "fault", "rounds", "stayed", "taken over", "other", "answers", "stall median", "stall most"
         );
         for (fault, all) in &table {
@@ -271,7 +346,7 @@ crate::alone! {
             let (median, most) = (stalls[stalls.len() / 2].as_millis(), stalls[stalls.len() - 1].as_millis());
             let (rounds, answers) = (all.len(), all.iter().map(|came| came.answers).sum::<usize>());
             let (fault, other) = (format!("{fault:?}"), rounds - stayed - taken);
-            println!("faults: {fault:<12} {rounds:>6} {stayed:>7} {taken:>10} {other:>6} {answers:>9} {median:>9} ms {most:>7} ms");
+            println!("faults: {fault:<15} {rounds:>6} {stayed:>7} {taken:>10} {other:>6} {answers:>9} {median:>9} ms {most:>7} ms");
         }
         assert!(failed.is_empty(), "failed: {failed:?}");
     }

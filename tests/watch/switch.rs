@@ -1,6 +1,7 @@
 //! A standby that takes over since somebody wants it to.
 
 use super::control::{is_clean, meio, standing, status};
+use super::load::Load;
 use super::{Counter, SLOW, Watched, count, has_address, noted, oldest, redis};
 use crate::lab::hosts::Host;
 use crate::lab::{Lab, SOON, until};
@@ -22,15 +23,17 @@ pub fn history(host: &Host) -> Vec<Value> {
 }
 
 crate::alone! {
-    /// To and fro, five times: the connection of a client lives through all of it, and nothing that it was told is lost or done twice.
-    fn five_times_to_and_fro() {
+    /// To and fro under load, `ROUNDS` times (five without it): the connections of clients live through all of it, nothing that they
+    /// were told is lost or done twice, and never do two answer.
+    fn to_and_fro_under_load() {
+        let rounds = std::env::var("ROUNDS").ok().and_then(|rounds| rounds.parse::<usize>().ok()).unwrap_or(5);
         let lab = Lab::new("watch-switch");
         let (mut hosts, pid) = redis(&lab);
-        let counter = Counter::begin();
+        let (counter, load) = (Counter::begin(), Load::begin());
         let mut frozen = Vec::new();
         let told = lab.path("told");
         let hook = format!("echo $MEIO_NAME $MEIO_ROLE $MEIO_EVENT $MEIO_GENERATION >> {}", told.display());
-        for round in 0..5 {
+        for round in 0..rounds {
             let mut watched = Watched::with(&lab, &hosts, pid, &[SLOW, &["--name", "web", "--on-event", &hook]].concat());
             let [here, there] = [&hosts.hosts[0], &hosts.hosts[1]];
             assert!(counter.go_on(50), "round {round}: {}\n{}", watched.said(), noted(&hosts));
@@ -63,14 +66,17 @@ crate::alone! {
             assert!(until(SOON, || is_clean(there)), "something is left");
             hosts.hosts.swap(0, 1);
         }
-        counter.end();
+        let answers = load.finish().unwrap_or_else(|e| panic!("{e}\n{}", noted(&hosts)));
+        let gaps = counter.finish().unwrap_or_else(|e| panic!("{e}\n{}", noted(&hosts)));
+        let (one, longest) = (gaps.len() + 1, gaps.last().copied().unwrap_or_default());
+        println!("\nhold: {rounds} switch-overs, {one} answers of one client, one after {longest:.0?} at most; {answers} of the others");
         let told = std::fs::read_to_string(&told).expect("it was told");
         for wanted in ["web primary begun 1", "web primary switched 2", "web standby taken-over 2"] {
-            assert!(told.lines().filter(|line| *line == wanted).count() == 5, "{wanted}: {told}");
+            assert!(told.lines().filter(|line| *line == wanted).count() == rounds, "{wanted}: {told}");
         }
         println!("\nhold: frozen for {frozen:?} ms");
         frozen.sort_by(f64::total_cmp);
-        assert!(frozen[2] < 1000.0, "{frozen:?}");
+        assert!(frozen[rounds / 2] < 1000.0, "{frozen:?}");
     }
 
     /// The standby's meio is killed at some moment of it: the tree runs on one of the hosts, and no answer is lost.

@@ -14,10 +14,10 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// Where the witness is.
-const THIRD: &str = "root@10.99.0.3";
+pub const THIRD: &str = "root@10.99.0.3";
 
 /// A witness on the third host, which has to be reached by SSH for the key.
-fn witness(lab: &Lab, hosts: &Hosts) -> Child {
+pub fn witness(lab: &Lab, hosts: &Hosts) -> Child {
     let said = fs::File::options().create(true).append(true).open(lab.path("witness.err")).expect("a file");
     let mut command = hosts.hosts[2].command(Path::new(crate::MEIO));
     let child = command.args(["witness", "-v"]).stdout(Stdio::null()).stderr(said).spawn().expect("meio starts");

@@ -26,6 +26,7 @@ impl Agent<'_> {
     /// What the others have said, and what is due to be said to them.
     pub(super) fn polled(&mut self) {
         while let Some((of, poll)) = self.court.as_mut().and_then(|court| court.polls.receive()) {
+            self.board.hosts.polled(of, poll.generation, poll.mark, poll.runs);
             self.vote(Cause::Heard(of, poll));
         }
         if self.court.as_ref().is_some_and(|court| court.votes.wake() <= self.begun.elapsed() || self.machine.is_asking()) {

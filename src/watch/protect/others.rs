@@ -13,6 +13,7 @@ use crate::watch::ear::Ear;
 use crate::watch::frame;
 use crate::watch::gate::News;
 use crate::watch::history::Entry;
+use crate::watch::nodes::{EACH, NODES, hostname};
 use crate::watch::record::Back;
 use crate::watch::setup::{EPOCH, Epoch, OVER, PACKETS, Seat, WHY, WORD};
 use crate::watch::state::{Event, Frame, Hand, Mark, Path, Word};
@@ -29,11 +30,15 @@ pub struct Other {
     /// Its number.
     pub link: u64,
     pub beats: Option<Beats>,
+    /// When something of it has come.
+    heard: Instant,
     ear: Option<Ear>,
     calls: Calls,
     pub whom: Whom,
     /// What its machine calls itself.
     host: String,
+    /// When it was told how others stand.
+    told: Instant,
     /// Why it could not be called, as far as that was said.
     complaint: Option<String>,
 }
@@ -97,10 +102,6 @@ pub fn agree(asks: &[Ask], first: &Whom, peers: Vec<Peer>) -> Result<Vec<(Whom, 
     Ok(all)
 }
 
-fn hostname() -> String {
-    nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
-}
-
 fn seat(asks: &[Ask], place: usize, key: [u8; 32], at: &[SocketAddr]) -> Seat {
     let options = &asks[place].options;
     let how = &options.how;
@@ -125,7 +126,18 @@ pub fn new(asks: Vec<Ask>, (host, whom): (&str, &Whom), again: Duration, mut doo
     let other = |ask: Ask| -> Result<Other> {
         let calls = Calls::new(ask, again, door.take())?;
         let (host, whom) = (host.to_owned(), whom.clone());
-        Ok(Other { peer: None, link: 0, beats: None, ear: None, calls, whom, host, complaint: None })
+        Ok(Other {
+            peer: None,
+            link: 0,
+            beats: None,
+            ear: None,
+            calls,
+            whom,
+            host,
+            complaint: None,
+            heard: Instant::now(),
+            told: Instant::now(),
+        })
     };
     asks.into_iter().map(other).collect()
 }
@@ -194,6 +206,7 @@ impl End {
             }
         }
         self.show();
+        self.tell_hosts();
         let due = self.machine.wake().is_some_and(|wake| wake <= self.begun.elapsed());
         for other in self.others.iter_mut().filter(|other| other.peer.is_none()) {
             other.calls.call(&other.whom);
@@ -228,12 +241,20 @@ impl End {
 
     /// What has come by the link to one of them; `None`: nothing.
     fn receive(&mut self, of: usize, wait: Duration) -> Option<Option<Event>> {
-        let peer = self.others[of].peer.as_mut()?;
+        let other = &mut self.others[of];
+        let peer = other.peer.as_mut()?;
         let came = if wait.is_zero() { peer.link.try_receive().transpose()? } else { peer.link.receive(Some(wait)) };
+        if came.is_ok() {
+            other.heard = Instant::now();
+        }
         match came {
             Ok(came) if came.kind == WORD => Some(frame::read(&came.payload).map(|heard| Event::Heard(Path::Link, heard))),
             Ok(came) if came.kind == WHY => {
                 self.course.why(&came.payload);
+                Some(None)
+            }
+            Ok(came) if came.kind == NODES => {
+                self.board.hosts.takes(&other.host, &came.payload);
                 Some(None)
             }
             Ok(came) => Some((came.kind == OVER).then_some(Event::Over)),
@@ -248,7 +269,10 @@ impl End {
             return self.unlink(of, &Error::link("it has called again"));
         }
         match other.beats.as_mut().map_or(Came::Nothing, Beats::receive) {
-            Came::Frame(heard) => return Some(Event::Heard(Path::Beat, heard)),
+            Came::Frame(heard) => {
+                other.heard = Instant::now();
+                return Some(Event::Heard(Path::Beat, heard));
+            }
             Came::Refused if other.peer.is_none() => return Some(Event::Gone),
             _ => {}
         }
@@ -343,6 +367,8 @@ impl End {
         }
         other.whom.fresh = other.beats.is_none();
         other.host.clone_from(&peer.hello.host);
+        other.heard = Instant::now();
+        self.board.hosts.meets(&peer.hello.host, Role::Standby, Some(of));
         other.calls.met(&peer.hello.host);
         if let Some(token) = token {
             other.whom.token = Some(token.clone());
@@ -433,6 +459,25 @@ impl End {
             epoch: Some(self.group.whole(of)).filter(|mark| mark.number > 0),
         };
         states.into_iter().enumerate().map(one).collect()
+    }
+
+    /// Each is told now and then how all of them stand.
+    fn tell_hosts(&mut self) {
+        let now = Instant::now();
+        let due = |other: &Other| now.duration_since(other.told) >= EACH;
+        if !self.others.iter().any(due) {
+            return;
+        }
+        self.others.iter().for_each(|other| self.board.hosts.hears(&other.host, other.heard.elapsed()));
+        let Ok(payload) = self.board.tells(true) else { return };
+        let generation = self.machine.generation();
+        for other in self.others.iter_mut() {
+            other.told = now;
+            // Who takes nothing is not to keep the others waiting.
+            if let Some(peer) = other.peer.as_ref().filter(|_| other.heard.elapsed() < self.limits.timeout) {
+                let _ = peer.link.send(&transport::Frame { kind: NODES, generation, payload: payload.clone() });
+            }
+        }
     }
 
     fn states(&self) -> Vec<&'static str> {
