@@ -59,10 +59,11 @@
 //! generation on record, and one of them stands by for it as a former primary does ([`comeback`]): by a call, which is by SSH. From
 //! there on the two are a pair.
 //!
-//! A standby that misses something of a series, since it was begun anew or was too far behind, gets nothing more until a user has
-//! everything copied anew, or too few are left that have it: the clones of the others are not given up for its sake. To fill one
-//! beside the others needs pages that were never sent to it to be read between epochs, each of which then has to reach it, too:
-//! `copies::fan` is where a standby would have pages of its own, [`state::Group`] knows who is in step.
+//! A standby that misses something of a series, since it was begun anew or was too far behind, is filled beside the others, whose
+//! clones are not given up for its sake: every page that the last epoch names is read while the tree runs ([`crate::dump::Base`]), sent
+//! to it alone, ahead of all that comes after ([`copies`], `fan::fill`). With an epoch that was begun when the last page had been read it
+//! has what the others have, and counts again ([`state::Part`]). What comes for it meanwhile is kept up to a bound, behind which it is begun
+//! anew. Where too few are left that have the series there is another one, for all.
 //!
 //! # What is not here yet, and where it goes
 //!

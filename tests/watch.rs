@@ -2,6 +2,7 @@
 
 mod comeback;
 mod control;
+mod copied;
 mod counter;
 mod faults;
 mod fences;

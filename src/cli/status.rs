@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 /// other (the other host), at, guarantee, generation, epoch ({series, number}), age_ms, lag_ms, interval_ms, pause_ms,
 /// longest_pause_ms, held ({now, packets, median_ms, p99_ms, longest_ms, lost}), jitter_ms, bytes, epochs, unheeded, silent,
 /// witness ({at, trouble}), loses}; of a watch with several standbys also "standbys", a list of {host, state ("starting", "ready",
-/// "out-of-step", "lost"), epoch}, and "needed", how many of them must be ready for one to take over.
+/// "out-of-step", "copying", "lost"), epoch}, and "needed", how many of them must be ready for one to take over.
 #[derive(clap::Args)]
 #[command(after_long_help = "Examples:\n  meio status\n  meio status web --watch\n  meio status --json | jq '.watches[].state'")]
 pub struct Status {

@@ -211,6 +211,17 @@ impl Tracking {
         Ok(())
     }
 
+    /// Pages that the image has which was just made, by process and by number of the object. Objects that are copied whole each time are
+    /// not among them.
+    pub fn all_named(&self) -> Vec<(Owner, &Spans)> {
+        let mut all: Vec<(Owner, &Spans)> = self.named.processes.iter().map(|(&pid, spans)| (Owner::Process(pid), spans)).collect();
+        for (number, identity) in self.objects.iter().enumerate() {
+            let spans = identity.as_ref().and_then(|identity| self.named.objects.get(identity));
+            all.extend(spans.map(|(spans, _)| (Owner::Object(number as u32), spans)));
+        }
+        all
+    }
+
     /// Whose something is that was copied while the tree ran, in an image where processes are called as `name` says.
     pub fn owner(&self, of: Of, name: impl Fn(i32) -> i32) -> Option<Owner> {
         match of {

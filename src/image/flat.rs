@@ -111,6 +111,11 @@ impl Flat {
         self.now.as_ref()
     }
 
+    /// What was brought in last stands for another image, as [`Resolved::stand_for`] says.
+    pub fn stand_for(&mut self, other: ([u8; 16], [u8; 32])) {
+        self.now.iter_mut().for_each(|now| Arc::make_mut(now).stand_for(other));
+    }
+
     /// Bytes of pages that it has.
     pub fn taken(&self) -> u64 {
         let free: u64 = self.room.free.values().map(|pages| u64::from(*pages)).sum();

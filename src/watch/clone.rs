@@ -10,7 +10,7 @@
 
 use crate::error::{Context, Error, Result};
 use crate::image::{Flat, PAGE, Reader, Resolved};
-use crate::resource::Tree;
+use crate::resource::{Manifest, Tree};
 use crate::restore::Known;
 use crate::sys::{arch, file, priority, room};
 use crate::transport::{Receiver, Waker};
@@ -210,10 +210,11 @@ impl Clone {
         for (number, file) in state.waiting.iter().filter(|(number, _)| *number <= image) {
             let name = name(*number);
             let mut reader = Reader::from_file(file.try_clone()?, arch::MACHINE).context(|| name.display().to_string())?;
-            let (manifest, mut tree): (_, Tree) = (reader.manifest()?, reader.tree()?);
+            let (manifest, mut tree): (Manifest, Tree) = (reader.manifest()?, reader.tree()?);
             tree.complete(last.as_ref().map(|known| &known.tree))?;
             let parent = last.as_ref().map(|known| &*known.resolved);
-            let resolved = Resolved::read(&mut reader, &name, parent)?;
+            let mut resolved = Resolved::read(&mut reader, &name, parent)?;
+            manifest.stands_for.into_iter().for_each(|other| resolved.stand_for(other));
             last = Some(Known { manifest, tree, id: reader.id(), resolved: Arc::new(resolved) });
         }
         let is_there = state.waiting.iter().any(|(number, _)| *number == image);
@@ -376,11 +377,12 @@ impl Shared {
             None => flat.insert(Flat::new(self.place.file()?, give_back)),
         };
         let mut reader = Reader::from_file(file, arch::MACHINE).context(|| name.display().to_string())?;
-        let (manifest, mut tree): (_, Tree) = (reader.manifest()?, reader.tree()?);
+        let (manifest, mut tree): (Manifest, Tree) = (reader.manifest()?, reader.tree()?);
         tree.complete(self.state().latest.as_ref().map(|(_, known)| &known.tree))?;
         if !flat.bring_in(&mut reader, &name, &self.goes_on)? {
             return Ok(None);
         }
+        manifest.stands_for.into_iter().for_each(|other| flat.stand_for(other));
         self.place.has_room(0, flat.taken())?;
         let resolved = flat.now().cloned().ok_or_else(|| Error::other("nothing was brought in"))?;
         Ok(Some(Known { manifest, tree, id: reader.id(), resolved }))

@@ -2,6 +2,7 @@
 //! on this one, since ptrace binds a tree to a thread.
 
 mod court;
+mod fill;
 mod others;
 
 pub use court::{Witness, contact};
@@ -203,6 +204,7 @@ pub fn run_over(options: &Options, reach: Reach, report: &mut dyn Report) -> Res
         options,
         copies,
         moving: None,
+        fills: None,
         still: Still::new(packets),
         events,
         bell,
@@ -385,7 +387,7 @@ impl End {
             Action::Ship { mark, ready } => {
                 for (of, other) in self.others.iter().enumerate() {
                     if let (Some(peer), Some(image)) = (&other.peer, self.known.image(of, mark)) {
-                        send(peer, EPOCH, pack(&Epoch { generation, mark, ready, image })?);
+                        send(peer, EPOCH, pack(&Epoch { generation, mark, ready, image, part: self.known.part(of, mark) })?);
                     }
                 }
                 self.announce(mark, ready);

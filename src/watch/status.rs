@@ -136,8 +136,8 @@ pub struct Status {
 pub struct One {
     /// What it calls itself.
     pub host: String,
-    /// `starting`, `ready` (it has all that was acknowledged to it), `out-of-step` (it misses something, and gets nothing more until all
-    /// is copied anew), or `lost`.
+    /// `starting`, `ready` (it has all that was acknowledged to it), `out-of-step` (it misses something), `copying` (everything is
+    /// copied to it), or `lost`.
     pub state: String,
     /// The last epoch that it has.
     pub epoch: Option<Mark>,

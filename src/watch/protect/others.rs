@@ -193,6 +193,7 @@ impl End {
                 return self.with(of, event);
             }
         }
+        self.fill();
         self.show();
         let due = self.machine.wake().is_some_and(|wake| wake <= self.begun.elapsed());
         for other in self.others.iter_mut().filter(|other| other.peer.is_none()) {
@@ -400,7 +401,7 @@ impl End {
         let there = self.group.whole(of);
         for (mark, ready) in self.announced.iter().filter(|(mark, _)| *mark > there) {
             if let Some(image) = self.known.image(of, *mark)
-                && let Ok(payload) = pack(&Epoch { generation, mark: *mark, ready: *ready, image })
+                && let Ok(payload) = pack(&Epoch { generation, mark: *mark, ready: *ready, image, part: self.known.part(of, *mark) })
             {
                 let _ = peer.link.send(&transport::Frame { kind: EPOCH, generation, payload });
             }
@@ -439,6 +440,7 @@ impl End {
         let (series, now) = (self.machine.series(), self.begun.elapsed());
         let state = |of: usize| match () {
             () if self.group.is_lost(of, now) => "lost",
+            () if self.group.is_filling(of) => "copying",
             () if !self.group.is_joined(of) => "out-of-step",
             () if self.group.is_ready(of, series, now) => "ready",
             () => "starting",
@@ -463,14 +465,13 @@ impl End {
             let (event, reason) = match *state {
                 _ if before == *state => continue,
                 "lost" => ("standby-lost", format!("nothing is heard of {host}")),
-                "out-of-step" => {
-                    ("standby-out-of-step", format!("{host} misses something: meio pause and meio resume have it copied anew to all"))
-                }
+                "out-of-step" => ("standby-out-of-step", format!("{host} misses something: everything is to be copied to it again")),
+                "copying" => ("standby-copying", format!("everything is copied to {host} beside what the others get")),
                 "ready" => ("standby-ready", format!("{host} has everything")),
                 _ => continue,
             };
             self.history.note(self.about(Entry::new(Role::Primary, event, reason.clone())));
-            let _ = self.orders.send(if *state == "ready" { Order::Note(reason) } else { Order::Tell(reason) });
+            let _ = self.orders.send(if matches!(*state, "ready" | "copying") { Order::Note(reason) } else { Order::Tell(reason) });
         }
         self.standing = states;
         self.note();

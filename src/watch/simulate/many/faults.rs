@@ -141,7 +141,7 @@ impl World {
         let host = &mut self.hosts[of];
         let before = host.instance > 0;
         host.instance += 1;
-        (host.images, host.ready, host.placed) = (BTreeMap::new(), false, None);
+        (host.images, host.ready, host.base, host.placed) = (BTreeMap::new(), false, None, None);
         let vote = host.vote.filter(|_| flaw != Some(Flaw::VoteForgotten));
         let limits = Limits { witness: false, ..self.limits };
         let machine = Standby::begin(generation, host.instance, limits);

@@ -34,6 +34,16 @@ impl World {
         self.hosts.iter().filter(|host| host.ready && host.process.is_some()).count() >= self.limits.votes()
     }
 
+    /// All could.
+    pub fn are_ready(&self) -> bool {
+        self.hosts[1..].iter().all(|host| host.ready && host.process.is_some())
+    }
+
+    /// Copies that came to be of use.
+    pub fn copies(&self) -> usize {
+        self.wholes.len()
+    }
+
     /// How it ended.
     pub fn end(&self) -> &'static str {
         match () {

@@ -1,8 +1,8 @@
 //! One world: the primary's host, those of the standbys with their disks and processes, and the paths between all of them.
 
 use super::super::super::state::{
-    Acks, Action, Activation, Cause, Deed, Event, Frame, Group, Guarantee, Limits, Mark, OnLoss, Path, Poll, Primary, Said, Standby, Vote,
-    Votes,
+    Acks, Action, Activation, Cause, Deed, Event, Frame, Group, Guarantee, Limits, Mark, OnLoss, Part, Path, Poll, Primary, Said, Standby,
+    Vote, Votes, Wish,
 };
 use super::super::life::{Ended, Life};
 use super::super::parts::{Due, Gate, Process};
@@ -32,6 +32,8 @@ pub enum Flaw {
     NotDeaf,
     /// Somebody votes although he hears the primary.
     VotesAnyway,
+    /// A copy that was made while the tree ran is taken for an epoch.
+    HalfCopy,
 }
 
 /// What befalls a world. Standbys are counted from 1; 0 is the primary's host.
@@ -92,7 +94,18 @@ pub enum What {
         generation: u64,
         mark: Mark,
         ready: bool,
+        part: Part,
         age: u64,
+    },
+    /// What is there is to be given up,
+    GiveUp {
+        of: usize,
+        link: u64,
+    },
+    /// for a copy of everything, which is complete.
+    Copied {
+        of: usize,
+        mark: Mark,
     },
     LinkLost {
         of: usize,
@@ -135,6 +148,26 @@ pub enum What {
     Fault,
 }
 
+/// A copy of everything on its way to one of them.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Fill {
+    /// What it stands for.
+    pub mark: Option<Mark>,
+    pub complete: bool,
+    /// The first epoch that was begun after that.
+    pub whole: Option<Mark>,
+}
+
+impl Fill {
+    fn part(&self, mark: Mark) -> Part {
+        match self.whole {
+            _ if self.mark == Some(mark) => Part::Base,
+            Some(whole) if mark >= whole => Part::All,
+            _ => Part::Upon,
+        }
+    }
+}
+
 /// A standby's host.
 #[derive(Default)]
 pub struct Host {
@@ -144,6 +177,10 @@ pub struct Host {
     pub instance: u64,
     pub images: BTreeMap<Mark, u64>,
     pub ready: bool,
+    /// The epoch that a copy of everything stands for which it has.
+    pub base: Option<Mark>,
+    /// A copy of everything that it gets, or got.
+    pub fill: Option<Fill>,
     pub placed: Option<u64>,
     /// It runs there; of which age it was when it began.
     pub runs: Option<u64>,
@@ -186,6 +223,8 @@ pub struct World {
     pub(super) gate: Gate,
     pub(super) address: bool,
     pub(super) captured: BTreeMap<Mark, u64>,
+    /// From when on a copy is of use, by whose it is and what it stands for.
+    pub(super) wholes: BTreeMap<(usize, Mark), Mark>,
     /// What is under way to somebody, or may have to be sent again.
     pub(super) shipped: BTreeMap<Mark, bool>,
     pub(super) released: u64,
@@ -340,6 +379,38 @@ impl World {
         self.wakes(who, wake);
         if who > 0 {
             self.vote(who, Cause::Tick);
+        } else {
+            self.fill();
+        }
+    }
+
+    /// What the primary does for one that is out of step.
+    fn fill(&mut self) {
+        let Some(primary) = self.primary.as_ref().filter(|p| !p.ended && p.machine.is_protected()) else { return };
+        let (series, now) = (primary.machine.series(), self.now);
+        let wish = self.group.as_mut().and_then(|group| group.wish(series, now));
+        match wish {
+            Some(Wish::Yield(n)) => {
+                let host = &mut self.hosts[n + 1];
+                (host.fill, host.queue[0]) = (None, host.queue[0].max(now));
+                let (of, link, delay) = (n + 1, host.link, host.queue[0] - now);
+                self.at(delay, What::GiveUp { of, link });
+            }
+            Some(Wish::Fill(n)) => self.hosts[n + 1].fill = Some(Fill::default()),
+            None => return,
+        }
+        self.tell(|_| format!("{wish:?}"));
+    }
+
+    /// What an epoch is to one of them; `None`: it does not get it.
+    pub(super) fn part(&self, of: usize, mark: Mark) -> Option<Part> {
+        let group = self.group.as_ref()?;
+        let fills = self.hosts[of].fill.filter(|fill| fill.complete && fill.mark.is_some_and(|from| mark >= from));
+        match fills.filter(|_| group.is_joined(of - 1) || group.is_filling(of - 1)) {
+            Some(fill) if self.flaw == Some(Flaw::HalfCopy) && fill.part(mark) == Part::Upon => Some(Part::All),
+            Some(fill) => Some(fill.part(mark)),
+            None if group.is_joined(of - 1) && self.hosts[of].fill.is_none() => Some(Part::All),
+            None => None,
         }
     }
 
@@ -440,14 +511,22 @@ impl World {
                 }
             }
             Action::Show => self.address = true,
-            Action::Drop => (self.hosts[who].images, self.hosts[who].ready) = (BTreeMap::new(), false),
+            Action::Drop => {
+                let host = &mut self.hosts[who];
+                (host.images, host.ready, host.base) = (BTreeMap::new(), false, None);
+            }
             Action::Keep(_) | Action::Unblock | Action::Hold | Action::Free | Action::Lease(_) => {}
             slow => {
                 let delay = match slow {
                     Action::Capture(mark) if mark.number == 1 => {
                         self.shipped.clear();
                         self.group.iter_mut().for_each(|group| group.begins(mark.series));
+                        self.hosts.iter_mut().for_each(|host| host.fill = None);
                         MS * self.dice.below(1500) as u32
+                    }
+                    Action::Capture(mark) => {
+                        self.begins(mark);
+                        self.short()
                     }
                     _ => self.short(),
                 };
@@ -455,6 +534,18 @@ impl World {
                 if !wedged {
                     self.at(delay, What::Effect { who, number, action });
                 }
+            }
+        }
+    }
+
+    /// An epoch begins: with it, copies that are complete by now are of use.
+    fn begins(&mut self, mark: Mark) {
+        for of in self.standbys() {
+            if let Some(Fill { mark: Some(from), complete: true, whole }) = &mut self.hosts[of].fill
+                && whole.is_none()
+            {
+                *whole = Some(mark);
+                self.wholes.insert((of, *from), mark);
             }
         }
     }
