@@ -16,6 +16,7 @@
 //! switch     the primary's part in a take-over that a user wants; raised: the addresses at a standby that takes over
 //! steps      how long each step of a take-over took; history: what has become of a watch, and who is told
 //! record     what is durable of it, on each host
+//! change     who stands by is changed while it runs
 //! clean      what was left behind; control: the socket over which people ask and command; status: what they are told
 //! ```
 //!
@@ -74,6 +75,7 @@ mod again;
 pub mod agent;
 mod beat;
 mod bell;
+pub mod change;
 pub mod clean;
 mod clone;
 pub mod comeback;

@@ -1,5 +1,6 @@
 //! Trees that outlive their host.
 
+mod changed;
 mod comeback;
 mod control;
 mod copied;

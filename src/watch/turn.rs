@@ -58,11 +58,13 @@ pub fn serve(peer: Peer, returns: Returns) -> Result<()> {
         pid_namespace: returns.pid_namespace,
         spool: returns.spool,
         limits: returns.limits,
+        acks: returns.limits.acks,
         fence: returns.fence,
         witness: None,
         on_event: returns.on_event,
         control_group: None,
         begun: Default::default(),
+        refused: None,
     };
     let done = protect::run_over(&options, Reach::Calls(Box::new(here)), &mut noted);
     if let Err(e) = &done {
