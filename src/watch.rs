@@ -58,7 +58,8 @@
 //! known of them goes through [`state::Group`] before the machine hears it. The standbys speak to each other beside all that, with a key
 //! of the primary's making ([`polls`]), from the beginning of the watch until one of them has taken over. The others end then, with that
 //! generation on record, and one of them stands by for it as a former primary does ([`comeback`]): by a call, which is by SSH. From
-//! there on the two are a pair.
+//! there on the two are a pair. A primary that was killed comes to all of their doors again, with a series of its own: where one of them has
+//! been voted for already too few are left that hear it, and it hears of that one.
 //!
 //! A standby that misses something of a series, since it was begun anew or was too far behind, is filled beside the others, whose
 //! clones are not given up for its sake: every page that the last epoch names is read while the tree runs ([`crate::dump::Base`]), sent

@@ -255,11 +255,14 @@ impl Shared {
     /// Takes images as they come.
     fn take_in(&self, mut receiver: Receiver) -> Result<()> {
         let mut buffer = vec![0; PIECE];
+        // What came by another link may never be kept, if this one begins with a copy of everything.
+        let mut is_first = true;
         while let Some(mut item) = receiver.next_item()? {
             let mut state = self.state();
-            while state.waiting.len() >= MOST && !state.over {
+            while state.waiting.len() >= MOST && !state.over && !is_first {
                 state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
             }
+            is_first = false;
             drop(state);
             let came = match self.receive(&mut item, &mut buffer) {
                 Ok(file) => Ok(file),

@@ -137,11 +137,11 @@ pub fn run_over(options: &Options, reach: Reach, report: &mut dyn Report) -> Res
     signal::catch();
     let begun = Instant::now();
     let mut phases = Vec::new();
-    let (here, known, door) = match reach {
+    let (here, contact, door) = match reach {
         Reach::Called => (None, None, None),
         Reach::Calls(here) => (Some(here.peer), here.witness, Some(here.door)),
     };
-    let mut start = Start::look(options, begun, known, report, &mut phases)?;
+    let mut start = Start::look(options, begun, contact, report, &mut phases)?;
     let control = Control::of(options, &start.store)?;
     let board = control.board();
     let mut witness = court::look(options, &mut start, &board, door.is_some())?;
@@ -186,7 +186,7 @@ pub fn run_over(options: &Options, reach: Reach, report: &mut dyn Report) -> Res
     }
     let (mut record, machine) = start.machine(generation);
     record.door = door.as_ref().map(|door| door.token().to_owned());
-    let (host, whom) = (start.host(), Whom { generation: Some(generation), ..start.first.clone() });
+    let known = start.known(asks.len(), generation);
     let Start { store, claim, tree: _tree, lease, .. } = start;
     // From here on a signal ends the watch, not what is just being done.
     signal::pass();
@@ -196,7 +196,7 @@ pub fn run_over(options: &Options, reach: Reach, report: &mut dyn Report) -> Res
     let manager = Arc::new(Manager::of_environment());
     let copies = Ways::to(options.limits.standbys, options.limits.quorum());
     let group = Group::new(options.limits);
-    let others = others::new(asks, (&host, &whom), options.limits.again, door)?;
+    let others = others::new(asks, known, options.limits.again, door)?;
     let root = Member::of(options.dump.pid)?;
     let mut end = End {
         machine,
@@ -417,7 +417,9 @@ impl End {
             }
             Action::Ship { mark, ready } => {
                 for (of, other) in self.others.iter().enumerate() {
-                    if let (Some(peer), Some(image)) = (&other.peer, self.known.image(of, mark)) {
+                    // Whoever has just come back knows nothing of images of the link before.
+                    let image = self.known.image(of, mark).filter(|_| self.known.uses(of, other.link));
+                    if let (Some(peer), Some(image)) = (&other.peer, image) {
                         send(peer, EPOCH, pack(&Epoch { generation, mark, ready, image, part: self.known.part(of, mark) })?);
                     }
                 }

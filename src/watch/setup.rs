@@ -117,7 +117,7 @@ pub enum Setup {
 }
 
 /// What one of several standbys is told of the others.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Seat {
     /// Which of them it is, from 0.
@@ -141,7 +141,7 @@ pub struct Seat {
 }
 
 /// Who stands by where the tree ran before, or runs now: with all that is to be known to protect it by that host.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Returns {
     /// Name of the watch.

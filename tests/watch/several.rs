@@ -4,7 +4,7 @@ use super::comeback::stands;
 use super::control::{meio, status};
 use super::links::{cut_all, heal};
 use super::{Counter, SLOW, Watched, answers_again, has_address, machines, oldest, redis_on};
-use crate::lab::hosts::{Hosts, VIP};
+use crate::lab::hosts::Hosts;
 use crate::lab::{Lab, SOON, until};
 use serde_json::Value;
 use std::path::Path;
@@ -176,20 +176,44 @@ crate::alone! {
         assert!(!hosts.hosts[0].lives(pid) && !has_address(&hosts.hosts[0]) && taken(&hosts).is_some(), "{}", watched.said());
     }
 
-    /// The meio of the primary is killed: it is taken over from, and what is left there is not taken up again.
+    /// The meio of the primary is killed: it is taken over from. Started again, it ends what is left of the tree there.
     fn a_meio_that_is_killed() {
         let lab = Lab::new("several-meio");
         let (hosts, pid, mut watched, counter) = guarded(&lab, &[]);
         hosts.hosts[0].plain("kill", &["-KILL", &oldest(&hosts.hosts[0])]);
         let _ = watched.meio.wait();
         goes_on(&hosts, &watched, counter, pid);
-        let again = ["watch", "--name", "web", "--vip", VIP, "--standby", "10.99.0.2", "--standby", "10.99.0.3", &pid.to_string()];
-        let (code, said) = meio(&hosts.hosts[0], &again);
-        assert!(code == 1 && said.contains("takes over, or has"), "{code}: {said}");
         assert!(hosts.hosts[0].runs(pid) && !has_address(&hosts.hosts[0]));
-        let (code, said) = meio(&hosts.hosts[0], &["unwatch", "web"]);
-        assert!([0, 3].contains(&code) && said.contains("stands still"), "{code}: {said}");
-        assert!(!hosts.hosts[0].runs(pid) && taken(&hosts).is_some(), "{said}");
+        let mut again = Watched::start(&lab, &hosts, pid, &[SLOW, &["--name", "web", "--standby", "10.99.0.3"]].concat());
+        let ended = || again.meio.try_wait().is_ok_and(|done| done.is_some());
+        assert!(until(SOON, ended), "it does not give in: {}\n{}", again.said(), noted(&hosts));
+        assert!(!hosts.hosts[0].lives(pid) && !has_address(&hosts.hosts[0]), "{}", again.said());
+        let here = taken(&hosts).expect("one has it");
+        assert!(hosts.hosts[here].runs(pid) && stands(&hosts.hosts[here], "primary", "protected"), "{}", noted(&hosts));
+    }
+
+    /// It is started again before they take over: it goes on with the tree, and with both. When the host is lost then they take over.
+    fn a_meio_that_is_started_again() {
+        let lab = Lab::new("several-again");
+        let (mut hosts, pid) = redis_on(&lab, machines(&lab, 3));
+        let choices = ["--timeout", "15s", "--name", "web", "--standby", "10.99.0.3"];
+        let mut watched = Watched::with(&lab, &hosts, pid, &choices);
+        let counter = Counter::begin();
+        assert!(counter.go_on(20) && until(SOON, || both(&hosts, "ready") == 2), "{}\n{}", watched.said(), noted(&hosts));
+        let agents = [1, 2].map(|n| oldest(&hosts.hosts[n]));
+        hosts.hosts[0].plain("kill", &["-KILL", &oldest(&hosts.hosts[0])]);
+        let _ = watched.meio.wait();
+        let mut watched = Watched::with(&lab, &hosts, pid, &choices);
+        assert!(watched.said().contains("the meio of this watch was killed"), "{}", watched.said());
+        assert!(until(SOON, || both(&hosts, "ready") == 2), "{}\n{}\n{}", status(&hosts.hosts[0]), watched.said(), noted(&hosts));
+        assert!(counter.go_on(50), "it does not go on: {}\n{}", watched.said(), noted(&hosts));
+        assert_eq!([1, 2].map(|n| oldest(&hosts.hosts[n])), agents);
+        // What was on record is of use for who is begun anew.
+        hosts.hosts[1].plain("pkill", &["-KILL", "-x", "meio"]);
+        assert!(until(SOON, || both(&hosts, "ready") == 1), "{}", status(&hosts.hosts[0]));
+        assert!(until(SOON, || both(&hosts, "ready") == 2), "{}\n{}\n{}", status(&hosts.hosts[0]), watched.said(), noted(&hosts));
+        lose(&mut hosts, &mut watched);
+        goes_on(&hosts, &watched, counter, pid);
     }
 
     /// What several standbys have no part in is refused, and a watch of them is ended like any other.

@@ -58,7 +58,7 @@ struct Outlet {
     moved: Option<Instant>,
     /// Images that it has by this link.
     images: u64,
-    /// What its numbers of images are behind those here,
+    /// What its numbers of images are behind those here, or before them: it may have had images of a meio that was killed,
     offset: u64,
     /// of which this is the first that it gets.
     from: u64,
@@ -323,7 +323,7 @@ impl Fan {
             if !outlet.attached {
                 outlet.next = end;
             }
-            outlet.offset = number - 1 - (outlet.images + waits);
+            outlet.offset = (number - 1).wrapping_sub(outlet.images + waits);
             (outlet.attached, outlet.moved, outlet.from, outlet.own) = (true, Some(Instant::now()), number, None);
         }
     }
@@ -333,7 +333,7 @@ impl Fan {
         let mut state = self.shared.state();
         let there = images.unwrap_or(0);
         let outlet = &state.outlets[of];
-        let wanted = there + 1 + outlet.offset;
+        let wanted = (there + 1).wrapping_add(outlet.offset);
         let next = match state.begins.iter().find(|(number, ..)| *number == wanted) {
             Some((_, _, piece)) if *piece >= state.first => Some(*piece),
             None if wanted == state.images + 1 => Some(state.end()),
@@ -374,7 +374,7 @@ impl Known {
         let state = self.0.state();
         let outlet = &state.outlets[of];
         let found = state.begins.iter().find(|(_, of, _)| *of == mark).filter(|(number, ..)| outlet.attached && *number >= outlet.from)?;
-        found.0.checked_sub(outlet.offset)
+        Some(found.0.wrapping_sub(outlet.offset))
     }
 
     /// What an epoch is to one of them.

@@ -14,7 +14,7 @@ impl End {
         }
         match self.group.wish(self.machine.series(), self.begun.elapsed()) {
             // What is on its way to it is not to come after it has given up what it has.
-            Some(Wish::Yield(of)) if self.known.detach(of) => {}
+            Some(Wish::Yield(of) | Wish::Fill(of)) if self.known.detach(of) => {}
             Some(Wish::Yield(of)) => {
                 let generation = self.machine.generation();
                 if let Some(peer) = &self.others[of].peer {

@@ -13,7 +13,7 @@ use crate::watch::ear::Ear;
 use crate::watch::frame;
 use crate::watch::gate::News;
 use crate::watch::history::Entry;
-use crate::watch::record::Back;
+use crate::watch::record::{Back, Each};
 use crate::watch::setup::{EPOCH, Epoch, OVER, PACKETS, Seat, WHY, WORD};
 use crate::watch::state::{Event, Frame, Hand, Mark, Path, Word};
 use crate::watch::status::{One, Role};
@@ -117,17 +117,16 @@ fn seat(asks: &[Ask], place: usize, key: [u8; 32], at: &[SocketAddr]) -> Seat {
     }
 }
 
-/// Nobody is met yet. Who calls by himself comes to the `door`; `known`: who was there before, and how he is called.
+/// Nobody is met yet. Who calls by himself comes to the `door`; `known`: who was there before, and how he is called, each at his place.
 ///
 /// # Errors
 /// When the kernel gives no threads.
-pub fn new(asks: Vec<Ask>, (host, whom): (&str, &Whom), again: Duration, mut door: Option<Door>) -> Result<Vec<Other>> {
-    let other = |ask: Ask| -> Result<Other> {
+pub fn new(asks: Vec<Ask>, known: Vec<(String, Whom)>, again: Duration, mut door: Option<Door>) -> Result<Vec<Other>> {
+    let other = |(ask, (host, whom)): (Ask, (String, Whom))| -> Result<Other> {
         let calls = Calls::new(ask, again, door.take())?;
-        let (host, whom) = (host.to_owned(), whom.clone());
         Ok(Other { peer: None, link: 0, beats: None, ear: None, calls, whom, host, complaint: None })
     };
-    asks.into_iter().map(other).collect()
+    asks.into_iter().zip(known).map(other).collect()
 }
 
 impl End {
@@ -345,19 +344,28 @@ impl End {
         other.whom.fresh = other.beats.is_none();
         other.host.clone_from(&peer.hello.host);
         other.calls.met(&peer.hello.host);
-        if let Some(token) = token {
+        if let Some(token) = &token {
             other.whom.token = Some(token.clone());
-            let (tree, limits) = (self.tree, self.limits);
-            let host = self.hosts();
-            self.record.about.other.clone_from(&host);
-            self.record.back = Some(Back { tree, limits, host, instance, token, witness });
-            self.store.write(&self.record)?;
         }
         // Who is begun anew is to find the others, and they find him by what he says.
         for seat in self.others.iter_mut().filter_map(|other| other.whom.seat.as_mut()) {
             if let (Some(at), Some(polls)) = (seat.at.get_mut(of), polls) {
                 *at = polls;
             }
+        }
+        if let Some(token) = token {
+            let (tree, limits) = (self.tree, self.limits);
+            let host = self.hosts();
+            self.record.about.other.clone_from(&host);
+            let each = |other: &Other| Each {
+                host: other.host.clone(),
+                instance: other.whom.instance,
+                token: other.whom.token.clone().unwrap_or_default(),
+                seat: other.whom.seat.clone(),
+            };
+            let each = if several { self.others.iter().map(each).collect() } else { Vec::new() };
+            self.record.back = Some(Back { tree, limits, host, instance, token, witness, each });
+            self.store.write(&self.record)?;
         }
         let (host, generation) = (self.hosts(), self.machine.generation());
         self.board.note(|status| (status.other, status.generation) = (Some(host), generation));
@@ -441,7 +449,7 @@ impl End {
         let state = |of: usize| match () {
             () if self.group.is_lost(of, now) => "lost",
             () if self.group.is_filling(of) => "copying",
-            () if !self.group.is_joined(of) => "out-of-step",
+            () if self.group.is_behind(of) => "out-of-step",
             () if self.group.is_ready(of, series, now) => "ready",
             () => "starting",
         };

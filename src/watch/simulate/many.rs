@@ -86,7 +86,8 @@ fn with_one_fault_somebody_answers() {
     }
     let ended = |fault: Fault, end| assert!(ends.contains(&(format!("{fault:?}"), end)), "{fault:?} never ends so: {end}; {ends:?}");
     use Fault::*;
-    [KillPrimary, KillPrimaryHost, StopPrimary, CutHost(0), Wedge].into_iter().for_each(|fault| ended(fault, "taken over"));
+    [KillPrimary, RestartPrimary, KillPrimaryHost, StopPrimary, CutHost(0), Wedge].into_iter().for_each(|fault| ended(fault, "taken over"));
+    ended(RestartPrimary, "stayed");
     let staying = [Kill(1), KillHost(2), Stop(1), Cut(1, 2), Cut(2, 1), CutHost(1), BreakLink(2), Slow(1), Full(2), DiskFails(1), Pause];
     staying.into_iter().for_each(|fault| ended(fault, "stayed"));
     ended(Over, "unwatched");

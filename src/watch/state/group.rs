@@ -27,6 +27,8 @@ struct Member {
     heard: [Option<Duration>; 2],
     notice: Notice,
     linked: bool,
+    /// Something was heard of it since: what is known is said by who is there now.
+    spoke: bool,
     /// It gets what comes of this series,
     joined: bool,
     /// or a copy of everything.
@@ -81,6 +83,7 @@ impl Group {
             heard: [None; 2],
             notice: Notice::new(limits.beat, limits.timeout),
             linked: false,
+            spoke: false,
             joined: false,
             filling: false,
             vain: 0,
@@ -138,6 +141,11 @@ impl Group {
         }
     }
 
+    /// Whether one of them misses something of the series that is sent.
+    pub fn is_behind(&self, of: usize) -> bool {
+        self.begun > 0 && !self.is_joined(of)
+    }
+
     /// Whether one of them gets a copy of everything beside the others.
     pub fn is_filling(&self, of: usize) -> bool {
         self.members[of].filling
@@ -152,7 +160,7 @@ impl Group {
         if busy || self.in_step() < self.limits.quorum() {
             return None;
         }
-        let there = |m: &Member| m.linked && !m.joined && !m.left && !m.notice.lost(now) && m.notice.met() && m.whole.series == series;
+        let there = |m: &Member| m.linked && m.spoke && !m.joined && !m.left && !m.notice.lost(now) && m.whole.series == series;
         let of = self.members.iter().position(|member| there(member) && now >= member.not_before)?;
         let again = self.limits.again;
         let member = &mut self.members[of];
@@ -194,7 +202,7 @@ impl Group {
         let before = self.linked();
         match event {
             Event::Heard(path, frame) => return self.hear(of, path, frame, (generation, series), now),
-            Event::Linked => self.members[of].linked = true,
+            Event::Linked => (self.members[of].linked, self.members[of].spoke) = (true, false),
             Event::LinkLost => self.members[of].linked = false,
             Event::Anew => return self.out_of_step(of, Event::Anew, now).into_iter().collect(),
             // The others may take over, whatever has become of one.
@@ -234,7 +242,7 @@ impl Group {
             if echo > member.echo {
                 (member.hears, member.echo) = (now, echo);
             }
-            (member.whole, member.ready, member.left, member.full) = (whole, ready, left, full);
+            (member.whole, member.ready, member.left, member.full, member.spoke) = (whole, ready, left, full, true);
             // From now on it is one of them.
             if member.filling && ready && whole.number > 0 && whole.series == self.begun {
                 (member.joined, member.filling, member.vain, member.moved) = (true, false, 0, now);

@@ -84,7 +84,7 @@ impl Fan {
         let mut state = self.shared.state();
         let (number, end) = (state.images, state.end());
         let outlet = &mut state.outlets[of];
-        let offset = number.checked_sub(outlet.images + 1)?;
+        let offset = number.wrapping_sub(outlet.images + 1);
         if outlet.link == 0 || outlet.attached || outlet.broken.as_ref().is_some_and(|(link, _)| *link == outlet.link) {
             return None;
         }

@@ -112,6 +112,7 @@ impl World {
                     self.address = false;
                 }
             }
+            What::Restart => self.restart(),
             What::Heal { fault } => self.heal(fault),
             What::Fault => self.any_fault(),
         }
@@ -167,7 +168,9 @@ impl World {
     fn effect(&mut self, who: usize, action: Action) -> Option<Event> {
         Some(match action {
             Action::Record(activation) => {
-                if who > 0 && self.hosts[who].disk_fails {
+                if who == 0 {
+                    self.primary_record = Some(activation);
+                } else if self.hosts[who].disk_fails {
                     return Some(Event::Recorded(false));
                 }
                 if let Activation::Taken(generation) = activation {

@@ -1,8 +1,8 @@
 //! What befalls a world.
 
-use super::super::super::state::{Activation, Event, Limits, Standby, Votes};
+use super::super::super::state::{Activation, Event, Limits, Primary, Standby, Votes};
 use super::super::life::while_it_lasts;
-use super::super::parts::Process;
+use super::super::parts::{Gate, Process};
 use super::world::{Fault, Flaw, MS, What, World};
 use std::collections::BTreeMap;
 
@@ -18,6 +18,11 @@ impl World {
         self.faults.push(fault);
         match fault {
             Fault::KillPrimary => self.kill(0, true),
+            Fault::RestartPrimary => {
+                self.kill(0, true);
+                let delay = MS * self.dice.below(2500) as u32;
+                self.at(delay, What::Restart);
+            }
             Fault::KillPrimaryHost => self.lose_primary(),
             Fault::StopPrimary => self.stop(0),
             Fault::Wedge => self.wedged = true,
@@ -101,6 +106,26 @@ impl World {
             let delay = self.short();
             self.at(delay, What::Gone { of: who, number });
         }
+    }
+
+    /// Another meio finds the tree, the record, and what was left between the tree and its network.
+    pub(super) fn restart(&mut self) {
+        let there = self.tree && self.primary.is_none() && self.gate != Gate::Free;
+        let machine = match self.primary_record.filter(|_| there) {
+            Some(Activation::Primary { generation, instance }) => Primary::resume(generation, instance + 1, self.limits),
+            Some(Activation::Demoted(generation)) => Primary::overtaken(generation, 1, self.limits),
+            _ => return,
+        };
+        self.address = !machine.is_demoted();
+        self.wedged = false;
+        self.shipped.clear();
+        self.new_primary(machine);
+        for of in self.standbys() {
+            let host = &mut self.hosts[of];
+            (host.linked, host.met, host.fill) = (false, 0, None);
+        }
+        self.step(0, Event::Start);
+        self.standbys().for_each(|of| self.relink(of));
     }
 
     fn lose_primary(&mut self) {

@@ -94,7 +94,7 @@ impl World {
         let harmless = |fault: &Fault| match fault {
             Fault::Cut(from, _) => *from != 0,
             Fault::CutHost(host) => *host != 0,
-            Fault::KillPrimary | Fault::KillPrimaryHost | Fault::StopPrimary | Fault::Wedge | Fault::Over => false,
+            Fault::KillPrimary | Fault::RestartPrimary | Fault::KillPrimaryHost | Fault::StopPrimary | Fault::Wedge | Fault::Over => false,
             _ => true,
         };
         let continues = self.limits.on_loss == OnLoss::Continue;

@@ -40,6 +40,8 @@ pub enum Flaw {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
     KillPrimary,
+    /// Somebody starts it again a while later.
+    RestartPrimary,
     KillPrimaryHost,
     StopPrimary,
     Wedge,
@@ -61,7 +63,8 @@ pub enum Fault {
 
 impl Fault {
     pub fn all(standbys: usize) -> Vec<Fault> {
-        let mut all = vec![Fault::KillPrimary, Fault::KillPrimaryHost, Fault::StopPrimary, Fault::Wedge, Fault::Over, Fault::Pause];
+        let mut all = vec![Fault::KillPrimary, Fault::RestartPrimary, Fault::KillPrimaryHost, Fault::StopPrimary, Fault::Wedge];
+        all.extend([Fault::Over, Fault::Pause]);
         for i in 1..=standbys {
             all.extend([Fault::Kill(i), Fault::KillHost(i), Fault::Stop(i), Fault::Anew(i), Fault::Slow(i), Fault::Full(i)]);
             all.extend([Fault::DiskFails(i), Fault::BreakLink(i)]);
@@ -138,6 +141,8 @@ pub enum What {
         number: u64,
         vote: Option<Vote>,
     },
+    /// Another meio is started for the tree.
+    Restart,
     /// The primary's address goes with its meio.
     Guardian {
         number: u64,
@@ -216,6 +221,7 @@ pub struct World {
     pub steps: u64,
 
     pub(super) primary: Option<Process<Primary>>,
+    pub(super) primary_record: Option<Activation>,
     pub(super) group: Option<Group>,
     pub(super) tree: bool,
     /// Grows whenever the tree runs: each age puts something out.
@@ -256,7 +262,6 @@ impl Life for World {
         };
         let chaos = if limits.is_some() { 0 } else { 1 + dice.below(6) };
         let limits = Limits { interval: 100 * MS, wedge: 3000 * MS, ..limits.unwrap_or(any) };
-        let of_group = Limits { acks: if flaw == Some(Flaw::FewAcks) { Acks::One } else { limits.acks }, ..limits };
         World {
             tells,
             lasting,
@@ -269,14 +274,12 @@ impl Life for World {
             address: true,
             age: 1,
             hosts: (0..=limits.standbys).map(|_| Host::default()).collect(),
-            group: Some(Group::new(of_group)),
             ..World::default()
         }
     }
 
     fn run(&mut self) {
-        self.count += 1;
-        self.primary = Some(Process::new(self.count, Primary::begin(1, Limits { witness: false, ..self.limits })));
+        self.new_primary(Primary::begin(1, self.limits));
         for of in self.standbys() {
             // The watch begins with all links.
             self.new_standby(of);
@@ -303,6 +306,14 @@ impl Life for World {
 }
 
 impl World {
+    /// A meio for the tree.
+    pub(super) fn new_primary(&mut self, machine: Primary) {
+        self.count += 1;
+        self.primary = Some(Process::new(self.count, machine));
+        let acks = if self.flaw == Some(Flaw::FewAcks) { Acks::One } else { self.limits.acks };
+        self.group = Some(Group::new(Limits { acks, ..self.limits }));
+    }
+
     pub(super) fn standbys(&self) -> std::ops::RangeInclusive<usize> {
         1..=self.limits.standbys
     }
