@@ -309,21 +309,22 @@ impl Standby {
         if self.phase != Phase::Standing || self.full {
             return;
         }
+        self.empty(true, now, out);
+        out.push(Action::Say(Said::Full));
+    }
+
+    /// Nothing of this series is here.
+    fn empty(&mut self, full: bool, now: Duration, out: &mut Vec<Action>) {
         self.whole.number = 0;
-        (self.ready, self.full, self.filling) = (false, true, None);
-        self.beat = now;
-        out.extend([Action::Drop, Action::Say(Said::Full)]);
+        (self.ready, self.full, self.filling, self.beat) = (false, full, None, now);
+        out.push(Action::Drop);
     }
 
     /// The primary is to copy everything to this one again.
     fn behind(&mut self, now: Duration, out: &mut Vec<Action>) {
-        if self.phase != Phase::Standing || self.lent {
-            return;
+        if self.phase == Phase::Standing && !self.lent {
+            self.empty(false, now, out);
         }
-        self.whole.number = 0;
-        (self.ready, self.full, self.filling) = (false, false, None);
-        self.beat = now;
-        out.push(Action::Drop);
     }
 
     fn epoch(&mut self, (generation, mark, ready, part): (u64, Mark, bool, Part), now: Duration, out: &mut Vec<Action>) {
