@@ -9,6 +9,7 @@ pub mod merge;
 pub mod moving;
 mod output;
 mod parent;
+mod recent;
 mod room;
 mod rounds;
 mod series;
@@ -56,7 +57,7 @@ use tracking::Tracking;
 use write::Write;
 
 /// Bytes of memory that are not worth a look before the stop.
-const LITTLE: u64 = 4 << 20;
+const LITTLE: u64 = 16 << 20;
 /// Bytes that are copied in a moment, in which nothing else on the machine comes first.
 const SHORT: u64 = 64 << 20;
 

@@ -67,7 +67,7 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 ///
 /// A tree that does hardly anything is copied less and less often, up to --interval-max: one that does nothing at all, or with hold one
 /// that runs for less than a hundredth of the time. It is looked at twenty times a second, and output that waits has it copied at once,
-/// as always.
+/// as always. One that would stand still for more than a twentieth of its time is copied less often likewise.
 ///
 /// With a command in place of a pid that is started in a capsule of its own, as by meio run --detach, and watched; when it ends, so
 /// does meio, with its exit code, or 128 and the number of the signal that ended it.

@@ -2,7 +2,8 @@
 //!
 //! It has the tree as the last image of the series has it, and every page that this image names, read at any moment after it. So the
 //! pages do not belong together, but what has been written since that image is in those after it: with all of these, up to
-//! one that was begun after the last page was read, it comes to the same as the series itself. It stands for that image, of
+//! one that was begun after the last page was read, it comes to the same as the series itself. Until then these have whole pages
+//! ([`super::moving::Moving::plainly`]): a page may have held something else for a moment, and have been read just then. It stands for that image, of
 //! which those after it are children.
 
 use super::copy::{self, From, Job, cut};

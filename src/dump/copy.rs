@@ -16,7 +16,9 @@ use super::output::Interruptible;
 use super::parent::Heritage;
 use super::tracking::Tracking;
 use crate::error::{Context, Error, Result};
-use crate::image::{BLOCK_PAGES, Codec, Dedup, Encoded, MAX_KEPT, Owner, PAGE, Pages, Placed, Writer, encode, encode_child, encode_kept};
+use crate::image::{
+    BLOCK_PAGES, Codec, Dedup, Encoded, MAX_KEPT, Owner, PAGE, Pages, Placed, Writer, encode, encode_child, encode_kept, encode_known,
+};
 use gather::{Gather, Next};
 pub use read::fill_what_is_there;
 pub use spool::Spool;
@@ -307,14 +309,17 @@ impl<'w, W: Write + Send> Shared<'_, 'w, W> {
                 }
             }
         }
+        let mut known = Vec::new();
         if let Some(tracking) = self.from.tracking {
             tracking.copied(job.from, &job.ranges, &buffer);
+            known = tracking.compare(job, &mut buffer, self.from.parent.is_some());
         }
         let number = number as u32;
         let pages = Pages { ranges: &job.ranges, data: buffer, elide_zero: job.elide_zero };
         let (codec, dedup) = (self.from.codec, Some(self.from.dedup));
         Ok(match (job.from, self.from.parent) {
             (From::Parent, _) => encode_kept(number, job.owner, &job.ranges),
+            (_, Some(_)) if !known.is_empty() => encode_known(number, job.owner, pages, codec, dedup, &known),
             (_, Some(parent)) => encode_child(number, job.owner, pages, codec, dedup, parent.inherited.as_ref()),
             _ => encode(number, job.owner, pages, codec, dedup),
         })

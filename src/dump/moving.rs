@@ -3,6 +3,7 @@
 
 use super::lock::Locks;
 use super::parent::Heritage;
+use super::tracking::Tracking;
 use super::{Base, Made, Options, Outcome, Output, Rest, Session, Standstill, Then, kill};
 use crate::error::Result;
 use crate::image;
@@ -58,6 +59,7 @@ impl<'o> Moving<'o> {
     pub fn steadily(&mut self, stands: impl FnMut() -> Result<()> + 'o) {
         self.session.manner = Manner::Hold;
         self.session.stands = Some(Box::new(stands));
+        self.session.tracking.iter_mut().for_each(Tracking::compares);
     }
 
     /// [`Moving::last`] of one whose images were made [steadily](Moving::steadily): packets that come from then on can be taken.
@@ -107,6 +109,12 @@ impl<'o> Moving<'o> {
     /// Somebody who comes to the series later is to have a copy of everything: the next image is the one that it stands for.
     pub fn wants_base(&mut self) {
         self.session.based = true;
+    }
+
+    /// Whether somebody has pages that were read while the tree ran, and may be other than those of the image before: then the next image
+    /// says of no page how it differs, or that it is as it was.
+    pub fn plainly(&mut self, plain: bool) {
+        self.session.tracking.iter_mut().for_each(|tracking| tracking.plain = plain);
     }
 
     /// That copy, once the image was made.

@@ -2,10 +2,11 @@
 //! ([`super::rounds`]), and what the image before this one has.
 
 use super::copy::{From, Job, cut};
+use super::recent::Recent;
 use super::rounds::Laid;
 use super::spans::Spans;
 use crate::error::Result;
-use crate::image::{Owner, PAGE};
+use crate::image::{Known as Told, Owner, PAGE};
 use crate::resource::memory::{AddressSpace, Backing};
 use crate::resource::mount::Stamp;
 use crate::sys::proc::maps::Vma;
@@ -44,6 +45,10 @@ pub struct Tracking {
     /// Objects that were looked at while the tree ran.
     running: HashSet<Of>,
     seen: Seen,
+    /// What pages held that were copied lately, where the next image may say how they differ from that.
+    recent: Option<Recent>,
+    /// Nobody is to be told of a page how it differs.
+    pub plain: bool,
 }
 
 impl Tracking {
@@ -60,11 +65,22 @@ impl Tracking {
             wanted: HashMap::new(),
             running: HashSet::new(),
             seen: Seen::default(),
+            recent: None,
+            plain: false,
         })
+    }
+
+    /// From now on images say of pages how they differ, for somebody who has those of the image before at hand.
+    pub fn compares(&mut self) {
+        self.recent = Some(Recent::default());
     }
 
     /// Notes that the image that was just made is whole: the next one builds upon it.
     pub fn saved(&mut self) {
+        // What was copied while the tree ran went another way.
+        for (of, spans) in self.wanted.iter().filter(|(_, spans)| spans.len() > 0) {
+            self.recent.iter().for_each(|recent| recent.forget(*of, spans));
+        }
         self.before = Some(std::mem::take(&mut self.named));
         self.forget();
     }
@@ -72,6 +88,7 @@ impl Tracking {
     /// Nothing came of the image that was being made. What has changed since the one before is not known any more.
     pub fn lost(&mut self) {
         self.before = None;
+        self.recent = self.recent.take().map(|_| Recent::default());
         self.tracker.doubt();
         self.forget();
     }
@@ -149,14 +166,7 @@ impl Tracking {
         self.named = Named::default();
         self.wanted.clear();
         for job in jobs {
-            let of = match job.from {
-                From::Memory(pid) | From::Protected(pid) => Of::Process(pid),
-                From::Object(number) => match self.objects.get(number) {
-                    Some(&Some((dev, ino))) => Of::Object(dev, ino),
-                    _ => continue,
-                },
-                From::Parent => continue,
-            };
+            let Some(of) = self.of(job.from) else { continue };
             for &(address, pages) in &job.ranges {
                 self.tracker.missed(of, (address, address + u64::from(pages) * PAGE as u64));
             }
@@ -232,15 +242,29 @@ impl Tracking {
 
     /// Notes bytes that were copied for a job.
     pub fn copied(&self, from: From, ranges: &[(u64, u32)], bytes: &[u8]) {
-        let of = match from {
-            From::Memory(pid) | From::Protected(pid) => Of::Process(pid),
-            From::Object(number) => match self.objects.get(number) {
-                Some(&Some((dev, ino))) => Of::Object(dev, ino),
-                _ => return,
-            },
-            From::Parent => return,
-        };
-        self.tracker.copied(of, ranges, bytes);
+        if let Some(of) = self.of(from) {
+            self.tracker.copied(of, ranges, bytes);
+        }
+    }
+
+    /// Makes of the pages of a job how they differ from those that the image before has, where that is little; what is known of
+    /// each then, or nothing of any. `child`: there is such an image.
+    pub fn compare(&self, job: &Job, pages: &mut [u8], child: bool) -> Vec<Told> {
+        let (Some(recent), Some(of), true) = (&self.recent, self.of(job.from), child) else { return Vec::new() };
+        let before = self.before.as_ref().and_then(|before| match of {
+            Of::Process(pid) => before.processes.get(&pid),
+            Of::Object(dev, ino) => before.objects.get(&(dev, ino)).map(|(spans, _)| spans),
+        });
+        let has = |address| !self.plain && before.is_some_and(|before| before.contains(address));
+        recent.compare(of, &job.ranges, pages, has)
+    }
+
+    fn of(&self, from: From) -> Option<Of> {
+        match from {
+            From::Memory(pid) | From::Protected(pid) => Some(Of::Process(pid)),
+            From::Object(number) => self.objects.get(number).copied().flatten().map(|(dev, ino)| Of::Object(dev, ino)),
+            From::Parent => None,
+        }
     }
 }
 

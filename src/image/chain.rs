@@ -6,7 +6,7 @@
 
 use super::Hash;
 use super::encoded::{EncodedBlock, keep, memory};
-use super::entries::{What, entries, missing, twice};
+use super::entries::{What, differs, entries, missing, twice};
 use super::format::PAGE;
 use super::link::ParentLink;
 use super::pages::{Block, Content, Meta, Owner, Run};
@@ -99,6 +99,9 @@ pub struct FromParent {
 impl FromParent {
     /// Notes what a block has from the parent.
     pub fn note(&mut self, owner: Owner, runs: &[Run]) -> Result<()> {
+        if runs.iter().any(|run| run.content == Content::Delta) {
+            return Err(differs());
+        }
         self.add(owner, runs, |run| run.content == Content::Parent)
     }
 
@@ -217,6 +220,7 @@ impl Chain {
                 end = entry.end();
                 match entry.what {
                     What::Parent => {}
+                    What::Delta { .. } => return Err(differs()),
                     What::Zero => s.pages.take(entry.address, end, &mut |address, pages| self.zero.push((s.owner, address, pages))),
                     What::Data { block, page } => s.pages.take(entry.address, end, &mut |address, pages| {
                         let page = page + ((address - entry.address) / PAGE as u64) as u32;

@@ -60,7 +60,7 @@ pub fn overlay(owners: &mut HashMap<Owner, Vec<Place>>, image: u32, left: &[Left
             {
                 return Err(wrong());
             }
-            places.push(Place { address, pages, at: Some(At { image, block: block as u32, page }) });
+            places.push(Place { address, pages, at: Some(At { image, block: block as u32, page, delta: false }) });
             page += pages;
         }
     }
@@ -104,7 +104,7 @@ mod tests {
     const OWNER: Owner = Owner::Process(7);
 
     fn old(address: u64, pages: u32, page: u32) -> Place {
-        Place { address: address * STEP, pages, at: Some(At { image: 0, block: 3, page }) }
+        Place { address: address * STEP, pages, at: Some(At { image: 0, block: 3, page, delta: false }) }
     }
 
     #[test]

@@ -115,7 +115,7 @@ impl Encoded {
 /// # Panics
 /// When the ranges and the data do not fit together, or the pages are too many for one block.
 pub fn encode(block: u32, owner: Owner, pages: Pages<'_>, codec: Codec, dedup: Option<&Dedup>) -> Encoded {
-    encode_any(block, owner, pages, codec, Known { dedup, lineage: Lineage::Flat, inherited: None })
+    encode_any(block, owner, pages, codec, Before { dedup, lineage: Lineage::Flat, inherited: None, known: &[] })
 }
 
 /// The same for an image that has a parent: pages that are equal to those of the parent become runs of that kind. Without
@@ -128,7 +128,27 @@ pub fn encode_child(
     dedup: Option<&Dedup>,
     inherited: Option<&Inherited>,
 ) -> Encoded {
-    encode_any(block, owner, pages, codec, Known { dedup, lineage: Lineage::Child, inherited })
+    encode_any(block, owner, pages, codec, Before { dedup, lineage: Lineage::Child, inherited, known: &[] })
+}
+
+/// What is known of a page beside what it holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Known {
+    /// Nothing.
+    Nothing,
+    /// It is the parent's.
+    Same,
+    /// What is given is how it differs from the parent's, bit by bit.
+    Delta,
+}
+
+/// The same, where that is known of each page in its turn.
+///
+/// # Panics
+/// Where it is not told of all.
+pub fn encode_known(block: u32, owner: Owner, pages: Pages<'_>, codec: Codec, dedup: Option<&Dedup>, known: &[Known]) -> Encoded {
+    assert_eq!(pages.data.len(), known.len() * PAGE, "not known of all pages of a block");
+    encode_any(block, owner, pages, codec, Before { dedup, lineage: Lineage::Child, inherited: None, known })
 }
 
 /// A block of pages that are known to be as in the parent image, in an image that has one; by address.
@@ -158,15 +178,17 @@ pub const MAX_KEPT: (usize, u64) = (MAX_RUNS, MAX_DESCRIBED);
 
 /// What pages may be found to be equal to.
 #[derive(Clone, Copy)]
-struct Known<'a> {
+struct Before<'a> {
     dedup: Option<&'a Dedup>,
     lineage: Lineage,
     inherited: Option<&'a Inherited>,
+    /// Of each page, or of none.
+    known: &'a [Known],
 }
 
-fn encode_any(block: u32, owner: Owner, pages: Pages<'_>, codec: Codec, known: Known<'_>) -> Encoded {
-    let (meta, data, counts) = encode_meta(block, owner, pages, codec, known);
-    finish(meta, data, known.lineage, counts)
+fn encode_any(block: u32, owner: Owner, pages: Pages<'_>, codec: Codec, before: Before<'_>) -> Encoded {
+    let (meta, data, counts) = encode_meta(block, owner, pages, codec, before);
+    finish(meta, data, before.lineage, counts)
 }
 
 /// The data of a block as it is stored.
@@ -177,14 +199,14 @@ struct Packed {
     spare: Vec<u8>,
 }
 
-fn encode_meta(block: u32, owner: Owner, pages: Pages<'_>, codec: Codec, known: Known<'_>) -> (Meta, Packed, Counts) {
+fn encode_meta(block: u32, owner: Owner, pages: Pages<'_>, codec: Codec, before: Before<'_>) -> (Meta, Packed, Counts) {
     let Pages { ranges, mut data, elide_zero } = pages;
     assert!(data.len() <= BLOCK_PAGES * PAGE, "{} bytes are too many for one block", data.len());
     let sum: u64 = ranges.iter().map(|&(_, pages)| u64::from(pages)).sum();
     assert_eq!(sum * PAGE as u64, data.len() as u64, "ranges and data of a block differ");
 
     let mut counts = Counts::default();
-    let runs = sift((block, owner), ranges, &mut data, elide_zero, known, &mut counts);
+    let runs = sift((block, owner), ranges, &mut data, elide_zero, before, &mut counts);
     let (mut stored, mut spare) = (Stored::Raw, Vec::new());
     if let Codec::Zstd(level) = codec
         && let Some(smaller) = compress(&data, level)
@@ -221,8 +243,8 @@ pub struct Laid {
 /// named, none is taken for a copy of another: either may be the wrong thing once some of them are not wanted any more.
 pub fn encode_apart(owner: Owner, ranges: &[(u64, u32)], data: Vec<u8>, codec: Codec) -> (Laid, Vec<u8>) {
     let pages = Pages { ranges, data, elide_zero: false };
-    let known = Known { dedup: None, lineage: Lineage::Flat, inherited: None };
-    let (meta, Packed { data, .. }, _) = encode_meta(0, owner, pages, codec, known);
+    let before = Before { dedup: None, lineage: Lineage::Flat, inherited: None, known: &[] };
+    let (meta, Packed { data, .. }, _) = encode_meta(0, owner, pages, codec, before);
     (Laid { stored: meta.stored, data_pages: meta.data_pages, runs: meta.runs }, data)
 }
 
@@ -280,17 +302,23 @@ fn sift(
     ranges: &[(u64, u32)],
     data: &mut Vec<u8>,
     elide_zero: bool,
-    known: Known<'_>,
+    known: Before<'_>,
     counts: &mut Counts,
 ) -> Vec<Run> {
     let mut before = known.inherited.map(|inherited| inherited.of(owner));
+    let mut told = known.known.iter();
     let mut runs = Vec::new();
     let mut from = 0;
     let mut kept = 0;
     let addresses = ranges.iter().flat_map(|&(start, pages)| (0..u64::from(pages)).map(move |n| start + n * PAGE as u64));
     for address in addresses {
         let page = &data[from..from + PAGE];
-        let content = if *page == ZERO {
+        let told = told.next().copied().unwrap_or(Known::Nothing);
+        let content = if told == Known::Same {
+            Content::Parent
+        } else if told == Known::Delta {
+            Content::Delta
+        } else if *page == ZERO {
             Content::Zero
         } else {
             let index = (kept / PAGE) as u32;
@@ -311,7 +339,7 @@ fn sift(
             Content::Copy { .. } => counts.copy += 1,
             Content::Parent => counts.parent += 1,
             Content::Unused => counts.unused += 1, // no page is sifted out as that
-            Content::Data => {
+            Content::Data | Content::Delta => {
                 counts.data += 1;
                 if kept != from {
                     data.copy_within(from..from + PAGE, kept);
@@ -333,7 +361,7 @@ fn push(runs: &mut Vec<Run>, address: u64, content: Content) {
     if let Some(last) = runs.last_mut() {
         let continues = match (last.content, content) {
             (Content::Data, Content::Data) | (Content::Zero, Content::Zero) | (Content::Parent, Content::Parent) => true,
-            (Content::Unused, Content::Unused) => true,
+            (Content::Unused, Content::Unused) | (Content::Delta, Content::Delta) => true,
             (Content::Copy { block: a, page: first }, Content::Copy { block: b, page }) => a == b && first + last.pages == page,
             _ => false,
         };

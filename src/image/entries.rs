@@ -9,7 +9,15 @@ use std::collections::HashMap;
 /// What stands at some pages of an owner.
 #[derive(Clone, Copy)]
 pub enum What {
-    Data { block: u32, page: u32 },
+    Data {
+        block: u32,
+        page: u32,
+    },
+    /// See [`Content::Delta`].
+    Delta {
+        block: u32,
+        page: u32,
+    },
     Zero,
     Parent,
 }
@@ -50,10 +58,10 @@ pub fn entries(blocks: &[(EncodedBlock, Meta)], sought: impl Fn(Owner) -> bool) 
                     }
                     What::Data { block, page }
                 }
-                Content::Data => {
-                    let page = next;
+                Content::Data | Content::Delta => {
+                    let (block, page) = (number as u32, next);
                     next += run.pages;
-                    What::Data { block: number as u32, page }
+                    if run.content == Content::Delta { What::Delta { block, page } } else { What::Data { block, page } }
                 }
                 Content::Unused => {
                     next += run.pages;
@@ -76,6 +84,11 @@ pub fn entries(blocks: &[(EncodedBlock, Meta)], sought: impl Fn(Owner) -> bool) 
 
 pub fn twice(owner: Owner, address: u64) -> Error {
     Error::image(format!("image damaged: a page of {owner:?} at {address:#x} or right behind it is named twice"))
+}
+
+/// Of an image that says of pages only how they differ, where nobody has the others at hand.
+pub fn differs() -> Error {
+    Error::image("the image says of pages only how they differ from those before them: it is of use to a standby alone")
 }
 
 pub fn missing(owner: Owner) -> Error {

@@ -5,6 +5,7 @@
 //! place of each page changes last. Until then whoever has the image has everything: what has been written over already is in
 //! it. So images may be brought in while it is open whether they will be needed as they are: [`Resolved::read`] puts them on top.
 
+use super::entries::missing;
 use super::format::PAGE;
 use super::pages::Owner;
 use super::reader::Reader;
@@ -34,6 +35,8 @@ pub struct Flat {
     give_back: GiveBack,
     now: Option<Arc<Resolved>>,
     room: Room,
+    /// Some pages are as an image has them, and others as they were, that were to be told from these.
+    torn: bool,
 }
 
 /// Pages of the file that nobody uses: first and how many.
@@ -50,6 +53,8 @@ struct Put {
     page: u32,
     pages: u32,
     slot: u32,
+    /// What is there, and in the block, is how it differs from that.
+    delta: bool,
 }
 
 /// What bringing in an image comes to.
@@ -103,7 +108,7 @@ fn slot(at: At) -> u32 {
 impl Flat {
     /// Without a page, in an empty file.
     pub fn new(file: File, give_back: GiveBack) -> Flat {
-        Flat { file: Arc::new(file), give_back, now: None, room: Room::default() }
+        Flat { file: Arc::new(file), give_back, now: None, room: Room::default(), torn: false }
     }
 
     /// Where every page is after the last image that was brought in.
@@ -114,6 +119,11 @@ impl Flat {
     /// What was brought in last stands for another image, as [`Resolved::stand_for`] says.
     pub fn stand_for(&mut self, other: ([u8; 16], [u8; 32])) {
         self.now.iter_mut().for_each(|now| Arc::make_mut(now).stand_for(other));
+    }
+
+    /// Whether bringing in an image has failed where it could not be begun again: what is here is of no use to anybody.
+    pub fn is_torn(&self) -> bool {
+        self.torn
     }
 
     /// Bytes of pages that it has.
@@ -129,7 +139,8 @@ impl Flat {
     }
 
     /// Brings in an image of which no block has been read, the child of the last one or one that stands alone. False: it was not
-    /// to `go on`, and what is known of all pages is what it was, which holds for those who have the image, too.
+    /// to `go on`, and what is known of all pages is what it was, which holds for those who have the image, too. Pages of
+    /// which it says how they differ are written over last, which needs no room, and all of them in any case.
     ///
     /// # Errors
     /// When it is damaged or builds upon another one, or there is no room; likewise.
@@ -162,17 +173,34 @@ impl Flat {
         Ok(true)
     }
 
-    fn write(&self, image: &Image, plan: &Plan, goes_on: &AtomicBool) -> Result<bool> {
+    fn write(&mut self, image: &Image, plan: &Plan, goes_on: &AtomicBool) -> Result<bool> {
+        if !self.write_those(image, plan, false, goes_on)? {
+            return Ok(false);
+        }
+        if plan.puts.values().flatten().any(|put| put.delta) {
+            self.torn = true;
+            self.write_those(image, plan, true, &AtomicBool::new(true))?;
+        }
+        self.torn = false;
+        Ok(true)
+    }
+
+    /// Writes those pages of which the image says how they differ, or all others.
+    fn write_those(&self, image: &Image, plan: &Plan, delta: bool, goes_on: &AtomicBool) -> Result<bool> {
         let work = |(block, puts): &(&u32, &Vec<Put>), buffer: &mut Vec<u8>| -> Result<u64> {
-            if !goes_on.load(Ordering::Acquire) {
+            if !goes_on.load(Ordering::Acquire) || puts.iter().all(|put| put.delta != delta) {
                 return Ok(0);
             }
-            let data = image.decode(**block, std::mem::take(buffer))?;
-            for put in *puts {
+            let mut data = image.decode_any(**block, std::mem::take(buffer), true)?;
+            for put in puts.iter().filter(|put| put.delta == delta) {
                 let from = put.page as usize * PAGE;
-                let bytes = data.get(from..from + put.pages as usize * PAGE);
+                let bytes = data.get_mut(from..from + put.pages as usize * PAGE);
                 let bytes = bytes.ok_or_else(|| Error::image("image damaged: a block has not got all pages that others are copies of"))?;
-                self.file.write_all_at(bytes, u64::from(put.slot) * PAGE as u64).context(|| "keeping pages")?;
+                let at = u64::from(put.slot) * PAGE as u64;
+                if put.delta {
+                    self.apply(bytes, at)?;
+                }
+                self.file.write_all_at(bytes, at).context(|| "keeping pages")?;
             }
             *buffer = data;
             Ok(0)
@@ -185,6 +213,16 @@ impl Flat {
             blocks.iter().try_for_each(|block| work(block, &mut buffer).map(drop))?;
         }
         Ok(goes_on.load(Ordering::Acquire))
+    }
+
+    /// Makes pages of how they differ from those that are in the file from `at` on.
+    fn apply(&self, pages: &mut [u8], at: u64) -> Result<()> {
+        let mut before = [0; PAGE];
+        for (page, at) in pages.chunks_exact_mut(PAGE).zip((at..).step_by(PAGE)) {
+            self.file.read_exact_at(&mut before, at).context(|| "reading pages that were kept")?;
+            page.iter_mut().zip(&before).for_each(|(new, old)| *new ^= old);
+        }
+        Ok(())
     }
 }
 
@@ -209,10 +247,11 @@ impl Plan {
                 let part = place.part(next, end);
                 let first = match there.and_then(|o| o.part(next, end).at) {
                     Some(same) => slot(same),
+                    None if at.delta => return Err(missing(owner)),
                     None => room.take(part.pages)?,
                 };
                 let page = at.page + ((next - place.address) / PAGE as u64) as u32;
-                self.puts.entry(at.block).or_default().push(Put { page, pages: part.pages, slot: first });
+                self.puts.entry(at.block).or_default().push(Put { page, pages: part.pages, slot: first, delta: at.delta });
                 put(&mut new, part, first);
                 next = end;
             }
@@ -241,7 +280,7 @@ fn put(new: &mut Vec<Place>, part: Place, first: u32) {
     let (mut address, mut slot) = (part.address, first);
     while slot < first + part.pages {
         let end = (slot / TOGETHER + 1).saturating_mul(TOGETHER).min(first + part.pages);
-        let at = Some(At { image: 0, block: slot / TOGETHER, page: slot % TOGETHER });
+        let at = Some(At { image: 0, block: slot / TOGETHER, page: slot % TOGETHER, delta: false });
         push(new, Place { address, pages: end - slot, at });
         address += u64::from(end - slot) * PAGE as u64;
         slot = end;

@@ -31,8 +31,11 @@ mod writer;
 pub use chain::{Chain, FromParent, Needed, Piece, folder_of};
 pub use dedup::Dedup;
 pub use elsewhere::{Absent, Elsewhere, Left};
-pub use encode::{Codec, Encoded, Laid, MAX_KEPT, Pages, encode, encode_apart, encode_child, encode_kept, encode_zero};
+pub use encode::{
+    Codec, Encoded, Known, Laid, MAX_KEPT, Pages, encode, encode_apart, encode_child, encode_kept, encode_known, encode_zero,
+};
 pub use encoded::EncodedBlock;
+pub use entries::differs;
 pub use flat::Flat;
 pub use format::{BLOCK_PAGES, PAGE, SectionKind};
 pub use inherited::Inherited;

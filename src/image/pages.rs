@@ -39,6 +39,9 @@ pub enum Content {
     },
     /// The same as in the parent image, at the same address of the same owner.
     Parent,
+    /// From the data of this block, as [`Content::Data`], but by which bits it differs from that page: the one is the other, XOR
+    /// what is here. Only who has that page at hand can read it, so it is in no image but those that go to a standby.
+    Delta,
     /// From the data of this block, as [`Content::Data`], but no page of the saved tree: it was copied while the tree ran, and
     /// has changed since.
     Unused,
@@ -64,7 +67,7 @@ pub struct Block {
     pub owner: Owner,
     /// Where they belong.
     pub runs: Vec<Run>,
-    /// The pages of the [`Content::Data`] and [`Content::Unused`] runs, one after the other.
+    /// The pages of the [`Content::Data`], [`Content::Delta`] and [`Content::Unused`] runs, one after the other.
     pub data: Vec<u8>,
     /// Where `data` stands in the image file as it is, a multiple of [`PAGE`], so that it can be mapped or
     /// read from there again; `None` when it is compressed or came from a stream.
@@ -124,6 +127,7 @@ impl Meta {
                 Content::Copy { block, page } => (2, block, page),
                 Content::Parent => (3, 0, 0),
                 Content::Unused => (4, 0, 0),
+                Content::Delta => (5, 0, 0),
             };
             out.extend(run.address.to_le_bytes());
             for word in [run.pages, content, block, page] {
@@ -227,13 +231,14 @@ impl Check {
             0 => Content::Data,
             1 => Content::Zero,
             2 => Content::Copy { block, page },
-            3 if self.lineage == Lineage::Flat => return Err("is as in the parent, of which the image has none".into()),
+            3 | 5 if self.lineage == Lineage::Flat => return Err("is as in the parent, of which the image has none".into()),
             3 => Content::Parent,
             4 => Content::Unused,
+            5 => Content::Delta,
             other => return Err(format!("unknown content {other}")),
         };
         match content {
-            Content::Data | Content::Unused => self.data += u64::from(pages),
+            Content::Data | Content::Delta | Content::Unused => self.data += u64::from(pages),
             Content::Zero | Content::Copy { .. } | Content::Parent => self.described += u64::from(pages),
         }
         if self.data > BLOCK_PAGES as u64 || self.described > MAX_DESCRIBED {

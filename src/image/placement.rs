@@ -28,7 +28,8 @@ impl Placement {
         for run in &block.runs {
             match run.content {
                 Content::Data => stretches.push(Stretch { first, pages: run.pages, address: run.address }),
-                Content::Unused => {}
+                // Nothing is a copy of how a page differs.
+                Content::Unused | Content::Delta => {}
                 Content::Zero | Content::Copy { .. } | Content::Parent => continue,
             }
             first += run.pages;

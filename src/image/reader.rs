@@ -5,7 +5,7 @@ use super::encoded::{EncodedBlock, Indexed, Parts, Payload, check};
 use super::format::{HEADER, Header, PAGE, Place, SECTION, SectionHeader, SectionKind, Trailer};
 use super::index::{self, Entry, Front};
 use super::link::ParentLink;
-use super::pages::{Lineage, Meta};
+use super::pages::{Content, Lineage, Meta};
 use super::source::{FileAt, Positioned, Source, Walk};
 use crate::error::{Context, Error, Result};
 use serde::de::DeserializeOwned;
@@ -235,6 +235,16 @@ impl<'a> Reader<'a> {
             self.stage = after;
         }
         Ok(())
+    }
+
+    /// Whether it says of pages only how they differ from those of its parent ([`Content::Delta`]); of an image of which no block
+    /// has been read.
+    pub fn has_deltas(&mut self) -> Result<bool> {
+        if self.link()?.is_none() {
+            return Ok(false);
+        }
+        let mut runs = self.fronts()?.0.into_iter().flat_map(|(_, meta)| meta.runs);
+        Ok(runs.any(|run| run.content == Content::Delta))
     }
 
     /// All blocks by the image's index, to be called instead of [`Reader::next_block`]: each with its owner and its runs, nothing

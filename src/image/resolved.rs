@@ -8,11 +8,11 @@
 use super::chain::{MOST, Piece, changed, look_for};
 use super::elsewhere::{Absent, Elsewhere, overlay};
 use super::encoded::EncodedBlock;
-use super::entries::{Entry, What, entries, missing};
+use super::entries::{Entry, What, differs, entries, missing};
 use super::flat::{GiveBack, TOGETHER};
 use super::format::PAGE;
 use super::link::ParentLink;
-use super::pages::Owner;
+use super::pages::{Content, Owner};
 use super::reader::Reader;
 use super::spread::spread;
 use super::{Hash, folder_of};
@@ -45,6 +45,8 @@ pub struct At {
     pub block: u32,
     /// Which of the block's data pages.
     pub page: u32,
+    /// It says how the page differs from that of the image before: see [`super::Content::Delta`].
+    pub delta: bool,
 }
 
 impl Place {
@@ -86,13 +88,22 @@ impl Image {
         }
     }
 
-    /// The data of a block; `buffer` is memory for it.
-    pub fn decode(&self, block: u32, mut buffer: Vec<u8>) -> Result<Vec<u8>> {
+    /// The data of a block of which nothing is said by how it differs; `buffer` is memory for it.
+    pub fn decode(&self, block: u32, buffer: Vec<u8>) -> Result<Vec<u8>> {
+        self.decode_any(block, buffer, false)
+    }
+
+    /// The data of a block, or how its pages differ.
+    pub fn decode_any(&self, block: u32, mut buffer: Vec<u8>, delta: bool) -> Result<Vec<u8>> {
         let lost = || Error::image("image damaged: a block is missing");
         match self {
             Image::Written { path, blocks } => {
                 let encoded = blocks.get(block as usize).ok_or_else(lost)?;
-                encoded.clone().decode_into(buffer).context(|| path.display().to_string()).map(|block| block.data)
+                let block = encoded.clone().decode_into(buffer).context(|| path.display().to_string())?;
+                if !delta && block.runs.iter().any(|run| run.content == Content::Delta) {
+                    return Err(differs());
+                }
+                Ok(block.data)
             }
             Image::Flat { file, .. } => {
                 const BYTES: usize = TOGETHER as usize * PAGE;
@@ -300,7 +311,8 @@ fn merge(owner: Owner, list: &[Entry], own: u32, mut before: &[Place]) -> Result
     let mut places = Vec::with_capacity(list.len() + before.len());
     for entry in list {
         let at = match entry.what {
-            What::Data { block, page } => Some(At { image: own, block, page }),
+            What::Data { block, page } => Some(At { image: own, block, page, delta: false }),
+            What::Delta { block, page } => Some(At { image: own, block, page, delta: true }),
             What::Zero => None,
             What::Parent => {
                 let mut next = entry.address;

@@ -73,7 +73,7 @@ fn count(block: &Block, placement: &Placement, pages: &mut Counts) -> Result<()>
     for run in &block.runs {
         let n = u64::from(run.pages);
         match run.content {
-            Content::Data => pages.data += n,
+            Content::Data | Content::Delta => pages.data += n,
             Content::Zero => pages.zero += n,
             Content::Copy { block: from, page } => {
                 placement.find(from, page, run.pages)?;

@@ -57,8 +57,15 @@ struct Shared {
 const TOGETHER: Duration = Duration::from_micros(300);
 /// Who asks for an epoch as soon as the first one waits leaves out all who are a little later: nothing comes any more after this,
 const QUIET: Duration = Duration::from_micros(500);
-/// and nobody waits longer for others.
+/// and nobody waits longer for others;
 const LONGEST: Duration = Duration::from_millis(3);
+/// or than these parts of what they wait for anyhow, where that takes long: whoever is left out waits for two of them.
+const PARTS: (u32, u32) = (16, 3);
+/// But for so long at most.
+const MOST: Duration = Duration::from_millis(20);
+/// A TCP that acknowledges what its program has not answered yet has somebody wait who goes on sending, not who asks: that one
+/// sends again after 200 ms at the earliest (`TCP_RTO_MIN` of Linux), and where its window is full the window goes on so often.
+const BARE: Duration = Duration::from_millis(20);
 /// So few packets are somebody alone, who waits for nobody if they were as few the last time.
 const FEW: u32 = 4;
 
@@ -73,13 +80,28 @@ pub enum News {
     Waits,
 }
 
+/// Packets that came together.
+#[derive(Debug, Clone, Copy)]
+struct Coming {
+    /// Number of the last.
+    last: u32,
+    count: u64,
+    at: Instant,
+    /// All of them say no more than that something has arrived.
+    bare: bool,
+}
+
 /// How long packets have waited.
 #[derive(Debug, Clone)]
 pub struct Waits {
-    /// Those that wait: the number of the last of some that came together, how many, and when.
-    coming: VecDeque<(u32, u64, Instant)>,
+    /// Those that wait.
+    coming: VecDeque<Coming>,
     /// When some were let out last.
     gone: Option<Instant>,
+    /// Marks that nothing was let out up to yet, and when they were put.
+    marks: VecDeque<(u32, Instant)>,
+    /// How long it took lately from a mark until it was let out up to that.
+    takes: Duration,
     /// How many waited how long, in steps; the last one is for all that is longer.
     counts: Vec<u64>,
     longest: Duration,
@@ -92,24 +114,31 @@ const STEPS: usize = 20_000;
 
 impl Default for Waits {
     fn default() -> Self {
-        Waits { coming: VecDeque::new(), gone: None, counts: vec![0; STEPS], longest: Duration::ZERO }
+        let (coming, marks) = (VecDeque::new(), VecDeque::new());
+        Waits { coming, gone: None, marks, takes: Duration::ZERO, counts: vec![0; STEPS], longest: Duration::ZERO }
     }
 }
 
 impl Waits {
-    fn come(&mut self, last: u32, count: u64, now: Instant) {
-        self.coming.push_back((last, count, now));
-    }
-
     fn go(&mut self, last: u32, now: Instant) {
         self.gone = Some(now);
-        let gone = self.coming.iter().take_while(|(number, ..)| !is_after(*number, last)).count();
-        for (_, count, came) in self.coming.drain(..gone) {
-            let waited = now.saturating_duration_since(came);
+        let passed = self.marks.iter().take_while(|(mark, _)| !is_after(*mark, last)).count();
+        if let Some((_, put)) = self.marks.drain(..passed).next_back() {
+            self.takes = (self.takes * 3 + now.saturating_duration_since(put)) / 4;
+        }
+        let gone = self.coming.iter().take_while(|came| !is_after(came.last, last)).count();
+        for Coming { count, at, .. } in self.coming.drain(..gone) {
+            let waited = now.saturating_duration_since(at);
             let step = (waited.as_micros() / STEP.as_micros()) as usize;
             self.counts[step.min(STEPS - 1)] += count;
             self.longest = self.longest.max(waited);
         }
+    }
+
+    /// After how long without any others, and after how long altogether, those that wait ask.
+    fn patience(&self) -> (Duration, Duration) {
+        let (quiet, longest) = (self.takes / PARTS.0, self.takes / PARTS.1);
+        (QUIET.max(quiet.min(MOST / 8)), LONGEST.max(longest.min(MOST)))
     }
 
     /// How many packets have waited.
@@ -204,6 +233,7 @@ impl Hold {
     pub fn mark(&self) -> Result<u32> {
         let mark = self.shared.queue.state().context(|| "looking at what is held")?.seen;
         let before = self.shared.marked.swap(mark, Ordering::Relaxed);
+        locked(&self.shared.waits).marks.push_back((mark, Instant::now()));
         self.shared.usual.store(mark.wrapping_sub(before), Ordering::Relaxed);
         Ok(mark)
     }
@@ -214,13 +244,18 @@ impl Hold {
             return News::Nothing;
         }
         let waits = locked(&self.shared.waits);
-        let first = waits.coming.iter().find(|(number, ..)| is_after(*number, mark));
-        let (Some((_, _, first)), Some((newest, _, last))) = (first, waits.coming.back()) else { return News::Nothing };
+        let mut after = waits.coming.iter().skip_while(|came| !is_after(came.last, mark));
+        let (Some(oldest), Some(last)) = (after.clone().next(), waits.coming.back()) else { return News::Nothing };
+        let newest = last.last;
+        let Some(first) = after.find(|came| !came.bare) else {
+            return if oldest.at.elapsed() >= BARE { News::Waits } else { News::Nothing };
+        };
         // Who was answered just now asks again.
-        let [since, last] = [*first, *last].map(|at| waits.gone.map_or(at, |gone| gone.max(at)));
+        let [since, last] = [first.at, last.at].map(|at| waits.gone.map_or(at, |gone| gone.max(at)));
         let usual = self.shared.usual.load(Ordering::Relaxed);
         let all = (1..=FEW).contains(&usual) && newest.wrapping_sub(self.shared.marked.load(Ordering::Relaxed)) >= usual;
-        if all || last.elapsed() >= QUIET || since.elapsed() >= LONGEST { News::Waits } else { News::Gathers }
+        let (quiet, longest) = waits.patience();
+        if all || last.elapsed() >= quiet || since.elapsed() >= longest { News::Waits } else { News::Gathers }
     }
 
     /// Lets out what was there at this mark.
@@ -290,7 +325,7 @@ impl Drop for Hold {
 
 impl Shared {
     /// Takes notices while there is a hold, lest there be no room for them.
-    fn read(&self, came: &dyn Fn()) {
+    fn read(&self, rings: &dyn Fn()) {
         const LOOK: u16 = 100;
         // Behind the tree and its clients it would hear of them too late.
         let _urgent = Urgent::begin();
@@ -300,11 +335,13 @@ impl Shared {
             if !matches!(ready, Ok(1..)) {
                 continue;
             }
-            let (now, mut count, mut newest) = (Instant::now(), 0, 0);
-            let taken = self.queue.notices(&mut buffer, |number| (count, newest) = (count + 1, number));
-            if count > 0 {
-                locked(&self.waits).come(newest, count, now);
-                came();
+            let mut came = Coming { last: 0, count: 0, at: Instant::now(), bare: true };
+            let taken = self.queue.notices(&mut buffer, |number, bare| {
+                came = Coming { last: number, count: came.count + 1, bare: came.bare && bare, ..came };
+            });
+            if came.count > 0 {
+                locked(&self.waits).coming.push_back(came);
+                rings();
             }
             if taken.is_err() {
                 return;

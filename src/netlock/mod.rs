@@ -276,7 +276,7 @@ impl NetLock {
         // Notices and copies of what has gone only take up room.
         match &self.queue {
             Some(queue) if queue.copies_packets() => drop(queue.copies()),
-            Some(queue) => drop(queue.notices(&mut [0; 4 << 10], |_| {})),
+            Some(queue) => drop(queue.notices(&mut [0; 4 << 10], |_, _| {})),
             None => {}
         }
         Ok(Opened { packets: opened.packets.wrapping_sub(before.0), lost: opened.lost.wrapping_sub(before.1) })

@@ -275,7 +275,7 @@ fn place(number: u32, runs: &[Run]) -> impl Iterator<Item = Extent> {
                 next += run.pages;
                 Some((number, page))
             }
-            Content::Unused => {
+            Content::Unused | Content::Delta => {
                 next += run.pages;
                 return None;
             }

@@ -3,7 +3,7 @@
 
 use super::pool::Pool;
 use crate::error::{Context, Error, Result};
-use crate::image::{Block, Content, EncodedBlock, FromParent, Owner, PAGE, Placement};
+use crate::image::{Block, Content, EncodedBlock, FromParent, Owner, PAGE, Placement, differs};
 use crate::resource::Tree;
 use crate::resource::memory::{Backing, Mapping};
 use crate::sys::memory::{self, MemFile};
@@ -102,6 +102,7 @@ impl<'a> Targets<'a> {
                     from += len;
                 }
                 Content::Unused => from += len,
+                Content::Delta => return Err(differs()),
                 Content::Zero => self.zero(block.owner, run.address, run.pages)?,
                 Content::Copy { .. } | Content::Parent => {}
             }

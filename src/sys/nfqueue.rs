@@ -1,6 +1,7 @@
 //! Queues in which the kernel keeps packets until somebody says what becomes of them: `linux/netfilter/nfnetlink_queue.h`.
 
 use super::netlink::{Buffer, Socket, align, put, u16_at};
+use super::wire;
 use nix::errno::Errno;
 use std::fs::File;
 use std::io;
@@ -18,6 +19,8 @@ const PACKET: u16 = 3 << 8;
 const OUTWARD: [u8; 2] = [3, 4];
 /// Bytes of copies that may wait to be taken.
 const COPIES: usize = 32 << 20;
+/// Bytes of a packet that come with its notice: an IPv6 header and the longest of TCP.
+const FRONT: u16 = 100;
 /// What the kernel charges for the notice of one packet, at most.
 const NOTICE: usize = 1 << 12;
 
@@ -69,8 +72,8 @@ impl Queue {
         put(&mut both, 5, &gso);
         put(&mut both, 4, &gso);
         self.socket.change(CONFIG, 0, &both)?;
-        // NFQNL_COPY_META: nothing of the packet itself is copied.
-        self.configure(2, &[0, 0, 0, 0, 1])
+        // NFQNL_COPY_PACKET: what stands first in it, which says whether anybody waits for it.
+        self.configure(2, &[&u32::from(FRONT).to_be_bytes()[..], &[2]].concat())
     }
 
     /// Without `NFQA_CFG_F_GSO` packets are cut and summed up as they would be on a wire.
@@ -128,13 +131,15 @@ impl Queue {
         self.socket.send(VERDICT_BATCH, 0, &message)
     }
 
-    /// Takes the notices of packets that have come since this was asked last; `each` gets their numbers.
-    pub fn notices(&self, buffer: &mut [u8], mut each: impl FnMut(u32)) -> io::Result<()> {
+    /// Takes the notices of packets that have come since this was asked last; `each` gets their numbers, and whether they say no more
+    /// than that something has arrived.
+    pub fn notices(&self, buffer: &mut [u8], mut each: impl FnMut(u32, bool)) -> io::Result<()> {
         self.socket.drain(buffer, |kind, message| {
+            let told = message.get(4..).unwrap_or_default();
             if kind == PACKET
-                && let Some(number) = packet_number(message.get(4..).unwrap_or_default())
+                && let Some(number) = packet_number(told)
             {
-                each(number);
+                each(number, front(told).is_some_and(wire::is_bare));
             }
         })
     }
@@ -185,6 +190,11 @@ pub fn is_after(one: u32, other: u32) -> bool {
 fn packet_number(attributes: &[u8]) -> Option<u32> {
     let head = super::netlink::attributes(attributes).find(|a| a.0 == 1)?.1;
     head.first_chunk().map(|number| u32::from_be_bytes(*number))
+}
+
+/// What comes of the packet with its notice.
+fn front(attributes: &[u8]) -> Option<&[u8]> {
+    super::netlink::attributes(attributes).find(|a| a.0 == 10).map(|a| a.1)
 }
 
 /// The packet in a notice, if it is one that comes in. `NFQA_PACKET_HDR` says at which hook it is.

@@ -24,6 +24,24 @@ pub const MOST_OPTIONS: usize = 40;
 /// Most bytes that fit into one segment, with all options and either protocol below.
 pub const MOST_DATA: usize = 65535 - 40 - 20 - MOST_OPTIONS;
 
+/// Whether a packet, of which the front is here from the IP header on, is a TCP segment that has nothing but an acknowledgement:
+/// no data, and neither begins nor ends a connection.
+pub fn is_bare(front: &[u8]) -> bool {
+    bare(front).unwrap_or(false)
+}
+
+fn bare(front: &[u8]) -> Option<bool> {
+    let (head, protocol, total) = match front.first()? >> 4 {
+        4 => (usize::from(front[0] & 15) * 4, *front.get(9)?, usize::from(u16::from_be_bytes([*front.get(2)?, *front.get(3)?]))),
+        6 => (40, *front.get(6)?, 40 + usize::from(u16::from_be_bytes([*front.get(4)?, *front.get(5)?]))),
+        _ => return None,
+    };
+    let segment = front.get(head..).filter(|_| i32::from(protocol) == libc::IPPROTO_TCP)?;
+    let (length, flags) = (usize::from(segment.get(12)? >> 4) * 4, segment.get(13)?);
+    // One that is cut later may be longer than its header can say, which has 0 then.
+    Some(total == head + length && flags & (FIN | SYN | RST) == 0)
+}
+
 /// Flag of a TCP segment: no more data follows.
 pub const FIN: u8 = 1;
 /// A connection begins.
@@ -308,6 +326,35 @@ mod tests {
         let bytes = segment.encode(&head).unwrap();
         assert_eq!((bytes.len(), bytes[12] >> 4, &bytes[20..28]), (20 + 8 + 3, 7, &[2u8, 4, 5, 180, 1, 1, 1, 1][..]));
         assert_eq!(head.checksum(&bytes).unwrap(), 0);
+    }
+
+    #[test]
+    fn acknowledgements_are_told_from_what_says_more() {
+        let from = ["1.2.3.4:5", "[2001:db8::1]:5"].map(at);
+        for (from, to) in from.into_iter().zip(["1.2.3.5:6", "[2001:db8::2]:6"].map(at)) {
+            let head = Head { from, to, protocol: 6 };
+            let packet = |segment: &Segment, more: u16| {
+                let segment = segment.encode(&head).unwrap();
+                let length = segment.len() as u16 + more;
+                let front = match from {
+                    SocketAddr::V4(_) => [&[0x45, 0][..], &(20 + length).to_be_bytes(), &[0, 0, 0, 0, 64, 6], &[0; 10]].concat(),
+                    SocketAddr::V6(_) => [&[0x60, 0, 0, 0][..], &length.to_be_bytes(), &[6, 64], &[0; 32]].concat(),
+                };
+                [front, segment].concat()
+            };
+            let ack = Segment { flags: ACK, options: vec![1; 12], ..Segment::default() };
+            assert!(is_bare(&packet(&ack, 0)));
+            assert!(!is_bare(&packet(&ack, 1400)), "there is more of it than came with the notice");
+            assert!(!is_bare(&packet(&Segment { data: vec![7], ..ack.clone() }, 0)));
+            for flag in [FIN, SYN, RST] {
+                assert!(!is_bare(&packet(&Segment { flags: ACK | flag, ..ack.clone() }, 0)));
+            }
+            let whole = packet(&ack, 0);
+            (0..whole.len() - 18).for_each(|length| assert!(!is_bare(&whole[..length]), "{length}"));
+            let mut other = whole.clone();
+            other[if from.is_ipv4() { 9 } else { 6 }] = 17;
+            assert!(!is_bare(&other), "a datagram");
+        }
     }
 
     #[test]

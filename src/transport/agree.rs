@@ -19,7 +19,7 @@ const MAGIC: &[u8; 12] = b"\0meio link\n\0";
 /// What a login shell may say before `meio agent` begins.
 const CHATTER: usize = 64 << 10;
 /// Versions of the protocol that this meio speaks.
-const SPOKEN: (u16, u16) = (4, 4);
+const SPOKEN: (u16, u16) = (5, 5);
 /// Kind of the frame with a [`Hello`].
 const HELLO: u16 = 2;
 

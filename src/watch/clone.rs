@@ -14,6 +14,7 @@ use crate::resource::{Manifest, Tree};
 use crate::restore::Known;
 use crate::sys::{arch, file, priority, room};
 use crate::transport::{Receiver, Waker};
+use serde::de::IgnoredAny;
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -193,7 +194,8 @@ impl Clone {
     pub fn take(&self, image: u64) -> Result<Known> {
         self.0.goes_on.store(false, Ordering::Release);
         // Whoever has it gives it back at the next block.
-        let _flat = locked(&self.0.flat);
+        let mut flat = locked(&self.0.flat);
+        self.0.settle(&mut flat, image)?;
         self.known(image)
     }
 
@@ -346,7 +348,8 @@ impl Shared {
             };
             drop(state);
             let mut flat = locked(&self.flat);
-            let done = next.map_err(Error::from).and_then(|(number, file)| Ok((number, self.bring(&mut flat, number, file)?)));
+            let done =
+                next.map_err(Error::from).and_then(|(number, file)| Ok((number, self.bring(&mut flat, number, file, &self.goes_on)?)));
             let mut state = self.state();
             let number = match done {
                 Ok((number, Some(known))) => {
@@ -358,6 +361,9 @@ impl Shared {
                 Err(e) => {
                     // Those that wait are here and stay; nothing more is.
                     state.series = None;
+                    if flat.as_ref().is_some_and(Flat::is_torn) {
+                        (state.latest, state.waiting) = (None, VecDeque::new());
+                    }
                     state.short = Some(e);
                     state.kept = 0;
                     drop(state);
@@ -372,7 +378,27 @@ impl Shared {
         }
     }
 
-    fn bring(&self, flat: &mut Option<Flat>, number: u64, file: File) -> Result<Option<Known>> {
+    /// Brings in all up to this image where one of them says of pages only how they differ: nobody else knows what they are.
+    fn settle(&self, flat: &mut Option<Flat>, image: u64) -> Result<()> {
+        let due = |state: &State| {
+            let due = state.waiting.iter().filter(|(number, _)| *number <= image);
+            due.map(|(number, file)| Ok((*number, file.try_clone()?))).collect::<io::Result<Vec<_>>>()
+        };
+        let due = due(&self.state())?;
+        let mut last = None;
+        for (number, file) in &due {
+            last = if differs(file.try_clone()?)? { Some(*number) } else { last };
+        }
+        for (number, file) in due.into_iter().take_while(|(number, _)| Some(*number) <= last) {
+            let known = self.bring(flat, number, file, &AtomicBool::new(true))?;
+            let mut state = self.state();
+            state.latest = known.map(|known| (number, known));
+            state.waiting.retain(|(of, _)| *of != number);
+        }
+        Ok(())
+    }
+
+    fn bring(&self, flat: &mut Option<Flat>, number: u64, file: File, goes_on: &AtomicBool) -> Result<Option<Known>> {
         let name = name(number);
         self.place.has_room(file.metadata()?.len(), 0)?;
         let flat = match flat {
@@ -382,7 +408,7 @@ impl Shared {
         let mut reader = Reader::from_file(file, arch::MACHINE).context(|| name.display().to_string())?;
         let (manifest, mut tree): (Manifest, Tree) = (reader.manifest()?, reader.tree()?);
         tree.complete(self.state().latest.as_ref().map(|(_, known)| &known.tree))?;
-        if !flat.bring_in(&mut reader, &name, &self.goes_on)? {
+        if !flat.bring_in(&mut reader, &name, goes_on)? {
             return Ok(None);
         }
         manifest.stands_for.into_iter().for_each(|other| flat.stand_for(other));
@@ -398,6 +424,13 @@ fn extent(file: &File) -> Result<u64> {
     let resolved = Resolved::read(&mut reader, Path::new("image"), None)?;
     let places = resolved.owners().flat_map(|(_, places)| places).filter(|place| place.at.is_some());
     Ok(places.map(|place| u64::from(place.pages) * PAGE as u64).sum())
+}
+
+/// Whether an image says of pages only how they differ from those before them.
+fn differs(file: File) -> Result<bool> {
+    let mut reader = Reader::from_file(file, arch::MACHINE)?;
+    let _: (IgnoredAny, IgnoredAny) = (reader.manifest()?, reader.tree()?);
+    reader.has_deltas()
 }
 
 /// Where that is not possible the room is used again all the same.

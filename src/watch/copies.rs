@@ -79,6 +79,11 @@ impl Ways {
         }
     }
 
+    /// See [`Fan::is_open`].
+    pub fn is_open(&self) -> bool {
+        matches!(self, Ways::Several(fan) if fan.is_open())
+    }
+
     /// See [`Fan::fill`]. A single standby gets everything by a series that begins.
     pub fn fill(&self, of: usize, mark: Mark) -> Option<Filler> {
         match self {

@@ -363,6 +363,8 @@ pub enum Event {
     Wanted,
     /// Primary: whether the tree did hardly anything since the last epoch.
     Idle(bool),
+    /// The tree stood still so long for an epoch.
+    Stood(Duration),
     /// Primary: the tree has ended, or is not to be watched any more.
     Over,
     /// Primary: the answer to [`Action::Demote`].

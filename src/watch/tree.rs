@@ -225,6 +225,7 @@ impl Tree<'_> {
         if self.fills.is_some() && !last {
             moving.wants_base();
         }
+        moving.plainly(self.copies.is_open());
         let still = &mut self.still;
         let make = |pipe| if last { still.stop(moving, pipe, report) } else { moving.round(pipe, report) };
         let made = self.copies.item(mark, make)?;
@@ -236,6 +237,7 @@ impl Tree<'_> {
         outcome.longest = outcome.longest.max(stop);
         if mark.number > 1 {
             outcome.stops.push(stop);
+            self.tell(Event::Stood(stop));
         }
         Ok(())
     }

@@ -10,8 +10,8 @@ use crate::error::{Error, Kind, Result};
 use crate::image::encode::Counts;
 use crate::image::resolved::{At, Place, Resolved, deliver};
 use crate::image::{
-    Block, Chain, Codec, Dedup, FromParent, Inherited, Needed, Options, Owner, Pages, ParentLink, Piece, Reader, SectionKind, Summary,
-    Writer, encode, encode_child, encode_kept, encode_zero, folder_of, verify,
+    Block, Chain, Codec, Dedup, FromParent, Inherited, Known, Needed, Options, Owner, Pages, ParentLink, Piece, Reader, SectionKind,
+    Summary, Writer, encode, encode_child, encode_kept, encode_known, encode_zero, folder_of, verify,
 };
 use crate::resource::{Manifest, Tree};
 use ciborium::Value;
@@ -126,7 +126,7 @@ fn read(resolved: &Resolved) -> Result<Memory> {
         assert!(places.windows(2).all(|pair| pair[0].end() <= pair[1].address));
         for &Place { address, pages, at } in places {
             match at {
-                Some(At { image, block, page }) => {
+                Some(At { image, block, page, .. }) => {
                     let new = || (resolved.block(image, block).unwrap(), Vec::new());
                     wanted.entry((image, block)).or_insert_with(new).1.push(Piece { owner, address, pages, page });
                 }

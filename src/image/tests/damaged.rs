@@ -235,7 +235,8 @@ fn runs_that_lie() {
     says(&one((0x1000, u32::MAX, 1, 0, 0)), "too many for one block");
     says(&one((0x1000, 65537, 1, 0, 0)), "too many for one block");
     says(&one((0x1000, 1, 3, 0, 0)), "run 0: is as in the parent, of which the image has none");
-    says(&one((0x1000, 1, 5, 0, 0)), "unknown content 5");
+    says(&one((0x1000, 1, 6, 0, 0)), "unknown content 6");
+    says(&one((0x1000, 1, 5, 0, 0)), "is as in the parent");
     says(&one((0x1000, 1, 1, 1, 0)), "names a block without being a copy");
     says(&one((0x1000, 1, 2, 2, 0)), "copies block 2, page 0");
     says(&one((0x1000, 1, 2, 3, 0)), "copies block 3, page 0");

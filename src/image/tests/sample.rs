@@ -121,6 +121,10 @@ pub fn memory_upon(blocks: &[Block], parent: &dyn Fn(Owner, u64) -> Vec<u8>) -> 
                     Content::Zero => zero(),
                     Content::Parent => parent(block.owner, run.address + u64::from(n) * PAGE as u64),
                     Content::Data => data.next().unwrap().to_vec(),
+                    Content::Delta => {
+                        let before = parent(block.owner, run.address + u64::from(n) * PAGE as u64);
+                        data.next().unwrap().iter().zip(before).map(|(new, old)| new ^ old).collect()
+                    }
                     Content::Unused => {
                         data.next().unwrap();
                         continue;

@@ -215,7 +215,7 @@ mod tests {
     #[test]
     fn places_are_cut_where_ranges_end() {
         const STEP: u64 = PAGE as u64;
-        let at = |page| Some(At { image: 1, block: 2, page });
+        let at = |page| Some(At { image: 1, block: 2, page, delta: false });
         let places = [
             Place { address: 0, pages: 4, at: at(3) },
             Place { address: 6 * STEP, pages: 2, at: None },

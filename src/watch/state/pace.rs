@@ -3,7 +3,11 @@
 use super::Limits;
 use std::time::Duration;
 
-/// The interval, as it adapts: longer when the link does not carry more, shorter when somebody waits.
+/// One part of the time in so many is what the tree stands still at most, where nobody waits for an epoch.
+const SHARE: u32 = 20;
+
+/// The interval, as it adapts: longer when the link does not carry more, or the tree would stand still too often; shorter when
+/// somebody waits.
 #[derive(Debug, Clone)]
 pub struct Pace {
     usual: Duration,
@@ -12,6 +16,8 @@ pub struct Pace {
     now: Duration,
     /// Longer while the tree does nothing; zero where it does something.
     rest: Duration,
+    /// What the stops of the tree allow.
+    stops: Duration,
     /// When the last one began.
     begun: Option<Duration>,
 }
@@ -24,6 +30,7 @@ impl Pace {
             most: limits.interval_max,
             now: limits.interval,
             rest: Duration::ZERO,
+            stops: Duration::ZERO,
             begun: None,
         }
     }
@@ -40,6 +47,12 @@ impl Pace {
         self.now = if carried > self.now { carried } else { self.now - (self.now - carried) / 4 };
     }
 
+    /// How long the tree stood still for one.
+    pub fn stood(&mut self, stop: Duration) {
+        let apart = (stop * SHARE).min(self.most);
+        self.stops = (self.stops * 3 + apart) / 4;
+    }
+
     /// Whether the tree did hardly anything since the last one: there is no use in looking often then.
     pub fn idle(&mut self, idle: bool) {
         self.rest = if idle { (self.rest.max(self.usual) * 2).min(self.most) } else { Duration::ZERO };
@@ -53,7 +66,7 @@ impl Pace {
 
     /// The interval.
     pub fn interval(&self) -> Duration {
-        self.now.max(self.rest)
+        self.now.max(self.rest).max(self.stops)
     }
 
     /// What the link carries.
@@ -80,6 +93,20 @@ mod tests {
         assert_eq!(pace.due(true), ms(105));
         (0..40).for_each(|_| pace.note(ms(3)));
         assert!(pace.interval() < ms(51), "{:?}", pace.interval());
+    }
+
+    #[test]
+    fn stops_that_take_long_are_further_apart() {
+        let ms = Duration::from_millis;
+        let mut pace = Pace::new(&Limits::default());
+        pace.begin(ms(100));
+        (0..30).for_each(|_| pace.stood(ms(2)));
+        assert_eq!(pace.interval(), ms(50));
+        (0..30).for_each(|_| pace.stood(ms(10)));
+        assert!((ms(199)..=ms(200)).contains(&pace.interval()), "{:?}", pace.interval());
+        assert_eq!((pace.due(true), pace.carried()), (ms(105), ms(50)));
+        (0..30).for_each(|_| pace.stood(ms(900)));
+        assert!(pace.interval() <= ms(1000));
     }
 
     #[test]

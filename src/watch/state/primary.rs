@@ -257,6 +257,7 @@ impl Primary {
             Event::Recorded(done) => self.recorded(done, now, &mut out),
             Event::Wanted => self.waiting = true,
             Event::Idle(idle) => self.pace.idle(idle),
+            Event::Stood(stop) => self.pace.stood(stop),
             Event::Failed if self.phase == Phase::Reaping => self.give_up(&mut out),
             Event::Captured(_) | Event::Failed => self.captured(event, now, &mut out),
             Event::Sent(mark) if self.shipping == Some(mark) => {

@@ -51,6 +51,11 @@ impl Own {
         self.caught_up |= self.whole.is_some();
     }
 
+    /// What has been written since it was begun is yet to come, as whole pages: the next image has the rest of it at the earliest.
+    pub fn is_open(&self) -> bool {
+        self.whole.is_none()
+    }
+
     /// An image begins.
     pub fn begins(&mut self, mark: Mark) {
         if self.ended {
@@ -78,6 +83,11 @@ pub struct Filler {
 }
 
 impl Fan {
+    /// Whether somebody gets a copy of everything, and needs whole pages of what is written meanwhile.
+    pub fn is_open(&self) -> bool {
+        self.shared.state().outlets.iter().any(|outlet| outlet.attached && outlet.own.as_ref().is_some_and(Own::is_open))
+    }
+
     /// One that gets nothing gets a copy of everything, which stands for the image of this epoch, the last one, and then all that
     /// comes. `None`: it has no link.
     pub fn fill(&self, of: usize, mark: Mark) -> Option<Filler> {
