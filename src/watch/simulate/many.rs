@@ -4,6 +4,7 @@
 
 mod effects;
 mod faults;
+mod fills;
 mod properties;
 mod world;
 
