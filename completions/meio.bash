@@ -16,6 +16,9 @@ _meio() {
             ",$1")
                 cmd="meio"
                 ;;
+            meio,add-standby)
+                cmd="meio__subcmd__add__subcmd__standby"
+                ;;
             meio,check)
                 cmd="meio__subcmd__check"
                 ;;
@@ -55,6 +58,9 @@ _meio() {
             meio,pause)
                 cmd="meio__subcmd__pause"
                 ;;
+            meio,remove-standby)
+                cmd="meio__subcmd__remove__subcmd__standby"
+                ;;
             meio,restore)
                 cmd="meio__subcmd__restore"
                 ;;
@@ -89,8 +95,26 @@ _meio() {
 
     case "${cmd}" in
         meio)
-            opts="-v -q -h -V --verbose --quiet --json --color --help --version dump restore run list check inspect graph verify merge migrate watch status history checkpoint switchover drain pause resume unwatch witness core demo"
+            opts="-v -q -h -V --verbose --quiet --json --color --help --version dump restore run list check inspect graph verify merge migrate watch status history checkpoint switchover add-standby remove-standby drain pause resume unwatch witness core demo"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --color)
+                    COMPREPLY=($(compgen -W "auto always never" -- "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        meio__subcmd__add__subcmd__standby)
+            opts="-v -q -h --verbose --quiet --json --color --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
@@ -777,6 +801,24 @@ _meio() {
             return 0
             ;;
         meio__subcmd__pause)
+            opts="-v -q -h --verbose --quiet --json --color --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --color)
+                    COMPREPLY=($(compgen -W "auto always never" -- "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        meio__subcmd__remove__subcmd__standby)
             opts="-v -q -h --verbose --quiet --json --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )

@@ -47,6 +47,8 @@ complete -c meio -n "__fish_meio_needs_command" -f -a "status" -d 'Show how the 
 complete -c meio -n "__fish_meio_needs_command" -f -a "history" -d 'Tell what has become of a watch on this host'
 complete -c meio -n "__fish_meio_needs_command" -f -a "checkpoint" -d 'Have an epoch begin now, and wait until the standby has it as a whole'
 complete -c meio -n "__fish_meio_needs_command" -f -a "switchover" -d 'Have the standby take over now, without any loss'
+complete -c meio -n "__fish_meio_needs_command" -f -a "add-standby" -d 'Have one more host stand by for a watched tree'
+complete -c meio -n "__fish_meio_needs_command" -f -a "remove-standby" -d 'Have one host less stand by for a watched tree'
 complete -c meio -n "__fish_meio_needs_command" -f -a "drain" -d 'Have everything that is protected here, or runs here in capsules, go to other machines'
 complete -c meio -n "__fish_meio_needs_command" -f -a "pause" -d 'Have a watched tree unprotected for a while'
 complete -c meio -n "__fish_meio_needs_command" -f -a "resume" -d 'Have a watched tree protected again that was paused'
@@ -292,6 +294,20 @@ complete -c meio -n "__fish_meio_using_subcommand switchover" -s v -l verbose -d
 complete -c meio -n "__fish_meio_using_subcommand switchover" -s q -l quiet -d 'Say less: no progress; results, warnings and errors only'
 complete -c meio -n "__fish_meio_using_subcommand switchover" -l json -d 'Write one JSON object a line to standard output'
 complete -c meio -n "__fish_meio_using_subcommand switchover" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c meio -n "__fish_meio_using_subcommand add-standby" -l color -d 'When to colour; auto means on a terminal, unless NO_COLOR is set' -r -f -a "auto\t''
+always\t''
+never\t''"
+complete -c meio -n "__fish_meio_using_subcommand add-standby" -s v -l verbose -d 'Say more: each phase with its time, and notes'
+complete -c meio -n "__fish_meio_using_subcommand add-standby" -s q -l quiet -d 'Say less: no progress; results, warnings and errors only'
+complete -c meio -n "__fish_meio_using_subcommand add-standby" -l json -d 'Write one JSON object a line to standard output'
+complete -c meio -n "__fish_meio_using_subcommand add-standby" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c meio -n "__fish_meio_using_subcommand remove-standby" -l color -d 'When to colour; auto means on a terminal, unless NO_COLOR is set' -r -f -a "auto\t''
+always\t''
+never\t''"
+complete -c meio -n "__fish_meio_using_subcommand remove-standby" -s v -l verbose -d 'Say more: each phase with its time, and notes'
+complete -c meio -n "__fish_meio_using_subcommand remove-standby" -s q -l quiet -d 'Say less: no progress; results, warnings and errors only'
+complete -c meio -n "__fish_meio_using_subcommand remove-standby" -l json -d 'Write one JSON object a line to standard output'
+complete -c meio -n "__fish_meio_using_subcommand remove-standby" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c meio -n "__fish_meio_using_subcommand drain" -l to -d 'Where capsules may go; may be given more than once' -r
 complete -c meio -n "__fish_meio_using_subcommand drain" -l copy-files -d 'Send files that capsules have open or mapped, and their current directories, where they are not there' -r -f -a "missing\t'Those that are not there'
 written\t'Those, and in place of what is there those that the tree has open for writing'"

@@ -1,6 +1,7 @@
 //! The dump screenplay: freeze, capture, write, let go.
 
 mod ask;
+mod base;
 mod copy;
 mod left;
 pub mod lock;
@@ -38,6 +39,7 @@ use crate::sys::proc::{read, stat, status};
 use crate::sys::{apart, arch, signal};
 use crate::tracee::freeze::Frozen;
 pub use crate::tracee::track::Choice as Track;
+pub use base::Base;
 pub use left::Rest;
 use lock::Locks;
 use output::Target;
@@ -216,6 +218,8 @@ struct Session<'o> {
     copied: Option<u64>,
     /// Told whenever the tree stands still and is locked, before anything of it is looked at.
     stands: Option<Stands<'o>>,
+    /// Somebody who comes later is to have a copy of everything.
+    based: bool,
 }
 
 /// See [`Session::stands`].
@@ -233,6 +237,8 @@ struct Made {
     held: Option<Standstill>,
     /// What was left out.
     rest: Rest,
+    /// What somebody is to have who comes later, when that was wanted.
+    base: Option<Base>,
 }
 
 /// A tree that stands still after its image was made.
@@ -283,6 +289,7 @@ impl<'o> Session<'o> {
             staging: None,
             copied: None,
             stands: None,
+            based: false,
         })
     }
 
@@ -426,8 +433,20 @@ impl<'o> Session<'o> {
             warnings: std::mem::take(&mut captured.warnings),
         };
         let processes = captured.tree.processes.iter().filter(|p| !p.threads.is_empty()).map(|p| p.pid).collect();
+        let base = match self.tracking.as_ref().filter(|_| std::mem::take(&mut self.based) && then == Then::LetGo) {
+            Some(tracking) => {
+                let objects = captured.capture.sources.iter().map(|s| s.file.try_clone()).collect::<std::io::Result<_>>()?;
+                let root = captured.tree.processes.first().map_or(options.pid, |root| root.pid);
+                let manifest = write::manifest(root, options.capsule.clone(), birth.clone());
+                let numbers = &captured.numbers;
+                let name = |pid| numbers.translate(pid);
+                let tree = std::mem::take(&mut captured.tree);
+                Some(Base::of((manifest, tree), (id, summary.hash), tracking, objects, (options.level, name)))
+            }
+            None => None,
+        };
         let held = standing.map(|(frozen, locks)| Standstill { since: stopped, frozen, captured, locks });
-        Ok(Made { outcome, id, hash: summary.hash, birth, processes, held, rest })
+        Ok(Made { outcome, id, hash: summary.hash, birth, processes, held, rest, base })
     }
 }
 

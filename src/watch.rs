@@ -16,6 +16,7 @@
 //! switch     the primary's part in a take-over that a user wants; raised: the addresses at a standby that takes over
 //! steps      how long each step of a take-over took; history: what has become of a watch, and who is told
 //! record     what is durable of it, on each host
+//! change     who stands by is changed while it runs
 //! clean      what was left behind; control: the socket over which people ask and command; status: what they are told
 //!   nodes      what the hosts of a watch tell each other of themselves, for who asks any of them
 //! ```
@@ -58,12 +59,14 @@
 //! known of them goes through [`state::Group`] before the machine hears it. The standbys speak to each other beside all that, with a key
 //! of the primary's making ([`polls`]), from the beginning of the watch until one of them has taken over. The others end then, with that
 //! generation on record, and one of them stands by for it as a former primary does ([`comeback`]): by a call, which is by SSH. From
-//! there on the two are a pair.
+//! there on the two are a pair. A primary that was killed comes to all of their doors again, with a series of its own: where one of them has
+//! been voted for already too few are left that hear it, and it hears of that one.
 //!
-//! A standby that misses something of a series, since it was begun anew or was too far behind, gets nothing more until a user has
-//! everything copied anew, or too few are left that have it: the clones of the others are not given up for its sake. To fill one
-//! beside the others needs pages that were never sent to it to be read between epochs, each of which then has to reach it, too:
-//! `copies::fan` is where a standby would have pages of its own, [`state::Group`] knows who is in step.
+//! A standby that misses something of a series, since it was begun anew or was too far behind, is filled beside the others, whose
+//! clones are not given up for its sake: every page that the last epoch names is read while the tree runs ([`crate::dump::Base`]), sent
+//! to it alone, ahead of all that comes after ([`copies`], `fan::fill`). With an epoch that was begun when the last page had been read it
+//! has what the others have, and counts again ([`state::Part`]). What comes for it meanwhile is kept up to a bound, behind which it is begun
+//! anew. Where too few are left that have the series there is another one, for all.
 //!
 //! # What is not here yet, and where it goes
 //!
@@ -74,6 +77,7 @@ mod again;
 pub mod agent;
 mod beat;
 mod bell;
+pub mod change;
 pub mod clean;
 mod clone;
 pub mod comeback;

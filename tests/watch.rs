@@ -1,7 +1,9 @@
 //! Trees that outlive their host.
 
+mod changed;
 mod comeback;
 mod control;
+mod copied;
 mod counter;
 mod faults;
 mod fences;

@@ -22,6 +22,7 @@ mod merge;
 mod migrate;
 mod restore;
 mod run;
+mod standbys;
 mod status;
 mod switchover;
 mod table;
@@ -87,6 +88,8 @@ enum Command {
     History(history::History),
     Checkpoint(status::Checkpoint),
     Switchover(switchover::Switchover),
+    AddStandby(standbys::AddStandby),
+    RemoveStandby(standbys::RemoveStandby),
     Drain(drain::Drain),
     Pause(status::Pause),
     Resume(status::Resume),
@@ -150,6 +153,8 @@ pub fn main() -> ExitCode {
         Command::History(c) => c.run(&console),
         Command::Checkpoint(c) => c.run(&console),
         Command::Switchover(c) => c.run(&console),
+        Command::AddStandby(c) => c.run(&console),
+        Command::RemoveStandby(c) => c.run(&console),
         Command::Drain(c) => c.run(&console),
         Command::Pause(c) => c.run(&console),
         Command::Resume(c) => c.run(&console),

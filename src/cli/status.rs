@@ -33,7 +33,7 @@ use std::time::{Duration, Instant};
 /// copy_bytes, witness ({at, trouble}), nodes, loses}. "nodes" has all hosts of the watch: {host, role, state (as above, or
 /// "out-of-step"), place (of several standbys), generation, epoch, age_ms, lag_ms, jitter_ms, copy_bytes, heard_ms (how long ago it was
 /// heard; null for this host), lost}. Of a watch with several standbys also "standbys", a list of {host, state ("starting", "ready",
-/// "out-of-step", "lost"), epoch}, and "needed", how many of them must be ready for one to take over.
+/// "out-of-step", "copying", "lost"), epoch}, and "needed", how many of them must be ready for one to take over.
 #[derive(clap::Args)]
 #[command(after_long_help = "Examples:\n  meio status\n  meio status web --watch\n  meio status --json | jq '.watches[].state'")]
 pub struct Status {

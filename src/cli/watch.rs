@@ -10,6 +10,7 @@ use crate::migrate::address::Address;
 use crate::progress::Report;
 use crate::resource::socket::choice::Choice;
 use crate::transport::Destination;
+use crate::watch::change::MOST;
 use crate::watch::comeback::{self, Stood};
 use crate::watch::gate::Held;
 use crate::watch::local;
@@ -46,10 +47,9 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 /// over: the one that has the newest, the earlier one of several, and only with as many of them as are needed (--ack) to know what
 /// clients were told. They reach each other by UDP, and the one that does not take over by SSH the one that does, with the keys that are
 /// usual there or at the same paths as here: then it stands by for that one. One of them that is lost or slow delays nothing as long as
-/// enough others are there. One that comes back with nothing is out of step until everything is copied anew: meio pause and
-/// meio resume. When two of three hosts are lost nobody takes over before one is back. Several standbys do without --witness and
-/// --fence; meio switchover is not for them; where meio was killed here they take over, and it is not started again; and a former
-/// primary does not stand by again by itself, nor a third host for the one that has taken over.
+/// enough others are there. One that comes back with nothing, or is too far behind, gets a copy of everything beside them. When two
+/// of three hosts are lost nobody takes over before one is back. Several standbys do without --witness and --fence; meio switchover is not for them; and a former primary does not stand by again by itself, nor a third host for the one
+/// that has taken over. meio add-standby and meio remove-standby change who stands by.
 ///
 /// A link that is lost is made again: with the standby that is there, which goes on with what it has, or with a new one, which
 /// gets everything while the tree runs. Until then nobody stands by, which is said, and the tree goes on as --on-standby-loss has it.
@@ -275,11 +275,13 @@ impl Watch {
             pid_namespace: self.pid_namespace,
             spool: self.spool.clone().unwrap_or_default(),
             limits,
+            acks: self.acks(),
             fence: self.fence.clone(),
             witness: self.witness()?,
             on_event: self.on_event.clone(),
             control_group: self.control_group.clone(),
             begun: begun.clone(),
+            refused: None,
         })
     }
 
@@ -366,20 +368,23 @@ impl Watch {
         let interval_min = usual.interval_min.min(interval);
         let (fence, witness) = (self.fence.is_some(), self.witness.is_some());
         let (timeout, keep_demoted) = (self.timeout, self.keep_demoted);
-        let acks = match self.ack {
-            Ack::One => Acks::One,
-            Ack::Majority => Acks::Majority,
-            Ack::All => Acks::All,
-        };
+        let acks = self.acks();
         wrong.extend(self.crowded());
         let (standbys, acks) = if self.standby.len() > 1 { (self.standby.len(), acks) } else { (1, usual.acks) };
         let limits = Limits { guarantee, on_loss, fence, witness, keep_demoted, standbys, acks, beat, timeout, ..usual };
         (Limits { interval, interval_min, interval_max, ..limits }, wrong)
     }
 
+    fn acks(&self) -> Acks {
+        match self.ack {
+            Ack::One => Acks::One,
+            Ack::Majority => Acks::Majority,
+            Ack::All => Acks::All,
+        }
+    }
+
     /// What does not go together with several standbys.
     fn crowded(&self) -> Vec<Error> {
-        const MOST: usize = 7;
         let mut wrong = Vec::new();
         let hosts: std::collections::BTreeSet<&str> = self.standby.iter().map(|standby| standby.host.as_str()).collect();
         if hosts.len() < self.standby.len() {
@@ -459,7 +464,7 @@ struct Outcome {
 
 impl From<protect::Outcome> for Outcome {
     fn from(o: protect::Outcome) -> Self {
-        let protect::Outcome { host, epochs, bytes, longest, stops, held, demoted, replaced, ended, switched, stood, warnings } = o;
+        let protect::Outcome { host, epochs, bytes, longest, stops, held, demoted, replaced, ended, switched, stood, warnings, .. } = o;
         Outcome { host: Some(host), epochs, bytes, longest, stops, held, demoted, replaced, stood, ended, switched, code: None, warnings }
     }
 }

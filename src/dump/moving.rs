@@ -4,7 +4,7 @@
 use super::lock::Locks;
 use super::parent::Heritage;
 use super::tracking::Tracking;
-use super::{Made, Options, Outcome, Output, Rest, Session, Standstill, Then, kill};
+use super::{Base, Made, Options, Outcome, Output, Rest, Session, Standstill, Then, kill};
 use crate::error::Result;
 use crate::image;
 use crate::netlock::Manner;
@@ -29,6 +29,7 @@ pub struct Moving<'o> {
     /// How many were made.
     count: u64,
     processes: Vec<i32>,
+    base: Option<Base>,
 }
 
 /// File name of an image of a move, by its number from 1.
@@ -50,7 +51,7 @@ impl<'o> Moving<'o> {
         // To take a table away empties all queues of its network namespace, that of the next image's lock, too.
         session.lasting = Some(None);
         session.manner = Manner::Copy;
-        Ok(Moving { session, before: None, locks: None, count: 0, processes: Vec::new() })
+        Ok(Moving { session, before: None, locks: None, count: 0, processes: Vec::new(), base: None })
     }
 
     /// There will be no last image; `stands` is told whenever the tree stands still and nothing comes in, before anything of it is
@@ -93,7 +94,7 @@ impl<'o> Moving<'o> {
         self.session.begun = Instant::now();
         let parent = self.before.take().map(|(id, hash, birth)| Heritage::named((id, hash), birth, &name(self.count)));
         // Whoever stands by keeps the tree of the image before.
-        self.session.recall.files.follow(parent.is_some() && self.session.stands.is_some());
+        self.session.recall.files.follow(parent.is_some() && self.session.stands.is_some() && !self.session.based);
         let mut made = self.session.image(&Output::Pipe(Arc::new(pipe)), parent, then, report)?;
         self.count += 1;
         if let Some(tracking) = &mut self.session.tracking {
@@ -101,7 +102,24 @@ impl<'o> Moving<'o> {
         }
         self.before = Some((made.id, made.hash, made.birth.clone()));
         self.processes = std::mem::take(&mut made.processes);
+        self.base = made.base.take();
         Ok(made)
+    }
+
+    /// Somebody who comes to the series later is to have a copy of everything: the next image is the one that it stands for.
+    pub fn wants_base(&mut self) {
+        self.session.based = true;
+    }
+
+    /// Whether somebody has pages that were read while the tree ran, and may be other than those of the image before: then the next image
+    /// says of no page how it differs, or that it is as it was.
+    pub fn plainly(&mut self, plain: bool) {
+        self.session.tracking.iter_mut().for_each(|tracking| tracking.plain = plain);
+    }
+
+    /// That copy, once the image was made.
+    pub fn base(&mut self) -> Option<Base> {
+        self.base.take()
     }
 
     /// How many images were made.

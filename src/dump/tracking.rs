@@ -47,6 +47,8 @@ pub struct Tracking {
     seen: Seen,
     /// What pages held that were copied lately, where the next image may say how they differ from that.
     recent: Option<Recent>,
+    /// Nobody is to be told of a page how it differs.
+    pub plain: bool,
 }
 
 impl Tracking {
@@ -64,6 +66,7 @@ impl Tracking {
             running: HashSet::new(),
             seen: Seen::default(),
             recent: None,
+            plain: false,
         })
     }
 
@@ -218,6 +221,17 @@ impl Tracking {
         Ok(())
     }
 
+    /// Pages that the image has which was just made, by process and by number of the object. Objects that are copied whole each time are
+    /// not among them.
+    pub fn all_named(&self) -> Vec<(Owner, &Spans)> {
+        let mut all: Vec<(Owner, &Spans)> = self.named.processes.iter().map(|(&pid, spans)| (Owner::Process(pid), spans)).collect();
+        for (number, identity) in self.objects.iter().enumerate() {
+            let spans = identity.as_ref().and_then(|identity| self.named.objects.get(identity));
+            all.extend(spans.map(|(spans, _)| (Owner::Object(number as u32), spans)));
+        }
+        all
+    }
+
     /// Whose something is that was copied while the tree ran, in an image where processes are called as `name` says.
     pub fn owner(&self, of: Of, name: impl Fn(i32) -> i32) -> Option<Owner> {
         match of {
@@ -241,7 +255,8 @@ impl Tracking {
             Of::Process(pid) => before.processes.get(&pid),
             Of::Object(dev, ino) => before.objects.get(&(dev, ino)).map(|(spans, _)| spans),
         });
-        recent.compare(of, &job.ranges, pages, |address| before.is_some_and(|before| before.contains(address)))
+        let has = |address| !self.plain && before.is_some_and(|before| before.contains(address));
+        recent.compare(of, &job.ranges, pages, has)
     }
 
     fn of(&self, from: From) -> Option<Of> {

@@ -124,5 +124,6 @@ pub fn manifest(root_pid: i32, capsule: Option<String>, birth: Birth) -> Manifes
         processor: arch::instructions(),
         capsule,
         birth: Some(birth),
+        stands_for: None,
     }
 }

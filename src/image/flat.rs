@@ -116,6 +116,11 @@ impl Flat {
         self.now.as_ref()
     }
 
+    /// What was brought in last stands for another image, as [`Resolved::stand_for`] says.
+    pub fn stand_for(&mut self, other: ([u8; 16], [u8; 32])) {
+        self.now.iter_mut().for_each(|now| Arc::make_mut(now).stand_for(other));
+    }
+
     /// Whether bringing in an image has failed where it could not be begun again: what is here is of no use to anybody.
     pub fn is_torn(&self) -> bool {
         self.torn

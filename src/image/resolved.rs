@@ -162,6 +162,11 @@ impl Resolved {
         reader.link()?.map(|link| ancestors(&link, reader)).transpose()
     }
 
+    /// From now on it is taken for the image with this id and hash.
+    pub fn stand_for(&mut self, (id, hash): ([u8; 16], [u8; 32])) {
+        (self.id, self.hash) = (id, hash.into());
+    }
+
     fn is_what(&self, link: &ParentLink) -> bool {
         (self.id, self.hash) == (link.id, link.hash)
     }

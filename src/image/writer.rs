@@ -154,8 +154,10 @@ impl<W: Write> Writer<W> {
         self
     }
 
-    /// Writes a block where [`Writer::place`] wants it: for tests, which write images one block after the other.
-    #[cfg(test)]
+    /// Writes a block where [`Writer::place`] wants it, for those who write images one block after the other.
+    ///
+    /// # Errors
+    /// As there, and those of the output.
     pub fn append(&mut self, block: &Encoded) -> Result<()> {
         let Placed { front, .. } = self.place(block)?;
         self.out.write_all(&front).and_then(|()| self.out.write_all(&block.data)).context(|| "writing the image")

@@ -142,6 +142,7 @@ fn image(tree: &Tree, blocks: &Blocks) -> Vec<u8> {
         processor: String::new(),
         capsule: None,
         birth: None,
+        stands_for: None,
     };
     out.section(SectionKind::Manifest, &manifest).unwrap();
     out.section(SectionKind::Tree, tree).unwrap();

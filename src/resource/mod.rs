@@ -77,6 +77,10 @@ pub struct Manifest {
     /// Which tree it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub birth: Option<birth::Birth>,
+    /// Id and hash of the image of a series that this one stands for where that is not: those that build upon it build upon this one.
+    /// Only on its way to a host that stands by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stands_for: Option<([u8; 16], [u8; 32])>,
 }
 
 /// The whole tree, all that is not page content.

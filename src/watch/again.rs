@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What everybody is asked.
+#[derive(Clone)]
 pub struct Ask {
     /// What the user wants.
     pub options: Options,

@@ -15,7 +15,7 @@ use super::nodes::NODES;
 use super::polls::{Ear, Polls};
 use super::raised::{Raised, Waiting};
 use super::record::{About, Claim, Record, Store};
-use super::setup::{EPOCH, Epoch, OVER, PACKETS, SETUP, Seat, Setup, WORD};
+use super::setup::{ANEW, EPOCH, Epoch, OVER, PACKETS, SETUP, Seat, Setup, WORD};
 use super::state::{self, Action, Activation, Cause, Event, Guarantee, Mark, Path, Said, Standby, Votes, Word};
 use super::status::{Board, Role, Status, Wish};
 use super::steps::{Steps, step};
@@ -82,7 +82,8 @@ fn stand(mut peer: Peer, asked: Setup, caller: Option<Caller>, report: &mut dyn 
     };
     let there = store.read(&name)?;
     let before = there.as_ref().filter(|record| several && record.watch == watch);
-    let (again, vote) = (before.is_some(), before.and_then(|record| record.vote));
+    // The primary knows of one whose record is lost, too.
+    let (again, vote) = (before.is_some() || several && known > 0, before.and_then(|record| record.vote));
     let instance = there.as_ref().map_or(0, |record| record.instance).max(known) + 1;
     let runs = there.as_ref().is_some_and(Record::runs);
     let before = there.and_then(|record| record.settled());
@@ -360,6 +361,10 @@ impl Agent<'_> {
                     self.events.extend(frame::read(&came.payload).map(|heard| Event::Heard(Path::Link, heard)));
                 }
                 Ok(came) if came.kind == EPOCH => self.coming.push_back(unpack(&came.payload)?),
+                Ok(came) if came.kind == ANEW && came.generation == self.machine.generation() => {
+                    self.coming.clear();
+                    self.events.push_back(Event::Anew);
+                }
                 Ok(came) if came.kind == PACKETS => {
                     self.waiting.take(unpack(&came.payload)?);
                     if self.root.is_some() {
@@ -386,11 +391,11 @@ impl Agent<'_> {
         self.polled();
         let whole = self.spool.whole();
         while self.coming.front().is_some_and(|epoch| epoch.image <= whole) {
-            let Some(Epoch { generation, mark, ready, image }) = self.coming.pop_front() else { break };
+            let Some(Epoch { generation, mark, ready, image, part }) = self.coming.pop_front() else { break };
             // What is not here for want of room was not whole either.
             if self.spool.has(image) {
                 self.whole.push((mark, image));
-                self.events.push_back(Event::Whole { generation, mark, ready });
+                self.events.push_back(Event::Whole { generation, mark, ready, part });
             }
         }
         if let Some(e) = self.spool.short() {

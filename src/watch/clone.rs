@@ -10,7 +10,7 @@
 
 use crate::error::{Context, Error, Result};
 use crate::image::{Flat, PAGE, Reader, Resolved};
-use crate::resource::Tree;
+use crate::resource::{Manifest, Tree};
 use crate::restore::Known;
 use crate::sys::{arch, file, priority, room};
 use crate::transport::{Receiver, Waker};
@@ -226,10 +226,11 @@ impl Clone {
         for (number, file) in state.waiting.iter().filter(|(number, _)| *number <= image) {
             let name = name(*number);
             let mut reader = Reader::from_file(file.try_clone()?, arch::MACHINE).context(|| name.display().to_string())?;
-            let (manifest, mut tree): (_, Tree) = (reader.manifest()?, reader.tree()?);
+            let (manifest, mut tree): (Manifest, Tree) = (reader.manifest()?, reader.tree()?);
             tree.complete(last.as_ref().map(|known| &known.tree))?;
             let parent = last.as_ref().map(|known| &*known.resolved);
-            let resolved = Resolved::read(&mut reader, &name, parent)?;
+            let mut resolved = Resolved::read(&mut reader, &name, parent)?;
+            manifest.stands_for.into_iter().for_each(|other| resolved.stand_for(other));
             last = Some(Known { manifest, tree, id: reader.id(), resolved: Arc::new(resolved) });
         }
         let is_there = state.waiting.iter().any(|(number, _)| *number == image);
@@ -270,11 +271,14 @@ impl Shared {
     /// Takes images as they come.
     fn take_in(&self, mut receiver: Receiver) -> Result<()> {
         let mut buffer = vec![0; PIECE];
+        // What came by another link may never be kept, if this one begins with a copy of everything.
+        let mut is_first = true;
         while let Some(mut item) = receiver.next_item()? {
             let mut state = self.state();
-            while state.waiting.len() >= MOST && !state.over {
+            while state.waiting.len() >= MOST && !state.over && !is_first {
                 state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
             }
+            is_first = false;
             drop(state);
             let came = match self.receive(&mut item, &mut buffer) {
                 Ok(file) => Ok(file),
@@ -416,11 +420,12 @@ impl Shared {
             None => flat.insert(Flat::new(self.place.file()?, give_back)),
         };
         let mut reader = Reader::from_file(file, arch::MACHINE).context(|| name.display().to_string())?;
-        let (manifest, mut tree): (_, Tree) = (reader.manifest()?, reader.tree()?);
+        let (manifest, mut tree): (Manifest, Tree) = (reader.manifest()?, reader.tree()?);
         tree.complete(self.state().latest.as_ref().map(|(_, known)| &known.tree))?;
         if !flat.bring_in(&mut reader, &name, goes_on)? {
             return Ok(None);
         }
+        manifest.stands_for.into_iter().for_each(|other| flat.stand_for(other));
         let taken = flat.taken();
         self.bytes.store(taken, Ordering::Relaxed);
         self.place.has_room(0, taken)?;

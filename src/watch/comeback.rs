@@ -4,6 +4,7 @@
 //! when it calls.
 
 use super::agent;
+use super::change;
 use super::control::Control;
 use super::protect::{self, Options, Outcome};
 use super::record::{Record, Store};
@@ -67,7 +68,8 @@ fn due(record: Option<&Record>) -> Option<Due> {
 /// # Errors
 /// Those of both.
 pub fn watch(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
-    let outcome = protect::run(options, report)?;
+    let (outcome, options) = &change::run(options, report)?;
+    let outcome = outcome.clone();
     if options.limits.standbys > 1 {
         if outcome.replaced {
             report.warning("this host does not stand by again by itself, since several others did");
@@ -121,7 +123,7 @@ fn lead(options: &Options, store: &Store, manager: &Manager, report: &mut dyn Re
         let wanted = Options { dump, begun: begun.clone(), ..options.clone() };
         let failed = match hindrance {
             Some(why) => why,
-            None => match protect::run(&wanted, report) {
+            None => match change::run(&wanted, report).map(|(outcome, _)| outcome) {
                 Err(e) if !begun.load(Ordering::Relaxed) && e.kind != Kind::Interrupted => e.message,
                 done => return done.map(Some),
             },

@@ -8,6 +8,7 @@
 //! It is for root, for the user whose watch it is, and for a named group. One thread serves all who ask: there are few, and what
 //! they can make it keep is bounded.
 
+use super::change::{self, Change};
 use super::protect::Options;
 use super::record::Store;
 use super::state::Mark;
@@ -63,6 +64,12 @@ pub enum Ask {
     Handover,
     /// That it is protected again.
     Resume,
+    /// One more standby,
+    #[serde(rename = "add-standby")]
+    AddStandby,
+    /// or one less.
+    #[serde(rename = "remove-standby")]
+    RemoveStandby,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -96,6 +103,8 @@ enum Waits {
     Switch(u64),
     /// That nobody can take over any more.
     Pause,
+    /// The end, after which so many are to stand by.
+    Change(usize),
 }
 
 /// The socket, and who serves it. Dropped, it is gone, and who waited has heard how the watch has ended.
@@ -168,6 +177,7 @@ impl Control {
             other: Some(hosts.join(", ")),
             needed: (standbys.len() > 1).then(|| options.limits.votes()),
             standbys,
+            refused: options.refused.clone(),
             at: options.addresses.iter().map(ToString::to_string).collect(),
             guarantee: Some(options.limits.guarantee.name().to_owned()),
             ..Status::default()
@@ -381,6 +391,11 @@ impl Server {
                 self.board.wish(Wish::Pause);
                 Ok(Err(Waits::Pause))
             }
+            Ask::AddStandby | Ask::RemoveStandby => {
+                let (adds, host) = (request.what == Ask::AddStandby, request.to.unwrap_or_default());
+                change::may(&status)?;
+                self.board.change(&Change { adds, host }).map(|count| Err(Waits::Change(count)))
+            }
             Ask::Resume if status.state != State::Paused => {
                 Err(Error::other(format!("{} is not paused", status.name)).help("meio status says how it stands"))
             }
@@ -413,11 +428,15 @@ impl Server {
         {
             return Ok(how.map_or_else(|e| failure(&e), |switched| json!({"v": VERSION, "switched": switched})));
         }
+        if let (Waits::Change(_), Some(e)) = (waits, self.board.unchanged()) {
+            return Ok(failure(&e));
+        }
         match (waits, self.board.ended()) {
+            (Waits::Change(count), Some(Ok(_))) => Ok(json!({"v": VERSION, "changes": count})),
             (Waits::End(_) | Waits::Handover, Some(Ok(warnings))) => Ok(json!({"v": VERSION, "ended": {"warnings": warnings}})),
             (_, Some(Err(e))) => Ok(failure(&e)),
             (Waits::Pause, None) if self.board.status().state == State::Paused => Ok(json!({"v": VERSION, "paused": true})),
-            (Waits::Switch(_) | Waits::Pause, None) => Err(waits),
+            (Waits::Switch(_) | Waits::Pause | Waits::Change(_), None) => Err(waits),
             (Waits::Epoch(_) | Waits::Switch(_) | Waits::Pause, Some(_)) => Ok(failure(&Error::other("the watch has ended"))),
             (Waits::Epoch(begun), None) => match self.board.epoch().filter(|epoch| Some(*epoch) > begun) {
                 Some(epoch) => Ok(json!({"v": VERSION, "epoch": epoch})),

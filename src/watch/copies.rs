@@ -3,9 +3,9 @@
 
 mod fan;
 
-pub use fan::Fan;
+pub use fan::{Fan, Filler};
 
-use super::state::Mark;
+use super::state::{Mark, Part};
 use crate::error::{Context, Error, Result};
 use crate::transport::Sender;
 use nix::fcntl::{FcntlArg, fcntl};
@@ -79,6 +79,19 @@ impl Ways {
         }
     }
 
+    /// See [`Fan::is_open`].
+    pub fn is_open(&self) -> bool {
+        matches!(self, Ways::Several(fan) if fan.is_open())
+    }
+
+    /// See [`Fan::fill`]. A single standby gets everything by a series that begins.
+    pub fn fill(&self, of: usize, mark: Mark) -> Option<Filler> {
+        match self {
+            Ways::One(_) => None,
+            Ways::Several(fan) => fan.fill(of, mark),
+        }
+    }
+
     /// See [`Copies::link`].
     pub fn link(&mut self, of: usize, link: u64, sender: Sender, images: Option<u64>) -> bool {
         match self {
@@ -94,6 +107,22 @@ impl Seen {
         match self {
             Seen::One(known) => known.image(mark),
             Seen::Several(known) => known.image(of, mark),
+        }
+    }
+
+    /// What an epoch is to one of them.
+    pub fn part(&self, of: usize, mark: Mark) -> Part {
+        match self {
+            Seen::One(_) => Part::All,
+            Seen::Several(known) => known.part(of, mark),
+        }
+    }
+
+    /// One of several is to get nothing more of what it gets. Says whether it got something: its link is over then.
+    pub fn detach(&self, of: usize) -> bool {
+        match self {
+            Seen::One(_) => false,
+            Seen::Several(known) => known.detach(of),
         }
     }
 

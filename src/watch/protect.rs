@@ -2,12 +2,14 @@
 //! on this one, since ptrace binds a tree to a thread.
 
 mod court;
+mod fill;
 mod others;
 
 pub use court::{Witness, contact};
 
 use super::again::{self, Reach, Standing, Whom};
 use super::bell::Bell;
+use super::change;
 use super::comeback::Stood;
 use super::control::Control;
 use super::copies::{Seen as Known, Ways};
@@ -22,7 +24,7 @@ use super::record::{Claim, Record, Store};
 use super::say::Seen;
 use super::setup::{EPOCH, Epoch, Setup, WORD};
 use super::start::Start;
-use super::state::{Action, Activation, Event, Frame, Group, Hand, Limits, Mark, Path, Primary, Said, Word};
+use super::state::{Acks, Action, Activation, Event, Frame, Group, Hand, Limits, Mark, Path, Primary, Said, Word};
 use super::status::{Board, Role, State, ms};
 use super::switch::{Course, Still, are_down};
 use super::tree::{Order, Tree};
@@ -41,9 +43,9 @@ use crate::transport::{self, Destination, How, Peer};
 use others::Other;
 use std::collections::VecDeque;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// What the user asked for.
@@ -67,6 +69,8 @@ pub struct Options {
     pub spool: PathBuf,
     /// What was chosen.
     pub limits: Limits,
+    /// How many of several standbys are waited for.
+    pub acks: Acks,
     /// The command that ends the standby's host at the primary, and the primary's at the standby.
     pub fence: Option<String>,
     /// Who says which of the two hosts may go on.
@@ -77,6 +81,8 @@ pub struct Options {
     pub control_group: Option<String>,
     /// Set when nothing stands in the way any more.
     pub begun: Arc<AtomicBool>,
+    /// Why others do not stand by, as was wanted before.
+    pub refused: Option<String>,
 }
 
 /// How a watch has ended.
@@ -104,8 +110,22 @@ pub struct Outcome {
     pub switched: bool,
     /// This host has come back, and stood by: how that has ended.
     pub stood: Option<Stood>,
+    /// It is to go on so.
+    pub changes: Option<Box<Options>>,
     /// What is different.
     pub warnings: Vec<String>,
+}
+
+impl Outcome {
+    /// With what was done before.
+    pub fn after(mut self, before: &Outcome) -> Outcome {
+        self.epochs += before.epochs;
+        self.bytes += before.bytes;
+        self.longest = self.longest.max(before.longest);
+        self.stops.splice(0..0, before.stops.iter().copied());
+        self.warnings.splice(0..0, before.warnings.iter().cloned());
+        self
+    }
 }
 
 /// Watches the tree until that is over: asked for by a signal, by the tree's own end, or since nobody is left to watch for.
@@ -118,11 +138,11 @@ pub fn run_over(options: &Options, reach: Reach, report: &mut dyn Report) -> Res
     signal::catch();
     let begun = Instant::now();
     let mut phases = Vec::new();
-    let (here, known, door) = match reach {
+    let (here, contact, door) = match reach {
         Reach::Called => (None, None, None),
         Reach::Calls(here) => (Some(here.peer), here.witness, Some(here.door)),
     };
-    let mut start = Start::look(options, begun, known, report, &mut phases)?;
+    let mut start = Start::look(options, begun, contact, report, &mut phases)?;
     let control = Control::of(options, &start.store)?;
     let board = control.board();
     let mut witness = court::look(options, &mut start, &board, door.is_some())?;
@@ -157,9 +177,19 @@ pub fn run_over(options: &Options, reach: Reach, report: &mut dyn Report) -> Res
         let _ = wishes.send((None, wish.event()));
         rings.ring();
     });
+    let changes = Arc::<Mutex<Option<Box<Options>>>>::default();
+    if door.is_none() {
+        let (events, bell, theirs, ask) = (events.clone(), bell.clone(), changes.clone(), start.ask.clone());
+        let over = move |next| {
+            *theirs.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(next));
+            let _ = events.send((None, Event::Over));
+            bell.ring();
+        };
+        change::changes(&board, ask, over);
+    }
     let (mut record, machine) = start.machine(generation);
     record.door = door.as_ref().map(|door| door.token().to_owned());
-    let (host, whom) = (start.host(), Whom { generation: Some(generation), ..start.first.clone() });
+    let known = start.known(asks.len(), generation);
     let Start { store, claim, tree: _tree, lease, .. } = start;
     // From here on a signal ends the watch, not what is just being done.
     signal::pass();
@@ -169,7 +199,7 @@ pub fn run_over(options: &Options, reach: Reach, report: &mut dyn Report) -> Res
     let manager = Arc::new(Manager::of_environment());
     let copies = Ways::to(options.limits.standbys, options.limits.quorum());
     let group = Group::new(options.limits);
-    let others = others::new(asks, (&host, &whom), options.limits.again, door)?;
+    let others = others::new(asks, known, options.limits.again, door)?;
     let root = Member::of(options.dump.pid)?;
     let mut end = End {
         machine,
@@ -206,6 +236,7 @@ pub fn run_over(options: &Options, reach: Reach, report: &mut dyn Report) -> Res
         options,
         copies,
         moving: None,
+        fills: None,
         still: Still::new(packets),
         events,
         bell,
@@ -250,6 +281,8 @@ pub fn run_over(options: &Options, reach: Reach, report: &mut dyn Report) -> Res
     let unheard = alone.then(|| format!("nothing was heard of {}: clean up there, too: meio unwatch {}", outcome.host, options.name));
     board.end(ended.clone().map(|()| unheard.into_iter().collect()));
     done.and(ended)?;
+    let over = !outcome.demoted && !outcome.replaced && !outcome.switched && !outcome.ended;
+    outcome.changes = changes.lock().unwrap_or_else(PoisonError::into_inner).take().filter(|_| over);
     Ok(outcome)
 }
 
@@ -387,8 +420,10 @@ impl End {
             }
             Action::Ship { mark, ready } => {
                 for (of, other) in self.others.iter().enumerate() {
-                    if let (Some(peer), Some(image)) = (&other.peer, self.known.image(of, mark)) {
-                        send(peer, EPOCH, pack(&Epoch { generation, mark, ready, image })?);
+                    // Whoever has just come back knows nothing of images of the link before.
+                    let image = self.known.image(of, mark).filter(|_| self.known.uses(of, other.link));
+                    if let (Some(peer), Some(image)) = (&other.peer, image) {
+                        send(peer, EPOCH, pack(&Epoch { generation, mark, ready, image, part: self.known.part(of, mark) })?);
                     }
                 }
                 self.announce(mark, ready);

@@ -4,6 +4,7 @@
 //! A file a watch in `/var/lib/meio/watch` (`$XDG_STATE_HOME/meio/watch`, or `~/.local/state/meio/watch`, for who is not root).
 //! One that cannot be read decides nothing: its watch does not begin.
 
+use super::setup::Seat;
 use super::state::{Activation, Limits, Vote};
 use super::witness::Contact;
 use crate::error::{Context, Error, Kind, Result};
@@ -68,6 +69,23 @@ pub struct Back {
     /// What leads to the witness.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub witness: Option<Contact>,
+    /// Each of several standbys, in the user's order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub each: Vec<Each>,
+}
+
+/// What leads back to one of several standbys.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Each {
+    /// What its machine calls itself,
+    pub host: String,
+    /// which process it is there,
+    pub instance: u64,
+    /// and what it is to be told by who comes back.
+    pub token: String,
+    /// What it is told of the others, should it have to be begun anew.
+    pub seat: Option<Box<Seat>>,
 }
 
 /// What a watch has made or taken on a host.

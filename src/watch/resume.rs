@@ -1,7 +1,7 @@
 //! A watch whose meio was killed: another one finds the tree, which goes on, and what was left between it and its network.
 
 use super::protect::Options;
-use super::record::{Back, Record};
+use super::record::{Back, Each, Record};
 use super::state::{Activation, Guarantee};
 use crate::error::{Error, Kind, Result};
 use crate::migrate::record::Member;
@@ -35,13 +35,6 @@ pub fn find(options: &Options, there: Option<&Record>) -> Result<Option<Resumed>
     if !ended && Member::of(options.dump.pid).map_or(true, |tree| tree != back.tree) {
         return Ok(None);
     }
-    if options.limits.standbys.max(back.limits.standbys) > 1
-        && matches!(record.activation, Some(Activation::Primary { .. } | Activation::Demoted(_)))
-    {
-        let what = format!("the meio of the watch {} was killed, and one of {} takes over, or has", record.name, back.host);
-        let help = format!("meio status says which, there; meio unwatch {} here ends what is left of it", record.name);
-        return Err(Error::other(what).help(help));
-    }
     let (generation, instance) = match record.activation {
         Some(Activation::Demoted(generation)) if !ended && !options.limits.keep_demoted => {
             let (watch, instance, back) = (record.watch, record.instance + 1, back.clone());
@@ -61,7 +54,10 @@ pub fn find(options: &Options, there: Option<&Record>) -> Result<Option<Resumed>
     if !is_held(options)? {
         return Ok(None);
     }
-    if back.limits != options.limits {
+    let hosts = || std::iter::once(&options.standby).chain(&options.others).map(ToString::to_string);
+    let others = |each: &Each| each.seat.as_ref().is_some_and(|seat| !seat.hosts.iter().cloned().eq(hosts()));
+    let several = options.limits.standbys > 1 && back.each.len() != options.limits.standbys;
+    if back.limits != options.limits || several || back.each.iter().any(others) {
         let what = format!("the meio of the watch {} was killed, and its standby was told something else than is wanted now", record.name);
         return Err(Error::new(Kind::Usage, what).help("give it the options that it had"));
     }

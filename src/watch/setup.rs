@@ -1,6 +1,6 @@
 //! What the two ends say to each other before the watch begins, and what frames of the link carry then.
 
-use super::state::{Limits, Mark};
+use super::state::{Limits, Mark, Part};
 use super::witness::Contact;
 use crate::migrate::address::Address;
 use crate::migrate::plan::{Details, Plan};
@@ -23,6 +23,8 @@ pub const OVER: u16 = 0x113;
 pub const PACKETS: u16 = 0x114;
 /// Kind of those that say, in words, why the standby could not take over as it was asked to.
 pub const WHY: u16 = 0x115;
+/// Kind of those that have one of several standbys give up what it has, for a copy of everything.
+pub const ANEW: u16 = 0x116;
 
 /// The words of the beginning, in their order.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -115,7 +117,7 @@ pub enum Setup {
 }
 
 /// What one of several standbys is told of the others.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Seat {
     /// Which of them it is, from 0.
@@ -139,7 +141,7 @@ pub struct Seat {
 }
 
 /// Who stands by where the tree ran before, or runs now: with all that is to be known to protect it by that host.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Returns {
     /// Name of the watch.
@@ -182,8 +184,11 @@ pub struct Epoch {
     pub generation: u64,
     /// Which.
     pub mark: Mark,
-    /// One may take over from it.
+    /// One may take over from it,
     pub ready: bool,
     /// Which of the images on the streams it is, from 1.
     pub image: u64,
+    /// or not yet.
+    #[serde(default)]
+    pub part: Part,
 }

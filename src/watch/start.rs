@@ -98,6 +98,18 @@ impl Start {
         self.resumed.as_ref().map_or(String::new(), |resumed| resumed.back.host.clone())
     }
 
+    /// Who stands by at each of so many places, as far as that is known, for a primary of this generation.
+    pub fn known(&self, count: usize, generation: u64) -> Vec<(String, Whom)> {
+        let first = (self.host(), Whom { generation: Some(generation), ..self.first.clone() });
+        let each = self.resumed.iter().flat_map(|resumed| &resumed.back.each);
+        let each = each.map(|each| {
+            let token = Some(each.token.clone()).filter(|token| !token.is_empty());
+            let (instance, seat) = (each.instance, each.seat.clone());
+            (each.host.clone(), Whom { instance, token, seat, ..first.1.clone() })
+        });
+        each.chain(std::iter::repeat(first.clone())).take(count).collect()
+    }
+
     /// What is to be on record of a primary of this generation, and its machine.
     pub fn machine(&self, generation: u64) -> (Record, Primary) {
         let Ask { options, watch, .. } = &self.ask;

@@ -53,6 +53,9 @@
 //!   g cannot take over any more. A primary that lives has a lease on g there, which a standby waits for. An answer may be lost:
 //!   to be granted twice is to be granted once, and who is told of a generation that he has asked for and never heard of acts
 //!   on it then. Without an answer nobody goes on who would not without a witness.
+//! * A standby that comes late, or is behind, has nothing and says so, until it has a copy of everything that was made while the others
+//!   went on, and all epochs up to one that was begun when that copy was complete ([`Part`], [`Group::wish`]). What it has said before
+//!   to have it still knows, or does not vote before it has more.
 //! * *Several standbys* are to the primary as one ([`Group`]), and are each other's witness ([`Votes`]): a standby asks the others as it
 //!   would ask a witness, and what they say is that one's ruling. With `s` standbys output goes out when [`Limits::quorum`] of them,
 //!   `q`, have its epoch; [`Limits::votes`] of them, `v`, itself counted, let one take over, each for no more than one and only for who has
@@ -69,7 +72,7 @@ mod primary;
 mod standby;
 mod votes;
 
-pub use group::Group;
+pub use group::{Group, Wish};
 pub use primary::Primary;
 pub use standby::Standby;
 pub use votes::{Cause, Deed, Poll, Stance, Vote, Votes};
@@ -93,6 +96,19 @@ pub struct Mark {
     pub series: u64,
     /// From 1, which is that copy.
     pub number: u64,
+}
+
+/// What an epoch is to who gets it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Part {
+    /// With those before it, it is all that there was then.
+    #[default]
+    All,
+    /// A copy of everything that stands for this epoch, and was made while the tree ran on: what is true of it is known only with
+    /// those that follow.
+    Base,
+    /// One of these, and more are needed.
+    Upon,
 }
 
 /// What both ends say on both paths.
@@ -323,7 +339,8 @@ pub enum Event {
     Linked,
     /// There is none any more.
     LinkLost,
-    /// Primary: what is under way cannot be sent again: everything is to be copied anew.
+    /// Primary: what is under way cannot be sent again: everything is to be copied anew. Standby: what is here is behind, and is to
+    /// be given up for a copy of everything.
     Anew,
     /// The other end's process is known to have ended: its host says so.
     Gone,
@@ -367,8 +384,10 @@ pub enum Event {
         generation: u64,
         /// Which.
         mark: Mark,
-        /// One may take over from it.
+        /// One may take over from it,
         ready: bool,
+        /// or not yet.
+        part: Part,
     },
     /// Standby: there was no room for what came. Primary: so many of several standbys had none that too few are left.
     Full,

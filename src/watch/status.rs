@@ -1,6 +1,7 @@
 //! How a watch stands, for people: its threads note what they see on a board, and who asks over the control socket
 //! ([`super::control`]) is told.
 
+use super::change::Change;
 use super::gate::Gate;
 use super::nodes::{Hosts, Node};
 use super::state::{Event, Mark, Path, Said};
@@ -156,6 +157,9 @@ pub struct Status {
     pub witness: Option<Witness>,
     /// All hosts of the watch, this one among them; empty for a series, and where nobody is at work.
     pub nodes: Vec<Node>,
+    /// Why others do not stand by, as was wanted last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub refused: Option<String>,
     /// What would be lost if the host died on which the tree runs.
     pub loses: String,
 }
@@ -166,8 +170,8 @@ pub struct Status {
 pub struct One {
     /// What it calls itself.
     pub host: String,
-    /// `starting`, `ready` (it has all that was acknowledged to it), `out-of-step` (it misses something, and gets nothing more until all
-    /// is copied anew), or `lost`.
+    /// `starting`, `ready` (it has all that was acknowledged to it), `out-of-step` (it misses something), `copying` (everything is
+    /// copied to it), or `lost`.
     pub state: String,
     /// The last epoch that it has.
     pub epoch: Option<Mark>,
@@ -277,6 +281,9 @@ impl Wish {
 /// Whom it is told.
 type Grant = Box<dyn Fn(Wish) + Send>;
 
+/// Who looks whether others can stand by, and how many will, and has that come about.
+type Changer = Box<dyn Fn(&Status, &Change) -> Result<usize, crate::error::Error> + Send>;
+
 /// How it has ended: what is to be said of it.
 pub type Ended = Result<Vec<String>, crate::error::Error>;
 
@@ -291,6 +298,9 @@ struct Inner {
     since: Option<Instant>,
     gate: Option<Gate>,
     grant: Option<Grant>,
+    changer: Option<Changer>,
+    /// Why it did not come to a change.
+    unchanged: Option<crate::error::Error>,
     wish: Option<Wish>,
     ended: Option<Ended>,
     /// Its end was wished for.
@@ -458,6 +468,34 @@ impl Board {
             None if inner.wish != Some(Wish::Over) => inner.wish = Some(wish),
             None => {}
         }
+    }
+
+    /// Who has others stand by; he must not look at the board.
+    pub fn changed_by(&self, changer: impl Fn(&Status, &Change) -> Result<usize, crate::error::Error> + Send + 'static) {
+        self.inner().changer = Some(Box::new(changer));
+    }
+
+    /// Others are to stand by; how many will.
+    ///
+    /// # Errors
+    /// Why they cannot.
+    pub fn change(&self, change: &Change) -> Result<usize, crate::error::Error> {
+        let status = self.status();
+        let mut inner = self.inner();
+        inner.unchanged = None;
+        let none = || crate::error::Error::other("who stands by here has called by itself, and cannot be changed");
+        let changer = inner.changer.as_ref().ok_or_else(|| none().help("meio unwatch and meio watch begin anew"))?;
+        changer(&status, change)
+    }
+
+    /// It does not come to that.
+    pub fn stays(&self, why: crate::error::Error) {
+        self.inner().unchanged = Some(why);
+    }
+
+    /// Why it did not, said once.
+    pub fn unchanged(&self) -> Option<crate::error::Error> {
+        self.inner().unchanged.take()
     }
 
     /// Whether its end was ever wished for.

@@ -45,6 +45,8 @@ pub enum Order {
     Link(usize, u64, Streams, Option<u64>),
     /// Which of several standbys get the series that begins.
     Join(Vec<bool>),
+    /// The standby at this place gets a copy of everything beside what the others get.
+    Fill(usize),
     /// Something that is to be known,
     Tell(String),
     /// and by who wants to know much.
@@ -61,6 +63,8 @@ pub struct Tree<'o> {
     pub copies: Ways,
     /// Who makes them.
     pub moving: Option<Moving<'o>>,
+    /// Who gets a copy of everything with the next one.
+    pub fills: Option<usize>,
     /// It, when it stands still for the standby.
     pub still: Still,
     /// What has happened; with the standby at which place, if with one.
@@ -183,6 +187,7 @@ impl Tree<'_> {
                     self.tell_of(Some(of), Event::Linked);
                 }
                 Ok(Order::Join(joined)) => self.copies.join(&joined),
+                Ok(Order::Fill(of)) => self.fills = Some(of),
                 Ok(Order::Tell(text)) => report.warning(&text),
                 Ok(Order::Note(text)) => report.note(&text),
                 Ok(Order::End(done)) => return failed.filter(|_| self.asked == 0 && !outcome.demoted).map_or(done, Err),
@@ -202,7 +207,7 @@ impl Tree<'_> {
     /// An image of what has changed, on its way to the standby.
     fn capture(&mut self, mark: Mark, last: bool, outcome: &mut Outcome, report: &mut dyn Report) -> Result<()> {
         if mark.number == 1 {
-            self.moving = None;
+            (self.moving, self.fills) = (None, None);
             let mut moving = Moving::begin(&self.options.dump, false, report)?;
             let gate = self.gate.clone();
             moving.steadily(move || gate.stands());
@@ -217,10 +222,15 @@ impl Tree<'_> {
         let idle = self.pulse.begin();
         self.tell(Event::Idle(idle));
         let moving = self.moving.as_mut().ok_or_else(nothing)?;
+        if self.fills.is_some() && !last {
+            moving.wants_base();
+        }
+        moving.plainly(self.copies.is_open());
         let still = &mut self.still;
         let make = |pipe| if last { still.stop(moving, pipe, report) } else { moving.round(pipe, report) };
         let made = self.copies.item(mark, make)?;
         self.pulse.note(moving.processes(), made.tasks);
+        self.fill(mark);
         let stop = made.pause.max(made.stops.unwrap_or_default());
         outcome.bytes += made.image_bytes;
         self.board.copied(mark, stop, made.image_bytes);
@@ -230,6 +240,16 @@ impl Tree<'_> {
             self.tell(Event::Stood(stop));
         }
         Ok(())
+    }
+
+    /// Somebody gets a copy of everything that stands for this epoch, which was just made.
+    fn fill(&mut self, mark: Mark) {
+        let Some(base) = self.moving.as_mut().and_then(Moving::base) else { return };
+        let Some(of) = self.fills.take() else { return };
+        let Some(mut filler) = self.copies.fill(of, mark) else { return self.tell_of(Some(of), Event::Anew) };
+        // When it fails its link does.
+        let work = move || drop(base.write(&mut filler).map(|()| filler.finish()));
+        let _ = std::thread::Builder::new().name("fill".into()).spawn(work);
     }
 
     /// How things stand, now and then.

@@ -63,11 +63,13 @@ pub fn serve(peer: Peer, returns: Returns) -> Result<()> {
         pid_namespace: returns.pid_namespace,
         spool: returns.spool,
         limits: returns.limits,
+        acks: returns.limits.acks,
         fence: returns.fence,
         witness: None,
         on_event: returns.on_event,
         control_group: None,
         begun: Default::default(),
+        refused: None,
     };
     // A tree of which nobody here knows that it was overtaken is ended by who hears so: by the next call, which finds a door.
     if part == Part::Overtaken {

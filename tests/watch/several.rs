@@ -4,7 +4,7 @@ use super::comeback::stands;
 use super::control::{meio, status};
 use super::links::{cut_all, heal};
 use super::{Counter, SLOW, Watched, answers_again, has_address, machines, oldest, redis_on};
-use crate::lab::hosts::{Hosts, VIP};
+use crate::lab::hosts::Hosts;
 use crate::lab::{Lab, SOON, until};
 use serde_json::Value;
 use std::path::Path;
@@ -12,19 +12,19 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// What all hosts but the first have noted.
-fn noted(hosts: &Hosts) -> String {
+pub fn noted(hosts: &Hosts) -> String {
     const ALL: &str = "cat /var/lib/meio/watch/*.log; cat /var/lib/meio/watch/*.record; ps axo pid,stat,args; ip -o -4 address";
     let of = |n: usize| hosts.hosts[n].command(Path::new("bash")).args(["-c", ALL]).output().expect("nsenter starts").stdout;
     (1..3).map(|n| format!("---- host {}\n{}", n + 1, String::from_utf8_lossy(&of(n)))).collect()
 }
 
 /// A redis on the first of three hosts, watched by the other two, and a client that counts.
-fn guarded(lab: &Lab, more: &[&str]) -> (Hosts, i32, Watched, Counter) {
+pub fn guarded(lab: &Lab, more: &[&str]) -> (Hosts, i32, Watched, Counter) {
     guarded_by(lab, 2, more)
 }
 
 /// The same with so many standbys.
-fn guarded_by(lab: &Lab, count: usize, more: &[&str]) -> (Hosts, i32, Watched, Counter) {
+pub fn guarded_by(lab: &Lab, count: usize, more: &[&str]) -> (Hosts, i32, Watched, Counter) {
     let (hosts, pid) = redis_on(lab, machines(lab, count + 1));
     let others = hosts.hosts[2..].iter().flat_map(|host| ["--standby", &host.address]).collect::<Vec<_>>();
     let watched = Watched::with(lab, &hosts, pid, &[SLOW, &["--name", "web"], &others, more].concat());
@@ -36,26 +36,26 @@ fn guarded_by(lab: &Lab, count: usize, more: &[&str]) -> (Hosts, i32, Watched, C
 }
 
 /// How many of the standbys are so, as the primary knows.
-fn both(hosts: &Hosts, state: &str) -> usize {
+pub fn both(hosts: &Hosts, state: &str) -> usize {
     let one: Value = status(&hosts.hosts[0]);
     one["standbys"].as_array().map_or(0, |all| all.iter().filter(|one| one["state"] == state).count())
 }
 
-fn lose(hosts: &mut Hosts, watched: &mut Watched) {
+pub fn lose(hosts: &mut Hosts, watched: &mut Watched) {
     hosts.wire(0, false);
     hosts.hosts[0].fail();
     let _ = watched.meio.wait();
 }
 
 /// Which of the standbys has it.
-fn taken(hosts: &Hosts) -> Option<usize> {
+pub fn taken(hosts: &Hosts) -> Option<usize> {
     let with: Vec<usize> = (1..3).filter(|n| has_address(&hosts.hosts[*n])).collect();
     assert!(with.len() < 2, "two have the address: {}", noted(hosts));
     with.first().copied()
 }
 
 /// One of them has taken over, the connection lives, and the other one stands by for it.
-fn goes_on(hosts: &Hosts, watched: &Watched, counter: Counter, pid: i32) -> usize {
+pub fn goes_on(hosts: &Hosts, watched: &Watched, counter: Counter, pid: i32) -> usize {
     assert!(counter.go_on(50), "it does not go on: {}\n{}", watched.said(), noted(hosts));
     let here = taken(hosts).expect("one has it");
     let other = 3 - here;
@@ -148,25 +148,6 @@ crate::alone! {
         goes_on(&hosts, &watched, counter, pid);
     }
 
-    /// Who stands by on one of two hosts is killed: another one is begun there, which has nothing. It gets everything when a user has it
-    /// copied anew.
-    fn a_standby_that_is_killed() {
-        let lab = Lab::new("several-killed");
-        let (mut hosts, pid, mut watched, counter) = guarded(&lab, &[]);
-        hosts.hosts[1].plain("pkill", &["-KILL", "-x", "meio"]);
-        assert!(until(SOON, || both(&hosts, "out-of-step") == 1), "{}\n{}", status(&hosts.hosts[0]), watched.said());
-        let one = status(&hosts.hosts[0]);
-        assert!(one["state"] == "protected" && one["loses"].as_str().is_some_and(|text| text.contains("1 of 2 standbys")), "{one}");
-        let (_, text) = meio(&hosts.hosts[0], &["status", "web"]);
-        assert!(text.contains("standbys     host2: out-of-step") && text.contains("host3: ready, epoch "), "{text}");
-        assert!(counter.go_on(50), "{}\n{}", watched.said(), noted(&hosts));
-        assert_eq!((meio(&hosts.hosts[0], &["pause", "web"]).0, meio(&hosts.hosts[0], &["resume", "web"]).0), (0, 0));
-        assert!(until(SOON, || both(&hosts, "ready") == 2), "{}\n{}", status(&hosts.hosts[0]), watched.said());
-        assert!(counter.go_on(50), "{}\n{}", watched.said(), noted(&hosts));
-        lose(&mut hosts, &mut watched);
-        goes_on(&hosts, &watched, counter, pid);
-    }
-
     /// The two that stand by lose each other: nothing happens. With the primary lost, too, neither begins, until they find each other.
     fn standbys_that_lose_each_other() {
         let lab = Lab::new("several-parted");
@@ -195,20 +176,44 @@ crate::alone! {
         assert!(!hosts.hosts[0].lives(pid) && !has_address(&hosts.hosts[0]) && taken(&hosts).is_some(), "{}", watched.said());
     }
 
-    /// The meio of the primary is killed: it is taken over from, and what is left there is not taken up again.
+    /// The meio of the primary is killed: it is taken over from. Started again, it ends what is left of the tree there.
     fn a_meio_that_is_killed() {
         let lab = Lab::new("several-meio");
         let (hosts, pid, mut watched, counter) = guarded(&lab, &[]);
         hosts.hosts[0].plain("kill", &["-KILL", &oldest(&hosts.hosts[0])]);
         let _ = watched.meio.wait();
         goes_on(&hosts, &watched, counter, pid);
-        let again = ["watch", "--name", "web", "--vip", VIP, "--standby", "10.99.0.2", "--standby", "10.99.0.3", &pid.to_string()];
-        let (code, said) = meio(&hosts.hosts[0], &again);
-        assert!(code == 1 && said.contains("takes over, or has"), "{code}: {said}");
         assert!(hosts.hosts[0].runs(pid) && !has_address(&hosts.hosts[0]));
-        let (code, said) = meio(&hosts.hosts[0], &["unwatch", "web"]);
-        assert!([0, 3].contains(&code) && said.contains("stands still"), "{code}: {said}");
-        assert!(!hosts.hosts[0].runs(pid) && taken(&hosts).is_some(), "{said}");
+        let mut again = Watched::start(&lab, &hosts, pid, &[SLOW, &["--name", "web", "--standby", "10.99.0.3"]].concat());
+        let ended = || again.meio.try_wait().is_ok_and(|done| done.is_some());
+        assert!(until(SOON, ended), "it does not give in: {}\n{}", again.said(), noted(&hosts));
+        assert!(!hosts.hosts[0].lives(pid) && !has_address(&hosts.hosts[0]), "{}", again.said());
+        let here = taken(&hosts).expect("one has it");
+        assert!(hosts.hosts[here].runs(pid) && stands(&hosts.hosts[here], "primary", "protected"), "{}", noted(&hosts));
+    }
+
+    /// It is started again before they take over: it goes on with the tree, and with both. When the host is lost then they take over.
+    fn a_meio_that_is_started_again() {
+        let lab = Lab::new("several-again");
+        let (mut hosts, pid) = redis_on(&lab, machines(&lab, 3));
+        let choices = ["--timeout", "15s", "--name", "web", "--standby", "10.99.0.3"];
+        let mut watched = Watched::with(&lab, &hosts, pid, &choices);
+        let counter = Counter::begin();
+        assert!(counter.go_on(20) && until(SOON, || both(&hosts, "ready") == 2), "{}\n{}", watched.said(), noted(&hosts));
+        let agents = [1, 2].map(|n| oldest(&hosts.hosts[n]));
+        hosts.hosts[0].plain("kill", &["-KILL", &oldest(&hosts.hosts[0])]);
+        let _ = watched.meio.wait();
+        let mut watched = Watched::with(&lab, &hosts, pid, &choices);
+        assert!(watched.said().contains("the meio of this watch was killed"), "{}", watched.said());
+        assert!(until(SOON, || both(&hosts, "ready") == 2), "{}\n{}\n{}", status(&hosts.hosts[0]), watched.said(), noted(&hosts));
+        assert!(counter.go_on(50), "it does not go on: {}\n{}", watched.said(), noted(&hosts));
+        assert_eq!([1, 2].map(|n| oldest(&hosts.hosts[n])), agents);
+        // What was on record is of use for who is begun anew.
+        hosts.hosts[1].plain("pkill", &["-KILL", "-x", "meio"]);
+        assert!(until(SOON, || both(&hosts, "ready") == 1), "{}", status(&hosts.hosts[0]));
+        assert!(until(SOON, || both(&hosts, "ready") == 2), "{}\n{}\n{}", status(&hosts.hosts[0]), watched.said(), noted(&hosts));
+        lose(&mut hosts, &mut watched);
+        goes_on(&hosts, &watched, counter, pid);
     }
 
     /// What several standbys have no part in is refused, and a watch of them is ended like any other.

@@ -28,6 +28,7 @@ pub fn manifest() -> Manifest {
         processor: String::new(),
         capsule: None,
         birth: None,
+        stands_for: None,
     }
 }
 

@@ -1,11 +1,15 @@
 //! Images on their way to several standbys at once: each is made and packed once, and goes to each of them as fast as its link takes
 //! it. Who is slower than the others falls behind, and holds nobody up as long as enough of them keep up; who falls too far behind, or
-//! comes back and misses what is not kept any more, gets nothing more until everything is copied anew.
+//! comes back and misses what is not kept any more, gets nothing more until everything is copied anew: to all, or to it alone ([`fill`]).
+
+mod fill;
 
 use super::PIPE;
 use crate::error::{Context, Error, Result};
 use crate::transport::Sender;
-use crate::watch::state::Mark;
+use crate::watch::state::{Mark, Part};
+pub use fill::Filler;
+use fill::Own;
 use nix::fcntl::{FcntlArg, fcntl};
 use std::collections::VecDeque;
 use std::fs::File;
@@ -17,6 +21,8 @@ use std::time::{Duration, Instant};
 const KEPT: usize = 16 << 20;
 /// Bytes that somebody may be behind who is not waited for.
 const BEHIND: usize = 64 << 20;
+/// The same while, or since, it gets a copy of everything.
+const FILLING: usize = 256 << 20;
 /// Bytes that somebody may be behind who is.
 const NEAR: usize = 8 << 20;
 /// Images whose numbers are known.
@@ -52,8 +58,12 @@ struct Outlet {
     moved: Option<Instant>,
     /// Images that it has by this link.
     images: u64,
-    /// What its numbers of images are behind those here.
+    /// What its numbers of images are behind those here, or before them: it may have had images of a meio that was killed,
     offset: u64,
+    /// of which this is the first that it gets.
+    from: u64,
+    /// A copy of everything that it gets instead of the first.
+    own: Option<Own>,
     broken: Option<(u64, Error)>,
 }
 
@@ -81,6 +91,12 @@ impl State {
         self.pieces.iter().skip(from).map(Piece::length).sum()
     }
 
+    /// Bytes that one who is not waited for may be behind.
+    fn patience(&self) -> usize {
+        let fills = |outlet: &Outlet| outlet.attached && outlet.own.as_ref().is_some_and(|own| !own.has_caught_up());
+        if self.outlets.iter().any(fills) { FILLING } else { BEHIND }
+    }
+
     fn break_off(&mut self, of: usize, why: &str) {
         let outlet = &mut self.outlets[of];
         outlet.attached = false;
@@ -95,7 +111,7 @@ impl State {
         while self.bytes > KEPT && self.first < needed(self) && self.first < self.end() {
             self.drop_first();
         }
-        while self.bytes > KEPT + BEHIND && !self.pieces.is_empty() {
+        while self.bytes > KEPT + self.patience() && !self.pieces.is_empty() {
             self.drop_first();
             let first = self.first;
             for of in 0..self.outlets.len() {
@@ -132,25 +148,39 @@ impl Shared {
             if state.over || outlet.link != link || outlet.broken.as_ref().is_some_and(|(broken, _)| *broken == link) {
                 return;
             }
-            let next = Some(outlet.next).filter(|next| outlet.attached && *next >= state.first && *next < state.end());
-            let Some(next) = next else {
+            let own = outlet.own.as_ref().filter(|own| outlet.attached && !own.is_sent());
+            let next = Some(outlet.next).filter(|next| outlet.attached && own.is_none() && *next >= state.first && *next < state.end());
+            let piece = match (own, next) {
+                (Some(own), _) => own.next(),
+                (None, Some(next)) => Some(state.pieces[(next - state.first) as usize].clone()),
+                (None, None) => None,
+            };
+            let Some(piece) = piece else {
                 state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
                 continue;
             };
-            let piece = state.pieces[(next - state.first) as usize].clone();
             drop(state);
             let done = match &piece {
                 Piece::Bytes(bytes) => sender.write_all(bytes).map_err(Error::from),
                 Piece::End => sender.end_item(),
             };
             state = self.state();
+            let end = state.end();
             let outlet = &mut state.outlets[of];
             if outlet.link != link {
                 return;
             }
             match done {
                 Ok(()) => {
-                    outlet.next = next + 1;
+                    match (next, &mut outlet.own) {
+                        (Some(next), own) => {
+                            outlet.next = next + 1;
+                            own.iter_mut().filter(|_| next + 1 == end).for_each(Own::is_near);
+                        }
+                        (None, Some(own)) => own.sent(),
+                        // It was given up meanwhile.
+                        (None, None) => return,
+                    }
                     outlet.moved = Some(Instant::now());
                     outlet.images += u64::from(matches!(piece, Piece::End));
                 }
@@ -271,11 +301,13 @@ impl Fan {
         state.images += 1;
         for of in 0..if mark.number == 1 { state.outlets.len() } else { 0 } {
             // The middle of an image is no place to stop at.
-            if state.outlets[of].attached && !state.outlets[of].joins {
+            let half = state.outlets[of].own.as_ref().is_some_and(|own| !own.is_sent());
+            if state.outlets[of].attached && (half || !state.outlets[of].joins) {
                 state.break_off(of, "it has no part in what comes next");
             }
         }
         let (number, end, first) = (state.images, state.end(), state.first);
+        state.outlets.iter_mut().filter_map(|outlet| outlet.own.as_mut()).for_each(|own| own.begins(mark));
         let State { begins, outlets, pieces, .. } = &mut *state;
         if begins.len() >= REMEMBERED {
             begins.pop_front();
@@ -291,8 +323,8 @@ impl Fan {
             if !outlet.attached {
                 outlet.next = end;
             }
-            outlet.offset = number - 1 - (outlet.images + waits);
-            (outlet.attached, outlet.moved) = (true, Some(Instant::now()));
+            outlet.offset = (number - 1).wrapping_sub(outlet.images + waits);
+            (outlet.attached, outlet.moved, outlet.from, outlet.own) = (true, Some(Instant::now()), number, None);
         }
     }
 
@@ -301,13 +333,15 @@ impl Fan {
         let mut state = self.shared.state();
         let there = images.unwrap_or(0);
         let outlet = &state.outlets[of];
-        let wanted = there + 1 + outlet.offset;
+        let wanted = (there + 1).wrapping_add(outlet.offset);
         let next = match state.begins.iter().find(|(number, ..)| *number == wanted) {
             Some((_, _, piece)) if *piece >= state.first => Some(*piece),
             None if wanted == state.images + 1 => Some(state.end()),
             _ => None,
         };
-        let next = next.filter(|_| outlet.attached && images.is_some());
+        // A copy of everything that has not come is made again.
+        let own = outlet.own.as_ref().is_none_or(|own| own.is_sent() && wanted > outlet.from);
+        let next = next.filter(|_| outlet.attached && images.is_some() && own);
         let end = state.end();
         let outlet = &mut state.outlets[of];
         (outlet.link, outlet.images, outlet.broken) = (link, there, None);
@@ -339,8 +373,25 @@ impl Known {
     pub fn image(&self, of: usize, mark: Mark) -> Option<u64> {
         let state = self.0.state();
         let outlet = &state.outlets[of];
-        let found = state.begins.iter().find(|(_, of, _)| *of == mark).filter(|_| outlet.attached)?;
-        found.0.checked_sub(outlet.offset)
+        let found = state.begins.iter().find(|(_, of, _)| *of == mark).filter(|(number, ..)| outlet.attached && *number >= outlet.from)?;
+        Some(found.0.wrapping_sub(outlet.offset))
+    }
+
+    /// What an epoch is to one of them.
+    pub fn part(&self, of: usize, mark: Mark) -> Part {
+        self.0.state().outlets[of].own.as_ref().map_or(Part::All, |own| own.part(mark))
+    }
+
+    /// One of them is to get nothing more of what it gets. Says whether it got something: its link is over then.
+    pub fn detach(&self, of: usize) -> bool {
+        let mut state = self.0.state();
+        let attached = state.outlets[of].attached;
+        if attached {
+            state.break_off(of, "it is to have everything anew");
+        }
+        drop(state);
+        self.0.changed.notify_all();
+        attached
     }
 
     /// As [`super::Known::uses`].

@@ -14,7 +14,7 @@ use crate::watch::frame;
 use crate::watch::gate::News;
 use crate::watch::history::Entry;
 use crate::watch::nodes::{EACH, NODES, hostname};
-use crate::watch::record::Back;
+use crate::watch::record::{Back, Each};
 use crate::watch::setup::{EPOCH, Epoch, OVER, PACKETS, Seat, WHY, WORD};
 use crate::watch::state::{Event, Frame, Hand, Mark, Path, Word};
 use crate::watch::status::{One, Role};
@@ -118,14 +118,13 @@ fn seat(asks: &[Ask], place: usize, key: [u8; 32], at: &[SocketAddr]) -> Seat {
     }
 }
 
-/// Nobody is met yet. Who calls by himself comes to the `door`; `known`: who was there before, and how he is called.
+/// Nobody is met yet. Who calls by himself comes to the `door`; `known`: who was there before, and how he is called, each at his place.
 ///
 /// # Errors
 /// When the kernel gives no threads.
-pub fn new(asks: Vec<Ask>, (host, whom): (&str, &Whom), again: Duration, mut door: Option<Door>) -> Result<Vec<Other>> {
-    let other = |ask: Ask| -> Result<Other> {
+pub fn new(asks: Vec<Ask>, known: Vec<(String, Whom)>, again: Duration, mut door: Option<Door>) -> Result<Vec<Other>> {
+    let other = |(ask, (host, whom)): (Ask, (String, Whom))| -> Result<Other> {
         let calls = Calls::new(ask, again, door.take())?;
-        let (host, whom) = (host.to_owned(), whom.clone());
         Ok(Other {
             peer: None,
             link: 0,
@@ -139,7 +138,7 @@ pub fn new(asks: Vec<Ask>, (host, whom): (&str, &Whom), again: Duration, mut doo
             told: Instant::now(),
         })
     };
-    asks.into_iter().map(other).collect()
+    asks.into_iter().zip(known).map(other).collect()
 }
 
 impl End {
@@ -205,6 +204,7 @@ impl End {
                 return self.with(of, event);
             }
         }
+        self.fill();
         self.show();
         self.tell_hosts();
         let due = self.machine.wake().is_some_and(|wake| wake <= self.begun.elapsed());
@@ -370,19 +370,28 @@ impl End {
         other.heard = Instant::now();
         self.board.hosts.meets(&peer.hello.host, Role::Standby, Some(of));
         other.calls.met(&peer.hello.host);
-        if let Some(token) = token {
+        if let Some(token) = &token {
             other.whom.token = Some(token.clone());
-            let (tree, limits) = (self.tree, self.limits);
-            let host = self.hosts();
-            self.record.about.other.clone_from(&host);
-            self.record.back = Some(Back { tree, limits, host, instance, token, witness });
-            self.store.write(&self.record)?;
         }
         // Who is begun anew is to find the others, and they find him by what he says.
         for seat in self.others.iter_mut().filter_map(|other| other.whom.seat.as_mut()) {
             if let (Some(at), Some(polls)) = (seat.at.get_mut(of), polls) {
                 *at = polls;
             }
+        }
+        if let Some(token) = token {
+            let (tree, limits) = (self.tree, self.limits);
+            let host = self.hosts();
+            self.record.about.other.clone_from(&host);
+            let each = |other: &Other| Each {
+                host: other.host.clone(),
+                instance: other.whom.instance,
+                token: other.whom.token.clone().unwrap_or_default(),
+                seat: other.whom.seat.clone(),
+            };
+            let each = if several { self.others.iter().map(each).collect() } else { Vec::new() };
+            self.record.back = Some(Back { tree, limits, host, instance, token, witness, each });
+            self.store.write(&self.record)?;
         }
         let (host, generation) = (self.hosts(), self.machine.generation());
         self.board.note(|status| (status.other, status.generation) = (Some(host), generation));
@@ -426,7 +435,7 @@ impl End {
         let there = self.group.whole(of);
         for (mark, ready) in self.announced.iter().filter(|(mark, _)| *mark > there) {
             if let Some(image) = self.known.image(of, *mark)
-                && let Ok(payload) = pack(&Epoch { generation, mark: *mark, ready: *ready, image })
+                && let Ok(payload) = pack(&Epoch { generation, mark: *mark, ready: *ready, image, part: self.known.part(of, *mark) })
             {
                 let _ = peer.link.send(&transport::Frame { kind: EPOCH, generation, payload });
             }
@@ -484,7 +493,8 @@ impl End {
         let (series, now) = (self.machine.series(), self.begun.elapsed());
         let state = |of: usize| match () {
             () if self.group.is_lost(of, now) => "lost",
-            () if !self.group.is_joined(of) => "out-of-step",
+            () if self.group.is_filling(of) => "copying",
+            () if self.group.is_behind(of) => "out-of-step",
             () if self.group.is_ready(of, series, now) => "ready",
             () => "starting",
         };
@@ -508,14 +518,13 @@ impl End {
             let (event, reason) = match *state {
                 _ if before == *state => continue,
                 "lost" => ("standby-lost", format!("nothing is heard of {host}")),
-                "out-of-step" => {
-                    ("standby-out-of-step", format!("{host} misses something: meio pause and meio resume have it copied anew to all"))
-                }
+                "out-of-step" => ("standby-out-of-step", format!("{host} misses something: everything is to be copied to it again")),
+                "copying" => ("standby-copying", format!("everything is copied to {host} beside what the others get")),
                 "ready" => ("standby-ready", format!("{host} has everything")),
                 _ => continue,
             };
             self.history.note(self.about(Entry::new(Role::Primary, event, reason.clone())));
-            let _ = self.orders.send(if *state == "ready" { Order::Note(reason) } else { Order::Tell(reason) });
+            let _ = self.orders.send(if matches!(*state, "ready" | "copying") { Order::Note(reason) } else { Order::Tell(reason) });
         }
         self.standing = states;
         self.note();

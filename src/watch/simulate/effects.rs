@@ -1,6 +1,6 @@
 //! What comes of things that take their time.
 
-use super::super::state::{Action, Activation, Event, Frame, Hand, Mark, Path, Word};
+use super::super::state::{Action, Activation, Event, Frame, Hand, Mark, Part, Path, Word};
 use super::parts::{Fault, Flaw, Gate, What, Who};
 use super::world::{MS, World};
 
@@ -13,7 +13,7 @@ impl World {
         self.largest = self.largest.max(mark.number);
         if self.flaw == Some(Flaw::GapsAreFine) {
             for number in 1..mark.number {
-                self.step(Who::Standby, Event::Whole { generation, mark: Mark { number, ..mark }, ready });
+                self.step(Who::Standby, Event::Whole { generation, mark: Mark { number, ..mark }, ready, part: Part::All });
             }
         }
         if self.flaw == Some(Flaw::TakesEpochsLate) && self.placed.is_some() {
@@ -22,7 +22,7 @@ impl World {
             let frame = Frame { generation, instance: self.instance, sequence: (1 << 40) + self.fabricated, word };
             self.step(Who::Primary, Event::Heard(Path::Link, frame));
         }
-        self.step(Who::Standby, Event::Whole { generation, mark, ready });
+        self.step(Who::Standby, Event::Whole { generation, mark, ready, part: Part::All });
     }
 
     /// Something that takes its time is done; what is told of it.
@@ -63,7 +63,7 @@ impl World {
                     self.queue[Who::Standby as usize] = at;
                     let generation = self.primary.as_ref().map_or(1, |p| p.machine.generation());
                     if self.flaw == Some(Flaw::EarlyWord) {
-                        self.step(Who::Standby, Event::Whole { generation, mark, ready });
+                        self.step(Who::Standby, Event::Whole { generation, mark, ready, part: Part::All });
                     }
                     let epoch = What::Epoch { link: self.link, generation, mark, ready, age };
                     if self.flaw != Some(Flaw::GapsAreFine) || !self.dice.chance(30) {

@@ -4,6 +4,7 @@
 
 mod effects;
 mod faults;
+mod fills;
 mod properties;
 mod world;
 
@@ -52,6 +53,23 @@ fn peace_stays() {
     }
 }
 
+/// Who comes back with nothing, or has fallen behind, gets everything while the others go on.
+#[test]
+fn all_are_ready_again() {
+    let mut copied = 0;
+    for limits in choices() {
+        for first in (600..1100).step_by(if worlds() > 100_000 { 1 } else { 37 }) {
+            for fault in [Fault::Anew(1), Fault::Kill(2), Fault::BreakLink(1), Fault::Stop(2), Fault::CutHost(1)] {
+                let world = World::live(first, None, Some(limits), &[(first, fault)]);
+                let told = || format!("{}\n{fault:?} at {first}, {limits:?}", world.told.join("\n"));
+                assert!(world.wrong.is_none() && (world.end() != "stayed" || world.are_ready()), "{:?} {}", world.wrong, told());
+                copied += world.copies();
+            }
+        }
+    }
+    assert!(copied > 100, "{copied} copies were made");
+}
+
 /// One thing that lasts, when all is protected: somebody answers, although nothing is mended.
 #[test]
 fn with_one_fault_somebody_answers() {
@@ -69,7 +87,8 @@ fn with_one_fault_somebody_answers() {
     }
     let ended = |fault: Fault, end| assert!(ends.contains(&(format!("{fault:?}"), end)), "{fault:?} never ends so: {end}; {ends:?}");
     use Fault::*;
-    [KillPrimary, KillPrimaryHost, StopPrimary, CutHost(0), Wedge].into_iter().for_each(|fault| ended(fault, "taken over"));
+    [KillPrimary, RestartPrimary, KillPrimaryHost, StopPrimary, CutHost(0), Wedge].into_iter().for_each(|fault| ended(fault, "taken over"));
+    ended(RestartPrimary, "stayed");
     let staying = [Kill(1), KillHost(2), Stop(1), Cut(1, 2), Cut(2, 1), CutHost(1), BreakLink(2), Slow(1), Full(2), DiskFails(1), Pause];
     staying.into_iter().for_each(|fault| ended(fault, "stayed"));
     ended(Over, "unwatched");
@@ -114,4 +133,5 @@ crate::migrate::simulate::flaws! {
     a_vote_whose_giver_goes_on: NotDeaf,
     a_voter_that_does_not_know_what_was_said: Blank,
     a_vote_of_who_hears_the_primary: VotesAnyway,
+    a_copy_in_part: HalfCopy,
 }

@@ -2,9 +2,10 @@
 //!
 //! An epoch is whole when [`Limits::quorum`] standbys have it (with [`Acks::All`] all that are in step), the address is leased from what
 //! so many have heard, and it is there as long as so many are heard. Each of them that has begun the series gets each epoch; one that
-//! misses something of it is *out of step*, and gets nothing more until there is another series. That begins when all who are heard have
-//! given up what they had of the one before. As long as enough are in step
-//! the others go on as they are: nothing that is protected is given up for one that comes back. A single standby is heard as it is.
+//! misses something of it is *out of step*. As long as enough are in step the others go on as they are, and it gets a copy of
+//! everything beside them, one at a time ([`Group::wish`]): it gives up what it has first, since that cannot be gone on from, and counts
+//! again from when it says to have an epoch of that series. Where too few are in step there is another series, which begins
+//! when all who are heard have given up what they had of the one before. A single standby is heard as it is.
 
 use super::notice::Notice;
 use super::{Acks, Event, Frame, Hand, Limits, Mark, Path, Word};
@@ -26,8 +27,24 @@ struct Member {
     heard: [Option<Duration>; 2],
     notice: Notice,
     linked: bool,
-    /// It gets what comes of this series.
+    /// Something was heard of it since: what is known is said by who is there now.
+    spoke: bool,
+    /// It gets what comes of this series,
     joined: bool,
+    /// or a copy of everything.
+    filling: bool,
+    /// How often in vain, and when it may be tried again.
+    vain: u32,
+    not_before: Duration,
+}
+
+/// What is to be done for one that is out of step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wish {
+    /// It is to give up what it has.
+    Yield(usize),
+    /// It has nothing, and is to get a copy of everything.
+    Fill(usize),
 }
 
 /// All of them, in the order of the user's.
@@ -66,7 +83,11 @@ impl Group {
             heard: [None; 2],
             notice: Notice::new(limits.beat, limits.timeout),
             linked: false,
+            spoke: false,
             joined: false,
+            filling: false,
+            vain: 0,
+            not_before: Duration::ZERO,
         };
         Group { limits, members: vec![member; limits.standbys], sequence: 0, told: Default::default(), begun: 0, stale: 0 }
     }
@@ -116,7 +137,39 @@ impl Group {
         self.begun = series;
         for member in &mut self.members {
             member.joined = member.linked && !member.left && member.whole.series == series;
+            (member.filling, member.vain) = (false, 0);
         }
+    }
+
+    /// Whether one of them misses something of the series that is sent.
+    pub fn is_behind(&self, of: usize) -> bool {
+        self.begun > 0 && !self.is_joined(of)
+    }
+
+    /// Whether one of them gets a copy of everything beside the others.
+    pub fn is_filling(&self, of: usize) -> bool {
+        self.members[of].filling
+    }
+
+    /// What is to be done for one that is out of step, where the primary is protected without it, at this series.
+    pub fn wish(&mut self, series: u64, now: Duration) -> Option<Wish> {
+        for member in self.members.iter_mut().filter(|member| member.filling && member.notice.lost(now)) {
+            member.filling = false;
+        }
+        let busy = self.is_alone() || self.members.iter().any(|member| member.filling) || self.begun != series;
+        if busy || self.in_step() < self.limits.quorum() {
+            return None;
+        }
+        let there = |m: &Member| m.linked && m.spoke && !m.joined && !m.left && !m.notice.lost(now) && m.whole.series == series;
+        let of = self.members.iter().position(|member| there(member) && now >= member.not_before)?;
+        let again = self.limits.again;
+        let member = &mut self.members[of];
+        if member.whole.number > 0 || member.ready || member.full {
+            member.not_before = now + again;
+            return Some(Wish::Yield(of));
+        }
+        member.filling = true;
+        Some(Wish::Fill(of))
     }
 
     fn linked(&self) -> bool {
@@ -128,9 +181,16 @@ impl Group {
     }
 
     /// One of them misses something of the series; what that is to the primary.
-    fn out_of_step(&mut self, of: usize, event: Event) -> Option<Event> {
+    fn out_of_step(&mut self, of: usize, event: Event, now: Duration) -> Option<Event> {
+        const LONGEST: u32 = 64;
         let before = self.in_step();
-        self.members[of].joined = false;
+        let member = &mut self.members[of];
+        member.joined = false;
+        if std::mem::take(&mut member.filling) || event == Event::Full {
+            // Each time after twice as long.
+            member.vain = (member.vain * 2).clamp(1, LONGEST);
+            member.not_before = now + self.limits.again * member.vain;
+        }
         (before >= self.limits.quorum() && self.in_step() < self.limits.quorum()).then_some(event)
     }
 
@@ -142,9 +202,9 @@ impl Group {
         let before = self.linked();
         match event {
             Event::Heard(path, frame) => return self.hear(of, path, frame, (generation, series), now),
-            Event::Linked => self.members[of].linked = true,
+            Event::Linked => (self.members[of].linked, self.members[of].spoke) = (true, false),
             Event::LinkLost => self.members[of].linked = false,
-            Event::Anew => return self.out_of_step(of, Event::Anew).into_iter().collect(),
+            Event::Anew => return self.out_of_step(of, Event::Anew, now).into_iter().collect(),
             // The others may take over, whatever has become of one.
             Event::Gone => return Vec::new(),
             other => return vec![other],
@@ -175,20 +235,24 @@ impl Group {
         let mut short = false;
         if newest {
             member.newest = (frame.instance, frame.sequence);
-            short = full && !member.full && member.joined;
+            short = full && !member.full && (member.joined || member.filling);
             if whole != member.whole {
                 member.moved = now;
             }
             if echo > member.echo {
                 (member.hears, member.echo) = (now, echo);
             }
-            (member.whole, member.ready, member.left, member.full) = (whole, ready, left, full);
+            (member.whole, member.ready, member.left, member.full, member.spoke) = (whole, ready, left, full, true);
+            // From now on it is one of them.
+            if member.filling && ready && whole.number > 0 && whole.series == self.begun {
+                (member.joined, member.filling, member.vain, member.moved) = (true, false, 0, now);
+            }
         }
         if short {
-            out.extend(self.out_of_step(of, Event::Full));
+            out.extend(self.out_of_step(of, Event::Full, now));
         } else if fresh {
             // What it was to have nobody has there any more.
-            out.extend(self.out_of_step(of, Event::Anew));
+            out.extend(self.out_of_step(of, Event::Anew, now));
         }
         let told = self.told(series, now);
         if told != self.told || self.heard(path) > heard {

@@ -189,6 +189,11 @@ impl Primary {
         self.free && self.phase == Phase::Watching
     }
 
+    /// It survives the loss of this host, and goes on as it is.
+    pub fn is_protected(&self) -> bool {
+        self.protected && self.guarded && self.phase == Phase::Watching
+    }
+
     /// Somebody else has taken over.
     pub fn is_demoted(&self) -> bool {
         self.demoted

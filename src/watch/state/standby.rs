@@ -3,7 +3,7 @@
 mod hand;
 
 use super::notice::Notice;
-use super::{Action, Activation, Event, Frame, Guarantee, Hand, Limits, Mark, Path, Ruling, Said, Stance, Whose, Word};
+use super::{Action, Activation, Event, Frame, Guarantee, Hand, Limits, Mark, Part, Path, Ruling, Said, Stance, Whose, Word};
 use std::time::Duration;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +52,8 @@ pub struct Standby {
     echo: u64,
     /// The last epoch that is whole.
     whole: Mark,
+    /// The last one of a copy that is of no use yet.
+    filling: Option<u64>,
     ready: bool,
     /// There was no room for this series.
     full: bool,
@@ -99,6 +101,7 @@ impl Standby {
             beat: Duration::ZERO,
             echo: 0,
             whole: Mark::default(),
+            filling: None,
             ready: false,
             full: false,
             gone: false,
@@ -205,7 +208,7 @@ impl Standby {
         match event {
             Event::Start if self.phase == Phase::New => self.phase = Phase::Standing,
             Event::Heard(path, frame) => self.hear(path, frame, now, &mut out),
-            Event::Whole { generation, mark, ready } => self.epoch(generation, mark, ready, now, &mut out),
+            Event::Whole { generation, mark, ready, part } => self.epoch((generation, mark, ready, part), now, &mut out),
             Event::Gone => self.gone = true,
             Event::Fenced(done) if self.phase == Phase::Fencing => self.fenced(done, now, &mut out),
             Event::Ruled(ruling) if self.phase == Phase::Asking => self.ruled(Some(ruling), now, &mut out),
@@ -214,6 +217,7 @@ impl Standby {
             Event::Unruled if self.phase == Phase::SetAsking => self.ruled_when_set(None, now, &mut out),
             Event::Fenced(done) if self.phase == Phase::SetFencing => self.fenced_when_set(done, now, &mut out),
             Event::Full => self.full(now, &mut out),
+            Event::Anew => self.behind(now, &mut out),
             Event::Lent(lent) => {
                 self.lent = lent;
                 self.again = Some(now + self.limits.again);
@@ -295,7 +299,7 @@ impl Standby {
         self.blank = self.after && self.whole.series == 0;
         self.whole = Mark { series, number: 0 };
         self.said = self.said.max(self.whole);
-        (self.ready, self.full, self.cannot) = (false, false, false);
+        (self.ready, self.full, self.cannot, self.filling) = (false, false, false, None);
         self.beat = Duration::ZERO;
         out.push(Action::Drop);
     }
@@ -305,13 +309,25 @@ impl Standby {
         if self.phase != Phase::Standing || self.full {
             return;
         }
-        self.whole.number = 0;
-        (self.ready, self.full) = (false, true);
-        self.beat = now;
-        out.extend([Action::Drop, Action::Say(Said::Full)]);
+        self.empty(true, now, out);
+        out.push(Action::Say(Said::Full));
     }
 
-    fn epoch(&mut self, generation: u64, mark: Mark, ready: bool, now: Duration, out: &mut Vec<Action>) {
+    /// Nothing of this series is here.
+    fn empty(&mut self, full: bool, now: Duration, out: &mut Vec<Action>) {
+        self.whole.number = 0;
+        (self.ready, self.full, self.filling, self.beat) = (false, full, None, now);
+        out.push(Action::Drop);
+    }
+
+    /// The primary is to copy everything to this one again.
+    fn behind(&mut self, now: Duration, out: &mut Vec<Action>) {
+        if self.phase == Phase::Standing && !self.lent {
+            self.empty(false, now, out);
+        }
+    }
+
+    fn epoch(&mut self, (generation, mark, ready, part): (u64, Mark, bool, Part), now: Duration, out: &mut Vec<Action>) {
         if generation != self.generation || self.lent || !matches!(self.phase, Phase::Standing | Phase::Asking | Phase::Fencing) {
             self.stale += 1;
             return;
@@ -323,13 +339,22 @@ impl Standby {
             self.stale += 1;
             return;
         }
-        if mark.number == self.whole.number + 1 && !self.full && !self.cannot {
-            (self.whole, self.said) = (mark, self.said.max(mark));
+        // One that was begun before is of no use any more.
+        let base = part == Part::Base && self.whole.number == 0;
+        let next = mark.number == self.filling.unwrap_or(self.whole.number) + 1 && (part == Part::All || self.filling.is_some());
+        if (base || next && part != Part::Base) && !self.full && !self.cannot {
             self.notice.touch(Path::Link, now);
-            if ready && !self.ready {
-                out.push(Action::Say(Said::Protected));
+            if part == Part::All {
+                // Whoever stood by here before had no more than there was before the copy was begun.
+                self.blank &= self.filling.take().is_none();
+                (self.whole, self.said) = (mark, self.said.max(mark));
+                if ready && !self.ready {
+                    out.push(Action::Say(Said::Protected));
+                }
+                self.ready |= ready;
+            } else {
+                self.filling = Some(mark.number);
             }
-            self.ready |= ready;
             out.push(Action::Keep(mark));
         }
         // One that is here already was sent again, because nobody had heard so.

@@ -1,6 +1,6 @@
 //! What comes of things that take their time.
 
-use super::super::super::state::{Action, Activation, Cause, Event};
+use super::super::super::state::{Action, Activation, Cause, Event, Mark, Part};
 use super::super::parts::Gate;
 use super::world::{Fault, Flaw, MS, What, World};
 
@@ -21,13 +21,28 @@ impl World {
                     self.vote(to, Cause::Heard(from - 1, poll));
                 }
             }
-            What::Epoch { to, link, generation, mark, ready, age } => {
+            What::Epoch { to, link, generation, mark, ready, part, age } => {
                 if link == self.hosts[to].link && self.present(to, self.number(to), &what) {
                     if self.hosts[to].full {
                         return self.step(to, Event::Full);
                     }
-                    self.hosts[to].images.insert(mark, age);
-                    self.step(to, Event::Whole { generation, mark, ready });
+                    let host = &mut self.hosts[to];
+                    host.images.insert(mark, age);
+                    if part == Part::Base {
+                        host.base = Some(mark);
+                    }
+                    self.step(to, Event::Whole { generation, mark, ready, part });
+                }
+            }
+            What::GiveUp { of, link } => {
+                if link == self.hosts[of].link && self.hosts[of].linked && self.present(of, self.number(of), &what) {
+                    self.step(of, Event::Anew);
+                }
+            }
+            What::Copied { of, mark } => {
+                if let Some(fill) = self.hosts[of].fill.as_mut().filter(|fill| fill.mark == Some(mark)) {
+                    fill.complete = true;
+                    self.ship_all(of, mark);
                 }
             }
             What::LinkLost { of, link } => {
@@ -97,6 +112,7 @@ impl World {
                     self.address = false;
                 }
             }
+            What::Restart => self.restart(),
             What::Heal { fault } => self.heal(fault),
             What::Fault => self.any_fault(),
         }
@@ -116,20 +132,28 @@ impl World {
         let fresh = std::mem::replace(&mut host.met, number) != number;
         let there = host.images.keys().next_back().copied().unwrap_or_default();
         let first = fresh && number <= self.limits.standbys as u64 + 1;
-        if !first && (fresh || self.dice.chance(300)) {
+        let half = self.hosts[of].fill.is_some() && self.group.as_ref().is_some_and(|group| !group.is_joined(of - 1));
+        if !first && (fresh || half || self.dice.chance(300)) {
+            self.hosts[of].fill = None;
             self.tell_primary(of, Event::Anew);
-        } else if self.group.as_ref().is_some_and(|group| group.is_joined(of - 1)) {
-            for (mark, ready) in self.shipped.clone() {
-                if mark > there {
-                    self.ship(of, mark, ready);
-                }
-            }
+        } else {
+            self.ship_all(of, Mark { number: there.number + 1, ..there });
         }
         self.tell_primary(of, Event::Linked);
         self.step(of, Event::Linked);
     }
 
-    fn ship(&mut self, to: usize, mark: super::super::super::state::Mark, ready: bool) {
+    /// What it is to have from this epoch on.
+    fn ship_all(&mut self, of: usize, from: Mark) {
+        for (mark, ready) in self.shipped.clone() {
+            if mark >= from && self.hosts[of].linked {
+                self.ship(of, mark, ready);
+            }
+        }
+    }
+
+    fn ship(&mut self, to: usize, mark: Mark, ready: bool) {
+        let Some(part) = self.part(to, mark) else { return };
         let age = self.captured.get(&mark).copied().unwrap_or(0);
         let slow = if self.hosts[to].slow { MS * (50 + self.dice.below(400)) as u32 } else { self.short() };
         let at = (self.now + slow).max(self.hosts[to].queue[0]);
@@ -137,14 +161,16 @@ impl World {
         let generation = self.primary.as_ref().map_or(1, |p| p.machine.generation());
         let link = self.hosts[to].link;
         if !self.cut.contains(&(0, to)) {
-            self.at(at - self.now, What::Epoch { to, link, generation, mark, ready, age });
+            self.at(at - self.now, What::Epoch { to, link, generation, mark, ready, part, age });
         }
     }
 
     fn effect(&mut self, who: usize, action: Action) -> Option<Event> {
         Some(match action {
             Action::Record(activation) => {
-                if who > 0 && self.hosts[who].disk_fails {
+                if who == 0 {
+                    self.primary_record = Some(activation);
+                } else if self.hosts[who].disk_fails {
                     return Some(Event::Recorded(false));
                 }
                 if let Activation::Taken(generation) = activation {
@@ -161,12 +187,19 @@ impl World {
                     return Some(Event::Failed);
                 }
                 self.captured.insert(mark, self.age);
+                for of in self.standbys() {
+                    if let Some(fill) = self.hosts[of].fill.as_mut().filter(|fill| fill.mark.is_none() && mark.number > 1) {
+                        fill.mark = Some(mark);
+                        let delay = MS * self.dice.below(1500) as u32;
+                        self.at(delay, What::Copied { of, mark });
+                    }
+                }
                 Event::Captured(mark)
             }
             Action::Ship { mark, ready } => {
                 self.shipped.insert(mark, ready);
                 for to in self.standbys() {
-                    if self.hosts[to].linked && self.group.as_ref().is_some_and(|group| group.is_joined(to - 1)) {
+                    if self.hosts[to].linked {
                         self.ship(to, mark, ready);
                     }
                 }
@@ -189,10 +222,16 @@ impl World {
             Action::Block => Event::Blocked,
             Action::Place(mark) => {
                 let images = &self.hosts[who].images;
-                let all = (1..=mark.number).all(|number| images.contains_key(&super::super::super::state::Mark { number, ..mark }));
+                let base = self.hosts[who].base;
+                let first = base.map_or(1, |base| base.number);
+                let all = (first..=mark.number).all(|number| images.contains_key(&Mark { number, ..mark }));
+                let half = base.is_some_and(|base| self.wholes.get(&(who, base)).is_none_or(|whole| mark < *whole));
                 let placed = images.range(..=mark).next_back().map(|(_, &age)| age);
                 if !all {
                     self.wrong("an epoch is missing");
+                }
+                if half {
+                    self.wrong("a copy is taken over from that does not belong together");
                 }
                 self.hosts[who].placed = placed;
                 Event::Placed

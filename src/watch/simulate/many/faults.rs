@@ -1,8 +1,8 @@
 //! What befalls a world.
 
-use super::super::super::state::{Activation, Event, Limits, Standby, Votes};
+use super::super::super::state::{Activation, Event, Limits, Primary, Standby, Votes};
 use super::super::life::while_it_lasts;
-use super::super::parts::Process;
+use super::super::parts::{Gate, Process};
 use super::world::{Fault, Flaw, MS, What, World};
 use std::collections::BTreeMap;
 
@@ -18,6 +18,11 @@ impl World {
         self.faults.push(fault);
         match fault {
             Fault::KillPrimary => self.kill(0, true),
+            Fault::RestartPrimary => {
+                self.kill(0, true);
+                let delay = MS * self.dice.below(2500) as u32;
+                self.at(delay, What::Restart);
+            }
             Fault::KillPrimaryHost => self.lose_primary(),
             Fault::StopPrimary => self.stop(0),
             Fault::Wedge => self.wedged = true,
@@ -103,6 +108,26 @@ impl World {
         }
     }
 
+    /// Another meio finds the tree, the record, and what was left between the tree and its network.
+    pub(super) fn restart(&mut self) {
+        let there = self.tree && self.primary.is_none() && self.gate != Gate::Free;
+        let machine = match self.primary_record.filter(|_| there) {
+            Some(Activation::Primary { generation, instance }) => Primary::resume(generation, instance + 1, self.limits),
+            Some(Activation::Demoted(generation)) => Primary::overtaken(generation, 1, self.limits),
+            _ => return,
+        };
+        self.address = !machine.is_demoted();
+        self.wedged = false;
+        self.shipped.clear();
+        self.new_primary(machine);
+        for of in self.standbys() {
+            let host = &mut self.hosts[of];
+            (host.linked, host.met, host.fill) = (false, 0, None);
+        }
+        self.step(0, Event::Start);
+        self.standbys().for_each(|of| self.relink(of));
+    }
+
     fn lose_primary(&mut self) {
         self.kill(0, false);
         self.was_ready |= self.is_ready();
@@ -141,7 +166,7 @@ impl World {
         let host = &mut self.hosts[of];
         let before = host.instance > 0;
         host.instance += 1;
-        (host.images, host.ready, host.placed) = (BTreeMap::new(), false, None);
+        (host.images, host.ready, host.base, host.placed) = (BTreeMap::new(), false, None, None);
         let vote = host.vote.filter(|_| flaw != Some(Flaw::VoteForgotten));
         let limits = Limits { witness: false, ..self.limits };
         let machine = Standby::begin(generation, host.instance, limits);

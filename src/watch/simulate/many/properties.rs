@@ -34,6 +34,16 @@ impl World {
         self.hosts.iter().filter(|host| host.ready && host.process.is_some()).count() >= self.limits.votes()
     }
 
+    /// All could.
+    pub fn are_ready(&self) -> bool {
+        self.hosts[1..].iter().all(|host| host.ready && host.process.is_some())
+    }
+
+    /// Copies that came to be of use.
+    pub fn copies(&self) -> usize {
+        self.wholes.len()
+    }
+
     /// How it ended.
     pub fn end(&self) -> &'static str {
         match () {
@@ -84,7 +94,7 @@ impl World {
         let harmless = |fault: &Fault| match fault {
             Fault::Cut(from, _) => *from != 0,
             Fault::CutHost(host) => *host != 0,
-            Fault::KillPrimary | Fault::KillPrimaryHost | Fault::StopPrimary | Fault::Wedge | Fault::Over => false,
+            Fault::KillPrimary | Fault::RestartPrimary | Fault::KillPrimaryHost | Fault::StopPrimary | Fault::Wedge | Fault::Over => false,
             _ => true,
         };
         let continues = self.limits.on_loss == OnLoss::Continue;

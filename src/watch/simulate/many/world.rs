@@ -1,11 +1,12 @@
 //! One world: the primary's host, those of the standbys with their disks and processes, and the paths between all of them.
 
 use super::super::super::state::{
-    Acks, Action, Activation, Cause, Deed, Event, Frame, Group, Guarantee, Limits, Mark, OnLoss, Path, Poll, Primary, Said, Standby, Vote,
-    Votes,
+    Acks, Action, Activation, Cause, Deed, Event, Frame, Group, Guarantee, Limits, Mark, OnLoss, Part, Path, Poll, Primary, Said, Standby,
+    Vote, Votes,
 };
 use super::super::life::{Ended, Life};
 use super::super::parts::{Due, Gate, Process};
+use super::fills::Fill;
 use crate::migrate::simulate::Dice;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
@@ -32,12 +33,16 @@ pub enum Flaw {
     NotDeaf,
     /// Somebody votes although he hears the primary.
     VotesAnyway,
+    /// A copy that was made while the tree ran is taken for an epoch.
+    HalfCopy,
 }
 
 /// What befalls a world. Standbys are counted from 1; 0 is the primary's host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
     KillPrimary,
+    /// Somebody starts it again a while later.
+    RestartPrimary,
     KillPrimaryHost,
     StopPrimary,
     Wedge,
@@ -59,7 +64,8 @@ pub enum Fault {
 
 impl Fault {
     pub fn all(standbys: usize) -> Vec<Fault> {
-        let mut all = vec![Fault::KillPrimary, Fault::KillPrimaryHost, Fault::StopPrimary, Fault::Wedge, Fault::Over, Fault::Pause];
+        let mut all = vec![Fault::KillPrimary, Fault::RestartPrimary, Fault::KillPrimaryHost, Fault::StopPrimary, Fault::Wedge];
+        all.extend([Fault::Over, Fault::Pause]);
         for i in 1..=standbys {
             all.extend([Fault::Kill(i), Fault::KillHost(i), Fault::Stop(i), Fault::Anew(i), Fault::Slow(i), Fault::Full(i)]);
             all.extend([Fault::DiskFails(i), Fault::BreakLink(i)]);
@@ -92,7 +98,18 @@ pub enum What {
         generation: u64,
         mark: Mark,
         ready: bool,
+        part: Part,
         age: u64,
+    },
+    /// What is there is to be given up,
+    GiveUp {
+        of: usize,
+        link: u64,
+    },
+    /// for a copy of everything, which is complete.
+    Copied {
+        of: usize,
+        mark: Mark,
     },
     LinkLost {
         of: usize,
@@ -125,6 +142,8 @@ pub enum What {
         number: u64,
         vote: Option<Vote>,
     },
+    /// Another meio is started for the tree.
+    Restart,
     /// The primary's address goes with its meio.
     Guardian {
         number: u64,
@@ -144,6 +163,10 @@ pub struct Host {
     pub instance: u64,
     pub images: BTreeMap<Mark, u64>,
     pub ready: bool,
+    /// The epoch that a copy of everything stands for which it has.
+    pub base: Option<Mark>,
+    /// A copy of everything that it gets, or got.
+    pub fill: Option<Fill>,
     pub placed: Option<u64>,
     /// It runs there; of which age it was when it began.
     pub runs: Option<u64>,
@@ -179,6 +202,7 @@ pub struct World {
     pub steps: u64,
 
     pub(super) primary: Option<Process<Primary>>,
+    pub(super) primary_record: Option<Activation>,
     pub(super) group: Option<Group>,
     pub(super) tree: bool,
     /// Grows whenever the tree runs: each age puts something out.
@@ -186,6 +210,8 @@ pub struct World {
     pub(super) gate: Gate,
     pub(super) address: bool,
     pub(super) captured: BTreeMap<Mark, u64>,
+    /// From when on a copy is of use, by whose it is and what it stands for.
+    pub(super) wholes: BTreeMap<(usize, Mark), Mark>,
     /// What is under way to somebody, or may have to be sent again.
     pub(super) shipped: BTreeMap<Mark, bool>,
     pub(super) released: u64,
@@ -217,7 +243,6 @@ impl Life for World {
         };
         let chaos = if limits.is_some() { 0 } else { 1 + dice.below(6) };
         let limits = Limits { interval: 100 * MS, wedge: 3000 * MS, ..limits.unwrap_or(any) };
-        let of_group = Limits { acks: if flaw == Some(Flaw::FewAcks) { Acks::One } else { limits.acks }, ..limits };
         World {
             tells,
             lasting,
@@ -230,14 +255,12 @@ impl Life for World {
             address: true,
             age: 1,
             hosts: (0..=limits.standbys).map(|_| Host::default()).collect(),
-            group: Some(Group::new(of_group)),
             ..World::default()
         }
     }
 
     fn run(&mut self) {
-        self.count += 1;
-        self.primary = Some(Process::new(self.count, Primary::begin(1, Limits { witness: false, ..self.limits })));
+        self.new_primary(Primary::begin(1, self.limits));
         for of in self.standbys() {
             // The watch begins with all links.
             self.new_standby(of);
@@ -264,6 +287,14 @@ impl Life for World {
 }
 
 impl World {
+    /// A meio for the tree.
+    pub(super) fn new_primary(&mut self, machine: Primary) {
+        self.count += 1;
+        self.primary = Some(Process::new(self.count, machine));
+        let acks = if self.flaw == Some(Flaw::FewAcks) { Acks::One } else { self.limits.acks };
+        self.group = Some(Group::new(Limits { acks, ..self.limits }));
+    }
+
     pub(super) fn standbys(&self) -> std::ops::RangeInclusive<usize> {
         1..=self.limits.standbys
     }
@@ -340,6 +371,8 @@ impl World {
         self.wakes(who, wake);
         if who > 0 {
             self.vote(who, Cause::Tick);
+        } else {
+            self.fill();
         }
     }
 
@@ -440,14 +473,22 @@ impl World {
                 }
             }
             Action::Show => self.address = true,
-            Action::Drop => (self.hosts[who].images, self.hosts[who].ready) = (BTreeMap::new(), false),
+            Action::Drop => {
+                let host = &mut self.hosts[who];
+                (host.images, host.ready, host.base) = (BTreeMap::new(), false, None);
+            }
             Action::Keep(_) | Action::Unblock | Action::Hold | Action::Free | Action::Lease(_) => {}
             slow => {
                 let delay = match slow {
                     Action::Capture(mark) if mark.number == 1 => {
                         self.shipped.clear();
                         self.group.iter_mut().for_each(|group| group.begins(mark.series));
+                        self.hosts.iter_mut().for_each(|host| host.fill = None);
                         MS * self.dice.below(1500) as u32
+                    }
+                    Action::Capture(mark) => {
+                        self.begins(mark);
+                        self.short()
                     }
                     _ => self.short(),
                 };

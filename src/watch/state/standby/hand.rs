@@ -49,7 +49,7 @@ impl Standby {
     pub(super) fn give_up(&mut self, out: &mut Vec<Action>) {
         self.phase = Phase::Standing;
         (self.go, self.refused) = (false, false);
-        (self.planned, self.ready, self.whole.number) = (None, false, 0);
+        (self.planned, self.ready, self.whole.number, self.filling) = (None, false, 0, None);
         out.extend([Action::Undo, Action::Drop]);
     }
 

@@ -1,0 +1,169 @@
+//! Who stands by is changed while the tree runs: the watch ends, as `meio unwatch` has it end, and another one of the same name begins at
+//! once, with the others. The tree runs on, and is unprotected until all have a copy.
+//!
+//! So nothing that was agreed upon by so many of so many hosts has to hold among others: who stood by before has heard that its watch
+//! is over, or is lost; among those who have not heard it there are never enough for one of them to take over, since as many as
+//! are waited for before anything is let out have ([`Limits::votes`](super::state::Limits::votes)); and what the new ones say to each
+//! other is sealed with a key that it does not have.
+
+use super::again::{self, Ask, Whom};
+use super::protect::{self, Options, Outcome};
+use super::state::Acks;
+use super::status::{Board, Role, State, Status};
+use crate::dump;
+use crate::error::{Error, Kind, Result};
+use crate::progress::{Report, Silent};
+use crate::sys::signal;
+use crate::transport::Destination;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// Standbys of a watch at most.
+pub const MOST: usize = 7;
+
+/// What somebody wants.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// One more, or one less.
+    pub adds: bool,
+    /// Which host, as its user calls it.
+    pub host: String,
+}
+
+/// Whether others can stand by for what is watched here.
+///
+/// # Errors
+/// Why they cannot.
+pub fn may(status: &Status) -> Result<()> {
+    let (name, other) = (&status.name, status.other.clone().unwrap_or_default());
+    match status.role {
+        Role::Primary => Ok(()),
+        Role::Standby => Err(Error::other(format!("this is a standby of {name}")).help(format!("ask where it runs: {other}"))),
+        Role::Series => Err(Error::other(format!("nobody stands by for {name}: its images are kept in a folder"))),
+    }
+}
+
+/// With what a watch goes on that is as `status` says.
+///
+/// # Errors
+/// Why it cannot.
+pub fn wanted(options: &Options, status: &Status, change: &Change) -> Result<Options> {
+    let name = &options.name;
+    if status.state != State::Protected {
+        let what = format!("who stands by for {name} can be changed only while it is protected");
+        return Err(Error::other(what).help("meio status says how it stands"));
+    }
+    let mut all: Vec<Destination> = std::iter::once(&options.standby).chain(&options.others).cloned().collect();
+    let mut called: Vec<&str> = status.standbys.iter().map(|one| one.host.as_str()).collect();
+    if called.is_empty() {
+        called.extend(status.other.as_deref());
+    }
+    let meant = Destination::parse(&change.host)?;
+    let is = |n: usize| all[n].host == meant.host || called.get(n) == Some(&meant.host.as_str());
+    let place = (0..all.len()).find(|n| is(*n));
+    match (change.adds, place) {
+        (true, Some(_)) => return Err(Error::new(Kind::Usage, format!("{} stands by for {name} already", meant.host))),
+        (true, None) if all.len() == MOST => return Err(Error::new(Kind::Usage, format!("{MOST} standbys are possible at most"))),
+        (true, None) if options.witness.is_some() || options.fence.is_some() => {
+            let what = "several standbys decide among themselves which takes over: without --witness, and without --fence";
+            return Err(Error::new(Kind::Unsupported, what).help(format!("begin anew without it: meio unwatch {name} first")));
+        }
+        (true, None) => all.push(meant),
+        (false, None) => {
+            let what = format!("{} does not stand by for {name}", meant.host);
+            return Err(Error::new(Kind::Usage, what).help(format!("{} does", called.join(", "))));
+        }
+        (false, Some(_)) if all.len() == 1 => {
+            let what = format!("{} is the only one that stands by for {name}", meant.host);
+            return Err(Error::new(Kind::Usage, what).help(format!("meio unwatch {name} ends the watch")));
+        }
+        (false, Some(n)) => drop(all.remove(n)),
+    }
+    let acks = if all.len() > 1 { options.acks } else { Acks::default() };
+    let mut limits = options.limits;
+    (limits.standbys, limits.acks) = (all.len(), acks);
+    let others = all.split_off(1);
+    let standby = all.pop().unwrap_or_else(|| options.standby.clone());
+    Ok(Options { standby, others, limits, refused: None, ..options.clone() })
+}
+
+/// Whether the tree could live on the last host that is named, which has nothing to do with it yet: nothing begins there.
+///
+/// # Errors
+/// What stands in the way.
+pub fn fits(ask: &Ask, options: &Options) -> Result<()> {
+    let standby = options.others.last().unwrap_or(&options.standby).clone();
+    let options = Options { standby, ..options.clone() };
+    let whom = Whom { fresh: true, ..Whom::default() };
+    let peer = again::connect(&options, &whom, &mut Silent)?;
+    again::question(&Ask { options, ..ask.clone() }, &whom, peer).map(drop)
+}
+
+/// Has others stand by when somebody wants that: `over` is told with whom the watch is to go on when nothing stands in the way.
+pub fn changes(board: &Arc<Board>, ask: Ask, over: impl Fn(Options) + Clone + Send + 'static) {
+    let mine = Arc::downgrade(board);
+    board.changed_by(move |status, change| {
+        let next = wanted(&ask.options, status, change)?;
+        let (count, ask, over, adds, board) = (next.limits.standbys, ask.clone(), over.clone(), change.adds, mine.clone());
+        let look = move || match if adds { fits(&ask, &next) } else { Ok(()) } {
+            Ok(()) => over(next),
+            Err(e) => board.upgrade().iter().for_each(|board| board.stays(e.clone())),
+        };
+        std::thread::Builder::new().name("change".into()).spawn(look)?;
+        Ok(count)
+    });
+}
+
+/// Watches, as [`protect::run`], and goes on with others when somebody wants that; with whom it was in the end.
+///
+/// # Errors
+/// Those of the watch.
+pub fn run(options: &Options, report: &mut dyn Report) -> Result<(Outcome, Options)> {
+    let mut now = options.clone();
+    let mut outcome = protect::run(&now, report)?;
+    while let Some(next) = outcome.changes.take() {
+        let before = std::mem::replace(&mut now, *next);
+        match begin(&before, &mut now, report)? {
+            Some(made) => outcome = made.after(&outcome),
+            // The tree has ended, or somebody wants it to be left alone.
+            None => {
+                outcome.ended = dump::ended(now.dump.pid);
+                break;
+            }
+        }
+    }
+    Ok((outcome, now))
+}
+
+/// The watch with the others; with those who stood by before, if it cannot be. `None`: there is nothing to be watched any more.
+fn begin(before: &Options, now: &mut Options, report: &mut dyn Report) -> Result<Option<Outcome>> {
+    /// Who stood by before needs a moment to be gone.
+    const MOMENT: Duration = Duration::from_secs(10);
+    let until = Instant::now() + MOMENT;
+    let mut complaint = None;
+    loop {
+        let begun = Arc::<AtomicBool>::default();
+        let failed = match protect::run(&Options { begun: begun.clone(), ..now.clone() }, report) {
+            Err(e) if begun.load(Ordering::Relaxed) => return Err(e),
+            Err(e) if e.kind == Kind::Interrupted || dump::ended(now.dump.pid) => return Ok(None),
+            Err(e) => e,
+            Ok(outcome) => return Ok(Some(outcome)),
+        };
+        let reasons = failed.refusals.iter().map(|refusal| format!("; {}: {}", refusal.object, refusal.reason));
+        let why = std::iter::once(failed.message.clone()).chain(reasons).collect::<String>();
+        if Instant::now() >= until {
+            if now.refused.is_none() {
+                *now = Options { refused: Some(why.clone()), ..before.clone() };
+                report.warning(&format!("those stand by again who did before: {why}"));
+            } else if complaint.as_ref() != Some(&why) {
+                report.warning(&format!("nobody stands by: {why}"));
+                complaint = Some(why);
+            }
+        }
+        std::thread::sleep(now.limits.again.min(MOMENT / 20));
+        if signal::check_interrupted().is_err() {
+            return Ok(None);
+        }
+    }
+}
