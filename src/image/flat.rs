@@ -24,7 +24,7 @@ pub(super) const TOGETHER: u32 = 64;
 /// Room is taken from the end of the file in steps, in pages.
 const STEP: u32 = 4096;
 /// Blocks of an image that one thread brings in; where there are more it has help.
-const FEW: usize = 16;
+const FEW: usize = 64;
 
 /// Gives back what a part of a file takes, from a byte on, so many: nobody will read it before it is written again.
 pub type GiveBack = fn(&File, u64, u64);

@@ -44,10 +44,6 @@ struct Shared {
     queue: Queue,
     /// Number of the newest packet that was let out.
     let_out: AtomicU32,
-    /// The last mark,
-    marked: AtomicU32,
-    /// and how many packets there were before it, since the one before.
-    usual: AtomicU32,
     closed: AtomicBool,
     ends: AtomicBool,
     waits: Mutex<Waits>,
@@ -60,14 +56,14 @@ const QUIET: Duration = Duration::from_micros(500);
 /// and nobody waits longer for others;
 const LONGEST: Duration = Duration::from_millis(3);
 /// or than these parts of what they wait for anyhow, where that takes long: whoever is left out waits for two of them.
-const PARTS: (u32, u32) = (16, 3);
+const PARTS: (u32, u32) = (16, 2);
 /// But for so long at most.
 const MOST: Duration = Duration::from_millis(20);
 /// A TCP that acknowledges what its program has not answered yet has somebody wait who goes on sending, not who asks: that one
 /// sends again after 200 ms at the earliest (`TCP_RTO_MIN` of Linux), and where its window is full the window goes on so often.
 const BARE: Duration = Duration::from_millis(20);
-/// So few packets are somebody alone, who waits for nobody if they were as few the last time.
-const FEW: u32 = 4;
+/// So few packets are somebody alone, who waits for nobody if they were as few the last time, however long ago that was.
+const FEW: u64 = 4;
 
 /// What has come to wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,8 +83,8 @@ struct Coming {
     last: u32,
     count: u64,
     at: Instant,
-    /// All of them say no more than that something has arrived.
-    bare: bool,
+    /// How many of them say more than that something has arrived.
+    asks: u64,
 }
 
 /// How long packets have waited.
@@ -96,8 +92,9 @@ struct Coming {
 pub struct Waits {
     /// Those that wait.
     coming: VecDeque<Coming>,
-    /// When some were let out last.
+    /// When some were let out last, and how many waited then that say more than that something has arrived.
     gone: Option<Instant>,
+    expected: u64,
     /// Marks that nothing was let out up to yet, and when they were put.
     marks: VecDeque<(u32, Instant)>,
     /// How long it took lately from a mark until it was let out up to that.
@@ -115,7 +112,7 @@ const STEPS: usize = 20_000;
 impl Default for Waits {
     fn default() -> Self {
         let (coming, marks) = (VecDeque::new(), VecDeque::new());
-        Waits { coming, gone: None, marks, takes: Duration::ZERO, counts: vec![0; STEPS], longest: Duration::ZERO }
+        Waits { coming, gone: None, expected: 0, marks, takes: Duration::ZERO, counts: vec![0; STEPS], longest: Duration::ZERO }
     }
 }
 
@@ -127,6 +124,8 @@ impl Waits {
             self.takes = (self.takes * 3 + now.saturating_duration_since(put)) / 4;
         }
         let gone = self.coming.iter().take_while(|came| !is_after(came.last, last)).count();
+        // Who is answered now asks again, and then all wait.
+        self.expected = self.coming.iter().map(|came| came.asks).sum();
         for Coming { count, at, .. } in self.coming.drain(..gone) {
             let waited = now.saturating_duration_since(at);
             let step = (waited.as_micros() / STEP.as_micros()) as usize;
@@ -204,8 +203,6 @@ impl Hold {
         let shared = Arc::new(Shared {
             queue,
             let_out: AtomicU32::new(0),
-            marked: AtomicU32::new(0),
-            usual: AtomicU32::new(0),
             closed: AtomicBool::new(closed),
             ends: AtomicBool::new(false),
             waits: Mutex::default(),
@@ -232,9 +229,7 @@ impl Hold {
     /// A mark behind all that waits now.
     pub fn mark(&self) -> Result<u32> {
         let mark = self.shared.queue.state().context(|| "looking at what is held")?.seen;
-        let before = self.shared.marked.swap(mark, Ordering::Relaxed);
         locked(&self.shared.waits).marks.push_back((mark, Instant::now()));
-        self.shared.usual.store(mark.wrapping_sub(before), Ordering::Relaxed);
         Ok(mark)
     }
 
@@ -244,18 +239,20 @@ impl Hold {
             return News::Nothing;
         }
         let waits = locked(&self.shared.waits);
-        let mut after = waits.coming.iter().skip_while(|came| !is_after(came.last, mark));
-        let (Some(oldest), Some(last)) = (after.clone().next(), waits.coming.back()) else { return News::Nothing };
-        let newest = last.last;
-        let Some(first) = after.find(|came| !came.bare) else {
+        let after = || waits.coming.iter().skip_while(|came| !is_after(came.last, mark));
+        let (Some(oldest), Some(last)) = (after().next(), waits.coming.back()) else { return News::Nothing };
+        let Some(first) = after().find(|came| came.asks > 0) else {
             return if oldest.at.elapsed() >= BARE { News::Waits } else { News::Nothing };
         };
         // Who was answered just now asks again.
         let [since, last] = [first.at, last.at].map(|at| waits.gone.map_or(at, |gone| gone.max(at)));
-        let usual = self.shared.usual.load(Ordering::Relaxed);
-        let all = (1..=FEW).contains(&usual) && newest.wrapping_sub(self.shared.marked.load(Ordering::Relaxed)) >= usual;
+        let asks: u64 = after().map(|came| came.asks).sum();
         let (quiet, longest) = waits.patience();
-        if all || last.elapsed() >= quiet || since.elapsed() >= longest { News::Waits } else { News::Gathers }
+        // Those who were answered long ago may never ask again.
+        let expected = if waits.expected > FEW && since > waits.gone.unwrap_or(since) + longest { 0 } else { waits.expected };
+        let all = expected > 0 && asks >= expected;
+        let most = asks >= expected - expected / 4 && last.elapsed() >= quiet;
+        if all || most || since.elapsed() >= longest { News::Waits } else { News::Gathers }
     }
 
     /// Lets out what was there at this mark.
@@ -335,9 +332,9 @@ impl Shared {
             if !matches!(ready, Ok(1..)) {
                 continue;
             }
-            let mut came = Coming { last: 0, count: 0, at: Instant::now(), bare: true };
+            let mut came = Coming { last: 0, count: 0, at: Instant::now(), asks: 0 };
             let taken = self.queue.notices(&mut buffer, |number, bare| {
-                came = Coming { last: number, count: came.count + 1, bare: came.bare && bare, ..came };
+                came = Coming { last: number, count: came.count + 1, asks: came.asks + u64::from(!bare), ..came };
             });
             if came.count > 0 {
                 locked(&self.waits).coming.push_back(came);
