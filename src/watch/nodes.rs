@@ -13,8 +13,6 @@ use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Kind of the frames of the link that carry it. Who does not know them does not heed them.
-pub const NODES: u16 = 0x116;
 /// How often they are sent.
 pub const EACH: Duration = Duration::from_millis(500);
 /// Other hosts that are kept, at most.

@@ -25,6 +25,8 @@ pub const PACKETS: u16 = 0x114;
 pub const WHY: u16 = 0x115;
 /// Kind of those that have one of several standbys give up what it has, for a copy of everything.
 pub const ANEW: u16 = 0x116;
+/// Kind of those that carry what an end knows of all hosts ([`super::nodes`]). Who does not know them does not heed them.
+pub const NODES: u16 = 0x117;
 
 /// The words of the beginning, in their order.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -3,7 +3,8 @@
 use super::Agent;
 use crate::transport::Frame;
 use crate::watch::history::Entry;
-use crate::watch::nodes::{EACH, NODES};
+use crate::watch::nodes::EACH;
+use crate::watch::setup::NODES;
 use crate::watch::state::Said;
 use crate::watch::status::ms;
 use crate::watch::steps::Steps;
