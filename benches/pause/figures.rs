@@ -48,6 +48,7 @@ const WATCH: &[Rows] = &[
     watch::more::idle,
     watch::more::stalls,
     witness::leases,
+    watch::more::several,
 ];
 
 /// Measures and prints all of them, medians of `rounds`.

@@ -31,8 +31,13 @@ struct Redis {
 
 impl Redis {
     fn start(mib: u64) -> Redis {
+        Redis::among(mib, 2)
+    }
+
+    /// On the first of so many hosts.
+    fn among(mib: u64, hosts: usize) -> Redis {
         let lab = Lab::new("bench-watch");
-        let hosts = Hosts::new(&lab, 2);
+        let hosts = Hosts::new(&lab, hosts);
         hosts.hosts.iter().for_each(|host| drop(host.plain("mount", &["-t", "tmpfs", "lib", "/var/lib"])));
         hosts.serve_at(0);
         let folder = lab.path("").display().to_string();

@@ -77,6 +77,29 @@ else g=/sys/fs/cgroup/meio-bench-$$; mkdir -p $g && echo '50000 100000' > $g/cpu
     ]
 }
 
+/// The pause of an epoch that goes to three standbys, of which one is waited for, beside that of one that goes to one.
+pub fn several(_: &Bench, _: usize) -> Vec<Figure> {
+    let redis = Redis::among(256, 4);
+    let pause = |more: &[&str]| {
+        let watched = redis.watch(&[more, &["--timeout", "10s"]].concat());
+        let rate = a_second(&Load::begin(50, redis.keys).end());
+        let said = watched.end(&redis.lab, &redis.hosts);
+        (said["median_stop_ms"].as_f64().unwrap_or(f64::NAN), rate)
+    };
+    let (one, rate_of_one) = pause(&[]);
+    let others = redis.hosts.hosts[2..].iter().flat_map(|host| ["--standby", &host.address]);
+    let (three, rate) = pause(&others.chain(["--ack", "1"]).collect::<Vec<_>>());
+    vec![
+        Figure::new(
+            "`watch`, redis, 256 MiB, 50 clients: pause of an epoch with three standbys and `--ack 1`, of that with one",
+            "110 %",
+            format!("{:.0} % ({} and {})", three / one * 100.0, ms(three), ms(one)),
+            Some(three <= one * 1.1),
+        ),
+        Figure::new("the same: answers a second", "", format!("{rate:.0} and {rate_of_one:.0}"), None),
+    ]
+}
+
 /// A tree that does nothing.
 pub fn idle(bench: &Bench, _: usize) -> Vec<Figure> {
     let program = super::writer(bench);
