@@ -362,37 +362,41 @@ impl Shared {
             };
             drop(state);
             let mut flat = locked(&self.flat);
-            let done =
-                next.map_err(Error::from).and_then(|(number, file)| Ok((number, self.bring(&mut flat, number, file, &self.goes_on)?)));
+            let done = next.map_err(Error::from).and_then(|(number, file)| {
+                self.place.has_room(file.metadata()?.len(), 0)?;
+                Ok((number, self.bring(&mut flat, number, file, &self.goes_on)?))
+            });
             let mut state = self.state();
-            let number = match done {
-                Ok((number, Some(known))) => {
-                    state.latest = Some((number, known));
-                    number
-                }
+            let failed = match done {
                 // Somebody else has the say.
                 Ok((_, None)) => continue,
+                Ok((number, Some(known))) => {
+                    state.latest = Some((number, known));
+                    state.waiting.retain(|(of, _)| *of != number);
+                    self.place.has_room(0, self.bytes.load(Ordering::Relaxed)).err()
+                }
                 Err(e) => {
-                    // Those that wait are here and stay; nothing more is.
-                    state.series = None;
                     if flat.as_ref().is_some_and(Flat::is_torn) {
                         (state.latest, state.waiting) = (None, VecDeque::new());
                     }
-                    state.short = Some(e);
-                    state.kept = 0;
-                    drop(state);
-                    self.wake();
-                    continue;
+                    Some(e)
                 }
             };
-            state.waiting.retain(|(of, _)| *of != number);
+            if failed.is_some() {
+                // What is here stays; nothing more is.
+                (state.series, state.short, state.kept) = (None, failed, 0);
+                drop(state);
+                self.wake();
+                continue;
+            }
             drop(state);
             drop(flat);
             self.changed.notify_all();
         }
     }
 
-    /// Brings in all up to this image where one of them says of pages only how they differ: nobody else knows what they are.
+    /// Brings in all up to this image where one of them says of pages only how they differ: nobody else knows what they are. Whoever
+    /// takes over does so with what room there is.
     fn settle(&self, flat: &mut Option<Flat>, image: u64) -> Result<()> {
         let due = |state: &State| {
             let due = state.waiting.iter().filter(|(number, _)| *number <= image);
@@ -414,7 +418,6 @@ impl Shared {
 
     fn bring(&self, flat: &mut Option<Flat>, number: u64, file: File, goes_on: &AtomicBool) -> Result<Option<Known>> {
         let name = name(number);
-        self.place.has_room(file.metadata()?.len(), 0)?;
         let flat = match flat {
             Some(flat) => flat,
             None => flat.insert(Flat::new(self.place.file()?, give_back)),
@@ -426,9 +429,7 @@ impl Shared {
             return Ok(None);
         }
         manifest.stands_for.into_iter().for_each(|other| flat.stand_for(other));
-        let taken = flat.taken();
-        self.bytes.store(taken, Ordering::Relaxed);
-        self.place.has_room(0, taken)?;
+        self.bytes.store(flat.taken(), Ordering::Relaxed);
         let resolved = flat.now().cloned().ok_or_else(|| Error::other("nothing was brought in"))?;
         Ok(Some(Known { manifest, tree, id: reader.id(), resolved }))
     }
