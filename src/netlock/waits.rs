@@ -10,17 +10,19 @@ use std::time::{Duration, Instant};
 
 /// Who asks for an epoch as soon as the first one waits leaves out all who are a little later: nothing comes any more after this,
 const QUIET: Duration = Duration::from_micros(500);
-/// and nobody waits longer for others;
+/// or after this part of what an epoch takes, where that is long.
+const PART: u32 = 16;
+/// Nobody waits longer for others than this, or than an epoch takes: whoever is left out waits for two of them.
 const LONGEST: Duration = Duration::from_millis(3);
-/// or than these parts of what they wait for anyhow, where that takes long: whoever is left out waits for two of them.
-const PARTS: (u32, u32) = (16, 2);
 /// But for so long at most.
-const MOST: Duration = Duration::from_millis(20);
+const MOST: Duration = Duration::from_millis(30);
 /// A TCP that acknowledges what its program has not answered yet has somebody wait who goes on sending, not who asks: that one
 /// sends again after 200 ms at the earliest (`TCP_RTO_MIN` of Linux), and where its window is full the window goes on so often,
 const BARE: Duration = Duration::from_millis(20);
-/// or where epochs take long after twice that, but for so long at most: the answer that the program is at work on asks for one.
+/// or where epochs take long after three times that, but for so long at most: the answer that the program is at work on asks for one.
 const BAREST: Duration = Duration::from_millis(60);
+/// Who asks after so many times that has not been answered just now.
+const LATE: u32 = 4;
 /// So few packets are somebody alone, who waits for nobody if they were as few the last time, however long ago that was.
 const FEW: u64 = 4;
 
@@ -63,9 +65,6 @@ pub struct Waits {
     /// When some were let out last, and how many waited then that say more than that something has arrived.
     gone: Option<Instant>,
     expected: u64,
-    /// When the first of those came that have come since then, and how long that took lately.
-    back: Option<Instant>,
-    returns: Duration,
     /// Marks that nothing was let out up to yet, and when they were put.
     marks: VecDeque<(u32, Instant)>,
     /// How long it took lately from a mark until it was let out up to that.
@@ -86,8 +85,6 @@ impl Default for Waits {
             coming: VecDeque::new(),
             gone: None,
             expected: 0,
-            back: None,
-            returns: Duration::ZERO,
             marks: VecDeque::new(),
             takes: Duration::ZERO,
             counts: vec![0; STEPS],
@@ -96,18 +93,9 @@ impl Default for Waits {
     }
 }
 
-/// What it was lately, with this one.
-fn lately(before: Duration, now: Duration) -> Duration {
-    (before * 3 + now) / 4
-}
-
 impl Waits {
     /// Some have come.
     pub fn come(&mut self, coming: Coming) {
-        if let (Some(gone), None, 1..) = (self.gone, self.back, coming.asks) {
-            self.back = Some(coming.at);
-            self.returns = lately(self.returns, coming.at.saturating_duration_since(gone).min(MOST));
-        }
         self.coming.push_back(coming);
     }
 
@@ -118,10 +106,10 @@ impl Waits {
 
     /// All up to this one are let out.
     pub fn go(&mut self, last: u32, now: Instant) {
-        (self.gone, self.back) = (Some(now), None);
+        self.gone = Some(now);
         let passed = self.marks.iter().take_while(|(mark, _)| !is_after(*mark, last)).count();
         if let Some((_, put)) = self.marks.drain(..passed).next_back() {
-            self.takes = lately(self.takes, now.saturating_duration_since(put));
+            self.takes = (self.takes * 3 + now.saturating_duration_since(put)) / 4;
         }
         let gone = self.coming.iter().take_while(|came| !is_after(came.last, last)).count();
         // Who is answered now asks again, and then all wait.
@@ -140,31 +128,23 @@ impl Waits {
         let after = || self.coming.iter().skip_while(|came| !is_after(came.last, mark));
         let (Some(oldest), Some(last)) = (after().next(), self.coming.back()) else { return News::Nothing };
         let Some(first) = after().find(|came| came.asks > 0) else {
-            let bare = BARE.max((self.takes * 2).min(BAREST));
+            let bare = BARE.max((self.takes * 3).min(BAREST));
             return if for_long(oldest.at, bare) { News::Waits } else { News::Nothing };
         };
-        let (quiet, longest) = self.patience();
-        // Who was answered just now asks again: those who were left out are there from the beginning, and wait for them.
-        let left_out = self.gone.filter(|gone| *gone > first.at);
-        let since = match (left_out, self.back) {
-            (None, _) => first.at,
-            (Some(_), Some(back)) => back,
-            (Some(gone), None) => gone + (self.returns * 3 / 2).min(self.takes).saturating_sub(longest),
-        };
-        let last = self.gone.map_or(last.at, |gone| gone.max(last.at));
-        let asks: u64 = after().map(|came| came.asks).sum();
+        // Who was answered just now asks again.
+        let since = |at: Instant| self.gone.map_or(at, |gone| gone.max(at));
+        let (asks, waited) = after().fold((0, Duration::ZERO), |(asks, waited), came| {
+            (asks + came.asks, waited + now.saturating_duration_since(since(came.at)) * came.asks as u32)
+        });
+        let (quiet, longest) = (QUIET.max((self.takes / PART).min(MOST / PART)), LONGEST.max(self.takes.min(MOST)));
         // Those who were answered long ago may never ask again.
-        let late = left_out.is_none() && self.expected > FEW && self.gone.is_some_and(|gone| since > gone + longest.max(self.returns * 2));
+        let late = self.expected > FEW && self.gone.is_some_and(|gone| since(first.at) > gone + longest * LATE);
         let expected = if late { 0 } else { self.expected };
         let all = expected > 0 && asks >= expected;
-        let most = asks >= expected - expected / 4 && for_long(last, quiet);
-        if all || most || for_long(since, longest) { News::Waits } else { News::Gathers }
-    }
-
-    /// After how long without any others, and after how long altogether, those that wait ask.
-    fn patience(&self) -> (Duration, Duration) {
-        let (quiet, longest) = (self.takes / PARTS.0, self.takes / PARTS.1);
-        (QUIET.max(quiet.min(MOST / 8)), LONGEST.max(longest.min(MOST)))
+        let most = asks >= expected - expected / 4 && for_long(since(last.at), quiet);
+        // Those who wait have lost by now what the others would lose.
+        let enough = expected > 0 && waited >= self.takes * expected.saturating_sub(asks) as u32;
+        if all || most || enough || for_long(since(first.at), longest) { News::Waits } else { News::Gathers }
     }
 
     /// How many packets have waited.
@@ -257,7 +237,7 @@ mod tests {
     fn who_is_answered_together_asks_together() {
         let mut service = Service::of_many();
         service.come(12, 20);
-        assert_eq!(service.news(13), News::Gathers);
+        assert_eq!(service.news(14), News::Gathers);
         service.come(14, 180);
         assert_eq!(service.news(14), News::Waits);
         // Some of them never ask again.
@@ -266,39 +246,33 @@ mod tests {
         assert_eq!((service.news(12), service.news(14)), (News::Gathers, News::Waits));
         let mut service = Service::of_many();
         service.come(12, 20);
-        assert_eq!((service.news(21), service.news(22)), (News::Gathers, News::Waits));
+        assert_eq!((service.news(31), service.news(32)), (News::Gathers, News::Waits));
     }
 
     #[test]
     fn who_was_left_out_waits_for_those_who_were_answered() {
-        let mut service = Service::of_many();
-        service.come(12, 80);
-        service.mark(13);
-        service.come(14, 120);
-        service.go(33);
-        // Those 80 are answered, and ask again as late as ever.
-        assert_eq!(service.news(44), News::Gathers);
-        service.come(46, 10);
-        assert_eq!((service.news(47), service.news(55)), (News::Gathers, News::Gathers));
-        service.come(48, 70);
-        assert_eq!(service.news(48), News::Waits);
-    }
-
-    #[test]
-    fn who_was_left_out_does_not_wait_for_ever() {
-        let mut service = Service::of_many();
-        service.come(12, 80);
-        service.mark(13);
-        service.come(14, 120);
-        service.go(33);
-        assert_eq!((service.news(50), service.news(53)), (News::Gathers, News::Waits));
+        let left_out = |rest: u64| {
+            let mut service = Service::of_many();
+            service.come(12, rest);
+            service.mark(13);
+            service.come(14, 200 - rest);
+            service.go(33);
+            service
+        };
+        let mut service = left_out(80);
+        assert_eq!(service.news(45), News::Gathers);
+        service.come(46, 80);
+        assert_eq!(service.news(46), News::Waits);
+        // The fewer of them there are the less it costs to let them wait.
+        assert_eq!((left_out(80).news(46), left_out(80).news(47)), (News::Gathers, News::Waits));
+        assert_eq!((left_out(100).news(52), left_out(180).news(52), left_out(100).news(53)), (News::Gathers, News::Gathers, News::Waits));
     }
 
     #[test]
     fn what_only_says_that_something_has_arrived_asks_late() {
         let mut service = Service::of_many();
         service.come(1, 0);
-        assert_eq!((service.news(39), service.news(42)), (News::Nothing, News::Waits));
+        assert_eq!((service.news(60), service.news(61)), (News::Nothing, News::Waits));
         let mut service = Service { begun: Instant::now(), waits: Waits::default(), last: 0, mark: 0 };
         service.come(0, 0);
         assert_eq!((service.news(19), service.news(20)), (News::Nothing, News::Waits));
