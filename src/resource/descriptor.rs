@@ -257,8 +257,10 @@ pub fn survey(pid: i32, capture: &mut Capture) -> Result<Vec<Descriptor>> {
     }
     capture.took(listed * sockets / all);
     table.sort_unstable_by_key(|descriptor| descriptor.fd);
-    let (connections, files) = (&mut capture.recall.connections, &capture.files);
-    connections.place(pid, &table, |id| socket::steady::inode(&files[id as usize]));
+    if capture.standing {
+        let (connections, files) = (&mut capture.recall.connections, &capture.files);
+        connections.place(pid, &table, |id| socket::steady::inode(&files[id as usize]));
+    }
     Ok(table)
 }
 

@@ -87,7 +87,8 @@ impl Places {
     /// Forgets all if anybody has made such a call since this was asked last.
     pub fn look(&mut self) {
         self.kept = 0;
-        if !self.counters.iter_mut().map(Counters::still).fold(true, |all, still| all && still) {
+        // All of them are asked: each remembers what it said.
+        if self.counters.iter_mut().map(Counters::still).filter(|still| !still).count() > 0 {
             self.places.clear();
         }
     }
@@ -119,22 +120,43 @@ impl Places {
 mod tests {
     use super::*;
     use crate::sys::socket;
-    use nix::fcntl::FdFlag;
+    use nix::fcntl::{FdFlag, OFlag};
     use std::os::fd::AsRawFd;
+    use std::sync::{Arc, mpsc};
 
     fn inode(fd: &OwnedFd) -> (u64, u64) {
         nix::sys::stat::fstat(fd).map(|meta| (meta.st_dev, meta.st_ino)).expect("a socket")
     }
 
+    type Change = Box<dyn FnOnce(&OwnedFd) + Send>;
+
+    /// A thread that is counted, and does what it is told with a socket.
+    fn program(socket: Arc<OwnedFd>) -> (i32, impl Fn(Change)) {
+        let ((tell, told), (say, said)) = (mpsc::channel::<Change>(), mpsc::channel());
+        std::thread::spawn(move || {
+            let _ = say.send(nix::unistd::gettid().as_raw());
+            while let Ok(change) = told.recv() {
+                change(&socket);
+                let _ = say.send(0);
+            }
+        });
+        (said.recv().expect("a thread"), move |change| {
+            tell.send(change).expect("a thread");
+            said.recv().expect("a thread");
+        })
+    }
+
     #[test]
     fn what_changes_is_looked_at_again() {
+        let (socket, other) = socket::pair(libc::SOCK_STREAM).expect("sockets");
+        let socket = Arc::new(socket);
+        let (tid, run) = program(socket.clone());
         let mut places = Places::begin();
-        places.count(nix::unistd::gettid().as_raw());
+        places.count(tid);
         if places.counters.is_empty() {
             return; // not permitted, or a kernel without
         }
         let files = Files::of(std::process::id() as i32);
-        let (mut socket, other) = socket::pair(libc::SOCK_STREAM).expect("sockets");
         let (fd, (device, number)) = (socket.as_raw_fd(), inode(&socket));
         let noted = |places: &mut Places| {
             places.look();
@@ -143,31 +165,26 @@ mod tests {
         };
         let found = noted(&mut places);
         assert_eq!((found.place.inode, found.flags), (number, (libc::O_RDWR | libc::O_CLOEXEC) as u32));
-        // What the duplicate shows itself.
-        fcntl(&socket, FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK)).expect("a flag");
+        // What the duplicate shows itself, and what only looks.
+        run(Box::new(|socket| _ = fcntl(socket, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))));
+        run(Box::new(|socket| _ = fcntl(socket, FcntlArg::F_GETFD)));
         places.look();
         let found = places.find(&files, fd, device).expect("as it was");
         assert_eq!(found.flags & libc::O_NONBLOCK as u32, libc::O_NONBLOCK as u32);
         assert!(places.find(&files, other.as_raw_fd(), device).is_none() && places.find(&files, fd, device + 1).is_none());
-        let changes: [(&str, &dyn Fn()); 3] = [
-            ("F_SETFD", &|| _ = fcntl(&socket, FcntlArg::F_SETFD(FdFlag::empty()))),
-            ("dup", &|| _ = nix::unistd::dup(&socket)),
-            ("F_DUPFD_CLOEXEC", &|| _ = socket.try_clone()),
+        let changes: [(&str, Change); 3] = [
+            ("F_SETFD", Box::new(|socket| _ = fcntl(socket, FcntlArg::F_SETFD(FdFlag::empty())))),
+            ("F_DUPFD_CLOEXEC", Box::new(|socket| _ = socket.try_clone())),
+            ("dup", Box::new(|socket| _ = nix::unistd::dup(socket))),
         ];
         for (what, change) in changes {
             noted(&mut places);
-            change();
+            run(change);
             places.look();
             assert!(places.find(&files, fd, device).is_none(), "{what}");
         }
-        // Only looks.
-        noted(&mut places);
-        let mut lock = libc::flock { l_type: libc::F_RDLCK as i16, l_whence: 0, l_start: 0, l_len: 0, l_pid: 0 };
-        let _ = fcntl(&socket, FcntlArg::F_OFD_GETLK(&mut lock));
-        places.look();
-        assert!(places.find(&files, fd, device).is_some());
-        // Another socket under the same number.
-        nix::unistd::dup2(&other, &mut socket).expect("another");
+        // Another socket.
+        places.note(files.pid(), vec![Place { fd, inode: inode(&other).1, cloexec: true }]);
         assert!(places.find(&files, fd, device).is_none());
     }
 }

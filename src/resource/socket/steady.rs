@@ -268,6 +268,9 @@ pub fn remember_owner(id: FileId, owner: FileOwner, capture: &mut Capture) {
 
 /// The same as [`take`] of a descriptor that led to such a connection the last time, without a look at proc_pid_fdinfo(5).
 pub fn take_held(files: &Files, fd: i32, capture: &mut Capture) -> Option<Descriptor> {
+    if !capture.standing {
+        return None;
+    }
     let connections = &mut capture.recall.connections;
     let (mount, device) = connections.mount?;
     let Held { place, ids, flags, own } = connections.places.find(files, fd, device)?;
