@@ -210,7 +210,7 @@ fn comes_back(name: &str, redis: &Redis) -> Vec<Figure> {
     redis.hosts.wire(0, false);
     let service: SocketAddr = format!("{SERVICE}:6379").parse().expect("an address");
     let answers = || TcpStream::connect_timeout(&service, Duration::from_millis(200)).is_ok();
-    assert!(until(LONG, || answers()), "nobody takes over");
+    assert!(until(LONG, answers), "nobody takes over");
     let load = Load::begin(50, redis.keys);
     std::thread::sleep(Duration::from_secs(1));
     let alone = rate(&load);
