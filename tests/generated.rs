@@ -53,3 +53,39 @@ fn every_command_has_a_page_and_no_hidden_one_has() {
     }
     assert!(root.iter().all(|(name, text)| !name.to_string_lossy().contains("generate") && !text.contains("meio generate")));
 }
+
+/// Words that follow a mark in a source, up to a quotation mark.
+fn words<'t>(text: &'t str, mark: &str) -> Vec<&'t str> {
+    text.split(mark).skip(1).filter_map(|rest| rest.split('"').next()).collect()
+}
+
+/// What may stand in the log of a watch is what its manual pages tell of.
+#[test]
+fn every_event_is_documented() {
+    let root = Path::new(super::ROOT);
+    let text = |name: &str| std::fs::read_to_string(root.join(name)).expect("text");
+    let mut events: Vec<String> = Vec::new();
+    let said = text("src/watch/history.rs");
+    let table = said.split("let (event, reason) = match said {").nth(1).and_then(|rest| rest.split("};").next()).expect("the table");
+    events.extend(words(table, "=> (\"").into_iter().map(str::to_owned));
+    assert!(events.len() > 15, "{events:?}");
+    for file in ["src/watch/history.rs", "src/watch/protect.rs", "src/watch/agent.rs"] {
+        let source = text(file);
+        let source = source.split("#[cfg(test)]").next().unwrap_or_default();
+        for role in ["Role::Primary", "Role::Standby", "entry.role"] {
+            events.extend(words(source, &format!("Entry::new({role}, \"")).into_iter().map(str::to_owned));
+        }
+    }
+    let others = text("src/watch/protect/others.rs");
+    events.extend(words(&others, "=> (\"standby-").into_iter().map(|word| format!("standby-{word}")));
+    events.sort();
+    events.dedup();
+    assert!(["begun", "resumed", "standing-by", "hook-failed", "standby-lost"].iter().all(|event| events.iter().any(|is| is == event)));
+    let (short, long) = (text("man/meio-history.1").replace('\\', ""), text("man/meio-json.5").replace('\\', ""));
+    let long = long.split(".SS history").nth(1).and_then(|rest| rest.split("\n.SS ").next()).expect("the section");
+    for event in &events {
+        let is = |line: &str| line.starts_with(".BR ") && line.split([' ', ',']).any(|word| word.trim_matches('"') == event);
+        assert!(short.contains(&format!("\"{event}\"")), "meio-history(1) does not tell of {event}");
+        assert!(long.lines().any(is), "meio-json(5) does not tell of {event}");
+    }
+}

@@ -49,6 +49,9 @@ const WATCH: &[Rows] = &[
     watch::more::stalls,
     witness::leases,
     watch::more::several,
+    watch::roles::switched,
+    watch::roles::witnessed,
+    watch::roles::returns,
 ];
 
 /// Measures and prints all of them, medians of `rounds`.

@@ -4,6 +4,8 @@
 mod load;
 #[path = "watch/more.rs"]
 pub mod more;
+#[path = "watch/roles.rs"]
+pub mod roles;
 
 use super::figures::Figure;
 use super::{Bench, MEIO, median, ms};
@@ -216,10 +218,19 @@ struct TakeOver {
     steps: String,
 }
 
-fn take_over(mib: u64, timeout: &str) -> TakeOver {
-    let mut redis = Redis::start(mib);
+/// A witness on a host.
+fn witness(host: &Host) -> Child {
+    let child = host.command(Path::new(MEIO)).args(["witness", "--quiet"]).stdout(Stdio::null()).spawn().expect("meio starts");
+    assert!(until(SOON, || host.plain("ss", &["-lun"]).contains(":26346 ")), "it does not listen");
+    child
+}
+
+fn take_over(mib: u64, timeout: &str, witnessed: bool) -> TakeOver {
+    let mut redis = Redis::among(mib, if witnessed { 3 } else { 2 });
+    let mut third = redis.hosts.hosts.get(2).map(witness);
     let timeout: &[&str] = if timeout.is_empty() { &[] } else { &["--timeout", timeout] };
-    let Watched(mut meio) = redis.watch(timeout);
+    let witness: &[&str] = if witnessed { &["--witness", "root@10.99.0.3"] } else { &[] };
+    let Watched(mut meio) = redis.watch(&[timeout, witness].concat());
     // Values are written meanwhile, so that what the standby has is not one copy in a piece.
     let _ = Load::begin(8, redis.keys).end();
     let mut stream = connect();
@@ -237,6 +248,10 @@ fn take_over(mib: u64, timeout: &str) -> TakeOver {
     assert_eq!(before.map(|n| n + 1), Some(ask(&mut stream)), "an answer was forgotten");
     let stall = begun.elapsed().as_secs_f64() * 1e3;
     let _ = meio.wait();
+    if let Some(third) = &mut third {
+        redis.hosts.hosts[2].fail();
+        let _ = third.wait();
+    }
     let noted = redis.hosts.hosts[1].plain("cat", &["/var/lib/meio/watch/bench.log"]);
     let told = noted.lines().find_map(|line| line.split_once("taken over in ")).map(|(_, rest)| rest.to_owned());
     let told = told.unwrap_or_else(|| panic!("{noted}"));
@@ -249,7 +264,7 @@ fn take_over(mib: u64, timeout: &str) -> TakeOver {
 }
 
 fn lost(mib: u64, size: &str, wished: f64, rounds: usize) -> Vec<Figure> {
-    let mut all: Vec<TakeOver> = (0..rounds.min(5)).map(|_| take_over(mib, TIMEOUT)).collect();
+    let mut all: Vec<TakeOver> = (0..rounds.min(5)).map(|_| take_over(mib, TIMEOUT, false)).collect();
     all.sort_by(|a, b| a.took.total_cmp(&b.took));
     let took = median(all.iter().map(|t| t.took).collect());
     let stall = median(all.iter().map(|t| t.stall).collect());

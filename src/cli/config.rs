@@ -267,6 +267,62 @@ mod tests {
         assert!(wrong.len() == 3 && wrong[1].contains("--timeout must be") && wrong[2].contains("--interval must be"), "{wrong:?}");
     }
 
+    /// A value that an option may have.
+    fn value(arg: &Arg) -> String {
+        let possible = arg.get_possible_values();
+        if let Some(last) = possible.last().filter(|_| takes(arg)) {
+            return last.get_name().to_owned();
+        }
+        if !takes(arg) {
+            return "true".to_owned();
+        }
+        let name = arg.get_value_names().and_then(<[_]>::first).map(|name| name.as_str());
+        let text = match name {
+            Some("TIME") => "7s",
+            Some("N" | "LEVEL") => "7",
+            Some("BYTES") => "7M",
+            Some("[USER@]HOST[:PORT]") => "root@other:7",
+            Some("ADDRESS/LENGTH@INTERFACE") => "10.0.0.7/24@eth0",
+            Some("KIND:ID") => "unix:7",
+            Some("COMMAND" | "CMD" | "FILE" | "FOLDER" | "PATH" | "NAME" | "GROUP" | "PID|NAME") => "seven",
+            other => panic!("what may {other:?} of {:?} be?", arg.get_id()),
+        };
+        text.to_owned()
+    }
+
+    /// Whatever the command line takes the file takes, and it comes to the same.
+    #[test]
+    fn every_option_may_stand_in_a_file() {
+        let definition = crate::cli::definition();
+        let watch = definition.find_subcommand("watch").expect("the command");
+        let matches = |all: &[&str]| crate::cli::definition().ignore_errors(true).try_get_matches_from(all).expect("matches");
+        let (mut keys, mut left) = (0, Vec::new());
+        for arg in watch.get_arguments() {
+            let (id, key) = (arg.get_id().as_str(), arg.get_long().unwrap_or(arg.get_id().as_str()));
+            let value = value(arg);
+            let line = match arg.get_action() {
+                ArgAction::Append => format!("{key} = [{value:?}]\n"),
+                ArgAction::Set => format!("{key} = {value:?}\n"),
+                _ => format!("{key} = true\n"),
+            };
+            let Ok(arguments) = with(&line, &[]) else {
+                left.push(key.to_owned());
+                continue;
+            };
+            let all: Vec<&str> = ["meio", "watch"].into_iter().chain(arguments.iter().map(String::as_str)).collect();
+            let found = matches(&all);
+            let found = found.subcommand_matches("watch").expect("the command");
+            assert_eq!(found.value_source(id), Some(ValueSource::CommandLine), "{line}{arguments:?}");
+            let raw = found.get_raw(id).into_iter().flatten().map(|one| one.to_string_lossy().into_owned()).collect::<Vec<_>>();
+            assert_eq!(raw, [value], "{line}{arguments:?}");
+            keys += 1;
+        }
+        left.sort();
+        let mut about = ABOUT;
+        about.sort_unstable();
+        assert!(left == about && keys > 30, "{left:?}, and {keys} keys");
+    }
+
     #[test]
     fn other_commands_are_left_alone() {
         for all in [&["meio", "status"][..], &["meio", "--help"], &["meio", "watch", "--help"], &["meio", "watch", "--config"]] {

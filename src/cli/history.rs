@@ -13,13 +13,14 @@ use std::time::Duration;
 /// Tell what has become of a watch on this host
 ///
 /// Each change of its role or of how it stands, the oldest first: when, why, with which generation and epoch, and how long it took.
-/// It is there as long as nobody takes it away (/var/lib/meio/history), also when the watch is over; the older half of it goes
-/// when there are more than 256 KiB.
+/// It is there as long as nobody takes it away, also when the watch is over: in /var/lib/meio/history/NAME.jsonl, a line of JSON for
+/// each, put at its end and on the disk as it happens, and readable by its owner alone. The older half of it goes when there are
+/// more than 256 KiB.
 ///
-/// With --json the line has "name" and "events", a list of {at (seconds since 1970), role, event, reason, other, generation, epoch
-/// ({series, number}), frozen_ms, steps (a list of [name, milliseconds])}. Events of a primary are "begun", "resumed", "unprotected",
-/// "protected", "full", "cut", "at-risk", "yielding", "stayed", "unsure", "switched", "demoted", "replaced" and "over", and of one with several
-/// standbys "standby-ready", "standby-out-of-step", "standby-copying" and "standby-lost"; of a standby "standing-by", "ready", "taking-over", "address-taken", "taken-over", "failed" and "over", of both "hook-failed".
+/// With --json the line has "name" and "events", a list of {v, at (seconds since 1970), role, event, reason, other, generation, epoch
+/// ({series, number}), frozen_ms, steps (a list of [name, milliseconds])}, as in that file. Events of a primary are "begun", "resumed", "unprotected",
+/// "protected", "paused", "full", "cut", "at-risk", "yielding", "stayed", "unsure", "switched", "demoted", "replaced" and "over", and of one with several
+/// standbys "standby-ready", "standby-out-of-step", "standby-copying" and "standby-lost"; of a standby "standing-by", "ready", "full", "taking-over", "refused", "outdated", "unruled", "address-taken", "taken-over", "failed" and "over"; of both "hook-failed". See meio-json(5).
 #[derive(clap::Args)]
 #[command(after_long_help = "Examples:\n  meio history web\n  meio history web --json | jq '.events[].event'")]
 pub struct History {

@@ -48,7 +48,10 @@ impl Queue {
             let list = File::open("/proc/thread-self/net/netfilter/nfnetlink_queue")?;
             let queue = Queue { socket: Socket::netfilter()?, number, list, copies };
             match queue.configure(1, &[1, 0, 0, 0]) {
-                Err(e) if e.raw_os_error() == Some(Errno::EBUSY as i32) && number != last => number = number.wrapping_add(1),
+                // The kernel says EPERM where another socket has it, this process's own too, as of a lock that is to go soon.
+                Err(e) if number != last && [Errno::EBUSY, Errno::EPERM].iter().any(|is| e.raw_os_error() == Some(*is as i32)) => {
+                    number = number.wrapping_add(1);
+                }
                 bound => {
                     bound?;
                     if copies {

@@ -126,6 +126,14 @@ impl Seen {
         }
     }
 
+    /// Whether one of several was sent a copy of everything long ago, whatever it says of it.
+    pub fn is_overdue(&self, of: usize) -> bool {
+        match self {
+            Seen::One(_) => false,
+            Seen::Several(known) => known.is_overdue(of),
+        }
+    }
+
     /// Whether the streams of this link are in use.
     pub fn uses(&self, of: usize, link: u64) -> bool {
         match self {

@@ -436,7 +436,14 @@ impl End {
                 self.note();
                 let _ = self.orders.send(Order::Whole(mark));
             }
-            Action::Discard(mark) => drop(self.orders.send(Order::Discard(mark))),
+            Action::Discard(mark) => {
+                // The last epoch of a tree that stands still is whole.
+                if self.machine.is_yielding() {
+                    self.board.whole(mark);
+                    self.note();
+                }
+                let _ = self.orders.send(Order::Discard(mark));
+            }
             Action::Relink => self.relink(),
             Action::Lease(until) => self.lease.until(until)?,
             Action::Free => {

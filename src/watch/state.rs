@@ -24,10 +24,13 @@
 //! ```text
 //!  an epoch more; Last n; Hide
 //!  Ship n                    ── n, last n ──▶   whole: Block, Place, Raise, Restore; nothing of it runs
-//!  Release what was held        ◀── set ──      from here on it waits for a word, or for silence
-//!  never thaws by itself     ── go ──▶          record Taking (g+1), Tell, Open, Run, record Taken
+//!                               ◀── set ──      from here on it waits for a word, or for silence
+//!  never thaws by itself     ── go ──▶          record Taking (g+1), Tell, Open, Run, record Taken: says what was held
 //!  Finish: ended here          ◀── g+1, runs ──
 //! ```
+//!
+//! What was held for the last epoch does not go out at the primary: clients would answer it there, where nobody hears them any more, and
+//! say it again when their timers end. The connections of who takes over say it at once.
 //!
 //! Where there is a witness, the primary lets go of its lease there when it stands still, and who has heard `go` asks for g+1 before it has
 //! anything on record, as it does after silence. If that is not granted it says so, and the tree goes on at the primary: as with

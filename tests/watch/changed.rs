@@ -2,15 +2,18 @@
 
 use super::comeback::stands;
 use super::control::{meio, status};
+use super::links::heal;
 use super::several::{both, goes_on, guarded, lose, noted};
 use super::{Counter, SLOW, Watched, has_address, machines, redis_on};
 use crate::lab::hosts::Hosts;
 use crate::lab::{Lab, SOON, until};
+use std::path::Path;
+use std::process::{Child, Stdio};
 
 /// A redis on the first of three hosts, watched by the second one alone, and a client that counts.
-fn guarded_by_one(lab: &Lab) -> (Hosts, i32, Watched, Counter) {
+fn guarded_by_one(lab: &Lab, more: &[&str]) -> (Hosts, i32, Watched, Counter) {
     let (hosts, pid) = redis_on(lab, machines(lab, 3));
-    let watched = Watched::with(lab, &hosts, pid, &[SLOW, &["--name", "web"]].concat());
+    let watched = Watched::with(lab, &hosts, pid, &[SLOW, &["--name", "web"], more].concat());
     let counter = Counter::begin();
     assert!(counter.go_on(50), "{}\n{}", watched.said(), noted(&hosts));
     (hosts, pid, watched, counter)
@@ -19,6 +22,32 @@ fn guarded_by_one(lab: &Lab) -> (Hosts, i32, Watched, Counter) {
 fn change(hosts: &Hosts, watched: &Watched, command: &str, host: &str) {
     let (code, said) = meio(&hosts.hosts[0], &[command, "web", host]);
     assert_eq!(code, 0, "{said}\n{}\n{}", watched.said(), noted(hosts));
+}
+
+/// A third one is to stand by, too, and can be had when it is looked at. When the watch has ended for that nothing gets from the first
+/// host to these any more, until [`heal`].
+fn one_more_until_cut(lab: &Lab, from: &[usize]) -> (Hosts, i32, Watched, Counter, Child) {
+    let cut = from.iter().map(|n| format!("ip rule add blackhole to 10.99.0.{n} pref 5")).collect::<Vec<_>>().join("; ");
+    let hook = format!("test $MEIO_EVENT$MEIO_ROLE != overprimary || {{ {cut}; }}");
+    let (hosts, pid, watched, counter) = guarded_by_one(lab, &["--on-event", &hook]);
+    let mut command = hosts.hosts[0].command(Path::new(crate::MEIO));
+    command.args(["add-standby", "web", "10.99.0.3"]).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let asked = command.spawn().expect("it starts");
+    (hosts, pid, watched, counter, asked)
+}
+
+/// It says that it could not be, and that those stand by who did before: the second one alone, as protected as it was.
+fn as_before(hosts: &Hosts, watched: &Watched, asked: Child) {
+    let done = asked.wait_with_output().expect("it ends");
+    let said = String::from_utf8_lossy(&[done.stdout, done.stderr].concat()).into_owned();
+    assert!(done.status.code() == Some(1) && said.contains("web goes on with those who stood by before: "), "{said}\n{}", watched.said());
+    assert!(watched.said().contains("those stand by again who did before: "), "{}", watched.said());
+    let stand = || stands(&hosts.hosts[0], "primary", "protected") && stands(&hosts.hosts[1], "standby", "ready");
+    assert!(until(SOON, stand), "{}\n{}", watched.said(), noted(hosts));
+    let one = status(&hosts.hosts[0]);
+    assert!(one["standbys"].is_null() && one["refused"].is_string(), "{one}");
+    let gone = || meio(&hosts.hosts[2], &["status", "web"]).0 == 10;
+    assert!(until(SOON, gone), "something is left: {}", noted(hosts));
 }
 
 /// The second one takes over alone.
@@ -34,7 +63,7 @@ crate::alone! {
     /// A second one is added to one that stands by, with connections that go on: they vote from then on.
     fn one_more() {
         let lab = Lab::new("changed-more");
-        let (mut hosts, pid, mut watched, counter) = guarded_by_one(&lab);
+        let (mut hosts, pid, mut watched, counter) = guarded_by_one(&lab, &[]);
         change(&hosts, &watched, "add-standby", "10.99.0.3");
         assert!(both(&hosts, "ready") == 2, "{}", status(&hosts.hosts[0]));
         assert!(counter.go_on(50), "{}\n{}", watched.said(), noted(&hosts));
@@ -67,10 +96,33 @@ crate::alone! {
         assert!([0, 3].contains(&code), "{code}: {said}");
     }
 
+    /// One that is to stand by, too, is lost when the watch has ended for it already: it goes on as it was, with connections that go
+    /// on, and whoever wanted that is told.
+    fn one_that_is_lost_meanwhile() {
+        let lab = Lab::new("changed-meanwhile");
+        let (mut hosts, pid, mut watched, counter, asked) = one_more_until_cut(&lab, &[3]);
+        as_before(&hosts, &watched, asked);
+        one_goes_on(&mut hosts, &mut watched, counter, pid);
+    }
+
+    /// The same, and the one that stood by is not reached either for a while: the service goes on, nobody says that it is protected, and
+    /// it is as soon as that one is reached.
+    fn all_that_are_lost_meanwhile() {
+        let lab = Lab::new("changed-all");
+        let (mut hosts, pid, mut watched, counter, asked) = one_more_until_cut(&lab, &[2, 3]);
+        assert!(until(2 * SOON, || watched.said().contains("nobody stands by: ")), "{}", watched.said());
+        assert!(counter.go_on(50), "{}\n{}", watched.said(), noted(&hosts));
+        assert!(!stands(&hosts.hosts[0], "primary", "protected") && has_address(&hosts.hosts[0]), "{}", watched.said());
+        heal(&hosts, 0);
+        heal(&hosts, 0);
+        as_before(&hosts, &watched, asked);
+        one_goes_on(&mut hosts, &mut watched, counter, pid);
+    }
+
     /// What cannot be is said, and nothing changes.
     fn what_is_refused() {
         let lab = Lab::new("changed-refused");
-        let (hosts, _pid, watched, counter) = guarded_by_one(&lab);
+        let (hosts, _pid, watched, counter) = guarded_by_one(&lab, &[]);
         let before = status(&hosts.hosts[0])["epoch"]["series"].clone();
         for (command, host, code, what) in [
             ("add-standby", "10.99.0.2", 2, "stands by for web already"),

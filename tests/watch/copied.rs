@@ -111,4 +111,28 @@ crate::alone! {
         assert!(told.contains("everything is copied to host2"), "{told}");
         assert_eq!(has_all(&mut hosts, &mut watched, counter, pid, writing), 1, "the first one has as much: {}", noted(&hosts));
     }
+
+    /// The link to one that everything is copied to lives, and carries nothing of it any more: it is made again, and so is the copy.
+    fn a_copy_that_does_not_get_through() {
+        let lab = Lab::new("copied-stuck");
+        let (mut hosts, pid, mut watched, counter) = guarded(&lab, &[]);
+        write(1, 1);
+        // It packs badly, and what comes later does not: so it is the copy that does not get through.
+        for from in (1..VALUES).step_by(3000) {
+            let more = "local t={} for j=1,50 do t[j]=redis.sha1hex(i..'.'..j) end redis.call('SET','x'..i,table.concat(t))";
+            let script = format!("for i={from},{} do {more} end return 1", from + 2999);
+            assert_eq!(ask(&format!("EVAL \"{script}\" 0")).as_deref(), Some(":1"));
+        }
+        assert!(until(SOON, || both(&hosts, "ready") == 2), "{}\n{}", status(&hosts.hosts[0]), watched.said());
+        let first = series(&hosts);
+        // Streams lose everything after so much, and new ones are not to be had there: words, heartbeats and SSH are.
+        let much = "ip daddr 10.99.0.2 tcp dport 1024-65534 quota over 5 mbytes drop";
+        let cut = format!("add table inet cut; add chain inet cut out {{ type filter hook output priority 0 ; }} ; add rule inet cut out {much}");
+        hosts.hosts[0].plain("nft", &[&cut]);
+        hosts.hosts[1].plain("pkill", &["-KILL", "-x", "meio"]);
+        let stuck = || watched.said().contains("a copy of everything does not get through");
+        assert!(until(3 * SOON, stuck), "{}\n{}\n{}", status(&hosts.hosts[0]), watched.said(), noted(&hosts));
+        let writing = until_ready(&hosts, &watched, 2, first);
+        assert_eq!(has_all(&mut hosts, &mut watched, counter, pid, writing), 1, "the first one has as much: {}", noted(&hosts));
+    }
 }

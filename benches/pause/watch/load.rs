@@ -4,7 +4,7 @@ use crate::lab::hosts::SERVICE;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -67,6 +67,7 @@ pub struct Manner {
 pub struct Load {
     over: Arc<AtomicBool>,
     counts: Arc<AtomicBool>,
+    answers: Arc<AtomicU64>,
     threads: Vec<JoinHandle<Vec<f64>>>,
 }
 
@@ -78,13 +79,15 @@ impl Load {
 
     pub fn like(manner: Manner) -> Load {
         let (over, counts) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let answers = Arc::new(AtomicU64::new(0));
         let client = |n: u64| {
-            let (over, counts) = (over.clone(), counts.clone());
+            let (over, counts, answers) = (over.clone(), counts.clone(), answers.clone());
             std::thread::spawn(move || {
                 let mut client = Client::new(n, manner);
                 let mut waits = Vec::new();
                 while !over.load(Ordering::Relaxed) {
                     let took = client.turn();
+                    answers.fetch_add(manner.depth as u64, Ordering::Relaxed);
                     if counts.load(Ordering::Relaxed) {
                         waits.extend(std::iter::repeat_n(took, manner.depth));
                     }
@@ -93,7 +96,12 @@ impl Load {
             })
         };
         let threads = (0..manner.clients).map(client).collect();
-        Load { over, counts, threads }
+        Load { over, counts, answers, threads }
+    }
+
+    /// How often they have been answered so far.
+    pub fn count(&self) -> Arc<AtomicU64> {
+        self.answers.clone()
     }
 
     /// What all had to wait, shortest first, within a while.

@@ -50,15 +50,20 @@ pub fn guarantees(_: &Bench, _: usize) -> Vec<Figure> {
     ]
 }
 
-/// The same of a redis that may use half a processor.
-pub fn half(_: &Bench, _: usize) -> Vec<Figure> {
-    let redis = Redis::start(256);
+/// Lets a redis use half a processor; the folder of the group is to be removed when it has ended.
+pub(super) fn half_a_processor(redis: &Redis) -> String {
     let script = format!(
         "if [ -d /sys/fs/cgroup/cpu ]; then g=/sys/fs/cgroup/cpu/meio-bench-$$; mkdir -p $g && echo 50000 > $g/cpu.cfs_quota_us
 else g=/sys/fs/cgroup/meio-bench-$$; mkdir -p $g && echo '50000 100000' > $g/cpu.max; fi && echo {} > $g/cgroup.procs && echo $g",
         redis.pid
     );
-    let group = redis.hosts.hosts[0].plain("sh", &["-c", &script]).trim().to_owned();
+    redis.hosts.hosts[0].plain("sh", &["-c", &script]).trim().to_owned()
+}
+
+/// The same of a redis that may use half a processor.
+pub fn half(_: &Bench, _: usize) -> Vec<Figure> {
+    let redis = Redis::start(256);
+    let group = half_a_processor(&redis);
     let much = || a_second(&Load::like(MUCH).end());
     let alone = much();
     let while_watched = |more: &[&str]| {
@@ -129,7 +134,7 @@ pub fn idle(bench: &Bench, _: usize) -> Vec<Figure> {
 /// How long a client waits for its next answer when the host is lost, by time-out.
 pub fn stalls(_: &Bench, rounds: usize) -> Vec<Figure> {
     let of = |(timeout, wished): (&str, f64)| {
-        let all: Vec<f64> = (0..rounds.min(3)).map(|_| take_over(256, timeout).stall).collect();
+        let all: Vec<f64> = (0..rounds.min(3)).map(|_| take_over(256, timeout, false).stall).collect();
         let stall = median(all);
         let name = if timeout.is_empty() { "the usual time-out".to_owned() } else { format!("`--timeout {timeout}`") };
         Figure::new(&format!("`watch`, the host is lost: a client waits, {name}, median"), &ms(wished), ms(stall), Some(stall <= wished))

@@ -29,6 +29,10 @@ const NEAR: usize = 8 << 20;
 const REMEMBERED: usize = 256;
 /// Who takes nothing for so long is not waited for any more.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// A link that takes nothing of a copy of everything for so long carries nothing, although words may come over it.
+const STILL: Duration = Duration::from_secs(15);
+/// Nor does one over which all of it was sent that long ago, where it is not there.
+const ARRIVES: Duration = Duration::from_secs(60);
 
 /// A part of an image.
 #[derive(Clone)]
@@ -56,6 +60,8 @@ struct Outlet {
     next: u64,
     /// When it went on last.
     moved: Option<Instant>,
+    /// Since when the link has been taking what was handed to it.
+    takes: Option<Instant>,
     /// Images that it has by this link.
     images: u64,
     /// What its numbers of images are behind those here, or before them: it may have had images of a meio that was killed,
@@ -103,6 +109,21 @@ impl State {
         if outlet.link > 0 && outlet.broken.as_ref().is_none_or(|(link, _)| *link != outlet.link) {
             outlet.broken = Some((outlet.link, Error::link(why)));
         }
+    }
+
+    /// Whether the link to one of them takes nothing of a copy of everything.
+    fn is_stuck(&self, of: usize) -> bool {
+        let outlet = &self.outlets[of];
+        let fills = outlet.attached && outlet.own.as_ref().is_some_and(|own| !own.has_caught_up());
+        fills && outlet.takes.is_some_and(|since| since.elapsed() >= STILL)
+    }
+
+    /// Whether one of them was sent all of such a copy, and what makes it whole, but has had the time for it.
+    fn is_overdue(&self, of: usize) -> bool {
+        let outlet = &self.outlets[of];
+        let sent = outlet.attached && outlet.own.as_ref().is_some_and(Own::has_caught_up);
+        let last = outlet.takes.or(outlet.moved);
+        sent && last.is_some_and(|last| last.elapsed() >= ARRIVES)
     }
 
     /// Lets go of what nobody needs, or is to need any more.
@@ -159,6 +180,7 @@ impl Shared {
                 state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
                 continue;
             };
+            state.outlets[of].takes = Some(Instant::now());
             drop(state);
             let done = match &piece {
                 Piece::Bytes(bytes) => sender.write_all(bytes).map_err(Error::from),
@@ -170,6 +192,7 @@ impl Shared {
             if outlet.link != link {
                 return;
             }
+            outlet.takes = None;
             match done {
                 Ok(()) => {
                     match (next, &mut outlet.own) {
@@ -344,7 +367,7 @@ impl Fan {
         let next = next.filter(|_| outlet.attached && images.is_some() && own);
         let end = state.end();
         let outlet = &mut state.outlets[of];
-        (outlet.link, outlet.images, outlet.broken) = (link, there, None);
+        (outlet.link, outlet.images, outlet.broken, outlet.takes) = (link, there, None, None);
         (outlet.attached, outlet.next, outlet.moved) = (next.is_some(), next.unwrap_or(end), Some(Instant::now()));
         drop(state);
         let shared = self.shared.clone();
@@ -394,13 +417,23 @@ impl Known {
         attached
     }
 
+    /// Whether one of them was sent a copy of everything long ago, whatever it says of it.
+    pub fn is_overdue(&self, of: usize) -> bool {
+        self.0.state().is_overdue(of)
+    }
+
     /// As [`super::Known::uses`].
     pub fn uses(&self, of: usize, link: u64) -> bool {
         self.0.state().outlets[of].link == link
     }
 
-    /// As [`super::Known::failure`].
+    /// As [`super::Known::failure`]; so is a link over which a copy of everything does not get through.
     pub fn failure(&self, of: usize, link: u64) -> Option<Error> {
-        self.0.state().outlets[of].broken.as_ref().filter(|(broken, _)| *broken == link).map(|(_, e)| e.clone())
+        let mut state = self.0.state();
+        if state.is_stuck(of) {
+            state.break_off(of, "a copy of everything does not get through");
+            self.0.changed.notify_all();
+        }
+        state.outlets[of].broken.as_ref().filter(|(broken, _)| *broken == link).map(|(_, e)| e.clone())
     }
 }

@@ -12,6 +12,10 @@ impl End {
         if !self.machine.is_protected() {
             return;
         }
+        // Its link lives, and does not carry it: it is made again, and everything is copied once more.
+        if let Some(of) = (0..self.others.len()).find(|of| self.group.is_filling(*of) && self.known.is_overdue(*of)) {
+            self.known.detach(of);
+        }
         match self.group.wish(self.machine.series(), self.begun.elapsed()) {
             // What is on its way to it is not to come after it has given up what it has.
             Some(Wish::Yield(of) | Wish::Fill(of)) if self.known.detach(of) => {}

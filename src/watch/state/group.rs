@@ -156,7 +156,9 @@ impl Group {
         for member in self.members.iter_mut().filter(|member| member.filling && member.notice.lost(now)) {
             member.filling = false;
         }
-        let busy = self.is_alone() || self.members.iter().any(|member| member.filling) || self.begun != series;
+        // Who is heard, and not reached, does not keep the others waiting.
+        let fills = |member: &Member| member.filling && member.linked;
+        let busy = self.is_alone() || self.members.iter().any(fills) || self.begun != series;
         if busy || self.in_step() < self.limits.quorum() {
             return None;
         }
@@ -297,5 +299,48 @@ impl Group {
         self.sequence += APART;
         let word = Word::Standby { whole, ready: true, left, full: false, echo, hand: Hand::Nothing };
         Frame { generation, instance: 1, sequence: self.sequence, word }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One that gets a copy of everything is heard, and its link is gone: another one that is out of step gets its own all the same.
+    #[test]
+    fn who_is_not_reached_keeps_nobody_waiting() {
+        let mut group = Group::new(Limits { standbys: 3, acks: Acks::One, ..Limits::default() });
+        let (at, ms) = ((1, 1), Duration::from_millis);
+        let mut sequence = 0;
+        let mut says = |group: &mut Group, of: usize, number: u64, now: Duration| {
+            sequence += 1;
+            let whole = Mark { series: 1, number };
+            let word = Word::Standby { whole, ready: number > 0, left: false, full: false, echo: 0, hand: Hand::Nothing };
+            group.take(of, Event::Heard(Path::Link, Frame { generation: 1, instance: 1, sequence, word }), at, now);
+        };
+        for of in 0..3 {
+            group.take(of, Event::Linked, at, ms(0));
+            says(&mut group, of, 0, ms(1));
+        }
+        group.begins(1);
+        says(&mut group, 0, 5, ms(2));
+        for of in [1, 2] {
+            group.take(of, Event::Anew, at, ms(3));
+        }
+        assert_eq!(group.wish(1, ms(4)), Some(Wish::Fill(1)));
+        assert_eq!(group.wish(1, ms(5)), None, "one at a time");
+        group.take(1, Event::LinkLost, at, ms(6));
+        says(&mut group, 1, 0, ms(7));
+        assert_eq!(group.wish(1, ms(8)), Some(Wish::Fill(2)));
+        assert_eq!(group.wish(1, ms(9)), None);
+        // It has come, and the first one is reached again, with nothing.
+        says(&mut group, 2, 7, ms(10));
+        assert!(group.is_joined(2) && !group.is_filling(2));
+        group.take(1, Event::Linked, at, ms(11));
+        group.take(1, Event::Anew, at, ms(11));
+        says(&mut group, 1, 0, ms(12));
+        assert_eq!(group.wish(1, ms(13)), None, "in vain once, after a while");
+        (0..3).for_each(|of| says(&mut group, of, if of == 1 { 0 } else { 9 }, ms(1100)));
+        assert_eq!(group.wish(1, ms(1101)), Some(Wish::Fill(1)));
     }
 }

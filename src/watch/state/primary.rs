@@ -392,7 +392,8 @@ impl Primary {
         }
         let took = now.saturating_sub(flying.begun);
         self.settled |= took <= self.limits.interval_max;
-        out.push(Action::Release(flying.mark));
+        // Where nobody is any more who hears what clients say to it, it is said by who takes over.
+        out.push(if self.is_last(flying.mark) { Action::Discard(flying.mark) } else { Action::Release(flying.mark) });
         if flying.ready {
             self.pace.note(took);
             self.slow(out);

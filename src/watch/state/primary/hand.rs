@@ -70,6 +70,11 @@ impl Primary {
         self.yields.last.filter(|_| there).map_or(0, |(_, mark)| mark.number)
     }
 
+    /// Whether it stands still since this epoch.
+    pub(super) fn is_last(&self, mark: Mark) -> bool {
+        self.phase == Phase::Yielding && self.yields.last.is_some_and(|(_, last)| last == mark)
+    }
+
     /// Nobody is to find two of its address.
     pub(super) fn captured_last(&mut self, now: Duration, out: &mut Vec<Action>) {
         if self.phase == Phase::Yielding {
