@@ -93,11 +93,13 @@ mod lease;
 pub mod local;
 pub mod nodes;
 mod polls;
+mod porch;
 pub mod protect;
 mod pulse;
 mod raised;
 pub mod record;
 mod resume;
+mod ring;
 mod say;
 mod setup;
 #[cfg(test)]

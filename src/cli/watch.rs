@@ -282,6 +282,8 @@ impl Watch {
             control_group: self.control_group.clone(),
             begun: begun.clone(),
             refused: None,
+            among: None,
+            hands: None,
         })
     }
 
