@@ -26,6 +26,10 @@ use std::time::{Duration, Instant};
 ///
 /// Nobody stands by for it on the other host: end the watch there with meio unwatch, and begin one from there with meio watch.
 ///
+/// Where several hosts stand by, --to says which of them takes over. It gets a copy of everything first and is the only one that stands
+/// by meanwhile; then it takes over likewise, and the others stand by for it, this host too: meio watch goes on here. If
+/// it does not take over, all stand by here again.
+///
 /// With --json the line has "name", "host" (where it runs now), "generation", "epoch" ({series, number}), "frozen_ms" (for how long
 /// nobody ran), and "steps", a list of [name, milliseconds].
 #[derive(clap::Args)]
@@ -34,7 +38,7 @@ pub struct Switchover {
     /// Name of the watch
     #[arg(value_name = "NAME", value_parser = name)]
     name: String,
-    /// The host that is to take over: nothing is done if it does not stand by
+    /// The host that is to take over: nothing is done if it does not stand by; to be named where several do
     #[arg(long, value_name = "HOST", value_parser = way::destination)]
     to: Option<Destination>,
 }

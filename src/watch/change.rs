@@ -10,7 +10,7 @@ use super::again::{self, Ask, Whom};
 use super::porch::Porch;
 use super::protect::{self, Options, Outcome};
 use super::ring::{self, Among};
-use super::state::Acks;
+use super::state::{Acks, OnLoss};
 use super::status::{Board, Role, State, Status};
 use crate::dump;
 use crate::error::{Error, Kind, Result};
@@ -67,6 +67,9 @@ pub fn wanted(options: &Options, status: &Status, change: &Change) -> Result<Opt
         let what = format!("who stands by for {name} can be changed only while it is protected");
         return Err(Error::other(what).help("meio status says how it stands"));
     }
+    if change.host.is_empty() {
+        return Err(Error::new(Kind::Usage, format!("several hosts stand by for {name}")).help("name one of them: --to HOST"));
+    }
     let mut all: Vec<Destination> = std::iter::once(&options.standby).chain(&options.others).cloned().collect();
     let mut called: Vec<&str> = status.standbys.iter().map(|one| one.host.as_str()).collect();
     if called.is_empty() {
@@ -106,6 +109,10 @@ pub fn wanted(options: &Options, status: &Status, change: &Change) -> Result<Opt
     let acks = if all.len() > 1 { options.acks } else { Acks::default() };
     let mut limits = options.limits;
     (limits.standbys, limits.acks) = (all.len(), acks);
+    // That it goes on alone is nothing that several were told.
+    if hands.is_some() {
+        limits.on_loss = OnLoss::Hold;
+    }
     let others = all.split_off(1);
     let standby = all.pop().unwrap_or_else(|| options.standby.clone());
     // Whoever runs it then is to find them all.

@@ -242,6 +242,8 @@ impl Caller {
             return;
         }
         let (to, returns) = self.next().clone();
+        // Who was asked to call may know nothing of it yet.
+        let generation = generation.max(returns.generation);
         let returns = Setup::Returns(Box::new(Returns { generation, instance, runs, ..returns }));
         let (how, token, tell) = (self.how.clone(), self.token.clone(), self.tell.clone());
         let work = move || drop(tell.send(call(&to, &how, &token, &returns)));

@@ -375,11 +375,7 @@ impl Server {
                 self.board.wish(Wish::Epoch);
                 Ok(Err(Waits::Epoch(begun)))
             }
-            Ask::Switchover if status.role == Role::Primary && status.standbys.len() > 1 => {
-                let which =
-                    || Error::new(Kind::Usage, format!("several hosts stand by for {}", status.name)).help("name one of them: --to HOST");
-                self.change(&status, What::Hands, request.to.ok_or_else(which)?)
-            }
+            Ask::Switchover if status.standbys.len() > 1 => self.change(&status, What::Hands, request.to.unwrap_or_default()),
             Ask::Switchover => {
                 self.may_switch(&status, request.to.as_deref())?;
                 let (before, _) = self.board.switched();

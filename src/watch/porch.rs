@@ -186,7 +186,7 @@ impl Porch {
         let take = || self.rooms().places.get_mut(of).and_then(|place| place.wanted.take());
         // Whoever stands by is not to be lost for another one.
         let Some(whom) = (if known { self.wait(of) } else { take() }) else {
-            let joins = self.rooms().joins.clone().filter(|_| !known && !returns.at.is_empty());
+            let joins = self.rooms().joins.clone().filter(|_| !known && !returns.at.is_empty() && !returns.runs);
             let why = joins.map_or_else(|| "another host stands by for it".to_owned(), |joins| joins(&returns.at));
             return again::say(&peer, &Setup::NotYet { why });
         };

@@ -14,6 +14,7 @@ use super::record::{Claim, Record, Store};
 use super::resume;
 use super::setup::{Returns, Seat, Setup};
 use super::start::free;
+use super::state::{Limits, OnLoss};
 use super::status::{Board, Role as Part, State, Status, Wish};
 use super::turn;
 use crate::dump;
@@ -88,7 +89,7 @@ impl Ring {
 
     /// As somebody has said who calls.
     pub fn told(returns: &Returns) -> Ring {
-        let bare = Returns { at: String::new(), ring: Vec::new(), generation: 0, instance: 0, runs: false, ..returns.clone() };
+        let bare = Returns { at: String::new(), ring: Vec::new(), instance: 0, runs: false, ..returns.clone() };
         let mut ring = Ring { own: String::new(), hosts: Vec::new(), how: How::default(), returns: bare, group: None, gone: 1 };
         ring.hears(returns);
         ring
@@ -132,11 +133,13 @@ impl Ring {
     fn options(&self, pid: i32, members: &[Destination]) -> Options {
         let away = self.hosts.iter().filter(|host| !members.contains(host)).map(ToString::to_string).collect();
         let among = Among { own: self.own.clone(), away };
+        // Two of several that lose each other do not both go on.
+        let returns = Returns { limits: Limits { on_loss: OnLoss::Hold, ..self.returns.limits }, ..self.returns.clone() };
         Options {
             how: self.how.clone(),
             control_group: self.group.clone(),
             among: Some(among),
-            ..turn::options(pid, &self.returns, members.to_vec())
+            ..turn::options(pid, &returns, members.to_vec())
         }
     }
 
@@ -175,7 +178,16 @@ pub fn handed(ring: &Ring) {
 ///
 /// # Errors
 /// When it can be neither of them.
-pub fn run(mut ring: Ring, mut role: Role, mut guests: Vec<Guest>, report: &mut dyn Report) -> Result<Stood> {
+pub fn run(ring: Ring, role: Role, guests: Vec<Guest>, report: &mut dyn Report) -> Result<Stood> {
+    let done = act(ring, role, guests, report);
+    if let Err(e) = &done {
+        // Who was started by another host is looked at by nobody.
+        report.note(&format!("this host has no part in it any more: {}", e.message));
+    }
+    done
+}
+
+fn act(mut ring: Ring, mut role: Role, mut guests: Vec<Guest>, report: &mut dyn Report) -> Result<Stood> {
     let store = Store::open()?;
     let manager = Arc::new(Manager::of_environment());
     loop {
@@ -375,8 +387,8 @@ fn wait(
     }
     let status = Status {
         name: name.clone(),
-        role: Part::Standby,
-        state: State::Running,
+        role: Part::Primary,
+        state: State::Unprotected,
         pid: Some(tree.pid),
         at: ring.returns.addresses.iter().map(ToString::to_string).collect(),
         generation,
@@ -402,13 +414,9 @@ fn wait(
         if !tree.lives() || dump::ended(tree.pid) {
             break Some(Stood::Ran);
         }
-        match board.wished() {
-            Some(Wish::Over) => {
-                store.forget(name)?;
-                break Some(Stood::Runs);
-            }
-            Some(Wish::Handover) => break Some(Stood::Runs),
-            _ => {}
+        if board.wished() == Some(Wish::Over) {
+            store.forget(name)?;
+            break Some(Stood::Runs);
         }
         if signal::take().or_else(|| signal::passed().find(|signal| *signal != libc::SIGUSR1)).is_some() {
             board.end(Ok(Vec::new()));

@@ -16,7 +16,8 @@ use std::time::Duration;
 pub fn noted(hosts: &Hosts) -> String {
     const ALL: &str = "cat /var/lib/meio/watch/*.log; cat /var/lib/meio/watch/*.record; ps axo pid,stat,args; ip -o -4 address";
     let of = |n: usize| hosts.hosts[n].command(Path::new("bash")).args(["-c", ALL]).output().expect("nsenter starts").stdout;
-    (1..hosts.hosts.len()).map(|n| format!("---- host {}\n{}", n + 1, String::from_utf8_lossy(&of(n)))).collect()
+    let all = (1..hosts.hosts.len()).filter(|n| hosts.hosts[*n].is_up());
+    all.map(|n| format!("---- host {}\n{}", n + 1, String::from_utf8_lossy(&of(n)))).collect()
 }
 
 /// A redis on the first of three hosts, watched by the other two, and a client that counts.

@@ -15,7 +15,8 @@ impl End {
         let Some(next) = next.as_ref().filter(|_| self.lets_in) else { return };
         let generation = self.machine.generation();
         for other in &self.others {
-            let stays = std::iter::once(&next.standby).chain(&next.others).any(|host| *host == other.named);
+            let all = std::iter::once(&next.standby).chain(&next.others);
+            let stays = next.hands.is_some() || all.into_iter().any(|host| *host == other.named);
             if let Some(peer) = other.peer.as_ref().filter(|_| stays) {
                 let _ = peer.link.send(&Frame { kind: MORE, generation, payload: Vec::new() });
             }
