@@ -76,7 +76,7 @@ pub struct Here {
     /// Where they come when these are lost.
     pub porch: Arc<Porch>,
     /// That nobody else is at work on it, where that is so already.
-    pub claim: Option<Claim>,
+    pub claim: Option<Arc<Claim>>,
 }
 
 /// Who has answered.

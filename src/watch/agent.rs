@@ -142,11 +142,11 @@ pub fn begin(mut peer: Peer, asked: Setup, caller: Option<Caller>, report: &mut 
     history.note(Entry { other: Some(peer.hello.host.clone()), generation, ..begun });
     let machine = Standby::begin(generation, instance, limits);
     let machine = if again { machine.after(vote.is_some()) } else { machine };
-    let court = |(seat, ear): (&Box<Seat>, Ear)| -> Result<Court> {
+    let court = |(seat, ear): (&Seat, Ear)| -> Result<Court> {
         let (votes, key) = (Votes::begin(seat.place, instance, vote, limits), Key::of(seat.key));
         Ok(Court { votes, polls: Polls::new(ear, &key, seat.place, &seat.at)?, overtaken: None })
     };
-    let court = seat.as_ref().zip(ear).map(court).transpose()?;
+    let court = seat.as_deref().zip(ear).map(court).transpose()?;
     if court.is_none() && limits.standbys > 1 {
         return Err(Error::link("the primary does not say who the others are"));
     }

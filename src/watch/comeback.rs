@@ -324,6 +324,7 @@ fn stand_by(options: &Options, store: &Store, manager: &Arc<Manager>, report: &m
 pub fn stand(ring: &mut Ring, store: &Store, manager: &Arc<Manager>, report: &mut dyn Report) -> Result<Ended> {
     let (mut complaint, mut pause) = (None, Duration::ZERO);
     loop {
+        let again = ring.returns.limits.again;
         let several = ring.hosts.len() > 1 || !ring.own.is_empty();
         let says = |to: &Destination| (to.clone(), if several { ring.says(to) } else { ring.returns.clone() });
         let mut caller = Caller::new(ring.hosts.iter().map(says).collect(), &ring::way(&ring.how), manager, pause);
@@ -337,6 +338,9 @@ pub fn stand(ring: &mut Ring, store: &Store, manager: &Arc<Manager>, report: &mu
             Ok(Ended { stood: Stood::Anew, seat, .. }) => {
                 report.note(&format!("{host} has begun anew: it is called again"));
                 seat.iter().for_each(|seat| ring.learns(seat, None));
+                // It lets in who calls, and waits for those who do.
+                pause = if seat.is_some() { again / 10 } else { again };
+                continue;
             }
             Err(e) if matches!(e.kind, Kind::LinkFailed | Kind::Unsupported) => {
                 let reasons = e.refusals.iter().map(|refusal| format!("; {}: {}", refusal.object, refusal.reason));
@@ -348,7 +352,7 @@ pub fn stand(ring: &mut Ring, store: &Store, manager: &Arc<Manager>, report: &mu
             }
             stood => return stood,
         }
-        pause = ring.returns.limits.again;
+        pause = again;
     }
 }
 

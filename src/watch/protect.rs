@@ -347,7 +347,7 @@ struct End {
     among: bool,
     /// With whom it goes on if the standby does not take over, as is wanted.
     hands: Option<Box<Options>>,
-    _claim: Claim,
+    _claim: Arc<Claim>,
 }
 
 impl End {
@@ -357,7 +357,7 @@ impl End {
         let done = self.feed();
         // Who was overtaken is to know it when it is started again, unless a user has it forgotten.
         if done.is_ok() && (!self.machine.is_demoted() || self.board.is_over()) {
-            if !self.machine.has_switched() && !self.machine.is_demoted() {
+            if !self.machine.has_switched() && !self.machine.is_demoted() && !self.follows() {
                 self.see_off();
             }
             self.forget();

@@ -10,7 +10,7 @@ use super::comeback::{self, Stood};
 use super::control::Control;
 use super::porch::{Guest, Porch};
 use super::protect::{self, Options};
-use super::record::{Claim, Record, Store};
+use super::record::{Record, Store};
 use super::resume;
 use super::setup::{Returns, Seat, Setup};
 use super::start::free;
@@ -93,6 +93,13 @@ impl Ring {
         let mut ring = Ring { own: String::new(), hosts: Vec::new(), how: How::default(), returns: bare, group: None, gone: 1 };
         ring.hears(returns);
         ring
+    }
+
+    /// The way of those that stood by for a meio that was killed here, as far as it is on record.
+    pub fn on_record(self, record: &Record) -> Ring {
+        let seat = record.back.as_ref().and_then(|back| back.each.first()).and_then(|each| each.seat.as_deref());
+        let how = seat.map(|seat| Ring::seated(seat, None).how);
+        Ring { how: how.unwrap_or_else(|| self.how.clone()), ..self }
     }
 
     /// Who they are now.
@@ -281,16 +288,18 @@ impl Drop for Open {
 /// Runs it, with all who call as its standbys. `None`: another one has taken over.
 fn lead(ring: &mut Ring, guests: Vec<Guest>, store: &Store, manager: &Manager, report: &mut dyn Report) -> Result<Option<Stood>> {
     let name = ring.returns.name.clone();
+    // From one watch to the next nobody else is to be at work on it.
+    let claim = Arc::new(free(store, &name)?);
     let porch = Open(Porch::begin()?);
     guests.into_iter().for_each(|guest| porch.0.receives(guest));
     let herald = Herald::begin(way(&ring.how), ring.returns.limits.again)?;
     // Whoever ran it before, and was lost, is not waited for.
     let mut expected = ring.hosts.len().saturating_sub(ring.gone).max(1);
-    let (mut complaint, mut hands) = (None, None);
+    let (mut complaint, mut hands) = (None, None::<Box<Options>>);
     loop {
-        let only = hands.as_ref().map(|next: &Box<Options>| next.standby.clone());
-        let (tree, claim) = match wait(ring, &porch.0, &herald, (expected, only.as_ref()), (store, manager))? {
-            Waited::Comes(tree, claim) => (tree, claim),
+        let only = hands.as_ref().map(|next| next.standby.clone());
+        let tree = match wait(ring, &porch.0, &herald, (expected, only.as_ref()), (store, manager))? {
+            Waited::Comes(tree) => tree,
             Waited::Over(stood) => return Ok(Some(stood)),
         };
         let (mut members, mut peers): (Vec<Destination>, Vec<Peer>) = (Vec::new(), Vec::new());
@@ -325,7 +334,7 @@ fn lead(ring: &mut Ring, guests: Vec<Guest>, store: &Store, manager: &Manager, r
         }
         options.hands = hands.take().and_then(|next| next.hands);
         let begun = options.begun.clone();
-        let here = Here { peers, witness: None, porch: porch.0.clone(), claim: Some(claim) };
+        let here = Here { peers, witness: None, porch: porch.0.clone(), claim: Some(claim.clone()) };
         let done = hindrance.map_or_else(|| protect::run_over(&options, Reach::Calls(here), report), |why| Err(Error::other(why)));
         let failed = match done {
             Ok(outcome) if outcome.replaced => return Ok(None),
@@ -361,7 +370,7 @@ fn lead(ring: &mut Ring, guests: Vec<Guest>, store: &Store, manager: &Manager, r
 /// What has come of waiting.
 enum Waited {
     /// There is somebody to protect the tree with,
-    Comes(Member, Claim),
+    Comes(Member),
     /// or nothing to be protected any more.
     Over(Stood),
 }
@@ -377,7 +386,6 @@ fn wait(
     const STEP: Duration = Duration::from_millis(10);
     const MOMENT: Duration = Duration::from_secs(3);
     let name = &ring.returns.name;
-    let claim = free(store, name)?;
     let record = store.read(name)?;
     let Some((tree, record)) = record.and_then(|record| Some((record.about.tree?, record))) else { return Ok(Waited::Over(Stood::Over)) };
     let generation = record.activation.map_or(0, |a| a.generation());
@@ -428,6 +436,6 @@ fn wait(
     drop(control);
     Ok(match over {
         Some(stood) => Waited::Over(stood),
-        None => Waited::Comes(tree, claim),
+        None => Waited::Comes(tree),
     })
 }

@@ -72,7 +72,7 @@ pub fn serve(peer: Peer, returns: Returns) -> Result<()> {
         return not_yet("the tree is there, too, until it is known that it runs here");
     }
     if several {
-        let ring = Ring::told(&returns);
+        let ring = Ring::told(&returns).on_record(&record);
         return ring::run(ring, Role::Leads, vec![Guest { peer, returns }], &mut noted).map(drop);
     }
     let host = called_from().map_or_else(|| peer.hello.host.clone(), |address| address.to_string());

@@ -40,14 +40,18 @@ impl End {
         }
     }
 
+    /// Those who stand by call again, for the watch that follows.
+    pub(super) fn follows(&self) -> bool {
+        self.lets_in && self.next.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
     /// What is on record is over. Who calls meanwhile, for the watch that follows, is to find the door; and where it was handed over
     /// this host is to know that another one runs it, also when it has booted again.
     pub(super) fn forget(&self) {
         if self.among && self.machine.has_switched() {
             return;
         }
-        let follows = self.lets_in && self.next.lock().unwrap_or_else(PoisonError::into_inner).is_some();
-        if follows && matches!(self.record.activation, Some(Activation::Primary { .. })) {
+        if self.follows() && matches!(self.record.activation, Some(Activation::Primary { .. })) {
             let _ = self.store.write(&Record { back: None, ..self.record.clone() });
         } else {
             let _ = self.store.forget(&self.record.name);
