@@ -335,11 +335,12 @@ fn capture_process<'f>(
         return Process::capture(pid, frozen.ppid, &[]).map(|ended| Some(Asked::Done(Box::new(Process { places, ..ended }))));
     }
     let places = namespace::survey(pid, Look::Still, capture)?;
-    let (space, vmas) = memory::survey(pid, capture)?;
+    // First, as it goes on beside all else.
     let descriptors = descriptor::survey(pid, capture)?;
     if last {
         descriptor::begin_reading(capture)?;
     }
+    let (space, vmas) = memory::survey(pid, capture)?;
     system_v::survey(pid, capture)?;
     let fs = Fs::capture(pid, capture)?;
     if !capture.refusals.is_empty() {

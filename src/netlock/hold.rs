@@ -6,6 +6,7 @@
 
 use super::kept::Owner;
 use super::table::{HELD, Held};
+use super::waits::{Coming, News, Waits};
 use super::{PASS, refused};
 use crate::error::{Context, Error, Kind, Result};
 use crate::sys::netlink::Socket;
@@ -14,7 +15,6 @@ use crate::sys::nft::{self, Batch, Hook, Rule, Unserved, register};
 use crate::sys::priority::Urgent;
 use crate::sys::wire;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -51,116 +51,6 @@ struct Shared {
 
 /// What comes close together is looked at together.
 const TOGETHER: Duration = Duration::from_micros(300);
-/// Who asks for an epoch as soon as the first one waits leaves out all who are a little later: nothing comes any more after this,
-const QUIET: Duration = Duration::from_micros(500);
-/// and nobody waits longer for others;
-const LONGEST: Duration = Duration::from_millis(3);
-/// or than these parts of what they wait for anyhow, where that takes long: whoever is left out waits for two of them.
-const PARTS: (u32, u32) = (16, 2);
-/// But for so long at most.
-const MOST: Duration = Duration::from_millis(20);
-/// A TCP that acknowledges what its program has not answered yet has somebody wait who goes on sending, not who asks: that one
-/// sends again after 200 ms at the earliest (`TCP_RTO_MIN` of Linux), and where its window is full the window goes on so often.
-const BARE: Duration = Duration::from_millis(20);
-/// So few packets are somebody alone, who waits for nobody if they were as few the last time, however long ago that was.
-const FEW: u64 = 4;
-
-/// What has come to wait.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum News {
-    /// Nothing.
-    Nothing,
-    /// Something, and more comes: ask again soon.
-    Gathers,
-    /// Nothing more comes, or somebody has waited for others for long.
-    Waits,
-}
-
-/// Packets that came together.
-#[derive(Debug, Clone, Copy)]
-struct Coming {
-    /// Number of the last.
-    last: u32,
-    count: u64,
-    at: Instant,
-    /// How many of them say more than that something has arrived.
-    asks: u64,
-}
-
-/// How long packets have waited.
-#[derive(Debug, Clone)]
-pub struct Waits {
-    /// Those that wait.
-    coming: VecDeque<Coming>,
-    /// When some were let out last, and how many waited then that say more than that something has arrived.
-    gone: Option<Instant>,
-    expected: u64,
-    /// Marks that nothing was let out up to yet, and when they were put.
-    marks: VecDeque<(u32, Instant)>,
-    /// How long it took lately from a mark until it was let out up to that.
-    takes: Duration,
-    /// How many waited how long, in steps; the last one is for all that is longer.
-    counts: Vec<u64>,
-    longest: Duration,
-}
-
-/// A step of [`Waits`].
-const STEP: Duration = Duration::from_micros(100);
-/// How many there are.
-const STEPS: usize = 20_000;
-
-impl Default for Waits {
-    fn default() -> Self {
-        let (coming, marks) = (VecDeque::new(), VecDeque::new());
-        Waits { coming, gone: None, expected: 0, marks, takes: Duration::ZERO, counts: vec![0; STEPS], longest: Duration::ZERO }
-    }
-}
-
-impl Waits {
-    fn go(&mut self, last: u32, now: Instant) {
-        self.gone = Some(now);
-        let passed = self.marks.iter().take_while(|(mark, _)| !is_after(*mark, last)).count();
-        if let Some((_, put)) = self.marks.drain(..passed).next_back() {
-            self.takes = (self.takes * 3 + now.saturating_duration_since(put)) / 4;
-        }
-        let gone = self.coming.iter().take_while(|came| !is_after(came.last, last)).count();
-        // Who is answered now asks again, and then all wait.
-        self.expected = self.coming.iter().map(|came| came.asks).sum();
-        for Coming { count, at, .. } in self.coming.drain(..gone) {
-            let waited = now.saturating_duration_since(at);
-            let step = (waited.as_micros() / STEP.as_micros()) as usize;
-            self.counts[step.min(STEPS - 1)] += count;
-            self.longest = self.longest.max(waited);
-        }
-    }
-
-    /// After how long without any others, and after how long altogether, those that wait ask.
-    fn patience(&self) -> (Duration, Duration) {
-        let (quiet, longest) = (self.takes / PARTS.0, self.takes / PARTS.1);
-        (QUIET.max(quiet.min(MOST / 8)), LONGEST.max(longest.min(MOST)))
-    }
-
-    /// How many packets have waited.
-    pub fn count(&self) -> u64 {
-        self.counts.iter().sum()
-    }
-
-    /// How long the one waited at this place among all, from 0 for the shortest to 1 for the longest.
-    pub fn quantile(&self, place: f64) -> Duration {
-        let wanted = (self.count() as f64 * place) as u64;
-        let mut seen = 0;
-        let step = self.counts.iter().position(|count| {
-            seen += count;
-            seen > wanted
-        });
-        step.map_or(self.longest, |step| (STEP * (step as u32 + 1)).min(self.longest))
-    }
-
-    /// The longest.
-    pub fn longest(&self) -> Duration {
-        self.longest
-    }
-}
 
 fn locked(waits: &Mutex<Waits>) -> MutexGuard<'_, Waits> {
     waits.lock().unwrap_or_else(PoisonError::into_inner)
@@ -229,7 +119,7 @@ impl Hold {
     /// A mark behind all that waits now.
     pub fn mark(&self) -> Result<u32> {
         let mark = self.shared.queue.state().context(|| "looking at what is held")?.seen;
-        locked(&self.shared.waits).marks.push_back((mark, Instant::now()));
+        locked(&self.shared.waits).mark(mark, Instant::now());
         Ok(mark)
     }
 
@@ -238,21 +128,7 @@ impl Hold {
         if !self.shared.closed.load(Ordering::Relaxed) {
             return News::Nothing;
         }
-        let waits = locked(&self.shared.waits);
-        let after = || waits.coming.iter().skip_while(|came| !is_after(came.last, mark));
-        let (Some(oldest), Some(last)) = (after().next(), waits.coming.back()) else { return News::Nothing };
-        let Some(first) = after().find(|came| came.asks > 0) else {
-            return if oldest.at.elapsed() >= BARE { News::Waits } else { News::Nothing };
-        };
-        // Who was answered just now asks again.
-        let [since, last] = [first.at, last.at].map(|at| waits.gone.map_or(at, |gone| gone.max(at)));
-        let asks: u64 = after().map(|came| came.asks).sum();
-        let (quiet, longest) = waits.patience();
-        // Those who were answered long ago may never ask again.
-        let expected = if waits.expected > FEW && since > waits.gone.unwrap_or(since) + longest { 0 } else { waits.expected };
-        let all = expected > 0 && asks >= expected;
-        let most = asks >= expected - expected / 4 && last.elapsed() >= quiet;
-        if all || most || since.elapsed() >= longest { News::Waits } else { News::Gathers }
+        locked(&self.shared.waits).news(mark, Instant::now())
     }
 
     /// Lets out what was there at this mark.
@@ -332,12 +208,12 @@ impl Shared {
             if !matches!(ready, Ok(1..)) {
                 continue;
             }
-            let mut came = Coming { last: 0, count: 0, at: Instant::now(), asks: 0 };
+            let mut came = Coming::at(Instant::now());
             let taken = self.queue.notices(&mut buffer, |number, bare| {
                 came = Coming { last: number, count: came.count + 1, asks: came.asks + u64::from(!bare), ..came };
             });
             if came.count > 0 {
-                locked(&self.waits).coming.push_back(came);
+                locked(&self.waits).come(came);
                 rings();
             }
             if taken.is_err() {

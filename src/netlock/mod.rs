@@ -16,6 +16,7 @@ pub mod kept;
 mod table;
 #[cfg(test)]
 mod tests;
+pub mod waits;
 
 use crate::error::{Context, Error, Kind, Result};
 use crate::sys::namespace::{self, Kind as Namespace};

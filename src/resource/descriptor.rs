@@ -207,7 +207,19 @@ impl Found {
 pub fn survey(pid: i32, capture: &mut Capture) -> Result<Vec<Descriptor>> {
     let mut table = Vec::new();
     let listed = Instant::now();
-    let infos = read::fd_infos(pid)?;
+    let mut fds = read::fds(pid)?;
+    let files = capture.files_of(pid);
+    fds.retain(|&fd| match socket::steady::take_held(&files, fd, capture) {
+        Some(held) => {
+            capture.descriptors.insert((pid, fd), held.file);
+            table.push(held);
+            false
+        }
+        None => true,
+    });
+    capture.took(listed.elapsed());
+    let listed = Instant::now();
+    let infos = read::fd_infos(pid, &fds)?;
     let (listed, all) = (listed.elapsed(), infos.len().max(1) as u32);
     let mut sockets = 0;
     for (fd, info) in infos {
@@ -244,6 +256,9 @@ pub fn survey(pid: i32, capture: &mut Capture) -> Result<Vec<Descriptor>> {
         }
     }
     capture.took(listed * sockets / all);
+    table.sort_unstable_by_key(|descriptor| descriptor.fd);
+    let (connections, files) = (&mut capture.recall.connections, &capture.files);
+    connections.place(pid, &table, |id| socket::steady::inode(&files[id as usize]));
     Ok(table)
 }
 

@@ -3,8 +3,9 @@
 use super::state::{Guarantee, Mark};
 use crate::error::Result;
 use crate::migrate::address::Address;
-pub use crate::netlock::hold::News;
-use crate::netlock::hold::{Hold, Waits};
+use crate::netlock::hold::Hold;
+pub use crate::netlock::waits::News;
+use crate::netlock::waits::Waits;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 

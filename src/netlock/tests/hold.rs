@@ -1,8 +1,9 @@
 //! What leaves some addresses waits.
 
 use super::{PATIENCE, V4, heard, network, next, pair, rules, sh, soon_gone};
-use crate::netlock::hold::{Hold, News, shut};
+use crate::netlock::hold::{Hold, shut};
 use crate::netlock::kept::{self, Owner};
+use crate::netlock::waits::News;
 use std::io::Write;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;

@@ -10,6 +10,7 @@ pub mod options;
 pub mod outside;
 pub mod packet;
 pub mod peers;
+mod places;
 pub mod queue;
 pub mod raw;
 pub mod received;

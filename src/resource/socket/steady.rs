@@ -7,17 +7,19 @@
 
 use super::inet::Inet;
 use super::listen::Listening;
+use super::places::{Held, Place, Places};
 use super::tcp::{self, Tcp};
 use crate::error::Result;
 use crate::resource::capture::Capture;
-use crate::resource::descriptor::{FileId, FileKind, OpenFile};
+use crate::resource::descriptor::{Descriptor, FileId, FileKind, OpenFile};
 use crate::sys::calls::{Calls, Counters};
+use crate::sys::file::FileOwner;
 use crate::sys::proc::fdinfo::FdInfo;
 use crate::sys::proc::{read, stat};
 use crate::sys::task::Files;
 use nix::time::{ClockId, clock_gettime};
 use std::collections::{HashMap, HashSet};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 /// Fewer are asked while the tree stands still.
 const MANY: usize = 64;
@@ -38,12 +40,25 @@ pub struct Connections {
     known: HashMap<u64, Known>,
     /// Mount and device of all open sockets.
     mount: Option<(i32, u64)>,
-    /// Files whose options were known, in order, each with what a new socket says of `TCP_QUICKACK`.
-    taken: Vec<(FileId, Answer)>,
+    /// Files whose options were known, in order.
+    taken: Vec<(FileId, Taken)>,
+    /// Where they are.
+    places: Places,
     /// Those that listen, by inode, and whether they were there the last time.
     listening: HashMap<u64, (Listening, bool)>,
     /// It was tried in vain to have calls counted.
     uncounted: bool,
+}
+
+/// What need not be asked of a connection whose options are known.
+#[derive(Debug, Default)]
+pub struct Taken {
+    /// What a new socket says of `TCP_QUICKACK`.
+    pub quick: Answer,
+    /// What its descriptor showed: a duplicate, unless there are too many, and user and group of the socket.
+    pub held: Option<(Option<OwnedFd>, (u32, u32))>,
+    /// Who gets its signals, where that is nobody, and still so.
+    pub owner: Option<FileOwner>,
 }
 
 /// What is known of one.
@@ -54,6 +69,8 @@ struct Known {
     tcp: Tcp,
     /// What a new socket says of `TCP_QUICKACK`.
     quick: Answer,
+    /// Who got its signals, where that was nobody.
+    owner: Option<FileOwner>,
     /// It was there when the tree was looked at last: numbers of inodes are used again.
     seen: bool,
 }
@@ -80,17 +97,31 @@ impl Connections {
             self.known.clear();
             self.listening.clear();
         }
+        self.places.look();
         if !all || !again {
             // While anybody is counted all calls take longer, meio's too; and the kernel waits before it takes a counter away.
-            let done = std::mem::take(&mut self.counters);
+            let done = (std::mem::take(&mut self.counters), std::mem::take(&mut self.places));
             self.counted.clear();
             let _ = std::thread::Builder::new().spawn(move || drop(done));
         }
     }
 
-    /// Whether the options of a file were known; with what a new socket says of `TCP_QUICKACK`, which changes by itself.
-    pub fn took(&self, id: FileId) -> Option<&Answer> {
-        self.taken.binary_search_by_key(&id, |(id, _)| *id).ok().map(|at| &self.taken[at].1)
+    /// Whether the options of a file were known.
+    pub fn took(&self, id: FileId) -> bool {
+        self.taken.binary_search_by_key(&id, |(id, _)| *id).is_ok()
+    }
+
+    /// What need not be asked of such a file: once.
+    pub fn take(&mut self, id: FileId) -> Option<Taken> {
+        let at = self.taken.binary_search_by_key(&id, |(id, _)| *id).ok()?;
+        Some(std::mem::take(&mut self.taken[at].1))
+    }
+
+    /// Notes the descriptors of a process.
+    pub fn place(&mut self, pid: i32, table: &[Descriptor], inode: impl Fn(FileId) -> Option<u64>) {
+        let known = |d: &Descriptor| inode(d.file).filter(|_| self.took(d.file));
+        let places = table.iter().filter_map(|d| Some(Place { fd: d.fd, inode: known(d)?, cloexec: d.cloexec })).collect();
+        self.places.note(pid, places);
     }
 
     /// What is known of a listening socket, by its inode.
@@ -111,6 +142,7 @@ impl Connections {
     fn watch(&mut self, tree: &HashSet<i32>) -> bool {
         const ROUNDS: usize = 8;
         let Ok(calls) = Calls::named(&[("setsockopt", None)]) else { return false };
+        self.places = Places::begin();
         for _ in 0..ROUNDS {
             let new: Vec<i32> = tasks(tree).into_iter().filter(|tid| !self.counted.contains(tid)).collect();
             if new.is_empty() {
@@ -127,6 +159,7 @@ impl Connections {
                     Err(e) if e.raw_os_error() == Some(libc::ESRCH) => {}
                     Err(_) => return false,
                 }
+                self.places.count(tid);
                 self.counted.insert(tid);
             }
         }
@@ -203,7 +236,7 @@ fn ask(file: &OpenFile, (pid, fd): (i32, i32), tcp: &mut Tcp, known: &super::ine
 }
 
 /// `socket:[77]`
-fn inode(file: &OpenFile) -> Option<u64> {
+pub fn inode(file: &OpenFile) -> Option<u64> {
     file.link.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
 }
 
@@ -211,7 +244,7 @@ fn inode(file: &OpenFile) -> Option<u64> {
 pub fn remember(tcp: &Tcp, id: FileId, capture: &mut Capture) {
     let connections = &mut capture.recall.connections;
     // Lengths of buffers are always among them.
-    if connections.counters.is_empty() || tcp.inet.peer.is_none() || tcp.inet.options.is_empty() || connections.took(id).is_some() {
+    if connections.counters.is_empty() || tcp.inet.peer.is_none() || tcp.inet.options.is_empty() || connections.took(id) {
         return;
     }
     let network = match tcp.inet.network.map(|number| capture.namespaces.identity(number)) {
@@ -222,8 +255,29 @@ pub fn remember(tcp: &Tcp, id: FileId, capture: &mut Capture) {
     if let Some(inode) = inode(&capture.files[id as usize]) {
         let quick = tcp::quick(&tcp.inet, &capture.inet).cloned().flatten();
         let tcp = Tcp { inet: tcp.inet.clone(), options: tcp.options.clone(), ..Tcp::default() };
-        connections.known.insert(inode, Known { network, tcp, quick, seen: true });
+        connections.known.insert(inode, Known { network, tcp, quick, owner: None, seen: true });
     }
+}
+
+/// Keeps in mind who gets the signals of a connection whose options were known.
+pub fn remember_owner(id: FileId, owner: FileOwner, capture: &mut Capture) {
+    if let Some(known) = inode(&capture.files[id as usize]).and_then(|inode| capture.recall.connections.known.get_mut(&inode)) {
+        known.owner = Some(owner).filter(|owner| owner.pid == 0);
+    }
+}
+
+/// The same as [`take`] of a descriptor that led to such a connection the last time, without a look at proc_pid_fdinfo(5).
+pub fn take_held(files: &Files, fd: i32, capture: &mut Capture) -> Option<Descriptor> {
+    let connections = &mut capture.recall.connections;
+    let (mount, device) = connections.mount?;
+    let Held { place, ids, flags, own } = connections.places.find(files, fd, device)?;
+    let info = FdInfo { flags, mnt_id: Some(mount), ino: Some(place.inode), ..FdInfo::default() };
+    let file = take((files.pid(), fd), &info, capture)?;
+    let connections = &mut capture.recall.connections;
+    if let Some((_, taken)) = connections.taken.last_mut() {
+        (taken.held, taken.owner) = (Some((own, ids)), connections.known.get(&place.inode).and_then(|known| known.owner));
+    }
+    Some(Descriptor { fd, file, cloexec: place.cloexec, locks: Vec::new() })
 }
 
 /// The open file of a descriptor that leads to such a connection, new in this capture; nothing of the tree is asked for that.
@@ -245,7 +299,7 @@ pub fn take(holder: (i32, i32), info: &FdInfo, capture: &mut Capture) -> Option<
     let tcp = if connections.counters.is_empty() { std::mem::take(&mut known.tcp) } else { known.tcp.clone() };
     let tcp = Tcp { inet: Inet { network, ..tcp.inet }, ..tcp };
     let id = capture.files.len() as FileId;
-    connections.taken.push((id, quick));
+    connections.taken.push((id, Taken { quick, ..Taken::default() }));
     capture.network.insert(inode);
     capture.files.push(OpenFile {
         id,

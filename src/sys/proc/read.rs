@@ -172,15 +172,14 @@ pub fn children_of(pid: i32, tids: &[i32]) -> Result<Vec<i32>> {
 
 /// The open descriptors of a process, ascending.
 pub fn fds(pid: i32) -> Result<Vec<i32>> {
-    numbers(pid, "fd")
+    // This folder, not `fd`: the kernel makes a file of /proc of each that is listed, and these are opened more often.
+    numbers(pid, "fdinfo")
 }
 
 /// The same descriptors with what each says of itself (proc_pid_fdinfo(5)), where it has not gone meanwhile. Of many the kernel
 /// is asked by several threads.
-pub fn fd_infos(pid: i32) -> Result<Vec<(i32, FdInfo)>> {
+pub fn fd_infos(pid: i32, fds: &[i32]) -> Result<Vec<(i32, FdInfo)>> {
     const MANY: usize = 256;
-    // This folder, not `fd`: the kernel makes a file of /proc of each that is listed, and these will be opened.
-    let fds = numbers(pid, "fdinfo")?;
     let path = format!("/proc/{pid}/fdinfo");
     // The way to the folder is gone once.
     let folder = File::open(&path).map_err(|e| failed(pid, &path, &e))?;
@@ -203,7 +202,7 @@ pub fn fd_infos(pid: i32) -> Result<Vec<(i32, FdInfo)>> {
     // Only then: it takes ten files to tell how many processors there are for meio.
     let threads = if fds.len() < MANY { 1 } else { crate::sys::priority::processors().min(4) };
     if threads < 2 {
-        return read(&fds);
+        return read(fds);
     }
     std::thread::scope(|scope| {
         let (own, others) = fds.split_at(fds.len().div_ceil(threads));

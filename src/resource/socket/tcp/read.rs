@@ -8,7 +8,7 @@ use crate::error::{Context, Error, Result};
 use crate::resource::capture::Capture;
 use crate::resource::descriptor::{FileId, FileKind};
 use crate::resource::socket::inet::{self, Inet, LevelOption};
-use crate::resource::socket::steady::{self, Answer};
+use crate::resource::socket::steady::{self, Answer, Taken};
 use crate::sys::file::{self, FileOwner};
 use crate::sys::namespace::{Kind, places, within};
 use crate::sys::priority::{inherited, processors};
@@ -29,8 +29,8 @@ struct Job {
     id: FileId,
     holder: (i32, i32),
     tcp: Tcp,
-    /// Its options are known, and what a new one says of `TCP_QUICKACK`.
-    steady: Option<Answer>,
+    /// Its options are known.
+    steady: Option<Taken>,
     owner: Option<FileOwner>,
     told: Option<Result<Option<Obstacle>>>,
 }
@@ -91,7 +91,7 @@ fn jobs(capture: &mut Capture, from: usize) -> Result<Vec<Job>> {
     let mut jobs = Vec::new();
     for (file, holder) in capture.files.iter_mut().zip(&capture.holders).skip(from) {
         if let FileKind::Tcp(tcp) = &mut file.kind {
-            let (tcp, steady) = (std::mem::take(&mut **tcp), capture.recall.connections.took(file.id).cloned());
+            let (tcp, steady) = (std::mem::take(&mut **tcp), capture.recall.connections.take(file.id));
             jobs.push(Job { id: file.id, holder: *holder, tcp, steady, owner: None, told: None });
         }
     }
@@ -146,7 +146,10 @@ pub fn complete(capture: &mut Capture) -> Result<Vec<(FileId, FileOwner)>> {
     for job in all {
         let (holder, what) = (job.holder, job.tcp.called());
         capture.warnings.extend(job.tcp.notices());
-        owners.extend(job.owner.map(|owner| (job.id, owner)));
+        if let Some(owner) = job.owner {
+            owners.push((job.id, owner));
+            steady::remember_owner(job.id, owner, capture);
+        }
         steady::remember(&job.tcp, job.id, capture);
         if let FileKind::Tcp(place) = &mut capture.files[job.id as usize].kind {
             **place = job.tcp;
@@ -179,13 +182,15 @@ fn read_all(jobs: &mut [Job], known: &inet::Known) -> Result<()> {
                 break;
             }
             let (pid, fd) = job.holder;
-            if files.as_ref().is_none_or(|f| f.pid() != pid) {
+            let held = job.steady.as_mut().and_then(|steady| steady.held.as_mut()?.0.take());
+            if held.is_none() && files.as_ref().is_none_or(|f| f.pid() != pid) {
                 files = Some(Files::of(pid));
             }
-            let Some(own) = files.as_ref().map(|f| f.get(fd)) else { break };
+            let get = || files.as_ref().map_or(Err(Errno::ESRCH), |f| f.get(fd));
+            let own = held.map_or_else(get, Ok);
             let read = |own: OwnedFd| -> Result<Option<Obstacle>> {
                 match &job.steady {
-                    Some(quick) => job.owner = Some(change(own.as_fd(), &mut job.tcp, quick)?),
+                    Some(steady) => job.owner = Some(change(own.as_fd(), &mut job.tcp, steady)?),
                     None => options(own.as_fd(), &mut job.tcp, known)?,
                 }
                 if job.tcp.end.is_some() {
@@ -223,19 +228,21 @@ pub fn quick<'k>(inet: &Inet, known: &'k inet::Known) -> Option<&'k Answer> {
     known.protocols.get(&inet.key())?.get(place_of_quick())
 }
 
-/// Asks for what changes although no option is set: addresses, owners, sizes of buffers, `TCP_QUICKACK`, of which a new one says
-/// `quick`.
-fn change(fd: BorrowedFd<'_>, tcp: &mut Tcp, quick: &Answer) -> Result<FileOwner> {
-    let owner = nix::sys::stat::fstat(fd)?;
-    tcp.inet.refresh(fd, (owner.st_uid, owner.st_gid))?;
+/// Asks for what changes although no option is set: addresses, owners, sizes of buffers, `TCP_QUICKACK`.
+fn change(fd: BorrowedFd<'_>, tcp: &mut Tcp, steady: &Taken) -> Result<FileOwner> {
+    let ids = match &steady.held {
+        Some((_, ids)) => *ids,
+        None => nix::sys::stat::fstat(fd).map(|meta| (meta.st_uid, meta.st_gid))?,
+    };
+    tcp.inet.refresh(fd, ids)?;
     let at = place_of_quick();
     let asked = KNOWN.get(at..=at).unwrap_or_default();
-    let now = inet::differing(fd, asked, std::slice::from_ref(quick));
+    let now = inet::differing(fd, asked, std::slice::from_ref(&steady.quick));
     let before = |o: &LevelOption| KNOWN[..at].iter().any(|k| k.1 == o.name);
     tcp.options.retain(|o| o.name != libc::TCP_QUICKACK);
     let place = tcp.options.iter().take_while(|o| before(o)).count();
     tcp.options.splice(place..place, now);
-    Ok(file::owner(fd)?)
+    steady.owner.map_or_else(|| Ok(file::owner(fd)?), Ok)
 }
 
 fn leave(fd: BorrowedFd<'_>, reuse: i32) -> Result<()> {
