@@ -439,3 +439,76 @@ fn wait(
         None => Waited::Comes(tree),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::resource::capture::Decisions;
+
+    fn returns(at: &str, ring: &[&str]) -> Returns {
+        Returns {
+            name: "web".into(),
+            generation: 3,
+            instance: 7,
+            runs: false,
+            addresses: Vec::new(),
+            pid_namespace: false,
+            spool: Default::default(),
+            limits: Limits { on_loss: OnLoss::Continue, ..Limits::default() },
+            fence: None,
+            witness: None,
+            on_event: None,
+            capsule: None,
+            level: None,
+            freeze_timeout: Duration::from_secs(1),
+            decisions: Decisions::default(),
+            at: at.into(),
+            ring: ring.iter().map(ToString::to_string).collect(),
+        }
+    }
+
+    fn names(ring: &Ring) -> Vec<String> {
+        ring.hosts.iter().map(ToString::to_string).collect()
+    }
+
+    /// What one of two standbys was told, with one host more that is not there.
+    fn seat() -> Seat {
+        let told = Ring { own: "root@one".into(), ..Ring::told(&returns("root@two", &["root@three", "root@four"])) };
+        let place = told.invitation(&told.hosts[0], "root@one".into(), 3);
+        Seat { hosts: vec!["root@two".into(), "root@three".into()], away: vec!["root@four".into()], ..place }
+    }
+
+    /// Who has taken over is asked first, or the primary; nobody is named twice, nor itself.
+    #[test]
+    fn each_knows_the_others() {
+        let ring = Ring::seated(&seat(), None);
+        assert_eq!((ring.own.as_str(), names(&ring)), ("root@two", vec!["root@one".into(), "root@three".into(), "root@four".into()]));
+        let mut ring = Ring::seated(&seat(), Some(1));
+        assert_eq!(names(&ring), ["root@three", "root@one", "root@four"]);
+        let says = ring.says(&ring.hosts[0]);
+        assert_eq!((says.at.as_str(), says.ring), ("root@two", vec!["root@one".to_owned(), "root@four".to_owned()]));
+        ring.hears(&returns("root@four", &["root@two", "root@five"]));
+        assert_eq!(names(&ring), ["root@three", "root@one", "root@four", "root@five"]);
+    }
+
+    /// Those who have come are the standbys, the others are away; of two that are left none goes on alone.
+    #[test]
+    fn who_comes_stands_by() {
+        let ring = Ring::seated(&seat(), Some(1));
+        let options = ring.options(1, &named(&["root@one".into(), "root@four".into()]));
+        assert_eq!((options.standby.host.as_str(), options.others.len(), options.limits.standbys), ("one", 1, 2));
+        assert_eq!(options.among.map(|among| among.away), Some(vec!["root@three".to_owned()]));
+        let options = ring.options(1, &named(&["root@one".into()]));
+        assert_eq!((options.limits.standbys, options.limits.on_loss), (1, OnLoss::Hold));
+    }
+
+    /// Who is invited finds the host that has invited it, and all others.
+    #[test]
+    fn who_is_invited_finds_all() {
+        let ring = Ring::seated(&seat(), Some(1));
+        let to = &ring.hosts[2];
+        let invited = Ring::seated(&ring.invitation(to, "root@two".into(), 5), None);
+        assert_eq!((invited.own.as_str(), invited.returns.generation), ("root@four", 5));
+        assert_eq!(names(&invited), ["root@two", "root@three", "root@one"]);
+    }
+}
