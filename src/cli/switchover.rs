@@ -85,6 +85,10 @@ impl Switchover {
                 if let Some(why) = &status.refused {
                     return Err(Error::other(format!("{} goes on here: {why}", self.name)).help("meio status says how it stands"));
                 }
+                if status.state == State::Protected && status.standbys.len() > 1 {
+                    let what = format!("{} goes on here, with all who stood by before: that host was not ready to take over", self.name);
+                    return Err(Error::other(what).help("meio status says how it stands"));
+                }
                 if status.state == State::Protected && status.standbys.is_empty() {
                     let Some(answer) = ask(&self.name, (Ask::Switchover, to), patience)? else { return Err(nobody(&self.name)?) };
                     return Ok(answer);

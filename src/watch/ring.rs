@@ -301,6 +301,11 @@ fn lead(ring: &mut Ring, guests: Vec<Guest>, store: &Store, manager: &Manager, r
         let tree = match wait(ring, &porch.0, &herald, (expected, only.as_ref()), (store, manager))? {
             Waited::Comes(tree) => tree,
             Waited::Over(stood) => return Ok(Some(stood)),
+            Waited::InVain => {
+                report.warning("the host that was to take over does not come: all stand by again");
+                hands = None;
+                continue;
+            }
         };
         let (mut members, mut peers): (Vec<Destination>, Vec<Peer>) = (Vec::new(), Vec::new());
         let record = store.read(&name)?;
@@ -371,8 +376,10 @@ fn lead(ring: &mut Ring, guests: Vec<Guest>, store: &Store, manager: &Manager, r
 enum Waited {
     /// There is somebody to protect the tree with,
     Comes(Member),
-    /// or nothing to be protected any more.
+    /// or nothing to be protected any more;
     Over(Stood),
+    /// or the one that is to take over has not come.
+    InVain,
 }
 
 /// Waits for those who are to stand by: for the first as long as the tree lives, for the others a moment more.
@@ -404,9 +411,10 @@ fn wait(
     };
     let control = Control::open(store, name, Arc::new(Board::new(status)), ring.group.as_deref())?;
     let board = control.board();
+    let begun = Instant::now();
     let mut until = None;
     let mut told = None;
-    let over = loop {
+    let waited = loop {
         manager.lives();
         let there: Vec<String> = porch.guests().into_iter().filter(|name| only.is_none_or(|only| only.to_string() == *name)).collect();
         if told != Some(there.len()) {
@@ -416,15 +424,18 @@ fn wait(
         if !there.is_empty() {
             let until = *until.get_or_insert_with(|| Instant::now() + MOMENT + ring.returns.limits.again);
             if there.len() >= expected || Instant::now() >= until {
-                break None;
+                break Waited::Comes(tree);
             }
         }
+        if only.is_some() && there.is_empty() && begun.elapsed() >= 3 * MOMENT + ring.returns.limits.again {
+            break Waited::InVain;
+        }
         if !tree.lives() || dump::ended(tree.pid) {
-            break Some(Stood::Ran);
+            break Waited::Over(Stood::Ran);
         }
         if board.wished() == Some(Wish::Over) {
             store.forget(name)?;
-            break Some(Stood::Runs);
+            break Waited::Over(Stood::Runs);
         }
         if signal::take().or_else(|| signal::passed().find(|signal| *signal != libc::SIGUSR1)).is_some() {
             board.end(Ok(Vec::new()));
@@ -433,11 +444,7 @@ fn wait(
         std::thread::sleep(STEP);
     };
     board.end(Ok(Vec::new()));
-    drop(control);
-    Ok(match over {
-        Some(stood) => Waited::Over(stood),
-        None => Waited::Comes(tree),
-    })
+    Ok(waited)
 }
 
 #[cfg(test)]
