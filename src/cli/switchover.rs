@@ -76,7 +76,9 @@ impl Switchover {
     fn alone(&self, to: Option<String>, patience: Duration) -> Result<Value> {
         const LOOK: Duration = Duration::from_millis(50);
         const MOMENT: Duration = Duration::from_secs(3);
-        let until = Instant::now() + patience;
+        const LONG: Duration = Duration::from_secs(15);
+        let begun = Instant::now();
+        let until = begun + patience;
         loop {
             // Between the two nobody serves it for a moment.
             let answer = ask(&self.name, (Ask::Status, None), MOMENT).ok().flatten().map(|mut value| value["status"].take());
@@ -85,7 +87,8 @@ impl Switchover {
                 if let Some(why) = &status.refused {
                     return Err(Error::other(format!("{} goes on here: {why}", self.name)).help("meio status says how it stands"));
                 }
-                if status.state == State::Protected && status.standbys.len() > 1 {
+                // What was served before is for a moment, too.
+                if status.state == State::Protected && status.standbys.len() > 1 && begun.elapsed() >= LONG {
                     let what = format!("{} goes on here, with all who stood by before: that host was not ready to take over", self.name);
                     return Err(Error::other(what).help("meio status says how it stands"));
                 }
