@@ -14,6 +14,8 @@ const PERF_TYPE_TRACEPOINT: u32 = 2;
 /// `perf_event_attr.flags`: tasks born of the counted one are counted with it.
 const INHERIT: u64 = 1 << 1;
 const PERF_FLAG_FD_CLOEXEC: u64 = 1 << 3;
+/// `perf_event_attr.read_format`: all of a group are read by one call.
+const PERF_FORMAT_GROUP: u64 = 1 << 3;
 /// `_IOW('$', 6, char *)`
 const PERF_EVENT_IOC_SET_FILTER: libc::c_ulong = 0x4008_2406;
 
@@ -43,7 +45,8 @@ pub struct Calls(Vec<(u64, Option<Cow<'static, CStr>>)>);
 /// Counters of them over some tasks and all that are born of these.
 #[derive(Debug)]
 pub struct Counters {
-    counters: Vec<File>,
+    /// Those of one task each; the first leads them.
+    groups: Vec<Vec<File>>,
     last: Option<u64>,
 }
 
@@ -141,48 +144,52 @@ impl Calls {
 
     /// Counts from now on. The tasks stand still, or what they do before this returns is not told apart.
     pub fn count(&self, tids: impl Iterator<Item = i32>) -> io::Result<Counters> {
-        let mut counters = Vec::new();
+        let mut groups = Vec::new();
         for tid in tids {
+            let mut group: Vec<File> = Vec::with_capacity(self.0.len());
             for &(id, ref filter) in &self.0 {
                 let attributes = Attributes {
                     kind: PERF_TYPE_TRACEPOINT,
                     size: size_of::<Attributes>() as u32,
                     config: id,
+                    read_format: PERF_FORMAT_GROUP,
                     flags: INHERIT,
                     ..Attributes::default()
                 };
+                let leader = group.first().map_or(-1, AsRawFd::as_raw_fd);
                 // SAFETY: the structure has the size that it names and outlives the call; on success the descriptor is ours.
                 let fd = Errno::result(unsafe {
-                    libc::syscall(libc::SYS_perf_event_open, &raw const attributes, tid, -1, -1, PERF_FLAG_FD_CLOEXEC)
+                    libc::syscall(libc::SYS_perf_event_open, &raw const attributes, tid, -1, leader, PERF_FLAG_FD_CLOEXEC)
                 })?;
                 let counter = File::from(own(fd as i32));
                 if let Some(filter) = filter {
                     // SAFETY: the kernel reads the text.
                     Errno::result(unsafe { libc::ioctl(counter.as_raw_fd(), PERF_EVENT_IOC_SET_FILTER, filter.as_ptr()) })?;
                 }
-                counters.push(counter);
+                group.push(counter);
             }
+            groups.push(group);
         }
-        Ok(Counters { counters, last: Some(0) })
+        Ok(Counters { groups, last: Some(0) })
     }
 }
 
 impl Default for Counters {
     fn default() -> Self {
-        Counters { counters: Vec::new(), last: Some(0) }
+        Counters { groups: Vec::new(), last: Some(0) }
     }
 }
 
 impl Counters {
     /// Joins others with these.
     pub fn add(&mut self, others: Counters) {
-        self.counters.extend(others.counters);
+        self.groups.extend(others.groups);
         self.last = self.last.zip(others.last).map(|(a, b)| a.wrapping_add(b));
     }
 
     /// Descriptors that they take.
     pub fn len(&self) -> usize {
-        self.counters.len()
+        self.groups.iter().map(Vec::len).sum()
     }
 
     /// Whether none of the calls has been made since this was asked last.
@@ -195,10 +202,13 @@ impl Counters {
 
     fn sum(&self) -> io::Result<u64> {
         let mut sum = 0u64;
-        for mut counter in &self.counters {
-            let mut value = [0; 8];
-            counter.read_exact(&mut value)?;
-            sum = sum.wrapping_add(u64::from_ne_bytes(value));
+        let mut bytes = Vec::new();
+        for group in &self.groups {
+            let Some(mut leader) = group.first() else { continue };
+            // How many there are, and each: PERF_FORMAT_GROUP of perf_event_open(2).
+            bytes.resize(8 * (1 + group.len()), 0);
+            leader.read_exact(&mut bytes)?;
+            sum = bytes[8..].as_chunks().0.iter().fold(sum, |sum, value| sum.wrapping_add(u64::from_ne_bytes(*value)));
         }
         Ok(sum)
     }
@@ -225,10 +235,10 @@ mod tests {
 
     #[test]
     fn a_call_is_seen_and_no_other_is() {
-        let Ok(calls) = Calls::named(&[("getpgid", Some(c"pid != 77")), ("no_such_call", None)]) else {
+        let Ok(calls) = Calls::named(&[("getpriority", None), ("getpgid", Some(c"pid != 77")), ("no_such_call", None)]) else {
             return; // not permitted, or a kernel without
         };
-        assert_eq!(calls.0.len(), 1);
+        assert_eq!(calls.0.len(), 2);
         let mut counters = calls.count([nix::unistd::gettid().as_raw()].into_iter()).unwrap();
         assert!(counters.still());
         let _ = (nix::unistd::getsid(None), nix::unistd::getpgid(Some(nix::unistd::Pid::from_raw(77))));
