@@ -58,9 +58,11 @@ simulate: setup
 faults: setup
 	$(RUNNER) FAULTS=$(or $(FAULTS),200) $(CARGO) test --locked --test meio watch::faults -- --nocapture --test-threads 1
 
-# Twenty switch-overs of a watched redis, to and fro, under clients that check all that they are told; `make test` does five.
+# Twenty switch-overs of a watched redis, to and fro, and twenty round three hosts, under clients that check all that they are told;
+# `make test` does five and four.
 rolling: setup
-	$(RUNNER) ROUNDS=$(or $(ROUNDS),20) $(CARGO) test --locked --test meio watch::switch::to_and_fro_under_load -- --nocapture
+	$(RUNNER) ROUNDS=$(or $(ROUNDS),20) $(CARGO) test --locked --test meio -- --nocapture --test-threads 1 \
+		watch::switch::to_and_fro_under_load watch::ring::round_and_round_under_load
 
 # The tests under the kernels of Debian's releases, in virtual machines, and trees taken from each kernel to the others.
 kernels: setup

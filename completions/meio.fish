@@ -286,7 +286,7 @@ complete -c meio -n "__fish_meio_using_subcommand checkpoint" -s v -l verbose -d
 complete -c meio -n "__fish_meio_using_subcommand checkpoint" -s q -l quiet -d 'Say less: no progress; results, warnings and errors only'
 complete -c meio -n "__fish_meio_using_subcommand checkpoint" -l json -d 'Write one JSON object a line to standard output'
 complete -c meio -n "__fish_meio_using_subcommand checkpoint" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c meio -n "__fish_meio_using_subcommand switchover" -l to -d 'The host that is to take over: nothing is done if it does not stand by' -r
+complete -c meio -n "__fish_meio_using_subcommand switchover" -l to -d 'The host that is to take over: nothing is done if it does not stand by; to be named where several do' -r
 complete -c meio -n "__fish_meio_using_subcommand switchover" -l color -d 'When to colour; auto means on a terminal, unless NO_COLOR is set' -r -f -a "auto\t''
 always\t''
 never\t''"

@@ -201,6 +201,11 @@ fn watch(status: &Status, plan: &mut Plan) {
             plan.stays.push(Stay { what: What::Watch, name, why });
         }
         (Role::Standby, _) => plan.standby_for.push(name),
+        (Role::Primary, _) if status.standbys.len() > 1 => {
+            let why = Error::new(Kind::Unsupported, "several hosts stand by for it, and it is not for meio to choose one of them");
+            let why = why.help(format!("meio switchover {name} --to HOST"));
+            plan.stays.push(Stay { what: What::Watch, name, why });
+        }
         _ => match may_take_over(status) {
             Ok(()) => {
                 let host = status.other.clone().unwrap_or_default();

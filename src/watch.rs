@@ -12,6 +12,7 @@
 //! state      who answers: two pure machines; simulate breaks everything around them
 //!   notice     silence on two paths, and jitter; pace: when an epoch begins
 //! comeback   a former primary that stands by for who has taken over; turn: that one becomes the primary
+//! ring       one of several hosts: it stands by, or has taken over and lets the others in; porch: where they come who call
 //! local      images in a folder, where there is no standby
 //! switch     the primary's part in a take-over that a user wants; raised: the addresses at a standby that takes over
 //! steps      how long each step of a take-over took; history: what has become of a watch, and who is told
@@ -58,8 +59,12 @@
 //! ([`copies`], fan): who is slow falls behind and catches up, and is waited for only where too few others have what is to be let out. What is
 //! known of them goes through [`state::Group`] before the machine hears it. The standbys speak to each other beside all that, with a key
 //! of the primary's making ([`polls`]), from the beginning of the watch until one of them has taken over. The others end then, with that
-//! generation on record, and one of them stands by for it as a former primary does ([`comeback`]): by a call, which is by SSH. From
-//! there on the two are a pair. A primary that was killed comes to all of their doors again, with a series of its own: where one of them has
+//! generation on record, and call the one that has, by SSH, as a former primary does ([`comeback`]). That one goes on as the primary
+//! of another watch with all who have come ([`ring`]); who comes later comes to its door ([`porch`]) and is taken in by the next one:
+//! those who stand by are told that it follows, and call again. So each set of hosts has votes of its own, under a key of its own and a
+//! higher generation. Whoever belongs to it and does not come is called now and then, and calls back: a former primary that was cut off
+//! hears by that that it was taken over. To hand it over as is wanted is two steps of the same kind: a watch with that one alone, which takes
+//! over as a single standby does, and then its own, with all. A primary that was killed comes to all of their doors again, with a series of its own: where one of them has
 //! been voted for already too few are left that hear it, and it hears of that one.
 //!
 //! A standby that misses something of a series, since it was begun anew or was too far behind, is filled beside the others, whose
@@ -93,11 +98,13 @@ mod lease;
 pub mod local;
 pub mod nodes;
 mod polls;
+mod porch;
 pub mod protect;
 mod pulse;
 mod raised;
 pub mod record;
 mod resume;
+mod ring;
 mod say;
 mod setup;
 #[cfg(test)]

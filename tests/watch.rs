@@ -14,6 +14,7 @@ mod nodes;
 mod packets;
 mod postgresql;
 mod programs;
+mod ring;
 mod room;
 mod service;
 mod several;

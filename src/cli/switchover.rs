@@ -2,14 +2,15 @@
 
 use super::status::{ask, name, nobody};
 use super::{Console, figures, way};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::sys::signal;
 use crate::transport::Destination;
 use crate::watch::control::Ask;
+use crate::watch::status::{State, Status};
 use crate::watch::switch::Switched;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Have the standby take over now, without any loss
 ///
@@ -25,6 +26,10 @@ use std::time::Duration;
 ///
 /// Nobody stands by for it on the other host: end the watch there with meio unwatch, and begin one from there with meio watch.
 ///
+/// Where several hosts stand by, --to says which of them takes over. It gets a copy of everything first and is the only one that stands
+/// by meanwhile; then it takes over likewise, and the others stand by for it, this host too: meio watch goes on here. If
+/// it does not take over, all stand by here again.
+///
 /// With --json the line has "name", "host" (where it runs now), "generation", "epoch" ({series, number}), "frozen_ms" (for how long
 /// nobody ran), and "steps", a list of [name, milliseconds].
 #[derive(clap::Args)]
@@ -33,7 +38,7 @@ pub struct Switchover {
     /// Name of the watch
     #[arg(value_name = "NAME", value_parser = name)]
     name: String,
-    /// The host that is to take over: nothing is done if it does not stand by
+    /// The host that is to take over: nothing is done if it does not stand by; to be named where several do
     #[arg(long, value_name = "HOST", value_parser = way::destination)]
     to: Option<Destination>,
 }
@@ -44,7 +49,11 @@ impl Switchover {
         const PATIENCE: Duration = Duration::from_secs(120);
         signal::catch();
         let to = self.to.as_ref().map(|to| to.host.clone());
-        let Some(mut answer) = ask(&self.name, (Ask::Switchover, to), PATIENCE)? else { return Err(nobody(&self.name)?) };
+        let Some(mut answer) = ask(&self.name, (Ask::Switchover, to.clone()), PATIENCE)? else { return Err(nobody(&self.name)?) };
+        let several = answer["changes"].is_number();
+        if several {
+            answer = self.alone(to, PATIENCE)?;
+        }
         let switched: Switched = serde_json::from_value(answer["switched"].take()).unwrap_or_default();
         let Switched { host, generation, epoch, frozen_ms, steps } = switched;
         if console.json {
@@ -57,8 +66,43 @@ impl Switchover {
             let time = |ms: f64| figures::time(Duration::from_secs_f64(ms.max(0.0) / 1e3));
             let each: Vec<String> = steps.iter().map(|(name, ms)| format!("{name} {}", time(*ms))).collect();
             let frozen = format!("frozen {} ({})", time(frozen_ms), each.join(", "));
-            console.result(&format!("{} runs on {host} now; {frozen}; nobody stands by for it there yet", self.name));
+            let next = if several { "the others are to stand by for it there" } else { "nobody stands by for it there yet" };
+            console.result(&format!("{} runs on {host} now; {frozen}; {next}", self.name));
         }
         Ok(ExitCode::SUCCESS)
+    }
+
+    /// Where several stand by: as soon as that one does alone, and has everything, it takes over.
+    fn alone(&self, to: Option<String>, patience: Duration) -> Result<Value> {
+        const LOOK: Duration = Duration::from_millis(50);
+        const MOMENT: Duration = Duration::from_secs(3);
+        const LONG: Duration = Duration::from_secs(15);
+        let begun = Instant::now();
+        let until = begun + patience;
+        loop {
+            // Between the two nobody serves it for a moment.
+            let answer = ask(&self.name, (Ask::Status, None), MOMENT).ok().flatten().map(|mut value| value["status"].take());
+            let status: Option<Status> = answer.filter(Value::is_object).and_then(|value| serde_json::from_value(value).ok());
+            if let Some(status) = status {
+                if let Some(why) = &status.refused {
+                    return Err(Error::other(format!("{} goes on here: {why}", self.name)).help("meio status says how it stands"));
+                }
+                // What was served before is for a moment, too.
+                if status.state == State::Protected && status.standbys.len() > 1 && begun.elapsed() >= LONG {
+                    let what = format!("{} goes on here, with all who stood by before: that host was not ready to take over", self.name);
+                    return Err(Error::other(what).help("meio status says how it stands"));
+                }
+                if status.state == State::Protected && status.standbys.is_empty() {
+                    let Some(answer) = ask(&self.name, (Ask::Switchover, to), patience)? else { return Err(nobody(&self.name)?) };
+                    return Ok(answer);
+                }
+            }
+            if Instant::now() >= until {
+                let what = format!("{} goes on here: that host does not have everything yet", self.name);
+                return Err(Error::other(what).help("meio status says how it stands"));
+            }
+            std::thread::sleep(LOOK);
+            signal::check_interrupted()?;
+        }
     }
 }

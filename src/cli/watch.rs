@@ -48,8 +48,10 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 /// clients were told. They reach each other by UDP, and the one that does not take over by SSH the one that does, with the keys that are
 /// usual there or at the same paths as here: then it stands by for that one. One of them that is lost or slow delays nothing as long as
 /// enough others are there. One that comes back with nothing, or is too far behind, gets a copy of everything beside them. When two
-/// of three hosts are lost nobody takes over before one is back. Several standbys do without --witness and --fence; meio switchover is not for them; and a former primary does not stand by again by itself, nor a third host for the one
-/// that has taken over. meio add-standby and meio remove-standby change who stands by.
+/// of three hosts are lost nobody takes over before one is back. All others that are there stand by for the one that has taken over, and
+/// this host does when it is back: by a call by SSH to that one, which calls them first where they do not. Each that comes has the watch
+/// begin anew: until all have a copy the tree is unprotected. Several standbys do without --witness and --fence. meio add-standby
+/// and meio remove-standby change who stands by, where the tree runs.
 ///
 /// A link that is lost is made again: with the standby that is there, which goes on with what it has, or with a new one, which
 /// gets everything while the tree runs. Until then nobody stands by, which is said, and the tree goes on as --on-standby-loss has it.
@@ -282,6 +284,8 @@ impl Watch {
             control_group: self.control_group.clone(),
             begun: begun.clone(),
             refused: None,
+            among: None,
+            hands: None,
         })
     }
 

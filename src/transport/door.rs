@@ -44,6 +44,11 @@ impl Door {
         let came = self.lender.visitor(&self.stop, limit)?;
         Ok(came.map(|(input, output, lent)| Visitor { ends: (input, output), lent }))
     }
+
+    /// Nobody comes any more, and who waits for somebody does not wait any longer.
+    pub fn close(&self) {
+        self.stop.end();
+    }
 }
 
 impl Visitor {

@@ -6,17 +6,17 @@
 //! and if that has taken over, it is on record there.
 
 use super::beat::{Beats, Key};
+use super::porch::Porch;
 use super::protect::Options;
-use super::record::Back;
-use super::setup::{Returns, SETUP, Seat, Setup};
+use super::record::{Back, Claim};
+use super::setup::{SETUP, Seat, Setup};
 use super::witness::Contact;
 use crate::error::{Error, Kind, Result};
 use crate::migrate::plan::{Details, Plan, pack, unpack};
 use crate::progress::{Report, Silent};
-use crate::transport::{self, Door, Peer, Sender, Visitor};
+use crate::transport::{self, Peer, Sender};
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 /// For what the standby may take to answer.
@@ -61,20 +61,22 @@ impl Whom {
 
 /// How who stands by is reached.
 pub enum Reach {
-    /// It is called.
+    /// They are called.
     Called,
-    /// It calls.
-    Calls(Box<Here>),
+    /// They call.
+    Calls(Here),
 }
 
-/// One that has called.
+/// Those who have called.
 pub struct Here {
-    /// The link that it has made.
-    pub peer: Peer,
+    /// The links that they have made, each at its place.
+    pub peers: Vec<Peer>,
     /// What leads to the witness.
     pub witness: Option<Contact>,
-    /// Where it comes when that is lost.
-    pub door: Door,
+    /// Where they come when these are lost.
+    pub porch: Arc<Porch>,
+    /// That nobody else is at work on it, where that is so already.
+    pub claim: Option<Arc<Claim>>,
 }
 
 /// Who has answered.
@@ -251,107 +253,40 @@ pub struct Calls {
     tell: mpsc::Sender<Result<Found>>,
     at_work: bool,
     not_before: Instant,
-    /// Where they come who call by themselves.
-    porch: Option<Arc<Porch>>,
-}
-
-/// Where who calls waits until somebody has time for him.
-#[derive(Default)]
-struct Porch {
-    /// Who is wanted, while nobody stands by.
-    wanted: Mutex<Option<Whom>>,
-    /// What the host calls itself that came last.
-    host: Mutex<Option<String>>,
-    knocks: AtomicBool,
-    ends: AtomicBool,
-}
-
-impl Porch {
-    /// Who is wanted, when it is known that nobody stands by any more.
-    fn wait(&self) -> Option<Whom> {
-        const STEP: Duration = Duration::from_millis(5);
-        const MOST: u32 = 2000;
-        self.knocks.store(true, Ordering::Relaxed);
-        let wanted = (0..MOST).find_map(|_| {
-            let wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner).take();
-            if wanted.is_none() && !self.ends.load(Ordering::Relaxed) {
-                std::thread::sleep(STEP);
-            }
-            wanted
-        });
-        self.knocks.store(false, Ordering::Relaxed);
-        wanted
-    }
-
-    fn serve(&self, door: &Door, ask: &Ask, tell: &mpsc::Sender<Result<Found>>) {
-        const LOOK: Duration = Duration::from_secs(1);
-        while !self.ends.load(Ordering::Relaxed) {
-            match door.next(LOOK) {
-                Ok(Some(visitor)) => drop(self.meet(ask, visitor).map(|found| found.map(|found| tell.send(Ok(found))))),
-                Ok(None) => {}
-                Err(_) => std::thread::sleep(LOOK),
-            }
-        }
-    }
-
-    fn meet(&self, ask: &Ask, visitor: Visitor) -> Result<Option<Found>> {
-        const SOON: Duration = Duration::from_secs(5);
-        let mut peer = visitor.agree()?;
-        let came = peer.link.receive(Some(SOON))?;
-        let Setup::Returns(returns) = unpack(&came.payload)? else {
-            return Err(Error::link("who comes says something else than what it wants"));
-        };
-        let known = self.host.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let stranger = known.is_some_and(|known| known != peer.hello.host);
-        // Whoever stands by is not to be lost for another one.
-        let whom = if stranger { self.wanted.lock().unwrap_or_else(PoisonError::into_inner).take() } else { self.wait() };
-        let Some(whom) = whom else {
-            let _ = say(&peer, &Setup::NotYet { why: "another host stands by for it".to_owned() });
-            return Ok(None);
-        };
-        *self.host.lock().unwrap_or_else(PoisonError::into_inner) = Some(peer.hello.host.clone());
-        let Returns { generation, instance, runs, .. } = *returns;
-        if whom.generation.is_some_and(|own| generation > own) {
-            return Ok(Some(Found::Taken { generation, instance, runs }));
-        }
-        agree(ask, &whom, peer).map(Some)
-    }
+    /// Where they come who call by themselves, and at which place this one is there.
+    porch: Option<(Arc<Porch>, usize)>,
 }
 
 impl Drop for Calls {
     fn drop(&mut self) {
-        self.porch.iter().for_each(|porch| porch.ends.store(true, Ordering::Relaxed));
+        self.porch.iter().for_each(|(porch, _)| porch.close());
     }
 }
 
 impl Calls {
-    /// Nobody is called yet. After this time it is tried again; who calls by himself comes to the `door`.
-    ///
-    /// # Errors
-    /// When the kernel gives no thread.
-    pub fn new(mut ask: Ask, again: Duration, door: Option<Door>) -> Result<Calls> {
+    /// Nobody is called yet. After this time it is tried again; who calls by himself comes to the `porch`, where this is the one at that
+    /// place, who calls itself `host` if that is known.
+    pub fn new(mut ask: Ask, again: Duration, porch: Option<(Arc<Porch>, usize)>, host: &str) -> Calls {
         /// Who lives answers by then; who does not is to be called again soon.
         const LIMIT: Duration = Duration::from_secs(5);
         ask.options.how.timeout = ask.options.how.timeout.min(LIMIT);
         let (tell, answers) = mpsc::channel();
         let ask = Arc::new(ask);
-        let porch = door.as_ref().map(|_| Arc::<Porch>::default());
-        if let (Some(door), Some(porch)) = (door, &porch) {
-            let (porch, ask, tell) = (porch.clone(), ask.clone(), tell.clone());
-            std::thread::Builder::new().name("door".into()).spawn(move || porch.serve(&door, &ask, &tell))?;
+        if let Some((porch, of)) = &porch {
+            porch.opens(*of, &ask, &tell, host);
         }
-        Ok(Calls { ask, again, answers, tell, at_work: false, not_before: Instant::now(), porch })
+        Calls { ask, again, answers, tell, at_work: false, not_before: Instant::now(), porch }
     }
 
     /// Somebody calls, although somebody stands by.
     pub fn knocks(&self) -> bool {
-        self.porch.as_ref().is_some_and(|porch| porch.knocks.load(Ordering::Relaxed))
+        self.porch.as_ref().is_some_and(|(porch, of)| porch.knocks(*of))
     }
 
     /// Who stands by: nobody else who calls takes its place as long as it does.
     pub fn met(&self, host: &str) {
-        if let Some(porch) = &self.porch {
-            *porch.host.lock().unwrap_or_else(PoisonError::into_inner) = Some(host.to_owned());
+        if let Some((porch, of)) = &self.porch {
+            porch.met(*of, host);
         }
     }
 
@@ -362,9 +297,8 @@ impl Calls {
 
     /// Calls, unless that is being done or was a moment ago.
     pub fn call(&mut self, whom: &Whom) {
-        if let Some(porch) = &self.porch {
-            *porch.wanted.lock().unwrap_or_else(PoisonError::into_inner) = Some(whom.clone());
-            return;
+        if let Some((porch, of)) = &self.porch {
+            return porch.wants(*of, whom);
         }
         if self.at_work || Instant::now() < self.not_before {
             return;

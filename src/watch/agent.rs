@@ -5,6 +5,8 @@ mod back;
 mod seen;
 mod votes;
 
+pub use votes::Ended;
+
 use super::beat::{Beats, Came, Key};
 use super::clone::Clone;
 use super::comeback::{Caller, Stood};
@@ -14,13 +16,14 @@ use super::history::{Entry, History};
 use super::polls::{Ear, Polls};
 use super::raised::{Raised, Waiting};
 use super::record::{About, Claim, Record, Store};
-use super::setup::{ANEW, EPOCH, Epoch, NODES, OVER, PACKETS, SETUP, Seat, Setup, WORD};
+use super::ring::{self, Ring};
+use super::setup::{ANEW, EPOCH, Epoch, MORE, NODES, OVER, PACKETS, SETUP, Seat, Setup, WORD};
 use super::state::{self, Action, Activation, Cause, Event, Guarantee, Mark, Path, Said, Standby, Votes, Word};
 use super::status::{Board, Role, Status, Wish};
 use super::steps::{Steps, step};
 use super::visit::{Asked, News, Opened, Visits};
 use super::witness::{Client, Role as Whose};
-use super::{comeback, fit, frame, nodes, turn};
+use super::{fit, frame, nodes, turn};
 use crate::error::{Error, Result};
 use crate::migrate::plan::{Plan, pack, unpack};
 use crate::migrate::record::Member;
@@ -35,7 +38,7 @@ use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
-use votes::{Court, Followed, is_over};
+use votes::{Court, is_over};
 
 /// For what the other end may take to answer.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -50,25 +53,22 @@ pub fn run() -> Result<()> {
     signal::catch();
     let mut peer = transport::accept()?;
     let asked = peer.link.receive(Some(PATIENCE))?;
-    match unpack(&asked.payload)? {
-        Setup::Returns(returns) => turn::serve(peer, *returns),
-        asked => begin(peer, asked, None, &mut Silent).map(drop),
-    }
+    let ended = match unpack(&asked.payload)? {
+        Setup::Returns(returns) => return turn::serve(peer, *returns),
+        Setup::Invite(seat) => return turn::invited(peer, *seat),
+        asked => begin(peer, asked, None, &mut Silent)?,
+    };
+    let (Some(role), Some(seat)) = (ended.next(), ended.seat) else { return Ok(()) };
+    let mut noted = turn::Noted(Store::open()?, seat.returns.name.clone());
+    let ring = Ring { gone: usize::from(!ended.planned), ..Ring::seated(&seat, ended.overtaken) };
+    ring::run(ring, role, Vec::new(), &mut noted).map(drop)
 }
 
 /// The same over a link on which this was asked. `caller`: it calls who runs it when that is lost.
 ///
 /// # Errors
 /// As [`run`].
-pub fn begin(peer: Peer, asked: Setup, caller: Option<Caller>, report: &mut dyn Report) -> Result<Stood> {
-    match stand(peer, asked, caller, report)? {
-        (_, Some((seat, of))) => comeback::follow(&seat, of),
-        (stood, None) => Ok(stood),
-    }
-}
-
-/// The same; with who is to be stood by for next, where another standby has taken over.
-fn stand(mut peer: Peer, asked: Setup, caller: Option<Caller>, report: &mut dyn Report) -> Result<(Stood, Followed)> {
+pub fn begin(mut peer: Peer, asked: Setup, caller: Option<Caller>, report: &mut dyn Report) -> Result<Ended> {
     signal::catch();
     let Setup::Ask { name, watch, plan, key, known, generation: theirs, several, .. } = asked else {
         return Err(Error::link("the primary says something else than what a watch begins with"));
@@ -76,7 +76,7 @@ fn stand(mut peer: Peer, asked: Setup, caller: Option<Caller>, report: &mut dyn 
     let store = Store::open()?;
     let claim = match store.claim(&name) {
         Ok(claim) => claim,
-        Err(_) if is_over(&peer, &store, &name, theirs)? => return Ok((Stood::Over, None)),
+        Err(_) if is_over(&peer, &store, &name, theirs)? => return Ok(Ended::default()),
         Err(e) => return Err(e),
     };
     let there = store.read(&name)?;
@@ -114,7 +114,7 @@ fn stand(mut peer: Peer, asked: Setup, caller: Option<Caller>, report: &mut dyn 
     peer.link.send(&transport::Frame { kind: SETUP, generation: 0, payload: pack(&answer)? })?;
     match (refusals.is_empty(), &caller) {
         (true, _) => {}
-        (false, None) => return Ok((Stood::Over, None)),
+        (false, None) => return Ok(Ended::default()),
         (false, Some(_)) => return Err(Error::refused(&format!("{} cannot live here", record.name), refusals)),
     }
     restore::make_room(&plan.tree)?;
@@ -142,11 +142,11 @@ fn stand(mut peer: Peer, asked: Setup, caller: Option<Caller>, report: &mut dyn 
     history.note(Entry { other: Some(peer.hello.host.clone()), generation, ..begun });
     let machine = Standby::begin(generation, instance, limits);
     let machine = if again { machine.after(vote.is_some()) } else { machine };
-    let court = |(seat, ear): (Box<Seat>, Ear)| -> Result<Court> {
+    let court = |(seat, ear): (&Seat, Ear)| -> Result<Court> {
         let (votes, key) = (Votes::begin(seat.place, instance, vote, limits), Key::of(seat.key));
-        Ok(Court { votes, polls: Polls::new(ear, &key, seat.place, &seat.at)?, seat, overtaken: None })
+        Ok(Court { votes, polls: Polls::new(ear, &key, seat.place, &seat.at)?, overtaken: None })
     };
-    let court = seat.zip(ear).map(court).transpose()?;
+    let court = seat.as_deref().zip(ear).map(court).transpose()?;
     if court.is_none() && limits.standbys > 1 {
         return Err(Error::link("the primary does not say who the others are"));
     }
@@ -161,7 +161,9 @@ fn stand(mut peer: Peer, asked: Setup, caller: Option<Caller>, report: &mut dyn 
         visits,
         visitor: None,
         caller,
+        seat,
         anew: false,
+        more: false,
         handed: false,
         report: RefCell::new(report),
         guarantee: limits.guarantee,
@@ -195,17 +197,18 @@ fn stand(mut peer: Peer, asked: Setup, caller: Option<Caller>, report: &mut dyn 
     let stood = agent.stand();
     let board = control.board();
     let ended = match agent.root {
-        Some(root) if root.lives() && agent.handed && agent.caller.as_ref().is_some_and(Caller::found_nobody) => Stood::Leads,
+        Some(root) if root.lives() && agent.handed && agent.leads() => Stood::Leads,
         Some(root) if root.lives() => Stood::Runs,
         Some(_) => Stood::Ran,
-        None if agent.anew => Stood::Anew,
+        None if agent.anew || agent.more && !agent.over => Stood::Anew,
         None => Stood::Over,
     };
-    let followed = agent.court.as_mut().and_then(|court| court.overtaken.map(|of| (court.seat.clone(), of)));
-    let Agent { spool, .. } = agent;
+    let overtaken = agent.court.as_ref().and_then(|court| court.overtaken);
+    let planned = agent.machine.is_planned();
+    let Agent { spool, seat, .. } = agent;
     drop(spool);
     board.end(stood.clone().map(|()| Vec::new()));
-    stood.map(|()| (ended, followed))
+    stood.map(|()| Ended { stood: ended, seat, overtaken, planned })
 }
 
 /// Why feeding the machine came to an end.
@@ -239,8 +242,12 @@ struct Agent<'r> {
     visitor: Option<(Peer, Asked)>,
     /// Who calls the primary when the link is lost, where that does not.
     caller: Option<Caller>,
-    /// The primary has begun another watch.
+    /// What leads to the others.
+    seat: Option<Box<Seat>>,
+    /// The primary has begun another watch,
     anew: bool,
+    /// or is about to.
+    more: bool,
     /// Another process goes on with what runs here.
     handed: bool,
     /// Whoever looks at this process.
@@ -302,7 +309,8 @@ impl Agent<'_> {
                 Next::Run | Next::Undo => {}
                 Next::End => {
                     // What was taken over stays on record, and that it was by somebody else.
-                    let stays = self.root.is_some() || (self.caller.is_some() || self.court.is_some()) && !self.machine.has_left();
+                    let stays =
+                        self.root.is_some() || self.more || (self.caller.is_some() || self.court.is_some()) && !self.machine.has_left();
                     return if stays && !self.over { Ok(()) } else { self.store.forget(&self.record.name) };
                 }
             }
@@ -342,7 +350,7 @@ impl Agent<'_> {
     fn grant(&mut self) {
         let wished = self.board.wished();
         let alone = self.caller.as_ref().is_some_and(Caller::found_nobody);
-        self.handed |= (alone || wished == Some(Wish::Handover)) && self.root.is_some();
+        self.handed |= alone && self.root.is_some() || self.is_handed(wished);
         let asked = wished == Some(Wish::Over);
         match &self.peer {
             Some(peer) if asked && self.root.is_none() => {
@@ -370,6 +378,7 @@ impl Agent<'_> {
                         self.waiting.deliver();
                     }
                 }
+                Ok(came) if came.kind == MORE => self.more = true,
                 Ok(came) if came.kind == NODES => self.board.hosts.takes(&self.primary, &came.payload),
                 Ok(_) => {}
                 Err(_) if peer.link.failure().is_none() => {}
@@ -475,7 +484,7 @@ impl Agent<'_> {
         let Some(caller) = &mut self.caller else { return };
         caller.lives();
         let quiet = self.machine.quiet(now) >= 2 * self.timeout.max(LEAST);
-        let due = self.peer.is_none() && self.visitor.is_none() && !self.visits.is_answering();
+        let due = self.peer.is_none() && self.visitor.is_none() && !self.visits.is_answering() && !self.more;
         if due {
             caller.call(self.machine.generation(), self.record.instance, self.root.is_some());
         } else if quiet && self.peer.is_some() && self.linked.elapsed() >= 2 * self.timeout.max(LEAST) {

@@ -7,8 +7,10 @@
 //! other is sealed with a key that it does not have.
 
 use super::again::{self, Ask, Whom};
+use super::porch::Porch;
 use super::protect::{self, Options, Outcome};
-use super::state::Acks;
+use super::ring::{self, Among};
+use super::state::{Acks, OnLoss};
 use super::status::{Board, Role, State, Status};
 use crate::dump;
 use crate::error::{Error, Kind, Result};
@@ -22,12 +24,23 @@ use std::time::{Duration, Instant};
 /// Standbys of a watch at most.
 pub const MOST: usize = 7;
 
+/// What is to be done with a host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum What {
+    /// It stands by, too,
+    Adds,
+    /// or not any more.
+    Removes,
+    /// It is the only one that does, and then takes over.
+    Hands,
+}
+
 /// What somebody wants.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change {
-    /// One more, or one less.
-    pub adds: bool,
-    /// Which host, as its user calls it.
+    /// What is to be done,
+    pub what: What,
+    /// and with which host, as its user calls it.
     pub host: String,
 }
 
@@ -54,6 +67,9 @@ pub fn wanted(options: &Options, status: &Status, change: &Change) -> Result<Opt
         let what = format!("who stands by for {name} can be changed only while it is protected");
         return Err(Error::other(what).help("meio status says how it stands"));
     }
+    if change.host.is_empty() {
+        return Err(Error::new(Kind::Usage, format!("several hosts stand by for {name}")).help("name one of them: --to HOST"));
+    }
     let mut all: Vec<Destination> = std::iter::once(&options.standby).chain(&options.others).cloned().collect();
     let mut called: Vec<&str> = status.standbys.iter().map(|one| one.host.as_str()).collect();
     if called.is_empty() {
@@ -62,30 +78,47 @@ pub fn wanted(options: &Options, status: &Status, change: &Change) -> Result<Opt
     let meant = Destination::parse(&change.host)?;
     let is = |n: usize| all[n].host == meant.host || called.get(n) == Some(&meant.host.as_str());
     let place = (0..all.len()).find(|n| is(*n));
-    match (change.adds, place) {
-        (true, Some(_)) => return Err(Error::new(Kind::Usage, format!("{} stands by for {name} already", meant.host))),
-        (true, None) if all.len() == MOST => return Err(Error::new(Kind::Usage, format!("{MOST} standbys are possible at most"))),
-        (true, None) if options.witness.is_some() || options.fence.is_some() => {
+    let mut away: Vec<String> = options.among.iter().flat_map(|among| among.away.clone()).collect();
+    let mut hands = None;
+    match (change.what, place) {
+        (What::Adds, Some(_)) => return Err(Error::new(Kind::Usage, format!("{} stands by for {name} already", meant.host))),
+        (What::Adds, None) if all.len() == MOST => return Err(Error::new(Kind::Usage, format!("{MOST} standbys are possible at most"))),
+        (What::Adds, None) if options.witness.is_some() || options.fence.is_some() => {
             let what = "several standbys decide among themselves which takes over: without --witness, and without --fence";
             return Err(Error::new(Kind::Unsupported, what).help(format!("begin anew without it: meio unwatch {name} first")));
         }
-        (true, None) => all.push(meant),
-        (false, None) => {
+        (What::Adds, None) => {
+            away.retain(|name| *name != meant.to_string());
+            all.push(meant);
+        }
+        (_, None) => {
             let what = format!("{} does not stand by for {name}", meant.host);
             return Err(Error::new(Kind::Usage, what).help(format!("{} does", called.join(", "))));
         }
-        (false, Some(_)) if all.len() == 1 => {
+        (What::Hands, Some(n)) => {
+            let one = all.remove(n);
+            away.extend(std::mem::replace(&mut all, vec![one]).iter().map(ToString::to_string));
+            hands = Some(Box::new(Options { refused: None, ..options.clone() }));
+        }
+        (What::Removes, Some(_)) if all.len() == 1 => {
             let what = format!("{} is the only one that stands by for {name}", meant.host);
             return Err(Error::new(Kind::Usage, what).help(format!("meio unwatch {name} ends the watch")));
         }
-        (false, Some(n)) => drop(all.remove(n)),
+        (What::Removes, Some(n)) => drop(all.remove(n)),
     }
     let acks = if all.len() > 1 { options.acks } else { Acks::default() };
     let mut limits = options.limits;
     (limits.standbys, limits.acks) = (all.len(), acks);
+    // That it goes on alone is nothing that several were told.
+    if hands.is_some() {
+        limits.on_loss = OnLoss::Hold;
+    }
     let others = all.split_off(1);
     let standby = all.pop().unwrap_or_else(|| options.standby.clone());
-    Ok(Options { standby, others, limits, refused: None, ..options.clone() })
+    // Whoever runs it then is to find them all.
+    let own = options.among.as_ref().map(|among| among.own.clone()).unwrap_or_default();
+    let among = (options.among.is_some() || hands.is_some()).then_some(Among { own, away });
+    Ok(Options { standby, others, limits, among, hands, refused: None, ..options.clone() })
 }
 
 /// Whether the tree could live on the last host that is named, which has nothing to do with it yet: nothing begins there.
@@ -94,7 +127,8 @@ pub fn wanted(options: &Options, status: &Status, change: &Change) -> Result<Opt
 /// What stands in the way.
 pub fn fits(ask: &Ask, options: &Options) -> Result<()> {
     let standby = options.others.last().unwrap_or(&options.standby).clone();
-    let options = Options { standby, ..options.clone() };
+    let how = ring::way(&options.how);
+    let options = Options { standby, how, ..options.clone() };
     let whom = Whom { fresh: true, ..Whom::default() };
     let peer = again::connect(&options, &whom, &mut Silent)?;
     again::question(&Ask { options, ..ask.clone() }, &whom, peer).map(drop)
@@ -105,13 +139,29 @@ pub fn changes(board: &Arc<Board>, ask: Ask, over: impl Fn(Options) + Clone + Se
     let mine = Arc::downgrade(board);
     board.changed_by(move |status, change| {
         let next = wanted(&ask.options, status, change)?;
-        let (count, ask, over, adds, board) = (next.limits.standbys, ask.clone(), over.clone(), change.adds, mine.clone());
+        let (count, ask, over, adds) = (next.limits.standbys, ask.clone(), over.clone(), change.what == What::Adds);
+        let board = mine.clone();
         let look = move || match if adds { fits(&ask, &next) } else { Ok(()) } {
             Ok(()) => over(next),
             Err(e) => board.upgrade().iter().for_each(|board| board.stays(e.clone())),
         };
         std::thread::Builder::new().name("change".into()).spawn(look)?;
         Ok(count)
+    });
+}
+
+/// Takes in a host that has called and belongs to the watch: `over` is told with whom it is to go on.
+pub fn joined(board: &Arc<Board>, porch: &Porch, options: &Options, over: impl Fn(Options) + Send + Sync + 'static) {
+    let (mine, options) = (Arc::downgrade(board), options.clone());
+    porch.joined_by(move |host| {
+        let Some(status) = mine.upgrade().map(|board| board.status()) else { return "the watch is over".to_owned() };
+        match wanted(&options, &status, &Change { what: What::Adds, host: host.to_owned() }) {
+            Ok(next) => {
+                over(next);
+                "it is taken in".to_owned()
+            }
+            Err(e) => e.message,
+        }
     });
 }
 

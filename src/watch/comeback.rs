@@ -3,16 +3,18 @@
 //! As that host may not be able to log in here it is called, and called again when the link is lost; the frames are the same as
 //! when it calls.
 
-use super::agent;
+use super::agent::{self, Ended};
 use super::change;
-use super::control::Control;
+use super::control::{self, Ask, Control};
+use super::nodes;
 use super::protect::{self, Options, Outcome};
 use super::record::{Record, Store};
-use super::setup::{Returns, SETUP, Seat, Setup};
+use super::ring::{self, Ring, Role as Part};
+use super::setup::{Returns, SETUP, Setup};
 use super::start::free;
 use super::state::{Acks, Activation, Limits};
 use super::status::{Board, Role, Status, Wish};
-use super::turn::{self, Noted};
+use super::turn;
 use super::visit::Asked;
 use super::witness::Contact;
 use crate::dump;
@@ -22,6 +24,7 @@ use crate::progress::{Report, Silent};
 use crate::sys::manager::Manager;
 use crate::sys::signal;
 use crate::transport::{self, Destination, Frame, How, Peer};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, ToSocketAddrs, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -70,11 +73,11 @@ fn due(record: Option<&Record>) -> Option<Due> {
 pub fn watch(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     let (outcome, options) = &change::run(options, report)?;
     let outcome = outcome.clone();
-    if options.limits.standbys > 1 {
-        if outcome.replaced {
-            report.warning("this host does not stand by again by itself, since several others did");
-        }
-        return Ok(outcome);
+    if outcome.switched && options.among.is_some() {
+        let ring = Ring::of(options);
+        ring::handed(&ring);
+        let stood = ring::run(ring, Part::Follows, Vec::new(), report)?;
+        return Ok(Outcome { stood: Some(stood), ..outcome });
     }
     let returned = if outcome.replaced { come_back(options, report)? } else { None };
     Ok(Outcome { stood: returned.and_then(|returned| returned.stood), ..outcome })
@@ -89,8 +92,14 @@ pub fn come_back(options: &Options, report: &mut dyn Report) -> Result<Option<Ou
     let manager = Arc::new(Manager::of_environment());
     let Some(mut known) = due(store.read(&options.name)?.as_ref()) else { return Ok(None) };
     if options.limits.standbys > 1 {
-        let what = format!("this host ran {} before, and does not know whether one of its standbys does now", options.name);
-        return Err(Error::other(what).help(format!("see there: meio status; if none does, meio unwatch {} here forgets it", options.name)));
+        // Another process may stand by here already, since whoever runs it has asked for that.
+        if store.is_claimed(&options.name)? {
+            let _ = control::ask(&store, &options.name, Ask::Handover, PATIENCE);
+        }
+        return match ring::run(Ring::of(options), Part::Follows, Vec::new(), report) {
+            Err(e) if e.kind == Kind::NotFound && known == Due::Perhaps => Ok(None),
+            stood => Ok(Some(Outcome { host: options.standby.host.clone(), stood: Some(stood?), ..Outcome::default() })),
+        };
     }
     loop {
         let stood = match stand_by(options, &store, &manager, report) {
@@ -139,18 +148,20 @@ fn lead(options: &Options, store: &Store, manager: &Manager, report: &mut dyn Re
 
 /// Calls whoever runs it now, one call at a time.
 pub struct Caller {
-    to: Destination,
+    /// What is said to each of those that may,
+    all: Vec<(Destination, Returns)>,
+    /// of which this one is asked next.
+    at: usize,
     how: How,
     again: Duration,
-    returns: Returns,
     /// What leads to the process that has it there.
     token: Arc<Mutex<Option<String>>>,
     answers: mpsc::Receiver<Result<(Peer, Setup)>>,
     tell: mpsc::Sender<Result<(Peer, Setup)>>,
     at_work: bool,
     not_before: Instant,
-    /// Whoever was called last knows nothing of it.
-    nobody: bool,
+    /// How many of those that were called last know nothing of it.
+    nobody: usize,
     /// Who has started this meio, if that wants to know.
     manager: Arc<Manager>,
 }
@@ -158,6 +169,8 @@ pub struct Caller {
 /// What is said to who runs it by one that is to be its only standby.
 pub fn returns(options: &Options, witness: Option<Contact>) -> Returns {
     let dump = &options.dump;
+    // Of several who are left as many are waited for.
+    let acks = if options.among.is_some() || options.limits.standbys > 1 { options.acks } else { Acks::default() };
     Returns {
         name: options.name.clone(),
         generation: 0,
@@ -166,7 +179,7 @@ pub fn returns(options: &Options, witness: Option<Contact>) -> Returns {
         addresses: options.addresses.clone(),
         pid_namespace: options.pid_namespace,
         spool: options.spool.clone(),
-        limits: Limits { standbys: 1, acks: Acks::default(), ..options.limits },
+        limits: Limits { standbys: 1, acks, ..options.limits },
         fence: options.fence.clone(),
         witness,
         on_event: options.on_event.clone(),
@@ -174,19 +187,48 @@ pub fn returns(options: &Options, witness: Option<Contact>) -> Returns {
         level: dump.level,
         freeze_timeout: dump.freeze_timeout,
         decisions: dump.decisions.clone(),
+        at: String::new(),
+        ring: Vec::new(),
     }
+}
+
+/// How this host is logged in to by another one, as far as it can know.
+pub fn own(other: &Destination) -> String {
+    let user = nix::unistd::User::from_uid(nix::unistd::geteuid()).ok().flatten().map(|user| format!("{}@", user.name));
+    let local = || -> std::io::Result<IpAddr> {
+        const DISCARD: u16 = 9;
+        let to = (other.host.as_str(), DISCARD).to_socket_addrs()?.next().ok_or(std::io::ErrorKind::NotFound)?;
+        let from: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        // Nothing is sent.
+        let socket = UdpSocket::bind((from, 0))?;
+        socket.connect(to)?;
+        Ok(socket.local_addr()?.ip())
+    };
+    let host = local().map_or_else(|_| nodes::hostname(), |ip| if ip.is_ipv6() { format!("[{ip}]") } else { ip.to_string() });
+    user.unwrap_or_default() + &host
 }
 
 impl Caller {
     /// Nobody is called before this `pause` is over.
-    fn new(to: &Destination, how: &How, returns: Returns, manager: &Arc<Manager>, pause: Duration) -> Caller {
+    fn new(all: Vec<(Destination, Returns)>, how: &How, manager: &Arc<Manager>, pause: Duration) -> Caller {
         /// Who lives answers by then; who does not is to be called again soon.
         const LIMIT: Duration = Duration::from_secs(5);
         let (tell, answers) = mpsc::channel();
         let how = How { timeout: how.timeout.min(LIMIT), ..how.clone() };
-        let (to, again) = (to.clone(), returns.limits.again);
+        let again = all.first().map_or(LIMIT, |(_, returns)| returns.limits.again);
         let (not_before, manager) = (Instant::now() + pause, manager.clone());
-        Caller { to, how, again, returns, token: Arc::default(), answers, tell, at_work: false, not_before, nobody: false, manager }
+        Caller { all, at: 0, how, again, token: Arc::default(), answers, tell, at_work: false, not_before, nobody: 0, manager }
+    }
+
+    /// Who is asked next, and what it is told.
+    fn next(&self) -> &(Destination, Returns) {
+        &self.all[self.at]
+    }
+
+    /// Whoever has answered is the one who runs it, and nobody else is asked any more.
+    fn stays(&mut self) {
+        self.all = vec![self.all.swap_remove(self.at)];
+        self.at = 0;
     }
 
     /// To be called over and over: who has started this meio hears that it lives.
@@ -199,8 +241,11 @@ impl Caller {
         if self.at_work || Instant::now() < self.not_before {
             return;
         }
-        let returns = Returns { generation, instance, runs, ..self.returns.clone() };
-        let (to, how, token, tell) = (self.to.clone(), self.how.clone(), self.token.clone(), self.tell.clone());
+        let (to, returns) = self.next().clone();
+        // Who was asked to call may know nothing of it yet.
+        let generation = generation.max(returns.generation);
+        let returns = Setup::Returns(Box::new(Returns { generation, instance, runs, ..returns }));
+        let (how, token, tell) = (self.how.clone(), self.token.clone(), self.tell.clone());
         let work = move || drop(tell.send(call(&to, &how, &token, &returns)));
         self.at_work = std::thread::Builder::new().name("call".into()).spawn(work).is_ok();
         // Whoever runs it itself only has to be told some time.
@@ -212,7 +257,12 @@ impl Caller {
     pub fn answer(&mut self) -> Option<Result<(Peer, Setup)>> {
         let answer = self.answers.try_recv().ok()?;
         self.at_work = false;
-        self.nobody = answer.as_ref().is_err_and(|e| e.kind == Kind::NotFound);
+        self.nobody = if answer.as_ref().is_err_and(|e| e.kind == Kind::NotFound) { self.nobody + 1 } else { 0 };
+        // Another one may run it.
+        if answer.is_err() && self.all.len() > 1 {
+            (self.at, self.token) = ((self.at + 1) % self.all.len(), Arc::default());
+            self.not_before = self.not_before.min(Instant::now() + self.again / self.all.len() as u32);
+        }
         // Something is under way there.
         if answer.as_ref().is_err_and(|e| e.kind == Kind::Other) {
             self.not_before = self.not_before.min(Instant::now() + self.again);
@@ -220,9 +270,9 @@ impl Caller {
         Some(answer)
     }
 
-    /// Whether the host that was called last is there, and has nothing of it.
+    /// Whether all that were called are there, and have nothing of it.
     pub fn found_nobody(&self) -> bool {
-        self.nobody
+        self.nobody >= self.all.len()
     }
 
     /// The same of one that this end has met before.
@@ -232,8 +282,11 @@ impl Caller {
     }
 }
 
-/// Logs in and says who comes back; what is asked then.
-fn call(to: &Destination, how: &How, token: &Mutex<Option<String>>, returns: &Returns) -> Result<(Peer, Setup)> {
+/// Logs in and says who comes back, or who runs it; what is asked then.
+///
+/// # Errors
+/// When nobody can log in, or that one does not run it: [`Kind::NotFound`] where nothing of it is there.
+pub fn call(to: &Destination, how: &How, token: &Mutex<Option<String>>, says: &Setup) -> Result<(Peer, Setup)> {
     let locked = || token.lock().unwrap_or_else(PoisonError::into_inner);
     for _ in 0..2 {
         let known = locked().clone();
@@ -242,10 +295,10 @@ fn call(to: &Destination, how: &How, token: &Mutex<Option<String>>, returns: &Re
             None => "agent --watch".into(),
         };
         let mut peer = transport::connect_to(to, how, &command, &mut Silent)?;
-        peer.link.send(&Frame { kind: SETUP, generation: 0, payload: pack(&Setup::Returns(Box::new(returns.clone())))? })?;
+        peer.link.send(&Frame { kind: SETUP, generation: 0, payload: pack(says)? })?;
         match unpack(&peer.link.receive(Some(PATIENCE))?.payload)? {
             Setup::There { token } => *locked() = Some(token),
-            Setup::Nobody => return Err(Error::new(Kind::NotFound, format!("{to} does not run {}", returns.name))),
+            Setup::Nobody => return Err(Error::new(Kind::NotFound, format!("{to} does not run it"))),
             Setup::NotYet { why } => return Err(Error::other(format!("{to} cannot be stood by for yet: {why}"))),
             setup @ Setup::Ask { .. } => return Ok((peer, setup)),
             _ => return Err(Error::link(format!("{to} says something else than was asked"))),
@@ -259,43 +312,36 @@ fn stand_by(options: &Options, store: &Store, manager: &Arc<Manager>, report: &m
     let known = store.read(&options.name)?.and_then(|record| record.back?.witness);
     let witness = protect::contact(options, known.as_ref(), report)?;
     manager.ready();
-    let returns = returns(options, witness);
-    stand(&(&options.standby, &options.how, returns, options.control_group.as_deref()), store, manager, report)
+    let (hosts, how, group) = (vec![options.standby.clone()], options.how.clone(), options.control_group.clone());
+    let mut one = Ring { own: String::new(), hosts, how, returns: returns(options, witness), group, gone: 1 };
+    stand(&mut one, store, manager, report).map(|ended| ended.stood)
 }
 
-/// One of several standbys stands by for the one that has taken over, as long as it can log in there.
+/// Stands by for whoever of these runs it, until that is over, or this host has another part in it.
 ///
 /// # Errors
-/// When this host cannot stand by.
-pub fn follow(seat: &Seat, of: usize) -> Result<Stood> {
-    let store = Store::open()?;
-    let manager = Arc::new(Manager::of_environment());
-    let to = Destination::parse(seat.hosts.get(of).map_or("", String::as_str))?;
-    // What the primary logs in with may be here, too; else there is what is usual.
-    let how = How {
-        ssh: seat.ssh.clone(),
-        identity: seat.identity.iter().filter(|file| file.exists()).cloned().collect(),
-        known_hosts: seat.known_hosts.clone().filter(|file| file.exists()),
-        remote_path: seat.remote_path.clone(),
-        ..How::default()
-    };
-    let mut noted = Noted(store.clone(), seat.returns.name.clone());
-    stand(&(&to, &how, seat.returns.clone(), None), &store, &manager, &mut noted)
-}
-
-/// Who is called, how, with which words; and the group that may ask how it stands.
-type Wanted<'w> = (&'w Destination, &'w How, Returns, Option<&'w str>);
-
-fn stand(wanted: &Wanted, store: &Store, manager: &Arc<Manager>, report: &mut dyn Report) -> Result<Stood> {
-    let (to, how, returns, group) = wanted;
+/// When it cannot, or a signal has ended the wait; [`Kind::NotFound`] where it is known that none of them runs it.
+pub fn stand(ring: &mut Ring, store: &Store, manager: &Arc<Manager>, report: &mut dyn Report) -> Result<Ended> {
     let (mut complaint, mut pause) = (None, Duration::ZERO);
     loop {
-        let mut caller = Caller::new(to, how, returns.clone(), manager, pause);
-        let Some((peer, asked)) = wait(*group, store, &mut caller, report)? else { return Ok(Stood::Over) };
+        let again = ring.returns.limits.again;
+        let several = ring.hosts.len() > 1 || !ring.own.is_empty();
+        let says = |to: &Destination| (to.clone(), if several { ring.says(to) } else { ring.returns.clone() });
+        let mut caller = Caller::new(ring.hosts.iter().map(says).collect(), &ring::way(&ring.how), manager, pause);
+        let Some((peer, asked)) = wait(ring.group.as_deref(), store, &mut caller, report)? else {
+            return Ok(Ended::default());
+        };
+        caller.stays();
         let host = peer.hello.host.clone();
         manager.status(&format!("{host} runs it: this host stands by"));
         match agent::begin(peer, asked, Some(caller), report) {
-            Ok(Stood::Anew) => report.note(&format!("{host} has begun anew: it is called again")),
+            Ok(Ended { stood: Stood::Anew, seat, .. }) => {
+                report.note(&format!("{host} has begun anew: it is called again"));
+                seat.iter().for_each(|seat| ring.learns(seat, None));
+                // It lets in who calls, and waits for those who do.
+                pause = if seat.is_some() { again / 10 } else { again };
+                continue;
+            }
             Err(e) if matches!(e.kind, Kind::LinkFailed | Kind::Unsupported) => {
                 let reasons = e.refusals.iter().map(|refusal| format!("; {}: {}", refusal.object, refusal.reason));
                 let text = std::iter::once(e.message.clone()).chain(reasons).collect::<String>();
@@ -306,22 +352,23 @@ fn stand(wanted: &Wanted, store: &Store, manager: &Arc<Manager>, report: &mut dy
             }
             stood => return stood,
         }
-        pause = returns.limits.again;
+        pause = again;
     }
 }
 
 /// Waits until whoever runs it answers. `None`: a user has it forgotten.
 fn wait(group: Option<&str>, store: &Store, caller: &mut Caller, report: &mut dyn Report) -> Result<Option<(Peer, Setup)>> {
     const STEP: Duration = Duration::from_millis(20);
-    let name = &caller.returns.name.clone();
+    let (to, returns) = caller.next().clone();
+    let name = &returns.name;
     let _claim = free(store, name)?;
     let record = store.read(name)?;
     let (generation, instance) = record.map_or((0, 0), |record| (record.activation.map_or(0, |a| a.generation()), record.instance));
     let status = Status {
         name: name.clone(),
         role: Role::Standby,
-        other: Some(caller.to.host.clone()),
-        at: caller.returns.addresses.iter().map(ToString::to_string).collect(),
+        other: Some(to.host),
+        at: returns.addresses.iter().map(ToString::to_string).collect(),
         generation,
         ..Status::default()
     };
@@ -333,15 +380,18 @@ fn wait(group: Option<&str>, store: &Store, caller: &mut Caller, report: &mut dy
         caller.call(generation, instance, false);
         match caller.answer() {
             Some(Ok(came)) => return Ok(Some(came)),
-            Some(Err(e)) if e.kind == Kind::NotFound && due(store.read(name)?.as_ref()) == Some(Due::Perhaps) => return Err(e),
+            Some(Err(e)) if caller.found_nobody() && due(store.read(name)?.as_ref()) == Some(Due::Perhaps) => return Err(e),
             Some(Err(e)) if complaint.as_ref() != Some(&e.message) => {
                 report.warning(&format!("it is not known who runs it: {}", e.message));
                 complaint = Some(e.message);
             }
             _ => {}
         }
-        if board.wished() == Some(Wish::Over) {
-            store.forget(name)?;
+        let wished = board.wished();
+        if matches!(wished, Some(Wish::Over | Wish::Handover)) {
+            if wished == Some(Wish::Over) {
+                store.forget(name)?;
+            }
             board.end(Ok(Vec::new()));
             return Ok(None);
         }

@@ -8,7 +8,7 @@
 //! It is for root, for the user whose watch it is, and for a named group. One thread serves all who ask: there are few, and what
 //! they can make it keep is bounded.
 
-use super::change::{self, Change};
+use super::change::{self, Change, What};
 use super::protect::Options;
 use super::record::Store;
 use super::state::Mark;
@@ -238,11 +238,6 @@ pub fn may_take_over(status: &Status) -> Result<()> {
     if status.role == Role::Standby {
         return Err(Error::other(format!("this is the standby of {name}")).help(format!("on {other}: meio switchover {name}")));
     }
-    if status.standbys.len() > 1 {
-        let what = format!("several hosts stand by for {name}, and none of them takes over as long as the primary lives");
-        return Err(Error::new(Kind::Unsupported, what)
-            .help(format!("meio migrate moves it; or watch it with one standby: meio unwatch {name} first")));
-    }
     if let Some(witness) = &status.witness
         && let Some(trouble) = &witness.trouble
     {
@@ -363,11 +358,11 @@ impl Server {
         let status = self.board.status();
         match request.what {
             Ask::Status => Ok(Ok(json!({"v": VERSION, "status": status}))),
-            Ask::Handover if status.role == Role::Standby && status.state == State::Running => {
+            Ask::Handover if status.role == Role::Standby => {
                 self.board.wish(Wish::Handover);
                 Ok(Err(Waits::Handover))
             }
-            Ask::Handover => Err(Error::other(format!("{} was not taken over here", status.name))),
+            Ask::Handover => Err(Error::other(format!("nobody stands by for {} here", status.name))),
             Ask::Checkpoint if status.role == Role::Standby => {
                 let other = status.other.unwrap_or_default();
                 Err(Error::other("this is the standby").help(format!("on {other}: meio checkpoint {}", status.name)))
@@ -380,6 +375,7 @@ impl Server {
                 self.board.wish(Wish::Epoch);
                 Ok(Err(Waits::Epoch(begun)))
             }
+            Ask::Switchover if status.standbys.len() > 1 => self.change(&status, What::Hands, request.to.unwrap_or_default()),
             Ask::Switchover => {
                 self.may_switch(&status, request.to.as_deref())?;
                 let (before, _) = self.board.switched();
@@ -391,11 +387,8 @@ impl Server {
                 self.board.wish(Wish::Pause);
                 Ok(Err(Waits::Pause))
             }
-            Ask::AddStandby | Ask::RemoveStandby => {
-                let (adds, host) = (request.what == Ask::AddStandby, request.to.unwrap_or_default());
-                change::may(&status)?;
-                self.board.change(&Change { adds, host }).map(|count| Err(Waits::Change(count)))
-            }
+            Ask::AddStandby => self.change(&status, What::Adds, request.to.unwrap_or_default()),
+            Ask::RemoveStandby => self.change(&status, What::Removes, request.to.unwrap_or_default()),
             Ask::Resume if status.state != State::Paused => {
                 Err(Error::other(format!("{} is not paused", status.name)).help("meio status says how it stands"))
             }
@@ -411,6 +404,12 @@ impl Server {
     }
 
     /// Whether the standby could take over now, and is the one that is meant.
+    /// Others are to stand by.
+    fn change(&self, status: &Status, what: What, host: String) -> Result<std::result::Result<Value, Waits>> {
+        change::may(status)?;
+        self.board.change(&Change { what, host }).map(|count| Err(Waits::Change(count)))
+    }
+
     fn may_switch(&self, status: &Status, to: Option<&str>) -> Result<()> {
         let (name, other) = (&status.name, status.other.clone().unwrap_or_default());
         if let (Role::Primary, Some(to)) = (status.role, to.filter(|to| !self.board.is_other(to))) {

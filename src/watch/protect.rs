@@ -3,6 +3,7 @@
 
 mod court;
 mod fill;
+mod more;
 mod others;
 
 pub use court::{Witness, contact};
@@ -21,6 +22,7 @@ use super::lease::Lease;
 use super::nodes;
 use super::pulse::Pulse;
 use super::record::{Claim, Record, Store};
+use super::ring::Among;
 use super::say::Seen;
 use super::setup::{EPOCH, Epoch, Setup, WORD};
 use super::start::Start;
@@ -83,6 +85,10 @@ pub struct Options {
     pub begun: Arc<AtomicBool>,
     /// Why others do not stand by, as was wanted before.
     pub refused: Option<String>,
+    /// How this one belongs to several hosts, of whom any may be the primary.
+    pub among: Option<Among>,
+    /// The standby is to take over, as is wanted; with whom it goes on if it does not.
+    pub hands: Option<Box<Options>>,
 }
 
 /// How a watch has ended.
@@ -133,19 +139,19 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     run_over(options, Reach::Called, report)
 }
 
-/// The same, with a standby that is reached so.
+/// The same, with standbys that are reached so.
 pub fn run_over(options: &Options, reach: Reach, report: &mut dyn Report) -> Result<Outcome> {
     signal::catch();
     let begun = Instant::now();
     let mut phases = Vec::new();
-    let (here, contact, door) = match reach {
-        Reach::Called => (None, None, None),
-        Reach::Calls(here) => (Some(here.peer), here.witness, Some(here.door)),
+    let (here, contact, porch, claim) = match reach {
+        Reach::Called => (None, None, None, None),
+        Reach::Calls(here) => (Some(here.peers), here.witness, Some(here.porch), here.claim),
     };
-    let mut start = Start::look(options, begun, contact, report, &mut phases)?;
+    let mut start = Start::look(options, begun, (contact, claim), report, &mut phases)?;
     let control = Control::of(options, &start.store)?;
     let board = control.board();
-    let mut witness = court::look(options, &mut start, &board, door.is_some())?;
+    let mut witness = court::look(options, &mut start, &board, porch.is_some())?;
     let resumes = start.resumed.is_some();
     // Who goes on asks when all is in place that holds what it is not to say.
     let asks = others::asks(&start.ask);
@@ -153,10 +159,10 @@ pub fn run_over(options: &Options, reach: Reach, report: &mut dyn Report) -> Res
         // Who has called comes to the door then.
         (true, here) => {
             let not_yet = Setup::NotYet { why: "a meio was killed there, and what it has left is taken up".to_owned() };
-            here.iter().for_each(|peer| drop(again::say(peer, &not_yet)));
+            here.iter().flatten().for_each(|peer| drop(again::say(peer, &not_yet)));
             Vec::new()
         }
-        (false, Some(peer)) => vec![peer],
+        (false, Some(peers)) => peers,
         (false, None) => phase(report, &mut phases, "connect", |report| others::connect(&asks, &start.first, report))?,
     };
     let bell = Bell::default();
@@ -178,17 +184,20 @@ pub fn run_over(options: &Options, reach: Reach, report: &mut dyn Report) -> Res
         rings.ring();
     });
     let changes = Arc::<Mutex<Option<Box<Options>>>>::default();
-    if door.is_none() {
+    if porch.is_none() || options.among.is_some() {
         let (events, bell, theirs, ask) = (events.clone(), bell.clone(), changes.clone(), start.ask.clone());
         let over = move |next| {
             *theirs.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(next));
             let _ = events.send((None, Event::Over));
             bell.ring();
         };
+        if let Some(porch) = porch.as_ref().filter(|_| options.among.is_some() && options.hands.is_none()) {
+            change::joined(&board, porch, options, over.clone());
+        }
         change::changes(&board, ask, over);
     }
     let (mut record, machine) = start.machine(generation);
-    record.door = door.as_ref().map(|door| door.token().to_owned());
+    record.door = porch.as_ref().map(|porch| porch.token().to_owned());
     let known = start.known(asks.len(), generation);
     let Start { store, claim, tree: _tree, lease, .. } = start;
     // From here on a signal ends the watch, not what is just being done.
@@ -199,7 +208,7 @@ pub fn run_over(options: &Options, reach: Reach, report: &mut dyn Report) -> Res
     let manager = Arc::new(Manager::of_environment());
     let copies = Ways::to(options.limits.standbys, options.limits.quorum());
     let group = Group::new(options.limits);
-    let others = others::new(asks, known, options.limits.again, door)?;
+    let others = others::new(asks, known, options.limits.again, porch.as_ref());
     let root = Member::of(options.dump.pid)?;
     let mut end = End {
         machine,
@@ -230,6 +239,10 @@ pub fn run_over(options: &Options, reach: Reach, report: &mut dyn Report) -> Res
         history,
         manager: manager.clone(),
         board: board.clone(),
+        next: changes.clone(),
+        lets_in: porch.is_some(),
+        among: options.among.is_some(),
+        hands: options.hands.clone(),
         _claim: claim,
     };
     let mut tree = Tree {
@@ -326,7 +339,15 @@ struct End {
     history: History,
     /// Who has started this meio, if that wants to know.
     manager: Arc<Manager>,
-    _claim: Claim,
+    /// With whom it is to go on,
+    next: Arc<Mutex<Option<Box<Options>>>>,
+    /// who come by themselves,
+    lets_in: bool,
+    /// and belong to it, each of them as its primary or not.
+    among: bool,
+    /// With whom it goes on if the standby does not take over, as is wanted.
+    hands: Option<Box<Options>>,
+    _claim: Arc<Claim>,
 }
 
 impl End {
@@ -336,10 +357,10 @@ impl End {
         let done = self.feed();
         // Who was overtaken is to know it when it is started again, unless a user has it forgotten.
         if done.is_ok() && (!self.machine.is_demoted() || self.board.is_over()) {
-            if !self.machine.has_switched() && !self.machine.is_demoted() {
+            if !self.machine.has_switched() && !self.machine.is_demoted() && !self.follows() {
                 self.see_off();
             }
-            let _ = self.store.forget(&self.record.name);
+            self.forget();
         }
         let _ = self.orders.send(Order::End(done));
     }
@@ -479,6 +500,9 @@ impl End {
                 if let Some(e) = failure {
                     reason = Some(e.message.clone());
                     self.board.switch_ends(Err(e));
+                    if said == Said::Stayed {
+                        self.goes_back();
+                    }
                 }
                 self.history.said(said, |entry| {
                     self.manager.status(&format!("{}: {}", entry.event, entry.reason));

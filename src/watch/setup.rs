@@ -28,6 +28,9 @@ pub const ANEW: u16 = 0x116;
 /// Kind of those that carry what an end knows of all hosts ([`super::nodes`]). Who does not know them does not heed them.
 pub const NODES: u16 = 0x117;
 
+/// Kind of those that say that another watch of that name follows, with who has them: it is called.
+pub const MORE: u16 = 0x118;
+
 /// The words of the beginning, in their order.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -87,6 +90,8 @@ pub enum Setup {
     },
     /// A former primary, or one that stands by since then: it calls whoever runs it now.
     Returns(Box<Returns>),
+    /// Who runs it: the host that is called is to stand by for it, and to call back.
+    Invite(Box<Seat>),
     /// The answer where nobody runs it there.
     Nobody,
     /// The answer where it cannot be protected yet: it is to be asked again.
@@ -138,6 +143,12 @@ pub struct Seat {
     pub known_hosts: Option<PathBuf>,
     /// meio there.
     pub remote_path: String,
+    /// How the primary is logged in to,
+    #[serde(default)]
+    pub home: String,
+    /// and hosts that belong to it, and are not there.
+    #[serde(default)]
+    pub away: Vec<String>,
     /// What it says to the one that has taken over, to stand by for it.
     pub returns: Returns,
 }
@@ -176,6 +187,12 @@ pub struct Returns {
     pub freeze_timeout: Duration,
     /// What was decided about things that would be refused.
     pub decisions: Decisions,
+    /// Where several stand by: how the host is logged in to that says so,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub at: String,
+    /// and the others that belong to it, without the one that is told.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ring: Vec<String>,
 }
 
 /// An epoch was given to the streams as a whole.

@@ -14,6 +14,7 @@ use crate::migrate::files::wanted;
 use crate::migrate::plan::Plan;
 use crate::migrate::record::Member;
 use crate::progress::{Report, phase};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Who is at work on it is not waited for, but children of one that was killed are.
@@ -34,7 +35,7 @@ pub struct Start {
     /// Where it is on record,
     pub store: Store,
     /// that nobody else is at work on it,
-    pub claim: Claim,
+    pub claim: Arc<Claim>,
     /// or on its tree,
     pub tree: TreeClaim,
     /// and who keeps its addresses.
@@ -48,24 +49,27 @@ pub struct Start {
 }
 
 impl Start {
-    /// Call this early: see [`Lease::take`]. `contact`: what leads to the witness, where that is known.
+    /// Call this early: see [`Lease::take`]. `contact`: what leads to the witness, where that is known; `own`: that nobody else is at
+    /// work on it, where that is so already.
     ///
     /// # Errors
     /// With what stands in the way here.
     pub fn look(
         options: &Options,
         begun: Instant,
-        contact: Option<Contact>,
+        (contact, own): (Option<Contact>, Option<Arc<Claim>>),
         report: &mut dyn Report,
         phases: &mut Vec<(&'static str, Duration)>,
     ) -> Result<Start> {
         let store = Store::open()?;
-        drop(free(&store, &options.name)?);
+        if own.is_none() {
+            drop(free(&store, &options.name)?);
+        }
         let there = store.read(&options.name)?;
         let resumed = resume::find(options, there.as_ref())?;
         let held = Some(options.name.as_str()).filter(|_| options.limits.guarantee == Guarantee::Hold);
         let lease = Lease::take(&options.addresses, begun, held, resumed.is_some())?;
-        let claim = store.claim(&options.name)?;
+        let claim = own.map_or_else(|| store.claim(&options.name).map(Arc::new), Ok)?;
         let tree = store.claim_tree(options.dump.pid, &options.name)?;
         let plan = phase(report, phases, "check", |_| fit::plan(options, resumed.is_some()))?;
         say_what_is_written(&plan, report);

@@ -5,21 +5,25 @@
 
 use super::again::{Here, Reach};
 use super::control::{self, Ask};
+use super::porch::{Guest, Porch};
 use super::protect::{self, Options};
 use super::record::{Record, Store};
 use super::resume;
-use super::setup::{Returns, SETUP, Setup};
-use super::state::Activation;
+use super::ring::{self, Ring, Role};
+use super::setup::{Returns, SETUP, Seat, Setup};
+use super::state::{Acks, Activation, Limits};
 use crate::dump::{self, Output, Track};
 use crate::error::{Error, Result};
 use crate::migrate::plan::pack;
 use crate::progress::Report;
 use crate::resource::capture::Decisions;
-use crate::transport::{Destination, Door, Frame, How, Peer, called_from};
+use crate::transport::{Destination, Frame, How, Peer, called_from};
 use std::time::{Duration, Instant};
 
 /// For the one that has stood by to end.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// Longer than a process needs from one watch to the next.
+const PAUSE: Duration = Duration::from_millis(300);
 
 /// Protects what runs here, with the help of who has called.
 ///
@@ -29,16 +33,20 @@ pub fn serve(peer: Peer, returns: Returns) -> Result<()> {
     let store = Store::open()?;
     let say = |setup: &Setup| peer.link.send(&Frame { kind: SETUP, generation: 0, payload: pack(setup)? });
     let not_yet = |why: &str| say(&Setup::NotYet { why: why.to_owned() });
-    let claimed = store.is_claimed(&returns.name)?;
+    let several = !returns.at.is_empty();
+    // Between two watches of a process nobody seems to be at work on it.
+    let claimed = store.is_claimed(&returns.name)?
+        || several && {
+            std::thread::sleep(PAUSE);
+            store.is_claimed(&returns.name)?
+        };
     let there = store.read(&returns.name)?.and_then(|record| Some((part(&record, &returns)?, record)));
     let Some((part, record)) = there else {
         return if claimed { not_yet("it stands by there, and does not run it") } else { say(&Setup::Nobody) };
     };
     let Some(tree) = record.about.tree else { return say(&Setup::Nobody) };
     match (claimed, record.settled(), &record.door) {
-        (true, Some(Activation::Primary { .. } | Activation::Demoted(_)), Some(token)) => {
-            return say(&Setup::There { token: token.clone() });
-        }
+        (true, Some(_), Some(token)) => return say(&Setup::There { token: token.clone() }),
         (true, Some(Activation::Taken(_)), _) if part == Part::Runs => {}
         (false, ..) => {}
         _ => return not_yet("another meio is at work on it there"),
@@ -48,29 +56,28 @@ pub fn serve(peer: Peer, returns: Returns) -> Result<()> {
         return not_yet(&why);
     }
     if claimed {
-        control::ask(&store, &returns.name, Ask::Handover, PATIENCE)?;
+        let asked = control::ask(&store, &returns.name, Ask::Handover, PATIENCE);
+        // Another one who calls may have asked first.
+        asked.map(drop).or_else(|e| if several { Ok(()) } else { Err(e) })?;
+    }
+    // Where several stand by it is the process that has taken over that lets them in.
+    if several && claimed {
+        return match door(&store, &returns.name)? {
+            Some(token) => say(&Setup::There { token }),
+            None => not_yet("what was taken over there is not protected yet"),
+        };
     }
     let mut noted = Noted(store, returns.name.clone());
+    if several && part == Part::Overtaken && !returns.runs {
+        return not_yet("the tree is there, too, until it is known that it runs here");
+    }
+    if several {
+        let ring = Ring::told(&returns).on_record(&record);
+        return ring::run(ring, Role::Leads, vec![Guest { peer, returns }], &mut noted).map(drop);
+    }
     let host = called_from().map_or_else(|| peer.hello.host.clone(), |address| address.to_string());
     let (runs, witness) = (returns.runs, returns.witness.clone());
-    let options = Options {
-        dump: copied(tree.pid, &returns),
-        name: returns.name,
-        standby: Destination { user: None, host, port: None },
-        others: Vec::new(),
-        how: How::default(),
-        addresses: returns.addresses,
-        pid_namespace: returns.pid_namespace,
-        spool: returns.spool,
-        limits: returns.limits,
-        acks: returns.limits.acks,
-        fence: returns.fence,
-        witness: None,
-        on_event: returns.on_event,
-        control_group: None,
-        begun: Default::default(),
-        refused: None,
-    };
+    let options = options(tree.pid, &returns, vec![Destination { user: None, host, port: None }]);
     // A tree of which nobody here knows that it was overtaken is ended by who hears so: by the next call, which finds a door.
     if part == Part::Overtaken {
         match resume::find(&options, Some(&record)) {
@@ -80,12 +87,70 @@ pub fn serve(peer: Peer, returns: Returns) -> Result<()> {
             Err(e) => return not_yet(&e.message),
         }
     }
-    let here = Here { peer, witness, door: Door::new()? };
-    let done = protect::run_over(&options, Reach::Calls(Box::new(here)), &mut noted);
+    let porch = Porch::begin()?;
+    let here = Here { peers: vec![peer], witness, porch: porch.clone(), claim: None };
+    let done = protect::run_over(&options, Reach::Calls(here), &mut noted);
+    porch.end();
     if let Err(e) = &done {
         noted.warning(&format!("it cannot be protected by who has come back: {e}"));
     }
     done.map(drop)
+}
+
+/// Stands by for who has called, and runs it; where it runs here, too, that is told to who has it.
+///
+/// # Errors
+/// As [`serve`], and of one that stands by.
+pub fn invited(peer: Peer, seat: Seat) -> Result<()> {
+    let store = Store::open()?;
+    let name = seat.returns.name.clone();
+    if store.is_claimed(&name)? || store.read(&name)?.and_then(|record| record.about.tree).is_some_and(|tree| tree.lives()) {
+        return serve(peer, seat.returns);
+    }
+    peer.link.send(&Frame { kind: SETUP, generation: 0, payload: pack(&Setup::Nobody)? })?;
+    drop(peer);
+    let mut noted = Noted(store, name);
+    ring::run(Ring::seated(&seat, None), Role::Follows, Vec::new(), &mut noted).map(drop)
+}
+
+/// What leads to the process that lets others in here, which may need a moment to begin.
+fn door(store: &Store, name: &str) -> Result<Option<String>> {
+    const LOOK: Duration = Duration::from_millis(20);
+    const MOMENT: Duration = Duration::from_secs(3);
+    let until = Instant::now() + MOMENT;
+    loop {
+        match store.read(name)?.and_then(|record| record.door) {
+            None if Instant::now() < until => std::thread::sleep(LOOK),
+            door => return Ok(door),
+        }
+    }
+}
+
+/// With what a tree is protected by these hosts, as one of them has said.
+pub fn options(pid: i32, returns: &Returns, mut hosts: Vec<Destination>) -> Options {
+    let count = hosts.len();
+    let acks = if count > 1 { returns.limits.acks } else { Acks::default() };
+    let others = hosts.split_off(1);
+    Options {
+        dump: copied(pid, returns),
+        name: returns.name.clone(),
+        standby: hosts.swap_remove(0),
+        others,
+        how: How::default(),
+        addresses: returns.addresses.clone(),
+        pid_namespace: returns.pid_namespace,
+        spool: returns.spool.clone(),
+        limits: Limits { standbys: count, acks, ..returns.limits },
+        acks: returns.limits.acks,
+        fence: returns.fence.clone(),
+        witness: None,
+        on_event: returns.on_event.clone(),
+        control_group: None,
+        begun: Default::default(),
+        refused: None,
+        among: None,
+        hands: None,
+    }
 }
 
 /// What keeps the tree from being watched, after a while for all of its memory to be here.

@@ -10,6 +10,7 @@ use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Sender};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// For what the other end may take to answer.
@@ -50,6 +51,8 @@ pub struct Visits {
     came: mpsc::Receiver<News>,
     tell: Sender<News>,
     ends: Arc<AtomicBool>,
+    door: Arc<Door>,
+    thread: Option<JoinHandle<()>>,
     /// Which answer was the last.
     count: u64,
     /// Since when one is on its way.
@@ -63,14 +66,14 @@ impl Visits {
     /// When the kernel gives no socket or no thread.
     pub fn begin() -> Result<Visits> {
         const LOOK: Duration = Duration::from_secs(1);
-        let door = Door::new()?;
+        let door = Arc::new(Door::new()?);
         let token = door.token().to_owned();
         let (tell, came) = mpsc::channel();
         let ends = Arc::new(AtomicBool::new(false));
-        let (theirs, news) = (ends.clone(), tell.clone());
+        let (theirs, news, open) = (ends.clone(), tell.clone(), door.clone());
         let work = move || {
             while !theirs.load(Ordering::Relaxed) {
-                match door.next(LOOK) {
+                match open.next(LOOK) {
                     Ok(Some(visitor)) => {
                         let news = news.clone();
                         let listen = move || drop(ask(visitor).map(|came| news.send(News::Asks(Box::new(came)))));
@@ -81,8 +84,8 @@ impl Visits {
                 }
             }
         };
-        std::thread::Builder::new().name("door".into()).spawn(work).context(|| "cannot start a thread")?;
-        Ok(Visits { token, came, tell, ends, count: 0, answering: None })
+        let thread = Some(std::thread::Builder::new().name("door".into()).spawn(work).context(|| "cannot start a thread")?);
+        Ok(Visits { token, came, tell, ends, door, thread, count: 0, answering: None })
     }
 
     /// What they are to say.
@@ -131,8 +134,11 @@ impl Visits {
 }
 
 impl Drop for Visits {
+    /// This process may go on as another end of the watch: nobody is to find a door behind which nobody is.
     fn drop(&mut self) {
         self.ends.store(true, Ordering::Relaxed);
+        self.door.close();
+        self.thread.take().map(JoinHandle::join);
     }
 }
 

@@ -144,6 +144,11 @@ impl Host {
         host
     }
 
+    /// It was not lost.
+    pub fn is_up(&self) -> bool {
+        Path::new(&format!("/proc/{}", self.init.id())).exists()
+    }
+
     /// The first process in it: the one child of unshare(1).
     fn pid(&self) -> i32 {
         let pid = self.init.id();

@@ -80,7 +80,7 @@ fn lose_the_second(hosts: &mut Hosts, watched: &Watched, counter: Counter, pid: 
 }
 
 /// Nothing but its disk outlives the loss of its power.
-fn lose_power(host: &Host) {
+pub fn lose_power(host: &Host) {
     let all = format!("kill -KILL -1; ip address del {SERVICE}/24 dev eth0; nft flush ruleset; true");
     host.plain("bash", &["-c", &all]);
 }

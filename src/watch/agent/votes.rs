@@ -4,20 +4,49 @@ use super::Agent;
 use crate::error::Result;
 use crate::migrate::plan::{Details, pack};
 use crate::transport::{Frame, Peer};
+use crate::watch::comeback::{Caller, Stood};
 use crate::watch::polls::Polls;
 use crate::watch::record::Store;
+use crate::watch::ring::Role;
 use crate::watch::setup::{SETUP, Seat, Setup};
 use crate::watch::state::{Activation, Cause, Deed, Event, Votes};
+use crate::watch::status::Wish;
 use std::time::Duration;
 
-/// The one that has taken over, and what leads to him.
-pub type Followed = Option<(Box<Seat>, usize)>;
+/// How it has ended.
+#[derive(Debug, Clone)]
+pub struct Ended {
+    /// What it has come to.
+    pub stood: Stood,
+    /// What leads to others who belong to the same watch.
+    pub seat: Option<Box<Seat>>,
+    /// Which of them has taken over, by his place.
+    pub overtaken: Option<usize>,
+    /// It was taken over here as was wanted.
+    pub planned: bool,
+}
+
+impl Default for Ended {
+    fn default() -> Ended {
+        Ended { stood: Stood::Over, seat: None, overtaken: None, planned: false }
+    }
+}
+
+impl Ended {
+    /// What this host is next among them, if anything.
+    pub fn next(&self) -> Option<Role> {
+        match self.stood {
+            Stood::Leads => Some(Role::Leads),
+            Stood::Anew => Some(Role::Follows),
+            _ => self.overtaken.map(|_| Role::Follows),
+        }
+    }
+}
 
 /// What it has to do with the others.
 pub struct Court {
     pub votes: Votes,
     pub polls: Polls,
-    pub seat: Box<Seat>,
     /// Who has taken over, by his place.
     pub overtaken: Option<usize>,
 }
@@ -73,9 +102,19 @@ impl Agent<'_> {
             if let Some(peer) = self.peer.take() {
                 let _ = std::thread::Builder::new().name("unlink".into()).spawn(move || drop(peer));
             }
-            let host = court.seat.hosts.get(of).cloned().unwrap_or_default();
+            let host = self.seat.as_ref().and_then(|seat| seat.hosts.get(of)).cloned().unwrap_or_default();
             self.note(&format!("{host} has taken over"));
         }
+    }
+
+    /// What was taken over here goes on in other hands; or somebody else is to stand by here, who was started for that.
+    pub(super) fn is_handed(&self, wished: Option<Wish>) -> bool {
+        wished == Some(Wish::Handover) && (self.root.is_some() || self.caller.is_some())
+    }
+
+    /// It is for this process to protect what was taken over here.
+    pub(super) fn leads(&self) -> bool {
+        self.seat.is_some() || self.caller.as_ref().is_some_and(Caller::found_nobody)
     }
 
     /// There is nothing to be done here, and nobody to wait for.

@@ -5,7 +5,7 @@ use super::{End, Standing, Whom};
 use crate::error::{Error, Kind, Result};
 use crate::migrate::plan::pack;
 use crate::progress::Report;
-use crate::transport::{self, Door, Peer, Sender as Streams};
+use crate::transport::{self, Peer, Sender as Streams};
 use crate::watch::again::{self, Ask, Calls, Found, Reply};
 use crate::watch::beat::{Beats, Came, Key};
 use crate::watch::comeback;
@@ -14,6 +14,7 @@ use crate::watch::frame;
 use crate::watch::gate::News;
 use crate::watch::history::Entry;
 use crate::watch::nodes::{EACH, hostname};
+use crate::watch::porch::Porch;
 use crate::watch::record::{Back, Each};
 use crate::watch::setup::{EPOCH, Epoch, NODES, OVER, PACKETS, Seat, WHY, WORD};
 use crate::watch::state::{Event, Frame, Hand, Mark, Path, Word};
@@ -35,7 +36,9 @@ pub struct Other {
     ear: Option<Ear>,
     calls: Calls,
     pub whom: Whom,
-    /// What its machine calls itself.
+    /// How its machine is called,
+    pub named: transport::Destination,
+    /// and what it calls itself.
     host: String,
     /// When it was told how others stand.
     told: Instant,
@@ -69,9 +72,12 @@ pub fn connect(asks: &[Ask], whom: &Whom, report: &mut dyn Report) -> Result<Vec
 pub fn agree(asks: &[Ask], first: &Whom, peers: Vec<Peer>) -> Result<Vec<(Whom, Standing)>> {
     let taken = || Error::link("the standby has taken over what has not begun");
     if asks.len() == 1 {
-        let found = peers.into_iter().next().map(|peer| again::agree(&asks[0], first, peer)).transpose()?;
+        // Who is one of several for now knows of the others.
+        let among = asks[0].options.among.as_ref().map(|_| Box::new(seat(asks, 0, [0; 32], &[])));
+        let first = Whom { seat: among, ..first.clone() };
+        let found = peers.into_iter().next().map(|peer| again::agree(&asks[0], &first, peer)).transpose()?;
         return match found {
-            Some(Found::Standby(standing)) => Ok(vec![(first.clone(), *standing)]),
+            Some(Found::Standby(standing)) => Ok(vec![(first, *standing)]),
             Some(Found::Taken { .. }) => Err(taken()),
             None => Ok(Vec::new()),
         };
@@ -104,7 +110,7 @@ pub fn agree(asks: &[Ask], first: &Whom, peers: Vec<Peer>) -> Result<Vec<(Whom, 
 
 fn seat(asks: &[Ask], place: usize, key: [u8; 32], at: &[SocketAddr]) -> Seat {
     let options = &asks[place].options;
-    let how = &options.how;
+    let (how, among) = (&options.how, options.among.as_ref());
     Seat {
         place,
         key,
@@ -114,19 +120,20 @@ fn seat(asks: &[Ask], place: usize, key: [u8; 32], at: &[SocketAddr]) -> Seat {
         identity: how.identity.clone(),
         known_hosts: how.known_hosts.clone(),
         remote_path: how.remote_path.clone(),
+        home: among.map(|among| among.own.clone()).filter(|own| !own.is_empty()).unwrap_or_else(|| comeback::own(&options.standby)),
+        away: among.map(|among| among.away.clone()).unwrap_or_default(),
         returns: comeback::returns(options, None),
     }
 }
 
-/// Nobody is met yet. Who calls by himself comes to the `door`; `known`: who was there before, and how he is called, each at his place.
-///
-/// # Errors
-/// When the kernel gives no threads.
-pub fn new(asks: Vec<Ask>, known: Vec<(String, Whom)>, again: Duration, mut door: Option<Door>) -> Result<Vec<Other>> {
-    let other = |(ask, (host, whom)): (Ask, (String, Whom))| -> Result<Other> {
-        let calls = Calls::new(ask, again, door.take())?;
-        Ok(Other {
+/// Nobody is met yet. Who calls by himself comes to the `porch`; `known`: who was there before, and how he is called, each at his place.
+pub fn new(asks: Vec<Ask>, known: Vec<(String, Whom)>, again: Duration, porch: Option<&Arc<Porch>>) -> Vec<Other> {
+    let other = |(of, (ask, (host, whom))): (usize, (Ask, (String, Whom)))| {
+        let named = ask.options.standby.clone();
+        let calls = Calls::new(ask, again, porch.map(|porch| (porch.clone(), of)), &host);
+        Other {
             peer: None,
+            named,
             link: 0,
             beats: None,
             ear: None,
@@ -136,9 +143,9 @@ pub fn new(asks: Vec<Ask>, known: Vec<(String, Whom)>, again: Duration, mut door
             complaint: None,
             heard: Instant::now(),
             told: Instant::now(),
-        })
+        }
     };
-    asks.into_iter().zip(known).map(other).collect()
+    asks.into_iter().zip(known).enumerate().map(other).collect()
 }
 
 impl End {
@@ -180,7 +187,12 @@ impl End {
                 }
                 return self.with(of, event);
             }
-            Ok((None, event)) => return Some(event),
+            Ok((None, event)) => {
+                if event == Event::Over {
+                    self.tell_more();
+                }
+                return Some(event);
+            }
             Err(_) => {}
         }
         let news = self.gate.news();
@@ -205,6 +217,7 @@ impl End {
             }
         }
         self.fill();
+        self.waits_in_vain();
         self.show();
         self.tell_hosts();
         let due = self.machine.wake().is_some_and(|wake| wake <= self.begun.elapsed());

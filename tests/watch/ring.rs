@@ -1,0 +1,153 @@
+//! Several hosts stand by, one takes over, and all that are there stand by for it: nobody has to do anything.
+
+use super::comeback::{lose_power, stands};
+use super::control::{meio, status};
+use super::load::Load;
+use super::several::{guarded, guarded_by, lose, noted};
+use super::{Counter, SLOW, Watched, has_address};
+use crate::lab::hosts::Hosts;
+use crate::lab::{Lab, SOON, until};
+use serde_json::Value;
+
+/// The one that has the address.
+fn runs_on(hosts: &Hosts, of: &[usize]) -> usize {
+    let with: Vec<usize> = of.iter().copied().filter(|n| has_address(&hosts.hosts[*n])).collect();
+    assert_eq!(with.len(), 1, "{with:?} have the address: {}", noted(hosts));
+    with[0]
+}
+
+/// Hosts that stand by and have everything, as this one knows.
+fn ready(hosts: &Hosts, here: usize) -> Vec<String> {
+    let (_, said) = meio(&hosts.hosts[here], &["status", "web", "--json"]);
+    let all: Value = serde_json::from_str(&said).unwrap_or_default();
+    let one = &all["watches"][0];
+    let host = |one: &Value| one["host"].as_str().filter(|_| one["state"] == "ready").map(str::to_owned);
+    let mut ready: Vec<String> = match one["standbys"].as_array().filter(|all| !all.is_empty()) {
+        Some(all) => all.iter().filter_map(host).collect(),
+        None => one["other"].as_str().filter(|_| one["state"] == "protected").map(str::to_owned).into_iter().collect(),
+    };
+    ready.sort();
+    ready
+}
+
+/// This host runs it, and exactly these stand by for it.
+pub fn guards(hosts: &Hosts, here: usize, others: &[usize], watched: &Watched, pid: i32) {
+    let mut names: Vec<String> = others.iter().map(|n| format!("host{}", n + 1)).collect();
+    names.sort();
+    let all = || stands(&hosts.hosts[here], "primary", "protected") && ready(hosts, here) == names;
+    let said = || format!("{}\n{}\n{}", status(&hosts.hosts[here]), watched.said(), noted(hosts));
+    assert!(until(2 * SOON, all), "{names:?} do not stand by for host{}: {}", here + 1, said());
+    for n in others {
+        let other = &hosts.hosts[*n];
+        assert!(stands(other, "standby", "ready") && !other.lives(pid) && !has_address(other), "host{}: {}", n + 1, said());
+    }
+    assert!(until(SOON, || hosts.hosts[here].runs(pid)) && has_address(&hosts.hosts[here]), "{}", said());
+}
+
+fn fails(hosts: &mut Hosts, n: usize) {
+    hosts.wire(n, false);
+    hosts.hosts[n].fail();
+}
+
+fn ends(counter: Counter, watched: &Watched, hosts: &Hosts) {
+    assert!(counter.go_on(50), "it does not go on: {}\n{}", watched.said(), noted(hosts));
+    counter.finish().unwrap_or_else(|e| panic!("{e}: {}\n{}", watched.said(), noted(hosts)));
+}
+
+crate::alone! {
+    /// One of three takes over: the other two stand by for it, together. When it is lost, too, one of these takes over.
+    fn one_host_after_the_other() {
+        let lab = Lab::new("ring-lost");
+        let (mut hosts, pid, mut watched, counter) = guarded_by(&lab, 3, &[]);
+        lose(&mut hosts, &mut watched);
+        assert!(counter.go_on(50), "nobody takes over: {}\n{}", watched.said(), noted(&hosts));
+        let here = runs_on(&hosts, &[1, 2, 3]);
+        let others: Vec<usize> = (1..4).filter(|n| *n != here).collect();
+        guards(&hosts, here, &others, &watched, pid);
+        fails(&mut hosts, here);
+        assert!(counter.go_on(50), "nobody takes over: {}\n{}", watched.said(), noted(&hosts));
+        let next = runs_on(&hosts, &others);
+        let last: Vec<usize> = others.into_iter().filter(|n| *n != next).collect();
+        guards(&hosts, next, &last, &watched, pid);
+        ends(counter, &watched, &hosts);
+    }
+
+    /// The primary is cut off from everybody, and comes back: nothing of the tree is left there, and it stands by beside the other one.
+    /// So does each that is cut off then; and who stands by is changed where it was taken over.
+    fn a_cable_that_is_pulled() {
+        let lab = Lab::new("ring-cable");
+        let (hosts, pid, watched, counter) = guarded(&lab, &[]);
+        let mut here = 0;
+        for _ in 0..2 {
+            hosts.wire(here, false);
+            assert!(counter.go_on(50), "nobody takes over: {}\n{}", watched.said(), noted(&hosts));
+            let others: Vec<usize> = (0..3).filter(|n| *n != here).collect();
+            let next = runs_on(&hosts, &others);
+            assert!(!has_address(&hosts.hosts[here]), "{}", noted(&hosts));
+            hosts.wire(here, true);
+            let others: Vec<usize> = (0..3).filter(|n| *n != next).collect();
+            guards(&hosts, next, &others, &watched, pid);
+            here = next;
+        }
+        let other = (0..3).find(|n| *n != here).expect("another one");
+        let rest = 3 - here - other;
+        let (code, said) = meio(&hosts.hosts[here], &["remove-standby", "web", &hosts.hosts[other].address]);
+        assert_eq!(code, 0, "{said}\n{}", noted(&hosts));
+        guards(&hosts, here, &[rest], &watched, pid);
+        assert_eq!(meio(&hosts.hosts[other], &["status", "web"]).0, 10, "{}", noted(&hosts));
+        let (code, said) = meio(&hosts.hosts[here], &["add-standby", "web", &hosts.hosts[other].address]);
+        assert_eq!(code, 0, "{said}\n{}", noted(&hosts));
+        guards(&hosts, here, &[other, rest], &watched, pid);
+        ends(counter, &watched, &hosts);
+    }
+
+    /// The primary's host loses its power, and boots again: the same command stands by, and the host takes over again.
+    fn a_host_that_boots_again() {
+        let lab = Lab::new("ring-boot");
+        let (mut hosts, pid, mut watched, counter) = guarded(&lab, &[]);
+        hosts.wire(0, false);
+        lose_power(&hosts.hosts[0]);
+        let _ = watched.meio.wait();
+        assert!(counter.go_on(50), "nobody takes over: {}\n{}", watched.said(), noted(&hosts));
+        let here = runs_on(&hosts, &[1, 2]);
+        let watched = Watched::start(&lab, &hosts, pid, &[SLOW, &["--name", "web", "--standby", "10.99.0.3"]].concat());
+        assert!(until(SOON, || watched.said().contains("it is not known who runs it")), "{}", watched.said());
+        hosts.wire(0, true);
+        guards(&hosts, here, &[0, 3 - here], &watched, pid);
+        fails(&mut hosts, here);
+        assert!(counter.go_on(50), "nobody takes over: {}\n{}", watched.said(), noted(&hosts));
+        let next = runs_on(&hosts, &[0, 3 - here]);
+        guards(&hosts, next, &[3 - here - next], &watched, pid);
+        ends(counter, &watched, &hosts);
+    }
+
+    /// Round and round under load, `ROUNDS` times (four without it): each takes over from the one before as is wanted, the other two stand
+    /// by for it, no connection is lost, and nothing that clients were told.
+    fn round_and_round_under_load() {
+        let rounds = std::env::var("ROUNDS").ok().and_then(|rounds| rounds.parse::<usize>().ok()).unwrap_or(4);
+        let lab = Lab::new("ring-rolling");
+        let (hosts, pid, watched, counter) = guarded(&lab, &[]);
+        let load = Load::begin();
+        let mut frozen = Vec::new();
+        for round in 0..rounds {
+            let (here, next) = (round % 3, (round + 1) % 3);
+            guards(&hosts, here, &[next, (round + 2) % 3], &watched, pid);
+            let (code, said) = meio(&hosts.hosts[here], &["switchover", "web", "--json", "--to", &hosts.hosts[next].address]);
+            assert_eq!(code, 0, "round {round}: {said}\n{}\n{}", watched.said(), noted(&hosts));
+            let done: Value = serde_json::from_str(&said).expect("JSON");
+            assert_eq!(done["host"], format!("host{}", next + 1), "{done}");
+            frozen.push(done["frozen_ms"].as_f64().expect("a time"));
+            println!("\nhold: switch-over {round}: {} {}", done["frozen_ms"], done["steps"]);
+            assert!(counter.go_on(50), "round {round}: {}\n{}", watched.said(), noted(&hosts));
+        }
+        let here = rounds % 3;
+        guards(&hosts, here, &[(here + 1) % 3, (here + 2) % 3], &watched, pid);
+        let answers = load.finish().unwrap_or_else(|e| panic!("{e}\n{}", noted(&hosts)));
+        let gaps = counter.finish().unwrap_or_else(|e| panic!("{e}\n{}", noted(&hosts)));
+        let (one, longest) = (gaps.len() + 1, gaps.last().copied().unwrap_or_default());
+        println!("\nhold: {rounds} switch-overs, {one} answers of one client, one after {longest:.0?} at most; {answers} of the others");
+        frozen.sort_by(f64::total_cmp);
+        println!("\nhold: frozen for {frozen:?} ms");
+        assert!(frozen[rounds / 2] < 1000.0, "{frozen:?}");
+    }
+}
