@@ -1,11 +1,12 @@
 //! `meio add-standby` and `meio remove-standby`: who stands by for a tree that is watched.
 
-use super::status::{ask, name, nobody};
+use super::status::{name, nobody};
 use super::{Console, way};
 use crate::error::{Error, Kind, Result};
 use crate::sys::signal;
 use crate::transport::Destination;
 use crate::watch::control::Ask;
+use crate::watch::handover::ask;
 use crate::watch::status::{State, Status};
 use serde_json::{Value, json};
 use std::process::ExitCode;
