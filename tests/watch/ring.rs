@@ -4,10 +4,11 @@ use super::comeback::{lose_power, stands};
 use super::control::{meio, status};
 use super::load::Load;
 use super::several::{guarded, guarded_by, lose, noted};
-use super::{Counter, SLOW, Watched, has_address};
+use super::{Counter, SLOW, Watched, has_address, oldest};
 use crate::lab::hosts::Hosts;
 use crate::lab::{Lab, SOON, until};
 use serde_json::Value;
+use std::path::Path;
 
 /// The one that has the address.
 fn runs_on(hosts: &Hosts, of: &[usize]) -> usize {
@@ -149,5 +150,86 @@ crate::alone! {
         frozen.sort_by(f64::total_cmp);
         println!("\nhold: frozen for {frozen:?} ms");
         assert!(frozen[rounds / 2] < 1000.0, "{frozen:?}");
+    }
+
+    /// A host that is away is taken out of it: it is told so when it is back, and what stood still there is ended. Named again it stands
+    /// by, asked by the host that runs it, though nobody starts a meio there. Cut off when the watch is ended it hears of that later.
+    fn a_host_that_is_taken_out() {
+        let lab = Lab::new("ring-out");
+        let (hosts, pid, mut watched, counter) = guarded(&lab, &[]);
+        hosts.wire(0, false);
+        assert!(counter.go_on(50), "nobody takes over: {}\n{}", watched.said(), noted(&hosts));
+        let here = runs_on(&hosts, &[1, 2]);
+        let rest = 3 - here;
+        guards(&hosts, here, &[rest], &watched, pid);
+        let (code, said) = meio(&hosts.hosts[here], &["remove-standby", "web", "10.99.0.1"]);
+        assert_eq!(code, 0, "{said}\n{}", noted(&hosts));
+        hosts.wire(0, true);
+        let ended = until(SOON, || watched.meio.try_wait().is_ok_and(|done| done.is_some()));
+        assert!(ended, "it does not end: {}\n{}", watched.said(), noted(&hosts));
+        let first = &hosts.hosts[0];
+        assert!(meio(first, &["status", "web"]).0 == 10 && !first.lives(pid) && !has_address(first), "{}", watched.said());
+        guards(&hosts, here, &[rest], &watched, pid);
+
+        let (code, said) = meio(&hosts.hosts[here], &["add-standby", "web", "10.99.0.1"]);
+        assert_eq!(code, 0, "{said}\n{}\n{}", status(first), noted(&hosts));
+        guards(&hosts, here, &[0, rest], &watched, pid);
+        hosts.wire(0, false);
+        assert!(until(SOON, || ready(&hosts, here).len() == 1) && counter.go_on(50), "{}", noted(&hosts));
+        let (code, said) = meio(&hosts.hosts[here], &["unwatch", "web"]);
+        assert!(matches!(code, 0 | 3), "{code}: {said}");
+        hosts.wire(0, true);
+        for n in [0, rest] {
+            let gone = || meio(&hosts.hosts[n], &["status", "web"]).0 == 10;
+            assert!(until(SOON, gone), "host{} goes on: {}\n{}", n + 1, status(&hosts.hosts[n]), noted(&hosts));
+        }
+        ends(counter, &watched, &hosts);
+        assert!(hosts.hosts[here].runs(pid) && has_address(&hosts.hosts[here]));
+    }
+
+    /// A host that stands by loses its power, and boots again: the one that runs it asks it to stand by, and nobody starts a meio there. The
+    /// meio that has let all the others in is killed: one of these takes over, and what was left is ended there.
+    fn a_meio_that_is_killed_where_all_come() {
+        let lab = Lab::new("ring-door");
+        let (hosts, pid, watched, counter) = guarded(&lab, &[]);
+        let (code, said) = meio(&hosts.hosts[0], &["switchover", "web", "--to", "10.99.0.2"]);
+        assert_eq!(code, 0, "{said}\n{}\n{}", watched.said(), noted(&hosts));
+        guards(&hosts, 1, &[0, 2], &watched, pid);
+        hosts.wire(2, false);
+        lose_power(&hosts.hosts[2]);
+        assert!(until(SOON, || ready(&hosts, 1) == ["host1"]), "{}", noted(&hosts));
+        assert!(counter.go_on(50), "{}\n{}", watched.said(), noted(&hosts));
+        hosts.hosts[2].serve_again(&lab);
+        hosts.wire(2, true);
+        guards(&hosts, 1, &[0, 2], &watched, pid);
+        hosts.hosts[1].plain("kill", &["-KILL", &oldest(&hosts.hosts[1])]);
+        assert!(counter.go_on(50), "nobody takes over: {}\n{}", watched.said(), noted(&hosts));
+        let here = runs_on(&hosts, &[0, 2]);
+        guards(&hosts, here, &[1, 2 - here], &watched, pid);
+        ends(counter, &watched, &hosts);
+    }
+
+    /// The host that is to take over cannot: it goes on where it was, and all stand by again as soon as they can. Where it cannot be reached
+    /// any more the others do without it.
+    fn a_switch_over_that_falls_back() {
+        let lab = Lab::new("ring-back");
+        let (hosts, pid, watched, counter) = guarded(&lab, &[]);
+        // Somebody has its pid there.
+        let taken = format!("for n in {{1..100}}; do echo {} > /proc/sys/kernel/ns_last_pid; sleep 1000 & [ $! = {pid} ] && exit; kill $!; done; exit 1", pid - 1);
+        let output = std::process::Stdio::null;
+        let done = hosts.hosts[1].command(Path::new("bash")).args(["-c", &taken]).stdout(output()).stderr(output()).status();
+        assert!(done.expect("it starts").success());
+        let (code, said) = meio(&hosts.hosts[0], &["switchover", "web", "--to", "10.99.0.2"]);
+        assert!(code == 1 && said.contains("web goes on here: ") && said.contains(&pid.to_string()), "{code}: {said}");
+        assert!(counter.go_on(50), "it does not go on: {}\n{}", watched.said(), noted(&hosts));
+        hosts.hosts[1].plain("kill", &[&pid.to_string()]);
+        guards(&hosts, 0, &[1, 2], &watched, pid);
+        // It is lost before that is known here.
+        hosts.wire(2, false);
+        let (code, said) = meio(&hosts.hosts[0], &["switchover", "web", "--to", "10.99.0.3"]);
+        assert!(code == 1 && said.contains("web goes on here: "), "{code}: {said}\n{}", watched.said());
+        guards(&hosts, 0, &[1], &watched, pid);
+        assert!(watched.said().contains("10.99.0.3 cannot be reached: the others stand by without it"), "{}", watched.said());
+        ends(counter, &watched, &hosts);
     }
 }
