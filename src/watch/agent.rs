@@ -599,7 +599,10 @@ impl Agent<'_> {
     }
 
     fn note(&self, text: &str) {
-        self.store.note(&self.record.name, text);
-        self.report.borrow_mut().note(text);
+        let mut report = self.report.borrow_mut();
+        if !report.is_log() {
+            self.store.note(&self.record.name, text);
+        }
+        report.note(text);
     }
 }

@@ -228,4 +228,7 @@ impl Report for Noted {
     fn note(&mut self, text: &str) {
         self.0.note(&self.1, text);
     }
+    fn is_log(&self) -> bool {
+        true
+    }
 }
