@@ -597,12 +597,4 @@ impl Agent<'_> {
         self.events.push_back(event);
         Ok(None)
     }
-
-    fn note(&self, text: &str) {
-        let mut report = self.report.borrow_mut();
-        if !report.is_log() {
-            self.store.note(&self.record.name, text);
-        }
-        report.note(text);
-    }
 }

@@ -257,14 +257,16 @@ fn begin(before: &Options, now: &mut Options, report: &mut dyn Report) -> Result
         // A cable that is pulled for a moment is waited for, a host that is lost not for as long as one that is about to be free.
         let waited = if silent { Instant::now() + MOMENT / 2 } else { Instant::now() };
         if refused || waited >= until {
-            if now.refused.is_none() {
+            let first = now.refused.is_none();
+            if first {
                 *now = Options { refused: Some(why.clone()), ..before.clone() };
                 report.warning(&format!("those stand by again who did before: {why}"));
-            } else if let Some((fewer, lost)) = silent.then(|| answering(now)).flatten() {
+            }
+            if let Some((fewer, lost)) = silent.then(|| answering(now)).flatten() {
                 let lost = lost.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
                 report.warning(&format!("{lost} cannot be reached: the others stand by without it, until meio add-standby names it again"));
                 *now = fewer;
-            } else if complaint.as_ref() != Some(&why) {
+            } else if !first && complaint.as_ref() != Some(&why) {
                 report.warning(&format!("nobody stands by: {why}"));
                 complaint = Some(why);
             }

@@ -232,7 +232,7 @@ crate::alone! {
     /// any more the others do without it.
     fn a_switch_over_that_falls_back() {
         let lab = Lab::new("ring-back");
-        let (hosts, pid, watched, counter) = guarded(&lab, &[]);
+        let (hosts, pid, watched, counter) = guarded(&lab, &["--connect-timeout", "3s"]);
         // Somebody has its pid there.
         let taken = format!("for n in {{1..100}}; do echo {} > /proc/sys/kernel/ns_last_pid; sleep 1000 & [ $! = {pid} ] && exit; kill $!; done; exit 1", pid - 1);
         let output = std::process::Stdio::null;
