@@ -303,7 +303,7 @@ _meio() {
             return 0
             ;;
         meio__subcmd__drain)
-            opts="-v -q -h --to --dry-run --copy-files --shared-files --ssh --identity --known-hosts --remote-path --streams --direct --bandwidth --connect-timeout --external --ignore --tcp --verbose --quiet --json --color --help"
+            opts="-v -q -h --to --dry-run --copy-files --shared-files --attended --ssh --identity --known-hosts --remote-path --streams --direct --bandwidth --connect-timeout --external --ignore --tcp --verbose --quiet --json --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

@@ -49,7 +49,7 @@ complete -c meio -n "__fish_meio_needs_command" -f -a "checkpoint" -d 'Have an e
 complete -c meio -n "__fish_meio_needs_command" -f -a "switchover" -d 'Have the standby take over now, without any loss'
 complete -c meio -n "__fish_meio_needs_command" -f -a "add-standby" -d 'Have one more host stand by for a watched tree'
 complete -c meio -n "__fish_meio_needs_command" -f -a "remove-standby" -d 'Have one host less stand by for a watched tree'
-complete -c meio -n "__fish_meio_needs_command" -f -a "drain" -d 'Have everything that is protected here, or runs here in capsules, go to other machines'
+complete -c meio -n "__fish_meio_needs_command" -f -a "drain" -d 'Have everything that is protected on a host, or runs there in capsules, go to other hosts'
 complete -c meio -n "__fish_meio_needs_command" -f -a "pause" -d 'Have a watched tree unprotected for a while'
 complete -c meio -n "__fish_meio_needs_command" -f -a "resume" -d 'Have a watched tree protected again that was paused'
 complete -c meio -n "__fish_meio_needs_command" -f -a "unwatch" -d 'End a watch'
@@ -308,7 +308,7 @@ complete -c meio -n "__fish_meio_using_subcommand remove-standby" -s v -l verbos
 complete -c meio -n "__fish_meio_using_subcommand remove-standby" -s q -l quiet -d 'Say less: no progress; results, warnings and errors only'
 complete -c meio -n "__fish_meio_using_subcommand remove-standby" -l json -d 'Write one JSON object a line to standard output'
 complete -c meio -n "__fish_meio_using_subcommand remove-standby" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c meio -n "__fish_meio_using_subcommand drain" -l to -d 'Where capsules may go; may be given more than once' -r
+complete -c meio -n "__fish_meio_using_subcommand drain" -l to -d 'Where capsules may go; may be given more than once [default: hosts that stand by for what is watched there]' -r
 complete -c meio -n "__fish_meio_using_subcommand drain" -l copy-files -d 'Send files that capsules have open or mapped, and their current directories, where they are not there' -r -f -a "missing\t'Those that are not there'
 written\t'Those, and in place of what is there those that the tree has open for writing'"
 complete -c meio -n "__fish_meio_using_subcommand drain" -l shared-files -d 'Files in this folder are the same ones there, although that cannot be seen: neither compared nor sent' -r -f -a "(__fish_complete_directories)"
@@ -330,6 +330,7 @@ complete -c meio -n "__fish_meio_using_subcommand drain" -l color -d 'When to co
 always\t''
 never\t''"
 complete -c meio -n "__fish_meio_using_subcommand drain" -l dry-run -d 'Only say what would go where, and what would stay'
+complete -c meio -n "__fish_meio_using_subcommand drain" -l attended -d 'Another meio has started this one from elsewhere: what comes to standard input, or its end, has it begin nothing more'
 complete -c meio -n "__fish_meio_using_subcommand drain" -s v -l verbose -d 'Say more: each phase with its time, and notes'
 complete -c meio -n "__fish_meio_using_subcommand drain" -s q -l quiet -d 'Say less: no progress; results, warnings and errors only'
 complete -c meio -n "__fish_meio_using_subcommand drain" -l json -d 'Write one JSON object a line to standard output'

@@ -1,8 +1,9 @@
 //! The drain screenplay: everything that is protected here, or runs here in capsules, goes to other machines. All of it is looked at
 //! before anything is touched; then one goes after the other, and what cannot go stays.
 //!
-//! A watched tree goes to its standby, by switch-over. A capsule goes to one of the machines that were named, by migration: to the
-//! fittest that has room for it and where nothing stands in its way.
+//! A watched tree goes to its standby, by switch-over; where several stand by, to the fittest of those that are up to date. A capsule goes
+//! to one of the machines that were named, or else that stand by for what is watched here, by migration: to the fittest that has room for
+//! it and where nothing stands in its way.
 
 use crate::capsule::roster::{Entry, Roster};
 use crate::dump;
@@ -14,17 +15,15 @@ use crate::progress::{Report, phase};
 use crate::resource::capture::Decisions;
 use crate::sys::signal;
 use crate::transport::{Destination, How};
-use crate::watch::clean;
-use crate::watch::control::{self, Ask, may_take_over};
-use crate::watch::record::Store;
-use crate::watch::status::{Role, State, Status};
-use crate::watch::switch::Switched;
+use crate::watch::control::may_take_over;
+use crate::watch::status::{One, Role, State, Status};
+use crate::watch::{clean, handover};
 use std::time::Duration;
 
 /// What the user asked for.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Where capsules may go.
+    /// Where capsules may go; where none is named, to those that stand by for what is watched here.
     pub to: Vec<Destination>,
     /// On which way.
     pub how: How,
@@ -53,17 +52,23 @@ impl What {
     }
 }
 
-/// A machine where capsules may go.
+/// A machine where something may go.
 #[derive(Debug, Clone)]
 pub struct Host {
-    /// As the user has named it.
+    /// As the user has named it, who drains or who watches.
     pub to: Destination,
     /// What it calls itself.
     pub name: String,
+    /// It was named for this.
+    pub named: bool,
     /// What is left of it, as it has said,
     pub asked: Room,
     /// less what is to go there.
     room: Room,
+    /// The way there.
+    how: How,
+    /// Capsules may.
+    takes: bool,
 }
 
 /// One that is to go, and can as far as can be seen.
@@ -77,8 +82,16 @@ pub struct Move {
     pub host: String,
     /// What will be different there.
     pub warnings: Vec<String>,
-    /// Root of a capsule, and where it goes.
-    migrates: Option<(i32, Destination)>,
+    goes: Goes,
+}
+
+/// How it goes there.
+#[derive(Debug, Clone)]
+enum Goes {
+    /// A watch, to the one that is meant of several.
+    Switches(Option<String>),
+    /// The root of a capsule, and the way.
+    Migrates(i32, Box<(Destination, How)>),
 }
 
 /// One that has gone.
@@ -94,6 +107,8 @@ pub struct Moved {
     pub downtime: Duration,
     /// What is different there.
     pub warnings: Vec<String>,
+    /// This machine stands by for it now.
+    pub follows: bool,
 }
 
 /// One that stays, and why. With [`Kind::Frozen`] it may run there, and stands still here.
@@ -114,7 +129,7 @@ pub struct Plan {
     pub moves: Vec<Move>,
     /// What cannot go.
     pub stays: Vec<Stay>,
-    /// Where capsules may go.
+    /// Those that were asked.
     pub hosts: Vec<Host>,
     /// Watches for which this machine stands by: nobody will, when it is gone.
     pub standby_for: Vec<String>,
@@ -143,7 +158,7 @@ fn takes(memory: u64) -> u64 {
 
 /// Machines with room for so much, the fittest first.
 fn fittest(hosts: &[Host], memory: u64) -> Vec<usize> {
-    let mut fit: Vec<usize> = (0..hosts.len()).filter(|&n| hosts[n].room.memory >= takes(memory)).collect();
+    let mut fit: Vec<usize> = (0..hosts.len()).filter(|&n| hosts[n].takes && hosts[n].room.memory >= takes(memory)).collect();
     fit.sort_by(|&a, &b| fitness(&hosts[b].room).total_cmp(&fitness(&hosts[a].room)));
     fit
 }
@@ -155,12 +170,14 @@ fn fittest(hosts: &[Host], memory: u64) -> Vec<usize> {
 pub fn plan(options: &Options, report: &mut dyn Report) -> Result<Plan> {
     signal::catch();
     let watches = clean::all(None)?;
-    let mut capsules = capsules(&watches)?;
+    let entries = Roster::open()?.all()?;
+    let mut capsules = capsules(&entries, &watches);
     let mut plan = Plan::default();
     let mut phases = Vec::new();
-    plan.hosts = phase(report, &mut phases, "hosts", |report| hosts(options, report))?;
+    plan.hosts = phase(report, &mut phases, "hosts", |report| hosts(options, &watches, !capsules.is_empty(), report))?;
     for status in &watches {
-        watch(status, &mut plan);
+        let capsule = entries.iter().find(|entry| status.pid == Some(entry.pid));
+        watch(status, capsule, &mut plan);
     }
     // The largest one first: what is small finds room later, too.
     capsules.sort_by(|a, b| b.memory.cmp(&a.memory).then_with(|| a.entry.name.cmp(&b.entry.name)));
@@ -175,71 +192,133 @@ pub fn plan(options: &Options, report: &mut dyn Report) -> Result<Plan> {
     Ok(plan)
 }
 
-/// Those that no watch takes along.
-fn capsules(watches: &[Status]) -> Result<Vec<Capsule>> {
-    let taken = |pid: i32| watches.iter().any(|status| status.pid == Some(pid) && status.role != Role::Series);
-    let all = Roster::open()?.all()?.into_iter().filter(|entry| !taken(entry.pid));
-    Ok(all.map(|entry| Capsule { memory: dump::extent(entry.pid).1, entry }).collect())
+/// Those of which no watch is named.
+fn capsules(entries: &[Entry], watches: &[Status]) -> Vec<Capsule> {
+    let watched = |pid: i32| watches.iter().any(|status| status.pid == Some(pid));
+    let all = entries.iter().filter(|entry| !watched(entry.pid)).cloned();
+    all.map(|entry| Capsule { memory: dump::extent(entry.pid).1, entry }).collect()
 }
 
-fn hosts(options: &Options, report: &mut dyn Report) -> Result<Vec<Host>> {
-    let ask = |to: &Destination| {
-        let (name, room) = room::ask(to, &options.how, report)?;
+/// Whether one of several is to be chosen for it.
+fn is_choice(status: &Status) -> bool {
+    status.role == Role::Primary && status.standbys.len() > 1
+}
+
+/// Those that were named must answer; those that stand by are asked where that is of use.
+fn hosts(options: &Options, watches: &[Status], capsules: bool, report: &mut dyn Report) -> Result<Vec<Host>> {
+    let ask = |to: &Destination, how: &How, named: bool, report: &mut dyn Report| {
+        let (name, room) = room::ask(to, how, report)?;
         let (load, processors) = (room.load, room.processors);
         report.note(&format!("{name}: {} of memory left, load {load:.2} on {processors} processors", mib(room.memory)));
-        Ok(Host { to: to.clone(), name, asked: room, room })
+        let takes = named || options.to.is_empty();
+        Ok::<_, Error>(Host { to: to.clone(), name, named, asked: room, room, how: how.clone(), takes })
     };
-    options.to.iter().map(ask).collect()
+    let mut all = Vec::new();
+    for to in &options.to {
+        all.push(ask(to, &options.how, true, report)?);
+    }
+    let wanted = |status: &&Status| is_choice(status) || status.role == Role::Primary && capsules && options.to.is_empty();
+    let mut met: Vec<Destination> = options.to.clone();
+    for status in watches.iter().filter(wanted) {
+        for login in handover::logins(&status.name) {
+            signal::check_interrupted()?;
+            let Ok(to) = Destination::parse(&login.to) else { continue };
+            if met.contains(&to) {
+                continue;
+            }
+            met.push(to.clone());
+            match ask(&to, &login.how(&options.how), false, report) {
+                Ok(host) if all.iter().any(|there| there.name == host.name) => {}
+                Ok(host) => all.push(host),
+                Err(e) if e.kind == Kind::Interrupted => return Err(e),
+                Err(e) => {
+                    report.warning(&format!("{to} stands by for {}, and does not say what is left of it: {}", status.name, e.message))
+                }
+            }
+        }
+    }
+    Ok(all)
 }
 
-fn watch(status: &Status, plan: &mut Plan) {
+fn watch(status: &Status, capsule: Option<&Entry>, plan: &mut Plan) {
     let name = status.name.clone();
+    let stays = |why: Error, help: String| Stay { what: What::Watch, name: name.clone(), why: why.help(help) };
     match (status.role, status.state) {
         (Role::Standby, State::Running) => {
             let why = Error::other("it has taken over here, and nobody stands by for it");
-            let why = why.help(format!("meio unwatch {name}, and watch it from here or move it by hand: meio migrate"));
-            plan.stays.push(Stay { what: What::Watch, name, why });
+            plan.stays.push(stays(why, format!("meio unwatch {name}, and watch it from here or move it by hand: meio migrate")));
         }
         (Role::Standby, _) => plan.standby_for.push(name),
-        (Role::Primary, _) if status.standbys.len() > 1 => {
-            let why = Error::new(Kind::Unsupported, "several hosts stand by for it, and it is not for meio to choose one of them");
-            let why = why.help(format!("meio switchover {name} --to HOST"));
-            plan.stays.push(Stay { what: What::Watch, name, why });
+        (Role::Series, _) => {
+            let why = Error::other(format!("nobody stands by for it: its images are kept here, in {}", status.at.join(", ")));
+            let then = match (capsule, status.pid) {
+                (Some(capsule), _) => format!("meio drain moves the capsule {} then", capsule.name),
+                (None, pid) => format!("meio migrate {} HOST moves it then", pid.unwrap_or_default()),
+            };
+            plan.stays.push(stays(why, format!("meio unwatch {name} ends that; {then}, and meio watch --dir keeps images of it there")));
         }
-        _ => match may_take_over(status) {
-            Ok(()) => {
-                let host = status.other.clone().unwrap_or_default();
-                plan.moves.push(Move { what: What::Watch, name, host, warnings: Vec::new(), migrates: None });
+        _ => match may_take_over(status).and_then(|()| successor(status, &plan.hosts)) {
+            Ok(one) => {
+                let host = one.map(|one| one.host.clone());
+                let goes = Goes::Switches(host.clone());
+                let host = host.or_else(|| status.other.clone()).unwrap_or_default();
+                plan.moves.push(Move { what: What::Watch, name, host, warnings: Vec::new(), goes });
             }
             Err(why) => plan.stays.push(Stay { what: What::Watch, name, why }),
         },
     }
 }
 
-fn moving(options: &Options, pid: i32, name: &str, to: &Destination) -> migrate::Options {
-    let usual = migrate::Options::new(pid, Some(name.to_owned()), to.clone(), options.how.clone(), options.decisions.clone());
+/// Which of several takes over: one that is ready, rather one that was named, rather one that is up to date, and of these the fittest.
+/// `None`: only one stands by.
+fn successor<'s>(status: &'s Status, hosts: &[Host]) -> Result<Option<&'s One>> {
+    /// Epochs that one may be behind at any moment: as many as are on their way.
+    const BEHIND: u64 = 20;
+    if !is_choice(status) {
+        return Ok(None);
+    }
+    let newest = status.standbys.iter().filter_map(|one| one.epoch).max().unwrap_or_default();
+    let is_new = |one: &One| one.epoch.is_some_and(|epoch| epoch.series == newest.series && newest.number - epoch.number <= BEHIND);
+    let rank = |one: &One| {
+        let host = hosts.iter().find(|host| host.name == one.host);
+        (host.is_some_and(|host| host.named), is_new(one), host.map_or(0.0, |host| fitness(&host.room)))
+    };
+    let mut ready: Vec<&One> = status.standbys.iter().filter(|one| one.state == "ready").collect();
+    // Of those that are alike the first in the user's order.
+    ready.sort_by(|a, b| rank(b).partial_cmp(&rank(a)).unwrap_or(std::cmp::Ordering::Equal));
+    match ready.first() {
+        Some(one) => Ok(Some(one)),
+        None => {
+            let all: Vec<&str> = status.standbys.iter().map(|one| one.host.as_str()).collect();
+            Err(Error::other(format!("none of {} is ready to take over", all.join(", "))).help("meio status says how it stands"))
+        }
+    }
+}
+
+fn moving(options: &Options, pid: i32, name: &str, (to, how): (&Destination, &How)) -> migrate::Options {
+    let usual = migrate::Options::new(pid, Some(name.to_owned()), to.clone(), how.clone(), options.decisions.clone());
     migrate::Options { files: options.files.clone(), ..usual }
 }
 
 /// The fittest machine that takes it.
 fn place(options: &Options, capsule: &Capsule, hosts: &mut [Host], report: &mut dyn Report) -> Result<Move> {
     let Capsule { entry: Entry { name, pid, .. }, memory } = capsule;
-    if hosts.is_empty() {
-        return Err(Error::new(Kind::Usage, "no host was named where it could go").help("meio drain --to HOST"));
+    if !hosts.iter().any(|host| host.takes) {
+        return Err(Error::new(Kind::Usage, "no host is known where it could go").help("name one: meio drain --to HOST"));
     }
     let fit = fittest(hosts, *memory);
-    let full = hosts.iter().enumerate().filter(|(n, _)| !fit.contains(n)).map(|(_, host)| {
+    let full = hosts.iter().enumerate().filter(|(n, host)| host.takes && !fit.contains(n)).map(|(_, host)| {
         let what = format!("{} has no room for it: it takes {}, and {} are left", host.name, mib(takes(*memory)), mib(host.room.memory));
         Error::other(what).help("name one more host: --to")
     });
     let mut whys: Vec<Error> = full.collect();
     for n in fit {
-        match migrate::dry_run(&moving(options, *pid, name, &hosts[n].to), report) {
+        match migrate::dry_run(&moving(options, *pid, name, (&hosts[n].to, &hosts[n].how)), report) {
             Ok(outcome) => {
                 let host = &mut hosts[n];
                 host.room.memory -= takes(*memory);
-                let migrates = Some((*pid, host.to.clone()));
-                return Ok(Move { what: What::Capsule, name: name.clone(), host: host.name.clone(), warnings: outcome.warnings, migrates });
+                let goes = Goes::Migrates(*pid, Box::new((host.to.clone(), host.how.clone())));
+                return Ok(Move { what: What::Capsule, name: name.clone(), host: host.name.clone(), warnings: outcome.warnings, goes });
             }
             Err(e) if e.kind == Kind::Interrupted => return Err(e),
             Err(e) => whys.push(e),
@@ -294,33 +373,57 @@ pub fn run(options: &Options, moves: &[Move], report: &mut dyn Report) -> (Vec<M
 
 fn go(options: &Options, one: &Move, report: &mut dyn Report) -> Result<Moved> {
     let Move { what, name, .. } = one;
-    let Some((pid, to)) = &one.migrates else { return switch(name, report) };
+    let (pid, way) = match &one.goes {
+        Goes::Switches(to) => return switch(name, to.clone(), report),
+        Goes::Migrates(pid, way) => (*pid, way),
+    };
     report.note(&format!("{name} goes to {}", one.host));
-    let outcome = migrate::run(&moving(options, *pid, name, to), report)?;
+    let outcome = migrate::run(&moving(options, pid, name, (&way.0, &way.1)), report)?;
     let migrate::Outcome { host, downtime, warnings, .. } = outcome;
-    Ok(Moved { what: *what, name: name.clone(), host, downtime, warnings })
+    Ok(Moved { what: *what, name: name.clone(), host, downtime, warnings, follows: false })
 }
 
-fn switch(name: &str, report: &mut dyn Report) -> Result<Moved> {
-    const PATIENCE: Duration = Duration::from_secs(120);
-    let asked = phase(report, &mut Vec::new(), "switch over", |_| {
-        let mut stores = Store::visible().into_iter();
-        stores.find_map(|store| control::ask(&store, name, Ask::Switchover, PATIENCE).transpose()).transpose()
-    })?;
-    let Some(mut answer) = asked else { return Err(Error::new(Kind::NotFound, format!("nobody watches {name} any more"))) };
-    let switched: Switched = serde_json::from_value(answer["switched"].take()).map_err(|e| Error::other(e.to_string()))?;
+fn switch(name: &str, to: Option<String>, report: &mut dyn Report) -> Result<Moved> {
+    let done = phase(report, &mut Vec::new(), "switch over", |_| handover::over(name, to))?;
+    let Some((switched, follows)) = done else { return Err(Error::new(Kind::NotFound, format!("nobody watches {name} any more"))) };
     let downtime = Duration::from_secs_f64(switched.frozen_ms.max(0.0) / 1e3);
-    Ok(Moved { what: What::Watch, name: name.to_owned(), host: switched.host, downtime, warnings: Vec::new() })
+    Ok(Moved { what: What::Watch, name: name.to_owned(), host: switched.host, downtime, warnings: Vec::new(), follows })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::watch::state::Mark;
 
     fn host(name: &str, mib: u64, load: f64) -> Host {
         let to = Destination { user: None, host: name.into(), port: None };
         let room = Room { memory: mib << 20, load, processors: 2 };
-        Host { to, name: name.into(), asked: room, room }
+        Host { to, name: name.into(), named: false, asked: room, room, how: How::default(), takes: true }
+    }
+
+    fn stands(host: &str, state: &str, number: u64) -> One {
+        One { host: host.into(), state: state.into(), epoch: Some(Mark { series: 1, number }) }
+    }
+
+    /// One that is ready takes over: the fittest of those that are up to date, unless another one was named.
+    #[test]
+    fn one_of_several_is_chosen() {
+        let mut hosts = [host("old", 9000, 0.0), host("small", 1000, 0.0), host("large", 4000, 0.0), host("busy", 8000, 9.0)];
+        let standbys =
+            vec![stands("old", "ready", 3), stands("small", "ready", 99), stands("large", "ready", 98), stands("busy", "ready", 99)];
+        let mut status = Status { role: Role::Primary, state: State::Protected, standbys, ..Status::default() };
+        let chosen = |status: &Status, hosts: &[Host]| successor(status, hosts).map(|one| one.map(|one| one.host.clone()));
+        assert_eq!(chosen(&status, &hosts).expect("one"), Some("large".into()));
+        // Of which nothing is known the first.
+        assert_eq!(chosen(&status, &[]).expect("one"), Some("small".into()));
+        hosts[3].named = true;
+        assert_eq!(chosen(&status, &hosts).expect("one"), Some("busy".into()));
+        status.standbys[3].state = "copying".into();
+        assert_eq!(chosen(&status, &hosts).expect("one"), Some("large".into()));
+        status.standbys.iter_mut().for_each(|one| one.state = "lost".into());
+        assert!(chosen(&status, &hosts).is_err_and(|e| e.message.contains("none of old, small, large, busy")));
+        status.standbys.truncate(1);
+        assert_eq!(chosen(&status, &hosts).expect("no choice"), None);
     }
 
     /// Memory counts, and so does what a machine has to do; one without room is none.

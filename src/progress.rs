@@ -16,6 +16,10 @@ pub trait Report {
     fn standing(&mut self, _text: &str) {}
     /// Something that only a curious user wants to know (`-v`).
     fn note(&mut self, _text: &str) {}
+    /// Whether all that is noted is in the log of the watch already: nobody else needs to put it there.
+    fn is_log(&self) -> bool {
+        false
+    }
     /// Something that will be different than before, or was given up; the work goes on. It is shown at once;
     /// the screenplay also returns it in its outcome's `warnings`.
     fn warning(&mut self, _text: &str) {}

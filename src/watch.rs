@@ -17,7 +17,7 @@
 //! switch     the primary's part in a take-over that a user wants; raised: the addresses at a standby that takes over
 //! steps      how long each step of a take-over took; history: what has become of a watch, and who is told
 //! record     what is durable of it, on each host
-//! change     who stands by is changed while it runs
+//! change     who stands by is changed while it runs; handover: a take-over, for who wants it, among several, too
 //! clean      what was left behind; control: the socket over which people ask and command; status: what they are told
 //!   nodes      what the hosts of a watch tell each other of themselves, for who asks any of them
 //! ```
@@ -93,6 +93,7 @@ mod fence;
 mod fit;
 mod frame;
 pub mod gate;
+pub mod handover;
 pub mod history;
 mod lease;
 pub mod local;

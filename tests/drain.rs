@@ -2,20 +2,32 @@
 
 use crate::lab::hosts::{Host, Hosts};
 use crate::lab::{Lab, SOON, until};
-use crate::watch::{Counter, Watched, has_address, machines, noted, redis_on};
+use crate::watch::{Counter, Watched, guarded, guards, has_address, machines, noted, redis_on};
 use serde_json::Value;
 use std::fs;
 use std::path::Path;
+use std::process::Stdio;
 
-/// `meio drain` on the first host: its exit code, what it says last, and what else.
-fn drain(lab: &Lab, hosts: &Hosts, arguments: &[&str]) -> (i32, Value, String) {
+/// `meio drain` on a host: its exit code, what it writes, and what it says besides.
+fn plain(lab: &Lab, host: &Host, arguments: &[&str]) -> (i32, String, String) {
     let (known, key) = (lab.path("known").display().to_string(), lab.path("key").display().to_string());
-    let mut command = hosts.hosts[0].command(Path::new(crate::MEIO));
-    command.args(["drain", "--json", "--known-hosts", &known, "--identity", &key, "--remote-path", crate::MEIO]).args(arguments);
+    let mut command = host.command(Path::new(crate::MEIO));
+    command.args(["drain", "--known-hosts", &known, "--identity", &key, "--remote-path", crate::MEIO]).args(arguments);
     let done = command.output().expect("it starts");
     let [out, err] = [done.stdout, done.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+    (done.status.code().expect("an exit code"), out, err)
+}
+
+/// The same with what it says last, for programs, and what else.
+fn told(lab: &Lab, host: &Host, arguments: &[&str]) -> (i32, Value, String) {
+    let (code, out, err) = plain(lab, host, &[&["--json"], arguments].concat());
     let last = out.lines().last().unwrap_or_else(|| panic!("{arguments:?} says nothing: {err}"));
-    (done.status.code().expect("an exit code"), serde_json::from_str(last).expect("JSON"), out.clone() + &err)
+    (code, serde_json::from_str(last).expect("JSON"), out.clone() + &err)
+}
+
+/// On the first host.
+fn drain(lab: &Lab, hosts: &Hosts, arguments: &[&str]) -> (i32, Value, String) {
+    told(lab, &hosts.hosts[0], arguments)
 }
 
 /// Names of the capsules of a host.
@@ -91,10 +103,10 @@ crate::alone! {
         assert!(until(SOON, || here.runs(pid)) && capsules(here) == ["one", "stuck", "two"], "{said}");
         assert!(goes_on(&lab, "stuck"));
 
-        // Where there is nowhere to go for capsules, only what is protected would.
+        // Where no host is named the one that stands by is known.
         let (code, alone, said) = drain(&lab, &hosts, &["--dry-run"]);
-        assert!(code == 3 && names(&alone["moved"]) == [pair("web", "watch")] && names(&alone["stayed"]).len() == 3, "{said}");
-        assert!(alone["stayed"][0]["help"].as_str().is_some_and(|help| help.contains("--to")), "{said}");
+        assert!(code == 3 && names(&alone["moved"]) == all && names(&alone["stayed"]) == [pair("stuck", "capsule")], "{said}");
+        assert!(alone["hosts"][0]["host"] == "host2" && alone["hosts"][0]["named"] == false, "{said}");
 
         let (code, done, said) = drain(&lab, &hosts, &to);
         println!("\ndrain: {done}");
@@ -117,16 +129,56 @@ crate::alone! {
             assert!(goes_on(&lab, name), "{name} does not go on: {said}\n{}", lab.log());
         }
         // The same for people: a table, and why in full.
-        let (known, key) = (lab.path("known").display().to_string(), lab.path("key").display().to_string());
-        let mut command = here.command(Path::new(crate::MEIO));
-        command.args(["drain", "--known-hosts", &known, "--identity", &key, "--remote-path", crate::MEIO]).args(to);
-        let done = command.output().expect("it starts");
-        let [out, err] = [done.stdout, done.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+        let (_, out, err) = plain(&lab, here, &to);
         assert!(out.contains("NAME") && out.contains("stuck  capsule  -") && out.contains("0 went, 1 stayed"), "{out}");
         assert!(err.contains("error: stuck stays here: ") && err.matches("help:").count() >= 2, "{err}");
+        // Nobody stands by for anything here any more: no host is known.
+        let (code, none, said) = drain(&lab, &hosts, &[]);
+        assert!(code == 3 && names(&none["stayed"]) == [pair("stuck", "capsule")], "{said}");
+        assert!(none["stayed"][0]["help"].as_str().is_some_and(|help| help.contains("--to")), "{said}");
         // A host that is not there is said before anything is touched.
         let (code, done, said) = drain(&lab, &hosts, &["--to", "10.99.0.9", "--connect-timeout", "2s"]);
         assert!(code != 0 && done["type"] == "error", "{said}");
         assert_eq!(capsules(here), ["stuck"]);
+    }
+
+    /// Somebody at another host has it emptied. The watched redis goes to one of two that stand by for it, the other one and the host itself
+    /// stand by for it then; a capsule goes to one of them, although none was named. What only images are kept of stays, and is named
+    /// once. The exit code is the one from there.
+    fn a_host_that_is_emptied_from_elsewhere() {
+        let lab = Lab::new("drain-far");
+        let (hosts, pid, watched, counter) = guarded(&lab, &[]);
+        let [here, operator] = [&hosts.hosts[0], &hosts.hosts[1]];
+        ["one", "kept"].iter().for_each(|name| counting(&lab, here, name));
+        let mut series = here.command(Path::new(crate::MEIO));
+        series.args(["watch", "--interval", "10s", "--name", "images", "--dir"]).arg(lab.path("images")).arg("kept");
+        let mut series = series.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts");
+        assert!(until(SOON, || fs::read_dir(lab.path("images")).is_ok_and(|mut all| all.next().is_some())));
+
+        let (code, dry, said) = told(&lab, operator, &["10.99.0.1", "--dry-run"]);
+        let all = [pair("one", "capsule"), pair("web", "watch")];
+        assert_eq!((code, names(&dry["moved"]), names(&dry["stayed"])), (3, all.to_vec(), vec![pair("images", "watch")]), "{said}");
+        let known: Vec<&str> = dry["hosts"].as_array().into_iter().flatten().filter_map(|one| one["host"].as_str()).collect();
+        assert!(dry["from"] == "host1" && known == ["host2", "host3"], "{said}");
+        assert!(dry["stayed"][0]["help"].as_str().is_some_and(|help| help.contains("moves the capsule kept")), "{said}");
+        assert!(until(SOON, || here.runs(pid)) && capsules(here) == ["kept", "one"], "{said}");
+
+        let (code, out, err) = plain(&lab, operator, &["root@10.99.0.1"]);
+        assert!(code == 3 && out.contains("2 went, 1 stayed") && out.contains("host1 stands by for web"), "{code}: {out}{err}");
+        assert!(err.contains("images stays on host1: nobody stands by for it"), "{err}");
+        assert!(counter.go_on(50), "nobody answers: {out}{err}\n{}\n{}", watched.said(), noted(&hosts));
+        let next = (1..3).find(|n| has_address(&hosts.hosts[*n])).expect("one has it");
+        guards(&hosts, next, &[0, 3 - next], &watched, pid);
+        assert_eq!((capsules(here), [capsules(operator), capsules(&hosts.hosts[2])].concat()), (vec!["kept".into()], vec!["one".into()]));
+        assert!(goes_on(&lab, "one") && goes_on(&lab, "kept"), "{out}{err}\n{}", lab.log());
+        counter.finish().unwrap_or_else(|e| panic!("{e}: {}\n{}", watched.said(), noted(&hosts)));
+        let _ = series.kill();
+        let _ = series.wait();
+
+        // This host may be named, too; one that does not answer is no host that has nothing.
+        let (code, own, said) = told(&lab, &hosts.hosts[3 - next], &["localhost"]);
+        assert!(code == 0 && names(&own["moved"]).is_empty() && own["standby_for"][0] == "web", "{said}");
+        let (code, _, said) = told(&lab, operator, &["10.99.0.9", "--connect-timeout", "1s"]);
+        assert_eq!(code, 15, "{said}");
     }
 }

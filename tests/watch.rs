@@ -24,6 +24,8 @@ mod witness;
 use crate::lab::hosts::{Host, Hosts, SERVICE, VIP};
 use crate::lab::{Lab, SOON, until};
 pub use counter::Counter;
+pub use ring::guards;
+pub use several::guarded;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;

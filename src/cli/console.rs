@@ -164,6 +164,14 @@ pub fn error_value(e: &Error) -> Value {
     json!({"code": e.kind.code(), "message": e.message, "help": help(e), "refusals": refusals})
 }
 
+/// The failure that such an object tells of.
+pub fn error_of(value: &Value) -> Error {
+    let text = |field: &str| value[field].as_str().unwrap_or_default().to_owned();
+    let kind = value["code"].as_i64().and_then(|code| Kind::of(code as i32)).unwrap_or(Kind::Other);
+    let refusals = serde_json::from_value(value["refusals"].clone()).unwrap_or_default();
+    Error { refusals, ..Error::new(kind, text("message")) }.help(text("help"))
+}
+
 /// The error's own advice, or what helps with its kind.
 fn help(e: &Error) -> &str {
     e.help.as_deref().unwrap_or(match e.kind {
@@ -207,6 +215,16 @@ mod tests {
         let value = error_value(&Error::refused("dump", vec![r(1, "fd 5"), r(2, "task")]));
         assert_eq!(value["refusals"][1], json!({"pid": 2, "object": "task", "reason": "why", "advice": "what"}));
         assert_eq!(value["code"], 13);
+    }
+
+    #[test]
+    fn what_another_one_tells_is_the_same() {
+        let refusal = Refusal { pid: 7, object: "fd 5".into(), reason: "why".into(), advice: "what".into(), ..Refusal::default() };
+        let error = Error::refused("dump", vec![refusal]);
+        let told = error_of(&error_value(&error));
+        assert_eq!((told.kind, told.message, told.help), (error.kind, error.message, error.help));
+        assert_eq!(told.refusals, error.refusals);
+        assert_eq!(error_of(&Value::Null).kind, Kind::Other);
     }
 
     #[test]

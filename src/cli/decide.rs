@@ -56,6 +56,17 @@ fn id(text: &str) -> Result<String, String> {
 }
 
 impl Decide {
+    /// The same as words of a command line.
+    pub fn words(&self) -> Vec<String> {
+        let each = |option: &str, ids: &[String]| ids.iter().map(|id| format!("--{option}={id}")).collect::<Vec<_>>();
+        let tcp = match self.tcp {
+            Tcp::Keep => "keep",
+            Tcp::Close => "close",
+            Tcp::Refuse => "refuse",
+        };
+        [each("external", &self.external), each("ignore", &self.ignore), vec![format!("--tcp={tcp}")]].concat()
+    }
+
     /// For the screenplays.
     pub fn decisions(&self) -> Decisions {
         Decisions { external: self.external.clone(), ignore: self.ignore.clone(), tcp: self.tcp.into() }

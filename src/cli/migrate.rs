@@ -131,6 +131,14 @@ pub enum Which {
 }
 
 impl Which {
+    /// As it is written.
+    pub fn word(self) -> &'static str {
+        match self {
+            Which::Missing => "missing",
+            Which::Written => "written",
+        }
+    }
+
     /// For the screenplay.
     pub fn copying(self) -> Copying {
         match self {

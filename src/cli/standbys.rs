@@ -1,11 +1,12 @@
 //! `meio add-standby` and `meio remove-standby`: who stands by for a tree that is watched.
 
-use super::status::{ask, name, nobody};
+use super::status::{name, nobody};
 use super::{Console, way};
 use crate::error::{Error, Kind, Result};
 use crate::sys::signal;
 use crate::transport::Destination;
 use crate::watch::control::Ask;
+use crate::watch::handover::ask;
 use crate::watch::status::{State, Status};
 use serde_json::{Value, json};
 use std::process::ExitCode;
@@ -42,7 +43,8 @@ pub struct AddStandby {
 /// removed: meio unwatch ends the watch.
 ///
 /// A host that is not heard of can be removed. What is left of the watch there is shown by meio status when it is back, and ended
-/// there by meio unwatch: it cannot take over. What the configuration of the watch, or the command that begins it, says is as it
+/// there by meio unwatch: it cannot take over. Where the tree was taken over, one that is away, too, can be removed: it is told so when
+/// it is back, and what is left there ends by itself. What the configuration of the watch, or the command that begins it, says is as it
 /// was: change it there, too.
 ///
 /// With --json the line has "name" and "standbys", their names.

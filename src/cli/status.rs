@@ -7,11 +7,12 @@ use super::{Console, console::Paint};
 use crate::error::{Error, Kind, Result};
 use crate::sys::signal;
 use crate::watch::clean::{self, Left};
-use crate::watch::control::{self, Ask};
+use crate::watch::control::Ask;
+use crate::watch::handover::ask;
 use crate::watch::nodes::Node;
-use crate::watch::record::{Store, is_name};
+use crate::watch::record::is_name;
 use crate::watch::status::{Role, State, Status as Stand};
-use serde_json::{Value, json};
+use serde_json::json;
 use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -116,16 +117,6 @@ pub fn nobody(name: &str) -> Result<Error> {
         true => not_watched(name),
         false => Error::new(Kind::NotFound, format!("nobody watches {name} any more")).help("meio status says what is left"),
     })
-}
-
-/// Asks the one watch of that name that somebody serves; with the host that is meant, if one is.
-pub fn ask(name: &str, what: (Ask, Option<String>), patience: Duration) -> Result<Option<Value>> {
-    for store in Store::visible() {
-        if let Some(answer) = control::ask_of(&store, name, what.clone(), patience)? {
-            return Ok(Some(answer));
-        }
-    }
-    Ok(None)
 }
 
 impl Status {

@@ -1,16 +1,15 @@
 //! `meio switchover`: the other host takes over, since somebody wants it to.
 
-use super::status::{ask, name, nobody};
+use super::status::{name, nobody};
 use super::{Console, figures, way};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::sys::signal;
 use crate::transport::Destination;
-use crate::watch::control::Ask;
-use crate::watch::status::{State, Status};
+use crate::watch::handover;
 use crate::watch::switch::Switched;
-use serde_json::{Value, json};
+use serde_json::json;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Have the standby take over now, without any loss
 ///
@@ -46,15 +45,9 @@ pub struct Switchover {
 impl Switchover {
     /// Waits until it runs there.
     pub fn run(&self, console: &Console) -> Result<ExitCode> {
-        const PATIENCE: Duration = Duration::from_secs(120);
         signal::catch();
         let to = self.to.as_ref().map(|to| to.host.clone());
-        let Some(mut answer) = ask(&self.name, (Ask::Switchover, to.clone()), PATIENCE)? else { return Err(nobody(&self.name)?) };
-        let several = answer["changes"].is_number();
-        if several {
-            answer = self.alone(to, PATIENCE)?;
-        }
-        let switched: Switched = serde_json::from_value(answer["switched"].take()).unwrap_or_default();
+        let Some((switched, several)) = handover::over(&self.name, to)? else { return Err(nobody(&self.name)?) };
         let Switched { host, generation, epoch, frozen_ms, steps } = switched;
         if console.json {
             let result = json!({
@@ -70,39 +63,5 @@ impl Switchover {
             console.result(&format!("{} runs on {host} now; {frozen}; {next}", self.name));
         }
         Ok(ExitCode::SUCCESS)
-    }
-
-    /// Where several stand by: as soon as that one does alone, and has everything, it takes over.
-    fn alone(&self, to: Option<String>, patience: Duration) -> Result<Value> {
-        const LOOK: Duration = Duration::from_millis(50);
-        const MOMENT: Duration = Duration::from_secs(3);
-        const LONG: Duration = Duration::from_secs(15);
-        let begun = Instant::now();
-        let until = begun + patience;
-        loop {
-            // Between the two nobody serves it for a moment.
-            let answer = ask(&self.name, (Ask::Status, None), MOMENT).ok().flatten().map(|mut value| value["status"].take());
-            let status: Option<Status> = answer.filter(Value::is_object).and_then(|value| serde_json::from_value(value).ok());
-            if let Some(status) = status {
-                if let Some(why) = &status.refused {
-                    return Err(Error::other(format!("{} goes on here: {why}", self.name)).help("meio status says how it stands"));
-                }
-                // What was served before is for a moment, too.
-                if status.state == State::Protected && status.standbys.len() > 1 && begun.elapsed() >= LONG {
-                    let what = format!("{} goes on here, with all who stood by before: that host was not ready to take over", self.name);
-                    return Err(Error::other(what).help("meio status says how it stands"));
-                }
-                if status.state == State::Protected && status.standbys.is_empty() {
-                    let Some(answer) = ask(&self.name, (Ask::Switchover, to), patience)? else { return Err(nobody(&self.name)?) };
-                    return Ok(answer);
-                }
-            }
-            if Instant::now() >= until {
-                let what = format!("{} goes on here: that host does not have everything yet", self.name);
-                return Err(Error::other(what).help("meio status says how it stands"));
-            }
-            std::thread::sleep(LOOK);
-            signal::check_interrupted()?;
-        }
     }
 }

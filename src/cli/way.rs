@@ -57,6 +57,19 @@ enum When {
 }
 
 impl Way {
+    /// The same as words of a command line.
+    pub fn words(&self) -> Vec<String> {
+        let file = |file: &PathBuf| std::path::absolute(file).unwrap_or_else(|_| file.clone()).display().to_string();
+        let mut words = vec![format!("--remote-path={}", self.remote_path), format!("--streams={}", self.streams)];
+        words.extend(self.ssh.iter().map(|ssh| format!("--ssh={ssh}")));
+        words.extend(self.identity.iter().map(|key| format!("--identity={}", file(key))));
+        words.extend(self.known_hosts.iter().map(|hosts| format!("--known-hosts={}", file(hosts))));
+        words.extend((self.direct == When::Never).then(|| "--direct=never".to_owned()));
+        words.extend(self.bandwidth.map(|bytes| format!("--bandwidth={bytes}")));
+        words.push(format!("--connect-timeout={}ms", self.connect_timeout.as_millis()));
+        words
+    }
+
     /// As the transport takes it.
     pub fn how(&self) -> How {
         How {

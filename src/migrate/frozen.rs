@@ -184,8 +184,9 @@ pub fn announce_again(address: &Address) {
         .stdout(std::process::Stdio::null())
         .stderr(std::process::Stdio::null())
         .spawn();
-    // Who is not there to be waited for is waited for by init.
-    drop(again);
+    if let Ok(child) = again {
+        task::reap(child.id() as i32);
+    }
 }
 
 #[cfg(test)]

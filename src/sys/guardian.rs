@@ -92,11 +92,20 @@ impl Guardian {
     ///
     /// # Errors
     /// When it cannot be ended; the processes must be ended then, since it will.
-    pub fn dismiss(self) -> Result<()> {
+    pub fn dismiss(mut self) -> Result<()> {
         let pid = nix::unistd::Pid::from_raw(self.pid);
         nix::sys::signal::kill(pid, nix::sys::signal::SIGKILL).context(|| "dismissing the guardian")?;
-        while let Err(Errno::EINTR) = nix::sys::wait::waitpid(pid, None) {}
+        task::wait(std::mem::take(&mut self.pid));
         Ok(())
+    }
+}
+
+impl Drop for Guardian {
+    /// Its end may take a while, which nobody waits for.
+    fn drop(&mut self) {
+        if self.pid != 0 {
+            task::reap(self.pid);
+        }
     }
 }
 

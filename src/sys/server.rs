@@ -112,6 +112,15 @@ pub fn duplicate(fd: RawFd) -> nix::Result<OwnedFd> {
     Errno::result(unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 0) }).map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+impl Drop for Server {
+    /// It may go on for long.
+    fn drop(&mut self) {
+        if !self.has_ended() {
+            task::reap(self.pid);
+        }
+    }
+}
+
 impl Server {
     /// Starts it, and waits until it is ready. Of meio's descriptors it has `keep` and standard error, no other. `work` returns what
     /// goes wrong.

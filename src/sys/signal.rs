@@ -34,6 +34,11 @@ pub fn take() -> Option<i32> {
     }
 }
 
+/// As if SIGINT had come.
+pub fn interrupt() {
+    CAUGHT.store(libc::SIGINT, Ordering::Relaxed);
+}
+
 /// Whether one was noted; does not forget it.
 pub fn is_pending() -> bool {
     CAUGHT.load(Ordering::Relaxed) != 0

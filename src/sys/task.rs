@@ -301,3 +301,14 @@ pub fn speculation(which: u64) -> u32 {
     // SAFETY: numbers only.
     (unsafe { libc::prctl(libc::PR_GET_SPECULATION_CTRL, which, 0, 0, 0) }).max(0) as u32
 }
+
+/// Waits for the end of a child.
+pub fn wait(pid: i32) {
+    while let Err(Errno::EINTR) = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(pid), None) {}
+}
+
+/// Takes notice of the end of a child, whenever that is: a thread that has nothing else to do waits for it, so that nothing is left of it
+/// however long meio goes on. What outlives meio is waited for by init.
+pub fn reap(pid: i32) {
+    let _ = std::thread::Builder::new().name("reaper".into()).spawn(move || wait(pid));
+}

@@ -10,6 +10,7 @@
 //!   agree      the first words of both ends
 //!   login      an ssh session of libssh2: host key, user, command; pump feeds its one channel
 //!   client     the system's ssh instead, as a child process
+//!   command    another command of meio, run there to its end
 //!   door       a link that is made again with the agent that is there
 //!   bulk       opening the streams: direct (TLS), or lent (ssh sessions)
 //!     flow     items in numbered chunks over all of them
@@ -23,6 +24,7 @@ mod agree;
 mod base64;
 mod bulk;
 mod client;
+mod command;
 mod direct;
 mod door;
 mod drain;
@@ -39,6 +41,7 @@ mod pump;
 
 pub use agree::Hello;
 pub use bulk::called_from;
+pub use command::{run as run_at, word};
 pub use door::{Door, Visitor, again};
 pub use drain::{Speed, drain, measure};
 pub use flow::{Receiver, Sender};
@@ -207,9 +210,18 @@ struct Carrier {
 trait Far: Send {
     /// Why the command has ended, once its output has; waits a moment for the reason.
     fn reason(&self) -> Box<dyn Fn() -> Option<Error> + Send + Sync>;
+    /// How it has ended, once its output has; `None` where that is not known after a moment.
+    fn end(&self) -> Option<pump::End>;
 }
 
 impl Way {
+    fn new(to: &Destination, how: &How, report: &mut dyn Report) -> Result<Way> {
+        Ok(match &how.ssh {
+            Some(words) => Way::Client(Arc::new(client::Way::new(to, words)?)),
+            None => Way::Library(Arc::new(login::Way::new(to, how, report)?)),
+        })
+    }
+
     fn start(&self, command: &str, timeout: Duration) -> Result<Carrier> {
         match self {
             Way::Library(way) => way.start(command, timeout),
@@ -242,10 +254,7 @@ pub fn connect_to(to: &Destination, how: &How, command: &str, report: &mut dyn R
     if !(1..=STREAMS).contains(&how.streams) {
         return Err(Error::new(Kind::Usage, format!("1 to {STREAMS} streams are possible")));
     }
-    let way = match &how.ssh {
-        Some(words) => Way::Client(Arc::new(client::Way::new(to, words)?)),
-        None => Way::Library(Arc::new(login::Way::new(to, how, report)?)),
-    };
+    let way = Way::new(to, how, report)?;
     let carrier = way.start(&format!("{} {command}", how.remote_path), how.timeout)?;
     let near = carrier.near.try_clone()?;
     let reason = carrier.far.reason();

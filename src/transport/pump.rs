@@ -106,6 +106,10 @@ impl Far for Pumped {
         let (ended, name, command) = (self.ended.clone(), self.name.clone(), self.command.clone());
         Box::new(move || ended.reason(&name, &command))
     }
+
+    fn end(&self) -> Option<End> {
+        self.ended.wait(LAST)
+    }
 }
 
 impl Drop for Pumped {

@@ -308,6 +308,10 @@ impl Agent<'_> {
                 Next::Restore => self.bring_back(),
                 Next::Run | Next::Undo => {}
                 Next::End => {
+                    // Who calls later is to hear of it.
+                    if self.over && self.root.is_some() {
+                        self.history.note(Entry::ended(Role::Standby, self.machine.generation()));
+                    }
                     // What was taken over stays on record, and that it was by somebody else.
                     let stays =
                         self.root.is_some() || self.more || (self.caller.is_some() || self.court.is_some()) && !self.machine.has_left();
@@ -351,6 +355,7 @@ impl Agent<'_> {
         let wished = self.board.wished();
         let alone = self.caller.as_ref().is_some_and(Caller::found_nobody);
         self.handed |= alone && self.root.is_some() || self.is_handed(wished);
+        self.over |= self.root.is_none() && self.caller.as_ref().is_some_and(Caller::is_over);
         let asked = wished == Some(Wish::Over);
         match &self.peer {
             Some(peer) if asked && self.root.is_none() => {
@@ -591,10 +596,5 @@ impl Agent<'_> {
         }
         self.events.push_back(event);
         Ok(None)
-    }
-
-    fn note(&self, text: &str) {
-        self.store.note(&self.record.name, text);
-        self.report.borrow_mut().note(text);
     }
 }

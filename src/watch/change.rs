@@ -16,7 +16,7 @@ use crate::dump;
 use crate::error::{Error, Kind, Result};
 use crate::progress::{Report, Silent};
 use crate::sys::signal;
-use crate::transport::Destination;
+use crate::transport::{self, Destination};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -117,8 +117,36 @@ pub fn wanted(options: &Options, status: &Status, change: &Change) -> Result<Opt
     let standby = all.pop().unwrap_or_else(|| options.standby.clone());
     // Whoever runs it then is to find them all.
     let own = options.among.as_ref().map(|among| among.own.clone()).unwrap_or_default();
-    let among = (options.among.is_some() || hands.is_some()).then_some(Among { own, away });
+    let among = (options.among.is_some() || hands.is_some()).then_some(Among { own, away, ..Among::default() });
     Ok(Options { standby, others, limits, among, hands, refused: None, ..options.clone() })
+}
+
+/// With what a watch goes on when somebody is taken out of it that belongs to it, and is not there. `None`: no such host is meant.
+fn without(options: &Options, status: &Status, change: &Change) -> Option<Options> {
+    let among = options.among.as_ref().filter(|_| change.what == What::Removes && status.state == State::Protected)?;
+    let place = |name: &String| Destination::parse(name).ok().map(|host| host.host);
+    let meant = place(&change.host)?;
+    let (gone, away): (Vec<String>, Vec<String>) = among.away.iter().cloned().partition(|host| place(host).as_ref() == Some(&meant));
+    let among = Among { away, ..among.clone() };
+    (!gone.is_empty()).then(|| Options { among: Some(among), hands: None, refused: None, ..options.clone() })
+}
+
+/// All that belong to a watch, there or not.
+fn belong(options: &Options) -> Vec<String> {
+    let there = std::iter::once(&options.standby).chain(&options.others).map(ToString::to_string);
+    there.chain(options.among.iter().flat_map(|among| among.away.clone())).collect()
+}
+
+/// Who does not belong to it any more is known from now on, until it does again.
+fn remembered(before: &Options, mut next: Options) -> Options {
+    let all = belong(&next);
+    if let Some(among) = &mut next.among {
+        among.left = before.among.as_ref().map(|among| among.left.clone()).unwrap_or_default();
+        among.left.extend(belong(before));
+        among.left.retain(|host| !ring::is_among(&all, host));
+        among.left.dedup();
+    }
+    next
 }
 
 /// Whether the tree could live on the last host that is named, which has nothing to do with it yet: nothing begins there.
@@ -138,7 +166,11 @@ pub fn fits(ask: &Ask, options: &Options) -> Result<()> {
 pub fn changes(board: &Arc<Board>, ask: Ask, over: impl Fn(Options) + Clone + Send + 'static) {
     let mine = Arc::downgrade(board);
     board.changed_by(move |status, change| {
-        let next = wanted(&ask.options, status, change)?;
+        let next = match without(&ask.options, status, change) {
+            Some(next) => next,
+            None => wanted(&ask.options, status, change)?,
+        };
+        let next = remembered(&ask.options, next);
         let (count, ask, over, adds) = (next.limits.standbys, ask.clone(), over.clone(), change.what == What::Adds);
         let board = mine.clone();
         let look = move || match if adds { fits(&ask, &next) } else { Ok(()) } {
@@ -157,7 +189,7 @@ pub fn joined(board: &Arc<Board>, porch: &Porch, options: &Options, over: impl F
         let Some(status) = mine.upgrade().map(|board| board.status()) else { return "the watch is over".to_owned() };
         match wanted(&options, &status, &Change { what: What::Adds, host: host.to_owned() }) {
             Ok(next) => {
-                over(next);
+                over(remembered(&options, next));
                 "it is taken in".to_owned()
             }
             Err(e) => e.message,
@@ -186,6 +218,23 @@ pub fn run(options: &Options, report: &mut dyn Report) -> Result<(Outcome, Optio
     Ok((outcome, now))
 }
 
+/// With what it goes on by those alone that can be logged in to, if some of all cannot; which these are.
+fn answering(options: &Options) -> Option<(Options, Vec<Destination>)> {
+    const LIMIT: Duration = Duration::from_secs(5);
+    let mut how = ring::way(&options.how);
+    how.timeout = how.timeout.min(LIMIT);
+    let all = std::iter::once(&options.standby).chain(&options.others).cloned();
+    let (mut there, lost): (Vec<_>, Vec<_>) = all.partition(|host| transport::connect(host, &how, &mut Silent).is_ok());
+    if there.is_empty() || lost.is_empty() {
+        return None;
+    }
+    let mut limits = options.limits;
+    limits.standbys = there.len();
+    limits.acks = if there.len() > 1 { options.acks } else { Acks::default() };
+    let others = there.split_off(1);
+    Some((Options { standby: there.swap_remove(0), others, limits, ..options.clone() }, lost))
+}
+
 /// The watch with the others; with those who stood by before, if it cannot be. `None`: there is nothing to be watched any more.
 fn begin(before: &Options, now: &mut Options, report: &mut dyn Report) -> Result<Option<Outcome>> {
     /// Who stood by before needs a moment to be gone.
@@ -200,13 +249,24 @@ fn begin(before: &Options, now: &mut Options, report: &mut dyn Report) -> Result
             Err(e) => e,
             Ok(outcome) => return Ok(Some(outcome)),
         };
+        let silent = failed.kind == Kind::LinkFailed;
+        // What it could not live with there does not pass by itself.
+        let refused = failed.kind == Kind::Unsupported && now.refused.is_none();
         let reasons = failed.refusals.iter().map(|refusal| format!("; {}: {}", refusal.object, refusal.reason));
         let why = std::iter::once(failed.message.clone()).chain(reasons).collect::<String>();
-        if Instant::now() >= until {
-            if now.refused.is_none() {
+        // A cable that is pulled for a moment is waited for, a host that is lost not for as long as one that is about to be free.
+        let waited = if silent { Instant::now() + MOMENT / 2 } else { Instant::now() };
+        if refused || waited >= until {
+            let first = now.refused.is_none();
+            if first {
                 *now = Options { refused: Some(why.clone()), ..before.clone() };
                 report.warning(&format!("those stand by again who did before: {why}"));
-            } else if complaint.as_ref() != Some(&why) {
+            }
+            if let Some((fewer, lost)) = silent.then(|| answering(now)).flatten() {
+                let lost = lost.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+                report.warning(&format!("{lost} cannot be reached: the others stand by without it, until meio add-standby names it again"));
+                *now = fewer;
+            } else if !first && complaint.as_ref() != Some(&why) {
                 report.warning(&format!("nobody stands by: {why}"));
                 complaint = Some(why);
             }

@@ -162,6 +162,8 @@ pub struct Caller {
     not_before: Instant,
     /// How many of those that were called last know nothing of it.
     nobody: usize,
+    /// One of them says that it is over, or goes on without this host.
+    over: bool,
     /// Who has started this meio, if that wants to know.
     manager: Arc<Manager>,
 }
@@ -217,7 +219,7 @@ impl Caller {
         let how = How { timeout: how.timeout.min(LIMIT), ..how.clone() };
         let again = all.first().map_or(LIMIT, |(_, returns)| returns.limits.again);
         let (not_before, manager) = (Instant::now() + pause, manager.clone());
-        Caller { all, at: 0, how, again, token: Arc::default(), answers, tell, at_work: false, not_before, nobody: 0, manager }
+        Caller { all, at: 0, how, again, token: Arc::default(), answers, tell, at_work: false, not_before, nobody: 0, over: false, manager }
     }
 
     /// Who is asked next, and what it is told.
@@ -255,7 +257,13 @@ impl Caller {
 
     /// Who has answered, with what it has asked.
     pub fn answer(&mut self) -> Option<Result<(Peer, Setup)>> {
-        let answer = self.answers.try_recv().ok()?;
+        let answer = match self.answers.try_recv().ok()? {
+            Ok((peer, Setup::Over)) => {
+                self.over = true;
+                Err(Error::new(Kind::NotFound, format!("{} says that it is over, or goes on without this host", peer.hello.host)))
+            }
+            answer => answer,
+        };
         self.at_work = false;
         self.nobody = if answer.as_ref().is_err_and(|e| e.kind == Kind::NotFound) { self.nobody + 1 } else { 0 };
         // Another one may run it.
@@ -268,6 +276,11 @@ impl Caller {
             self.not_before = self.not_before.min(Instant::now() + self.again);
         }
         Some(answer)
+    }
+
+    /// Whether one of them knows that it is over, or goes on without this host.
+    pub fn is_over(&self) -> bool {
+        self.over
     }
 
     /// Whether all that were called are there, and have nothing of it.
@@ -300,7 +313,7 @@ pub fn call(to: &Destination, how: &How, token: &Mutex<Option<String>>, says: &S
             Setup::There { token } => *locked() = Some(token),
             Setup::Nobody => return Err(Error::new(Kind::NotFound, format!("{to} does not run it"))),
             Setup::NotYet { why } => return Err(Error::other(format!("{to} cannot be stood by for yet: {why}"))),
-            setup @ Setup::Ask { .. } => return Ok((peer, setup)),
+            setup @ (Setup::Ask { .. } | Setup::Over) => return Ok((peer, setup)),
             _ => return Err(Error::link(format!("{to} says something else than was asked"))),
         }
     }
@@ -312,8 +325,7 @@ fn stand_by(options: &Options, store: &Store, manager: &Arc<Manager>, report: &m
     let known = store.read(&options.name)?.and_then(|record| record.back?.witness);
     let witness = protect::contact(options, known.as_ref(), report)?;
     manager.ready();
-    let (hosts, how, group) = (vec![options.standby.clone()], options.how.clone(), options.control_group.clone());
-    let mut one = Ring { own: String::new(), hosts, how, returns: returns(options, witness), group, gone: 1 };
+    let mut one = Ring::pair(options.standby.clone(), options.how.clone(), returns(options, witness), options.control_group.clone());
     stand(&mut one, store, manager, report).map(|ended| ended.stood)
 }
 
@@ -380,6 +392,7 @@ fn wait(group: Option<&str>, store: &Store, caller: &mut Caller, report: &mut dy
         caller.call(generation, instance, false);
         match caller.answer() {
             Some(Ok(came)) => return Ok(Some(came)),
+            Some(Err(_)) if caller.is_over() => {}
             Some(Err(e)) if caller.found_nobody() && due(store.read(name)?.as_ref()) == Some(Due::Perhaps) => return Err(e),
             Some(Err(e)) if complaint.as_ref() != Some(&e.message) => {
                 report.warning(&format!("it is not known who runs it: {}", e.message));
@@ -387,10 +400,13 @@ fn wait(group: Option<&str>, store: &Store, caller: &mut Caller, report: &mut dy
             }
             _ => {}
         }
-        let wished = board.wished();
+        let wished = if caller.is_over() { Some(Wish::Over) } else { board.wished() };
         if matches!(wished, Some(Wish::Over | Wish::Handover)) {
             if wished == Some(Wish::Over) {
                 store.forget(name)?;
+            }
+            if caller.is_over() {
+                report.note("the watch is over, or goes on without this host");
             }
             board.end(Ok(Vec::new()));
             return Ok(None);

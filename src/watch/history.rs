@@ -57,7 +57,16 @@ pub struct Entry {
     pub steps: Vec<(String, f64)>,
 }
 
+/// What is noted of the end of a watch where others who call are to hear of it.
+const ENDED: &str = "ended";
+
 impl Entry {
+    /// The watch has ended where it ran, with this generation, and does not go on in other hands.
+    pub fn ended(role: Role, generation: u64) -> Entry {
+        let why = "nobody stands by any more, as a user wants it, or since what was watched has ended";
+        Entry { generation, ..Entry::new(role, ENDED, why) }
+    }
+
     /// Something that has happened now.
     pub fn new(role: Role, event: &str, reason: impl Into<String>) -> Entry {
         let at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| (since.as_secs_f64() * 1e3).round() / 1e3);
@@ -135,6 +144,18 @@ fn append(path: &Path, entry: &Entry) -> Result<()> {
     // What a power cut has cut off stays a line of its own.
     let cut = if last == [b'\n'] { "" } else { "\n" };
     file.write_all(format!("{cut}{line}\n").as_bytes()).and_then(|()| file.sync_data()).context(doing)
+}
+
+/// The same where nobody else writes. What cannot be noted is not heard of.
+pub fn ends(store: &Store, name: &str, generation: u64) {
+    let _ = append(&file(store, name), &Entry::ended(Role::Primary, generation));
+}
+
+/// Whether a watch has ended here that had this generation or a higher one, and no other one has begun since.
+pub fn has_ended(store: &Store, name: &str, generation: u64) -> bool {
+    let own = |entry: &&Entry| !["over", "hook-failed"].contains(&entry.event.as_str());
+    let all = read(store, name).unwrap_or_default();
+    all.iter().rfind(own).is_some_and(|last| last.event == ENDED && last.generation >= generation)
 }
 
 /// The newer half, and one line more.
@@ -253,6 +274,21 @@ fn run(command: &str, name: &str, entry: &Entry, patience: Duration) -> std::res
 mod tests {
     use super::*;
     use std::sync::{Arc, Mutex};
+
+    /// Only what ended last counts, and only for those who know of nothing newer.
+    #[test]
+    fn an_end_is_known_until_another_one_begins() {
+        let (_folder, store) = store();
+        let note =
+            |event: &str| append(&file(&store, "web"), &Entry { generation: 3, ..Entry::new(Role::Primary, event, "") }).expect("a line");
+        note("begun");
+        assert!(!has_ended(&store, "web", 3));
+        ends(&store, "web", 3);
+        note("over");
+        assert!(has_ended(&store, "web", 3) && has_ended(&store, "web", 0) && !has_ended(&store, "web", 4));
+        note("begun");
+        assert!(!has_ended(&store, "web", 3) && !has_ended(&store, "other", 0));
+    }
 
     fn store() -> (tempfile::TempDir, Store) {
         let folder = tempfile::tempdir().expect("a folder");

@@ -2,10 +2,11 @@
 //! between two of them waits as a guest, and is met by the one that begins.
 
 use super::again::{self, Ask, Found, Whom};
+use super::ring::is_among;
 use super::setup::{Returns, Setup};
 use crate::error::{Context, Error, Result};
 use crate::migrate::plan::unpack;
-use crate::transport::{Door, Peer, Visitor};
+use crate::transport::{Destination, Door, Peer, Visitor};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::Duration;
@@ -39,6 +40,8 @@ struct Rooms {
     places: Vec<Place>,
     guests: Vec<Guest>,
     joins: Option<Joins>,
+    /// Those that have no part in it any more.
+    barred: Vec<String>,
 }
 
 /// Where they come.
@@ -84,6 +87,11 @@ impl Porch {
         self.rooms().joins = Some(Arc::new(joins));
     }
 
+    /// These have no part in it any more, and are told so.
+    pub fn bars(&self, names: &[String]) {
+        self.rooms().barred = names.to_vec();
+    }
+
     /// Nobody is met any more: who comes is a guest.
     pub fn close(&self) {
         let mut rooms = self.rooms();
@@ -126,6 +134,12 @@ impl Porch {
         if let Some(place) = self.rooms().places.get_mut(of) {
             place.host = Some(host.to_owned());
         }
+    }
+
+    /// Where nobody stands by who is wanted.
+    pub fn missing(&self) -> Vec<Destination> {
+        let rooms = self.rooms();
+        rooms.places.iter().filter(|place| place.wanted.is_some()).map(|place| place.ask.options.standby.clone()).collect()
     }
 
     /// Nobody stands by there, and this one is wanted.
@@ -175,6 +189,9 @@ impl Porch {
             Setup::Invite(seat) => seat.returns,
             _ => return Err(Error::link("who comes says something else than what it wants")),
         };
+        if !returns.runs && is_among(&self.rooms().barred, &returns.at) {
+            return again::say(&peer, &Setup::Over);
+        }
         let host = peer.hello.host.clone();
         let Some((of, known)) = self.place(&host, &returns) else {
             if returns.runs {

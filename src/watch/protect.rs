@@ -358,6 +358,9 @@ impl End {
         // Who was overtaken is to know it when it is started again, unless a user has it forgotten.
         if done.is_ok() && (!self.machine.is_demoted() || self.board.is_over()) {
             if !self.machine.has_switched() && !self.machine.is_demoted() && !self.follows() {
+                if self.lets_in {
+                    self.history.note(Entry::ended(Role::Primary, self.machine.generation()));
+                }
                 self.see_off();
             }
             self.forget();

@@ -8,6 +8,7 @@
 use super::again::{Here, Reach};
 use super::comeback::{self, Stood};
 use super::control::Control;
+use super::history;
 use super::porch::{Guest, Porch};
 use super::protect::{self, Options};
 use super::record::{Record, Store};
@@ -44,6 +45,8 @@ pub struct Among {
     pub own: String,
     /// Hosts that belong to it, and are not there.
     pub away: Vec<String>,
+    /// Hosts that were taken out of it: they are told so when they call.
+    pub left: Vec<String>,
 }
 
 /// All of them, as one knows them.
@@ -61,6 +64,8 @@ pub struct Ring {
     pub group: Option<String>,
     /// How many of them are not waited for.
     pub gone: usize,
+    /// Those that have no part in it any more.
+    pub left: Vec<String>,
 }
 
 impl Ring {
@@ -69,7 +74,13 @@ impl Ring {
         let away = options.among.iter().flat_map(|among| named(&among.away));
         let hosts = std::iter::once(&options.standby).chain(&options.others).cloned().chain(away).collect();
         let (returns, group) = (comeback::returns(options, None), options.control_group.clone());
-        Ring { own: String::new(), hosts, how: options.how.clone(), returns, group, gone: 1 }
+        let left = options.among.as_ref().map(|among| among.left.clone()).unwrap_or_default();
+        Ring { own: String::new(), hosts, how: options.how.clone(), returns, group, gone: 1, left }
+    }
+
+    /// As the only other host is known.
+    pub fn pair(host: Destination, how: How, returns: Returns, group: Option<String>) -> Ring {
+        Ring { own: String::new(), hosts: vec![host], how, returns, group, gone: 1, left: Vec::new() }
     }
 
     /// As one knows it that has stood by, from where `first` is to be asked first: his place, or the primary's.
@@ -90,7 +101,8 @@ impl Ring {
     /// As somebody has said who calls.
     pub fn told(returns: &Returns) -> Ring {
         let bare = Returns { at: String::new(), ring: Vec::new(), instance: 0, runs: false, ..returns.clone() };
-        let mut ring = Ring { own: String::new(), hosts: Vec::new(), how: How::default(), returns: bare, group: None, gone: 1 };
+        let (own, hosts, how) = (String::new(), Vec::new(), How::default());
+        let mut ring = Ring { own, hosts, how, returns: bare, group: None, gone: 1, left: Vec::new() };
         ring.hears(returns);
         ring
     }
@@ -98,8 +110,9 @@ impl Ring {
     /// The way of those that stood by for a meio that was killed here, as far as it is on record.
     pub fn on_record(self, record: &Record) -> Ring {
         let seat = record.back.as_ref().and_then(|back| back.each.first()).and_then(|each| each.seat.as_deref());
-        let how = seat.map(|seat| Ring::seated(seat, None).how);
-        Ring { how: how.unwrap_or_else(|| self.how.clone()), ..self }
+        let Some(seat) = seat else { return self };
+        let Ring { how, left, .. } = Ring::seated(seat, None);
+        Ring { how, left, ..self }
     }
 
     /// Who they are now.
@@ -111,6 +124,7 @@ impl Ring {
         names.retain(|name| !name.is_empty() && there.insert(name.as_str()));
         self.hosts = names.into_iter().flat_map(|name| named(std::slice::from_ref(name))).collect();
         self.own = seat.hosts.get(seat.place).cloned().unwrap_or_default();
+        self.left = seat.left.clone();
     }
 
     /// How this host is logged in to by one that is called so.
@@ -130,6 +144,7 @@ impl Ring {
             if let Ok(host) = Destination::parse(name)
                 && *name != self.own
                 && !self.hosts.contains(&host)
+                && !is_among(&self.left, name)
             {
                 self.hosts.push(host);
             }
@@ -139,7 +154,7 @@ impl Ring {
     /// With what a tree here is protected by those who have come.
     fn options(&self, pid: i32, members: &[Destination]) -> Options {
         let away = self.hosts.iter().filter(|host| !members.contains(host)).map(ToString::to_string).collect();
-        let among = Among { own: self.own.clone(), away };
+        let among = Among { own: self.own.clone(), away, left: self.left.clone() };
         // Two of several that lose each other do not both go on.
         let returns = Returns { limits: Limits { on_loss: OnLoss::Hold, ..self.returns.limits }, ..self.returns.clone() };
         Options {
@@ -165,6 +180,7 @@ impl Ring {
             remote_path: self.how.remote_path.clone(),
             home,
             away,
+            left: self.left.clone(),
             returns: Returns { generation, instance: 0, runs: true, ..self.says(to) },
         }
     }
@@ -223,34 +239,56 @@ pub fn way(how: &How) -> How {
     }
 }
 
+/// Whether this host is one of these, whoever logs in there.
+pub fn is_among(names: &[String], name: &str) -> bool {
+    let place = |name: &str| Destination::parse(name).ok().map(|host| (host.host, host.port));
+    let meant = place(name);
+    meant.is_some() && names.iter().any(|other| place(other) == meant)
+}
+
 /// Those that are called so.
 fn named(names: &[String]) -> Vec<Destination> {
     names.iter().filter_map(|name| Destination::parse(name).ok()).collect()
 }
 
-/// Calls those that belong to it, and of whom nothing has come, until it is dropped.
+/// One that is told to come when it is not there.
+#[derive(Clone)]
+struct Called {
+    to: Destination,
+    seat: Seat,
+    /// It has come, and may have been lost since.
+    came: bool,
+}
+
+/// Calls those that belong to it, and of whom nothing has come or comes any more, until it is dropped.
 struct Herald {
-    missing: Arc<Mutex<Vec<(Destination, Seat)>>>,
+    all: Arc<Mutex<Vec<Called>>>,
     ends: Arc<AtomicBool>,
 }
 
 impl Herald {
-    fn begin(how: How, again: Duration) -> Result<Herald> {
+    fn begin(how: How, again: Duration, porch: Arc<Porch>) -> Result<Herald> {
         const STEP: Duration = Duration::from_millis(50);
         /// Who does not answer is not called more often.
         const RARELY: u32 = 3;
-        let herald = Herald { missing: Arc::default(), ends: Arc::default() };
-        let (missing, ends) = (herald.missing.clone(), herald.ends.clone());
+        let herald = Herald { all: Arc::default(), ends: Arc::default() };
+        let (all, ends) = (herald.all.clone(), herald.ends.clone());
+        let missing = move || {
+            let lost = porch.missing();
+            let mut missing = all.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            missing.retain(|one| !one.came || lost.contains(&one.to));
+            missing
+        };
         let work = move || {
             while !ends.load(Ordering::Relaxed) {
-                let all = missing.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                let before = missing();
                 // Who comes by itself is not to be called.
                 let until = Instant::now() + again * RARELY;
                 while !ends.load(Ordering::Relaxed) && Instant::now() < until {
                     std::thread::sleep(STEP);
                 }
-                for (to, seat) in all {
-                    let still = missing.lock().unwrap_or_else(PoisonError::into_inner).iter().any(|(other, _)| *other == to);
+                for Called { to, seat, .. } in before {
+                    let still = missing().iter().any(|one| one.to == to);
                     if still && !ends.load(Ordering::Relaxed) {
                         let _ = comeback::call(&to, &how, &Mutex::default(), &Setup::Invite(Box::new(seat)));
                     }
@@ -262,11 +300,9 @@ impl Herald {
     }
 
     fn calls(&self, ring: &Ring, there: &[Destination], generation: u64) {
-        let missing = ring.hosts.iter().filter(|host| !there.contains(host)).map(|host| {
-            let home = ring.own_for(host);
-            (host.clone(), ring.invitation(host, home, generation))
-        });
-        *self.missing.lock().unwrap_or_else(PoisonError::into_inner) = missing.collect();
+        let called =
+            |to: &Destination| Called { to: to.clone(), seat: ring.invitation(to, ring.own_for(to), generation), came: there.contains(to) };
+        *self.all.lock().unwrap_or_else(PoisonError::into_inner) = ring.hosts.iter().map(called).collect();
     }
 }
 
@@ -292,11 +328,12 @@ fn lead(ring: &mut Ring, guests: Vec<Guest>, store: &Store, manager: &Manager, r
     let claim = Arc::new(free(store, &name)?);
     let porch = Open(Porch::begin()?);
     guests.into_iter().for_each(|guest| porch.0.receives(guest));
-    let herald = Herald::begin(way(&ring.how), ring.returns.limits.again)?;
+    let herald = Herald::begin(way(&ring.how), ring.returns.limits.again, porch.0.clone())?;
     // Whoever ran it before, and was lost, is not waited for.
     let mut expected = ring.hosts.len().saturating_sub(ring.gone).max(1);
     let (mut complaint, mut hands) = (None, None::<Box<Options>>);
     loop {
+        porch.0.bars(&ring.left);
         let only = hands.as_ref().map(|next| next.standby.clone());
         let tree = match wait(ring, &porch.0, &herald, (expected, only.as_ref()), (store, manager))? {
             Waited::Comes(tree) => tree,
@@ -355,6 +392,7 @@ fn lead(ring: &mut Ring, guests: Vec<Guest>, store: &Store, manager: &Manager, r
                 let away = next.among.iter().flat_map(|among| named(&among.away)).filter(|host| !ring.hosts.contains(host));
                 let away: Vec<Destination> = away.collect();
                 ring.hosts.extend(away);
+                ring.left = next.among.as_ref().map(|among| among.left.clone()).unwrap_or_default();
                 hands = Some(next).filter(|next| next.hands.is_some());
                 continue;
             }
@@ -430,12 +468,12 @@ fn wait(
         if only.is_some() && there.is_empty() && begun.elapsed() >= 3 * MOMENT + ring.returns.limits.again {
             break Waited::InVain;
         }
-        if !tree.lives() || dump::ended(tree.pid) {
-            break Waited::Over(Stood::Ran);
-        }
-        if board.wished() == Some(Wish::Over) {
+        let over = if !tree.lives() || dump::ended(tree.pid) { Some(Stood::Ran) } else { None };
+        if let Some(stood) = over.or_else(|| (board.wished() == Some(Wish::Over)).then_some(Stood::Runs)) {
+            // Who calls later is to hear of it.
+            history::ends(store, name, generation);
             store.forget(name)?;
-            break Waited::Over(Stood::Runs);
+            break Waited::Over(stood);
         }
         if signal::take().or_else(|| signal::passed().find(|signal| *signal != libc::SIGUSR1)).is_some() {
             board.end(Ok(Vec::new()));
@@ -507,6 +545,18 @@ mod tests {
         assert_eq!(options.among.map(|among| among.away), Some(vec!["root@three".to_owned()]));
         let options = ring.options(1, &named(&["root@one".into()]));
         assert_eq!((options.limits.standbys, options.limits.on_loss), (1, OnLoss::Hold));
+    }
+
+    /// Who was taken out of it is not one of them again since somebody names it, or since it calls; whoever follows knows it, too.
+    #[test]
+    fn who_has_left_is_no_part_of_it() {
+        let mut ring = Ring { left: vec!["root@five:22".into()], ..Ring::seated(&seat(), None) };
+        ring.hears(&returns("root@four", &["admin@five:22", "root@five:23", "root@six"]));
+        assert_eq!(names(&ring), ["root@one", "root@three", "root@four", "root@five:23", "root@six"]);
+        let to = ring.hosts[0].clone();
+        assert_eq!(Ring::seated(&ring.invitation(&to, "root@two".into(), 5), None).left, ["root@five:22"]);
+        assert_eq!(ring.options(1, &named(&["root@one".into()])).among.map(|among| among.left), Some(ring.left.clone()));
+        assert!(!is_among(&ring.left, "five") && !is_among(&[], ""));
     }
 
     /// Who is invited finds the host that has invited it, and all others.

@@ -94,6 +94,8 @@ pub enum Setup {
     Invite(Box<Seat>),
     /// The answer where nobody runs it there.
     Nobody,
+    /// The answer where it was ended, or goes on without the host that asks: nobody is to be asked any more.
+    Over,
     /// The answer where it cannot be protected yet: it is to be asked again.
     NotYet {
         /// What is waited for, in words.
@@ -149,6 +151,9 @@ pub struct Seat {
     /// and hosts that belong to it, and are not there.
     #[serde(default)]
     pub away: Vec<String>,
+    /// Those that have no part in it any more.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left: Vec<String>,
     /// What it says to the one that has taken over, to stand by for it.
     pub returns: Returns,
 }

@@ -5,6 +5,7 @@ mod loss;
 
 use super::change::Change;
 use super::gate::Gate;
+use super::handover::Login;
 use super::nodes::{Hosts, Node};
 use super::state::{Event, Mark, Path, Said};
 use super::switch::Switched;
@@ -255,6 +256,8 @@ struct Inner {
     over: bool,
     /// What the other host was called by the user.
     called: String,
+    /// How those are logged in to who stand by.
+    logins: Vec<Login>,
     /// How many switch-overs have ended, and how the last one has.
     switched: (u64, Option<Result<Switched, crate::error::Error>>),
 }
@@ -469,6 +472,16 @@ impl Board {
     /// The other host was called so.
     pub fn other_is(&self, name: &str) {
         self.inner().called = name.to_owned();
+    }
+
+    /// Those who stand by are logged in to so.
+    pub fn reached_by(&self, logins: Vec<Login>) {
+        self.inner().logins = logins;
+    }
+
+    /// How they are.
+    pub fn logins(&self) -> Vec<Login> {
+        self.inner().logins.clone()
     }
 
     /// Whether somebody means the other host.

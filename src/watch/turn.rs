@@ -5,11 +5,12 @@
 
 use super::again::{Here, Reach};
 use super::control::{self, Ask};
+use super::history::has_ended;
 use super::porch::{Guest, Porch};
 use super::protect::{self, Options};
 use super::record::{Record, Store};
 use super::resume;
-use super::ring::{self, Ring, Role};
+use super::ring::{self, Ring, Role, is_among};
 use super::setup::{Returns, SETUP, Seat, Setup};
 use super::state::{Acks, Activation, Limits};
 use crate::dump::{self, Output, Track};
@@ -42,7 +43,11 @@ pub fn serve(peer: Peer, returns: Returns) -> Result<()> {
         };
     let there = store.read(&returns.name)?.and_then(|record| Some((part(&record, &returns)?, record)));
     let Some((part, record)) = there else {
-        return if claimed { not_yet("it stands by there, and does not run it") } else { say(&Setup::Nobody) };
+        return match claimed {
+            true => not_yet("it stands by there, and does not run it"),
+            false if !returns.runs && has_ended(&store, &returns.name, returns.generation) => say(&Setup::Over),
+            false => say(&Setup::Nobody),
+        };
     };
     let Some(tree) = record.about.tree else { return say(&Setup::Nobody) };
     match (claimed, record.settled(), &record.door) {
@@ -73,6 +78,9 @@ pub fn serve(peer: Peer, returns: Returns) -> Result<()> {
     }
     if several {
         let ring = Ring::told(&returns).on_record(&record);
+        if !returns.runs && is_among(&ring.left, &returns.at) {
+            return say(&Setup::Over);
+        }
         return ring::run(ring, Role::Leads, vec![Guest { peer, returns }], &mut noted).map(drop);
     }
     let host = called_from().map_or_else(|| peer.hello.host.clone(), |address| address.to_string());
@@ -219,5 +227,8 @@ impl Report for Noted {
     }
     fn note(&mut self, text: &str) {
         self.0.note(&self.1, text);
+    }
+    fn is_log(&self) -> bool {
+        true
     }
 }

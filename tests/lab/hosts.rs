@@ -156,15 +156,21 @@ impl Host {
         children.trim().parse().expect("one child")
     }
 
-    /// Starts its sshd.
+    /// Starts its sshd, and waits until it answers.
     pub fn serve(&self, lab: &Lab) {
+        self.serve_again(lab);
+        let log = lab.path(&format!("sshd-{}.log", self.address)).display().to_string();
+        let at: SocketAddr = format!("{}:22", self.address).parse().expect("address");
+        let answers = || TcpStream::connect_timeout(&at, Duration::from_millis(200)).is_ok();
+        assert!(until(SOON, answers), "no sshd at {at}: {}", fs::read_to_string(&log).unwrap_or_default());
+    }
+
+    /// Starts its sshd, of which nobody may hear yet.
+    pub fn serve_again(&self, lab: &Lab) {
         let configuration = lab.path("sshd.conf").display().to_string();
         let log = lab.path(&format!("sshd-{}.log", self.address)).display().to_string();
         let mut sshd = self.command(Path::new("/usr/sbin/sshd"));
         let _ = sshd.args(["-E", &log, "-f", &configuration]).status().expect("sshd starts");
-        let at: SocketAddr = format!("{}:22", self.address).parse().expect("address");
-        let answers = || TcpStream::connect_timeout(&at, Duration::from_millis(200)).is_ok();
-        assert!(until(SOON, answers), "no sshd at {at}: {}", fs::read_to_string(&log).unwrap_or_default());
     }
 
     /// A command that runs in it.

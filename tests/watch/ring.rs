@@ -4,10 +4,11 @@ use super::comeback::{lose_power, stands};
 use super::control::{meio, status};
 use super::load::Load;
 use super::several::{guarded, guarded_by, lose, noted};
-use super::{Counter, SLOW, Watched, has_address};
-use crate::lab::hosts::Hosts;
+use super::{Counter, SLOW, Watched, has_address, oldest};
+use crate::lab::hosts::{Host, Hosts};
 use crate::lab::{Lab, SOON, until};
 use serde_json::Value;
+use std::path::Path;
 
 /// The one that has the address.
 fn runs_on(hosts: &Hosts, of: &[usize]) -> usize {
@@ -39,9 +40,17 @@ pub fn guards(hosts: &Hosts, here: usize, others: &[usize], watched: &Watched, p
     assert!(until(2 * SOON, all), "{names:?} do not stand by for host{}: {}", here + 1, said());
     for n in others {
         let other = &hosts.hosts[*n];
-        assert!(stands(other, "standby", "ready") && !other.lives(pid) && !has_address(other), "host{}: {}", n + 1, said());
+        // The primary knows it a moment before who looks there can.
+        assert!(until(SOON, || stands(other, "standby", "ready")), "host{}: {}", n + 1, said());
+        assert!(!other.lives(pid) && !has_address(other), "host{}: {}", n + 1, said());
     }
     assert!(until(SOON, || hosts.hosts[here].runs(pid)) && has_address(&hosts.hosts[here]), "{}", said());
+}
+
+/// What has ended on a host, and whose end nobody has taken notice of.
+fn zombies(host: &Host) -> Vec<String> {
+    let all = host.plain("ps", &["-eo", "stat=,ppid=,pid=,args="]);
+    all.lines().filter(|line| line.starts_with('Z')).map(str::to_owned).collect()
 }
 
 fn fails(hosts: &mut Hosts, n: usize) {
@@ -142,6 +151,9 @@ crate::alone! {
         }
         let here = rounds % 3;
         guards(&hosts, here, &[(here + 1) % 3, (here + 2) % 3], &watched, pid);
+        // Nothing is left of what they were before, although the same processes go on.
+        let left = || hosts.hosts.iter().flat_map(zombies).collect::<Vec<_>>();
+        assert!(until(SOON, || left().is_empty()), "{:?}", left());
         let answers = load.finish().unwrap_or_else(|e| panic!("{e}\n{}", noted(&hosts)));
         let gaps = counter.finish().unwrap_or_else(|e| panic!("{e}\n{}", noted(&hosts)));
         let (one, longest) = (gaps.len() + 1, gaps.last().copied().unwrap_or_default());
@@ -149,5 +161,94 @@ crate::alone! {
         frozen.sort_by(f64::total_cmp);
         println!("\nhold: frozen for {frozen:?} ms");
         assert!(frozen[rounds / 2] < 1000.0, "{frozen:?}");
+    }
+
+    /// A host that is away is taken out of it: it is told so when it is back, and what stood still there is ended. Named again it stands
+    /// by, asked by the host that runs it, though nobody starts a meio there. Cut off when the watch is ended it hears of that later.
+    fn a_host_that_is_taken_out() {
+        let lab = Lab::new("ring-out");
+        let (hosts, pid, mut watched, counter) = guarded(&lab, &[]);
+        hosts.wire(0, false);
+        assert!(counter.go_on(50), "nobody takes over: {}\n{}", watched.said(), noted(&hosts));
+        let here = runs_on(&hosts, &[1, 2]);
+        let rest = 3 - here;
+        guards(&hosts, here, &[rest], &watched, pid);
+        let (code, said) = meio(&hosts.hosts[here], &["remove-standby", "web", "10.99.0.1"]);
+        assert_eq!(code, 0, "{said}\n{}", noted(&hosts));
+        hosts.wire(0, true);
+        let ended = until(SOON, || watched.meio.try_wait().is_ok_and(|done| done.is_some()));
+        assert!(ended, "it does not end: {}\n{}", watched.said(), noted(&hosts));
+        let first = &hosts.hosts[0];
+        assert!(meio(first, &["status", "web"]).0 == 10 && !first.lives(pid) && !has_address(first), "{}", watched.said());
+        guards(&hosts, here, &[rest], &watched, pid);
+
+        let (code, said) = meio(&hosts.hosts[here], &["add-standby", "web", "10.99.0.1"]);
+        assert_eq!(code, 0, "{said}\n{}\n{}", status(first), noted(&hosts));
+        guards(&hosts, here, &[0, rest], &watched, pid);
+        hosts.wire(0, false);
+        assert!(until(SOON, || ready(&hosts, here).len() == 1) && counter.go_on(50), "{}", noted(&hosts));
+        let (code, said) = meio(&hosts.hosts[here], &["unwatch", "web"]);
+        assert!(matches!(code, 0 | 3), "{code}: {said}");
+        hosts.wire(0, true);
+        for n in [0, rest] {
+            let gone = || meio(&hosts.hosts[n], &["status", "web"]).0 == 10;
+            assert!(until(SOON, gone), "host{} goes on: {}\n{}", n + 1, status(&hosts.hosts[n]), noted(&hosts));
+        }
+        ends(counter, &watched, &hosts);
+        assert!(hosts.hosts[here].runs(pid) && has_address(&hosts.hosts[here]));
+    }
+
+    /// A host that stands by loses its power, and boots again: the one that runs it asks it to stand by, and nobody starts a meio there. The
+    /// meio that has let all the others in is killed: one of these takes over, and what was left is ended there; or another one goes on.
+    fn a_meio_that_is_killed_where_all_come() {
+        let lab = Lab::new("ring-door");
+        let (hosts, pid, watched, counter) = guarded(&lab, &[]);
+        let (code, said) = meio(&hosts.hosts[0], &["switchover", "web", "--to", "10.99.0.2"]);
+        assert_eq!(code, 0, "{said}\n{}\n{}", watched.said(), noted(&hosts));
+        guards(&hosts, 1, &[0, 2], &watched, pid);
+        hosts.wire(2, false);
+        lose_power(&hosts.hosts[2]);
+        assert!(until(SOON, || ready(&hosts, 1) == ["host1"]), "{}", noted(&hosts));
+        assert!(counter.go_on(50), "{}\n{}", watched.said(), noted(&hosts));
+        hosts.hosts[2].serve_again(&lab);
+        hosts.wire(2, true);
+        guards(&hosts, 1, &[0, 2], &watched, pid);
+        hosts.hosts[1].plain("kill", &["-KILL", &oldest(&hosts.hosts[1])]);
+        // Who calls before that has another one go on there, and all stand by for that; it is the same to those who count.
+        let leads = |n: &usize| has_address(&hosts.hosts[*n]) && stands(&hosts.hosts[*n], "primary", "protected");
+        let leader = || (0..3).find(leads);
+        assert!(until(2 * SOON, || leader().is_some()), "nobody takes over: {}\n{}", watched.said(), noted(&hosts));
+        let here = leader().expect("one");
+        let others: Vec<usize> = (0..3).filter(|n| *n != here).collect();
+        guards(&hosts, here, &others, &watched, pid);
+        // What is noted is noted once.
+        let log = hosts.hosts[others[0]].plain("bash", &["-c", "cat /var/lib/meio/watch/web.log; true"]);
+        let lines: Vec<&str> = log.lines().collect();
+        assert!(lines.windows(2).all(|two| two[0] != two[1]), "{log}");
+        ends(counter, &watched, &hosts);
+    }
+
+    /// The host that is to take over cannot: it goes on where it was, and all stand by again as soon as they can. Where it cannot be reached
+    /// any more the others do without it.
+    fn a_switch_over_that_falls_back() {
+        let lab = Lab::new("ring-back");
+        let (hosts, pid, watched, counter) = guarded(&lab, &["--connect-timeout", "3s"]);
+        // Somebody has its pid there.
+        let taken = format!("for n in {{1..100}}; do echo {} > /proc/sys/kernel/ns_last_pid; sleep 1000 & [ $! = {pid} ] && exit; kill $!; done; exit 1", pid - 1);
+        let output = std::process::Stdio::null;
+        let done = hosts.hosts[1].command(Path::new("bash")).args(["-c", &taken]).stdout(output()).stderr(output()).status();
+        assert!(done.expect("it starts").success());
+        let (code, said) = meio(&hosts.hosts[0], &["switchover", "web", "--to", "10.99.0.2"]);
+        assert!(code == 1 && said.contains("web goes on here: ") && said.contains(&pid.to_string()), "{code}: {said}");
+        assert!(counter.go_on(50), "it does not go on: {}\n{}", watched.said(), noted(&hosts));
+        hosts.hosts[1].plain("kill", &[&pid.to_string()]);
+        guards(&hosts, 0, &[1, 2], &watched, pid);
+        // It is lost before that is known here.
+        hosts.wire(2, false);
+        let (code, said) = meio(&hosts.hosts[0], &["switchover", "web", "--to", "10.99.0.3"]);
+        assert!(code == 1 && said.contains("web goes on here: "), "{code}: {said}\n{}", watched.said());
+        guards(&hosts, 0, &[1], &watched, pid);
+        assert!(watched.said().contains("10.99.0.3 cannot be reached: the others stand by without it"), "{}", watched.said());
+        ends(counter, &watched, &hosts);
     }
 }

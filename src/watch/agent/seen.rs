@@ -11,6 +11,15 @@ use crate::watch::steps::Steps;
 use std::time::{Duration, Instant};
 
 impl Agent<'_> {
+    /// For the log, and for whoever looks at this process.
+    pub(super) fn note(&self, text: &str) {
+        let mut report = self.report.borrow_mut();
+        if !report.is_log() {
+            self.store.note(&self.record.name, text);
+        }
+        report.note(text);
+    }
+
     /// The primary is told now and then how this end stands.
     pub(super) fn tell(&mut self) {
         if self.told.elapsed() < EACH {
