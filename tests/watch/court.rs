@@ -18,7 +18,7 @@ use std::time::Duration;
 const LAST: usize = 3;
 const WITNESS: &str = "root@10.99.0.4";
 /// Longer than silence and all that is asked then.
-const LONG: Duration = Duration::from_secs(4);
+const LONG: Duration = Duration::from_millis(2500);
 
 /// A redis on the first of four hosts, watched by these, with the last one as their witness, and a client that counts.
 fn judged(lab: &Lab, others: &[&str]) -> (Hosts, i32, Child, Watched, Counter) {

@@ -242,7 +242,9 @@ impl World {
     /// The primary has its generation there before the watch begins.
     pub(super) fn open_court(&mut self) {
         self.court = Court::of(Who::ALL.len());
-        self.judgement(0, 1, true);
+        if self.limits.witness {
+            self.judgement(0, 1, true);
+        }
     }
 
     pub(super) fn befalls_court(&mut self, matter: Matter) {

@@ -126,15 +126,6 @@ fn at_every_step() {
     }
 }
 
-/// Who was chosen, and cannot end the primary's host, keeps the votes: when the primary is heard again nobody hears it.
-#[test]
-fn a_candidate_that_keeps_its_votes() {
-    let limits = Limits { standbys: 2, fence: true, ..Limits::default() };
-    let found =
-        (600..2000).any(|first| World::live(first, Some(Flaw::KeepsVotes), Some(limits), &[(first, Fault::CutHost(0))]).wrong.is_some());
-    assert!(found, "it is not found");
-}
-
 /// The witness alone, and then the primary, too: nobody takes over, until it is back.
 #[test]
 fn without_the_witness_nobody_begins() {

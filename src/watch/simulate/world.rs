@@ -126,9 +126,7 @@ impl Life for World {
     }
 
     fn run(&mut self) {
-        if self.limits.witness {
-            self.open_court();
-        }
+        self.open_court();
         self.count += 1;
         self.primary = Some(Process::new(self.count, Primary::begin(1, self.limits)));
         self.step(Who::Primary, Event::Start);

@@ -40,8 +40,6 @@ pub enum Flaw {
     SilenceIsGrant,
     /// or takes over as soon as the witness lets it, without votes.
     NoVotes,
-    /// Who was chosen and does not take over keeps the votes.
-    KeepsVotes,
     /// A fence that failed counts.
     FenceNeedNotWork,
 }
@@ -498,7 +496,6 @@ impl World {
             }
             Action::Poll(_) if self.flaw == Some(Flaw::NoVotes) => self.at(MS, What::Done { who, number, event: Event::Voted(true) }),
             Action::Poll(generation) => self.vote(who, Cause::Asked(generation)),
-            Action::Forgo if self.flaw == Some(Flaw::KeepsVotes) => {}
             Action::Forgo => self.vote(who, Cause::Forgone),
             Action::Ask(generation) => self.ask(who, number, generation, true),
             Action::Hold if self.gate != Gate::Shut => {
