@@ -35,6 +35,7 @@ use crate::resource::recall::Recall;
 use crate::resource::socket::choice::Choice;
 use crate::resource::socket::tcp;
 use crate::resource::{Manifest, Tree};
+use crate::sys::ear::Heard;
 use crate::sys::proc::{read, stat, status};
 use crate::sys::{apart, arch, signal};
 use crate::tracee::freeze::Frozen;
@@ -223,7 +224,7 @@ struct Session<'o> {
 }
 
 /// See [`Session::stands`].
-type Stands<'o> = Box<dyn FnMut() -> Result<()> + 'o>;
+type Stands<'o> = Box<dyn FnMut() -> Result<Option<Vec<Heard>>> + 'o>;
 
 /// An image that was made.
 struct Made {

@@ -24,8 +24,8 @@ pub struct Locks {
     own: HashSet<u64>,
     /// When everything was listed last.
     listed: Option<Instant>,
-    /// There were half-open connections then.
-    half_open: bool,
+    /// Half-open connections that there were then, with both their ends; `None` where that has to be asked.
+    half_open: Option<Vec<(SocketAddr, SocketAddr)>>,
 }
 
 /// One network namespace.
@@ -71,7 +71,7 @@ impl Locks {
             lock.expect(&flows)?;
             networks.push(Network { identity, fd, lock, known: sockets.iter().map(|s| s.inode).collect(), ports: ports(&flows).collect() });
         }
-        Ok(Locks { networks, own: inodes.clone(), listed: None, half_open: false })
+        Ok(Locks { networks, own: inodes.clone(), listed: None, half_open: None })
     }
 
     /// The same of locks that were opened, which stay where they are: to take a table away empties all queues of its network
@@ -117,7 +117,10 @@ impl Locks {
                 network.known = list.iter().map(|s| s.inode).collect();
                 more |= network.lock.add(&flows)?;
             }
-            (self.listed, self.half_open) = (Some(Instant::now()), more || lists.iter().flatten().any(Entry::is_half_open));
+            let half_open = lists.iter().flatten().filter(|entry| entry.is_half_open()).map(|entry| (entry.local, entry.peer));
+            let half_open: Vec<_> = half_open.collect();
+            self.half_open = Some(half_open).filter(|found| !more && (lists.len() == 1 || found.is_empty()));
+            self.listed = Some(Instant::now());
             if !more {
                 break;
             }
@@ -125,9 +128,10 @@ impl Locks {
         Ok(())
     }
 
-    /// Whether there may be half-open connections, whoever's, in the networks that are locked.
-    pub fn has_half_open(&self) -> bool {
-        self.half_open
+    /// Both ends of the half-open connections, whoever's, in the network that is locked; `None` where that has to be asked, as where
+    /// there are several.
+    pub fn half_open(&self) -> Option<Vec<(SocketAddr, SocketAddr)>> {
+        self.half_open.clone()
     }
 
     /// Whether all these sockets were known to be the tree's when it was locked.

@@ -12,6 +12,7 @@ use crate::netlock::kept::Owner;
 use crate::progress::Report;
 use crate::resource::birth::Birth;
 use crate::resource::{Tree, mqueue, system_v};
+use crate::sys::ear::Heard;
 use crate::sys::namespace::Kind;
 use crate::tracee::stop::Stopped;
 use serde::{Deserialize, Serialize};
@@ -55,8 +56,8 @@ impl<'o> Moving<'o> {
     }
 
     /// There will be no last image; `stands` is told whenever the tree stands still and nothing comes in, before anything of it is
-    /// looked at.
-    pub fn steadily(&mut self, stands: impl FnMut() -> Result<()> + 'o) {
+    /// looked at, and says how it was answered who began connections, where that has to be asked of it.
+    pub fn steadily(&mut self, stands: impl FnMut() -> Result<Option<Vec<Heard>>> + 'o) {
         self.session.manner = Manner::Hold;
         self.session.stands = Some(Box::new(stands));
         self.session.tracking.iter_mut().for_each(Tracking::compares);

@@ -51,7 +51,9 @@ impl Session<'_> {
             })?;
             let pids: Vec<i32> = frozen.processes.iter().map(|p| p.pid).collect();
             phase(report, phases, "lock", |_| locks.close(&pids))?;
-            self.stands.as_mut().map_or(Ok(()), |stands| stands())?;
+            if let Some(answers) = self.stands.as_mut().map_or(Ok(None), |stands| stands())? {
+                self.recall.begun.told(answers);
+            }
             let mut captured = phase(report, phases, "capture", |_| {
                 tree::capture(&mut frozen, &options.decisions, std::mem::take(&mut self.recall), self.tracking.as_mut())
             })?;
@@ -62,8 +64,8 @@ impl Session<'_> {
             if refusals == 0 && (covered || tried == TRIES) {
                 if covered && listen::any(&captured.tree) {
                     let lost = phase(report, phases, "waiting connections", |_| {
-                        let half_open = locks.has_half_open();
-                        listen::complete(&mut captured.tree, &captured.capture, half_open, &mut |mute| locks.mute(mute))
+                        let half_open = locks.half_open();
+                        listen::complete(&mut captured.tree, &mut captured.capture, half_open, &mut |mute| locks.mute(mute))
                     })?;
                     captured.warnings.extend(lost);
                 } else if !covered {

@@ -9,12 +9,14 @@ use super::table::{HELD, Held};
 use super::waits::{Coming, News, Waits};
 use super::{PASS, refused};
 use crate::error::{Context, Error, Kind, Result};
+use crate::sys::ear::Heard;
 use crate::sys::netlink::Socket;
 use crate::sys::nfqueue::{Queue, State, is_after};
 use crate::sys::nft::{self, Batch, Hook, Rule, Unserved, register};
 use crate::sys::priority::Urgent;
 use crate::sys::wire;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -47,13 +49,18 @@ struct Shared {
     closed: AtomicBool,
     ends: AtomicBool,
     waits: Mutex<Waits>,
+    /// How it was answered who begins connections, since that was asked last. Who takes notices has it.
+    answers: Mutex<VecDeque<Heard>>,
 }
+
+/// So many answers are kept.
+const ANSWERS: usize = 4096;
 
 /// What comes close together is looked at together.
 const TOGETHER: Duration = Duration::from_micros(300);
 
-fn locked(waits: &Mutex<Waits>) -> MutexGuard<'_, Waits> {
-    waits.lock().unwrap_or_else(PoisonError::into_inner)
+fn locked<T>(what: &Mutex<T>) -> MutexGuard<'_, T> {
+    what.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Hold {
@@ -96,6 +103,7 @@ impl Hold {
             closed: AtomicBool::new(closed),
             ends: AtomicBool::new(false),
             waits: Mutex::default(),
+            answers: Mutex::default(),
         });
         let theirs = shared.clone();
         let reader = std::thread::Builder::new().name("hold".into()).spawn(move || theirs.read(&came)).context(doing)?;
@@ -114,6 +122,16 @@ impl Hold {
         self.change(Some(self.held.rule(Unserved::Lost)))?;
         self.shared.closed.store(true, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// How it was answered who begins connections, since this was asked last: those answers wait, or have gone.
+    ///
+    /// # Errors
+    /// When the kernel does not tell.
+    pub fn answers(&self) -> Result<Vec<Heard>> {
+        let mut answers = locked(&self.shared.answers);
+        self.shared.take(&mut answers, &mut [0; 8 << 10]).context(|| "looking at what is held")?;
+        Ok(answers.drain(..).collect())
     }
 
     /// A mark behind all that waits now.
@@ -208,12 +226,8 @@ impl Shared {
             if !matches!(ready, Ok(1..)) {
                 continue;
             }
-            let mut came = Coming::at(Instant::now());
-            let taken = self.queue.notices(&mut buffer, |number, bare| {
-                came = Coming { last: number, count: came.count + 1, asks: came.asks + u64::from(!bare), ..came };
-            });
-            if came.count > 0 {
-                locked(&self.waits).come(came);
+            let taken = self.take(&mut locked(&self.answers), &mut buffer);
+            if taken.as_ref().is_ok_and(|any| *any) {
                 rings();
             }
             if taken.is_err() {
@@ -221,6 +235,22 @@ impl Shared {
             }
             std::thread::sleep(TOGETHER);
         }
+    }
+
+    /// Takes the notices that there are: whether there were any.
+    fn take(&self, answers: &mut VecDeque<Heard>, buffer: &mut [u8]) -> std::io::Result<bool> {
+        let mut came = Coming::at(Instant::now());
+        let taken = self.queue.notices(buffer, |number, front| {
+            came = Coming { last: number, count: came.count + 1, asks: came.asks + u64::from(!wire::is_bare(front)), ..came };
+            if wire::begins(front) {
+                answers.extend(Heard::of(front));
+                answers.drain(..answers.len().saturating_sub(ANSWERS));
+            }
+        });
+        if came.count > 0 {
+            locked(&self.waits).come(came);
+        }
+        taken.map(|()| came.count > 0)
     }
 }
 

@@ -217,7 +217,9 @@ pub fn survey(pid: i32, capture: &mut Capture) -> Result<Vec<Descriptor>> {
         }
         None => true,
     });
-    capture.took(listed.elapsed());
+    if !table.is_empty() {
+        capture.took(listed.elapsed());
+    }
     let listed = Instant::now();
     let infos = read::fd_infos(pid, &fds)?;
     let (listed, all) = (listed.elapsed(), infos.len().max(1) as u32);

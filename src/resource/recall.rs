@@ -22,6 +22,8 @@ pub struct Recall {
     pub quiet: Option<super::quiet::Quiet>,
     /// Options of connections.
     pub connections: super::socket::steady::Connections,
+    /// Half-open connections.
+    pub begun: super::socket::begun::Begun,
     /// Files in memory of mount namespaces of the tree's own.
     pub files: super::mount::Files,
     /// Pipes that nobody outside of the tree held when that was looked for.

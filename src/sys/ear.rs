@@ -1,4 +1,4 @@
-//! What the local stack sends, overheard by a packet(7) socket.
+//! What the local stack sends and receives, overheard by a packet(7) socket.
 
 use super::socket;
 use super::wire::{Segment, plain};
@@ -10,17 +10,114 @@ use std::time::{Duration, Instant};
 /// `ETH_P_ALL`.
 const ALL: u16 = 3;
 
-/// Hears all packets of the network namespace that it was made in, from then on.
+/// Bytes of a packet that are heard: the headers of IP and TCP, with all options.
+const FRONT: u32 = 128;
+
+/// Lets only segments in that have the flag SYN: classic BPF, `struct sock_filter` (code, where to go on if so and if not, operand).
+const SYNS: [(u16, u8, u8, u32); 17] = [
+    (0x30, 0, 0, 0),    // the version of IP
+    (0x54, 0, 0, 0xf0), //
+    (0x15, 0, 7, 0x40), // four:
+    (0x30, 0, 0, 9),    // its protocol
+    (0x15, 0, 11, 6),   // is TCP,
+    (0x28, 0, 0, 6),    // and it is no later fragment;
+    (0x45, 9, 0, 0x1fff),
+    (0xb1, 0, 0, 0), // the flags stand behind its header
+    (0x50, 0, 0, 13),
+    (0x05, 0, 0, 4),
+    (0x15, 0, 5, 0x60), // six:
+    (0x30, 0, 0, 6),    // TCP comes next,
+    (0x15, 0, 3, 6),
+    (0x30, 0, 0, 53), // with its flags
+    (0x45, 0, 1, 2),
+    (0x06, 0, 0, FRONT),
+    (0x06, 0, 0, 0),
+];
+
+/// Hears packets of the network namespace that it was made in, from then on.
 #[derive(Debug)]
 pub struct Ear(OwnedFd);
 
+/// A TCP segment, without its data, and between whom.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Heard {
+    /// Who sends it.
+    pub from: SocketAddr,
+    /// Who is to get it.
+    pub to: SocketAddr,
+    /// What it is.
+    pub segment: Segment,
+}
+
+impl Heard {
+    /// What a packet is, of which the front is here from the IP header on.
+    pub fn of(packet: &[u8]) -> Option<Heard> {
+        let ((from, from_port), (to, to_port), segment) = parse(packet)?;
+        Some(Heard { from: SocketAddr::new(from, from_port), to: SocketAddr::new(to, to_port), segment })
+    }
+}
+
 impl Ear {
+    /// Hears everything.
+    ///
     /// # Errors
     /// `EPERM` without `CAP_NET_RAW`.
     pub fn new() -> Result<Ear, Errno> {
         let fd = socket::socket_of(libc::AF_PACKET, libc::SOCK_DGRAM, i32::from(ALL.to_be()))?;
         let _ = socket::set_number(fd.as_fd(), libc::SO_RCVBUFFORCE, 4 << 20);
         Ok(Ear(fd))
+    }
+
+    /// Hears only how TCP connections begin; what goes out only if it is `outgoing` (before Linux 4.20 always).
+    ///
+    /// # Errors
+    /// As of [`Ear::new`].
+    pub fn of_beginnings(outgoing: bool) -> Result<Ear, Errno> {
+        const PACKET_IGNORE_OUTGOING: i32 = 23;
+        // Without a protocol it hears nothing before the filter is there.
+        let fd = socket::socket_of(libc::AF_PACKET, libc::SOCK_DGRAM | libc::SOCK_NONBLOCK, 0)?;
+        let filter: Vec<u8> = SYNS
+            .iter()
+            .flat_map(|(code, yes, no, operand)| [&code.to_ne_bytes()[..], &[*yes, *no], &operand.to_ne_bytes()].concat())
+            .collect();
+        socket::set_filter(fd.as_fd(), &filter)?;
+        let _ = socket::set_number(fd.as_fd(), libc::SO_RCVBUFFORCE, 1 << 20);
+        if !outgoing {
+            let _ = socket::set_option(fd.as_fd(), libc::SOL_PACKET, PACKET_IGNORE_OUTGOING, &1i32.to_ne_bytes());
+        }
+        let all = libc::sockaddr_ll {
+            sll_family: libc::AF_PACKET as u16,
+            sll_protocol: ALL.to_be(),
+            sll_ifindex: 0,
+            sll_hatype: 0,
+            sll_pkttype: 0,
+            sll_halen: 0,
+            sll_addr: [0; 8],
+        };
+        // SAFETY: an address of its own family, with its size.
+        Errno::result(unsafe { libc::bind(fd.as_raw_fd(), (&raw const all).cast(), size_of::<libc::sockaddr_ll>() as u32) })?;
+        Ok(Ear(fd))
+    }
+
+    /// What it has heard since this was asked last; whether that is all.
+    ///
+    /// # Errors
+    /// As of recv(2).
+    pub fn take(&self, mut each: impl FnMut(Heard)) -> Result<bool, Errno> {
+        const PACKET_STATISTICS: i32 = 6;
+        let mut packet = [0u8; FRONT as usize];
+        loop {
+            // SAFETY: the buffer has the size that is passed.
+            let n = unsafe { libc::recv(self.0.as_raw_fd(), packet.as_mut_ptr().cast(), packet.len(), libc::MSG_DONTWAIT) };
+            match Errno::result(n) {
+                Err(Errno::EAGAIN) => break,
+                Err(Errno::EINTR | Errno::ENETDOWN) => {}
+                n => Heard::of(&packet[..n? as usize]).into_iter().for_each(&mut each),
+            }
+        }
+        // struct tpacket_stats: packets, and those for which there was no room, since this was asked last
+        let told = socket::option(self.0.as_fd(), libc::SOL_PACKET, PACKET_STATISTICS, 8)?;
+        Ok(told.get(4..8).is_none_or(|lost| lost == [0; 4]))
     }
 
     /// The next TCP segment between these addresses, without its data; `None` when none comes for as long as
@@ -106,6 +203,35 @@ mod tests {
                 assert_eq!(ear.hear(them, me, Duration::from_secs(5)), Ok(Some(syn)));
                 let answer = ear.hear(me, them, Duration::from_secs(5)).unwrap().unwrap();
                 assert_eq!((answer.ack, answer.flags), (78, SYN | ACK));
+            }
+        })
+        .unwrap();
+    }
+
+    #[test]
+    fn how_connections_begin() {
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        fresh_network(|| {
+            assert!(Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap().success());
+            for ip in ["127.0.0.1:0", "[::1]:0"] {
+                let listener = TcpListener::bind(ip).unwrap();
+                let ears = [false, true].map(|outgoing| Ear::of_beginnings(outgoing).unwrap());
+                let mut client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+                std::io::Write::write_all(&mut client, b"data").unwrap();
+                let (me, them) = (client.local_addr().unwrap(), client.peer_addr().unwrap());
+                for (outgoing, ear) in [1, 2].into_iter().zip(&ears) {
+                    let mut heard = Vec::new();
+                    assert_eq!(ear.take(|one| heard.push(one)), Ok(true));
+                    // What goes out through the loopback interface comes in, too.
+                    assert_eq!(heard.len(), 2 * outgoing, "{heard:?}");
+                    let (first, last) = (&heard[0], &heard[heard.len() - 1]);
+                    assert_eq!((first.from, first.to, first.segment.flags & (SYN | ACK)), (me, them, SYN));
+                    assert_eq!((last.from, last.to, last.segment.flags & (SYN | ACK)), (them, me, SYN | ACK));
+                    assert_eq!(last.segment.ack, first.segment.seq.wrapping_add(1));
+                    assert_eq!(ear.take(|one| panic!("{one:?}")), Ok(true));
+                }
             }
         })
         .unwrap();

@@ -1,7 +1,6 @@
 //! Queues in which the kernel keeps packets until somebody says what becomes of them: `linux/netfilter/nfnetlink_queue.h`.
 
 use super::netlink::{Buffer, Socket, align, put, u16_at};
-use super::wire;
 use nix::errno::Errno;
 use std::fs::File;
 use std::io;
@@ -134,15 +133,14 @@ impl Queue {
         self.socket.send(VERDICT_BATCH, 0, &message)
     }
 
-    /// Takes the notices of packets that have come since this was asked last; `each` gets their numbers, and whether they say no more
-    /// than that something has arrived.
-    pub fn notices(&self, buffer: &mut [u8], mut each: impl FnMut(u32, bool)) -> io::Result<()> {
+    /// Takes the notices of packets that have come since this was asked last; `each` gets their numbers, and what stands first in them.
+    pub fn notices(&self, buffer: &mut [u8], mut each: impl FnMut(u32, &[u8])) -> io::Result<()> {
         self.socket.drain(buffer, |kind, message| {
             let told = message.get(4..).unwrap_or_default();
             if kind == PACKET
                 && let Some(number) = packet_number(told)
             {
-                each(number, front(told).is_some_and(wire::is_bare));
+                each(number, front(told).unwrap_or_default());
             }
         })
     }

@@ -31,15 +31,26 @@ pub fn is_bare(front: &[u8]) -> bool {
 }
 
 fn bare(front: &[u8]) -> Option<bool> {
+    let (total, segment) = segment(front)?;
+    let (length, flags) = (usize::from(segment.get(12)? >> 4) * 4, segment.get(13)?);
+    // One that is cut later may be longer than its header can say, which has 0 then.
+    Some(total == length && flags & (FIN | SYN | RST) == 0)
+}
+
+/// Whether such a packet is a TCP segment by which a connection begins, or that answers one.
+pub fn begins(front: &[u8]) -> bool {
+    segment(front).and_then(|(_, segment)| segment.get(13)).is_some_and(|flags| flags & SYN != 0)
+}
+
+/// How long the TCP segment is in a packet of which the front is here, and what is here of it.
+fn segment(front: &[u8]) -> Option<(usize, &[u8])> {
     let (head, protocol, total) = match front.first()? >> 4 {
         4 => (usize::from(front[0] & 15) * 4, *front.get(9)?, usize::from(u16::from_be_bytes([*front.get(2)?, *front.get(3)?]))),
         6 => (40, *front.get(6)?, 40 + usize::from(u16::from_be_bytes([*front.get(4)?, *front.get(5)?]))),
         _ => return None,
     };
     let segment = front.get(head..).filter(|_| i32::from(protocol) == libc::IPPROTO_TCP)?;
-    let (length, flags) = (usize::from(segment.get(12)? >> 4) * 4, segment.get(13)?);
-    // One that is cut later may be longer than its header can say, which has 0 then.
-    Some(total == head + length && flags & (FIN | SYN | RST) == 0)
+    Some((total.wrapping_sub(head), segment))
 }
 
 /// Flag of a TCP segment: no more data follows.
@@ -71,19 +82,28 @@ pub struct Segment {
 }
 
 impl Segment {
-    /// The timestamps among the options, RFC 7323: the sender's clock, and what it has seen of the other's.
-    pub fn timestamps(&self) -> Option<(u32, u32)> {
+    /// The value of the option of this kind, if there is one.
+    pub fn option(&self, kind: u8) -> Option<&[u8]> {
         let mut rest = self.options.as_slice();
         loop {
             match rest {
                 [1, more @ ..] => rest = more,
-                [8, 10, a, b, c, d, e, f, g, h, ..] => {
-                    return Some((u32::from_be_bytes([*a, *b, *c, *d]), u32::from_be_bytes([*e, *f, *g, *h])));
+                [found, length, ..] if *found != 0 && *length >= 2 => {
+                    let (option, more) = rest.split_at_checked(usize::from(*length))?;
+                    if *found == kind {
+                        return option.get(2..);
+                    }
+                    rest = more;
                 }
-                [kind, length, ..] if *kind != 0 && *length >= 2 => rest = rest.get(usize::from(*length)..)?,
                 _ => return None,
             }
         }
+    }
+
+    /// The timestamps among the options, RFC 7323: the sender's clock, and what it has seen of the other's.
+    pub fn timestamps(&self) -> Option<(u32, u32)> {
+        let (own, seen) = self.option(8)?.split_first_chunk()?;
+        Some((u32::from_be_bytes(*own), u32::from_be_bytes(*seen.first_chunk()?)))
     }
 }
 

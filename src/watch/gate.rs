@@ -6,6 +6,7 @@ use crate::migrate::address::Address;
 use crate::netlock::hold::Hold;
 pub use crate::netlock::waits::News;
 use crate::netlock::waits::Waits;
+use crate::sys::ear::Heard;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -74,8 +75,14 @@ impl Gate {
     }
 
     /// The tree stands still: what it has said until now is of the epoch that is about to be copied, what it says later is not.
-    pub fn stands(&self) -> Result<()> {
-        self.with(|hold, marks| hold.mark().map(|mark| (marks.last, marks.told) = (mark, true)))
+    /// How it was answered who has begun connections since this was called last; `None` where nothing is held.
+    pub fn stands(&self) -> Result<Option<Vec<Heard>>> {
+        let Some(inner) = &self.0 else { return Ok(None) };
+        let mut marks = locked(&inner.marks);
+        // What is taken before the mark is put rings for no epoch.
+        let answers = inner.hold.answers()?;
+        (marks.last, marks.told) = (inner.hold.mark()?, true);
+        Ok(Some(answers))
     }
 
     /// That epoch was copied.

@@ -40,6 +40,37 @@ for n in range(times):
 print(came, round(longest * 1000))
 ";
 
+/// Connections that stay half-open for a while, since the kernel keeps the last ACK back for what is to be written (`TCP_DEFER_ACCEPT`
+/// of a socket that connects): `slow ADDRESS PORT HOW-MANY`; how many were answered, and the longest from a request to its answer, in
+/// milliseconds. Others ask meanwhile, so that the tree is stopped again and again.
+const SLOW_ONES: &str = r"
+import socket, sys, threading, time
+address, port, many = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+over, took = threading.Event(), []
+def asks():
+    s = socket.create_connection((address, port))
+    while not over.is_set():
+        s.sendall(b'PING\r\n')
+        s.recv(64)
+def slow(n):
+    time.sleep(0.037 * n)
+    s = socket.socket(socket.AF_INET6 if ':' in address else socket.AF_INET)
+    s.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 1)
+    s.settimeout(30)
+    s.connect((address, port))
+    time.sleep(0.12)
+    begun = time.monotonic()
+    s.sendall(b'PING\r\n')
+    assert s.recv(64) == b'+PONG\r\n'
+    took.append(time.monotonic() - begun)
+others = [threading.Thread(target=asks) for _ in range(2)]
+all = [threading.Thread(target=slow, args=(n,)) for n in range(many)]
+for t in others + all: t.start()
+for t in all: t.join()
+over.set()
+print(len(took), round(max(took) * 1000))
+";
+
 /// How many echoes came back of so many, each within this time, and the longest wait of those.
 fn echoes(address: &str, times: u32, patience: Duration) -> (u32, Duration) {
     let arguments = [address, &times.to_string(), &patience.as_secs_f64().to_string()];
@@ -61,7 +92,33 @@ fn redis(lab: &Lab) -> (Hosts, i32) {
     (hosts, pid)
 }
 
+/// Connections that are half-open while the tree is stopped again and again are answered as soon as any other.
+fn slow_ones(guarantee: &str) {
+    let lab = Lab::new("watch-slow-ones");
+    let (hosts, pid) = redis(&lab);
+    let watched = Watched::with(&lab, &hosts, pid, &["--timeout", "20s", "--guarantee", guarantee, "--interval", "20ms", "--vip", VIP6]);
+    for address in [SERVICE, SERVICE6] {
+        let done = Command::new("python3").args(["-c", SLOW_ONES, address, "6379", "60"]).output().expect("python3 starts");
+        let said = String::from_utf8_lossy(&done.stdout).into_owned();
+        println!("{guarantee}, {address}: answered, and ms at most: {}", said.trim());
+        let numbers: Vec<u32> = said.split_whitespace().filter_map(|n| n.parse().ok()).collect();
+        let [answered, most] = numbers[..] else { panic!("{said}{}", String::from_utf8_lossy(&done.stderr)) };
+        // A SYN is answered again after a second, which is what would have to let them in.
+        assert!(answered == 60 && most < 600, "{answered} of 60, after {most} ms: {}", watched.said());
+    }
+}
+
 crate::alone! {
+    /// Where what is said waits,
+    fn slow_ones_where_answers_wait() {
+        slow_ones("hold");
+    }
+
+    /// and where it does not.
+    fn slow_ones_where_nothing_waits() {
+        slow_ones("hot");
+    }
+
     /// The standby hears nothing for a while: no answer gets out, of no kind.
     fn what_waits() {
         let lab = Lab::new("watch-packets");

@@ -44,11 +44,12 @@ pub fn half_open(seats: &[Seat]) -> Result<Vec<(SocketAddr, SocketAddr)>> {
     Ok(own.map(|e| (e.local, e.peer)).collect())
 }
 
-/// Takes all that waits and puts it back. For the network namespace of the sockets.
+/// Takes all that waits and puts it back, but for half-open connections between ends that are to be `spared`. For the network
+/// namespace of the sockets.
 ///
 /// # Errors
 /// When one could not be put back; the others are.
-pub fn exchange(seats: &[Seat]) -> Result<Vec<Found>> {
+pub fn exchange(seats: &[Seat], spared: &[(SocketAddr, SocketAddr)]) -> Result<Vec<Found>> {
     let placing = Placing::new()?;
     let ear = Ear::new().context(|| "making a packet socket")?;
     let mut found: Vec<Found> = seats.iter().map(|_| Found::default()).collect();
@@ -61,7 +62,7 @@ pub fn exchange(seats: &[Seat]) -> Result<Vec<Found>> {
     match half_open(seats) {
         Err(e) => failed = failed.and(Err(e)),
         Ok(list) => {
-            for (local, peer) in list {
+            for (local, peer) in list.into_iter().filter(|ends| !spared.contains(ends)) {
                 match open_up(seats, &placing, &ear, (local, peer)) {
                     Ok(Some((n, waiting))) => found[n].waiting.push(waiting),
                     Ok(None) => found.iter_mut().take(1).for_each(|f| f.unknown.push(peer.to_string())),
@@ -103,7 +104,8 @@ impl Seat {
         Ok(Seat { fd, local, interface })
     }
 
-    fn takes(&self, local: SocketAddr) -> bool {
+    /// Whether a connection to this address comes to it, or may.
+    pub fn takes(&self, local: SocketAddr) -> bool {
         let (own, local) = (plain(self.local), plain(local));
         own.port() == local.port() && (own.ip() == local.ip() || own.ip().is_unspecified())
     }

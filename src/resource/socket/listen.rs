@@ -3,13 +3,14 @@
 use super::exchange::{self, Seat};
 use super::inet::{self, Inet, LevelOption};
 use super::outside;
-use super::waiting::Waiting;
+use super::waiting::{Stage, Waiting};
 use crate::error::{Context, Result};
 use crate::resource::Tree;
 use crate::resource::capture::Capture;
 use crate::resource::descriptor::{FileId, FileKind, Found};
 use crate::resource::graph::Part;
 use crate::sys::apart::keep;
+use crate::sys::ear::Ear;
 use crate::sys::namespace::{self, Kind, places};
 use crate::sys::sock_diag::inet as diag;
 use crate::sys::{socket, tcp};
@@ -249,6 +250,9 @@ fn inside<T: Send>(like: &OwnedFd, network: Option<u32>, work: impl FnOnce() -> 
     namespace::within(&places([(&network, Kind::Net)]), work).context(doing)
 }
 
+/// Both ends of a connection, the own one first.
+type Ends = (SocketAddr, SocketAddr);
+
 /// Whether a tree has any.
 pub fn any(tree: &Tree) -> bool {
     tree.files.iter().any(|file| matches!(file.kind, FileKind::Listening(_)))
@@ -256,11 +260,17 @@ pub fn any(tree: &Tree) -> bool {
 
 /// Adds to the listening sockets of a tree what waits at them. The tree must stand still, and a network lock must keep away what
 /// arrives. Each connection is taken and put back, by a child that meio's end does not end; what the kernel says to that as the
-/// connection's end is kept from its peer by `mute`, who would take it for an answer. `half_open`: whether there may be connections that have only begun. Returned is what is not kept.
+/// connection's end is kept from its peer by `mute`, who would take it for an answer. Only half-open ones are left alone whose
+/// beginning was heard. `half_open`: both ends of these, whoever's, where they have been listed. Returned is what is not kept.
 ///
 /// # Errors
 /// When something could not be put back.
-pub fn complete(tree: &mut Tree, capture: &Capture, half_open: bool, mute: &mut dyn FnMut(bool) -> Result<()>) -> Result<Vec<String>> {
+pub fn complete(
+    tree: &mut Tree,
+    capture: &mut Capture,
+    half_open: Option<Vec<Ends>>,
+    mute: &mut dyn FnMut(bool) -> Result<()>,
+) -> Result<Vec<String>> {
     let mut by_network: BTreeMap<Option<u32>, Vec<FileId>> = BTreeMap::new();
     for file in &tree.files {
         if let FileKind::Listening(listening) = &file.kind
@@ -269,23 +279,43 @@ pub fn complete(tree: &mut Tree, capture: &Capture, half_open: bool, mute: &mut 
             by_network.entry(listening.inet.network).or_default().push(file.id);
         }
     }
-    let mut lost = Vec::new();
+    let mut begun = std::mem::take(&mut capture.recall.begun);
+    begun.look();
+    let (mut lost, mut listed) = (Vec::new(), Vec::new());
     for (network, ids) in by_network {
         let seats = ids.iter().map(|&id| Seat::of(duplicate(capture, id)?)).collect::<Result<Vec<_>>>()?;
         let Some(like) = seats.first().map(|seat| seat.fd.try_clone()).transpose()? else { continue };
+        if capture.recall.quiet.is_some() {
+            let number = socket::network(like.as_fd()).and_then(|fd| Ok(nix::sys::stat::fstat(&fd)?.st_ino)).unwrap_or(0);
+            begun.begin(number, |outgoing| inside(&like, network, || Ear::of_beginnings(outgoing)).ok()?.ok());
+        }
+        let all = match &half_open {
+            Some(all) => all.iter().filter(|(local, _)| seats.iter().any(|seat| seat.takes(*local))).copied().collect(),
+            None => inside(&like, network, || exchange::half_open(&seats))??,
+        };
+        listed.extend(&all);
+        let (known, unknown): (Vec<Ends>, Vec<Ends>) = all.into_iter().partition(|ends| begun.of(*ends).is_some());
         let waits = |seat: &Seat| diag::backlog(seat.fd.as_fd()).is_ok_and(|(waits, _)| waits > 0);
-        if !seats.iter().any(waits) && (!half_open || inside(&like, network, || exchange::half_open(&seats))??.is_empty()) {
-            continue;
+        let mut found = Vec::new();
+        if seats.iter().any(waits) || !unknown.is_empty() {
+            match inside(&like, network, || exchange::possible(&seats))? {
+                // Of those that wait this has been asked; there may be half-open ones only.
+                Err(e) => lost.push(format!("half-open connections are not kept: {}", e.message)),
+                Ok(()) => {
+                    mute(true)?;
+                    let exchanged = inside(&like, network, || keep(|| exchange::exchange(&seats, &known)));
+                    mute(false)?;
+                    found = exchanged?.context(|| "putting back the connections that wait to be accepted")?;
+                }
+            }
         }
-        // Of those that wait this has been asked; there may be half-open ones only.
-        if let Err(e) = inside(&like, network, || exchange::possible(&seats))? {
-            lost.push(format!("half-open connections are not kept: {}", e.message));
-            continue;
+        found.resize_with(seats.len(), exchange::Found::default);
+        found.iter().flat_map(|found| &found.waiting).filter(|w| w.stage == Stage::HalfOpen).for_each(|one| begun.learn(one));
+        for ends in known {
+            // Which of those that share an address would have got it nobody knows before.
+            let seat = seats.iter().position(|seat| seat.takes(ends.0)).unwrap_or(0);
+            found[seat].waiting.extend(begun.of(ends).cloned());
         }
-        mute(true)?;
-        let found = inside(&like, network, || keep(|| exchange::exchange(&seats)));
-        mute(false)?;
-        let found = found?.context(|| "putting back the connections that wait to be accepted")?;
         for (id, found) in ids.into_iter().zip(found) {
             if let Some(FileKind::Listening(listening)) = tree.files.get_mut(id as usize).map(|f| &mut f.kind) {
                 lost.extend(found.unknown.iter().map(|peer| format!("a half-open connection from {peer} is not kept")));
@@ -293,5 +323,7 @@ pub fn complete(tree: &mut Tree, capture: &Capture, half_open: bool, mute: &mut 
             }
         }
     }
+    begun.keep(&listed);
+    capture.recall.begun = begun;
     Ok(lost)
 }

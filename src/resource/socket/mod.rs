@@ -1,5 +1,6 @@
 //! Sockets. Those of the unix and netlink families come back; the others are named and refused.
 
+pub mod begun;
 pub mod choice;
 pub mod exchange;
 pub mod inet;

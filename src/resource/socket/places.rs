@@ -37,7 +37,7 @@ const MOST_KEPT: usize = 1024;
 /// Where connections are.
 #[derive(Debug, Default)]
 pub struct Places {
-    calls: Option<Calls>,
+    begun: bool,
     counters: Vec<Counters>,
     /// By process, in the order of their numbers.
     places: HashMap<i32, Vec<Place>>,
@@ -69,19 +69,23 @@ pub struct Held {
 }
 
 impl Places {
-    /// Begins to count.
-    pub fn begin() -> Places {
-        Places { calls: Calls::named(CALLS).ok(), ..Places::default() }
+    /// Has the calls of these tasks counted; one that is not counted could do anything. They stand still.
+    pub fn begin(tasks: impl Iterator<Item = i32>) -> Places {
+        let mut places = Places { begun: true, ..Places::default() };
+        let Ok(calls) = Calls::named(CALLS) else { return places };
+        for tid in tasks {
+            match calls.count(std::iter::once(tid)) {
+                Ok(counters) if (places.counters.len() + 1) * calls.len() <= MOST_COUNTERS => places.counters.push(counters),
+                Err(e) if e.raw_os_error() == Some(libc::ESRCH) => {}
+                _ => return Places { begun: true, ..Places::default() },
+            }
+        }
+        places
     }
 
-    /// Has the calls of a task counted, too; one that is not counted could do anything.
-    pub fn count(&mut self, tid: i32) {
-        let Some(calls) = &self.calls else { return };
-        match calls.count(std::iter::once(tid)) {
-            Ok(counters) if (self.counters.len() + 1) * calls.len() <= MOST_COUNTERS => self.counters.push(counters),
-            Err(e) if e.raw_os_error() == Some(libc::ESRCH) => {}
-            _ => *self = Places::default(),
-        }
+    /// Whether it was tried.
+    pub fn has_begun(&self) -> bool {
+        self.begun
     }
 
     /// Forgets all if anybody has made such a call since this was asked last.
@@ -151,8 +155,7 @@ mod tests {
         let (socket, other) = socket::pair(libc::SOCK_STREAM).expect("sockets");
         let socket = Arc::new(socket);
         let (tid, run) = program(socket.clone());
-        let mut places = Places::begin();
-        places.count(tid);
+        let mut places = Places::begin(std::iter::once(tid));
         if places.counters.is_empty() {
             return; // not permitted, or a kernel without
         }

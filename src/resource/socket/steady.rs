@@ -79,19 +79,26 @@ impl Connections {
     /// Looks whether what is known is still true of a tree that stands still now. `again`: it will be looked at again.
     pub fn look(&mut self, pids: impl Iterator<Item = i32>, again: bool) {
         self.taken.clear();
+        let tree: HashSet<i32> = pids.collect();
         if self.counters.is_empty() {
             self.known.clear();
             self.listening.clear();
-            if again && !self.uncounted && !self.watch(&pids.collect()) {
-                (self.counters, self.uncounted) = (Vec::new(), true);
+            if again && !self.uncounted {
+                match self.watch(&tree) {
+                    true => self.begin_places(&tree),
+                    false => *self = Connections { uncounted: true, ..Connections::default() },
+                }
             }
             return;
+        }
+        if again {
+            self.begin_places(&tree);
         }
         self.known.retain(|_, known| std::mem::take(&mut known.seen));
         self.listening.retain(|_, (_, seen)| std::mem::take(seen));
         // Somebody born since is counted with whom it was born of.
         let young = |pid| read::parsed(pid, "stat", stat::parse).is_ok_and(|s| s.start_time > self.since);
-        let all = pids.into_iter().all(|pid| self.counted.contains(&pid) || young(pid));
+        let all = tree.into_iter().all(|pid| self.counted.contains(&pid) || young(pid));
         let still = self.counters.iter_mut().map(Counters::still).fold(all, |all, still| all && still);
         if !still {
             self.known.clear();
@@ -138,11 +145,17 @@ impl Connections {
         }
     }
 
+    /// Has those calls counted, too, that concern descriptors: only a tree that is looked at again has places.
+    fn begin_places(&mut self, tree: &HashSet<i32>) {
+        if !self.places.has_begun() {
+            self.places = Places::begin(tasks(tree).into_iter());
+        }
+    }
+
     /// Has the calls of all tasks counted: whether that is possible.
     fn watch(&mut self, tree: &HashSet<i32>) -> bool {
         const ROUNDS: usize = 8;
         let Ok(calls) = Calls::named(&[("setsockopt", None)]) else { return false };
-        self.places = Places::begin();
         for _ in 0..ROUNDS {
             let new: Vec<i32> = tasks(tree).into_iter().filter(|tid| !self.counted.contains(tid)).collect();
             if new.is_empty() {
@@ -159,7 +172,6 @@ impl Connections {
                     Err(e) if e.raw_os_error() == Some(libc::ESRCH) => {}
                     Err(_) => return false,
                 }
-                self.places.count(tid);
                 self.counted.insert(tid);
             }
         }

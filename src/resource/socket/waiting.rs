@@ -311,7 +311,7 @@ impl Waiting {
     }
 
     /// The SYN of the peer.
-    fn syn(&self) -> Segment {
+    pub fn syn(&self) -> Segment {
         let mut options = vec![2, 4];
         options.extend(self.largest_segment.to_be_bytes());
         if self.sack {
@@ -348,4 +348,4 @@ const STAMP: [u8; 10] = [8, 10, 0, 0, 0, 0, 0, 0, 0, 0];
 
 #[cfg(test)]
 #[path = "waiting_tests.rs"]
-mod tests;
+pub mod tests;
