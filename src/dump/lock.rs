@@ -139,6 +139,11 @@ impl Locks {
         inodes.is_subset(&self.own)
     }
 
+    /// From now on those can be taken ([`Locks::copies`]), if they could not before. For locks that are open.
+    pub fn copy(&mut self) -> Result<()> {
+        self.networks.iter_mut().filter(|network| network.fd.is_none()).try_for_each(|network| network.lock.copy())
+    }
+
     /// Packets that have come in to meio's own network namespace since this was asked last.
     pub fn copies(&self) -> Vec<Vec<u8>> {
         self.networks.iter().filter(|network| network.fd.is_none()).flat_map(|network| network.lock.copies()).collect()

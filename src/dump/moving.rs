@@ -65,8 +65,12 @@ impl<'o> Moving<'o> {
 
     /// [`Moving::last`] of one whose images were made [steadily](Moving::steadily): packets that come from then on can be taken.
     pub fn yields(&mut self, pipe: File, report: &mut dyn Report) -> Result<(Outcome, Standing)> {
-        self.locks = self.session.lasting.replace(None).flatten();
         self.session.manner = Manner::Copy;
+        // To make others takes longer than the tree stands still.
+        let same = self.session.lasting.iter_mut().flatten().any(|locks| locks.copy().is_ok());
+        if !same {
+            self.locks = self.session.lasting.replace(None).flatten();
+        }
         self.last(pipe, false, report)
     }
 

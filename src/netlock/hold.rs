@@ -96,7 +96,7 @@ impl Hold {
             }
             batch.commit(&socket).map(|()| held)
         };
-        let held = make(Held::Queued(number)).or_else(|_| make(Held::ByTarget(number))).map_err(|e| cannot(&e)).context(doing)?;
+        let held = Held::queued(number, make).map_err(|e| cannot(&e)).context(doing)?;
         let shared = Arc::new(Shared {
             queue,
             let_out: AtomicU32::new(0),

@@ -147,7 +147,7 @@ impl NetLock {
             Ok(queue) => {
                 let number = queue.number();
                 lock.queue = Some(queue);
-                if lock.make(Held::Queued(number)).or_else(|_| lock.make(Held::ByTarget(number))).is_ok() {
+                if Held::queued(number, |held| lock.make(held)).is_ok() {
                     return Ok(lock);
                 }
             }
@@ -242,6 +242,15 @@ impl NetLock {
             table::outward(&mut batch, &self.name, self.both()[1]);
         }
         batch.commit(&self.socket).map_err(refused).context(|| "changing the network lock")
+    }
+
+    /// From now on those that come in can be taken, as with [`Manner::Copy`]. For a lock that is open.
+    ///
+    /// # Errors
+    /// Where packets cannot be held, or the kernel refuses: they wait as they did before.
+    pub fn copy(&mut self) -> Result<()> {
+        let Some(queue) = &mut self.queue else { return Err(Error::other("this kernel cannot hold packets")) };
+        queue.copy().map_err(refused).context(|| "changing the network lock")
     }
 
     /// The packets that have come in since this was asked last; none where they are not held.

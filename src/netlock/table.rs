@@ -5,7 +5,9 @@
 
 use super::{Flow, PASS};
 use crate::sys::nft::{self, Batch, Hook, Rule, Unserved, register};
+use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The chain where locked packets go that come in,
 pub const HELD: &str = "held";
@@ -29,6 +31,19 @@ pub enum Held {
 }
 
 impl Held {
+    /// Makes something by which packets wait in a queue: in the one way that the kernel knows or in the other, which is tried first
+    /// once it is known to be the one.
+    ///
+    /// # Errors
+    /// Those of `make`.
+    pub fn queued<T>(queue: u16, mut make: impl FnMut(Held) -> io::Result<T>) -> io::Result<T> {
+        static BY_TARGET: AtomicBool = AtomicBool::new(false);
+        if BY_TARGET.load(Ordering::Relaxed) {
+            return make(Held::ByTarget(queue));
+        }
+        make(Held::Queued(queue)).or_else(|_| make(Held::ByTarget(queue)).inspect(|_| BY_TARGET.store(true, Ordering::Relaxed)))
+    }
+
     /// What does that with every packet.
     pub fn rule(self, unserved: Unserved) -> Rule {
         let rule = Rule::new().counter();

@@ -199,6 +199,38 @@ fn nothing_is_lost() {
     });
 }
 
+/// One that was used before, of which the packets are wanted then: what comes in can be taken, and is let in all the same.
+#[test]
+fn what_waits_can_be_taken() {
+    if !can_hold() {
+        return;
+    }
+    network(|| {
+        let (tree, mut peer) = pair(V4);
+        let mut lock = NetLock::prepare(None, Manner::Hold).expect("a lock");
+        for round in 0..3u8 {
+            if round == 1 {
+                lock.copy().expect("it copies");
+            }
+            lock.add(&[flow(&tree)]).expect("added");
+            (&tree).write_all(&[b'a'; 10]).expect("write");
+            // More than one segment holds.
+            let sent = vec![round; 40_000];
+            peer.write_all(&sent).expect("write");
+            std::thread::sleep(Duration::from_millis(20));
+            let (mut taken, port) = (0, tree.local_addr().expect("name").port());
+            for packet in lock.copies() {
+                // Of those that go out nothing is told.
+                assert_eq!(packet[22..24], port.to_be_bytes());
+                taken += packet.iter().filter(|b| **b == round && round > 0).count();
+            }
+            assert!(if round > 0 { taken >= sent.len() / 4 } else { taken == 0 }, "{round}: {taken}");
+            assert_eq!(lock.open().expect("opened").lost, 0);
+            assert_eq!((next(&tree, sent.len()) == sent, next(&peer, 10)), (true, vec![b'a'; 10]));
+        }
+    });
+}
+
 /// Whoever was not answered for long says it again when it is told that it was not heard, rather than by its timer.
 #[test]
 fn who_was_not_heard_is_told() {

@@ -78,6 +78,22 @@ impl Queue {
         self.configure(2, &[&u32::from(FRONT).to_be_bytes()[..], &[2]].concat())
     }
 
+    /// From now on the packets themselves can be taken ([`Queue::copies`]).
+    ///
+    /// # Errors
+    /// As of [`Queue::new`].
+    pub fn copy(&mut self) -> io::Result<()> {
+        self.socket.room(Buffer::Receive, COPIES)?;
+        // NFQA_CFG_F_GSO, which is taken away.
+        let mut both = self.head();
+        put(&mut both, 5, &4u32.to_be_bytes());
+        put(&mut both, 4, &[0; 4]);
+        self.socket.change(CONFIG, 0, &both)?;
+        self.configure(2, &[0, 0, 0xff, 0xff, 2])?;
+        self.copies = true;
+        Ok(())
+    }
+
     /// Without `NFQA_CFG_F_GSO` packets are cut and summed up as they would be on a wire.
     fn prepare_copies(&self, packets: u32) -> io::Result<()> {
         self.socket.room(Buffer::Receive, COPIES)?;
