@@ -231,8 +231,8 @@ complete -c meio -n "__fish_meio_using_subcommand watch" -l interval-max -d 'The
 complete -c meio -n "__fish_meio_using_subcommand watch" -l timeout -d 'After this silence on both paths the other host is taken for lost' -r
 complete -c meio -n "__fish_meio_using_subcommand watch" -l on-standby-loss -d 'What to do here when nothing is heard of the standby, and it is not known whether it takes over' -r -f -a "hold\t'Nobody answers here until that is known'
 continue\t'It goes on, at the risk that two answer'"
-complete -c meio -n "__fish_meio_using_subcommand watch" -l fence -d 'A shell command that ends the other host, MEIO_HOST, and fails if it cannot: must succeed before the standby takes over, or this host goes on alone' -r
-complete -c meio -n "__fish_meio_using_subcommand watch" -l witness -d 'A third host, where meio witness runs, that says which of the two may go on; port of its own [default: 26346]' -r
+complete -c meio -n "__fish_meio_using_subcommand watch" -l fence -d 'A shell command that ends the other host, MEIO_HOST, and fails if it cannot: must succeed before a standby takes over, or, with one standby, this host goes on alone' -r
+complete -c meio -n "__fish_meio_using_subcommand watch" -l witness -d 'A host besides these, where meio witness runs, that says which of them may go on; port of its own [default: 26346]' -r
 complete -c meio -n "__fish_meio_using_subcommand watch" -l witness-key -d 'The key that the witness knows it by, as meio witness --add prints it there [default: asked for by SSH]' -r -F
 complete -c meio -n "__fish_meio_using_subcommand watch" -l on-event -d 'A shell command that is told of each thing that meio history tells of, when it happens, on the host where it does' -r
 complete -c meio -n "__fish_meio_using_subcommand watch" -l control-group -d 'The group whose members may ask how it stands, and command it [default: meio, if there is one]' -r

@@ -5,6 +5,7 @@ mod comeback;
 mod control;
 mod copied;
 mod counter;
+mod court;
 mod faults;
 mod fences;
 mod links;

@@ -20,7 +20,7 @@ use std::time::Duration;
 /// With --json the line has "name" and "events", a list of {v, at (seconds since 1970), role, event, reason, other, generation, epoch
 /// ({series, number}), frozen_ms, steps (a list of [name, milliseconds])}, as in that file. Events of a primary are "begun", "resumed", "unprotected",
 /// "protected", "paused", "full", "cut", "at-risk", "yielding", "stayed", "unsure", "switched", "demoted", "replaced", "ended" and "over", and of one with several
-/// standbys "standby-ready", "standby-out-of-step", "standby-copying" and "standby-lost"; of a standby "standing-by", "ready", "full", "taking-over", "refused", "outdated", "unruled", "address-taken", "taken-over", "failed", "ended" and "over"; of both "hook-failed". See meio-json(5).
+/// standbys "standby-ready", "standby-out-of-step", "standby-copying" and "standby-lost"; of a standby "standing-by", "ready", "full", "taking-over", "unvoted", "refused", "outdated", "unruled", "address-taken", "taken-over", "failed", "ended" and "over"; of both "hook-failed". See meio-json(5).
 #[derive(clap::Args)]
 #[command(after_long_help = "Examples:\n  meio history web\n  meio history web --json | jq '.events[].event'")]
 pub struct History {

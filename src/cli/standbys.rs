@@ -21,8 +21,8 @@ const PATIENCE: Duration = Duration::from_secs(300);
 /// this host behind the others in their order. The tree and its connections go on all the while. It is unprotected until all who stand
 /// by have a copy of it; this waits until they have. If the watch cannot begin with the new host, it goes on with those before.
 ///
-/// With one standby that had a witness or a fence command there can be no second one. What the configuration of the watch, or
-/// the command that begins it, says is as it was: change it there, too.
+/// A witness and a fence command stay what they are; while the witness does not answer nothing is changed. What the configuration of
+/// the watch, or the command that begins it, says is as it was: change it there, too.
 ///
 /// With --json the line has "name" and "standbys", their names.
 #[derive(clap::Args)]

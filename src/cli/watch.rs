@@ -50,8 +50,14 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 /// enough others are there. One that comes back with nothing, or is too far behind, gets a copy of everything beside them. When two
 /// of three hosts are lost nobody takes over before one is back. All others that are there stand by for the one that has taken over, and
 /// this host does when it is back: by a call by SSH to that one, which calls them first where they do not. Each that comes has the watch
-/// begin anew: until all have a copy the tree is unprotected. Several standbys do without --witness and --fence. meio add-standby
-/// and meio remove-standby change who stands by, where the tree runs.
+/// begin anew: until all have a copy the tree is unprotected. meio add-standby and meio remove-standby change who stands by, where
+/// the tree runs.
+///
+/// Several standbys with --witness need both to take over: as many of them as without it, who say which one it is and that nothing
+/// is lost, and the leave of the witness, which does not stand in for one of them that is missing. What it adds is that this host
+/// goes on alone when too few standbys are left to it, and that nobody answers twice then. Its loss alone changes nothing; while it
+/// does not answer nobody takes over, and nobody goes on alone. With --fence the one that takes over ends this host first, when
+/// the others, and the witness, let it; this host never ends one of several standbys.
 ///
 /// A link that is lost is made again: with the standby that is there, which goes on with what it has, or with a new one, which
 /// gets everything while the tree runs. Until then nobody stands by, which is said, and the tree goes on as --on-standby-loss has it.
@@ -123,11 +129,11 @@ pub struct Watch {
     /// What to do here when nothing is heard of the standby, and it is not known whether it takes over
     #[arg(long, value_name = "WHAT", default_value = "hold")]
     on_standby_loss: Loss,
-    /// A shell command that ends the other host, MEIO_HOST, and fails if it cannot: must succeed before the standby takes over, or
-    /// this host goes on alone
+    /// A shell command that ends the other host, MEIO_HOST, and fails if it cannot: must succeed before a standby takes over, or,
+    /// with one standby, this host goes on alone
     #[arg(long, value_name = "COMMAND")]
     fence: Option<String>,
-    /// A third host, where meio witness runs, that says which of the two may go on; port of its own [default: 26346]
+    /// A host besides these, where meio witness runs, that says which of them may go on; port of its own [default: 26346]
     #[arg(long, value_name = "[USER@]HOST[:PORT]", value_parser = way::destination, conflicts_with = "dir")]
     witness: Option<Destination>,
     /// The key that the witness knows it by, as meio witness --add prints it there [default: asked for by SSH]
@@ -396,10 +402,6 @@ impl Watch {
         }
         if self.standby.len() > MOST {
             wrong.push(Error::new(Kind::Usage, format!("{MOST} standbys are possible at most")));
-        }
-        if self.standby.len() > 1 && (self.witness.is_some() || self.fence.is_some()) {
-            let what = "several standbys decide among themselves which takes over: without --witness, and without --fence";
-            wrong.push(Error::new(Kind::Usage, what).help("leave it out, or name one standby"));
         }
         wrong
     }

@@ -16,7 +16,8 @@ use std::process::ExitCode;
 ///
 /// Two hosts that lose each other cannot tell whether the other one is lost or the way to it. A witness on a third host can: it
 /// keeps a number for each service, the generation, and which of the two has it. A standby that wants to take over, and a primary
-/// that wants to go on alone, both ask for the next one; only one of them gets it. The service itself, its data and its clients
+/// that wants to go on alone, both ask for the next one; only one of them gets it. Several standbys are one to it: the one asks
+/// that the others have chosen. The service itself, its data and its clients
 /// have nothing to do with the witness: while it is away a healthy pair goes on as before, and nobody takes over.
 ///
 /// Each service has a key, which keeps others from asking. meio watch --witness HOST logs in to HOST by SSH for it, as the user whose

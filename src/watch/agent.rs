@@ -18,7 +18,7 @@ use super::raised::{Raised, Waiting};
 use super::record::{About, Claim, Record, Store};
 use super::ring::{self, Ring};
 use super::setup::{ANEW, EPOCH, Epoch, MORE, NODES, OVER, PACKETS, SETUP, Seat, Setup, WORD};
-use super::state::{self, Action, Activation, Cause, Event, Guarantee, Mark, Path, Said, Standby, Votes, Word};
+use super::state::{self, Action, Activation, Event, Guarantee, Mark, Path, Said, Standby, Votes, Word};
 use super::status::{Board, Role, Status, Wish};
 use super::steps::{Steps, step};
 use super::visit::{Asked, News, Opened, Visits};
@@ -80,9 +80,7 @@ pub fn begin(mut peer: Peer, asked: Setup, caller: Option<Caller>, report: &mut 
         Err(e) => return Err(e),
     };
     let there = store.read(&name)?;
-    let before = there.as_ref().filter(|record| several && record.watch == watch);
-    // The primary knows of one whose record is lost, too.
-    let (again, vote) = (before.is_some() || several && known > 0, before.and_then(|record| record.vote));
+    let former = there.as_ref().filter(|record| several && record.watch == watch).map(|record| (record.stood, record.vote));
     let instance = there.as_ref().map_or(0, |record| record.instance).max(known) + 1;
     let runs = there.as_ref().is_some_and(Record::runs);
     let before = there.and_then(|record| record.settled());
@@ -103,7 +101,7 @@ pub fn begin(mut peer: Peer, asked: Setup, caller: Option<Caller>, report: &mut 
         Activation::Primary { generation, .. } => Activation::Demoted(generation),
         other => other,
     });
-    let record = Record { name, watch, activation, instance, vote, back: None, door: None, about };
+    let mut record = Record { name, watch, activation, instance, stood: 0, vote: None, back: None, door: None, about };
     let beats = Beats::listen(&Key::of(key), SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)))?;
     let details = fit::check(&plan)?;
     let refusals = details.refusals.clone();
@@ -124,6 +122,10 @@ pub fn begin(mut peer: Peer, asked: Setup, caller: Option<Caller>, report: &mut 
     let Setup::Begin { generation, limits, fence, witness, on_event, seat } = unpack(&begin.payload)? else {
         return Err(Error::link("the primary does not begin"));
     };
+    // Who stood by for a lower generation has said nothing that counts. The primary knows of one whose record is lost, too.
+    let again = former.map_or(several && known > 0, |(stood, _)| stood == generation);
+    let vote = former.filter(|_| again).and_then(|(_, vote)| vote);
+    (record.stood, record.vote) = (generation, vote);
     let witness = witness.map(|contact| Client::new(&contact, watch, Whose::Standby, limits.lease())).transpose()?;
     peer.open_bulk()?;
     let spool = Clone::begin(Some(&*plan.spool).filter(|folder| !folder.as_os_str().is_empty()), peer.receiver()?)?;
@@ -531,12 +533,8 @@ impl Agent<'_> {
                 self.spool.drop_all();
                 return Ok(None);
             }
-            Action::Ask(wanted) => {
-                if wanted > generation && !self.machine.is_planned() {
-                    self.steps = Some(Steps::begin(self.machine.silence(self.begun.elapsed())));
-                }
-                self.witness.iter_mut().for_each(|witness| witness.ask(wanted));
-                self.vote(Cause::Asked(wanted));
+            Action::Poll(_) | Action::Forgo | Action::Ask(_) => {
+                self.ask(action, generation);
                 return Ok(None);
             }
             Action::Fence => {
@@ -575,13 +573,7 @@ impl Agent<'_> {
                 self.board.said(said);
                 self.board.note(|status| status.generation = generation);
                 if said == Said::TakingOver {
-                    let silence = if self.machine.is_planned() { Duration::ZERO } else { self.machine.silence(self.begun.elapsed()) };
-                    match &mut self.steps {
-                        Some(steps) if (self.witness.is_some() || self.court.is_some()) && !self.machine.is_planned() => {
-                            steps.done(if self.court.is_some() { "votes" } else { "witness" }, steps.total())
-                        }
-                        _ => self.steps = Some(Steps::begin(silence)),
-                    }
+                    self.is_let();
                 }
                 self.history.said(said, |entry| self.about(said, entry));
                 let jitter = self.machine.jitter().map_or(String::new(), |most| format!("; heartbeats are up to {most:.1?} off"));

@@ -67,6 +67,12 @@ pub fn wanted(options: &Options, status: &Status, change: &Change) -> Result<Opt
         let what = format!("who stands by for {name} can be changed only while it is protected");
         return Err(Error::other(what).help("meio status says how it stands"));
     }
+    if let Some(witness) = &status.witness
+        && let Some(trouble) = &witness.trouble
+    {
+        let what = format!("who stands by for {name} cannot be changed now: the witness {} {trouble}", witness.at);
+        return Err(Error::other(what).help("a watch begins only with its witness: meio status says when it is there again"));
+    }
     if change.host.is_empty() {
         return Err(Error::new(Kind::Usage, format!("several hosts stand by for {name}")).help("name one of them: --to HOST"));
     }
@@ -83,10 +89,6 @@ pub fn wanted(options: &Options, status: &Status, change: &Change) -> Result<Opt
     match (change.what, place) {
         (What::Adds, Some(_)) => return Err(Error::new(Kind::Usage, format!("{} stands by for {name} already", meant.host))),
         (What::Adds, None) if all.len() == MOST => return Err(Error::new(Kind::Usage, format!("{MOST} standbys are possible at most"))),
-        (What::Adds, None) if options.witness.is_some() || options.fence.is_some() => {
-            let what = "several standbys decide among themselves which takes over: without --witness, and without --fence";
-            return Err(Error::new(Kind::Unsupported, what).help(format!("begin anew without it: meio unwatch {name} first")));
-        }
         (What::Adds, None) => {
             away.retain(|name| *name != meant.to_string());
             all.push(meant);

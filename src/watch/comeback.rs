@@ -74,7 +74,7 @@ pub fn watch(options: &Options, report: &mut dyn Report) -> Result<Outcome> {
     let (outcome, options) = &change::run(options, report)?;
     let outcome = outcome.clone();
     if outcome.switched && options.among.is_some() {
-        let ring = Ring::of(options);
+        let ring = Ring::of(options, contact(options, report)?);
         ring::handed(&ring);
         let stood = ring::run(ring, Part::Follows, Vec::new(), report)?;
         return Ok(Outcome { stood: Some(stood), ..outcome });
@@ -96,7 +96,7 @@ pub fn come_back(options: &Options, report: &mut dyn Report) -> Result<Option<Ou
         if store.is_claimed(&options.name)? {
             let _ = control::ask(&store, &options.name, Ask::Handover, PATIENCE);
         }
-        return match ring::run(Ring::of(options), Part::Follows, Vec::new(), report) {
+        return match ring::run(Ring::of(options, contact(options, report)?), Part::Follows, Vec::new(), report) {
             Err(e) if e.kind == Kind::NotFound && known == Due::Perhaps => Ok(None),
             stood => Ok(Some(Outcome { host: options.standby.host.clone(), stood: Some(stood?), ..Outcome::default() })),
         };
@@ -320,10 +320,15 @@ pub fn call(to: &Destination, how: &How, token: &Mutex<Option<String>>, says: &S
     Err(Error::link(format!("{to} has nobody any more to whom it has sent")))
 }
 
+/// What leads to the witness, as it is on record.
+fn contact(options: &Options, report: &mut dyn Report) -> Result<Option<Contact>> {
+    let known = Store::open()?.read(&options.name)?.and_then(|record| record.back?.witness);
+    protect::contact(options, known.as_ref(), report)
+}
+
 /// Stands by for what runs at the other host, until that is over or it was taken over here and has ended.
 fn stand_by(options: &Options, store: &Store, manager: &Arc<Manager>, report: &mut dyn Report) -> Result<Stood> {
-    let known = store.read(&options.name)?.and_then(|record| record.back?.witness);
-    let witness = protect::contact(options, known.as_ref(), report)?;
+    let witness = contact(options, report)?;
     manager.ready();
     let mut one = Ring::pair(options.standby.clone(), options.how.clone(), returns(options, witness), options.control_group.clone());
     stand(&mut one, store, manager, report).map(|ended| ended.stood)

@@ -85,6 +85,7 @@ impl Entry {
             Said::Cut => ("cut", "nothing is heard of the standby, and nobody answers here until that is known"),
             Said::AtRisk => ("at-risk", "nothing is heard of the standby, and it was to go on all the same"),
             Said::TakingOver => ("taking-over", "nothing is heard of the primary"),
+            Said::Unvoted => ("unvoted", "too few of the other standbys vote for this one"),
             Said::Refused => ("refused", "the witness does not let it be taken over"),
             Said::Outdated => ("outdated", "the witness says that the primary goes on without this standby"),
             Said::Unruled => ("unruled", "the witness says nothing, and without its leave nothing is taken over"),

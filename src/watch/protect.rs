@@ -151,7 +151,7 @@ pub fn run_over(options: &Options, reach: Reach, report: &mut dyn Report) -> Res
     let mut start = Start::look(options, begun, (contact, claim), report, &mut phases)?;
     let control = Control::of(options, &start.store)?;
     let board = control.board();
-    let mut witness = court::look(options, &mut start, &board, porch.is_some())?;
+    let mut witness = court::look(options, &mut start, &board)?;
     let resumes = start.resumed.is_some();
     // Who goes on asks when all is in place that holds what it is not to say.
     let asks = others::asks(&start.ask);

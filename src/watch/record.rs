@@ -38,7 +38,10 @@ pub struct Record {
     pub activation: Option<Activation>,
     /// Of the last process that this host had for it.
     pub instance: u64,
-    /// At one of several standbys: whose its vote is.
+    /// At a standby: the generation for which the last process stood by.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub stood: u64,
+    /// At one of several standbys: whose its vote is, for that generation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vote: Option<Vote>,
     /// At the primary: what another meio must know that goes on where one was killed.
@@ -50,6 +53,10 @@ pub struct Record {
     /// What is to be known to clean up behind a meio that was killed.
     #[serde(default, skip_serializing_if = "About::is_nothing")]
     pub about: About,
+}
+
+fn is_none(generation: &u64) -> bool {
+    *generation == 0
 }
 
 /// What leads back to a watch.
@@ -419,7 +426,7 @@ mod tests {
 
     fn record(generation: u64, instance: u64) -> Record {
         let activation = Some(Activation::Primary { generation, instance });
-        Record { name: "web".into(), watch: 7, activation, instance, vote: None, back: None, door: None, about: About::default() }
+        Record { name: "web".into(), watch: 7, activation, instance, stood: 0, vote: None, back: None, door: None, about: About::default() }
     }
 
     #[test]

@@ -18,6 +18,7 @@ use super::start::free;
 use super::state::{Limits, OnLoss};
 use super::status::{Board, Role as Part, State, Status, Wish};
 use super::turn;
+use super::witness::Contact;
 use crate::dump;
 use crate::error::{Error, Kind, Result};
 use crate::migrate::record::Member;
@@ -69,11 +70,11 @@ pub struct Ring {
 }
 
 impl Ring {
-    /// As the primary of a watch has it.
-    pub fn of(options: &Options) -> Ring {
+    /// As the primary of a watch has it; `witness`: what leads to that.
+    pub fn of(options: &Options, witness: Option<Contact>) -> Ring {
         let away = options.among.iter().flat_map(|among| named(&among.away));
         let hosts = std::iter::once(&options.standby).chain(&options.others).cloned().chain(away).collect();
-        let (returns, group) = (comeback::returns(options, None), options.control_group.clone());
+        let (returns, group) = (comeback::returns(options, witness), options.control_group.clone());
         let left = options.among.as_ref().map(|among| among.left.clone()).unwrap_or_default();
         Ring { own: String::new(), hosts, how: options.how.clone(), returns, group, gone: 1, left }
     }
@@ -376,7 +377,7 @@ fn lead(ring: &mut Ring, guests: Vec<Guest>, store: &Store, manager: &Manager, r
         }
         options.hands = hands.take().and_then(|next| next.hands);
         let begun = options.begun.clone();
-        let here = Here { peers, witness: None, porch: porch.0.clone(), claim: Some(claim.clone()) };
+        let here = Here { peers, witness: ring.returns.witness.clone(), porch: porch.0.clone(), claim: Some(claim.clone()) };
         let done = hindrance.map_or_else(|| protect::run_over(&options, Reach::Calls(here), report), |why| Err(Error::other(why)));
         let failed = match done {
             Ok(outcome) if outcome.replaced => return Ok(None),

@@ -124,6 +124,7 @@ impl Start {
             watch: *watch,
             activation: Some(overtaken.map_or(Activation::Primary { generation, instance }, Activation::Demoted)),
             instance,
+            stood: 0,
             vote: None,
             back: self.resumed.as_ref().map(|resumed| resumed.back.clone()),
             door: None,

@@ -66,7 +66,19 @@
 //!   quorums of Howard, Malkhi and Spiegelman, the election restriction of Raft); by the second no two have g+1, which therefore
 //!   need not say whose it is. The primary has no vote: who hears it gives none. With one standby all of this is what it was.
 //!   Other than in Raft who has won goes on alone at once, without anybody's acknowledgement: so a vote is not given back when time
-//!   goes by, but only by who has asked for it and did not win. The loss of one that has won before it runs is a second fault.
+//!   goes by, but only by who has asked for it and does not use it. The loss of one that has won before it runs is a second fault.
+//! * *Several standbys and a witness*: the votes say which of the standbys it is, and that nothing is lost; the witness says whether it
+//!   is one of them at all, or the primary, which may go on alone when too few of them are left to it. Who has won asks for g+1, which
+//!   is durable there before anything else is done: to the witness all who stand by are one end, as only who has votes asks, no two
+//!   have enough of them at a time, and what one was granted that has given its votes back is the next one's. Both are needed. Votes
+//!   alone are not enough, as many as they may be: a primary that none of them hears may be let go on by a witness that none of them
+//!   reaches. The witness cannot stand in for a vote that is missing either: with `q + v = s + 1` fewer than `v` may be those that
+//!   lack what was let out, and what is known of that is known only to who is lost. So the loss of the witness alone stops nobody;
+//!   the loss of it and of the primary, or of more than `s - v` standbys and of the primary, stops until one of them is back.
+//! * Whoever was chosen and is not let, by the witness, or since the command fails that is to end the primary's host, gives the votes
+//!   back at once, and acts on no answer that comes late. Who has given his hears nothing of the primary meanwhile, except of one
+//!   with a higher generation: what was voted for the one before is over with that. With several standbys only who was chosen has
+//!   the other host ended, never the primary.
 
 mod group;
 mod notice;
@@ -349,6 +361,8 @@ pub enum Event {
     Gone,
     /// What came of [`Action::Fence`]: whether the other host is known to be off.
     Fenced(bool),
+    /// Standby: what came of [`Action::Poll`]: whether it has so many votes that it is the only one.
+    Voted(bool),
     /// What came of [`Action::Ask`],
     Ruled(Ruling),
     /// or that nothing has.
@@ -441,6 +455,10 @@ pub enum Action {
     Fence,
     /// Both: ask the witness for this generation; what was asked before is not waited for any more. Answer: `Ruled`, `Unruled`.
     Ask(u64),
+    /// Standby: ask the other ones for their votes, for this generation. Answer: `Voted`.
+    Poll(u64),
+    /// Standby: give back the votes that it has.
+    Forgo,
     /// Primary: tell the witness that this generation is still its own, and that the standby may have the next one at once. Answer
     /// as for `Ask`.
     Cede(u64),
@@ -536,6 +554,8 @@ pub enum Said {
     BothPaths,
     /// The primary is lost.
     TakingOver,
+    /// Too few of the other standbys vote for this one.
+    Unvoted,
     /// The witness does not let it be taken over,
     Refused,
     /// since the primary goes on without this one,

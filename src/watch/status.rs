@@ -363,7 +363,7 @@ impl Board {
             Said::AtRisk => status.state = State::AtRisk,
             Said::Demoted => status.state = State::Stopped,
             Said::TakingOver | Said::Taken => status.state = State::TakingOver,
-            Said::Refused | Said::Unruled => status.state = State::Ready,
+            Said::Unvoted | Said::Refused | Said::Unruled => status.state = State::Ready,
             // What is here is of no use.
             Said::Outdated => status.state = State::Starting,
             Said::TakenOver => status.state = State::Running,

@@ -41,6 +41,12 @@ impl Steps {
         first.chain(self.took.iter().map(|(name, took)| ((*name).to_owned(), ms(*took)))).collect()
     }
 
+    /// One is done that has taken all the time since those before.
+    pub fn since(&mut self, name: &'static str) {
+        let before = self.took.iter().map(|(_, took)| *took).sum();
+        self.done(name, self.total().saturating_sub(before));
+    }
+
     /// Since it began.
     pub fn total(&self) -> Duration {
         self.begun.elapsed()

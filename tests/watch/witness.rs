@@ -18,10 +18,15 @@ pub const THIRD: &str = "root@10.99.0.3";
 
 /// A witness on the third host, which has to be reached by SSH for the key.
 pub fn witness(lab: &Lab, hosts: &Hosts) -> Child {
+    witness_on(lab, hosts, 2)
+}
+
+/// The same on another one.
+pub fn witness_on(lab: &Lab, hosts: &Hosts, of: usize) -> Child {
     let said = fs::File::options().create(true).append(true).open(lab.path("witness.err")).expect("a file");
-    let mut command = hosts.hosts[2].command(Path::new(crate::MEIO));
+    let mut command = hosts.hosts[of].command(Path::new(crate::MEIO));
     let child = command.args(["witness", "-v"]).stdout(Stdio::null()).stderr(said).spawn().expect("meio starts");
-    let listens = || hosts.hosts[2].plain("ss", &["-lun"]).contains(":26346 ");
+    let listens = || hosts.hosts[of].plain("ss", &["-lun"]).contains(":26346 ");
     assert!(until(SOON, listens), "it does not listen: {}", fs::read_to_string(lab.path("witness.err")).unwrap_or_default());
     child
 }
@@ -38,8 +43,8 @@ fn guarded(lab: &Lab, prepare: impl FnOnce(&Hosts)) -> (Hosts, i32, Child, Watch
     (hosts, pid, witness, watched, counter)
 }
 
-fn kill(hosts: &Hosts, witness: &mut Child) {
-    hosts.hosts[2].plain("pkill", &["-KILL", "-x", "meio"]);
+pub fn kill(hosts: &Hosts, of: usize, witness: &mut Child) {
+    hosts.hosts[of].plain("pkill", &["-KILL", "-x", "meio"]);
     let _ = witness.wait();
 }
 
@@ -110,7 +115,7 @@ crate::alone! {
         let (asked, all) = asked_for(&hosts);
         println!("\nhold: {asked:.1} ms of a take-over of {all:.1} ms went to ask the witness");
         assert!(asked < 500.0, "{asked} ms");
-        kill(&hosts, &mut witness);
+        kill(&hosts, 2, &mut witness);
     }
 
     /// The two lose each other, and both see the witness: the one that has answered goes on, and the other one does not begin. When
@@ -139,7 +144,7 @@ crate::alone! {
         assert!(counter.go_on(50), "it does not go on: {}\n{}", watched.said(), noted(&hosts));
         counter.end();
         assert!(hosts.hosts[1].runs(pid));
-        kill(&hosts, &mut witness);
+        kill(&hosts, 2, &mut witness);
     }
 
     /// The primary is cut off from everybody: the standby takes over, and the primary gives in when it comes back, and stands by.
@@ -154,7 +159,7 @@ crate::alone! {
         let both = || stands(&hosts.hosts[1], "primary", "protected") && stands(&hosts.hosts[0], "standby", "ready");
         assert!(until(SOON, both), "{}\n{}", watched.said(), noted(&hosts));
         assert!(!hosts.hosts[0].lives(pid) && until(SOON, || hosts.hosts[1].runs(pid)) && !has_address(&hosts.hosts[0]) && has_address(&hosts.hosts[1]));
-        kill(&hosts, &mut witness);
+        kill(&hosts, 2, &mut witness);
     }
 
     /// The witness is killed: nothing stops. With the primary's host lost, too, nobody begins, which is said; when the witness is
@@ -164,7 +169,7 @@ crate::alone! {
         let (mut hosts, pid, mut killed, mut watched, counter) = guarded(&lab, |_| {});
         for _ in 0..2 {
             let before = watched.said().len();
-            kill(&hosts, &mut killed);
+            kill(&hosts, 2, &mut killed);
             assert!(until(SOON, || said_since(&watched, before, "does not answer")), "{}", watched.said());
             assert!(counter.go_on(100) && watched.is_protected(), "{}\n{}", watched.said(), noted(&hosts));
             let status = hosts.hosts[0].plain(crate::MEIO, &["status", "web"]);
@@ -173,7 +178,7 @@ crate::alone! {
             assert!(until(SOON, || said_since(&watched, before, "answers again")), "{}", watched.said());
         }
         assert!(counter.go_on(50), "{}\n{}", watched.said(), noted(&hosts));
-        kill(&hosts, &mut killed);
+        kill(&hosts, 2, &mut killed);
         assert!(until(SOON, || watched.is_protected()), "{}", watched.said());
         lose(&mut hosts, &mut watched);
         assert!(until(SOON, || noted(&hosts).contains("Unruled")), "{}", noted(&hosts));
@@ -183,7 +188,7 @@ crate::alone! {
         assert!(counter.go_on(50), "it does not go on: {}\n{}", watched.said(), noted(&hosts));
         counter.end();
         assert!(hosts.hosts[1].runs(pid));
-        kill(&hosts, &mut witness);
+        kill(&hosts, 2, &mut witness);
     }
 
     /// Killed, and started again where the witness cannot be reached any more: the watch goes on with what it knows of it.
@@ -195,7 +200,7 @@ crate::alone! {
         let mut watched = Watched::with(&lab, &hosts, pid, &choices);
         let counter = Counter::begin();
         assert!(counter.go_on(50), "{}\n{}", watched.said(), noted(&hosts));
-        kill(&hosts, &mut witness);
+        kill(&hosts, 2, &mut witness);
         hosts.wire(2, false);
         hosts.hosts[0].plain("pkill", &["-KILL", "-o", "-x", "meio"]);
         let _ = watched.meio.wait();
@@ -228,7 +233,7 @@ crate::alone! {
         assert!(until(SOON, || said_since(&watched, before, "unprotected")), "{}", watched.said());
         assert!(until(SOON, || count().is_some()) && has_address(&hosts.hosts[0]) && hosts.hosts[0].runs(pid));
         assert!(!watched.said().contains("nobody answers here"), "{}", watched.said());
-        kill(&hosts, &mut witness);
+        kill(&hosts, 2, &mut witness);
     }
 
     /// Neither the other one nor the witness is heard: nobody answers until one of them is. The same when the witness has no room to
@@ -240,7 +245,7 @@ crate::alone! {
             hosts.hosts[2].plain("mount", &["-t", "tmpfs", "-o", "size=256k", "small", "/var/lib/meio"]);
         };
         let (hosts, _, mut killed, watched, counter) = guarded(&lab, small);
-        kill(&hosts, &mut killed);
+        kill(&hosts, 2, &mut killed);
         let before = watched.said().len();
         part(&hosts);
         assert!(until(SOON, || said_since(&watched, before, "nobody answers here")), "{}\n{}", watched.said(), noted(&hosts));
@@ -264,7 +269,7 @@ crate::alone! {
         counter.end();
         // Whichever of them has asked first then.
         assert_ne!(has_address(&hosts.hosts[0]), has_address(&hosts.hosts[1]));
-        kill(&hosts, &mut witness);
+        kill(&hosts, 2, &mut witness);
     }
 
     /// By hand, with the leave of the witness: its lease is given back and not waited for, and the generation is the standby's.
@@ -288,7 +293,7 @@ crate::alone! {
         assert!(one["generation"] == 2 && one["witness"]["trouble"].is_null(), "{one}");
         let told = fs::read_to_string(lab.path("witness.err")).expect("it says something");
         assert!(told.contains("web: generation 2 is the Standby's"), "{told}");
-        kill(&hosts, &mut witness);
+        kill(&hosts, 2, &mut witness);
     }
 
     /// Without the witness nobody is switched over to: when it has just been lost the tree stands still for a moment, and goes on here;
@@ -300,7 +305,7 @@ crate::alone! {
         let is_here = || here.runs(pid) && has_address(here) && !has_address(there) && !there.lives(pid);
         let yielded = || history(here).iter().filter(|event| event["event"] == "yielding").count();
         standing(here, "protected");
-        kill(&hosts, &mut killed);
+        kill(&hosts, 2, &mut killed);
         let (code, said) = meio(here, &["switchover", "web"]);
         assert!(code == 1 && said.contains("the witness 10.99.0.3:26346 did not let it"), "{code}: {said}\n{}\n{}", watched.said(), noted(&hosts));
         assert!(counter.go_on(50), "it does not go on: {}\n{}", watched.said(), noted(&hosts));
@@ -318,7 +323,7 @@ crate::alone! {
         assert!(counter.go_on(50), "{}\n{}", watched.said(), noted(&hosts));
         counter.end();
         assert!(until(SOON, || there.runs(pid) && has_address(there) && !has_address(here)), "{}", noted(&hosts));
-        kill(&hosts, &mut witness);
+        kill(&hosts, 2, &mut witness);
     }
 
     /// What a watch cannot begin with is said, and the tree goes on.

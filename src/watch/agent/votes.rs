@@ -1,4 +1,5 @@
-//! One of several standbys: what it says to the others, and hears of them, before it takes over or gives its vote away.
+//! What a standby asks before it takes over: the others, where there are several, which it may have to give its own vote; and the
+//! witness.
 
 use super::Agent;
 use crate::error::Result;
@@ -9,8 +10,9 @@ use crate::watch::polls::Polls;
 use crate::watch::record::Store;
 use crate::watch::ring::Role;
 use crate::watch::setup::{SETUP, Seat, Setup};
-use crate::watch::state::{Activation, Cause, Deed, Event, Votes};
+use crate::watch::state::{Action, Activation, Cause, Deed, Event, Votes};
 use crate::watch::status::Wish;
+use crate::watch::steps::Steps;
 use std::time::Duration;
 
 /// How it has ended.
@@ -52,13 +54,45 @@ pub struct Court {
 }
 
 impl Agent<'_> {
+    /// Somebody is asked whether this one of generation `own` may take over, or need not be any more.
+    pub(super) fn ask(&mut self, action: Action, own: u64) {
+        match action {
+            Action::Poll(wanted) => {
+                self.steps = Some(Steps::begin(self.machine.silence(self.begun.elapsed())));
+                self.vote(Cause::Asked(wanted));
+            }
+            Action::Ask(wanted) => {
+                match &mut self.steps {
+                    Some(steps) if wanted > own && self.court.is_some() => steps.since("votes"),
+                    steps if wanted > own && !self.machine.is_planned() => {
+                        *steps = Some(Steps::begin(self.machine.silence(self.begun.elapsed())));
+                    }
+                    _ => {}
+                }
+                self.witness.iter_mut().for_each(|witness| witness.ask(wanted));
+            }
+            _ => self.vote(Cause::Forgone),
+        }
+    }
+
+    /// Whoever was asked lets it take over, if somebody was.
+    pub(super) fn is_let(&mut self) {
+        let planned = self.machine.is_planned();
+        match &mut self.steps {
+            Some(steps) if self.witness.is_some() && !planned => steps.since("witness"),
+            Some(steps) if self.court.is_some() && !planned => steps.since("votes"),
+            steps if planned => *steps = Some(Steps::begin(Duration::ZERO)),
+            steps => *steps = Some(Steps::begin(self.machine.silence(self.begun.elapsed()))),
+        }
+    }
+
     /// What the others have said, and what is due to be said to them.
     pub(super) fn polled(&mut self) {
         while let Some((of, poll)) = self.court.as_mut().and_then(|court| court.polls.receive()) {
             self.board.hosts.polled(of, poll.generation, poll.mark, poll.runs);
             self.vote(Cause::Heard(of, poll));
         }
-        if self.court.as_ref().is_some_and(|court| court.votes.wake() <= self.begun.elapsed() || self.machine.is_asking()) {
+        if self.court.as_ref().is_some_and(|court| court.votes.wake() <= self.begun.elapsed() || self.machine.is_polling()) {
             self.vote(Cause::Tick);
         }
     }
@@ -85,7 +119,7 @@ impl Agent<'_> {
                         let _ = self.perform(action);
                     }
                 }
-                Deed::Rule(ruling) => self.events.push_back(ruling.map_or(Event::Unruled, Event::Ruled)),
+                Deed::Voted(won) => self.events.push_back(Event::Voted(won)),
                 Deed::Overtaken(of) => self.overtaken(of, stance.generation + 1),
             }
         }

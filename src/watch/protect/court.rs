@@ -8,7 +8,7 @@ use crate::watch::start::Start;
 use crate::watch::state::Event;
 use crate::watch::status::Board;
 use crate::watch::witness::{Client, Contact, Role};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The witness that a user has named.
 #[derive(Clone, PartialEq, Eq)]
@@ -49,18 +49,20 @@ pub fn contact(options: &Options, known: Option<&Contact>, report: &mut dyn Repo
     Contact::new(at, &String::from_utf8_lossy(&said)).map(Some).map_err(help)
 }
 
-/// Asks for the last generation of a watch that begins: its own is to be higher. `called`: it goes on from one that was taken over.
+/// Asks for the last generation of a watch that begins: its own is to be higher.
 ///
 /// # Errors
 /// When the witness does not answer: a watch begins with all that it is to have.
-pub fn look(options: &Options, start: &mut Start, board: &Board, called: bool) -> Result<Option<Client>> {
+pub fn look(options: &Options, start: &mut Start, board: &Board) -> Result<Option<Client>> {
     let Some(contact) = &start.ask.witness else { return Ok(None) };
     let mut client = Client::new(contact, start.ask.watch, Role::Primary, options.limits.lease())?;
     board.note(|status| status.witness = Some(client.status()));
     if start.resumed.is_none() {
+        let lease = options.limits.lease();
+        let until = Instant::now() + 2 * lease;
         let mut last = client.wait(0, &options.addresses)?;
-        // Who has taken over here has just ended, and its lease goes on for a while.
-        while !last.left.is_zero() && called && last.left <= options.limits.lease() {
+        // Who has taken over here, or watched it with others, has just ended, and its lease goes on for a while.
+        while !last.left.is_zero() && last.left <= lease && Instant::now() < until {
             std::thread::sleep(last.left + Duration::from_millis(1));
             last = client.wait(0, &options.addresses)?;
         }

@@ -123,7 +123,7 @@ fn seat(asks: &[Ask], place: usize, key: [u8; 32], at: &[SocketAddr]) -> Seat {
         home: among.map(|among| among.own.clone()).filter(|own| !own.is_empty()).unwrap_or_else(|| comeback::own(&options.standby)),
         away: among.map(|among| among.away.clone()).unwrap_or_default(),
         left: among.map(|among| among.left.clone()).unwrap_or_default(),
-        returns: comeback::returns(options, None),
+        returns: comeback::returns(options, asks[place].witness.clone()),
     }
 }
 

@@ -4,6 +4,7 @@ use super::super::state::{Event, Ruling, Whose};
 use super::super::witness::{Answer, Entry, Holder, Ledger, Question, Role, Verdict};
 use super::parts::{Fault, Flaw, What, Who};
 use super::world::{MS, World};
+use crate::migrate::simulate::Dice;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -12,9 +13,9 @@ const NAME: &str = "tree";
 const AGAIN: Duration = Duration::from_millis(50);
 const PATIENCE: Duration = Duration::from_millis(500);
 
-/// A question that an end has not had an answer to.
+/// A question that somebody has not had an answer to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Asked {
+pub struct Asked {
     number: u64,
     generation: u64,
     /// With a lease.
@@ -22,18 +23,18 @@ struct Asked {
     until: Duration,
 }
 
-/// The witness, its file, and who asks.
+/// The witness, its file, and who asks: 0 is the primary.
 #[derive(Debug, Default)]
 pub struct Court {
     /// `None`: it was killed.
     ledger: Option<Ledger>,
     durable: BTreeMap<String, Entry>,
     /// What its clock is ahead.
-    ahead: Duration,
-    /// Nothing gets through: by end, to the witness or back.
-    cut: [[bool; 2]; 2],
-    disk_fails: bool,
-    asked: [Option<Asked>; 2],
+    pub ahead: Duration,
+    /// Nothing gets through: by who asks, to the witness or back.
+    pub cut: Vec<[bool; 2]>,
+    pub disk_fails: bool,
+    asked: Vec<Option<Asked>>,
     count: u64,
 }
 
@@ -41,61 +42,42 @@ pub struct Court {
 #[derive(Debug, Clone, Copy)]
 pub enum Matter {
     /// A question gets there.
-    Asked { who: Who, number: u64, asked: u64, generation: u64, leases: bool },
+    Asked { who: usize, number: u64, asked: u64, generation: u64, leases: bool },
     /// An answer gets back.
-    Answered { who: Who, number: u64, asked: u64, ruling: Ruling },
+    Answered { who: usize, number: u64, asked: u64, ruling: Ruling },
     /// It is asked again, or not waited for any more.
-    Again { who: Who, number: u64, asked: u64 },
+    Again { who: usize, number: u64, asked: u64 },
     /// Somebody stands by again.
     Begin,
 }
 
-fn role(who: Who) -> Role {
-    if who == Who::Primary { Role::Primary } else { Role::Standby }
+fn role(who: usize) -> Role {
+    if who == 0 { Role::Primary } else { Role::Standby }
 }
 
-impl World {
-    /// The primary has its generation there before the watch begins.
-    pub(super) fn open_court(&mut self) {
-        self.court.ledger = Some(Ledger::default());
-        self.judgement(Who::Primary, 1, true);
+impl Court {
+    /// One that so many may ask; nobody has asked it for anything.
+    pub fn of(count: usize) -> Court {
+        Court { ledger: Some(Ledger::default()), cut: vec![[false; 2]; count], asked: vec![None; count], ..Court::default() }
     }
 
-    pub(super) fn ask(&mut self, who: Who, number: u64, generation: u64, leases: bool) {
-        self.court.count += 1;
-        let of = Asked { number: self.court.count, generation, leases, until: self.now + PATIENCE };
-        self.court.asked[who as usize] = Some(of);
-        self.question(who, number, of);
+    /// What is durable is that the standbys have this generation.
+    pub fn is_theirs(&self, generation: u64) -> bool {
+        self.durable.get(NAME).is_some_and(|entry| entry.generation == generation && entry.holder.role == Role::Standby)
     }
 
-    fn question(&mut self, who: Who, number: u64, Asked { number: asked, generation, leases, .. }: Asked) {
-        self.on_the_way(self.court.cut[who as usize][0], Matter::Asked { who, number, asked, generation, leases });
-        self.at(AGAIN, What::Court(Matter::Again { who, number, asked }));
-    }
-
-    /// Lost, late, twice.
-    fn on_the_way(&mut self, cut: bool, matter: Matter) {
-        let copies = if self.dice.chance(20) { 2 } else { u64::from(!self.dice.chance(20)) };
-        for _ in 0..if cut { 0 } else { copies } {
-            let late = if self.dice.chance(5) { MS * self.dice.below(4000) as u32 } else { Duration::ZERO };
-            let delay = self.short() + late;
-            self.at(delay, What::Court(matter));
-        }
-    }
-
-    /// The witness answers; `None`: there is none.
-    fn judgement(&mut self, who: Who, generation: u64, leases: bool) -> Option<Ruling> {
-        let (flaw, now) = (self.flaw, self.now + self.court.ahead);
-        let lease = if flaw == Some(Flaw::NoWitnessLease) || !leases { Duration::ZERO } else { self.limits.lease() };
-        let ledger = self.court.ledger.as_mut()?;
+    /// It answers; `None`: there is none. `forgets`: it does not write what it says, after the first time.
+    pub fn judge(&mut self, who: usize, generation: u64, lease: Duration, now: Duration, forgets: bool) -> Option<Ruling> {
+        let now = now + self.ahead;
+        let ledger = self.ledger.as_mut()?;
         let own = Holder { watch: 1, role: role(who) };
         let mut answer = ledger.ask(NAME, &Question { who: own, generation, lease }, now);
         if ledger.is_unsettled() {
-            let done = !self.court.disk_fails;
+            let done = !self.disk_fails;
             ledger.settle(done);
             // What is written first is there in any case.
-            if done && (flaw != Some(Flaw::TellsWithoutWriting) || self.court.durable.is_empty()) {
-                self.court.durable = ledger.entries().clone();
+            if done && (!forgets || self.durable.is_empty()) {
+                self.durable = ledger.entries().clone();
             } else if !done {
                 answer = Answer { verdict: Verdict::Failed, entry: ledger.entry(NAME), left: Duration::ZERO };
             }
@@ -106,46 +88,169 @@ impl World {
             Some(_) => Whose::Peers,
         };
         let (granted, reached) = (answer.verdict == Verdict::Granted, answer.entry.map_or(0, |entry| entry.generation));
-        if flaw == Some(Flaw::GrantsToBoth) && generation >= reached {
-            return Some(Ruling { granted: true, generation, whose: Whose::Mine, left: lease });
-        }
         Some(Ruling { granted, generation: reached, whose, left: answer.left })
     }
 
-    pub(super) fn court(&mut self, matter: Matter) {
+    /// It is killed.
+    pub fn end(&mut self) {
+        self.ledger = None;
+    }
+
+    pub fn is_gone(&self) -> bool {
+        self.ledger.is_none()
+    }
+
+    /// It begins with what is in its file, or with nothing, and another clock.
+    pub fn begin(&mut self, later: Duration, now: Duration, blank: bool) {
+        self.ahead += later;
+        let entries = if blank { BTreeMap::new() } else { self.durable.clone() };
+        self.ledger = Some(Ledger::new(entries, now + self.ahead));
+    }
+}
+
+/// A world with a witness.
+pub trait Asks {
+    fn bench(&mut self) -> &mut Court;
+    fn thrown(&mut self) -> &mut Dice;
+    fn clock(&self) -> Duration;
+    /// How long something takes on the way.
+    fn way(&mut self) -> Duration;
+    fn later(&mut self, delay: Duration, matter: Matter);
+    /// Whether who has asked is still there.
+    fn hears(&mut self, who: usize, number: u64, matter: Matter) -> bool;
+    /// What the witness says; `None`: there is none.
+    fn judgement(&mut self, who: usize, generation: u64, leases: bool) -> Option<Ruling>;
+    /// What somebody takes silence for that has asked for this generation.
+    fn silence(&mut self, who: usize, generation: u64) -> Event;
+    fn ruled(&mut self, who: usize, event: Event);
+    fn noted(&mut self, text: String);
+
+    fn ask(&mut self, who: usize, number: u64, generation: u64, leases: bool) {
+        let until = self.clock() + PATIENCE;
+        let court = self.bench();
+        court.count += 1;
+        let of = Asked { number: court.count, generation, leases, until };
+        court.asked[who] = Some(of);
+        self.question(who, number, of);
+    }
+
+    fn question(&mut self, who: usize, number: u64, Asked { number: asked, generation, leases, .. }: Asked) {
+        let cut = self.bench().cut[who][0];
+        self.on_the_way(cut, Matter::Asked { who, number, asked, generation, leases });
+        self.later(AGAIN, Matter::Again { who, number, asked });
+    }
+
+    /// Lost, late, twice.
+    fn on_the_way(&mut self, cut: bool, matter: Matter) {
+        let dice = self.thrown();
+        let copies = if dice.chance(20) { 2 } else { u64::from(!dice.chance(20)) };
+        for _ in 0..if cut { 0 } else { copies } {
+            let dice = self.thrown();
+            let late = if dice.chance(5) { MS * dice.below(4000) as u32 } else { Duration::ZERO };
+            let delay = self.way() + late;
+            self.later(delay, matter);
+        }
+    }
+
+    fn court(&mut self, matter: Matter) {
         match matter {
             Matter::Asked { who, number, asked, generation, leases } => {
                 if let Some(ruling) = self.judgement(who, generation, leases) {
-                    self.tell(|_| format!("Witness: {who:?} asks for {generation}: {ruling:?}"));
-                    self.on_the_way(self.court.cut[who as usize][1], Matter::Answered { who, number, asked, ruling });
+                    self.noted(format!("Witness: {who} asks for {generation}: {ruling:?}"));
+                    let cut = self.bench().cut[who][1];
+                    self.on_the_way(cut, Matter::Answered { who, number, asked, ruling });
                 }
             }
             Matter::Answered { who, number, asked, ruling } => {
-                let waits = self.court.asked[who as usize].is_some_and(|of| of.number == asked);
-                if waits && self.present(who, number, &What::Court(matter)) {
-                    self.court.asked[who as usize] = None;
-                    self.step(who, Event::Ruled(ruling));
+                let waits = self.bench().asked[who].is_some_and(|of| of.number == asked);
+                if waits && self.hears(who, number, matter) {
+                    self.bench().asked[who] = None;
+                    self.ruled(who, Event::Ruled(ruling));
                 }
             }
             Matter::Again { who, number, asked } => {
-                let Some(of) = self.court.asked[who as usize].filter(|of| of.number == asked) else { return };
-                if !self.present(who, number, &What::Court(matter)) {
+                let Some(of) = self.bench().asked[who].filter(|of| of.number == asked) else { return };
+                if !self.hears(who, number, matter) {
                     return;
                 }
-                if self.now < of.until {
+                if self.clock() < of.until {
                     return self.question(who, number, of);
                 }
-                self.court.asked[who as usize] = None;
-                let taken = match who {
-                    Who::Primary => Flaw::SilenceIsLeave,
-                    Who::Standby => Flaw::SilenceIsGrant,
-                };
-                let granted = Ruling { granted: true, generation: of.generation, whose: Whose::Mine, left: Duration::ZERO };
-                let go = self.flaw == Some(Flaw::GoIsGrant)
-                    && self.standby.as_ref().is_some_and(|s| who == Who::Standby && s.machine.is_planned());
-                self.step(who, if self.flaw == Some(taken) || go { Event::Ruled(granted) } else { Event::Unruled });
+                self.bench().asked[who] = None;
+                let event = self.silence(who, of.generation);
+                self.ruled(who, event);
             }
+            Matter::Begin => {}
+        }
+    }
+}
+
+/// What an answer says that grants it, whoever else has it.
+pub fn granted(generation: u64, left: Duration) -> Ruling {
+    Ruling { granted: true, generation, whose: Whose::Mine, left }
+}
+
+impl Asks for World {
+    fn bench(&mut self) -> &mut Court {
+        &mut self.court
+    }
+
+    fn thrown(&mut self) -> &mut Dice {
+        &mut self.dice
+    }
+
+    fn clock(&self) -> Duration {
+        self.now
+    }
+
+    fn way(&mut self) -> Duration {
+        self.short()
+    }
+
+    fn later(&mut self, delay: Duration, matter: Matter) {
+        self.at(delay, What::Court(matter));
+    }
+
+    fn hears(&mut self, who: usize, number: u64, matter: Matter) -> bool {
+        self.present(Who::ALL[who], number, &What::Court(matter))
+    }
+
+    fn judgement(&mut self, who: usize, generation: u64, leases: bool) -> Option<Ruling> {
+        let flaw = self.flaw;
+        let lease = if flaw == Some(Flaw::NoWitnessLease) || !leases { Duration::ZERO } else { self.limits.lease() };
+        let ruling = self.court.judge(who, generation, lease, self.now, flaw == Some(Flaw::TellsWithoutWriting))?;
+        let both = flaw == Some(Flaw::GrantsToBoth) && generation >= ruling.generation;
+        Some(if both { granted(generation, lease) } else { ruling })
+    }
+
+    fn silence(&mut self, who: usize, generation: u64) -> Event {
+        let taken = if who == 0 { Flaw::SilenceIsLeave } else { Flaw::SilenceIsGrant };
+        let go = self.flaw == Some(Flaw::GoIsGrant) && self.standby.as_ref().is_some_and(|s| who == 1 && s.machine.is_planned());
+        if self.flaw == Some(taken) || go { Event::Ruled(granted(generation, Duration::ZERO)) } else { Event::Unruled }
+    }
+
+    fn ruled(&mut self, who: usize, event: Event) {
+        self.step(Who::ALL[who], event);
+    }
+
+    fn noted(&mut self, text: String) {
+        self.tell(|_| text);
+    }
+}
+
+impl World {
+    /// The primary has its generation there before the watch begins.
+    pub(super) fn open_court(&mut self) {
+        self.court = Court::of(Who::ALL.len());
+        if self.limits.witness {
+            self.judgement(0, 1, true);
+        }
+    }
+
+    pub(super) fn befalls_court(&mut self, matter: Matter) {
+        match matter {
             Matter::Begin => self.begin_again(),
+            matter => self.court(matter),
         }
     }
 
@@ -171,7 +276,7 @@ impl World {
     pub(super) fn befall_witness(&mut self, fault: Fault) {
         match fault {
             Fault::KillWitness | Fault::AnewWitness => {
-                self.court.ledger = None;
+                self.court.end();
                 if fault == Fault::AnewWitness {
                     self.begin_witness();
                 }
@@ -188,7 +293,7 @@ impl World {
 
     pub(super) fn heal_witness(&mut self, fault: Fault) {
         match fault {
-            Fault::KillWitness if self.court.ledger.is_none() => self.begin_witness(),
+            Fault::KillWitness if self.court.is_gone() => self.begin_witness(),
             Fault::CutWitnessHere | Fault::CutWitnessThere => self.court.cut[usize::from(fault == Fault::CutWitnessThere)] = [false; 2],
             Fault::WitnessDisk => self.court.disk_fails = false,
             _ => {}
@@ -196,8 +301,8 @@ impl World {
     }
 
     pub(super) fn mend_witness(&mut self) {
-        (self.court.cut, self.court.disk_fails) = ([[false; 2]; 2], false);
-        if self.court.ledger.is_none() {
+        (self.court.cut, self.court.disk_fails) = (vec![[false; 2]; 2], false);
+        if self.court.is_gone() {
             self.begin_witness();
         }
     }
@@ -207,12 +312,11 @@ impl World {
         if !self.limits.witness {
             return;
         }
-        self.court.ahead += MS * self.dice.below(5000) as u32;
-        let now = self.now + self.court.ahead;
-        self.court.ledger = Some(Ledger::new(self.court.durable.clone(), now));
-        if self.flaw == Some(Flaw::WitnessForgets) {
-            self.court.ledger = Some(Ledger::default());
-            self.judgement(Who::Primary, 1, true);
+        let later = MS * self.dice.below(5000) as u32;
+        let forgets = self.flaw == Some(Flaw::WitnessForgets);
+        self.court.begin(later, self.now, forgets);
+        if forgets {
+            self.judgement(0, 1, true);
         }
     }
 }

@@ -1,7 +1,9 @@
 //! Worlds with several standbys, which say to each other which of them takes over: they may lose the primary, each other, or only one
-//! way of that; be killed, stopped, lost with their hosts, and begun again with what is on their disks. Each comes from a number
-//! and can be seen again by it: `MANY=number`.
+//! way of that; be killed, stopped, lost with their hosts, and begun again with what is on their disks; have a witness and lose it, or
+//! the way to it, and a command that ends the primary's host, or fails; and have clocks that jump. Each comes from a number and
+//! can be seen again by it: `MANY=number`.
 
+mod court;
 mod effects;
 mod faults;
 mod fills;
@@ -36,8 +38,9 @@ fn choices() -> Vec<Limits> {
     let mut all = Vec::new();
     for guarantee in [Guarantee::Hold, Guarantee::Hot] {
         for (standbys, acks) in [2, 3].into_iter().flat_map(|n| [Acks::One, Acks::Majority, Acks::All].map(|acks| (n, acks))) {
-            let both = [OnLoss::Hold, OnLoss::Continue].map(|on_loss| Limits { guarantee, standbys, acks, on_loss, ..Limits::default() });
-            all.extend(both);
+            let limits = Limits { guarantee, standbys, acks, ..Limits::default() };
+            all.extend([OnLoss::Hold, OnLoss::Continue].map(|on_loss| Limits { on_loss, ..limits }));
+            all.extend([(true, false), (false, true), (true, true)].map(|(witness, fence)| Limits { witness, fence, ..limits }));
         }
     }
     all
@@ -73,10 +76,12 @@ fn all_are_ready_again() {
 /// One thing that lasts, when all is protected: somebody answers, although nothing is mended.
 #[test]
 fn with_one_fault_somebody_answers() {
-    let mut ends = std::collections::BTreeSet::new();
+    let (mut ends, mut begins) = (std::collections::BTreeSet::new(), 0);
     for limits in choices() {
-        for first in (600..1100).step_by(if worlds() > 100_000 { 1 } else { 97 }) {
-            for fault in Fault::all(limits.standbys) {
+        // Each at other moments.
+        begins = (begins + 37) % 199;
+        for first in (600 + begins..1100).step_by(if worlds() > 100_000 { 1 } else { 199 }) {
+            for fault in Fault::all(&limits) {
                 let world = World::lasting(first, limits, &[(first, fault)]);
                 if let Some(wrong) = world.wrong {
                     panic!("{}\n{fault:?} at {first}, {limits:?}: {wrong}", world.told.join("\n"));
@@ -90,7 +95,8 @@ fn with_one_fault_somebody_answers() {
     [KillPrimary, RestartPrimary, KillPrimaryHost, StopPrimary, CutHost(0), Wedge].into_iter().for_each(|fault| ended(fault, "taken over"));
     ended(RestartPrimary, "stayed");
     let staying = [Kill(1), KillHost(2), Stop(1), Cut(1, 2), Cut(2, 1), CutHost(1), BreakLink(2), Slow(1), Full(2), DiskFails(1), Pause];
-    staying.into_iter().for_each(|fault| ended(fault, "stayed"));
+    let apart = [KillWitness, AnewWitness, WitnessDisk, JumpWitness, CutWitness(0), CutWitness(1), Jump(0), Jump(1)];
+    staying.into_iter().chain(apart).for_each(|fault| ended(fault, "stayed"));
     ended(Over, "unwatched");
 }
 
@@ -101,9 +107,9 @@ fn at_every_step() {
     // In turn, so that a slice has all of them.
     let (step, again, each) = if worlds() > 100_000 { (3, 61, 1) } else { (197, 397, 7) };
     for first in (1..1100).step_by(step) {
-        for n in 0..Fault::all(3).len() {
+        for n in 0..Fault::all(&Limits { standbys: 3, witness: true, ..Limits::default() }).len() {
             let limits = choices[(first / step + n) % choices.len()];
-            let all = Fault::all(limits.standbys);
+            let all = Fault::all(&limits);
             let fault = all[n % all.len()];
             let live = |timely: &[(u64, Fault)]| {
                 let world = World::live(first as u64, None, Some(limits), timely);
@@ -117,6 +123,32 @@ fn at_every_step() {
                 all.iter().skip(n % each).step_by(each).for_each(|&then| live(&[(first, fault), (second, then)]));
             }
         }
+    }
+}
+
+/// The witness alone, and then the primary, too: nobody takes over, until it is back.
+#[test]
+fn without_the_witness_nobody_begins() {
+    for limits in choices().into_iter().filter(|limits| limits.witness) {
+        for lost in [Fault::KillWitness, Fault::WitnessDisk] {
+            let timely = [(700, lost), (760, Fault::KillPrimaryHost)];
+            let (world, mended) = (World::lasting(700, limits, &timely), World::live(700, None, Some(limits), &timely));
+            assert_eq!((world.wrong.as_deref(), world.end()), (None, "lost"), "{}\n{limits:?}", world.told.join("\n"));
+            assert_eq!((mended.wrong.as_deref(), mended.end()), (None, "taken over"), "{}\n{limits:?}", mended.told.join("\n"));
+        }
+    }
+}
+
+/// All standbys are lost to the primary, one after the other: by leave of the witness it goes on alone.
+#[test]
+fn with_the_witness_the_primary_goes_on_alone() {
+    for limits in choices().into_iter().filter(|limits| limits.witness && limits.on_loss == OnLoss::Hold) {
+        let timely: Vec<_> = (1..=limits.standbys).map(|of| (700 + of as u64, Fault::KillHost(of))).collect();
+        let world = World::lasting(700, limits, &timely);
+        let told = || format!("{}\n{limits:?}", world.told.join("\n"));
+        assert!(world.wrong.is_none() && world.end() == "stayed" && world.is_free(), "{:?} {}: {}", world.wrong, world.end(), told());
+        let alone = World::lasting(700, Limits { witness: false, ..limits }, &timely);
+        assert!(!alone.is_free(), "{limits:?}");
     }
 }
 
@@ -134,4 +166,7 @@ crate::migrate::simulate::flaws! {
     a_voter_that_does_not_know_what_was_said: Blank,
     a_vote_of_who_hears_the_primary: VotesAnyway,
     a_copy_in_part: HalfCopy,
+    a_candidate_that_takes_a_silent_witness_for_a_grant: SilenceIsGrant,
+    a_candidate_that_nobody_has_voted_for: NoVotes,
+    a_fence_that_need_not_work: FenceNeedNotWork,
 }

@@ -137,6 +137,8 @@ pub enum Who {
 }
 
 impl Who {
+    pub const ALL: [Who; 2] = [Who::Primary, Who::Standby];
+
     pub fn other(self) -> Who {
         if self == Who::Primary { Who::Standby } else { Who::Primary }
     }

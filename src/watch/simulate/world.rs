@@ -1,7 +1,7 @@
 //! One world: two hosts with their disks and processes, the tree and its output, and the paths between them.
 
 use super::super::state::{Action, Activation, Event, Frame, Guarantee, Hand, Limits, Mark, OnLoss, Path, Primary, Said, Standby, Word};
-use super::court::Court;
+use super::court::{Asks, Court};
 use super::life::{Ended, Life};
 use super::parts::{Due, Gate, Process, What, Who};
 pub use super::parts::{Fault, Flaw};
@@ -126,9 +126,7 @@ impl Life for World {
     }
 
     fn run(&mut self) {
-        if self.limits.witness {
-            self.open_court();
-        }
+        self.open_court();
         self.count += 1;
         self.primary = Some(Process::new(self.count, Primary::begin(1, self.limits)));
         self.step(Who::Primary, Event::Start);
@@ -307,8 +305,8 @@ impl World {
                     self.ended_itself();
                 }
             },
-            Action::Ask(generation) => self.ask(who, number, generation, true),
-            Action::Cede(generation) => self.ask(who, number, generation, false),
+            Action::Ask(generation) => self.ask(who as usize, number, generation, true),
+            Action::Cede(generation) => self.ask(who as usize, number, generation, false),
             Action::Hold if self.flaw == Some(Flaw::LateHold) && self.limits.guarantee == Guarantee::Hold => self.late_hold = true,
             Action::Hold if self.gate != Gate::Shut => {
                 self.gate = if self.limits.guarantee == Guarantee::Hold { Gate::Held } else { Gate::Leased(self.now) }
@@ -519,7 +517,7 @@ impl World {
                     self.address = false;
                 }
             }
-            What::Court(matter) => self.court(matter),
+            What::Court(matter) => self.befalls_court(matter),
             What::Called => self.new_standby(),
             What::Heal { fault } => self.heal(fault),
             What::Fault => self.any_fault(),

@@ -10,6 +10,8 @@ use std::time::Duration;
 enum Phase {
     New,
     Standing,
+    /// The other standbys are asked.
+    Polling,
     /// The witness is asked.
     Asking,
     Fencing,
@@ -136,7 +138,7 @@ impl Standby {
             mark: if self.ready { self.whole } else { Mark::default() },
             said: self.said,
             lost: self.notice.lost(now) || gone,
-            votes: !self.blank && matches!(self.phase, Phase::Standing | Phase::Asking),
+            votes: !self.blank && matches!(self.phase, Phase::Standing | Phase::Polling),
             runs: self.phase == Phase::Running,
         }
     }
@@ -146,9 +148,9 @@ impl Standby {
         self.stale
     }
 
-    /// Somebody else is asked whether it may take over.
-    pub fn is_asking(&self) -> bool {
-        self.phase == Phase::Asking
+    /// The other standbys are asked whether it is to take over.
+    pub fn is_polling(&self) -> bool {
+        self.phase == Phase::Polling
     }
 
     /// Of the frames that are sent.
@@ -211,6 +213,7 @@ impl Standby {
             Event::Whole { generation, mark, ready, part } => self.epoch((generation, mark, ready, part), now, &mut out),
             Event::Gone => self.gone = true,
             Event::Fenced(done) if self.phase == Phase::Fencing => self.fenced(done, now, &mut out),
+            Event::Voted(won) if self.phase == Phase::Polling => self.voted(won, now, &mut out),
             Event::Ruled(ruling) if self.phase == Phase::Asking => self.ruled(Some(ruling), now, &mut out),
             Event::Unruled if self.phase == Phase::Asking => self.ruled(None, now, &mut out),
             Event::Ruled(ruling) if self.phase == Phase::SetAsking => self.ruled_when_set(Some(ruling), now, &mut out),
@@ -239,8 +242,8 @@ impl Standby {
             self.stale += 1;
             return;
         };
-        // What it says to have is what the other one takes over from.
-        if self.lent {
+        // What it says to have is what the other one takes over from; of a higher generation that one cannot be any more.
+        if self.lent && frame.generation <= self.generation {
             self.stale += 1;
             return;
         }
@@ -253,7 +256,7 @@ impl Standby {
             if self.may_give_up() {
                 self.give_up(out);
             }
-            if matches!(self.phase, Phase::Standing | Phase::Asking) {
+            if matches!(self.phase, Phase::Standing | Phase::Polling | Phase::Asking) {
                 self.phase = Phase::Over;
                 out.extend([Action::Drop, Action::End]);
             }
@@ -328,7 +331,8 @@ impl Standby {
     }
 
     fn epoch(&mut self, (generation, mark, ready, part): (u64, Mark, bool, Part), now: Duration, out: &mut Vec<Action>) {
-        if generation != self.generation || self.lent || !matches!(self.phase, Phase::Standing | Phase::Asking | Phase::Fencing) {
+        let takes = matches!(self.phase, Phase::Standing | Phase::Polling | Phase::Asking | Phase::Fencing);
+        if generation != self.generation || self.lent || !takes {
             self.stale += 1;
             return;
         }
@@ -374,12 +378,40 @@ impl Standby {
         // What a primary left behind that has ended may answer until its lease is over.
         let gone = self.gone && self.limits.guarantee == Guarantee::Hold;
         if (self.notice.lost(now) || gone) && self.again.is_none() {
-            if self.limits.asks() {
-                self.phase = Phase::Asking;
-                out.push(Action::Ask(self.generation + 1));
+            if self.limits.standbys > 1 {
+                self.phase = Phase::Polling;
+                out.push(Action::Poll(self.generation + 1));
             } else {
-                self.take_over(out);
+                self.chosen(out);
             }
+        }
+    }
+
+    /// What the other standbys say.
+    fn voted(&mut self, won: bool, now: Duration, out: &mut Vec<Action>) {
+        if won {
+            return self.chosen(out);
+        }
+        self.phase = Phase::Standing;
+        self.again = Some(now + self.limits.again);
+        self.complain(Said::Unvoted, out);
+    }
+
+    /// None of those who stand by is before it.
+    fn chosen(&mut self, out: &mut Vec<Action>) {
+        if self.limits.witness {
+            self.phase = Phase::Asking;
+            out.push(Action::Ask(self.generation + 1));
+        } else {
+            self.take_over(out);
+        }
+    }
+
+    /// It does not take over now: who has voted for it may hear the primary again, or vote for another one.
+    fn stand_back(&mut self, out: &mut Vec<Action>) {
+        self.phase = Phase::Standing;
+        if self.limits.standbys > 1 {
+            out.push(Action::Forgo);
         }
     }
 
@@ -395,7 +427,7 @@ impl Standby {
         if self.is_granted(ruling) {
             return self.take_over(out);
         }
-        self.phase = Phase::Standing;
+        self.stand_back(out);
         self.not_granted(ruling, now, out);
     }
 
@@ -413,6 +445,11 @@ impl Standby {
             Some(_) => Said::Refused,
             None => Said::Unruled,
         };
+        self.complain(said, out);
+    }
+
+    /// Once.
+    fn complain(&mut self, said: Said, out: &mut Vec<Action>) {
         if self.told.replace(said) != Some(said) {
             out.push(Action::Say(said));
         }
@@ -423,7 +460,7 @@ impl Standby {
             (self.phase, self.off) = (Phase::Blocking, true);
             out.push(Action::Block);
         } else {
-            self.phase = Phase::Standing;
+            self.stand_back(out);
             self.again = Some(now + self.limits.again);
         }
     }
@@ -431,7 +468,7 @@ impl Standby {
     fn failed(&mut self, out: &mut Vec<Action>) {
         match self.phase {
             // Nobody was told anything: it may be tried again.
-            Phase::Blocking => self.phase = Phase::Standing,
+            Phase::Blocking => self.stand_back(out),
             Phase::Placing | Phase::Restoring | Phase::Raising | Phase::Telling | Phase::Opening | Phase::Letting => {
                 self.phase = Phase::Failed;
                 out.push(Action::Say(Said::Failed));

@@ -1,4 +1,5 @@
-//! Which of several standbys takes over: they say it to each other, without anybody else.
+//! Which of several standbys takes over: they say it to each other, without anybody else. Where there is a witness, or a command that is
+//! to end the primary's host, who was chosen asks that next, and gives the votes back if nothing comes of it.
 //!
 //! Each has one vote, its own included, and [`Limits::votes`] of them let one take over. As words are states, a standby says over
 //! and over which of its *attempts* this is (an odd number: it asks; an even one: it does not) and whose its vote is.
@@ -12,9 +13,10 @@
 //! * Nobody votes who hears the primary; nor who does not know what was said by a process before it at that host.
 //! * Who asks and hears somebody who has more, or as much and an earlier place, gives up its own attempt before it votes for him.
 //!
-//! Two of them never have enough votes at a time, and who had them once keeps them: what runs then is one.
+//! Two of them never have enough votes at a time, and who has taken over with them keeps them: what runs then is one. A vote is for a
+//! generation: where the primary goes on with a higher one, as the witness lets it, those of the one before are nothing any more.
 
-use super::{Limits, Mark, Ruling, Whose};
+use super::{Limits, Mark};
 use serde::{Deserialize, Serialize};
 use std::cmp::Reverse;
 use std::time::Duration;
@@ -71,8 +73,10 @@ pub struct Stance {
 pub enum Cause {
     /// Time goes by.
     Tick,
-    /// The standby's machine asks for this generation.
+    /// The standby's machine asks for this generation,
     Asked(u64),
+    /// and does not use what it has won.
+    Forgone,
     /// This was said by the standby at that place.
     Heard(usize, Poll),
     /// What came of [`Deed::Record`].
@@ -88,8 +92,8 @@ pub enum Deed {
     Record(Option<Vote>),
     /// To the standby's machine: [`super::Event::Lent`].
     Lend(bool),
-    /// To the standby's machine: what has come of what it has asked for.
-    Rule(Option<Ruling>),
+    /// To the standby's machine: [`super::Event::Voted`].
+    Voted(bool),
     /// The standby at that place has taken over: what is here is of no use any more.
     Overtaken(usize),
 }
@@ -158,6 +162,11 @@ impl Votes {
         match cause {
             Cause::Tick => {}
             Cause::Asked(wanted) => self.ask(wanted, stance, now, &mut out),
+            Cause::Forgone if self.won => {
+                (self.won, self.beat) = (false, now);
+                self.attempt += 1;
+            }
+            Cause::Forgone => {}
             Cause::Heard(of, poll) => self.hear(of, poll, stance, now, &mut out),
             Cause::Recorded(done) => {
                 self.vote = self.writing.take().filter(|_| done);
@@ -178,20 +187,12 @@ impl Votes {
         if wanted != stance.generation + 1 {
             return;
         }
-        if self.won {
-            return out.push(self.granted(stance));
-        }
         if self.vote.is_some() || self.writing.is_some() {
-            return out.push(Deed::Rule(None));
+            return out.push(Deed::Voted(false));
         }
         // Who comes later waits for those before.
         let begins = now + self.limits.beat / 2 * self.place as u32;
         self.asked = Some(Asked { begins, until: begins + self.limits.timeout });
-    }
-
-    fn granted(&self, stance: &Stance) -> Deed {
-        let generation = stance.generation + 1;
-        Deed::Rule(Some(Ruling { granted: true, generation, whose: Whose::Mine, left: Duration::ZERO }))
     }
 
     fn hear(&mut self, of: usize, poll: Poll, stance: &Stance, now: Duration, out: &mut Vec<Deed>) {
@@ -231,7 +232,7 @@ impl Votes {
         self.asked = None;
         self.attempt += self.attempt % 2;
         self.beat = now;
-        out.push(Deed::Rule(None));
+        out.push(Deed::Voted(false));
     }
 
     fn judge(&mut self, stance: &Stance, now: Duration, out: &mut Vec<Deed>) {
@@ -248,7 +249,7 @@ impl Votes {
         let votes = |poll: &&Poll| poll.generation == stance.generation && poll.vote == Some(own);
         if self.asks() && 1 + self.others.iter().flatten().filter(votes).count() >= self.limits.votes() {
             (self.won, self.asked) = (true, None);
-            out.push(self.granted(stance));
+            out.push(Deed::Voted(true));
         } else if now >= asked.until {
             self.withdraw(now, out);
         }

@@ -8,6 +8,9 @@
 //! standby: the next one of its watch        when its primary has the last one, and the lease of that is over
 //! ```
 //!
+//! Several who stand by are one end: the one asks that has the votes of the others ([`crate::watch::state::Votes`]), which no two have at
+//! a time. What one of them was granted that has given its votes back is the next one's.
+//!
 //! That no two have the same generation is what keeps two from answering; this needs no clock. Leases only say whom to prefer: a
 //! primary that lives is not overtaken. They are not durable; after a new start whoever had one is taken to have it still.
 

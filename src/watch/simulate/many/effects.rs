@@ -1,6 +1,7 @@
 //! What comes of things that take their time.
 
 use super::super::super::state::{Action, Activation, Cause, Event, Mark, Part};
+use super::super::court::Asks;
 use super::super::parts::Gate;
 use super::world::{Fault, Flaw, MS, What, World};
 
@@ -112,6 +113,8 @@ impl World {
                     self.address = false;
                 }
             }
+            What::Court(matter) => self.court(matter),
+            What::Call { of } => self.call_back(of),
             What::Restart => self.restart(),
             What::Heal { fault } => self.heal(fault),
             What::Fault => self.any_fault(),
@@ -219,7 +222,13 @@ impl World {
                 self.tree = false;
                 Event::Finished
             }
-            Action::Block => Event::Blocked,
+            Action::Fence => self.fence(),
+            Action::Block => {
+                if self.limits.fence && !self.fenced {
+                    self.wrong("taken over from a host that was not ended");
+                }
+                Event::Blocked
+            }
             Action::Place(mark) => {
                 let images = &self.hosts[who].images;
                 let base = self.hosts[who].base;
@@ -247,6 +256,10 @@ impl World {
             Action::Run => {
                 let placed = self.hosts[who].placed.or(Some(0));
                 self.hosts[who].runs = placed;
+                let generation = self.hosts[who].process.as_ref().map_or(0, |p| p.machine.0.generation());
+                if self.limits.witness && !self.court.is_theirs(generation) {
+                    self.wrong("taken over without the witness");
+                }
                 if !self.was_to_be_taken_over() && self.flaw != Some(Flaw::VotesAnyway) {
                     self.wrong("taken over although the primary could be heard");
                 }

@@ -1,6 +1,6 @@
 //! What befalls a world.
 
-use super::super::super::state::{Activation, Event, Limits, Primary, Standby, Votes};
+use super::super::super::state::{Activation, Event, Primary, Standby, Votes};
 use super::super::life::while_it_lasts;
 use super::super::parts::{Gate, Process};
 use super::world::{Fault, Flaw, MS, What, World};
@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 impl World {
     pub(super) fn any_fault(&mut self) {
-        let all = Fault::all(self.limits.standbys);
+        let all = Fault::all(&self.limits);
         let fault = all[self.dice.below(all.len() as u64) as usize];
         self.befall(fault);
     }
@@ -49,6 +49,11 @@ impl World {
                 for other in (0..=self.limits.standbys).filter(|other| *other != host) {
                     self.cut.extend([(host, other), (other, host)]);
                 }
+                self.court.cut[host] = [true; 2];
+            }
+            Fault::Jump(host) => self.jump(host),
+            Fault::KillWitness | Fault::AnewWitness | Fault::WitnessDisk | Fault::JumpWitness | Fault::CutWitness(_) => {
+                self.befall_witness(fault);
             }
         }
         for of in self.standbys() {
@@ -74,13 +79,17 @@ impl World {
             Fault::Full(of) => self.hosts[of].full = false,
             Fault::DiskFails(of) => self.hosts[of].disk_fails = false,
             Fault::Cut(from, to) => drop(self.cut.remove(&(from, to))),
-            Fault::CutHost(host) => self.cut.retain(|(from, to)| *from != host && *to != host),
-            _ => {}
+            Fault::CutHost(host) => {
+                self.cut.retain(|(from, to)| *from != host && *to != host);
+                self.court.cut[host] = [false; 2];
+            }
+            other => self.heal_witness(other),
         }
     }
 
     pub(super) fn mend(&mut self) {
         self.cut.clear();
+        self.mend_witness();
         if self.wedged {
             self.heal(Fault::Wedge);
         }
@@ -147,12 +156,34 @@ impl World {
 
     /// The primary calls a host where nobody is, if it can.
     fn call(&mut self, of: usize) {
-        let there = self.hosts[of].process.as_ref().is_some_and(|p| !p.ended) || self.hosts[of].runs.is_some();
         let cut = self.cut.contains(&(0, of)) || self.cut.contains(&(of, 0));
-        if there || cut || self.primary.as_ref().is_none_or(|p| p.ended) {
-            return;
+        if !self.is_there(of) && !cut && self.primary.as_ref().is_some_and(|p| !p.ended) {
+            self.new_standby(of);
         }
-        self.new_standby(of);
+    }
+
+    fn is_there(&self, of: usize) -> bool {
+        self.hosts[of].process.as_ref().is_some_and(|p| !p.ended) || self.hosts[of].runs.is_some()
+    }
+
+    /// The same of one that has ended by itself, over and over.
+    pub(super) fn call_back(&mut self, of: usize) {
+        self.call(of);
+        if self.hosts[of].process.is_some() && !self.is_there(of) {
+            self.at(MS * 500, What::Call { of });
+        }
+    }
+
+    /// The primary's host is ended, if its switch can be reached.
+    pub(super) fn fence(&mut self) -> Event {
+        if self.dice.chance(200) {
+            return Event::Fenced(self.flaw == Some(Flaw::FenceNeedNotWork));
+        }
+        self.lose_primary();
+        // Now and then it works, and is not known to.
+        let known = !self.dice.chance(50);
+        self.fenced |= known;
+        Event::Fenced(known)
     }
 
     /// A process there, with what is on its disk.
@@ -164,14 +195,15 @@ impl World {
         self.count += 1;
         let (number, flaw) = (self.count, self.flaw);
         let host = &mut self.hosts[of];
-        let before = host.instance > 0;
-        host.instance += 1;
+        // What was said and voted for a lower generation is nothing any more.
+        let before = host.instance > 0 && host.stood == generation;
+        (host.instance, host.stood) = (host.instance + 1, generation);
+        host.vote = host.vote.filter(|_| before);
         (host.images, host.ready, host.base, host.placed) = (BTreeMap::new(), false, None, None);
         let vote = host.vote.filter(|_| flaw != Some(Flaw::VoteForgotten));
-        let limits = Limits { witness: false, ..self.limits };
-        let machine = Standby::begin(generation, host.instance, limits);
+        let machine = Standby::begin(generation, host.instance, self.limits);
         let machine = if before && flaw != Some(Flaw::Blank) { machine.after(vote.is_some()) } else { machine };
-        let votes = Votes::begin(of - 1, host.instance, vote, limits);
+        let votes = Votes::begin(of - 1, host.instance, vote, self.limits);
         host.process = Some(Process::new(number, (machine, votes)));
         self.step(of, Event::Start);
         self.relink(of);

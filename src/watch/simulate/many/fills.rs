@@ -27,8 +27,8 @@ impl World {
     /// What the primary does for one that is out of step.
     pub(super) fn fill(&mut self) {
         let Some(primary) = self.primary.as_ref().filter(|p| !p.ended && p.machine.is_protected()) else { return };
-        let (series, now) = (primary.machine.series(), self.now);
-        let wish = self.group.as_mut().and_then(|group| group.wish(series, now));
+        let (series, now, time) = (primary.machine.series(), self.now, self.time(0));
+        let wish = self.group.as_mut().and_then(|group| group.wish(series, time));
         match wish {
             Some(Wish::Yield(n)) => {
                 let host = &mut self.hosts[n + 1];

@@ -39,6 +39,11 @@ impl World {
         self.hosts[1..].iter().all(|host| host.ready && host.process.is_some())
     }
 
+    /// The primary goes on alone, and all goes out.
+    pub fn is_free(&self) -> bool {
+        self.tree && self.gate == Gate::Free
+    }
+
     /// Copies that came to be of use.
     pub fn copies(&self) -> usize {
         self.wholes.len()
@@ -95,6 +100,8 @@ impl World {
             Fault::Cut(from, _) => *from != 0,
             Fault::CutHost(host) => *host != 0,
             Fault::KillPrimary | Fault::RestartPrimary | Fault::KillPrimaryHost | Fault::StopPrimary | Fault::Wedge | Fault::Over => false,
+            // What it is about to copy seems to hang.
+            Fault::Jump(host) => *host != 0,
             _ => true,
         };
         let continues = self.limits.on_loss == OnLoss::Continue;

@@ -4,6 +4,7 @@ use super::super::super::state::{
     Acks, Action, Activation, Cause, Deed, Event, Frame, Group, Guarantee, Limits, Mark, OnLoss, Part, Path, Poll, Primary, Said, Standby,
     Vote, Votes,
 };
+use super::super::court::{Asks, Court, Matter};
 use super::super::life::{Ended, Life};
 use super::super::parts::{Due, Gate, Process};
 use super::fills::Fill;
@@ -35,6 +36,12 @@ pub enum Flaw {
     VotesAnyway,
     /// A copy that was made while the tree ran is taken for an epoch.
     HalfCopy,
+    /// Who was chosen takes a witness that does not answer for one that lets it,
+    SilenceIsGrant,
+    /// or takes over as soon as the witness lets it, without votes.
+    NoVotes,
+    /// A fence that failed counts.
+    FenceNeedNotWork,
 }
 
 /// What befalls a world. Standbys are counted from 1; 0 is the primary's host.
@@ -60,10 +67,18 @@ pub enum Fault {
     Cut(usize, usize),
     /// Nothing gets to or from it.
     CutHost(usize),
+    /// Its clock jumps.
+    Jump(usize),
+    KillWitness,
+    AnewWitness,
+    WitnessDisk,
+    JumpWitness,
+    /// Nothing gets from it to the witness, or back, or both.
+    CutWitness(usize),
 }
 
 impl Fault {
-    pub fn all(standbys: usize) -> Vec<Fault> {
+    pub fn all(&Limits { standbys, witness, .. }: &Limits) -> Vec<Fault> {
         let mut all = vec![Fault::KillPrimary, Fault::RestartPrimary, Fault::KillPrimaryHost, Fault::StopPrimary, Fault::Wedge];
         all.extend([Fault::Over, Fault::Pause]);
         for i in 1..=standbys {
@@ -71,8 +86,12 @@ impl Fault {
             all.extend([Fault::DiskFails(i), Fault::BreakLink(i)]);
         }
         for from in 0..=standbys {
-            all.push(Fault::CutHost(from));
+            all.extend([Fault::CutHost(from), Fault::Jump(from)]);
             all.extend((0..=standbys).filter(|to| *to != from).map(|to| Fault::Cut(from, to)));
+        }
+        if witness {
+            all.extend([Fault::KillWitness, Fault::AnewWitness, Fault::WitnessDisk, Fault::JumpWitness]);
+            all.extend((0..=standbys).map(Fault::CutWitness));
         }
         all
     }
@@ -142,6 +161,11 @@ pub enum What {
         number: u64,
         vote: Option<Vote>,
     },
+    Court(Matter),
+    /// Whoever has ended by itself is called.
+    Call {
+        of: usize,
+    },
     /// Another meio is started for the tree.
     Restart,
     /// The primary's address goes with its meio.
@@ -161,6 +185,8 @@ pub struct Host {
     pub record: Option<Activation>,
     pub vote: Option<Vote>,
     pub instance: u64,
+    /// The generation for which the last process stood by.
+    pub stood: u64,
     pub images: BTreeMap<Mark, u64>,
     pub ready: bool,
     /// The epoch that a copy of everything stands for which it has.
@@ -223,6 +249,11 @@ pub struct World {
 
     /// From 1; the first is nobody's.
     pub hosts: Vec<Host>,
+    pub(super) court: Court,
+    /// What the clock of each host is ahead.
+    pub(super) ahead: Vec<Duration>,
+    /// The primary's host was ended, and that is known.
+    pub(super) fenced: bool,
     /// From where to where nothing gets through.
     pub(super) cut: BTreeSet<(usize, usize)>,
 }
@@ -236,9 +267,11 @@ impl Life for World {
         let mut dice = Dice::new(seed);
         let any = Limits {
             guarantee: if dice.chance(650) { Guarantee::Hold } else { Guarantee::Hot },
-            on_loss: if dice.chance(800) { OnLoss::Hold } else { OnLoss::Continue },
+            on_loss: if dice.chance(700) { OnLoss::Hold } else { OnLoss::Continue },
             standbys: 2 + dice.below(2) as usize,
             acks: [Acks::One, Acks::Majority, Acks::All][dice.below(3) as usize],
+            witness: dice.chance(400),
+            fence: dice.chance(250),
             ..Limits::default()
         };
         let chaos = if limits.is_some() { 0 } else { 1 + dice.below(6) };
@@ -255,11 +288,13 @@ impl Life for World {
             address: true,
             age: 1,
             hosts: (0..=limits.standbys).map(|_| Host::default()).collect(),
+            ahead: vec![Duration::ZERO; limits.standbys + 1],
             ..World::default()
         }
     }
 
     fn run(&mut self) {
+        self.open_court();
         self.new_primary(Primary::begin(1, self.limits));
         for of in self.standbys() {
             // The watch begins with all links.
@@ -344,8 +379,7 @@ impl World {
     pub(super) fn tell_primary(&mut self, of: usize, event: Event) {
         let Some(primary) = self.primary.as_ref().filter(|p| !p.ended) else { return };
         let generation = if primary.machine.is_demoted() { 0 } else { primary.machine.generation() };
-        let at = (generation, primary.machine.series());
-        let now = self.now;
+        let (at, now) = ((generation, primary.machine.series()), self.time(0));
         let events = self.group.as_mut().map_or(Vec::new(), |group| group.take(of - 1, event, at, now));
         self.tell(|_| format!("    of {of}: {event:?}"));
         events.into_iter().for_each(|event| self.step(0, event));
@@ -353,7 +387,7 @@ impl World {
 
     /// Feeds one of the machines.
     pub(super) fn step(&mut self, who: usize, event: Event) {
-        let now = self.now;
+        let now = self.time(who);
         let (number, actions, wake) = if who == 0 {
             let Some(process) = self.primary.as_mut().filter(|p| !p.ended) else { return };
             (process.number, process.machine.step(event, now), process.machine.wake())
@@ -377,7 +411,7 @@ impl World {
     }
 
     fn wakes(&mut self, who: usize, wake: Option<Duration>) {
-        let now = self.now;
+        let now = self.time(who);
         let process = if who == 0 {
             self.primary.as_mut().map(|p| (p.number, &mut p.tick))
         } else {
@@ -394,7 +428,7 @@ impl World {
 
     /// Feeds what a standby has to do with the others.
     pub(super) fn vote(&mut self, who: usize, cause: Cause) {
-        let now = self.now;
+        let now = self.time(who);
         let Some(process) = self.hosts[who].process.as_mut().filter(|p| !p.ended) else { return };
         let mut stance = process.machine.0.stance(now);
         stance.lost |= self.flaw == Some(Flaw::VotesAnyway);
@@ -413,7 +447,7 @@ impl World {
                 }
                 Deed::Lend(true) if self.flaw == Some(Flaw::NotDeaf) => {}
                 Deed::Lend(lent) => self.step(who, Event::Lent(lent)),
-                Deed::Rule(ruling) => self.step(who, ruling.map_or(Event::Unruled, Event::Ruled)),
+                Deed::Voted(won) => self.step(who, Event::Voted(won)),
                 Deed::Overtaken(_) => self.hosts[who].process.iter_mut().for_each(|p| p.ended = true),
             }
         }
@@ -456,13 +490,19 @@ impl World {
                 self.left |= self.gate == Gate::Free;
                 self.primary.iter_mut().for_each(|p| p.ended = true);
             }
-            Action::End => self.hosts[who].process.iter_mut().for_each(|p| p.ended = true),
-            Action::Ask(generation) => self.vote(who, Cause::Asked(generation)),
+            Action::End => {
+                self.hosts[who].process.iter_mut().for_each(|p| p.ended = true);
+                self.at(MS * 500, What::Call { of: who });
+            }
+            Action::Poll(_) if self.flaw == Some(Flaw::NoVotes) => self.at(MS, What::Done { who, number, event: Event::Voted(true) }),
+            Action::Poll(generation) => self.vote(who, Cause::Asked(generation)),
+            Action::Forgo => self.vote(who, Cause::Forgone),
+            Action::Ask(generation) => self.ask(who, number, generation, true),
             Action::Hold if self.gate != Gate::Shut => {
                 self.gate = if self.limits.guarantee == Guarantee::Hold { Gate::Held } else { Gate::Leased(self.now) }
             }
             Action::Free if self.gate != Gate::Shut => (self.gate, self.address) = (Gate::Free, true),
-            Action::Lease(until) if matches!(self.gate, Gate::Leased(_)) => self.gate = Gate::Leased(until),
+            Action::Lease(until) if matches!(self.gate, Gate::Leased(_)) => self.gate = Gate::Leased(until.saturating_sub(self.ahead[0])),
             Action::Release(mark) => self.release(mark),
             Action::Discard(mark) => self.shipped.retain(|of, _| *of > mark),
             Action::Relink => self.standbys().for_each(|of| self.break_link(of)),

@@ -120,7 +120,8 @@ impl Primary {
 
     /// Nothing is heard of the standby, and nobody says what has become of it. `due`: the other host may be ended now.
     fn bereft(&mut self, due: bool, out: &mut Vec<Action>) {
-        match (self.limits.fence, self.limits.on_loss) {
+        // With several it is for the one of them that takes over.
+        match (self.limits.fence && self.limits.standbys == 1, self.limits.on_loss) {
             (true, _) if due => {
                 self.phase = Phase::Fencing;
                 out.push(Action::Fence);
