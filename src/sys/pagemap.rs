@@ -67,8 +67,14 @@ pub struct Pagemap {
 
 impl Pagemap {
     /// Opens `/proc/PID/pagemap`.
+    ///
+    /// # Errors
+    /// `ESRCH` when there is no such process any more.
     pub fn open(pid: i32) -> std::io::Result<Self> {
-        Ok(Pagemap { file: File::open(format!("/proc/{pid}/pagemap"))?, scan: true })
+        let opened = File::open(format!("/proc/{pid}/pagemap"));
+        let gone = |e: &std::io::Error| e.kind() == std::io::ErrorKind::NotFound && !std::path::Path::new(&format!("/proc/{pid}")).exists();
+        let file = opened.map_err(|e| if gone(&e) { Errno::ESRCH.into() } else { e })?;
+        Ok(Pagemap { file, scan: true })
     }
 
     /// Appends the ranges (start, end) of wanted pages between `start` and `end`, merged, in order.
@@ -154,5 +160,20 @@ pub fn push(out: &mut Vec<(u64, u64)>, start: u64, end: u64) {
     match out.last_mut() {
         Some(last) if last.1 == start => last.1 = end,
         _ => out.push((start, end)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A process may end while it is looked for.
+    #[test]
+    fn one_that_has_ended_is_none() {
+        let mut child = std::process::Command::new("true").spawn().expect("it starts");
+        let pid = child.id() as i32;
+        child.wait().expect("it ends");
+        assert_eq!(Pagemap::open(pid).err().and_then(|e| e.raw_os_error()), Some(libc::ESRCH));
+        assert!(Pagemap::open(std::process::id() as i32).is_ok());
     }
 }
