@@ -22,7 +22,7 @@ use super::state::{self, Action, Activation, Event, Guarantee, Mark, Path, Said,
 use super::status::{Board, Role, Status, Wish};
 use super::steps::{Steps, step};
 use super::visit::{Asked, News, Opened, Visits};
-use super::witness::{Client, Role as Whose};
+use super::witness::{self, Arbiter, Role as Whose};
 use super::{fit, frame, nodes, turn};
 use crate::error::{Error, Result};
 use crate::migrate::plan::{Plan, pack, unpack};
@@ -126,7 +126,7 @@ pub fn begin(mut peer: Peer, asked: Setup, caller: Option<Caller>, report: &mut 
     let again = former.map_or(several && known > 0, |(stood, _)| stood == generation);
     let vote = former.filter(|_| again).and_then(|(_, vote)| vote);
     (record.stood, record.vote) = (generation, vote);
-    let witness = witness.map(|contact| Client::new(&contact, watch, Whose::Standby, limits.lease())).transpose()?;
+    let witness = witness.map(|contact| witness::arbiter(&contact, watch, Whose::Standby, limits.lease())).transpose()?;
     peer.open_bulk()?;
     let spool = Clone::begin(Some(&*plan.spool).filter(|folder| !folder.as_os_str().is_empty()), peer.receiver()?)?;
     spool.wakes(peer.link.waker());
@@ -134,7 +134,7 @@ pub fn begin(mut peer: Peer, asked: Setup, caller: Option<Caller>, report: &mut 
     store.write(&record)?;
     control.board().note(|status| {
         (status.generation, status.guarantee) = (generation, Some(limits.guarantee.name().to_owned()));
-        status.witness = witness.as_ref().map(Client::status);
+        status.witness = witness.as_ref().map(|witness| witness.status());
         status.place = seat.as_ref().map(|seat| seat.place);
     });
     control.board().hosts.begin(nodes::hostname(), limits.timeout);
@@ -279,7 +279,7 @@ struct Agent<'r> {
     fence: Option<String>,
     fencing: Option<Fence>,
     /// Who says whether it may be taken over.
-    witness: Option<Client>,
+    witness: Option<Box<dyn Arbiter>>,
     /// What it has to do with other standbys.
     court: Option<Court>,
     /// Root of the tree that runs here.

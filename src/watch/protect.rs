@@ -30,7 +30,7 @@ use super::state::{Acks, Action, Activation, Event, Frame, Group, Hand, Limits, 
 use super::status::{Board, Role, State, ms};
 use super::switch::{Course, Still, are_down};
 use super::tree::{Order, Tree};
-use super::witness::Client;
+use super::witness::Arbiter;
 use crate::dump;
 use crate::error::{Error, Result};
 use crate::migrate::address::Address;
@@ -317,7 +317,7 @@ struct End {
     shown: Instant,
     standing: Vec<&'static str>,
     known: Known,
-    witness: Option<Client>,
+    witness: Option<Box<dyn Arbiter>>,
     tree: Member,
     limits: Limits,
     bell: Bell,

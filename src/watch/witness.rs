@@ -29,9 +29,9 @@ mod store;
 #[cfg(test)]
 mod tests;
 
+pub use client::Contact;
 #[cfg(test)]
 pub use client::Said;
-pub use client::{Client, Contact};
 #[cfg(test)]
 pub use ledger::{Answer, Entry, Ledger};
 pub use ledger::{Holder, Question, Role, Verdict};
@@ -39,10 +39,54 @@ pub use server::Server;
 pub use store::{Store, text};
 
 use super::beat::{Key, cipher};
+use super::state;
+use super::status::Witness;
 use crate::error::{Error, Result};
+use crate::migrate::address::Address;
+use client::Client;
 use ring::aead::{Aad, LessSafeKey, NONCE_LEN, Nonce};
 use ring::rand::{SecureRandom, SystemRandom};
 use std::time::Duration;
+
+/// Who says which generation of a service counts: each can be had by one only, who holds on to it by a lease, and it never goes back.
+/// The two ends of a watch need nothing else of it, so that whatever can compare and set, and make that durable, may take the place of
+/// a [`Client`] of `meio witness`.
+pub trait Arbiter: Send {
+    /// Where it is.
+    fn at(&self) -> String;
+
+    /// What people are told of it.
+    fn status(&self) -> Witness;
+
+    /// What is wrong with it, in words.
+    fn trouble(&self) -> Option<&'static str>;
+
+    /// Asks for a generation; what was asked before is forgotten. What comes of it: [`Arbiter::event`].
+    fn ask(&mut self, generation: u64);
+
+    /// The same for one that is its own, with a lease that ends at once: the other end may have the next one.
+    fn cede(&mut self, generation: u64);
+
+    /// What has come of what was asked, as the machines take it; never waits. To be called often.
+    fn event(&mut self) -> Option<state::Event>;
+
+    /// What is to be said when it has fallen silent, or is of use again.
+    fn news(&mut self) -> Option<String>;
+
+    /// Asks, and waits for the answer. `taken`: addresses that go with the tree.
+    ///
+    /// # Errors
+    /// [`crate::error::Kind::LinkFailed`] when none comes; when the way there begins at one of the addresses.
+    fn wait(&mut self, generation: u64, taken: &[Address]) -> Result<state::Ruling>;
+}
+
+/// What leads to it decides which kind it is. `lease`: for how long nobody else may have the next generation.
+///
+/// # Errors
+/// When nothing random can be had.
+pub fn arbiter(contact: &Contact, watch: u128, role: Role, lease: Duration) -> Result<Box<dyn Arbiter>> {
+    Ok(Box::new(Client::new(contact, watch, role, lease)?))
+}
 
 /// Where a witness listens that was told nothing else.
 pub const PORT: u16 = 26346;

@@ -7,7 +7,7 @@ use crate::transport::{self, Destination};
 use crate::watch::start::Start;
 use crate::watch::state::Event;
 use crate::watch::status::Board;
-use crate::watch::witness::{Client, Contact, Role};
+use crate::watch::witness::{self, Arbiter, Contact, Role};
 use std::time::{Duration, Instant};
 
 /// The witness that a user has named.
@@ -53,9 +53,9 @@ pub fn contact(options: &Options, known: Option<&Contact>, report: &mut dyn Repo
 ///
 /// # Errors
 /// When the witness does not answer: a watch begins with all that it is to have.
-pub fn look(options: &Options, start: &mut Start, board: &Board) -> Result<Option<Client>> {
+pub fn look(options: &Options, start: &mut Start, board: &Board) -> Result<Option<Box<dyn Arbiter>>> {
     let Some(contact) = &start.ask.witness else { return Ok(None) };
-    let mut client = Client::new(contact, start.ask.watch, Role::Primary, options.limits.lease())?;
+    let mut client = witness::arbiter(contact, start.ask.watch, Role::Primary, options.limits.lease())?;
     board.note(|status| status.witness = Some(client.status()));
     if start.resumed.is_none() {
         let lease = options.limits.lease();
@@ -75,7 +75,7 @@ pub fn look(options: &Options, start: &mut Start, board: &Board) -> Result<Optio
 ///
 /// # Errors
 /// When another watch of that name lives.
-pub fn begin(options: &Options, client: Option<&mut Client>, generation: u64) -> Result<()> {
+pub fn begin(options: &Options, client: Option<&mut Box<dyn Arbiter>>, generation: u64) -> Result<()> {
     let Some(client) = client else { return Ok(()) };
     let ruling = client.wait(generation, &options.addresses)?;
     if ruling.granted {

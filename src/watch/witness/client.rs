@@ -1,9 +1,9 @@
-//! One end of a watch asks its witness. Nothing here waits but [`Client::wait`]: questions are sent, and sent again, by whoever looks
+//! One end of a watch asks its witness. Nothing here waits but [`Arbiter::wait`]: questions are sent, and sent again, by whoever looks
 //! for answers.
 
 use super::ledger::{Holder, Question, Role, Verdict};
 use super::store;
-use super::{LENGTH, Number, PORT, Reply, Ticket, Way, random, read_reply, write_question};
+use super::{Arbiter, LENGTH, Number, PORT, Reply, Ticket, Way, random, read_reply, write_question};
 use crate::error::{Context, Error, Kind, Result};
 use crate::migrate::address::Address;
 use crate::transport::Destination;
@@ -133,35 +133,10 @@ impl Client {
         })
     }
 
-    /// Where it is.
-    pub fn at(&self) -> String {
-        self.contact.to_string()
-    }
-
-    /// What people are told of it.
-    pub fn status(&self) -> Witness {
-        Witness { at: self.at(), trouble: self.trouble.map(str::to_owned) }
-    }
-
-    /// What is wrong with it, in words.
-    pub fn trouble(&self) -> Option<&'static str> {
-        self.trouble
-    }
-
     /// What the next question has.
     #[cfg(test)]
     pub fn ticket(&self) -> Ticket {
         self.ticket
-    }
-
-    /// Asks for a generation; what was asked before is forgotten. What comes of it: [`Client::hear`].
-    pub fn ask(&mut self, generation: u64) {
-        self.begin(generation, self.lease, true);
-    }
-
-    /// The same for one that is its own, with a lease that ends at once: the other end may have the next one.
-    pub fn cede(&mut self, generation: u64) {
-        self.begin(generation, Duration::ZERO, true);
     }
 
     fn begin(&mut self, generation: u64, lease: Duration, tells: bool) {
@@ -236,14 +211,6 @@ impl Client {
         None
     }
 
-    /// The same, as the machines take it.
-    pub fn event(&mut self) -> Option<state::Event> {
-        self.hear().map(|said| match said {
-            Said::Ruling(ruling) => state::Event::Ruled(ruling),
-            Said::Nothing => state::Event::Unruled,
-        })
-    }
-
     fn ruling(&self, verdict: Verdict, reply: &Reply) -> state::Ruling {
         use state::Whose;
         let whose = match reply.holder {
@@ -255,8 +222,47 @@ impl Client {
         state::Ruling { granted: verdict == Verdict::Granted, generation: reply.generation, whose, left: reply.left }
     }
 
-    /// What is to be said when it has fallen silent, or is of use again.
-    pub fn news(&mut self) -> Option<String> {
+    fn check(&self, taken: &[Address]) -> Result<()> {
+        let own = self.socket.as_ref().map(|socket| socket.local_addr()).transpose().context(|| "a socket for the witness")?;
+        match own.filter(|own| taken.iter().any(|address| address.ip == own.ip())) {
+            Some(own) => {
+                let what = format!("the way to the witness {} begins at {}, which goes with the tree", self.at(), own.ip());
+                Err(Error::new(Kind::Usage, what).help("name the witness by an address to which this host has another way"))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+impl Arbiter for Client {
+    fn at(&self) -> String {
+        self.contact.to_string()
+    }
+
+    fn status(&self) -> Witness {
+        Witness { at: self.at(), trouble: self.trouble.map(str::to_owned) }
+    }
+
+    fn trouble(&self) -> Option<&'static str> {
+        self.trouble
+    }
+
+    fn ask(&mut self, generation: u64) {
+        self.begin(generation, self.lease, true);
+    }
+
+    fn cede(&mut self, generation: u64) {
+        self.begin(generation, Duration::ZERO, true);
+    }
+
+    fn event(&mut self) -> Option<state::Event> {
+        self.hear().map(|said| match said {
+            Said::Ruling(ruling) => state::Event::Ruled(ruling),
+            Said::Nothing => state::Event::Unruled,
+        })
+    }
+
+    fn news(&mut self) -> Option<String> {
         let trouble = match (self.heard.elapsed() >= LOST, self.full) {
             (true, _) => Some("does not answer"),
             (false, true) => Some("cannot make anything durable (is its disk full?)"),
@@ -273,11 +279,7 @@ impl Client {
         })
     }
 
-    /// Asks, and waits for the answer. `taken`: addresses that go with the tree.
-    ///
-    /// # Errors
-    /// [`Kind::LinkFailed`] when none comes; when the way there begins at one of the addresses.
-    pub fn wait(&mut self, generation: u64, taken: &[Address]) -> Result<state::Ruling> {
+    fn wait(&mut self, generation: u64, taken: &[Address]) -> Result<state::Ruling> {
         const LIMIT: Duration = Duration::from_secs(5);
         const STEP: Duration = Duration::from_millis(1);
         if self.addresses.is_empty() {
@@ -298,16 +300,5 @@ impl Client {
             Error::link(format!("the witness {} does not answer", self.at()))
                 .help("meio witness must run there, reached by UDP, with the key that was given; meio-witness(1) has more")
         })
-    }
-
-    fn check(&self, taken: &[Address]) -> Result<()> {
-        let own = self.socket.as_ref().map(|socket| socket.local_addr()).transpose().context(|| "a socket for the witness")?;
-        match own.filter(|own| taken.iter().any(|address| address.ip == own.ip())) {
-            Some(own) => {
-                let what = format!("the way to the witness {} begins at {}, which goes with the tree", self.at(), own.ip());
-                Err(Error::new(Kind::Usage, what).help("name the witness by an address to which this host has another way"))
-            }
-            None => Ok(()),
-        }
     }
 }
