@@ -139,7 +139,7 @@ impl Locks {
         inodes.is_subset(&self.own)
     }
 
-    /// From now on those can be taken ([`Locks::copies`]), if they could not before. For locks that are open.
+    /// From now on packets that come in can be taken ([`Locks::copies`]), if they could not before. For locks that are open.
     pub fn copy(&mut self) -> Result<()> {
         self.networks.iter_mut().filter(|network| network.fd.is_none()).try_for_each(|network| network.lock.copy())
     }

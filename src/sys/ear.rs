@@ -85,34 +85,34 @@ impl Ear {
         if !outgoing {
             let _ = socket::set_option(fd.as_fd(), libc::SOL_PACKET, PACKET_IGNORE_OUTGOING, &1i32.to_ne_bytes());
         }
-        let all = libc::sockaddr_ll {
-            sll_family: libc::AF_PACKET as u16,
-            sll_protocol: ALL.to_be(),
-            sll_ifindex: 0,
-            sll_hatype: 0,
-            sll_pkttype: 0,
-            sll_halen: 0,
-            sll_addr: [0; 8],
-        };
+        let all = libc::sockaddr_ll { sll_family: libc::AF_PACKET as u16, sll_protocol: ALL.to_be(), ..nowhere() };
         // SAFETY: an address of its own family, with its size.
         Errno::result(unsafe { libc::bind(fd.as_raw_fd(), (&raw const all).cast(), size_of::<libc::sockaddr_ll>() as u32) })?;
         Ok(Ear(fd))
     }
 
-    /// What it has heard since this was asked last; whether that is all.
+    /// What it has heard since this was asked last, and whether it goes out; whether that is all.
     ///
     /// # Errors
     /// As of recv(2).
-    pub fn take(&self, mut each: impl FnMut(Heard)) -> Result<bool, Errno> {
+    pub fn take(&self, mut each: impl FnMut(Heard, bool)) -> Result<bool, Errno> {
         const PACKET_STATISTICS: i32 = 6;
         let mut packet = [0u8; FRONT as usize];
+        let mut way = nowhere();
         loop {
-            // SAFETY: the buffer has the size that is passed.
-            let n = unsafe { libc::recv(self.0.as_raw_fd(), packet.as_mut_ptr().cast(), packet.len(), libc::MSG_DONTWAIT) };
+            let mut length = size_of::<libc::sockaddr_ll>() as u32;
+            // SAFETY: the buffer and the address have the sizes that are passed.
+            let n = unsafe {
+                let (packet, way) = (packet.as_mut_ptr().cast(), (&raw mut way).cast());
+                libc::recvfrom(self.0.as_raw_fd(), packet, FRONT as usize, libc::MSG_DONTWAIT, way, &raw mut length)
+            };
             match Errno::result(n) {
                 Err(Errno::EAGAIN) => break,
                 Err(Errno::EINTR | Errno::ENETDOWN) => {}
-                n => Heard::of(&packet[..n? as usize]).into_iter().for_each(&mut each),
+                n => {
+                    let outgoing = way.sll_pkttype == libc::PACKET_OUTGOING;
+                    Heard::of(&packet[..n? as usize]).into_iter().for_each(|heard| each(heard, outgoing));
+                }
             }
         }
         // struct tpacket_stats: packets, and those for which there was no room, since this was asked last
@@ -147,6 +147,10 @@ impl Ear {
             }
         }
     }
+}
+
+fn nowhere() -> libc::sockaddr_ll {
+    libc::sockaddr_ll { sll_family: 0, sll_protocol: 0, sll_ifindex: 0, sll_hatype: 0, sll_pkttype: 0, sll_halen: 0, sll_addr: [0; 8] }
 }
 
 /// An address without what is not on the wire.
@@ -223,14 +227,15 @@ mod tests {
                 let (me, them) = (client.local_addr().unwrap(), client.peer_addr().unwrap());
                 for (outgoing, ear) in [1, 2].into_iter().zip(&ears) {
                     let mut heard = Vec::new();
-                    assert_eq!(ear.take(|one| heard.push(one)), Ok(true));
+                    let mut ways = Vec::new();
+                    assert_eq!(ear.take(|one, goes| (heard.push(one), ways.push(goes)).1), Ok(true));
                     // What goes out through the loopback interface comes in, too.
-                    assert_eq!(heard.len(), 2 * outgoing, "{heard:?}");
+                    assert_eq!((heard.len(), ways.iter().filter(|goes| **goes).count()), (2 * outgoing, 2 * outgoing - 2), "{heard:?}");
                     let (first, last) = (&heard[0], &heard[heard.len() - 1]);
                     assert_eq!((first.from, first.to, first.segment.flags & (SYN | ACK)), (me, them, SYN));
                     assert_eq!((last.from, last.to, last.segment.flags & (SYN | ACK)), (them, me, SYN | ACK));
                     assert_eq!(last.segment.ack, first.segment.seq.wrapping_add(1));
-                    assert_eq!(ear.take(|one| panic!("{one:?}")), Ok(true));
+                    assert_eq!(ear.take(|one, _| panic!("{one:?}")), Ok(true));
                 }
             }
         })

@@ -4,7 +4,7 @@
 //! ledger   what it knows, and what it answers: does nothing by itself, as the machines of [`super::state`]
 //!   store    its folder: a key a service, and one file with all generations
 //!   server   takes questions and answers them, many at a time
-//! client   asks, for one end of a watch
+//! client   asks, for one end of a watch, which knows it as its [`Arbiter`]
 //! ```
 //!
 //! # What is said

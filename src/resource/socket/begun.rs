@@ -68,7 +68,9 @@ impl Begun {
     fn hear(&mut self) {
         let (mut heard, mut all) = (Vec::new(), true);
         for ear in self.ears.values().flatten() {
-            all &= ear.take(|one| heard.push(one)) == Ok(true);
+            // What comes in may say that it answers for this end: anybody can send that.
+            let ours = |one: &Heard, outgoing: bool| outgoing || one.segment.flags & ACK == 0;
+            all &= ear.take(|one, outgoing| heard.extend(Some(one).filter(|one| ours(one, outgoing)))) == Ok(true);
         }
         if !all {
             // Of what was not heard nothing may be believed that was heard before.

@@ -1,6 +1,5 @@
 //! A real witness, over real sockets; in a process of its own where that is killed or measured.
 
-use super::Arbiter;
 use super::*;
 use crate::migrate::simulate::Dice;
 use crate::progress::Silent;
